@@ -1,0 +1,5 @@
+"""Run as `python -m trueup`."""
+
+from trueup.cli import main
+
+main()

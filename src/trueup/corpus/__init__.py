@@ -1,0 +1,1 @@
+"""ON WHAT: the only room that reads data."""

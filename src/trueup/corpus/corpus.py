@@ -1,0 +1,96 @@
+"""The noun Corpus: examples with text, label, attributes and split. No torch, no tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from trueup.errors import BadInput, listing
+
+SPLITS = ("train", "calibration", "test")
+"""`train` is what the adapter was tuned on, `calibration` is what repairs may learn and choose on, `test` is what
+findings are reported on. Nothing is ever selected on `test`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Labelled examples, in a fixed order. Frozen; every operation returns a new Corpus.
+
+    Attributes:
+        text: n strings, none empty.
+        label: (n,) int64, an index into `classes`.
+        classes: C class names, in the order of the classifier's logits.
+        split: (n,) of ``train`` / ``calibration`` / ``test``.
+        second: n strings (the second sentence of a pair task), or None.
+        attributes: column name -> (n,) array of strings; columns that should not matter (site, source, group).
+        name: where it came from, for messages and provenance.
+    """
+
+    text: Sequence[str]
+    label: np.ndarray
+    classes: tuple[str, ...]
+    split: np.ndarray
+    second: Sequence[str] | None = None
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    name: str = "corpus"
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def take(self, index: np.ndarray) -> Corpus:
+        """The examples at `index` ((k,) int or (n,) bool), in that order."""
+        index = np.asarray(index)
+        if index.dtype == bool:
+            index = np.flatnonzero(index)
+        return replace(
+            self,
+            text=[self.text[i] for i in index],
+            label=self.label[index],
+            split=self.split[index],
+            second=None if self.second is None else [self.second[i] for i in index],
+            attributes={k: v[index] for k, v in self.attributes.items()},
+        )
+
+    def part(self, split: str) -> Corpus:
+        """The examples of one split.
+
+        Raises:
+            BadInput: `split` is none of `SPLITS`, or holds no example.
+        """
+        if split not in SPLITS:
+            raise BadInput(f"There is no split '{split}'; use one of {listing(SPLITS)}.")
+        chosen = self.take(self.split == split)
+        if not len(chosen):
+            raise BadInput(f"'{self.name}' has no {split} examples; give a split column that names some, or more rows.")
+        return chosen
+
+    def relabel(self, classes: Sequence[str]) -> Corpus:
+        """The same examples with labels as indices into `classes` (a subject's own order).
+
+        Raises:
+            BadInput: a label occurs that `classes` does not hold.
+        """
+        classes = tuple(classes)
+        unknown = [c for i, c in enumerate(self.classes) if c not in classes and bool((self.label == i).any())]
+        if unknown:
+            raise BadInput(
+                f"'{self.name}' has labels that the classifier's head does not know: {listing(unknown)}. "
+                f"The head knows {listing(classes)}. Rename or drop those rows, or use the adapter trained on them."
+            )
+        place = np.array([classes.index(c) if c in classes else -1 for c in self.classes], dtype=np.int64)
+        return replace(self, label=place[self.label], classes=classes)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over texts, labels, class names and splits: equal exactly when two corpora hold the same examples."""
+        h = hashlib.sha256()
+        for part in (self.text, self.second or ()):
+            for t in part:
+                raw = t.encode("utf-8", "surrogatepass")
+                h.update(len(raw).to_bytes(8, "little") + raw)
+        h.update(np.ascontiguousarray(self.label).tobytes())
+        h.update("\0".join([*self.classes, *map(str, self.split)]).encode())
+        return h.hexdigest()

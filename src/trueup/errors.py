@@ -1,0 +1,41 @@
+"""What trueup says when it cannot go on: one base, few leaves, every message ends in the next step.
+
+The command line turns any :class:`TrueupError` into one printed sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TrueupError(Exception):
+    """Base of every error that trueup raises on purpose. Its text is a sentence for the user, next step included."""
+
+
+class BadInput(TrueupError):
+    """A file, column, label, option or folder that the user gave cannot be used as it is."""
+
+
+class Unsupported(TrueupError):
+    """The input is well formed, but trueup does not handle this kind (architecture, adapter type, task)."""
+
+
+class Unavailable(TrueupError):
+    """Something needed from outside (a package, a model, memory, disk) could not be had."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the closest of `known`, or an empty string. Starts with a space, to be appended."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def listing(names: Iterable[object], most: int = 12) -> str:
+    """Names for a message: ``'a', 'b' and 3 more``; ``none`` when there are none."""
+    shown = [f"'{n}'" for n in names]
+    if not shown:
+        return "none"
+    if len(shown) > most:
+        return ", ".join(shown[:most]) + f" and {len(shown) - most} more"
+    return ", ".join(shown)

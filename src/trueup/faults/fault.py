@@ -1,0 +1,248 @@
+"""The seam: Fault, Finding, Remedy, Comparison, and the laws that hold them together.
+
+The laws (held by ``tests/laws`` on every fault, on its planted, healthy and sham cases):
+
+1.  The same seed gives the same finding.
+2.  An audit leaves the subject's fingerprint (weights, buffers, hooks, training mode, requires_grad) as it was.
+3.  Planted scores above sham and above healthy, and only planted is called a fault.
+4.  After ``with remedy.on(subject)`` the subject is bit-identical, also when the block raised.
+5.  A remedy lowers severity on held-out planted data.
+6.  A null remedy changes no prediction and no confidence.
+7.  Finding and remedy survive save and load.
+8.  The saved remedy, loaded with plain PEFT, gives the same logits.
+9.  An unknown architecture is refused by name.
+10. An example's result does not depend on its batch or its padding.
+
+This module imports no model: only numbers and text cross the seam.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
+    from trueup.subject.subject import Subject
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a finding, with its bootstrap interval, unit and polarity.
+
+    Attributes:
+        value, low, high: the estimate and the ends of its interval, in `unit`.
+        unit: what one unit means, for a reader ("probability", "nats", "share of examples").
+        better: which direction is better, ``higher`` or ``lower``.
+        title: the name a reader sees ("error ROC-AUC").
+    """
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    better: Better
+    title: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """After minus before on the same examples: a paired bootstrap interval, and a two-sided bootstrap p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, or one set of bars, of a chart: x and y of equal length, and an optional band low..high."""
+
+    name: str
+    x: Sequence[float] | Sequence[str]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture as data. The report draws before and after of the same `key` in one frame.
+
+    Attributes:
+        kind: ``line`` or ``bar``.
+        reading: one sentence that says how to read it.
+        diagonal: draw y = x as a guide (reliability diagrams).
+    """
+
+    key: str
+    title: str
+    kind: Literal["line", "bar"]
+    x_title: str
+    y_title: str
+    reading: str
+    series: tuple[Series, ...]
+    diagonal: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What an audit says. The headline is `severity`: higher is worse.
+
+    Attributes:
+        fault: the fault's name. unit: what one unit of severity is.
+        severity, low, high: the headline and its bootstrap interval.
+        threshold: a fault is found when the whole interval lies above it, so noise alone is not called a fault.
+        sentence: the finding in one plain sentence.
+        measures: further numbers by key. charts: pictures as data.
+        details: anything else that JSON can hold (chosen candidate, tables, thresholds).
+        samples: per-example arrays, all of the same length n and in the audited corpus' order (pairing needs them).
+        provenance: fingerprints, seed, versions, knobs.
+    """
+
+    fault: str
+    unit: str
+    severity: float
+    low: float
+    high: float
+    threshold: float
+    sentence: str
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    charts: tuple[Chart, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    samples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def found(self) -> bool:
+        """True when the whole interval of the severity lies above the threshold."""
+        return bool(self.low > self.threshold)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but `samples`, ready for JSON. `from_dict` reads it back."""
+        return {k: v for k, v in asdict(self).items() if k != "samples"} | {"found": self.found}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], samples: Mapping[str, np.ndarray] | None = None) -> Finding:
+        """The finding that `as_dict` wrote, with its per-example arrays put back."""
+        rest = {k: v for k, v in data.items() if k not in ("found", "measures", "charts")}
+        charts = tuple(
+            Chart(**{**c, "series": tuple(Series(**s) for s in c["series"])}) for c in data.get("charts", ())
+        )
+        measures = {k: Measure(**m) for k, m in data.get("measures", {}).items()}
+        return Finding(**rest, measures=measures, charts=charts, samples=dict(samples or {}))
+
+
+class Remedy(ABC):
+    """A repair as a value: it can be put on a subject, taken off, described, and saved as a PEFT adapter."""
+
+    @abstractmethod
+    def on(self, subject: Subject) -> AbstractContextManager[Subject]:
+        """A context manager that yields the repaired subject and leaves `subject` bit-identical afterwards.
+
+        Raises:
+            BadInput: the subject is not the one the remedy was made for (its fingerprint differs).
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> Path:
+        """Write a PEFT adapter and its card to `folder`, whole or not at all; returns the folder.
+
+        The folder loads with ``PeftModel.from_pretrained`` where trueup is not installed.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One plain sentence: what the repair does."""
+
+
+@dataclass(frozen=True)
+class NoRemedy:
+    """No repair is offered, and why. `tried` holds the candidates' scores, so that the reason can be checked."""
+
+    reason: str
+    tried: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One fault before and after its repair, on the same held-out examples, and what the repair did elsewhere.
+
+    Attributes:
+        before, after: findings; `after` is None when there was no remedy.
+        remedy: the repair in one sentence, or the reason why there is none.
+        differences: measure key -> paired difference, after minus before.
+        harm: measure key -> paired difference of what should not have changed (accuracy above all).
+        adapter: name of the folder of the saved remedy inside the job's output folder, or None.
+    """
+
+    before: Finding
+    after: Finding | None
+    remedy: str
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+    harm: Mapping[str, Difference] = field(default_factory=dict)
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Fault(ABC):
+    """A fault as a value: its fields are its knobs, each with a good default. One folder each under ``faults/``."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    question: ClassVar[str]
+    paper: ClassVar[str]
+    unit: ClassVar[str]
+
+    @abstractmethod
+    def applies_to(self, subject: Subject) -> str | None:
+        """None when the fault can be examined on `subject`, else the reason why not, as a sentence."""
+
+    @abstractmethod
+    def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
+        """Examine `subject` on all of `corpus` (the caller chooses the split: pass ``corpus.part("test")``).
+
+        Raises:
+            Unsupported: `applies_to` gives a reason. BadInput: the corpus cannot carry the audit.
+        """
+
+    @abstractmethod
+    def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
+        """Learn a repair from the ``train`` and ``calibration`` splits of `corpus`. Never looks at ``test``."""
+
+    @abstractmethod
+    def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
+        """Paired differences, after minus before, of this fault's measures. Both findings on the same examples."""
+
+    @abstractmethod
+    def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
+        """A tiny subject and corpus: with exactly this fault, without it, or with its look but not its substance."""
+
+    @abstractmethod
+    def null(self, subject: Subject) -> Remedy:
+        """The remedy that changes nothing (for the laws)."""
+
+
+def each_fault() -> Iterator[type[Fault]]:
+    """Every fault there is, found by being a folder of this package that defines a Fault, in order of name."""
+    import importlib
+    import inspect
+    import pkgutil
+
+    package = importlib.import_module("trueup.faults")
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        if not info.ispkg:
+            continue
+        module = importlib.import_module(f"trueup.faults.{info.name}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            if issubclass(member, Fault) and not inspect.isabstract(member) and member.__module__ == module.__name__:
+                yield member

@@ -1,0 +1,1 @@
+"""NUMBERS: pure functions of arrays, on numpy, scipy and scikit-learn only; unit and polarity on each."""

@@ -1,0 +1,1 @@
+"""TELLING: a finished check as files, as a table, and as one self-contained page."""

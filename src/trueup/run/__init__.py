@@ -1,0 +1,1 @@
+"""DOING: the only room for hooks, optimisers, devices and no_grad."""

@@ -1,0 +1,1 @@
+"""WHO: the only room that loads transformers and peft models."""
