@@ -1,1 +1,1 @@
-"""TELLING: a finished check as files, as a table, and as one self-contained page."""
+"""TELLING: a finished check as files (`bundle`), as tables (`table`), and as one self-contained page (`html`)."""

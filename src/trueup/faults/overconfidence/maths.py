@@ -1,0 +1,370 @@
+"""The equations of AdUE (arXiv 2505.15443 v1), ALIEN (its v2), ours, and the baselines. Tensors and arrays in and out.
+
+Two halves. The first is differentiable (torch), with any leading dimensions, so that a whole grid of heads is one
+tensor. The second are scores: frozen values that turn logits into a confidence (numpy), each with the line of plain
+torch that says the same on a card.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, logit, logsumexp
+from torch import Tensor
+from torch.nn import functional as F
+
+Array = NDArray[np.float64]
+
+# ---------------------------------------------------------------------------------------------------- differentiable
+
+
+def smooth_max(p: Tensor, lam: float = 100.0) -> Tensor:
+    """(..., C) -> (...): (1/lam) log sum_i exp(lam p_i), a smooth upper bound of max_i p_i (AdUE v1). Unit of p."""
+    return torch.logsumexp(lam * p, dim=-1) / lam
+
+
+def adue_uncertainty(z: Tensor, *, rescaled: bool) -> Tensor:
+    """(..., C) logits -> (...) uncertainty, higher is less sure: U = 1 - SmoothMax(softmax(z)) (AdUE v1).
+
+    U never exceeds 1 - 1/C, so BCE cannot fit an error when C is small; `rescaled` divides by 1 - 1/C (the authors did
+    so later; our correction 1).
+    """
+    u = 1.0 - smooth_max(torch.softmax(z, dim=-1))
+    return u / (1.0 - 1.0 / z.shape[-1]) if rescaled else u
+
+
+def entropy_uncertainty(z: Tensor) -> Tensor:
+    """(..., C) logits -> (...) normalised entropy -(1/log C) sum_c p_c log p_c in [0, 1] (ALIEN, v2)."""
+    logp = torch.log_softmax(z, dim=-1)
+    return -(logp.exp() * logp).sum(dim=-1) / math.log(z.shape[-1])
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a head is trained for: BCE(U, e) + alpha mean((U - U_0)^2); the L2-SP term is the trainer's.
+
+    Attributes:
+        uncertainty: (..., C) logits -> (...) U. error: (n,) 0/1. anchor: (n,) the original model's own uncertainty.
+    """
+
+    uncertainty: Callable[[Tensor], Tensor]
+    error: Tensor
+    anchor: Tensor
+
+    def __call__(self, z: Tensor, rows: Tensor, alpha: Tensor) -> Tensor:
+        """(runs, b, C) logits of the examples `rows` (b,), alpha (runs,) -> the runs' losses (runs,)."""
+        u = self.uncertainty(z)
+        e = self.error[rows].expand_as(u)
+        # U can leave [0, 1] by log(C)/lam; BCE is undefined there.
+        bce = F.binary_cross_entropy(u.clamp(1e-6, 1 - 1e-6), e, reduction="none").mean(dim=-1)
+        return bce + alpha * (u - self.anchor[rows]).square().mean(dim=-1)
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+def probabilities(z: Array) -> Array:
+    """(n, C) logits -> (n, C) softmax, in float64."""
+    z = z - z.max(axis=1, keepdims=True)
+    e = np.exp(z)
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class MaxSoftmax:
+    """Softmax response max_c p_c of the columns ``start`` .. ``start + classes``: 0 for the classifier's own."""
+
+    classes: int
+    start: int = 0
+
+    def __call__(self, z: Array) -> Array:
+        return probabilities(z[:, self.start : self.start + self.classes]).max(axis=1)
+
+    @property
+    def torch_line(self) -> str:
+        return f"out[:, {self.start}:{self.start + self.classes}].softmax(-1).amax(-1)"
+
+
+@dataclass(frozen=True)
+class SmoothMax:
+    """1 - U of AdUE on the columns of its own head (equation of `smooth_max`, lam = 100)."""
+
+    classes: int
+    start: int
+
+    def __call__(self, z: Array) -> Array:
+        p = probabilities(z[:, self.start : self.start + self.classes])
+        return logsumexp(100.0 * p, axis=1) / 100.0
+
+    @property
+    def torch_line(self) -> str:
+        return f"(100 * out[:, {self.start}:{self.start + self.classes}].softmax(-1)).logsumexp(-1) / 100"
+
+
+@dataclass(frozen=True)
+class NegativeEntropy:
+    """1 - normalised entropy of the columns from ``start``: the classifier's own (0) or ALIEN's head."""
+
+    classes: int
+    start: int = 0
+
+    def __call__(self, z: Array) -> Array:
+        p = probabilities(z[:, self.start : self.start + self.classes])
+        return 1.0 + np.where(p > 0, p * np.log(np.clip(p, 1e-300, 1)), 0.0).sum(axis=1) / math.log(self.classes)
+
+    @property
+    def torch_line(self) -> str:
+        cut = f"out[:, {self.start}:{self.start + self.classes}]"
+        return f"1 + ({cut}.softmax(-1) * {cut}.log_softmax(-1)).sum(-1) / {math.log(self.classes)!r}"
+
+
+@dataclass(frozen=True)
+class Margin:
+    """p of the first class minus p of the second."""
+
+    classes: int
+
+    def __call__(self, z: Array) -> Array:
+        p = np.sort(probabilities(z[:, : self.classes]), axis=1)
+        return p[:, -1] - p[:, -2]
+
+    @property
+    def torch_line(self) -> str:
+        return f"-out[:, :{self.classes}].softmax(-1).topk(2).values.diff().squeeze(-1)"
+
+
+@dataclass(frozen=True)
+class Energy:
+    """log sum_c exp z_c (Liu et al., arXiv 2010.03759), higher is surer."""
+
+    classes: int
+
+    def __call__(self, z: Array) -> Array:
+        return logsumexp(z[:, : self.classes], axis=1)
+
+    @property
+    def torch_line(self) -> str:
+        return f"out[:, :{self.classes}].logsumexp(-1)"
+
+
+@dataclass(frozen=True)
+class MaxLogit:
+    """max_c z_c."""
+
+    classes: int
+
+    def __call__(self, z: Array) -> Array:
+        return z[:, : self.classes].max(axis=1)
+
+    @property
+    def torch_line(self) -> str:
+        return f"out[:, :{self.classes}].amax(-1)"
+
+
+@dataclass(frozen=True)
+class PNorm:
+    """MaxLogit-pNorm (Cattelan & Silva, arXiv 2305.15508): (max z - mean z) / ||z - mean z||_p; p = 0 divides by 1."""
+
+    classes: int
+    p: int
+
+    def __call__(self, z: Array) -> Array:
+        c = z[:, : self.classes] - z[:, : self.classes].mean(axis=1, keepdims=True)
+        if self.p == 0:
+            return c.max(axis=1)
+        return c.max(axis=1) / np.clip(np.linalg.norm(c, ord=self.p, axis=1), 1e-12, None)
+
+    @property
+    def torch_line(self) -> str:
+        c = f"(out[:, :{self.classes}] - out[:, :{self.classes}].mean(-1, keepdim=True))"
+        return f"{c}.amax(-1)" if self.p == 0 else f"{c}.amax(-1) / {c}.norm(p={self.p}, dim=-1).clamp(min=1e-12)"
+
+
+@dataclass(frozen=True)
+class ProbabilityOfPredicted:
+    """p of the predicted class under a second head (columns from ``start``): a distilled ensemble's opinion of it."""
+
+    classes: int
+    start: int
+
+    def __call__(self, z: Array) -> Array:
+        chosen = z[:, : self.classes].argmax(axis=1)
+        return probabilities(z[:, self.start : self.start + self.classes])[np.arange(len(z)), chosen]
+
+    @property
+    def torch_line(self) -> str:
+        c = self.classes
+        return f"out[:, {self.start}:{self.start + c}].softmax(-1).gather(1, out[:, :{c}].argmax(-1, keepdim=True))[:, 0]"
+
+
+@dataclass(frozen=True)
+class ShrunkProbe:
+    """Ours: slope * log-odds of the softmax response + a linear probe of the features (column C).
+
+    The probe is a correction of the softmax response and not its rival: with its weights at 0 the ranking is the
+    softmax response's, so ridge shrinks towards the fall-back.
+    """
+
+    classes: int
+    slope: float
+
+    def __call__(self, z: Array) -> Array:
+        return self.slope * response_log_odds(z[:, : self.classes]) + z[:, self.classes]
+
+    @property
+    def torch_line(self) -> str:
+        c = self.classes
+        top = f"out[:, :{c}].topk({c}).values"
+        return f"{self.slope!r} * ({top}[:, 0] - {top}[:, 1:].logsumexp(-1)) + out[:, {c}]"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the logits as it is: a plain logistic probe."""
+
+    column: int
+
+    def __call__(self, z: Array) -> Array:
+        return z[:, self.column]
+
+    @property
+    def torch_line(self) -> str:
+        return f"out[:, {self.column}]"
+
+
+Score = (
+    MaxSoftmax | SmoothMax | NegativeEntropy | Margin | Energy | MaxLogit | PNorm | ProbabilityOfPredicted
+    | ShrunkProbe | Column
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """sigmoid(slope * score + intercept): the score's ranking as a probability of being right (Platt scaling)."""
+
+    score: Score
+    slope: float
+    intercept: float
+
+    def __call__(self, logits: np.ndarray) -> Array:
+        return expit(self.slope * self.score(np.asarray(logits, dtype=np.float64)) + self.intercept)
+
+    @property
+    def torch_line(self) -> str:
+        return f"({self.slope!r} * ({self.score.torch_line}) + {self.intercept!r}).sigmoid()"
+
+
+def response_log_odds(z: Array) -> Array:
+    """(n, C) logits -> (n,) log(SR / (1 - SR)), exact where SR rounds to 1: z_max - logsumexp of the others."""
+    top = np.sort(z, axis=1)
+    return top[:, -1] - logsumexp(top[:, :-1], axis=1)
+
+
+def platt(score: Array, right: NDArray[np.bool_]) -> tuple[float, float]:
+    """Slope and intercept of P(right) = sigmoid(slope * score + intercept), by maximum likelihood with Platt's targets.
+
+    The slope is kept positive: calibration must not turn the ranking round.
+    """
+    from scipy.optimize import minimize
+
+    n1, n0 = int(right.sum()), int((~right).sum())
+    target = np.where(right, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))
+    mean, scale = float(score.mean()), float(score.std()) or 1.0
+    s = (score - mean) / scale
+
+    def loss(ab: Array) -> tuple[float, Array]:
+        v = np.exp(ab[0]) * s + ab[1]
+        p = expit(v)
+        value = np.mean(np.logaddexp(0, v) - target * v)
+        return float(value), np.array([np.mean((p - target) * np.exp(ab[0]) * s), np.mean(p - target)])
+
+    best = minimize(loss, np.array([0.0, float(logit(target.mean()))]), jac=True, method="L-BFGS-B", bounds=[(-6, 6), (None, None)])
+    slope = float(np.exp(best.x[0])) / scale
+    return slope, float(best.x[1]) - slope * mean
+
+
+# -------------------------------------------------------------------------------------- baselines on the features
+
+
+def mahalanobis(train: Array, label: NDArray[np.int64], x: Array) -> Array:
+    """Confidence -min_c (x - mu_c)' S^-1 (x - mu_c), shared covariance with a trace ridge (Lee et al., arXiv 1807.03888)."""
+    means, precision = _gaussians(train, label)
+    d = np.stack([_squared(x - m, precision) for m in means], axis=1)
+    return -d.min(axis=1)
+
+
+def relative_mahalanobis(train: Array, label: NDArray[np.int64], x: Array) -> Array:
+    """Mahalanobis less the distance to one Gaussian of all classes (Ren et al., arXiv 2106.09022). Higher is surer."""
+    _, whole = _gaussians(train, np.zeros(len(train), dtype=np.int64))
+    return mahalanobis(train, label, x) + _squared(x - train.mean(axis=0), whole)
+
+
+def robust_density(
+    train: Array, label: NDArray[np.int64], x: Array, predicted: NDArray[np.int64], *, seed: int, most: int = 600
+) -> Array:
+    """RDE (Yoo et al., arXiv 2203.01677): kernel PCA, then a robust (MCD) Gaussian per class; the predicted class' log density.
+
+    Departures: at most `most` training examples enter the kernel, and as many dimensions are kept as a class can bear.
+    """
+    import warnings
+
+    from sklearn.covariance import MinCovDet
+    from sklearn.decomposition import KernelPCA
+
+    rng = np.random.default_rng(seed)
+    keep = rng.permutation(len(train))[:most]
+    smallest = min(int((label[keep] == c).sum()) for c in np.unique(label))
+    k = int(np.clip(smallest // 4, 2, 32))
+    pca = KernelPCA(n_components=k, kernel="rbf", gamma=1.0 / train.shape[1] / float(train.var()), random_state=seed)
+    low = pca.fit_transform(train[keep])
+    out, score = pca.transform(x), np.full(len(x), -np.inf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for c in np.unique(label):
+            mine = predicted == c
+            if mine.any():
+                score[mine] = -MinCovDet(random_state=seed).fit(low[label[keep] == c]).mahalanobis(out[mine])
+    return np.where(np.isfinite(score), score, np.nanmin(score[np.isfinite(score)], initial=0.0))
+
+
+def hybrid(response: Array, density: Array, reference_response: Array, reference_density: Array, weight: float = 0.5) -> Array:
+    """HUQ (Vazhentsev et al., ACL 2023): mixed ranks of aleatoric (response) and epistemic (density) confidence.
+
+    Ranks are taken against a reference set, so that an example's score does not depend on its neighbours.
+    """
+    a = np.searchsorted(np.sort(reference_response), response) / len(reference_response)
+    b = np.searchsorted(np.sort(reference_density), density) / len(reference_density)
+    return weight * a + (1 - weight) * b
+
+
+def laplace(x: Array, z: Array, at: Array, z_at: Array, prior: float) -> Array:
+    """Last-layer Laplace with a Kronecker-factored GGN (Ritter et al. 2018; Daxberger et al., arXiv 2106.14806).
+
+    Args: x (n, d) and z (n, C) of the training examples; at (m, d), z_at (m, C) to score; prior precision.
+    Returns: (m,) the probit-averaged softmax response: softmax(z / sqrt(1 + pi/8 diag Var z)).
+    The weight's posterior precision is A (x) B + prior I with A = X'X, B = mean_i(diag p_i - p_i p_i'), as in laplace-torch.
+    """
+    p = probabilities(z)
+    b = np.einsum("nc,ce->ce", p, np.eye(z.shape[1])) / len(p) - p.T @ p / len(p)
+    va, ea = np.linalg.eigh(x.T @ x)
+    vb, eb = np.linalg.eigh(b)
+    va, vb = np.clip(va, 0, None), np.clip(vb, 0, None)
+    h = (at @ ea) ** 2
+    variance = np.einsum("md,dk,ck->mc", h, 1.0 / (np.outer(va, vb) + prior), eb**2, optimize=True)
+    return probabilities(z_at / np.sqrt(1 + np.pi / 8 * variance)).max(axis=1)
+
+
+def _gaussians(x: Array, label: NDArray[np.int64]) -> tuple[list[Array], Array]:
+    means = [x[label == c].mean(axis=0) for c in np.unique(label)]
+    centred = np.concatenate([x[label == c] - m for c, m in zip(np.unique(label), means, strict=True)])
+    s = centred.T @ centred / len(x)
+    return means, np.linalg.inv(s + 1e-3 * np.trace(s) / len(s) * np.eye(len(s)))
+
+
+def _squared(d: Array, precision: Array) -> Array:
+    return np.einsum("nd,de,ne->n", d, precision, d, optimize=True)

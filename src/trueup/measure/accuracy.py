@@ -1,0 +1,67 @@
+"""How often predictions are right: overall, in the worst group, and before against after."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
+
+from trueup.measure._rows import column, counts, mean, truth
+
+
+def accuracy(predicted: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:
+    """Share of examples whose prediction equals the label.
+
+    Args:
+        predicted, label: (n,) class numbers or names.
+        weight: (n,) how often each row counts; None for once.
+
+    Unit: share of examples, 0 to 1. Higher is better.
+    Raises: BadInput on empty columns, or columns of unequal length.
+    """
+    label = column(label, "label")
+    return mean(column(predicted, "predicted", label.size) == label, weight)
+
+
+def worst_group_accuracy(
+    predicted: ArrayLike, label: ArrayLike, group: ArrayLike, *, weight: ArrayLike | None = None
+) -> float:
+    """The lowest accuracy of any group (Sagawa et al. 2020, arXiv 1911.08731): min over g of accuracy among rows of g.
+
+    A group without mass (absent, or of weight 0) has no accuracy and is passed over. Integer codes are faster than
+    names.
+
+    Args:
+        predicted, label: (n,) class numbers or names.
+        group: (n,) the group of each row, numbers or names.
+        weight: (n,) how often each row counts; None for once.
+
+    Unit: share of the examples of a group, 0 to 1. Higher is better.
+    Raises: BadInput on empty columns, or columns of unequal length.
+    """
+    label = column(label, "label")
+    right = column(predicted, "predicted", label.size) == label
+    member = np.unique(column(group, "group", label.size), return_inverse=True)[1]
+    w = counts(weight, label.size)
+    mass = np.bincount(member, w)
+    hits = np.bincount(member, right if w is None else w * right)
+    present = mass > 0
+    return float((hits[present] / mass[present]).min())
+
+
+def mcnemar(correct_before: ArrayLike, correct_after: ArrayLike) -> float:
+    """Exact two-sided p-value that a repair changed the accuracy (McNemar 1947, in its binomial form).
+
+    Of the examples that changed between right and wrong, b got worse and c better; under no effect b ~ Bin(b + c,
+    1/2), so p = min(1, 2 P(Bin(b + c, 1/2) <= min(b, c))). p = 1 when nothing changed.
+
+    Args:
+        correct_before, correct_after: (n,) booleans of the same examples in the same order.
+
+    Unit: probability. Lower is more evidence of a change, in either direction.
+    Raises: BadInput on empty columns, columns of unequal length, or values other than true and false.
+    """
+    before = truth(correct_before, "correct_before")
+    after = truth(correct_after, "correct_after", before.size)
+    worse, better = int((before & ~after).sum()), int((~before & after).sum())
+    return float(binomtest(worse, worse + better, 0.5).pvalue) if worse + better else 1.0

@@ -1,0 +1,219 @@
+"""Whether confidence tells right from wrong: error ROC-AUC, risk-coverage curves, and a certified threshold to abstain.
+
+Throughout, `confidence` (n,) is higher where the model is surer (any scale, infinities allowed, nan not), and `error`
+(n,) is true where the prediction was wrong. Only the order of confidences matters. Equal confidences form one group
+that is accepted or refused whole, so no measure here depends on the order of rows. `weight` (n,) says how often each
+row counts: the result is that of repeating the row. Rows given in descending confidence are not sorted again.
+
+All raise BadInput on empty columns, columns of unequal length, nan confidences, or errors other than true and false.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import bdtr
+
+from trueup.errors import BadInput
+from trueup.measure._rows import Floats, levels, score, truth
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """What is accepted, and how much of it is wrong, one point for each distinct confidence, surest first; all (g,).
+
+    Attributes:
+        threshold: the confidence; an example is accepted when its own is at least this.
+        coverage: share of all examples accepted, rising to 1.
+        risk: share of the accepted that are wrong, R(k) = errors among the k surest / k.
+        generalised_risk: share of all that are accepted and wrong, GR(k) = errors among the k surest / n.
+    """
+
+    threshold: Floats
+    coverage: Floats
+    risk: Floats
+    generalised_risk: Floats
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A threshold with a guarantee, or None where none could be certified.
+
+    Attributes:
+        threshold: accept where confidence >= threshold; None when nothing may be accepted.
+        coverage, empirical_risk: at that threshold on the calibration data (0 and nan when None).
+        risk, delta: what is guaranteed: P(true risk at threshold > risk) <= delta.
+        n, accepted: calibration examples, and how many of them are accepted.
+    """
+
+    threshold: float | None
+    coverage: float
+    empirical_risk: float
+    risk: float
+    delta: float
+    n: int
+    accepted: int
+
+
+def error_auc(confidence: ArrayLike, error: ArrayLike, *, weight: ArrayLike | None = None) -> float:
+    """ROC-AUC of ranking errors below right ones: P(conf of a right one > conf of an error), ties counting half.
+
+    Mann-Whitney U over the number of pairs. nan when there are no errors, or only errors.
+
+    Unit: probability, 0 to 1, 0.5 for a ranking that knows nothing. Higher is better.
+    """
+    _, mass, errors = _levels(confidence, error, weight)
+    right = mass - errors
+    pairs = right.sum() * errors.sum()
+    if not pairs:
+        return math.nan
+    above = np.cumsum(right) - right / 2
+    return float(errors @ above / pairs)
+
+
+def risk_coverage(confidence: ArrayLike, error: ArrayLike, *, weight: ArrayLike | None = None) -> RiskCoverage:
+    """The risk-coverage curve with ties collapsed (El-Yaniv and Wiener 2010; GR: Traub et al., arXiv 2407.01032)."""
+    threshold, mass, errors = _levels(confidence, error, weight)
+    accepted, wrong = np.cumsum(mass), np.cumsum(errors)
+    return RiskCoverage(threshold, accepted / accepted[-1], wrong / accepted, wrong / accepted[-1])
+
+
+def aurc(confidence: ArrayLike, error: ArrayLike, *, weight: ArrayLike | None = None) -> float:
+    """Area under selective risk against coverage (Geifman et al. 2019, arXiv 1805.08206).
+
+    Convention: ties collapsed, trapezoids between the points of :func:`risk_coverage`, and left of the first point
+    (the surest group, at coverage c_1) the risk of that group throughout, adding c_1 R_1: AURC = c_1 R_1 + sum_g (c_g
+    - c_(g-1)) (R_g + R_(g-1)) / 2. Flat on the left is what a random order within the surest group gives on average;
+    the trapezoids elsewhere are a chord to such an order's curve, which is bent. So scores of very few distinct
+    values are compared with each other more safely than with fine-grained ones: use :func:`augrc` there, for which
+    the trapezoid is exact.
+
+    Unit: risk (share of examples), 0 to 1. Lower is better.
+    """
+    return _aurc(risk_coverage(confidence, error, weight=weight))
+
+
+def aurc_optimal(err: float) -> float:
+    """AURC of the perfect ranking at error rate `err`, n to infinity: err + (1 - err) ln(1 - err) (arXiv 1805.08206).
+
+    Unit: risk. Raises: BadInput when err is outside 0 to 1.
+    """
+    if not 0 <= err <= 1:
+        raise BadInput(f"err is {err}; give a share between 0 and 1.")
+    return err + (1 - err) * math.log1p(-err) if err < 1 else 1.0
+
+
+def eaurc(confidence: ArrayLike, error: ArrayLike, *, weight: ArrayLike | None = None) -> float:
+    """Excess AURC, AURC - AURC* (arXiv 1805.08206): what ranking loses, apart from accuracy.
+
+    AURC* is the limit for many examples, so a perfect ranking of few, or of few distinct values, can fall slightly
+    below 0.
+
+    Unit: risk. Lower is better, 0 is perfect.
+    """
+    curve = risk_coverage(confidence, error, weight=weight)
+    return _aurc(curve) - aurc_optimal(float(curve.risk[-1]))
+
+
+def naurc(confidence: ArrayLike, error: ArrayLike, *, weight: ArrayLike | None = None) -> float:
+    """Normalised AURC, (AURC - AURC*) / (err - AURC*) (Cattelan and Silva 2023, arXiv 2305.15508).
+
+    nan when there are no errors, or only errors: all rankings are then equally good.
+
+    Unit: ratio, about 0 for a perfect ranking, 1 for one that knows nothing, above 1 for worse. Lower is better.
+    """
+    curve = risk_coverage(confidence, error, weight=weight)
+    err = float(curve.risk[-1])
+    best = aurc_optimal(err)
+    return (_aurc(curve) - best) / (err - best) if 0 < err < 1 else math.nan
+
+
+def augrc(confidence: ArrayLike, error: ArrayLike, *, weight: ArrayLike | None = None) -> float:
+    """Area under generalised risk against coverage (Traub et al. 2024, arXiv 2407.01032), trapezoids from (0, 0).
+
+    Equals (1 - AUROC) acc (1 - acc) + (1 - acc)^2 / 2 exactly, ties included: within a group in random order GR rises
+    along the chord.
+
+    Unit: share of examples (mean risk of an undetected error), 0 to 0.5. Lower is better.
+    """
+    curve = risk_coverage(confidence, error, weight=weight)
+    x, y = np.append(0.0, curve.coverage), np.append(0.0, curve.generalised_risk)
+    return float(np.trapezoid(y, x))
+
+
+def coverage_at_risk(confidence: ArrayLike, error: ArrayLike, risk: float, *, weight: ArrayLike | None = None) -> float:
+    """The largest coverage whose empirical selective risk is at most `risk`; 0 when there is none.
+
+    Only ends of tied groups count. Larger coverages are looked at also after the risk has once been above `risk`. This
+    describes the data at hand; for a threshold that keeps a promise on new data use :func:`certified_threshold`.
+
+    Unit: share of examples, 0 to 1. Higher is better.
+    """
+    curve = risk_coverage(confidence, error, weight=weight)
+    good = np.flatnonzero(curve.risk <= risk)
+    return float(curve.coverage[good[-1]]) if good.size else 0.0
+
+
+def certified_threshold(
+    confidence: ArrayLike, error: ArrayLike, candidates: ArrayLike, risk: float, delta: float = 0.05
+) -> Certificate:
+    """The lowest threshold that keeps the selective risk within `risk`, with probability at least 1 - `delta`.
+
+    Learn-then-Test by fixed-sequence testing (Angelopoulos et al. 2021, arXiv 2110.01052) with the binomial tail of
+    Geifman and El-Yaniv (2017, arXiv 1705.08500). From the highest candidate downwards, with k accepted (confidence
+    >= threshold) and e wrong among them, p = P(Bin(k, risk) <= e) tests "the true risk here is above `risk`"; the
+    walk stops at the first p > delta, and the last candidate before it is returned. No correction for the number of
+    candidates is needed.
+
+    The candidates must be fixed without these labels: a grid, or quantiles of the confidences of other, or
+    unlabelled, data. Where the walk starts decides its power: a first candidate that accepts just enough to be tested
+    (29 for risk 0.1 and delta 0.05) fails by a single error, and nothing after it is looked at. Let the first accept
+    several times as many, some 10 / risk, unless the surest are nearly never wrong.
+
+    The first candidates may accept so few that not even no error at all would reject, (1 - risk)^k > delta. They are
+    skipped, they do not stop the walk. What is skipped depends on the confidences alone, never on the errors. So
+    conditional on the confidences the sequence tested is a fixed one, and the guarantee holds as it stands for the mean
+    error probability of the accepted: their errors are independent, of unequal probabilities, and below the mean the
+    binomial tail bounds that of such a sum (Hoeffding 1956, theorem 4; for delta <= 1/4 and risk <= 1/2 every rejection
+    lies there). For the risk on new data, P(error | confidence >= threshold), the count k leaves e exactly binomial, so
+    the first threshold of too high a risk is passed with probability <= delta if it was not itself skipped; if it was,
+    the same bound needs the error probability not to fall with falling confidence between the candidates skipped.
+
+    Args:
+        confidence, error: (n,) of calibration examples, independent draws from what will be met later.
+        candidates: (m,) thresholds, any order, repeats ignored.
+        risk: the wanted risk, in 0 to 1, ends excluded.
+        delta: the probability of breaking the promise, in 0 to 1, ends excluded.
+
+    Raises: BadInput as all in this module, and on a risk or delta outside 0 to 1 or candidates that are nan or none.
+    """
+    for name, value in (("risk", risk), ("delta", delta)):
+        if not 0 < value < 1:
+            raise BadInput(f"{name} is {value}; give a probability between 0 and 1, such as 0.05.")
+    thresholds = np.unique(score(candidates, "candidates"))[::-1]
+    level, mass, errors = _levels(confidence, error, None)
+    n = int(mass.sum())
+    groups = np.searchsorted(-level, -thresholds, side="right")
+    accepted = np.append(0, np.cumsum(mass))[groups]
+    wrong = np.append(0, np.cumsum(errors))[groups]
+    best: int | None = None
+    for j in np.flatnonzero((1 - risk) ** accepted <= delta):
+        if bdtr(int(wrong[j]), int(accepted[j]), risk) > delta:
+            break
+        best = int(j)
+    if best is None:
+        return Certificate(None, 0.0, math.nan, risk, delta, n, 0)
+    k = int(accepted[best])
+    return Certificate(float(thresholds[best]), k / n, float(wrong[best]) / k, risk, delta, n, k)
+
+
+def _levels(confidence: ArrayLike, error: ArrayLike, weight: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+    confidence = score(confidence, "confidence")
+    return levels(confidence, truth(error, "error", confidence.size), weight)
+
+
+def _aurc(curve: RiskCoverage) -> float:
+    return float(curve.coverage[0] * curve.risk[0] + np.trapezoid(curve.risk, curve.coverage))

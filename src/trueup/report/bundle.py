@@ -1,0 +1,317 @@
+"""The output folder of a check: enough to read it again, to draw it again, and to repeat it.
+
+```
+findings.json                       the comparisons, example tables, provenance and notes
+samples/<fault>-<before|after>.npz  per-example arrays, in the audited corpus' order
+job.json                            the job that makes this folder again
+report.html                         the same for a reader
+```
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from trueup.errors import BadInput, TrueupError
+from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure
+
+FORMAT = 1
+MOST_EXAMPLES = 200
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_TAG = "$float"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A finished check. Two reports are equal when their files would hold the same.
+
+    Attributes:
+        title: the page's heading.
+        job: the Job as a dict of what JSON can hold.
+        comparisons: one per fault.
+        examples: fault name -> rows of an example table; the keys are the columns, the cells str, float or bool.
+        provenance: versions, device, dtype, threads, fingerprints, seed; the command line under ``command`` (a string,
+            or a list of words).
+        notes: sentences about the run ("The batch was halved after running out of memory.").
+
+    The page also shows these keys of a finding's own provenance, when they are there: ``title``, ``question``,
+    ``paper`` (text; an arXiv number in it becomes a link), ``departures`` (a sentence or a list of them).
+
+    Raises:
+        BadInput: a fault occurs twice, its name cannot be a file name, an example table names no fault of the report
+            or has more than 200 rows.
+    """
+
+    title: str
+    job: Mapping[str, Any]
+    comparisons: tuple[Comparison, ...]
+    examples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        names = [c.before.fault for c in self.comparisons]
+        for c in self.comparisons:
+            name = c.before.fault
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise BadInput(f"{name!r} cannot be a fault's name: use letters, digits, '_' and '-', 64 at most.")
+            if names.count(name) > 1:
+                raise BadInput(f"The fault '{name}' occurs twice in one report: give each fault once.")
+            if c.after is not None and c.after.fault != name:
+                raise BadInput(f"A comparison holds '{name}' before and '{c.after.fault}' after: compare one fault.")
+        for name, table in self.examples.items():
+            if name not in names:
+                raise BadInput(f"There are examples for '{name}', which is not in the report: give its comparison too.")
+            if len(table) > MOST_EXAMPLES:
+                raise BadInput(
+                    f"The example table of '{name}' has {len(table)} rows: choose at most {MOST_EXAMPLES} of them."
+                )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Report):
+            return NotImplemented
+        if plain(_payload(self)) != plain(_payload(other)) or plain(self.job) != plain(other.job):
+            return False
+        mine, theirs = _samples(self), _samples(other)
+        return mine.keys() == theirs.keys() and all(_same(mine[k], theirs[k]) for k in mine)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write `report` into `folder`, which exists and is temporary: `trueup.store.atomic.new_folder` makes it whole.
+
+    Raises:
+        BadInput: a per-example array holds Python objects, or its length differs from the others of its finding.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    from trueup.report.html import page
+    from trueup.store.atomic import write_text
+
+    folder = Path(folder)
+    for (name, when), arrays in _samples(report).items():
+        _write_arrays(folder / "samples" / f"{name}-{when}.npz", arrays, f"{name}, {when} the repair")
+    write_text(folder / "findings.json", _dump(_payload(report)))
+    write_text(folder / "job.json", _dump(report.job))
+    write_text(folder / "report.html", page(report))
+
+
+def read(folder: Path) -> Report:
+    """The report that `write` wrote. The folder's manifest is checked first.
+
+    Raises:
+        BadInput: the folder is not an output of trueup, was written by a newer trueup, or is damaged.
+    """
+    from trueup.store.atomic import verify
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")
+    if not (folder / "findings.json").is_file():
+        raise BadInput(
+            f"'{folder}' is not an output of `trueup check`: it holds no findings.json. Give the folder named with -o."
+        )
+    verify(folder)
+    try:
+        data, job = _load(folder / "findings.json"), _load(folder / "job.json")
+        version = data["format"]
+        if isinstance(version, int) and version > FORMAT:
+            raise BadInput(f"'{folder}' was written by a newer trueup (format {version}): upgrade trueup to read it.")
+        if version != FORMAT:
+            raise ValueError(f"unknown format {version!r}")
+        report = Report(
+            title=_is(data["title"], str),
+            job=_is(job, dict),
+            comparisons=tuple(_comparison(c, folder) for c in data["comparisons"]),
+            examples={_is(k, str): [dict(r) for r in v] for k, v in data["examples"].items()},
+            provenance=_is(data["provenance"], dict),
+            notes=[_is(n, str) for n in data["notes"]],
+        )
+    except TrueupError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, EOFError, BadZipFile) as error:
+        raise _damaged(folder, error) from error
+    return report
+
+
+def _damaged(folder: Path, error: Exception) -> BadInput:
+    reason = f"{type(error).__name__}: {error}"
+    return BadInput(f"'{folder}' is damaged and cannot be read ({reason}). Run its job again (job.json holds it).")
+
+
+# ---- to JSON and back
+
+
+def _payload(report: Report) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "title": report.title,
+        "comparisons": [
+            {
+                "before": c.before.as_dict() | {"arrays": bool(c.before.samples)},
+                "after": None if c.after is None else c.after.as_dict() | {"arrays": bool(c.after.samples)},
+                "remedy": c.remedy,
+                "differences": {k: asdict(d) for k, d in c.differences.items()},
+                "harm": {k: asdict(d) for k, d in c.harm.items()},
+                "adapter": c.adapter,
+            }
+            for c in report.comparisons
+        ],
+        "examples": {k: [dict(r) for r in v] for k, v in report.examples.items()},
+        "provenance": dict(report.provenance),
+        "notes": list(report.notes),
+    }
+
+
+def plain(value: Any) -> Any:
+    """`value` in what JSON can hold exactly: NaN and the infinities are tagged, numpy is unpacked, the rest is text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value).encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {_TAG: repr(float(value))}
+    if isinstance(value, Mapping):
+        return {plain(str(k)): plain(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((plain(v) for v in value), key=repr)
+    if isinstance(value, Sequence):
+        return [plain(v) for v in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {k: plain(v) for k, v in vars(value).items()}
+    return plain(str(value))
+
+
+def untag(value: dict[str, Any]) -> Any:
+    """The object hook of `json.loads` that puts NaN and the infinities back."""
+    return float(value[_TAG]) if value.keys() == {_TAG} else value
+
+
+def _dump(value: Any) -> str:
+    """Strict JSON in the order given: the order of measures and columns is the order that a reader sees."""
+    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"), object_hook=untag)
+
+
+def _comparison(data: Mapping[str, Any], folder: Path) -> Comparison:
+    return Comparison(
+        before=_finding(data["before"], folder, "before"),
+        after=None if data["after"] is None else _finding(data["after"], folder, "after"),
+        remedy=_is(data["remedy"], str),
+        differences={k: _difference(d) for k, d in data["differences"].items()},
+        harm={k: _difference(d) for k, d in data["harm"].items()},
+        adapter=data["adapter"] if data["adapter"] is None else _is(data["adapter"], str),
+    )
+
+
+def _difference(data: Mapping[str, Any]) -> Difference:
+    difference = Difference(**data)
+    _numbers(difference.value, difference.low, difference.high, difference.p)
+    return difference
+
+
+def _finding(data: Mapping[str, Any], folder: Path, when: str) -> Finding:
+    rest = {k: v for k, v in data.items() if k != "arrays"}
+    name = _is(rest["fault"], str)
+    if not _NAME.fullmatch(name):  # it becomes a path below
+        raise ValueError(f"{name!r} is no fault's name")
+    arrays = _read_arrays(folder / "samples" / f"{name}-{when}.npz") if data["arrays"] else {}
+    finding = Finding.from_dict(rest, arrays)
+    _numbers(finding.severity, finding.low, finding.high, finding.threshold)
+    for text in (finding.unit, finding.sentence):
+        _is(text, str)
+    _is(finding.provenance, dict)
+    _is(finding.details, dict)
+    for m in finding.measures.values():
+        _measure(m)
+    for chart in finding.charts:
+        _chart(chart)
+    return finding
+
+
+def _measure(m: Measure) -> None:
+    _numbers(m.value, m.low, m.high)
+    if m.better not in ("higher", "lower"):
+        raise ValueError(f"better is {m.better!r}")
+    _is(m.title, str)
+    _is(m.unit, str)
+
+
+def _chart(chart: Chart) -> None:
+    for text in (chart.key, chart.title, chart.x_title, chart.y_title, chart.reading):
+        _is(text, str)
+    if chart.kind not in ("line", "bar"):
+        raise ValueError(f"a chart is of kind {chart.kind!r}")
+    for s in chart.series:
+        _is(s.name, str)
+        _numbers(*s.y)
+        for other in (s.x, s.low, s.high):
+            if other is not None and len(other) != len(s.y):
+                raise ValueError(f"the chart '{chart.key}' has columns of unequal length")
+
+
+def _is(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _numbers(*values: Any) -> None:
+    for v in values:
+        if isinstance(v, bool) or not isinstance(v, int | float):
+            raise TypeError(f"expected a number, got {type(v).__name__}")
+
+
+# ---- arrays
+
+
+def _samples(report: Report) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    pairs = [(c.before.fault, w, f) for c in report.comparisons for w, f in (("before", c.before), ("after", c.after))]
+    return {(n, w): {k: np.asarray(v) for k, v in f.samples.items()} for n, w, f in pairs if f and f.samples}
+
+
+def _same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and a[k].tobytes() == b[k].tobytes() for k in a
+    )
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], whose: str) -> None:
+    """An .npz that is the same byte for byte each time (numpy's own carries the time of day), and never a pickle."""
+    if len({a.shape[:1] for a in arrays.values()}) > 1:
+        lengths = {k: a.shape for k, a in arrays.items()}
+        raise BadInput(f"The per-example arrays of {whose} differ in length: {lengths}. Give one row per example.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            if array.dtype.hasobject:
+                raise BadInput(
+                    f"The per-example array '{key}' of {whose} holds Python objects: make it numbers or text."
+                )
+            info = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {k: archive[k] for k in archive.files}

@@ -1,0 +1,494 @@
+"""The report as one self-contained page: opens from disk, loads nothing, runs only the scripts it was written with.
+
+Everything from data passes `words.clean` (cut, no control characters) and then jinja's autoescape or `_json`. A content
+security policy names the page's own scripts by hash, so that a slip in the escaping still runs nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure
+from trueup.report import words
+from trueup.report.bundle import Report, plain, untag
+
+MOST_BYTES = 5_000_000
+MOST_POINTS = 300
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
+_ARXIV = re.compile(r"(?:arXiv:\s*|https?://arxiv\.org/(?:abs|pdf)/)(\d{4}\.\d{4,5})", re.IGNORECASE)
+_DASH = {"before": [5, 3], "after": [1, 0]}
+_SHAPE = {"before": "square", "after": "circle"}
+_THEME: dict[str, Any] = {
+    "background": None,
+    "font": _FONT,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--muted)",
+        "titleColor": "var(--muted)",
+        "titleFontWeight": "normal",
+        "titlePadding": 10,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "gridColor": "var(--line)",
+        "domainColor": "var(--rule)",
+        "tickColor": "var(--rule)",
+        "labelLimit": 160,
+        "titleLimit": 400,
+    },
+    "legend": {
+        "orient": "top",
+        "title": None,
+        "labelColor": "var(--ink)",
+        "labelFontSize": 12,
+        "labelLimit": 220,
+        "symbolStrokeWidth": 2,
+        "symbolFillColor": "var(--muted)",
+        "symbolStrokeColor": "var(--muted)",
+        "columns": 4,
+    },
+}
+
+
+def page(report: Report) -> str:
+    """The whole HTML page, under 5 MB: long cells and dense charts are thinned until it is, and the page says so.
+
+    Raises:
+        BadInput: it does not fit even so (the report holds far too many faults or charts).
+    """
+    from trueup.errors import BadInput
+
+    for cell, points in ((400, MOST_POINTS), (160, 120), (60, 40), (24, 12)):
+        html = _render(report, cell, points)
+        if len(html.encode("utf-8")) < MOST_BYTES:
+            return html
+    raise BadInput("The report does not fit into one page of 5 MB: check fewer faults in one go.")
+
+
+def _render(report: Report, cell: int, points: int) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    charts: dict[str, Any] = {}
+    faults = [
+        _fault(f"fault-{i}", c, report.examples.get(c.before.fault, ()), charts, cell, points)
+        for i, c in enumerate(report.comparisons, 1)
+    ]
+    code = _file("page.js")
+    scripts = [_inline(_vega()), _inline(code)] if charts else [_inline(code)]
+    env = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return env.from_string(_file("page.html.jinja")).render(
+        title=words.clean(report.title, 200),
+        summary=_summary(report),
+        faults=faults,
+        notes=[words.clean(n, 1000) for n in report.notes],
+        provenance=_pairs({k: v for k, v in report.provenance.items() if k != "command"}),
+        command=_command(report.provenance.get("command")),
+        job=_pretty(report.job, 20_000),
+        csp=_policy(scripts),
+        css=Markup(_file("page.css")),
+        charts=Markup(_json(charts)) if charts else None,
+        scripts=[Markup(s) for s in scripts],
+    )
+
+
+# ---- what the template shows
+
+
+def _fault(
+    spot: str, c: Comparison, examples: Sequence[Mapping[str, Any]], charts: dict[str, Any], cell: int, points: int
+) -> dict[str, Any]:
+    before, after = c.before, c.after
+    state = words.state(c)
+    known = {**(after.provenance if after else {}), **before.provenance}
+    return {
+        "id": spot,
+        "title": words.title_of(before),
+        "question": words.clean(known.get("question") or "", 400),
+        "state": state,
+        "state_class": state.replace(" ", "-"),
+        "verdict": _hold(words.verdict(c)),
+        "sentences": [(when, words.clean(f.sentence, 1000)) for when, f in (("Before", before), ("After", after)) if f],
+        "remedy": words.clean(c.remedy, 1000),
+        "repaired": after is not None,
+        "adapter": words.clean(c.adapter, 200) if c.adapter else None,
+        "strip": _strip(before, after),
+        "rows": [_row(r) for r in words.rows(c)],
+        "harm": [_row(r) for r in words.harm_rows(c)],
+        "harm_sentence": _hold(words.harm_sentence(c)),
+        "charts": _charts(spot, before, after, charts, points),
+        "examples": _examples(examples, cell),
+        "paper": _paper(known.get("paper")),
+        "departures": _sentences(known.get("departures")),
+        "details": [
+            (when, _pretty(f.details, 6000)) for when, f in (("Before", before), ("After", after)) if f and f.details
+        ],
+        "provenance": _pairs({k: v for k, v in known.items() if k not in ("title", "question", "paper", "departures")}),
+    }
+
+
+def _hold(sentence: str) -> str:
+    """Intervals kept on one line, by no-break spaces."""
+    return re.sub(r"\[[^\[\]]{1,40}\]", lambda m: m[0].replace(" ", "\u00a0"), sentence)
+
+
+def _row(row: words.Row) -> dict[str, Any]:
+    def cell(item: Measure | Difference | None, sign: bool = False) -> dict[str, str] | None:
+        return item and dict(zip(("value", "range"), words.parts(item, sign=sign), strict=True))
+
+    d = row.difference
+    return {
+        "title": row.title,
+        "unit": row.unit,
+        "better": f"{row.better} is better" if row.better else "",
+        "before": cell(row.before),
+        "after": cell(row.after),
+        "difference": cell(d, True),
+        "p": words.p_value(d.p) if d else "",
+        "mark": words.MARK[row.change] if d else "",
+        "class": row.change.replace(" ", "-"),
+    }
+
+
+def _strip(before: Finding, after: Finding | None) -> dict[str, Any] | None:
+    """The headline as a picture: where the intervals lie on one scale, in per cent of its width."""
+    found = [("before", before)] + ([("after", after)] if after else [])
+    shown = [(w, f) for w, f in found if all(map(math.isfinite, (f.severity, f.low, f.high)))]
+    marks = [x for _, f in shown for x in (f.low, f.high, f.severity)]
+    if not shown or not math.isfinite(before.threshold):
+        return None
+    low, high = min(0.0, before.threshold, *marks), max(before.threshold, *marks)
+    width = (high - low) or 1.0
+
+    def at(x: float) -> float:
+        return round(3 + 94 * (x - low) / width, 2)
+
+    lines = [
+        {"when": w, "low": at(f.low), "high": at(f.high), "at": at(f.severity), "y": 16 + 22 * i}
+        for i, (w, f) in enumerate(shown)
+    ]
+    said = "; ".join(f"{w} {words.interval(f)}" for w, f in shown)
+    return {
+        "lines": lines,
+        "threshold": at(before.threshold),
+        "height": 22 * len(lines) + 10,
+        "alt": f"Severity on one scale: {said}; threshold {words.number(before.threshold)}.",
+        "values": [(w, words.interval(f)) for w, f in shown],
+        "threshold_text": words.number(before.threshold),
+        "unit": words.clean(before.unit, 120),
+    }
+
+
+def _examples(table: Sequence[Mapping[str, Any]], cell: int) -> dict[str, Any] | None:
+    columns = list(dict.fromkeys(k for row in table for k in row))[:16]
+    if not columns:
+        return None
+
+    def show(value: Any) -> dict[str, Any]:
+        if value is None:
+            return {"text": "", "number": False}
+        if isinstance(value, bool):
+            return {"text": "yes" if value else "no", "number": False}
+        if isinstance(value, int | float):
+            return {"text": words.number(value), "number": True}
+        return {"text": words.clean(value, cell), "number": False}
+
+    cells = [[show(row.get(k)) for k in columns] for row in table]
+    heads = [
+        {"text": words.clean(k, 60), "number": all(row[i]["number"] for row in cells)} for i, k in enumerate(columns)
+    ]
+    return {"columns": heads, "rows": cells}
+
+
+def _paper(text: Any) -> dict[str, str] | None:
+    if not text:
+        return None
+    shown = words.clean(text, 600)
+    number = _ARXIV.search(shown)
+    return {"text": shown, "href": f"https://arxiv.org/abs/{number[1]}" if number else ""}
+
+
+def _sentences(value: Any) -> list[str]:
+    items = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else []
+    return [words.clean(v, 1000) for v in items if v]
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(words.clean(k, 80), v if isinstance(v, str) else _compact(v)) for k, v in _cut(values).items()]
+
+
+def _cut(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(k): words.clean(v, 600) if isinstance(v, str) else v for k, v in list(values.items())[:60]}
+
+
+def _compact(value: Any) -> str:
+    return words.clean(_dump(value), 600)
+
+
+def _pretty(value: Any, limit: int) -> str:
+    return words.clean(_dump(value, indent=2), limit)
+
+
+def _dump(value: Any, indent: int | None = None) -> str:
+    """Readable JSON of anything; NaN stands as NaN."""
+    return json.dumps(json.loads(json.dumps(plain(value)), object_hook=untag), ensure_ascii=False, indent=indent)
+
+
+def _command(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        value = shlex.join(str(v) for v in value)
+    return words.clean(value or "", 4000)
+
+
+def _summary(report: Report) -> str:
+    states = [words.state(c) for c in report.comparisons]
+    if not states:
+        return "Nothing was examined."
+    counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
+    one = "1 fault examined" if len(states) == 1 else f"{len(states)} faults examined"
+    return f"{one}: {', '.join(counts)}."
+
+
+# ---- charts
+
+
+def _charts(
+    where: str, before: Finding, after: Finding | None, into: dict[str, Any], points: int
+) -> list[dict[str, Any]]:
+    pictures = {c.key: c for f in (after, before) if f for c in f.charts}
+    order = dict.fromkeys(c.key for f in (before, after) if f for c in f.charts)
+    shown = []
+    for key in order:
+        chart = pictures[key]
+        drawn = [(w, c) for w, f in (("before", before), ("after", after)) if f for c in f.charts if c.key == key]
+        data, thinned = _rows(drawn, points)
+        spot = f"{where}-chart-{len(shown) + 1}"
+        if any(r["y"] is not None for r in data):
+            into[spot] = _spec(chart, data, len({s.name for _, c in drawn for s in c.series}))
+        many = len({r["series"] for r in data}) > 1
+        shown.append(
+            {
+                "id": spot,
+                "drawn": spot in into,
+                "key": [w for w, _ in drawn],
+                "title": words.clean(chart.title, 160),
+                "reading": words.clean(chart.reading, 600),
+                "diagonal": chart.diagonal,
+                "thinned": thinned,
+                "bands": any(r["low"] is not None for r in data),
+                "many": many,
+                "x_title": words.clean(chart.x_title, 120),
+                "y_title": words.clean(chart.y_title, 120),
+                "rows": [
+                    {
+                        "when": r["when"],
+                        "series": r["series"],
+                        "x": r["x"] if isinstance(r["x"], str) else words.number(r["x"]),
+                        "y": "n/a" if r["y"] is None else words.number(r["y"]),
+                        "range": ""
+                        if r["low"] is None or r["high"] is None
+                        else f"[{words.number(r['low'])}, {words.number(r['high'])}]",
+                    }
+                    for r in data
+                ],
+            }
+        )
+    return shown
+
+
+def _rows(drawn: Sequence[tuple[str, Chart]], points: int) -> tuple[list[dict[str, Any]], bool]:
+    """The chart's points as rows; a series with more than `points` of them is thinned evenly, its ends kept."""
+    data: list[dict[str, Any]] = []
+    thinned = False
+    text = any(c.kind == "bar" or any(not _is_number(x) for s in c.series for x in s.x) for _, c in drawn)
+    for when, chart in drawn:
+        for s in chart.series:
+            n = min(len(s.x), len(s.y))
+            keep = range(n)
+            if n > points:
+                thinned = True
+                keep = [round(i * (n - 1) / (points - 1)) for i in range(points)]
+            for i in keep:
+                x = s.x[i]
+                data.append(
+                    {
+                        "when": when,
+                        "series": words.clean(s.name, 80),
+                        "x": (f"{x:g}" if _is_number(x) else words.clean(x, 80)) if text else _finite(x),
+                        "y": _finite(s.y[i]),
+                        "low": _finite(s.low[i]) if s.low is not None else None,
+                        "high": _finite(s.high[i]) if s.high is not None else None,
+                    }
+                )
+    return [r for r in data if r["x"] is not None], thinned
+
+
+def _is_number(x: Any) -> bool:
+    import numpy as np
+
+    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
+
+
+def _finite(x: Any) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def _spec(chart: Chart, data: list[dict[str, Any]], series: int) -> dict[str, Any]:
+    """The Vega-Lite specification: before and after in one frame, told apart by colour and by shape."""
+    import altair as alt
+
+    when = [w for w in ("before", "after") if any(r["when"] == w for r in data)]
+    for r in data:
+        r["line"] = f"{r['when']} · {r['series']}"
+    names = list(dict.fromkeys(r["series"] for r in data))
+    kind = "nominal" if isinstance(data[0]["x"], str) else "quantitative"
+    sort = list(dict.fromkeys(r["x"] for r in data)) if kind == "nominal" else alt.Undefined
+    x_axis = alt.Axis(title=words.clean(chart.x_title, 120), grid=False, labelAngle=0, labelOverlap=True, tickCount=6)
+    y_axis = alt.Axis(title=words.clean(chart.y_title, 120), tickCount=5)
+    zero = chart.kind == "bar"
+    if zero:
+        scale = alt.Scale(paddingInner=0.4, paddingOuter=0.3)
+    else:
+        scale = alt.Scale(zero=False) if kind == "quantitative" else alt.Scale()
+    base = alt.Chart().encode(
+        x=alt.X(
+            field="x",
+            type=kind,
+            sort=sort,
+            axis=x_axis,
+            scale=scale,
+        ),
+        color=alt.Color(
+            field="when",
+            type="nominal",
+            scale=alt.Scale(domain=when, range=[f"var(--{w})" for w in when]),
+            legend=None,  # the page draws this one, in its own type
+        ),
+        tooltip=[
+            alt.Tooltip(field="when", type="nominal", title="repair"),
+            alt.Tooltip(field="series", type="nominal", title="series"),
+            alt.Tooltip(
+                field="x", type=kind, title=words.clean(chart.x_title, 60), format="" if kind == "nominal" else ".4~g"
+            ),
+            alt.Tooltip(field="y", type="quantitative", title=words.clean(chart.y_title, 60), format=".4~g"),
+        ],
+    )
+    y = alt.Y(field="y", type="quantitative", axis=y_axis, scale=alt.Scale(zero=zero))
+    layers: list[alt.Chart] = []
+    if chart.diagonal and kind == "quantitative":
+        ends = [v for r in data for v in (r["x"], r["y"]) if v is not None]
+        low, high = min(ends), max(ends)
+        if low >= 0 and high <= 1:
+            low, high = 0.0, 1.0
+        guide = [{"x": low, "y": low}, {"x": high, "y": high}]
+        layers.append(
+            alt.Chart(alt.Data(values=guide))
+            .mark_line(color="var(--rule)", strokeDash=[2, 4], strokeWidth=1.5, aria=False)
+            .encode(x=alt.X(field="x", type="quantitative"), y=alt.Y(field="y", type="quantitative"))
+        )
+    ranged = any(r["low"] is not None and r["high"] is not None for r in data)
+    ends_of = {"y": alt.Y(field="low", type="quantitative", axis=y_axis), "y2": alt.Y2(field="high")}
+    if chart.kind == "bar":
+        side = alt.XOffset(field="line", type="nominal", sort=list(dict.fromkeys(r["line"] for r in data)))
+        fade = {"opacity": _by_series(names, [1.0, 0.65, 0.4, 0.25])} if series > 1 else {}
+        layers.append(base.mark_bar(cornerRadiusEnd=2).encode(y=y, xOffset=side, **fade))
+        if ranged:
+            layers.append(
+                base.mark_rule(strokeWidth=1.5).encode(**ends_of, xOffset=side, color=alt.value("var(--ink)"))
+            )
+    else:
+        if ranged:
+            layers.append(
+                base.mark_area(opacity=0.16, aria=False).encode(
+                    **ends_of, detail=alt.Detail(field="line", type="nominal")
+                )
+            )
+        if series > 1:
+            dashes = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 4]]
+            scale = alt.Scale(domain=names, range=[dashes[i % 5] for i in range(len(names))])
+            dash = alt.StrokeDash(field="series", type="nominal", scale=scale, legend=alt.Legend(symbolSize=400))
+        else:
+            scale = alt.Scale(domain=when, range=[_DASH[w] for w in when])
+            dash = alt.StrokeDash(field="when", type="nominal", scale=scale, legend=None)
+        most = max(sum(r["line"] == name for r in data) for name in {r["line"] for r in data})
+        line = base.encode(y=y, detail=alt.Detail(field="line", type="nominal"))
+        layers.append(line.mark_line(strokeWidth=2.25).encode(strokeDash=dash))
+        if most <= 40:
+            scale = alt.Scale(domain=when, range=[_SHAPE[w] for w in when])
+            shape = alt.Shape(field="when", type="nominal", scale=scale, legend=None)
+            layers.append(line.mark_point(size=44, filled=True, opacity=1).encode(shape=shape))
+    picture = alt.layer(*layers, data=alt.Data(values=data)).properties(
+        width="container",
+        height=280,
+        description=f"{words.clean(chart.title, 160)}. {words.clean(chart.reading, 600)}",
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+    )
+    spec = picture.to_dict()
+    spec.pop("$schema", None)
+    spec["config"] = _THEME
+    return spec
+
+
+def _by_series(names: list[str], steps: list[float]) -> Any:
+    import altair as alt
+
+    return alt.Opacity(
+        field="series",
+        type="ordinal",
+        scale=alt.Scale(domain=names, range=[steps[min(i, len(steps) - 1)] for i in range(len(names))]),
+    )
+
+
+# ---- what goes inside <script>
+
+
+def _json(value: Any) -> str:
+    """JSON for a script element: no character that could end the element, a comment, or a line of script."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _inline(code: str) -> str:
+    """Our own script, so that the HTML parser sees no end of the element inside it."""
+    code = code.replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub(r"<(?=/script|!--)", r"\\x3c", code, flags=re.IGNORECASE)
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    hashes = (base64.b64encode(hashlib.sha256(s.encode("utf-8")).digest()).decode() for s in scripts)
+    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _vega() -> str:
+    """Vega, Vega-Lite and vega-embed in one script: the Vega-Lite version that Altair writes for, if it is there."""
+    import altair as alt
+    import vl_convert
+
+    wanted = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    version = {"vl_version": wanted} if wanted in vl_convert.get_vegalite_versions() else {}
+    return vl_convert.javascript_bundle(**version)
+
+
+@cache
+def _file(name: str) -> str:
+    return resources.files("trueup.report").joinpath(name).read_text(encoding="utf-8")

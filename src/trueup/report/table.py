@@ -1,0 +1,117 @@
+"""The report in a terminal: tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from trueup.faults.fault import Comparison, Measure
+from trueup.report import words
+from trueup.report.bundle import Report
+from trueup.report.words import verdict
+
+__all__ = ["findings_table", "verdict"]
+
+WIDTH = 80
+
+_STYLE = {
+    "repaired": "bold green",
+    "not found": "green",
+    "found": "bold red",
+    "not repaired": "bold red",
+    "not measured": "yellow",
+    "better": "green",
+    "worse": "bold red",
+    "changed": "bold yellow",
+}
+
+
+def findings_table(report: Report) -> RenderableType:
+    """The whole report for a terminal of 80 columns or more.
+
+    First a table of one row per fault (headline before and after, verdict); then per fault its verdict in a sentence,
+    its measures with the paired difference and whether it got better (only where the interval excludes 0), and what
+    the repair cost. Text from data is shown as text: no markup or escape sequence in it is obeyed.
+    """
+    parts: list[RenderableType] = [_text(report.title, "bold", 200), _summary(report)]
+    for comparison in report.comparisons:
+        parts += _fault(comparison)
+    if report.notes:
+        parts += [Text(""), Text("Notes", "bold"), *(_text(f"• {n}", "", 600) for n in report.notes)]
+    return Group(*parts)
+
+
+def _summary(report: Report) -> Table:
+    table = _table()
+    cells = [(words.interval(c.before), words.interval(c.after) if c.after else "–") for c in report.comparisons]
+    longest = [min(22, max(len(text) for text in column)) for column in zip(*cells, strict=True)] or [0, 0]
+    table.add_column("fault", overflow="fold", ratio=1)
+    table.add_column("severity before", width=max(15, longest[0]), overflow="fold")
+    table.add_column("after", width=max(5, longest[1]), overflow="fold")
+    table.add_column("verdict", width=12, overflow="fold")
+    for c, (before, after) in zip(report.comparisons, cells, strict=True):
+        table.add_row(_text(words.title_of(c.before)), before, after, _styled(words.state(c)))
+    return table
+
+
+def _fault(comparison: Comparison) -> list[RenderableType]:
+    parts: list[RenderableType] = [
+        Text(""),
+        _text(words.title_of(comparison.before), "bold underline"),
+        _text(verdict(comparison), "", 2000),
+    ]
+    measures = words.rows(comparison)
+    if measures:
+        table = _table()
+        table.add_column("measure", overflow="fold", ratio=1)
+        if comparison.after is None:
+            table.add_column("value", width=24, overflow="fold")
+        else:
+            table.add_column("before", width=8, justify="right", overflow="fold")
+            table.add_column("after", width=8, justify="right", overflow="fold")
+            table.add_column("paired difference", width=23, overflow="fold")
+            table.add_column("", width=10, overflow="fold")
+        for row in measures:
+            if comparison.after is None:
+                table.add_row(_text(row.title), words.interval(row.before) if row.before else "–")
+            else:
+                table.add_row(_text(row.title), _value(row.before), _value(row.after), *_outcome(row))
+        parts.append(table)
+    if comparison.after is not None:
+        parts.append(_text(words.harm_sentence(comparison), "", 1000))
+        harm = words.harm_rows(comparison)
+        if harm:
+            table = _table()
+            table.add_column("should have stayed as it was", overflow="fold", ratio=1)
+            table.add_column("paired difference", width=23, overflow="fold")
+            table.add_column("", width=10, overflow="fold")
+            for row in harm:
+                table.add_row(_text(row.title), *_outcome(row))
+            parts.append(table)
+        if comparison.remedy:
+            parts.append(_text(f"Repair: {comparison.remedy}", "", 600))
+    return parts
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+
+
+def _value(m: Measure | None) -> str:
+    return words.parts(m)[0] if m else "–"
+
+
+def _outcome(row: words.Row) -> tuple[str, Text]:
+    if row.difference is None:
+        return "–", Text("")
+    return words.interval(row.difference, sign=True), Text(words.MARK[row.change], _STYLE.get(row.change, "dim"))
+
+
+def _styled(state: words.State) -> Text:
+    return Text(state, _STYLE[state])
+
+
+def _text(text: object, style: str = "", limit: int = 120) -> Text:
+    return Text(words.clean(text, limit).replace("\t", " "), style)

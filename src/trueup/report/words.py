@@ -1,0 +1,263 @@
+"""What the numbers say: states, sentences and number formats that the terminal and the page share.
+
+Nothing here knows a fault by name: everything is read from Finding, Measure, Difference and Comparison.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from trueup.faults.fault import Comparison, Difference, Finding, Measure
+
+State = Literal["not measured", "not found", "found", "repaired", "not repaired"]
+Change = Literal["better", "worse", "no clear change", "changed", "unknown"]
+
+HEADLINE = "severity"
+"""The key under which `Comparison.differences` holds the paired difference of the headline."""
+
+_BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C], "\ufffd")
+
+
+def clean(text: object, limit: int = 2000) -> str:
+    """`text` as a string that can be shown anywhere: no control or bidi-override characters, no lone surrogates, cut.
+
+    Line breaks and tabs stay. A cut string ends in ``…``.
+    """
+    shown = str(text)
+    cut = len(shown) > limit
+    shown = shown[:limit].translate(_BIDI)
+    kept = "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in shown)
+    return kept + "…" if cut else kept
+
+
+def number(x: float, *, sign: bool = False, whole: bool = True) -> str:
+    """`x` for a reader: some four digits, ``n/a`` for NaN, a true minus sign; whole numbers bare if `whole`."""
+    x = float(x)
+    if math.isnan(x):
+        return "n/a"
+    size = abs(x)
+    if math.isinf(x):
+        text = "∞"
+    elif (0 < size < 0.0005) or size >= 1e6:
+        text = f"{size:.1e}"
+    elif (whole and size == int(size)) or size >= 1000:
+        text = f"{size:,.0f}"
+    else:
+        text = f"{size:.{3 if size < 10 else 2 if size < 100 else 1}f}"
+    return ("−" if x < 0 else "+" if sign and x > 0 else "") + text
+
+
+def parts(item: Finding | Measure | Difference, *, sign: bool = False) -> tuple[str, str]:
+    """``0.310`` and ``[0.250, 0.370]``: the estimate and its interval, all three with decimals or none."""
+    value = item.severity if isinstance(item, Finding) else item.value
+    whole = all(not math.isfinite(x) or x == int(x) for x in (value, item.low, item.high))
+    shown = [number(x, sign=sign, whole=whole) for x in (value, item.low, item.high)]
+    return shown[0], f"[{shown[1]}, {shown[2]}]"
+
+
+def interval(item: Finding | Measure | Difference, *, sign: bool = False) -> str:
+    """``0.310 [0.250, 0.370]``: the estimate and its interval."""
+    return " ".join(parts(item, sign=sign))
+
+
+def p_value(p: float) -> str:
+    """``p = 0.012``, ``p < 0.001`` or ``p n/a``."""
+    if math.isnan(p):
+        return "p n/a"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def decided(difference: Difference) -> bool:
+    """True when the paired interval excludes 0. False when any end of it is NaN."""
+    return difference.low > 0 or difference.high < 0
+
+
+def change(difference: Difference | None, better: str | None) -> Change:
+    """Whether a paired difference is for the better; decided only by an interval that excludes 0.
+
+    ``changed`` when it is decided but nobody said which direction is better, ``unknown`` when there is no difference.
+    """
+    if difference is None or math.isnan(difference.low) or math.isnan(difference.high):
+        return "unknown"
+    if not decided(difference):
+        return "no clear change"
+    if better not in ("higher", "lower"):
+        return "changed"
+    return "better" if (difference.low > 0) == (better == "higher") else "worse"
+
+
+MARK: Mapping[Change, str] = {
+    "better": "▲ better",
+    "worse": "▼ worse",
+    "no clear change": "= unclear",
+    "changed": "≠ changed",
+    "unknown": "not known",
+}
+
+
+def title_of(finding: Finding) -> str:
+    """The fault's title: the finding's provenance may carry one under ``title``, else its name."""
+    return clean(finding.provenance.get("title") or finding.fault.replace("_", " "), 120)
+
+
+def headline_difference(comparison: Comparison) -> Difference | None:
+    """The paired difference of the headline: the key `HEADLINE`, else that of the measure that is the headline.
+
+    A measure is the headline when lower is better and its value and interval equal severity's before and after.
+    """
+    after = comparison.after
+    if after is None:
+        return None
+    if HEADLINE in comparison.differences:
+        return comparison.differences[HEADLINE]
+    for key, difference in comparison.differences.items():
+        if all(_is_headline(f, f.measures.get(key)) for f in (comparison.before, after)):
+            return difference
+    return None
+
+
+def _is_headline(finding: Finding, m: Measure | None) -> bool:
+    same = m is not None and (m.value, m.low, m.high) == (finding.severity, finding.low, finding.high)
+    return m is not None and same and m.better == "lower"
+
+
+def _measured(finding: Finding) -> bool:
+    return not any(math.isnan(x) for x in (finding.severity, finding.low, finding.high, finding.threshold))
+
+
+def state(comparison: Comparison) -> State:
+    """The one word for a fault.
+
+    ``repaired`` needs both: the paired difference of the headline lies wholly below 0, and the fault is not found any
+    more. ``found`` means that no repair was offered.
+    """
+    before, after = comparison.before, comparison.after
+    if not _measured(before):
+        return "not measured"
+    if not before.found:
+        return "not found"
+    if after is None:
+        return "found"
+    gained = change(headline_difference(comparison), "lower") == "better"
+    return "repaired" if gained and _measured(after) and not after.found else "not repaired"
+
+
+def verdict(comparison: Comparison) -> str:
+    """The fault's outcome in one plain sentence, with its interval.
+
+    An improvement is claimed only when the interval of the paired difference excludes 0; else the sentence says
+    "no measurable gain".
+    """
+    before, after = comparison.before, comparison.after
+    unit, threshold = clean(before.unit, 120), number(before.threshold)
+    now = f"severity is {interval(before)} ({unit}; threshold {threshold})"
+    which = state(comparison)
+    if which == "not measured":
+        return f"Not measured: {now}, so nothing can be said."
+    if which == "not found":
+        if before.high <= before.threshold:
+            text = f"Not found: {now}, and its interval does not rise above the threshold."
+        else:
+            text = f"Not found: {now}, and its interval reaches across the threshold, so it may be chance."
+        if after is None:
+            return text
+        none, course = _course(comparison, after)
+        return f"{text} A repair was made all the same{none}: {course}."
+    if after is None:
+        return f"Found, and no repair is offered: {now}. {_sentence(comparison.remedy)}".rstrip()
+    if not _measured(after):
+        return f"Found and not repaired: {now}, and after the repair it could not be measured."
+    none, course = _course(comparison, after)
+    scale = f"({unit}; threshold {threshold})"
+    if which == "repaired":
+        return f"Found and repaired: {course} {scale}."
+    kind = change(headline_difference(comparison), "lower")
+    if kind == "better":
+        return f"Found and not repaired, but made smaller: {course} {scale}, and it is still found."
+    if kind == "worse":
+        return f"Found and made worse: {course} {scale}."
+    return f"Found and not repaired{none}: {course} {scale}."
+
+
+def _course(comparison: Comparison, after: Finding) -> tuple[str, str]:
+    """Where the headline went, and what must be said before it: ``, no measurable gain`` unless a change is decided."""
+    paired = headline_difference(comparison)
+    course = f"severity went from {interval(comparison.before)} to {interval(after)}"
+    kind = change(paired, "lower")
+    if paired is None or kind == "unknown":
+        return ", no measurable gain", f"{course}, but no paired difference of it is known"
+    difference = f"the paired difference {interval(paired, sign=True)}"
+    if kind == "no clear change":
+        return ", no measurable gain", f"{course}, and {difference} includes 0"
+    return "", f"{course}, {difference}"
+
+
+def _sentence(text: str) -> str:
+    text = clean(text, 600).strip()
+    return text if not text or text.endswith((".", "!", "?", "…")) else text + "."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the measures (or harm) table: before, after, the paired difference, and what that means."""
+
+    key: str
+    title: str
+    unit: str
+    better: str | None
+    before: Measure | None
+    after: Measure | None
+    difference: Difference | None
+    change: Change
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    """Every measure of the findings and every other key of `differences`, in the findings' order."""
+    keys = [*comparison.before.measures, *(comparison.after.measures if comparison.after else ())]
+    keys += [k for k in comparison.differences if k != HEADLINE]
+    return [_row(comparison, key, comparison.differences.get(key)) for key in dict.fromkeys(keys)]
+
+
+def harm_rows(comparison: Comparison) -> list[Row]:
+    """What should not have changed, with the measure's title and polarity where a finding knows them."""
+    return [_row(comparison, key, difference) for key, difference in comparison.harm.items()]
+
+
+def _row(comparison: Comparison, key: str, difference: Difference | None) -> Row:
+    before = comparison.before.measures.get(key)
+    after = comparison.after.measures.get(key) if comparison.after else None
+    known = before or after
+    title = clean(known.title if known else key.replace("_", " "), 120)
+    unit = clean(known.unit, 120) if known else ""
+    better = known.better if known else None
+    return Row(key, title, unit, better, before, after, difference, change(difference, better))
+
+
+def harm_sentence(comparison: Comparison) -> str:
+    """What the repair cost elsewhere, in one plain sentence; empty when there was no repair."""
+    if comparison.after is None:
+        return ""
+    table = harm_rows(comparison)
+    if not table:
+        return "What the repair cost elsewhere was not measured."
+    groups = {
+        "cost": [r for r in table if r.change == "worse"],
+        "changed": [r for r in table if r.change == "changed"],
+        "unknown": [r for r in table if r.change == "unknown"],
+    }
+    said = {k: ", ".join(f"{r.title} {interval(r.difference, sign=True)}" for r in v if r.difference)
+            for k, v in groups.items()}  # fmt: skip
+    parts = []
+    if said["cost"]:
+        parts.append(f"The repair cost something elsewhere: {said['cost']}.")
+    if said["changed"]:
+        parts.append(f"The repair changed something that should have stayed: {said['changed']}.")
+    if said["unknown"]:
+        parts.append(f"Not known: {said['unknown']}.")
+    if not parts:
+        parts.append("The repair did no measurable harm elsewhere.")
+    return " ".join(parts)

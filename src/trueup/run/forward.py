@@ -1,0 +1,141 @@
+"""One forward pass of a Subject: the one door to live models, differentiable, right under padding.
+
+PEFT's own forward reads decoder classifiers at the wrong token once a prompt meets padding (PEFT issues 764, 1093). Here
+inputs are padded on the right, prompts stand in front, and the answer is read at each example's own last token, so an
+example's result does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput, Unsupported
+from trueup.subject.subject import Head, Subject
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids and mask of b examples, padded on the right: both (b, t) int64, on the CPU until used."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+def tokenize(subject: Subject, corpus: Corpus) -> list[list[int]]:
+    """Token ids of each example, at most ``subject.max_length``. Templates are filled, and cut inside the example.
+
+    Raises:
+        BadInput: an example has no token at all.
+    """
+    tok, most = subject.tokenizer, subject.max_length
+    second = corpus.second
+    if subject.template is None:
+        pairs: tuple[Any, ...] = (list(corpus.text),) if second is None else (list(corpus.text), list(second))
+        ids = tok(*pairs, truncation=True, max_length=most, verbose=False)["input_ids"]
+    else:
+        ids = [_templated(subject, t, None if second is None else second[i]) for i, t in enumerate(corpus.text)]
+    for i, row in enumerate(ids):
+        if not row:
+            raise BadInput(f"Example {i + 1} of '{corpus.name}' becomes no token at all; drop it or give it text.")
+    return ids
+
+
+def _templated(subject: Subject, text: str, second: str | None) -> list[int]:
+    tok, most = subject.tokenizer, subject.max_length
+    assert subject.template is not None
+    ids = tok(subject.template.fill(text, second), verbose=False)["input_ids"]
+    while len(ids) > most:
+        body = tok(text, add_special_tokens=False, verbose=False)["input_ids"]
+        keep = len(body) - (len(ids) - most)
+        if keep < 1:
+            raise BadInput(f"The template alone is longer than {most} tokens; shorten it or raise --max-length.")
+        text = tok.decode(body[:keep])
+        shorter = tok(subject.template.fill(text, second), verbose=False)["input_ids"]
+        if len(shorter) >= len(ids):
+            text = text[: max(1, len(text) // 2)]
+            shorter = tok(subject.template.fill(text, second), verbose=False)["input_ids"]
+        ids = shorter
+    return ids
+
+
+def collate(rows: Sequence[list[int]], pad: int) -> Batch:
+    """Pad on the right to the longest row."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return Batch(ids, mask)
+
+
+def features(subject: Subject, batch: Batch) -> Tensor:
+    """(b, d): the input of the classifier's last linear layer, one row per example. Keeps gradients if enabled."""
+    ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
+    if subject.anatomy.causal:
+        return _at_last(_backbone(subject, ids, mask).last_hidden_state, mask)
+    caught: list[Tensor] = []
+    hook = subject.head_layer().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        subject.model(input_ids=ids, attention_mask=mask)
+    finally:
+        hook.remove()
+    return caught[-1]
+
+
+def hidden_states(subject: Subject, batch: Batch) -> Tensor:
+    """(b, layers + 1, d): the residual stream, embeddings first: at the last token (causal), averaged over tokens else."""
+    ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
+    if subject.anatomy.causal:
+        states = _backbone(subject, ids, mask, output_hidden_states=True).hidden_states
+        return torch.stack([_at_last(h, mask) for h in states], dim=1)
+    states = subject.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    weight = mask.unsqueeze(-1) / mask.sum(dim=1, keepdim=True).unsqueeze(-1)
+    return torch.stack([(h[:, -ids.shape[1] :] * weight).sum(dim=1) for h in states], dim=1)
+
+
+def live_head(subject: Subject) -> Head:
+    """The head's parameters as they are (trainable where the adapter trains them), or the stand-in head."""
+    if subject.head is not None:
+        return subject.head
+    layer = subject.head_layer()
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    if subject.template is not None:
+        rows = subject.verbaliser_ids()
+        weight, bias = weight[rows], None if bias is None else bias[rows]
+    return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
+
+
+def logits(subject: Subject, batch: Batch) -> Tensor:
+    """(b, K) logits of the classifier, K >= C when a stand-in head carries more rows."""
+    x, head = features(subject, batch), live_head(subject)
+    return x @ head.weight.to(x).T + head.bias.to(x)
+
+
+def _at_last(states: Tensor, mask: Tensor) -> Tensor:
+    # A prompt in front makes `states` longer than `mask`; the last real token sits that much further on.
+    last = states.shape[1] - mask.shape[1] + mask.sum(dim=1) - 1
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def _backbone(subject: Subject, ids: Tensor, mask: Tensor, **options: Any) -> Any:
+    backbone, config = subject.base.base_model, subject.peft_config
+    if subject.anatomy.kind == "state-space":
+        options["use_cache"] = False
+    if config is None or not config.is_prompt_learning:
+        return backbone(input_ids=ids, attention_mask=mask, **options)  # type: ignore[operator]
+    p = config.num_virtual_tokens
+    wide = torch.cat([mask.new_ones(len(mask), p), mask], dim=1)
+    prompt = subject.model.get_prompt(batch_size=len(ids))
+    if config.peft_type.value == "PREFIX_TUNING":
+        if not subject.anatomy.prefix:
+            raise Unsupported(f"Prefix tuning does not run on '{subject.anatomy.model_type}'; use a prompt or a LoRA.")
+        return backbone(input_ids=ids, attention_mask=wide, past_key_values=prompt, **options)  # type: ignore[operator]
+    embedded = subject.model.word_embeddings(ids)
+    return backbone(inputs_embeds=torch.cat([prompt.to(embedded), embedded], dim=1), attention_mask=wide, **options)  # type: ignore[operator]

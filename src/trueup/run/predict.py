@@ -1,0 +1,171 @@
+"""Whole corpora through a Subject: features and logits of every example, bucketed by length, remembered on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import Unavailable
+from trueup.run import forward
+from trueup.store.cache import Memo
+from trueup.subject.subject import Subject, model_fingerprint
+
+TOKENS = 4096
+"""Tokens of one batch, padding included. Halved, with a note, as often as memory runs out."""
+
+
+@dataclass
+class Session:
+    """What runs share during one job: a memory of finished passes, progress, and notes for the report."""
+
+    memo: Memo | None = None
+    notes: list[str] = field(default_factory=list)
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+    def note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+
+_session: ContextVar[Session | None] = ContextVar("trueup_session", default=None)
+
+
+def session() -> Session:
+    """The current session; outside of `within`, one that remembers nothing."""
+    return _session.get() or Session()
+
+
+@contextlib.contextmanager
+def within(current: Session) -> Iterator[Session]:
+    """Runs inside the block share `current`."""
+    token = _session.set(current)
+    try:
+        yield current
+    finally:
+        _session.reset(token)
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a classifier says about n examples, in their order.
+
+    Attributes:
+        features: (n, d) float32, the input of the last linear layer.
+        logits: (n, K) float32; the first C columns are the classes.
+        predicted: (n,) int64, argmax over the C class logits. confidence: (n,), higher is surer.
+        probability: (n, C) softmax of the class logits.
+    """
+
+    features: np.ndarray
+    logits: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    probability: np.ndarray
+
+
+def predict(subject: Subject, corpus: Corpus) -> Outputs:
+    """Features, logits, predicted classes and confidences of every example, in the corpus' order.
+
+    Examples run in batches of similar length, and no result depends on the batch. When memory runs out the batch is
+    halved, and the session notes it.
+
+    Raises:
+        BadInput: an example has no token. Unavailable: one example alone does not fit in memory.
+    """
+    x = collect(subject, corpus, forward.features, "features")
+    return outputs(subject, x)
+
+
+def outputs(subject: Subject, x: np.ndarray) -> Outputs:
+    """The outputs that follow from features alone: the head is linear, so no pass through the model is needed."""
+    head = forward.live_head(subject)
+    w, b = head.weight.detach().double().cpu().numpy(), head.bias.detach().double().cpu().numpy()
+    z = x.astype(np.float64) @ w.T + b
+    classes = z[:, : len(subject.classes)]
+    e = np.exp(classes - classes.max(axis=1, keepdims=True))
+    return Outputs(x, z.astype(np.float32), classes.argmax(axis=1), subject.confidence(z), e / e.sum(axis=1, keepdims=True))
+
+
+def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
+    """(n, layers + 1, d) float32: the residual stream per example (see `forward.hidden_states`)."""
+    return collect(subject, corpus, forward.hidden_states, "hidden states")
+
+
+def collect(
+    subject: Subject, corpus: Corpus, read: Callable[[Subject, forward.Batch], Tensor], stage: str
+) -> np.ndarray:
+    """`read` over the corpus: one float32 row per example, in the corpus' order."""
+    ids = forward.tokenize(subject, corpus)
+    now = session()
+    key = _key(subject, ids, stage) if now.memo else ""
+    if now.memo and (known := now.memo.get(key)) is not None:
+        return known["rows"]
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    rows: list[np.ndarray | None] = [None] * len(ids)
+    budget, done = TOKENS, 0
+    with evaluating(subject), torch.inference_mode():
+        while done < len(order):
+            take = _fitting(order, ids, done, budget)
+            try:
+                got = read(subject, forward.collate([ids[i] for i in take], subject.tokenizer.pad_token_id))
+            except (RuntimeError, MemoryError) as e:
+                if not out_of_memory(e):
+                    raise
+                if len(take) == 1:
+                    raise Unavailable(
+                        f"One example of {len(ids[take[0]])} tokens does not fit in memory; lower --max-length."
+                    ) from e
+                budget = max(1, budget // 2)
+                now.note(f"Memory ran out; batches were halved to {budget} tokens.")
+                continue
+            for i, row in zip(take, got.float().cpu().numpy(), strict=True):
+                rows[i] = row
+            done += len(take)
+            now.progress(stage, done, len(order))
+    result = np.stack([r for r in rows if r is not None])
+    assert len(result) == len(ids), "an example was dropped"
+    if now.memo:
+        now.memo.put(key, {"rows": result})
+    return result
+
+
+@contextlib.contextmanager
+def evaluating(subject: Subject) -> Iterator[None]:
+    """Every module in eval mode inside the block, and back as it was after it."""
+    modes = [(m, m.training) for m in subject.model.modules()]
+    subject.model.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """True for the several ways in which torch says that memory ran out."""
+    if isinstance(e, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(e).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+def _fitting(order: list[int], ids: list[list[int]], start: int, budget: int) -> list[int]:
+    stop = start + 1
+    while stop < len(order) and (stop - start + 1) * len(ids[order[stop]]) <= budget:
+        stop += 1
+    return order[start:stop]
+
+
+def _key(subject: Subject, ids: list[list[int]], stage: str) -> str:
+    what: list[Any] = [stage, model_fingerprint(subject.model), subject.template and subject.template.words, ids]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()

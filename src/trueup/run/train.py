@@ -1,0 +1,258 @@
+"""Training an adapter the usual way: one loop for every kind, through accelerate, resumable to the step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput, Unavailable
+from trueup.run import forward
+from trueup.run.predict import evaluating, out_of_memory, predict, session
+from trueup.subject.recipe import prompt_embeddings
+from trueup.subject.subject import Subject
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train. Good for adapters on a few thousand short texts.
+
+    Attributes:
+        lr: peak learning rate; None takes the adapter kind's own. Linear warm-up over `warmup` of the steps, then
+            linear decay to 0.
+        epochs, batch: passes over the training examples, and examples per step (all processes together).
+        weight_decay: AdamW's, on matrices. clip: largest gradient norm.
+        validation: share of the training examples set aside to choose the best epoch by NLL.
+        patience: epochs without a better validation NLL before training stops.
+        save_every: steps between checkpoints.
+    """
+
+    lr: float | None = None
+    epochs: int = 4
+    batch: int = 32
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    validation: float = 0.1
+    patience: int = 2
+    save_every: int = 50
+
+
+@dataclass(frozen=True)
+class History:
+    """What training did: mean loss, validation NLL and accuracy per epoch, the epoch kept, steps taken, P0."""
+
+    loss: list[float]
+    validation_nll: list[float]
+    validation_accuracy: list[float]
+    best_epoch: int
+    steps: int
+    start: Tensor | None = field(default=None, compare=False)
+
+
+class _Tuned(nn.Module):
+    """The classifier as a module whose forward goes through trueup's door, so that accelerate can wrap it."""
+
+    def __init__(self, subject: Subject):
+        super().__init__()
+        self.model = subject.model
+        self.subject = subject
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return forward.logits(self.subject, forward.Batch(ids, mask))
+
+
+def train(
+    subject: Subject, corpus: Corpus, training: Training, *, lr: float, seed: int, checkpoint: Path | None = None
+) -> History:
+    """Train the subject's live adapter on all of `corpus` (give its ``train`` part) and keep the best epoch's weights.
+
+    Batches hold texts of similar length; each step reseeds dropout from (seed, step), so a killed run that finds its
+    `checkpoint` goes on to bit-identical weights. When memory runs out a step is split into smaller pieces.
+
+    Raises:
+        BadInput: fewer than two classes, or fewer than 10 examples. Unavailable: one example does not fit in memory.
+    """
+    if len(corpus) < 10 or len(np.unique(corpus.label)) < 2:
+        raise BadInput(
+            f"'{corpus.name}' has {len(corpus)} training examples of {len(np.unique(corpus.label))} classes; "
+            "training needs at least 10 examples of 2 classes."
+        )
+    from accelerate import Accelerator
+
+    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=subject.device.type == "cpu")
+    fit, held = _validation_split(corpus, training.validation, seed)
+    ids = forward.tokenize(subject, fit)
+    label = torch.as_tensor(fit.label)
+    tuned = _Tuned(subject)
+    parameters = [p for p in subject.model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=lr,
+    )
+    wrapped, optimiser = accelerator.prepare(tuned, optimiser)
+    start = prompt_embeddings(subject)
+    per_epoch = -(-len(fit) // training.batch)
+    total = per_epoch * training.epochs
+    state = _State(parameters, optimiser, checkpoint, asdict(training) | {"lr": lr, "seed": seed, "n": len(fit)})
+    state.start = start
+    state.load()
+    piece = training.batch
+    now = session()
+    with torch.random.fork_rng(), evaluating(subject):
+        while state.step < total and not state.stale(training.patience):
+            epoch, within_epoch = divmod(state.step, per_epoch)
+            batches = list(_batches([len(r) for r in ids], training.batch, seed, epoch))
+            for rows in batches[within_epoch:]:
+                subject.model.train()
+                torch.manual_seed(int(np.random.SeedSequence([seed, state.step]).generate_state(1)[0]))
+                for group in optimiser.param_groups:
+                    group["lr"] = lr * _schedule(state.step, total, training.warmup)
+                while True:
+                    try:
+                        loss = _step(wrapped, optimiser, accelerator, subject, ids, label, rows, piece)
+                        break
+                    except (RuntimeError, MemoryError) as e:
+                        if not out_of_memory(e):
+                            raise
+                        if piece == 1:
+                            raise Unavailable(
+                                "One training example does not fit in memory; lower --max-length or take a smaller model."
+                            ) from e
+                        piece = max(1, piece // 2)
+                        now.note(f"Memory ran out while training; each step was split into pieces of {piece} examples.")
+                accelerator.clip_grad_norm_(parameters, training.clip)
+                optimiser.step()
+                state.advance(loss)
+                now.progress("training", state.step, total)
+                if accelerator.is_main_process and state.step % training.save_every == 0:
+                    state.save()
+            got = predict(subject, held)
+            nll = float(-np.log(np.clip(got.probability[np.arange(len(held)), held.label], 1e-12, 1)).mean())
+            state.end_epoch(nll, float((got.predicted == held.label).mean()))
+            if accelerator.is_main_process:
+                state.save()
+    state.restore_best()
+    for p in parameters:
+        p.grad = None
+    return History(state.loss, state.nll, state.accuracy, int(np.argmin(state.nll)), state.step, state.start)
+
+
+def _step(
+    wrapped: nn.Module, optimiser: Any, accelerator: Any, subject: Subject,
+    ids: list[list[int]], label: Tensor, rows: np.ndarray, piece: int,
+) -> float:  # fmt: skip
+    """Gradients of the mean cross-entropy over `rows`, each process on its share, piece by piece. Returns the mean."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    mine = rows[rank::world] if len(rows) >= world else rows[[rank % len(rows)]]
+    share = 1.0 if len(rows) >= world or rank < len(rows) else 0.0
+    optimiser.zero_grad()
+    total = 0.0
+    for at in range(0, len(mine), piece):
+        some = mine[at : at + piece]
+        batch = forward.collate([ids[i] for i in some], subject.tokenizer.pad_token_id)
+        with accelerator.autocast():
+            z = wrapped(batch.ids.to(subject.device), batch.mask.to(subject.device))
+        # Summed here and divided by the whole batch: gradients do not depend on pieces or on the number of processes.
+        loss = F.cross_entropy(z.float(), label[some].to(z.device), reduction="sum") * share / len(rows)
+        accelerator.backward(loss * world)
+        total += float(loss.detach())
+    return total
+
+
+def _schedule(step: int, total: int, warmup: float) -> float:
+    rise = max(1, round(warmup * total))
+    return (step + 1) / rise if step < rise else max(0.0, (total - step) / max(1, total - rise))
+
+
+def _validation_split(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus]:
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
+    held = np.zeros(len(corpus), dtype=bool)
+    for c in np.unique(corpus.label):
+        members = rng.permutation(np.flatnonzero(corpus.label == c))
+        held[members[: max(1, round(share * len(members)))]] = len(members) > 1
+    return corpus.take(~held), corpus.take(held)
+
+
+def _batches(lengths: list[int], size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Every index once, in batches of similar length and random order; a function of (seed, epoch) alone."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 2, epoch]))
+    order = rng.permutation(len(lengths))
+    pool, length = size * 16, np.asarray(lengths)
+    batches: list[np.ndarray] = []
+    for at in range(0, len(order), pool):
+        some = order[at : at + pool]
+        some = some[np.argsort(length[some], kind="stable")]
+        batches += [some[i : i + size] for i in range(0, len(some), size)]
+    for i in rng.permutation(len(batches)):
+        yield batches[i]
+
+
+class _State:
+    """Where training stands: weights, optimiser, step, curves and the best weights so far; on disk when asked."""
+
+    def __init__(self, parameters: list[Tensor], optimiser: Any, path: Path | None, made_by: dict[str, Any]):
+        self.parameters, self.optimiser, self.path, self.made_by = parameters, optimiser, path, made_by
+        self.step, self.sum, self.count = 0, 0.0, 0
+        self.loss: list[float] = []
+        self.nll: list[float] = []
+        self.accuracy: list[float] = []
+        self.best: list[Tensor] = []
+        self.start: Tensor | None = None
+
+    def advance(self, loss: float) -> None:
+        self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
+
+    def end_epoch(self, nll: float, accuracy: float) -> None:
+        self.loss.append(self.sum / max(1, self.count))
+        self.sum, self.count = 0.0, 0
+        self.nll.append(nll)
+        self.accuracy.append(accuracy)
+        if nll <= min(self.nll):
+            self.best = [p.detach().cpu().clone() for p in self.parameters]
+
+    def stale(self, patience: int) -> bool:
+        return len(self.nll) > 0 and len(self.nll) - 1 - int(np.argmin(self.nll)) >= patience
+
+    def restore_best(self) -> None:
+        with torch.no_grad():
+            for p, b in zip(self.parameters, self.best, strict=True):
+                p.copy_(b)
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        keep = {k: getattr(self, k) for k in ("made_by", "step", "sum", "count", "loss", "nll", "accuracy", "best", "start")}
+        keep |= {"now": [p.detach().cpu() for p in self.parameters], "optimiser": self.optimiser.state_dict()}
+        part = self.path.with_suffix(".part")
+        torch.save(keep, part)
+        os.replace(part, self.path)
+
+    def load(self) -> None:
+        if self.path is None or not self.path.is_file():
+            return
+        try:
+            kept = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception:  # a damaged checkpoint is as good as none: training starts over
+            return
+        if kept["made_by"] != self.made_by or [p.shape for p in kept["now"]] != [p.shape for p in self.parameters]:
+            return
+        with torch.no_grad():
+            for p, value in zip(self.parameters, kept["now"], strict=True):
+                p.copy_(value)
+        self.optimiser.load_state_dict(kept["optimiser"])
+        for k in ("step", "sum", "count", "loss", "nll", "accuracy", "best", "start"):
+            setattr(self, k, kept[k])
+        session().note(f"Training went on from step {self.step}, where an earlier run had stopped.")

@@ -1,0 +1,260 @@
+"""Files and folders that appear whole or not at all.
+
+Everything is written beside its target under a hidden temporary name, flushed to disk, and renamed onto the target. A
+process that dies halfway leaves the old state, and at most a hidden ``.NAME.*.partial`` which a later write removes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from trueup.errors import BadInput, listing
+
+MANIFEST = "manifest.json"
+STALE_SECONDS = 24 * 3600
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file at `path` by `data`, whole or not at all. The parent folder must exist.
+
+    Raises:
+        BadInput: the folder is missing, or the file cannot be written there.
+    """
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        _fsync_folder(path.parent)
+    except OSError as e:
+        raise BadInput(_cannot_write(path, e)) from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace the file at `path` by `text` in UTF-8, line ends as given, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Write `obj` as strict JSON: keys sorted, numpy and dataclasses as plain values, NaN and infinities as null.
+
+    Raises:
+        TypeError: `obj` holds something that has no plain form (nothing is written).
+    """
+    write_bytes(path, json_bytes(obj))
+
+
+def json_bytes(obj: Any) -> bytes:
+    """The bytes that `write_json` writes: equal for equal objects."""
+    plain = _plain(obj)
+    try:
+        return (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:  # a lone surrogate in some text: escape instead
+        return (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def _plain(obj: Any) -> Any:
+    if obj is None or isinstance(obj, (bool, str)):
+        return obj
+    if isinstance(obj, int):
+        return int(obj)
+    if isinstance(obj, float):
+        return float(obj) if math.isfinite(obj) else None
+    if isinstance(obj, np.generic):
+        return _plain(obj.item())
+    if isinstance(obj, np.ndarray):
+        return _plain(obj.tolist())
+    if isinstance(obj, Mapping):
+        plain = {str(k.item() if isinstance(k, np.generic) else k): _plain(v) for k, v in obj.items()}
+        if len(plain) != len(obj):
+            raise TypeError("Two keys of one mapping are the same as text, so JSON cannot hold both.")
+        return plain
+    if isinstance(obj, (list, tuple)):
+        return [_plain(v) for v in obj]
+    if isinstance(obj, (set, frozenset)):
+        return sorted((_plain(v) for v in obj), key=lambda v: (str(type(v)), v))
+    if isinstance(obj, PurePath):
+        return str(obj)
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
+    raise TypeError(f"A {type(obj).__name__} has no plain form that JSON can hold; convert it before writing.")
+
+
+@contextmanager
+def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; at a clean exit it becomes `target`, with a manifest of its files.
+
+    After an exception (also KeyboardInterrupt) the temporary folder is removed and `target` is as it was. With `force`
+    an old folder is replaced only once the new one is complete, and put back if the replacement fails.
+
+    Raises:
+        BadInput: `target` is a file, or a folder that is not empty and `force` is not given, or cannot be written.
+    """
+    target = Path(os.path.abspath(target))
+    _refuse_taken(target, force)
+    temporary = _beside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        temporary.mkdir()
+    except OSError as e:
+        raise BadInput(_cannot_write(target, e)) from e
+    try:
+        yield temporary
+        _refuse_taken(target, force)
+        try:
+            _seal(temporary)
+            _move_onto(temporary, target, force)
+        except OSError as e:
+            raise BadInput(_cannot_write(target, e)) from e
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def verify(folder: str | os.PathLike[str], *, contents: bool = True) -> None:
+    """Check that every file of the manifest is there and unchanged. Files beyond the manifest do not matter.
+
+    Args:
+        contents: also compare sha256; False compares only sizes, which is quick.
+
+    Raises:
+        BadInput: no manifest, or a file is missing or changed.
+    """
+    folder = Path(folder)
+    advice = "Make the folder again, or copy it again from where it is whole."
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        listed = {str(k): (int(v["size"]), str(v["sha256"])) for k, v in files.items()}
+    except FileNotFoundError as e:
+        raise BadInput(f"'{folder}' has no {MANIFEST}, so it was never finished. {advice}") from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise BadInput(f"The {MANIFEST} of '{folder}' cannot be read. {advice}") from e
+    missing, changed = [], []
+    for name, (size, sha256) in sorted(listed.items()):
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise BadInput(f"The {MANIFEST} of '{folder}' names '{name}', which lies outside the folder. {advice}")
+        file = folder / inside
+        if not file.is_file():
+            missing.append(name)
+        elif file.stat().st_size != size or (contents and sha256_of(file) != sha256):
+            changed.append(name)
+    if missing or changed:
+        said = [f"missing {listing(missing, 4)}"] * bool(missing) + [f"changed {listing(changed, 4)}"] * bool(changed)
+        raise BadInput(f"'{folder}' is not as it was written: {'; '.join(said)}. {advice}")
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal sha256 of a file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _seal(folder: Path) -> None:
+    """Flush every file, then write the manifest last."""
+    if (folder / MANIFEST).exists():
+        raise ValueError(f"{MANIFEST} is written by new_folder; give your own file another name.")
+    files = {}
+    folders = [folder]
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            folders.append(path)
+        else:
+            _fsync_file(path)
+            files[path.relative_to(folder).as_posix()] = {"sha256": sha256_of(path), "size": path.stat().st_size}
+    for path in reversed(folders):
+        _fsync_folder(path)
+    write_json(folder / MANIFEST, {"files": files})
+
+
+def _move_onto(temporary: Path, target: Path, force: bool) -> None:
+    """Rename `temporary` to `target`; an old folder goes aside first, and comes back if the rename fails."""
+    aside = None
+    if target.is_dir() and not force:
+        target.rmdir()  # it was empty a moment ago; if another process has filled it, this fails and keeps it
+    elif target.is_dir():
+        aside = _beside(target)
+        os.rename(target, aside)
+    try:
+        os.rename(temporary, target)
+    except BaseException:
+        if aside is not None:
+            os.rename(aside, target)
+        raise
+    _fsync_folder(target.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_taken(target: Path, force: bool) -> None:
+    try:
+        if target.is_dir():
+            if not force and any(target.iterdir()):
+                raise BadInput(
+                    f"The folder '{target}' exists and is not empty. Give another folder, or --force to replace it."
+                )
+        elif os.path.lexists(target):
+            raise BadInput(f"'{target}' is a file, but a folder is to be written there. Give another name.")
+    except OSError as e:
+        raise BadInput(_cannot_write(target, e)) from e
+
+
+def _cannot_write(target: Path, e: OSError) -> str:
+    reason = e.strerror or str(e)
+    return f"'{target}' cannot be written ({reason}). Give a folder that you may write to and that has room."
+
+
+def _beside(target: Path) -> Path:
+    return target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed processes left beside `target` more than a day ago."""
+    for left in target.parent.glob(f".{_escape(target.name)}.*.partial"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _fsync_file(path: Path) -> None:
+    with open(path, "rb+") as f:
+        os.fsync(f.fileno())
+
+
+def _fsync_folder(path: Path) -> None:
+    if os.name != "posix":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass  # some file systems refuse to sync a folder; the rename is then as safe as they make it
+    finally:
+        os.close(fd)

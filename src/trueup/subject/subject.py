@@ -1,0 +1,186 @@
+"""The noun Subject: an adapted language model under examination, as a frozen value around a live model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trueup.subject.anatomy import Anatomy
+
+Confidence = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head that stands in for the model's own: logits = features @ weight.T + bias. (K, d) and (K,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a text becomes a causal model's prompt, and which words are the classes (a verbaliser).
+
+    Attributes:
+        text: the prompt; ``{text}`` stands for the example, ``{second}`` for its second text.
+        words: one word per class, in the classes' order, leading space included. A class scores by the logit of its
+            word's first token, so first tokens must differ.
+    """
+
+    text: str
+    words: tuple[str, ...]
+
+    def fill(self, text: str, second: str | None = None) -> str:
+        """The prompt of one example. Braces inside the example are left alone."""
+        filled = self.text.replace("{second}", second or "", 1) if "{second}" in self.text else self.text
+        return filled.replace("{text}", text, 1)
+
+
+@dataclass(frozen=True)
+class SoftmaxResponse:
+    """The confidence of an unrepaired classifier: max_c softmax(logits)_c over its C classes. Higher is surer."""
+
+    classes: int
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        z = logits[:, : self.classes].astype(np.float64)
+        return 1.0 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a subject came from: the base's name as the user gave it, the adapter's folder or id, its PEFT type."""
+
+    base: str
+    adapter: str | None = None
+    peft_type: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """An adapted model under examination. Frozen: a repaired subject is another Subject around the same live model.
+
+    Attributes:
+        model: a transformers model, or a PeftModel around one, in eval mode.
+        tokenizer: its tokenizer, with a padding token.
+        anatomy: its family.
+        classes: C class names in the order of the logits.
+        source: where it came from.
+        max_length: longest input in tokens; longer texts are cut at the end (for templates, inside the example).
+        template: for causal models that answer with a word; None for models with a classification head.
+        head: stands in for the model's own last linear layer (a repair puts it there); rows [:C] are the classes.
+        confidence: (n, K) logits -> (n,) confidence that the predicted class is right, higher is surer.
+    """
+
+    model: Any
+    tokenizer: Any
+    anatomy: Anatomy
+    classes: tuple[str, ...]
+    source: Source
+    max_length: int
+    template: Template | None = None
+    head: Head | None = None
+    confidence: Confidence = SoftmaxResponse(2)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def base(self) -> nn.Module:
+        """The transformers model inside, with adapter layers where the adapter kind puts them into the model."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def peft_config(self) -> Any:
+        """The active adapter's PEFT config, or None."""
+        if not hasattr(self.model, "peft_config"):
+            return None
+        return self.model.peft_config[self.model.active_adapter]
+
+    def own_head(self) -> Head:
+        """The classifier's last linear layer, or the rows of the language-model head at the verbaliser's tokens.
+
+        Weight (C, d) and bias (C,) (zeros where the layer has none), detached copies in float32.
+        """
+        layer = self.head_layer()
+        weight = layer.weight.detach().float()
+        bias = layer.bias.detach().float() if getattr(layer, "bias", None) is not None else weight.new_zeros(len(weight))
+        if self.template is not None:
+            rows = self.verbaliser_ids()
+            return Head(weight[rows].clone(), bias[rows].clone())
+        return Head(weight.clone(), bias.clone())
+
+    def head_layer(self) -> nn.Linear:
+        """The live last linear layer: of the active adapter's copy of the head where PEFT keeps one."""
+        if self.template is not None:
+            return self.base.get_output_embeddings()  # type: ignore[operator]
+        return head_layer(self.base, self.anatomy)
+
+    def verbaliser_ids(self) -> list[int]:
+        """The first token of each class word."""
+        assert self.template is not None
+        return verbaliser_ids(self.tokenizer, self.template.words)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over every parameter and buffer, hooks, training modes, requires_grad, and the stand-in head.
+
+        Two subjects with equal fingerprints are the same model in the same state.
+        """
+        h = hashlib.sha256(model_fingerprint(self.model).encode())
+        h.update(repr((self.classes, self.source, self.max_length, self.template, self.confidence)).encode())
+        for t in (self.head.weight, self.head.bias) if self.head else ():
+            h.update(_raw(t))
+        return h.hexdigest()
+
+
+def head_layer(base: nn.Module, anatomy: Anatomy) -> nn.Linear:
+    """The last linear layer of a sequence classifier, seen through PEFT's ``modules_to_save`` wrapper."""
+    module: nn.Module = base
+    for name in anatomy.head.split("."):
+        module = _active(getattr(module, name))
+    assert isinstance(module, nn.Linear), f"{anatomy.head} is {type(module).__name__}, not a linear layer"
+    return module
+
+
+def _active(module: nn.Module) -> nn.Module:
+    saved = getattr(module, "modules_to_save", None)
+    if not isinstance(saved, nn.ModuleDict):
+        return module
+    adapters = getattr(module, "active_adapters", None) or [getattr(module, "active_adapter", "default")]
+    return saved[adapters[0]] if adapters and adapters[0] in saved else module.original_module  # type: ignore[return-value]
+
+
+def verbaliser_ids(tokenizer: Any, words: tuple[str, ...]) -> list[int]:
+    """The first token of each word, without special tokens."""
+    return [tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in words]
+
+
+def _raw(tensor: Tensor) -> bytes:
+    return tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """sha256 over weights, buffers, hooks, training modes and requires_grad of a live model."""
+    h = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        h.update(f"{name}{parameter.requires_grad}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        h.update(_raw(parameter))
+    for name, buffer in model.named_buffers():
+        h.update(name.encode() + _raw(buffer))
+    for name, module in model.named_modules():
+        hooks = (
+            len(module._forward_hooks), len(module._forward_pre_hooks),
+            len(module._backward_hooks), len(module._backward_pre_hooks),
+        )  # fmt: skip
+        h.update(f"{name}{module.training}{hooks}".encode())
+    return h.hexdigest()

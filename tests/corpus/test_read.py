@@ -1,0 +1,591 @@
+"""Files become corpora; whatever is wrong with them becomes one sentence that says where and what next."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trueup.corpus import read as module
+from trueup.corpus.read import leaked, natural_order, read, split_rows, stratified_subset
+from trueup.errors import BadInput, TrueupError, Unavailable
+
+
+def rows(n: int = 20) -> list[dict]:
+    return [{"text": f"example number {i}", "label": "yes" if i % 2 else "no", "site": f"s{i % 3}"} for i in range(n)]
+
+
+def as_csv(path: Path, records: list[dict], delimiter: str = ",") -> Path:
+    with open(path, "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, list(records[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(records)
+    return path
+
+
+def as_jsonl(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    if path.suffix == ".csv":
+        return as_csv(path, records)
+    if path.suffix == ".tsv":
+        return as_csv(path, records, "\t")
+    if path.suffix == ".jsonl":
+        return as_jsonl(path, records)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(records), encoding="utf-8")
+        return path
+    pq.write_table(pa.Table.from_pylist(records), path)
+    return path
+
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_format_gives_the_same_corpus(tmp_path, ending):
+    corpus = read(write(tmp_path / f"d{ending}", rows()), attributes=["site"])
+    assert list(corpus.text) == [r["text"] for r in rows()]
+    assert corpus.classes == ("no", "yes")
+    assert [corpus.classes[i] for i in corpus.label] == [r["label"] for r in rows()]
+    assert corpus.label.dtype == np.int64
+    assert corpus.attributes["site"].tolist() == [r["site"] for r in rows()]
+    assert {s: int((corpus.split == s).sum()) for s in ("train", "calibration", "test")} == {
+        "train": 12,
+        "calibration": 4,
+        "test": 4,
+    }
+    reference = read(write(tmp_path / "r.csv", rows()))
+    assert corpus.fingerprint == reference.fingerprint
+
+
+def test_other_columns_and_pairs(tmp_path):
+    records = [{"a": f"first {i}", "b": f"second {i}", "y": i % 2} for i in range(10)]
+    corpus = read(write(tmp_path / "d.jsonl", records), text="a", second="b", label="y")
+    assert corpus.second == [r["b"] for r in records]
+    assert corpus.classes == ("0", "1")
+
+
+HOSTILE = st.text(
+    st.sampled_from("abc\"'\\,;\t\n\r\u2028\u2029\x85\x0b\x00\x1a\ufeff\u202e\u05d0\u0627\U0001f600e\u0301<&>{}")
+    | st.characters(exclude_categories=("Cs",)),
+    min_size=1,
+    max_size=30,
+).filter(str.strip)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@given(texts=st.lists(HOSTILE, min_size=8, max_size=12, unique_by=lambda t: " ".join(t.split())))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+def test_hostile_text_survives(tmp_path, ending, texts):
+    texts = ["word", *texts]  # at least one that is no number
+    records = [{"text": t, "label": "ab"[i % 2]} for i, t in enumerate(texts)]
+    assert list(read(write(tmp_path / f"d{ending}", records)).text) == texts
+
+
+def test_a_text_may_be_longer_than_the_csv_module_likes(tmp_path):
+    records = [r | {"text": r["text"] + "x" * 200_000} for r in rows(6)]
+    limit = csv.field_size_limit()
+    assert len(read(write(tmp_path / "d.csv", records)).text[0]) > 200_000
+    assert csv.field_size_limit() == limit
+
+
+def test_words_that_libraries_take_for_missing_stay_words(tmp_path):
+    words = ["NA", "null", "None", "N/A", "nan", "-", "n/a", "true"]
+    records = [{"text": w, "label": "ab"[i % 2]} for i, w in enumerate(words)]
+    assert list(read(write(tmp_path / "d.csv", records)).text) == words
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    path = write(tmp_path / "d.csv", rows())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read(path)) == 20
+
+
+def test_json_lines_under_the_name_json_and_other_shapes(tmp_path):
+    path = tmp_path / "d.json"
+    expected = read(as_jsonl(path, rows())).fingerprint
+    for shape in (
+        {"data": rows()},
+        {name: [r[name] for r in rows()] for name in rows()[0]},
+    ):
+        path.write_text(json.dumps(shape))
+        assert read(path).fingerprint == expected
+
+
+# -- labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([10, 9, 2], ("2", "9", "10")),
+        ([1.0, 0.0], ("0", "1")),
+        (["b10", "b9", "A"], ("A", "b9", "b10")),
+        (["-1", "1", "0"], ("-1", "0", "1")),
+        ([True, False], ("False", "True")),
+    ],
+)
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_class_names_are_strings_in_natural_order(tmp_path, labels, classes, ending):
+    records = [{"text": f"t {i}", "label": labels[i % len(labels)]} for i in range(4 * len(labels))]
+    corpus = read(write(tmp_path / f"d{ending}", records))
+    assert corpus.classes == classes
+
+
+@given(st.lists(st.text("a1-0 b9", max_size=5)))
+def test_natural_order_is_total(names):
+    backwards = list(reversed(names))
+    assert sorted(names, key=natural_order) == sorted(backwards, key=natural_order)
+
+
+def test_named_classes_give_the_order(tmp_path):
+    path = write(tmp_path / "d.csv", rows())
+    corpus = read(path, classes=["yes", "maybe", "no"])
+    assert corpus.classes == ("yes", "maybe", "no")
+    assert [corpus.classes[i] for i in corpus.label] == [r["label"] for r in rows()]
+    with pytest.raises(BadInput, match="'no' in lines 2, 4, 6 and 7 more is none"):
+        read(path, classes=["yes", "now"])
+
+
+def test_parquet_keeps_class_names_of_the_datasets_library(tmp_path):
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["z", "a"])})
+    data = datasets.Dataset.from_dict(
+        {"text": [f"t {i}" for i in range(8)], "label": [i % 2 for i in range(8)]}, features
+    )
+    data.to_parquet(tmp_path / "d.parquet")
+    corpus = read(tmp_path / "d.parquet")
+    assert corpus.classes == ("z", "a")
+    assert corpus.label.tolist() == [0, 1] * 4
+
+
+def test_an_absent_attribute_is_a_group_of_its_own(tmp_path):
+    records = rows()
+    records[3]["site"] = None
+    corpus = read(write(tmp_path / "d.jsonl", records), attributes=["site"])
+    assert corpus.attributes["site"][3] == "(missing)"
+
+
+# -- splits
+
+
+@st.composite
+def labelled(draw):
+    counts = draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
+    label = np.array(draw(st.permutations([c for c, n in enumerate(counts) for _ in range(n)])))
+    return label
+
+
+FRACTIONS = st.sampled_from([(0.6, 0.2, 0.2), (0.5, 0.25, 0.25), (0.34, 0.33, 0.33), (0.2, 0.4, 0.4)])
+
+
+@given(labelled(), st.integers(0, 9), FRACTIONS)
+def test_a_split_is_a_stratified_partition(label, seed, fractions):
+    keys = list(range(len(label)))
+    part = split_rows(keys, label, seed=seed, fractions=fractions)
+    assert set(part) <= {"train", "calibration", "test"}
+    for c in np.unique(label):
+        n = int((label == c).sum())
+        for name, f in zip(("train", "calibration", "test"), fractions, strict=True):
+            got = int((part[label == c] == name).sum())
+            assert abs(got - f * n) < 1 + 1e-9
+            assert got >= (n >= 3)
+    assert (part == split_rows(keys, label, seed=seed, fractions=fractions)).all()
+
+
+@given(labelled(), st.data(), st.integers(0, 9))
+def test_no_text_is_in_two_splits(label, data, seed):
+    keys = data.draw(st.lists(st.integers(0, 12), min_size=len(label), max_size=len(label)))
+    part = split_rows(keys, label, seed=seed)
+    where: dict[int, set] = {}
+    for k, p in zip(keys, part, strict=True):
+        where.setdefault(k, set()).add(p)
+    assert all(len(p) == 1 for p in where.values())
+    own = {}  # class -> its texts, where no text has two classes
+    for k, c in zip(keys, label, strict=True):
+        own.setdefault(c, set()).add(k)
+    for c, texts in own.items():
+        others = set().union(*(t for d, t in own.items() if d != c)) if len(own) > 1 else set()
+        if len(texts - others) == len(texts) >= 3:
+            assert set(part[label == c]) == {"train", "calibration", "test"}
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (10, 1, 1), (5, 5, 1), (1, 1, 1), (9, 9, 1, 1)])
+@pytest.mark.parametrize("fractions", [(0.6, 0.2, 0.2), (0.98, 0.01, 0.01)])
+def test_three_texts_reach_all_splits_however_often_they_repeat(sizes, fractions):
+    keys = [k for k, n in enumerate(sizes) for _ in range(n)]
+    part = split_rows(keys, np.zeros(len(keys), dtype=int), seed=0, fractions=fractions)
+    assert set(part) == {"train", "calibration", "test"}
+
+
+def test_the_seed_matters_and_only_the_seed():
+    label = np.arange(100) % 2
+    a, b, c = (split_rows(list(range(100)), label, seed=s) for s in (0, 0, 1))
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+def test_texts_that_differ_in_white_space_are_the_same(tmp_path):
+    records = [{"text": f"t {i}" + " " * j, "label": "ab"[i % 2]} for i in range(10) for j in range(3)]
+    corpus = read(write(tmp_path / "d.csv", records))
+    for i in range(10):
+        assert len(set(corpus.split[3 * i : 3 * i + 3])) == 1
+    assert not leaked(corpus).any()
+
+
+@given(labelled(), st.integers(1, 200), st.integers(0, 5))
+def test_a_subset_keeps_the_shares(label, size, seed):
+    kept = stratified_subset(label, size, seed)
+    assert len(kept) == min(size, len(label))
+    assert (np.diff(kept) > 0).all()
+    for c in np.unique(label):
+        exact = len(kept) * (label == c).mean()
+        assert abs((label[kept] == c).sum() - exact) < 1 + 1e-9
+
+
+def test_limit_is_stratified_and_deterministic(tmp_path):
+    path = write(tmp_path / "d.csv", [r | {"label": "yes" if i < 150 else "no"} for i, r in enumerate(rows(200))])
+    corpus = read(path, limit=40)
+    assert len(corpus) == 40
+    assert int((corpus.label == corpus.classes.index("yes")).sum()) == 30
+    assert corpus.fingerprint == read(path, limit=40).fingerprint
+    assert corpus.fingerprint != read(path, limit=40, seed=1).fingerprint
+    assert len(read(path, limit=10_000)) == 200
+
+
+def test_a_split_column_is_obeyed(tmp_path):
+    names = ["train", "Training", "dev", "validation", "test", "EVAL"]
+    records = [r | {"part": names[i % 6]} for i, r in enumerate(rows(24))]
+    corpus = read(write(tmp_path / "d.csv", records), split="part")
+    assert corpus.split.tolist() == ["train", "train", "calibration", "calibration", "test", "test"] * 4
+
+
+def test_a_single_held_out_part_becomes_two(tmp_path):
+    records = [r | {"part": "train" if i < 20 else "dev"} for i, r in enumerate(rows(40))]
+    corpus = read(write(tmp_path / "d.csv", records), split="part")
+    assert (corpus.split[:20] == "train").all()
+    for c in (0, 1):
+        held_out = corpus.split[20:][corpus.label[20:] == c]
+        assert sorted(held_out) == ["calibration"] * 5 + ["test"] * 5
+
+
+def test_leakage_of_a_given_split_is_seen(tmp_path):
+    records = [r | {"part": ["train", "dev", "test"][i % 3]} for i, r in enumerate(rows(12))]
+    records[2]["text"] = records[0]["text"] + " "
+    corpus = read(write(tmp_path / "d.csv", records), split="part")
+    assert np.flatnonzero(leaked(corpus)).tolist() == [2]
+
+
+def test_limit_keeps_the_shares_of_a_given_split(tmp_path):
+    records = [r | {"part": ["train", "dev", "test", "test"][i // 2 % 4]} for i, r in enumerate(rows(80))]
+    corpus = read(write(tmp_path / "d.csv", records), split="part", limit=40)
+    assert [int((corpus.split == s).sum()) for s in ("train", "calibration", "test")] == [10, 10, 20]
+
+
+# -- what can be wrong
+
+
+def raw(path: Path, data: str | bytes) -> Path:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+HEAD = "text,label\n"
+GOOD = "".join(f"some text {i},{'ab'[i % 2]}\n" for i in range(12))
+
+WRONG = {
+    "empty.csv": ("", "is empty (0 bytes)"),
+    "blank.csv": ("\n\n  \n", "only blank lines"),
+    "header.csv": (HEAD, "has columns but no rows"),
+    "ragged.csv": (HEAD + GOOD + "a,b,c\n", "line 14: 3 fields found, 2 expected ('text', 'label')"),
+    "short.csv": (HEAD + '"two\nlines",a\nalone\n', "line 4: 1 field found, 2 expected"),
+    "quote.csv": (HEAD + GOOD + '"never closed,a\nmore,b\n', "line 14: the quotes of the record"),
+    "stray.csv": (HEAD + '"a" b,c\n', "line 2: the quotes of the record"),
+    "twice.csv": ("text,label,text\na,b,c\n", "the header names 'text' more than once"),
+    "semicolon.csv": ("text;label\na;b\n", "looks separated by semicolons"),
+    "comma.tsv": (HEAD + GOOD, "looks separated by commas"),
+    "latin.csv": ((HEAD + GOOD).encode() + "café,a\n".encode("latin-1"), "byte 0xE9 at offset 184 (line 14)"),
+    "bom_latin.csv": (b"\xef\xbb\xbftext,label\ncaf\xe9,a\n", "byte 0xE9 at offset 17 (line 2)"),
+    "utf16.csv": ((HEAD + GOOD).encode("utf-16"), "is in UTF-16"),
+    "misspelt.csv": ("txet,label\n" + GOOD, "no column 'text'. Did you mean 'txet'? Its columns are 'txet', 'label'"),
+    "nolabel.csv": ("text,group\n" + GOOD, "no column 'label'. Its columns are 'text', 'group'"),
+    "gap.csv": (HEAD + GOOD + ",a\n  ,b\nx,a\n", "column 'text': no text in lines 14 and 15"),
+    "gaplabel.csv": (HEAD + GOOD + "x,\ny,NaN\n", "column 'label': no label in lines 14 and 15"),
+    "oneclass.csv": (HEAD + "x,a\ny,a\nz,a\n", "only one class in column 'label': 'a'"),
+    "numbers.csv": (HEAD + "1.5,a\n2,b\n-3e4,a\n", "numbers where text belongs (such as '1.5' in line 2)"),
+    "few.csv": (HEAD + "x,a\ny,b\nz,a\n", "too few rows for three splits (3 rows, and 1 different"),
+    "same.csv": (HEAD + "x,a\nx,a\nx,a\ny,b\ny,b\ny,b\n", "too few rows for three splits (6 rows, and 1 different"),
+    "ids.csv": (HEAD + "".join(f"text {i},id{i}\n" for i in range(150)), "150 different labels in 150 rows"),
+    "broken.jsonl": ('{"text": "a", "label": "b"}\n\n{"text": "a", "label"\n', "line 3: not valid JSON"),
+    "list.jsonl": ('{"text": "a", "label": "b"}\n["a", "b"]\n', "line 2: a list where an object belongs"),
+    "deep.jsonl": ("[" * 100_000, "line 1: not valid JSON"),
+    "huge.jsonl": ('{"text": "a", "label": ' + "1" * 5000 + "}", "line 1: not valid JSON"),
+    "partly.jsonl": ('{"text": "a", "label": "b"}\n{"label": "c"}\n', "no text in line 2"),
+    "nan.jsonl": ('{"text": "a", "label": "b"}\n{"text": NaN, "label": "c"}\n', "no text in line 2"),
+    "number.jsonl": ('{"text": "a", "label": "b"}\n{"text": 3, "label": "c"}\n', "numbers where text belongs (line 2"),
+    "object.jsonl": ('{"text": {"a": 1}, "label": "b"}\n', "'dict' where text belongs (line 1"),
+    "many.jsonl": ('{"text": "a", "label": ["b", "c"]}\n', "line 1 holds a list, but each text needs one class"),
+    "half.jsonl": ('{"text": "a \\ud83d", "label": "b"}\n', "line 1 holds half a character (a surrogate, U+D83D)"),
+    "broken.json": ('[{"text": "a",\n "label": }]', "line 2, column 11: not valid JSON"),
+    "scalar.json": ("3", "holds a number. Give a list of objects"),
+    "mixed.json": ('[{"text": "a", "label": "b"}, 4]', "record 2: a number where an object belongs"),
+    "uneven.json": ('{"text": ["a", "b"], "label": ["x"]}', "its columns have different lengths"),
+    "none.json": ("[]", "has columns but no rows"),
+    "not.parquet": ("PAR1 but not really", "is not a readable parquet file"),
+    "sheet.xlsx": ("PK", "ends in '.xlsx', which trueup does not read"),
+    "noending": (HEAD + GOOD, "ends in '', which trueup does not read"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_file_is_one_sentence_with_the_place_and_the_next_step(tmp_path, name):
+    data, said = WRONG[name]
+    with pytest.raises(BadInput) as caught:
+        read(raw(tmp_path / name, data))
+    message = str(caught.value)
+    assert said in message
+    assert name in message
+    assert "\n" not in message
+    assert message.rstrip()[-1] in ".)"
+    assert len(message) < 700
+    assert "Traceback" not in message
+
+
+def test_the_good_file_of_these_tests_is_good(tmp_path):
+    assert len(read(raw(tmp_path / "good.csv", HEAD + GOOD))) == 12
+
+
+def test_many_places_are_counted(tmp_path):
+    with pytest.raises(BadInput, match=r"no text in lines 2, 3, 4, 5, 6 and 15 more\. Fill in or delete them"):
+        read(write(tmp_path / "d.csv", [r | {"text": ""} for r in rows(20)]))
+
+
+def test_parquet_numbers_and_nulls_and_twice(tmp_path):
+    path = tmp_path / "d.parquet"
+    with pytest.raises(BadInput, match="numbers where text belongs"):
+        read(write(path, [r | {"text": i} for i, r in enumerate(rows())]))
+    with pytest.raises(BadInput, match="no text in row 1"):
+        read(write(path, [{"text": None, "label": "no"}, *rows()]))
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(BadInput, match="names the column 'text' more than once"):
+        read(path)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    write(tmp_path / "reviews.csv", rows())
+    with pytest.raises(BadInput, match=r"no file .*\. Did you mean 'reviews.csv'\?"):
+        read(tmp_path / "review.csv")
+    with pytest.raises(BadInput, match=r"does not exist\. Correct the path"):
+        read(str(tmp_path / "none" / "review.csv"))
+    with pytest.raises(BadInput, match=r"is a folder\. Name one data file; in it there are 'reviews\.csv'"):
+        read(tmp_path)
+
+
+def test_split_columns_that_cannot_be_used(tmp_path):
+    path = tmp_path / "d.csv"
+    write(path, [r | {"part": "train" if i else "extra"} for i, r in enumerate(rows())])
+    with pytest.raises(BadInput, match=r"no split is called 'extra' \(line 2\)\. Use train"):
+        read(path, split="part")
+    write(path, [r | {"part": "train"} for r in rows()])
+    with pytest.raises(BadInput, match="every row says 'train'"):
+        read(path, split="part")
+    with pytest.raises(BadInput, match=r"no column 'prat'\. Did you mean 'part'"):
+        read(path, split="prat")
+    with pytest.raises(BadInput, match=r"no column 'sitte'\. Did you mean 'site'"):
+        read(path, attributes=["sitte"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fractions": (0.5, 0.5)}, "fractions"),
+        ({"fractions": (0.8, 0.2, 0.0)}, "above 0"),
+        ({"fractions": (0.8, 0.2, 0.2)}, "sum to 1"),
+        ({"fractions": (float("nan"), 0.5, 0.5)}, "above 0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"limit": 1}, "larger limit"),
+        ({"limit": 4}, "larger limit"),
+        ({"label": "text"}, "named twice"),
+        ({"second": "text"}, "named twice"),
+        ({"classes": ["yes", "yes", "no"]}, "one class twice"),
+        ({"hub_split": "train"}, "no hub dataset"),
+    ],
+)
+def test_options_that_cannot_be_used(tmp_path, options, said):
+    with pytest.raises(BadInput, match=said):
+        read(write(tmp_path / "d.csv", rows()), **options)
+
+
+@given(st.binary(max_size=200), st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".parquet"]))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+def test_no_file_whatever_gives_a_traceback(tmp_path, data, ending):
+    said = "."
+    try:
+        read(raw(tmp_path / f"d{ending}", data))
+    except TrueupError as e:  # any other error fails the test
+        said = str(e)
+    assert said[-1] in ".)"
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["text", "label"]), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"text": st.text(max_size=5) | ANYTHING, "label": ANYTHING}), max_size=9) | ANYTHING,
+    st.sampled_from([".json", ".jsonl"]),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+def test_no_json_whatever_gives_a_traceback(tmp_path, thing, ending):
+    said = "."
+    text = json.dumps(thing) if ending == ".json" or not isinstance(thing, list) else "\n".join(map(json.dumps, thing))
+    try:
+        read(raw(tmp_path / f"d{ending}", text), attributes=["label"] if ending == ".json" else ())
+    except TrueupError as e:  # any other error fails the test
+        said = str(e)
+    assert said[-1] in ".)"
+
+
+# -- hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import datasets
+
+    calls: list[tuple] = []
+
+    def use(answer):
+        def load_dataset(path, name=None, split=None):
+            calls.append((path, name, split))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return calls
+
+    return use
+
+
+def part(n: int, start: int = 0, hidden: bool = False, column: str = "sentence"):
+    import datasets
+
+    features = datasets.Features(
+        {
+            column: datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["bad", "good"]),
+            "i": datasets.Value("int32"),
+        }
+    )
+    data = {
+        column: [f"hub text {i}" for i in range(start, start + n)],
+        "label": [-1 if hidden else i % 2 for i in range(n)],
+        "i": list(range(n)),
+    }
+    return datasets.Dataset.from_dict(data, features)
+
+
+def test_a_benchmark_with_hidden_test_labels(hub):
+    import datasets
+
+    parts = {"train": part(20), "validation": part(12, 20), "test": part(8, 40, hidden=True)}
+    calls = hub(datasets.DatasetDict(parts))
+    corpus = read("org/bench:sst2", text="sentence")
+    assert calls == [("org/bench", "sst2", None)]
+    assert corpus.classes == ("bad", "good")
+    assert len(corpus) == 32
+    assert (corpus.split[:20] == "train").all()
+    assert sorted(corpus.split[20:]) == ["calibration"] * 6 + ["test"] * 6
+
+
+def test_three_named_splits_are_kept_and_others_left(hub):
+    import datasets
+
+    parts = {"test": part(6, 20), "train": part(20), "dev": part(4, 30), "extra": part(9, 50)}
+    hub(datasets.DatasetDict(parts))
+    corpus = read("org/bench", text="sentence")
+    assert [int((corpus.split == s).sum()) for s in ("train", "calibration", "test")] == [20, 4, 6]
+
+
+def test_one_part_is_split_here(hub):
+    import datasets
+
+    hub(datasets.DatasetDict({"train": part(20)}))
+    assert sorted(set(read("bench", text="sentence").split)) == ["calibration", "test", "train"]
+    calls = hub(part(20))
+    assert len(read("bench", text="sentence", hub_split="train[:20]")) == 20
+    assert calls[-1] == ("bench", None, "train[:20]")
+
+
+def test_hub_troubles_are_sentences(hub):
+    import datasets
+
+    hub(part(20))
+    with pytest.raises(BadInput, match=r"no column 'sentense'\. Did you mean 'sentence'\?.*'label', 'sentence', 'i'"):
+        read("bench", text="sentense")
+    hub(part(8, hidden=True))
+    with pytest.raises(BadInput, match=r"no label in rows test\[0\], test\[1\].*hub_split"):
+        read("bench", text="sentence", hub_split="test")
+    hub(datasets.DatasetDict({"train": part(8), "test": part(8, column="other")}))
+    with pytest.raises(BadInput, match="Part 'test' of 'bench' has no column 'sentence'"):
+        read("bench", text="sentence")
+    hub(datasets.DatasetDict({"a": part(8), "b": part(8)}))
+    with pytest.raises(BadInput, match="splits 'a', 'b', none of a known name"):
+        read("bench", text="sentence")
+    hub(datasets.exceptions.DatasetNotFoundError("no"))
+    with pytest.raises(BadInput, match="no dataset 'bench' on the hub"):
+        read("bench")
+    hub(ValueError("Config name is missing. Please pick one among ['a', 'b']"))
+    with pytest.raises(BadInput, match=r"Please pick one.*'bench:CONFIG'"):
+        read("bench")
+    for error in (ConnectionError("x"), TimeoutError("x"), type("ProxyError", (Exception,), {})("x")):
+        hub(error)
+        with pytest.raises(Unavailable, match="Check the network"):
+            read("bench")
+
+
+def test_a_near_file_is_named_when_the_hub_has_nothing(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "reviews.csv", rows())
+    hub(ConnectionError("x"))
+    with pytest.raises(Unavailable, match=r"Did you mean 'reviews.csv'\?"):
+        read("reviews")
+
+
+def test_reading_leaves_the_datasets_library_as_loud_as_it_was(hub):
+    import datasets
+
+    hub(part(20))
+    before = (datasets.utils.logging.get_verbosity(), datasets.are_progress_bars_disabled())
+    read("bench", text="sentence")
+    assert (datasets.utils.logging.get_verbosity(), datasets.are_progress_bars_disabled()) == before
+
+
+def test_reading_a_file_imports_neither_torch_nor_datasets(tmp_path):
+    import subprocess
+    import sys
+
+    write(tmp_path / "d.csv", rows())
+    code = (
+        "import sys; from trueup.corpus.read import read; import trueup.store.packages, trueup.corpus.embedded; "
+        "read('d.csv'); print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert module.KINDS

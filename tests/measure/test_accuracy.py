@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trueup.errors import BadInput
+from trueup.measure.accuracy import accuracy, mcnemar, worst_group_accuracy
+
+
+def test_accuracy_counts_matches_of_numbers_and_of_names():
+    assert accuracy([0, 1, 2, 2], [0, 1, 1, 2]) == 0.75
+    assert accuracy(["yes", "no"], ["yes", "yes"]) == 0.5
+
+
+def test_worst_group_is_the_lowest_and_not_the_mean():
+    predicted, label, group = [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], ["a", "a", "a", "b", "b"]
+    assert worst_group_accuracy(predicted, label, group) == 0.5
+    assert accuracy(predicted, label) == 0.8
+    assert worst_group_accuracy(predicted, label, ["one"] * 5) == 0.8
+
+
+def test_a_group_of_weight_zero_is_passed_over():
+    assert worst_group_accuracy([1, 0], [1, 1], [0, 1]) == 0
+    assert worst_group_accuracy([1, 0], [1, 1], [0, 1], weight=[1, 0]) == 1
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.integers(0, 4)), min_size=1, max_size=30
+    ).filter(lambda rows: any(r[3] for r in rows))
+)
+def test_weights_are_repeated_rows(rows):
+    predicted, label, group, weight = np.array(rows).T
+    repeated = [np.repeat(a, weight) for a in (predicted, label, group)]
+    assert accuracy(predicted, label, weight=weight) == pytest.approx(accuracy(*repeated[:2]), abs=1e-12)
+    assert worst_group_accuracy(predicted, label, group, weight=weight) == pytest.approx(
+        worst_group_accuracy(*repeated), abs=1e-12
+    )
+
+
+def test_mcnemar_closed_forms():
+    same = np.array([True, False] * 10)
+    assert mcnemar(same, same) == 1
+    for changed in (5, 6):  # all one way: p = 2 * 2^-changed
+        before, after = np.zeros(20, bool), np.zeros(20, bool)
+        after[:changed] = True
+        assert mcnemar(before, after) == pytest.approx(2 * 0.5**changed)
+        assert mcnemar(after, before) == pytest.approx(2 * 0.5**changed)
+    before = np.array([1, 0, 0, 0])  # one worse, two better: every outcome is at least as extreme
+    after = np.array([0, 1, 1, 0])
+    assert mcnemar(before, after) == 1
+
+
+def test_mcnemar_keeps_its_level_and_has_power():
+    rng = np.random.default_rng(0)
+    null = [mcnemar(rng.random(100) < 0.7, rng.random(100) < 0.7) for _ in range(400)]
+    real = [mcnemar(rng.random(100) < 0.5, rng.random(100) < 0.8) for _ in range(100)]
+    assert np.mean(np.array(null) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+    assert np.mean(np.array(real) <= 0.05) > 0.9
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: accuracy([], []),
+        lambda: accuracy([1], [1, 0]),
+        lambda: accuracy([[1]], [[1]]),
+        lambda: accuracy([1, 1], [1, 0], weight=[0, 0]),
+        lambda: accuracy([1, 1], [1, 0], weight=[2, -1]),
+        lambda: accuracy([1, 1], [1, 0], weight=[np.nan, 1]),
+        lambda: worst_group_accuracy([1, 1], [1, 0], [0]),
+        lambda: mcnemar([True], [True, False]),
+        lambda: mcnemar([2, 0], [1, 0]),
+    ],
+)
+def test_refuses(call):
+    with pytest.raises(BadInput, match="give"):
+        call()

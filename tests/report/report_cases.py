@@ -1,0 +1,127 @@
+"""Reports to draw: made-up faults, since the report must know none by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Series
+from trueup.report.bundle import Report
+
+UNIT = "share of examples"
+
+
+def finding(name: str = "tilt", severity: float = 0.31, **more: Any) -> Finding:
+    """A finding whose interval is severity plus or minus 0.04, with measures, charts, samples and provenance."""
+    rng = np.random.default_rng(abs(round(severity * 1000)) if np.isfinite(severity) else 0)
+    grid = [round(0.1 * i, 1) for i in range(11)]
+    bent = [x - severity * x * (1 - x) * 2 for x in grid]
+    fields: dict[str, Any] = {
+        "fault": name,
+        "unit": UNIT,
+        "severity": severity,
+        "low": severity - 0.04,
+        "high": severity + 0.04,
+        "threshold": 0.1,
+        "sentence": f"The reading hangs {severity:.2f} to the left.",
+        "measures": {
+            "lean": Measure(severity, severity - 0.04, severity + 0.04, UNIT, "lower", "mean lean"),
+            "grip": Measure(0.7 - severity, 0.6 - severity, 0.8 - severity, "probability", "higher", "grip under load"),
+            "drag": Measure(12.5, 11.0, 14.0, "nats", "lower", "drag"),
+        },
+        "charts": (
+            Chart(
+                "bend", "Promise and outcome", "line", "promised", "kept",
+                "A fair reading lies on the dotted line; below it, more is promised than kept.",
+                (Series("all", grid, bent, [y - 0.05 for y in bent], [y + 0.05 for y in bent]),), True,
+            ),
+            Chart(
+                "groups", "Lean by group", "bar", "group", "lean", "Bars of equal height mean equal treatment.",
+                (Series("all", ["north", "south", "elsewhere"], [severity, severity / 2, severity / 3]),),
+            ),
+            Chart(
+                "layers", "Weight by layer", "line", "layer", "weight", "A peak says where the lean arises.",
+                (
+                    Series("heads", list(range(24)), list(severity * rng.random(24))),
+                    Series("units", list(range(24)), list(severity * rng.random(24) + 0.2)),
+                ),
+            ),
+        ),
+        "details": {"candidate": 3, "missing": float("nan"), "scores": [0.1, float("inf")]},
+        "samples": {
+            "confidence": rng.random(40).astype(np.float32),
+            "correct": rng.random(40) > 0.3,
+            "label": np.array(["ja", "nein"] * 20),
+            "hidden": rng.normal(size=(40, 3)),
+        },
+        "provenance": {
+            "title": f"{name.capitalize()} to one side",
+            "question": "Does the reading hang to one side?",
+            "paper": "A. Body, On Plumb Lines, 2024, arXiv:2401.01234",
+            "departures": ["The bob is brass; the paper leaves the metal open."],
+            "seed": 7,
+        },
+    }  # fmt: skip
+    return Finding(**(fields | more))
+
+
+def comparison(name: str = "tilt", before: float = 0.31, after: float | None = 0.05, **more: Any) -> Comparison:
+    """Before and after, with the paired difference of the headline measure plus or minus 0.06."""
+    fields: dict[str, Any] = {"before": finding(name, before), "after": None, "remedy": "No bob was heavy enough"}
+    if after is not None:
+        d = after - before
+        fields |= {
+            "after": finding(name, after),
+            "remedy": "A counterweight on the right, learnt on the calibration split.",
+            "differences": {
+                "lean": Difference(d, d - 0.06, d + 0.06, 0.0004),
+                "grip": Difference(-d, -d - 0.1, -d + 0.1, 0.01),
+                "drag": Difference(0.0, -0.8, 0.9, 0.93),
+            },
+            "harm": {
+                "accuracy": Difference(-0.002, -0.011, 0.007, 0.6),
+                "drag": Difference(0.8, 0.2, 1.4, 0.01),
+            },
+            "adapter": f"{name}-remedy",
+        }
+    return Comparison(**(fields | more))
+
+
+def report(*comparisons: Comparison, **more: Any) -> Report:
+    chosen = comparisons or (
+        comparison(),
+        comparison("wobble", 0.25, 0.23),
+        comparison("rust", 0.03, None, remedy="Nothing to repair."),
+        comparison("drift", 0.4, None),
+    )
+    name = chosen[0].before.fault
+    fields: dict[str, Any] = {
+        "title": "tiny-gpt2 with adapter 'sentiment'",
+        "job": {"model": "tiny-gpt2", "faults": [c.before.fault for c in chosen], "seed": 7, "limit": None},
+        "comparisons": chosen,
+        "examples": {
+            name: [
+                {
+                    "text": f"example {i}: the line was {'straight' if i % 3 else 'crooked, and nobody said so'}",
+                    "label": "ja" if i % 2 else "nein",
+                    "confidence before": 0.9 - i / 200,
+                    "confidence after": 0.6 - i / 300,
+                    "right": i % 3 > 0,
+                }
+                for i in range(60)
+            ]
+        },
+        "provenance": {
+            "command": ["trueup", "check", "tiny-gpt2", "--data", "my file.csv", "-o", "out"],
+            "torch": "2.10", "device": "cpu", "dtype": "float32", "threads": 1,
+            "fingerprints": {"base": "sha256:ab12", "adapter": "sha256:cd34"}, "seed": 7,
+        },
+        "notes": ["The batch was halved after running out of memory."],
+    }  # fmt: skip
+    return Report(**(fields | more))
+
+
+def with_before(c: Comparison, **more: Any) -> Comparison:
+    return replace(c, before=replace(c.before, **more))

@@ -1,0 +1,71 @@
+"""Tiny models of every family in `anatomy.py`, with a word tokenizer: written to a folder, loaded like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+WORDS = "the a cat dog sat on mat good bad fine poor film say now positive negative it was is very trap calm loud".split()
+
+_SMALL: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+_GROUPED = _SMALL | {"num_key_value_heads": 2, "head_dim": 8}
+SIZES: dict[str, dict[str, Any]] = {
+    "bert": _SMALL,
+    "roberta": _SMALL,
+    "electra": _SMALL | {"embedding_size": 32},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 128},
+    "mpnet": _SMALL,
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "opt": _SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "gpt_neox": _SMALL,
+    "llama": _GROUPED,
+    "mistral": _GROUPED | {"sliding_window": None},
+    "qwen2": _SMALL | {"num_key_value_heads": 2},
+    "gemma": _GROUPED,
+    "gemma3_text": _GROUPED | {"sliding_window": 64},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+    "mamba2": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+}
+
+
+def make_tokenizer(words: list[str] | None = None, *, pair: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """A whitespace word tokenizer; with `pair`, BERT's [CLS] text [SEP] frame."""
+    vocabulary = {w: i for i, w in enumerate([*SPECIAL, *(words or WORDS)])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if pair:
+        raw.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]",
+            special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+        )  # fmt: skip
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def make_base(family: str, folder: Path, *, seed: int = 0, causal: bool | None = None) -> Path:
+    """Write a tiny random base model of `family` and its tokenizer to `folder`, as a pre-trained checkpoint would be."""
+    encoder = family in ("bert", "roberta", "electra", "distilbert", "mpnet")
+    words = len(WORDS) + len(SPECIAL)
+    tokens = {"vocab_size": words, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    config = transformers.AutoConfig.for_model(family, **SIZES[family], **tokens)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    torch.manual_seed(seed)
+    model = transformers.AutoModel.from_config(config) if encoder else transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    model.eval().save_pretrained(folder)
+    make_tokenizer(pair=encoder).save_pretrained(folder)
+    return folder
