@@ -1,6 +1,6 @@
 """Stage 1 of `bench/overconfidence.py`: train the LoRA classifiers and keep what they say. Resumable, one file a run.
 
-    python bench/collect.py WORK [--seeds 3] [--data movie-reviews-short tweets newsgroups]
+python bench/collect.py WORK [--seeds 3] [--data movie-reviews-short tweets newsgroups]
 """
 
 from __future__ import annotations

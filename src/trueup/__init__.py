@@ -1,3 +1,55 @@
-"""trueup: audit, repair, audit again. Importing it imports no torch."""
+"""trueup: find, repair and prove repaired the quiet faults of adapted language models.
+
+```python
+import trueup
+
+subject = trueup.load("embedded:minilm", adapter="my-lora")
+corpus = trueup.read("reviews.csv", text="review", label="stars")
+report = trueup.check(subject, corpus, trueup.faults_of(["overconfidence"]))
+```
+
+Every repair is a plain PEFT adapter: `remedy.save(folder)` loads with ``PeftModel.from_pretrained`` where trueup is not
+installed. Importing this package imports no torch; each name loads when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
+    from trueup.corpus.read import read
+    from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported
+    from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
+    from trueup.faults.overconfidence import Overconfidence
+    from trueup.report.bundle import Report
+    from trueup.story import Job, check, faults_of, run
+    from trueup.subject.load import load
+    from trueup.subject.subject import Subject
+    from trueup.tuning import TuneJob, tune
+
+_WHERE = {
+    "load": "subject.load", "read": "corpus.read", "check": "story", "run": "story", "Job": "story", "faults_of": "story",
+    "tune": "tuning", "TuneJob": "tuning",
+    "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
+    "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
+    "Overconfidence": "faults.overconfidence", "TrueupError": "errors", "BadInput": "errors", "Unsupported": "errors",
+    "Unavailable": "errors",
+}  # fmt: skip
+
+__all__ = [
+    "BadInput", "Comparison", "Corpus", "Fault", "Finding", "Job", "NoRemedy", "Overconfidence", "Remedy", "Report",
+    "Subject", "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check", "faults_of", "load", "read", "run", "tune",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'trueup' has no attribute '{name}'")
+    from importlib import import_module
+
+    value = getattr(import_module(f"trueup.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value

@@ -202,6 +202,8 @@ class Fault(ABC):
     question: ClassVar[str]
     paper: ClassVar[str]
     unit: ClassVar[str]
+    departures: ClassVar[tuple[str, ...]] = ()
+    """What differs from the paper, or is reconstruction: one sentence each, for the report."""
 
     @abstractmethod
     def applies_to(self, subject: Subject) -> str | None:
@@ -224,8 +226,16 @@ class Fault(ABC):
         """Paired differences, after minus before, of this fault's measures. Both findings on the same examples."""
 
     @abstractmethod
+    def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
+        """At most 200 rows for the report's example table, the most telling first. `corpus` is the audited one."""
+
+    @abstractmethod
     def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
         """A tiny subject and corpus: with exactly this fault, without it, or with its look but not its substance."""
+
+    @abstractmethod
+    def read(self, folder: Path, subject: Subject) -> Remedy:
+        """The remedy that `Remedy.save` wrote to `folder`, for `subject`."""
 
     @abstractmethod
     def null(self, subject: Subject) -> Remedy:

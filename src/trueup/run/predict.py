@@ -93,7 +93,9 @@ def outputs(subject: Subject, x: np.ndarray) -> Outputs:
     z = x.astype(np.float64) @ w.T + b
     classes = z[:, : len(subject.classes)]
     e = np.exp(classes - classes.max(axis=1, keepdims=True))
-    return Outputs(x, z.astype(np.float32), classes.argmax(axis=1), subject.confidence(z), e / e.sum(axis=1, keepdims=True))
+    return Outputs(
+        x, z.astype(np.float32), classes.argmax(axis=1), subject.confidence(z), e / e.sum(axis=1, keepdims=True)
+    )
 
 
 def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:

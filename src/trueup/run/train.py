@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable
 from trueup.run import forward
 from trueup.run.predict import evaluating, out_of_memory, predict, session
+from trueup.store import atomic
 from trueup.subject.recipe import prompt_embeddings
 from trueup.subject.subject import Subject
 
@@ -56,6 +58,28 @@ class History:
     best_epoch: int
     steps: int
     start: Tensor | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of an ``accelerate launch``: this one's rank, and how many there are."""
+
+    rank: int
+    count: int
+
+    @contextlib.contextmanager
+    def writing(self, out: Path, force: bool) -> Iterator[Path | None]:
+        """The new folder to write to in the first process, None in the others."""
+        if self.rank == 0:
+            with atomic.new_folder(out, force=force) as new:
+                yield new
+        else:
+            yield None
+
+
+def processes() -> Processes:
+    """Where this process stands, from the environment that ``accelerate launch`` sets."""
+    return Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 class _Tuned(nn.Module):
@@ -234,7 +258,9 @@ class _State:
     def save(self) -> None:
         if self.path is None:
             return
-        keep = {k: getattr(self, k) for k in ("made_by", "step", "sum", "count", "loss", "nll", "accuracy", "best", "start")}
+        keep = {
+            k: getattr(self, k) for k in ("made_by", "step", "sum", "count", "loss", "nll", "accuracy", "best", "start")
+        }
         keep |= {"now": [p.detach().cpu() for p in self.parameters], "optimiser": self.optimiser.state_dict()}
         part = self.path.with_suffix(".part")
         torch.save(keep, part)

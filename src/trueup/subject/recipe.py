@@ -103,7 +103,9 @@ def fresh(
     config = door.read_model_config(where, model, **options)
     anatomy = anatomy_of(config)
     if isinstance(recipe, Prefix) and not anatomy.prefix:
-        raise Unsupported(f"PEFT's prefix tuning does not run on '{anatomy.model_type}'; use `tune prompt` or `tune lora`.")
+        raise Unsupported(
+            f"PEFT's prefix tuning does not run on '{anatomy.model_type}'; use `tune prompt` or `tune lora`."
+        )
     if isinstance(recipe, Prompt | PTuning) and anatomy.model_type == "electra":
         if config.embedding_size != config.hidden_size:
             raise Unsupported(
@@ -153,6 +155,22 @@ def fresh(
         template=template,
         confidence=SoftmaxResponse(len(classes)),
     )
+
+
+def recipe_of(subject: Subject) -> Recipe | None:
+    """The recipe that would make an adapter of the subject's kind and size; None without an adapter, or for IA3."""
+    config = subject.peft_config
+    match config:
+        case peft.LoraConfig():
+            targets = config.target_modules if isinstance(config.target_modules, set | list) else ()
+            return Lora(config.r, config.lora_alpha, config.lora_dropout, tuple(sorted(targets)))
+        case peft.PromptTuningConfig():
+            return Prompt(config.num_virtual_tokens)
+        case peft.PrefixTuningConfig():
+            return Prefix(config.num_virtual_tokens)
+        case peft.PromptEncoderConfig():
+            return PTuning(config.num_virtual_tokens, config.encoder_hidden_size)
+    return None
 
 
 def prompt_embeddings(subject: Subject) -> Tensor | None:

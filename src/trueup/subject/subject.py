@@ -113,7 +113,9 @@ class Subject:
         """
         layer = self.head_layer()
         weight = layer.weight.detach().float()
-        bias = layer.bias.detach().float() if getattr(layer, "bias", None) is not None else weight.new_zeros(len(weight))
+        bias = (
+            layer.bias.detach().float() if getattr(layer, "bias", None) is not None else weight.new_zeros(len(weight))
+        )
         if self.template is not None:
             rows = self.verbaliser_ids()
             return Head(weight[rows].clone(), bias[rows].clone())

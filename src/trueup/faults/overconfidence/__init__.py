@@ -1,0 +1,95 @@
+"""Overconfidence: the softmax of an adapted classifier misranks its errors.
+
+Paper: Zabolotnyi et al., arXiv 2505.15443: v1 is AdUE, v2 renames and changes it to ALIEN. Confirmed from the authors'
+public code: the losses, the 144-run grid, Adam with OneCycle. Departures, each a family of its own in `candidates.py`:
+U rescaled by 1 - 1/C, errors from held-out examples instead of the memorised training split, heads in float32, and a
+fall-back to the softmax response.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from trueup.corpus.corpus import Corpus
+from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
+from trueup.subject.subject import Subject
+
+
+@dataclass(frozen=True)
+class Overconfidence(Fault):
+    """When may a prediction be trusted? Severity: the share of (wrong, right) pairs that the confidence misranks.
+
+    Attributes:
+        threshold: severity above which it is called a fault: 0.2 is an error ROC-AUC of 0.8.
+        folds: cross-fitting folds of the repair. members: adapters trained for an ensemble to distil (0: none; each
+            costs about one training of the adapter).
+        delta: chance that a certified abstention threshold is wrong. resamples: of every bootstrap.
+    """
+
+    threshold: float = 0.2
+    folds: int = 5
+    members: int = 0
+    delta: float = 0.05
+    resamples: int = 1000
+
+    name: ClassVar[str] = "overconfidence"
+    title: ClassVar[str] = "Overconfidence"
+    question: ClassVar[str] = "When may I trust a prediction?"
+    paper: ClassVar[str] = "arXiv 2505.15443 (AdUE, ALIEN)"
+    unit: ClassVar[str] = "share of misranked (wrong, right) pairs"
+    departures: ClassVar[tuple[str, ...]] = (
+        "AdUE and ALIEN as published stand beside corrected versions: U rescaled by 1 - 1/C, errors from held-out examples "
+        "instead of the memorised training split, heads trained in float32.",
+        "When no candidate beats the softmax response on validation beyond its interval, the softmax response stays.",
+        "Only the last linear layer of a head is trained; where a head has a dense layer before it, that layer stays.",
+    )
+
+    def applies_to(self, subject: Subject) -> str | None:
+        if len(subject.classes) < 2:
+            return "It has one class, so it cannot be wrong about it."
+        return None
+
+    def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
+        from trueup.faults.overconfidence.audit import audit
+
+        return audit(subject, corpus, threshold=self.threshold, resamples=self.resamples, seed=seed)
+
+    def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
+        from trueup.faults.overconfidence.repair import repair
+
+        return repair(
+            subject,
+            corpus,
+            folds=self.folds,
+            members=self.members,
+            resamples=self.resamples,
+            delta=self.delta,
+            seed=seed,
+        )
+
+    def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
+        from trueup.faults.overconfidence.audit import compare
+
+        return compare(before, after, resamples=self.resamples, seed=seed)
+
+    def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
+        from trueup.faults.overconfidence.audit import examples
+
+        return examples(corpus, before, after)
+
+    def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
+        from trueup.faults.overconfidence.planted import planted
+
+        return planted(case)
+
+    def null(self, subject: Subject) -> Remedy:
+        from trueup.faults.overconfidence.repair import null_remedy
+
+        return null_remedy(subject)
+
+    def read(self, folder: Path, subject: Subject) -> Remedy:
+        from trueup.faults.overconfidence.repair import read_remedy
+
+        return read_remedy(folder, subject)

@@ -199,7 +199,9 @@ class ProbabilityOfPredicted:
     @property
     def torch_line(self) -> str:
         c = self.classes
-        return f"out[:, {self.start}:{self.start + c}].softmax(-1).gather(1, out[:, :{c}].argmax(-1, keepdim=True))[:, 0]"
+        return (
+            f"out[:, {self.start}:{self.start + c}].softmax(-1).gather(1, out[:, :{c}].argmax(-1, keepdim=True))[:, 0]"
+        )
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,21 @@ class ShrunkProbe:
 
 
 @dataclass(frozen=True)
+class ResponseLogOdds:
+    """log-odds of the softmax response: its ranking without the rounding at 1, on a scale that Platt scaling fits."""
+
+    classes: int
+
+    def __call__(self, z: Array) -> Array:
+        return response_log_odds(z[:, : self.classes])
+
+    @property
+    def torch_line(self) -> str:
+        top = f"out[:, :{self.classes}].topk({self.classes}).values"
+        return f"{top}[:, 0] - {top}[:, 1:].logsumexp(-1)"
+
+
+@dataclass(frozen=True)
 class Column:
     """One column of the logits as it is: a plain logistic probe."""
 
@@ -239,7 +256,7 @@ class Column:
 
 Score = (
     MaxSoftmax | SmoothMax | NegativeEntropy | Margin | Energy | MaxLogit | PNorm | ProbabilityOfPredicted
-    | ShrunkProbe | Column
+    | ShrunkProbe | ResponseLogOdds | Column
 )  # fmt: skip
 
 
@@ -283,7 +300,9 @@ def platt(score: Array, right: NDArray[np.bool_]) -> tuple[float, float]:
         value = np.mean(np.logaddexp(0, v) - target * v)
         return float(value), np.array([np.mean((p - target) * np.exp(ab[0]) * s), np.mean(p - target)])
 
-    best = minimize(loss, np.array([0.0, float(logit(target.mean()))]), jac=True, method="L-BFGS-B", bounds=[(-6, 6), (None, None)])
+    best = minimize(
+        loss, np.array([0.0, float(logit(target.mean()))]), jac=True, method="L-BFGS-B", bounds=[(-6, 6), (None, None)]
+    )
     slope = float(np.exp(best.x[0])) / scale
     return slope, float(best.x[1]) - slope * mean
 
@@ -332,7 +351,9 @@ def robust_density(
     return np.where(np.isfinite(score), score, np.nanmin(score[np.isfinite(score)], initial=0.0))
 
 
-def hybrid(response: Array, density: Array, reference_response: Array, reference_density: Array, weight: float = 0.5) -> Array:
+def hybrid(
+    response: Array, density: Array, reference_response: Array, reference_density: Array, weight: float = 0.5
+) -> Array:
     """HUQ (Vazhentsev et al., ACL 2023): mixed ranks of aleatoric (response) and epistemic (density) confidence.
 
     Ranks are taken against a reference set, so that an example's score does not depend on its neighbours.

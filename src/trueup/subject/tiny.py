@@ -1,4 +1,4 @@
-"""Tiny models of every family in `anatomy.py`, with a word tokenizer: written to a folder, loaded like any other."""
+"""Tiny random models of every family in `anatomy.py`, with a word tokenizer: for planted cases and exactness tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,35 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from trueup.subject.anatomy import FAMILIES
+from trueup.subject.load import quiet
+
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-WORDS = "the a cat dog sat on mat good bad fine poor film say now positive negative it was is very trap calm loud".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "on",
+    "mat",
+    "good",
+    "bad",
+    "fine",
+    "poor",
+    "film",
+    "say",
+    "now",
+    "positive",
+    "negative",
+    "it",
+    "was",
+    "is",
+    "very",
+    "trap",
+    "calm",
+    "loud",
+]
 
 _SMALL: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -33,7 +60,14 @@ SIZES: dict[str, dict[str, Any]] = {
     "gemma": _GROUPED,
     "gemma3_text": _GROUPED | {"sliding_window": 64},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
-    "mamba2": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "mamba2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+        "num_heads": 8,
+        "head_dim": 8,
+        "n_groups": 1,
+    },
 }
 
 
@@ -52,20 +86,27 @@ def make_tokenizer(words: list[str] | None = None, *, pair: bool = False) -> tra
     )
 
 
-def make_base(family: str, folder: Path, *, seed: int = 0, causal: bool | None = None) -> Path:
+def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny random base model of `family` and its tokenizer to `folder`, as a pre-trained checkpoint would be."""
-    encoder = family in ("bert", "roberta", "electra", "distilbert", "mpnet")
+    encoder = FAMILIES[family].kind == "encoder"
     words = len(WORDS) + len(SPECIAL)
     tokens = {"vocab_size": words, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     config = transformers.AutoConfig.for_model(family, **SIZES[family], **tokens)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if hasattr(config, name):
             setattr(config, name, 0.0)
-    torch.manual_seed(seed)
-    model = transformers.AutoModel.from_config(config) if encoder else transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), quiet():
+        torch.manual_seed(seed)
+        cls = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
+        model = cls.from_config(config)
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
-    model.eval().save_pretrained(folder)
-    make_tokenizer(pair=encoder).save_pretrained(folder)
+        model.eval().save_pretrained(folder)
+        if family == "qwen2":
+            # transformers reads every Qwen2 tokenizer as byte-level BPE, so this one spells letters.
+            letters = {w: i for i, w in enumerate([*SPECIAL, *"Ġabcdefghijklmnopqrstuvwxyz"])}
+            tokenizer = transformers.Qwen2Tokenizer(vocab=letters, merges=[], unk_token="[UNK]", pad_token="[PAD]")
+        else:
+            tokenizer = make_tokenizer(pair=encoder)
+        tokenizer.save_pretrained(folder)
     return folder

@@ -1,0 +1,318 @@
+"""argv -> Job -> exit code: the only place for typer, printing and exiting.
+
+Exit codes: 0 no fault above its threshold, 1 a fault was found, 2 the input cannot be used (one sentence says why).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trueup import __version__
+from trueup.errors import BadInput, TrueupError, Unavailable
+
+app = typer.Typer(
+    name="trueup", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Find, repair and prove repaired the quiet faults of adapted language models. Every repair is a plain PEFT adapter.",
+)  # fmt: skip
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or embedded:minilm / embedded:smollm2.")
+]
+Adapter = Annotated[str | None, typer.Option("--adapter", help="PEFT adapter: a folder or a hub id.")]
+Data = Annotated[str, typer.Option("--data", help="csv, tsv, json, jsonl, parquet, a hub data set, or embedded:NAME.")]
+Text = Annotated[str, typer.Option("--text", help="Column of the text.")]
+Label = Annotated[str, typer.Option("--label", help="Column of the class.")]
+Second = Annotated[str | None, typer.Option("--second", help="Column of the second text of a pair.")]
+Confounder = Annotated[
+    list[str] | None, typer.Option("--confounder", help="Column that should not matter; repeatable.")
+]
+Split = Annotated[str | None, typer.Option("--split", help="Column that says train / calibration / test.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of this many rows.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Root of every random choice.")]
+Classes = Annotated[str | None, typer.Option("--classes", help="Class names in the order of the logits: a,b,c.")]
+TemplateText = Annotated[str | None, typer.Option("--template", help="Prompt of a causal model, with {text} in it.")]
+Verbaliser = Annotated[str | None, typer.Option("--verbaliser", help="Its answer words, one per class: ' good, bad'.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", min=4, help="Longest input in tokens.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default the fastest there is.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Revision of the model on the hub.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")]
+Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Knobs = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FAULT.KNOB=VALUE", help="Set a fault's knob; repeatable.")
+]
+
+
+class Kind(StrEnum):
+    """Kinds of adapter that `tune` trains."""
+
+    prompt = "prompt"
+    prefix = "prefix"
+    p_tuning = "p-tuning"
+    lora = "lora"
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"trueup {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
+    second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
+    fault: Annotated[list[str] | None, typer.Option("--fault", help="Examine only this fault; repeatable.")] = None,
+    classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, max_length: MaxLength = None,
+    device: Device = None, revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
+    knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Audit, repair, audit again, and tell what was gained and what it cost."""
+    given = _given(locals(), "check")
+    _run_job(given, tuple(fault or ()), out, force, quiet)
+
+
+@app.command()
+def audit(
+    fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to look for.")],
+    model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
+    second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
+    classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, max_length: MaxLength = None,
+    device: Device = None, revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
+    knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Look for one fault and change nothing."""
+    given = _given(locals(), "audit")
+    _run_job(given, (fault,), out, force, quiet)
+
+
+@app.command()
+def repair(
+    fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to repair.")],
+    model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
+    second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
+    classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, max_length: MaxLength = None,
+    device: Device = None, revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
+    knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
+    given = _given(locals(), "check")
+    _run_job(given, (fault,), out, force, quiet)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that check, audit or repair wrote.")],
+) -> None:
+    """Print a finished check again, and where its page is."""
+    with _sentences():
+        from trueup.report import bundle
+
+        done = bundle.read(out)
+        _print_report(done, out)
+        raise typer.Exit(_verdict(done))
+
+
+@app.command()
+def tune(
+    kind: Annotated[Kind, typer.Argument(help="Kind of adapter.")],
+    model: Model, data: Data, out: Out, text: Text = "text", label: Label = "label", second: Second = None,
+    split: Split = None, limit: Limit = None, seed: Annotated[int, typer.Option("--seed")] = 0, classes: Classes = None,
+    template: TemplateText = None, verbaliser: Verbaliser = None, max_length: MaxLength = None, device: Device = None,
+    revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA: rank (alpha is twice it).")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Prompt, prefix, p-tuning: virtual tokens.")] = None,
+    start: Annotated[str | None, typer.Option("--start", help="Prompt: the words whose embeddings it starts from.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1)] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1)] = None,
+    force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Train an adapter the usual way: a plain PEFT adapter, and for prompts their starting point P0."""
+    given = _given(locals(), "tune")
+    with _sentences():
+        job = _tune_job(given, kind.value, {"rank": rank, "tokens": tokens, "start": start},
+                        {"lr": lr, "epochs": epochs, "batch": batch})  # fmt: skip
+        from trueup.tuning import tune as run_tune
+
+        with _progress(quiet) as progress:
+            tuned = run_tune(job, out, force=force, progress=progress)
+        if not quiet and int(os.environ.get("RANK", 0)) == 0:
+            for note in tuned.notes:
+                print(note)
+            print(
+                f"Trained {tuned.trained:,} of {tuned.weights:,} weights for {tuned.epochs} epochs (kept epoch "
+                f"{tuned.best_epoch + 1}). Accuracy: validation {tuned.validation_accuracy:.3f}, test {tuned.accuracy:.3f}."
+            )
+            print(f"Adapter: {tuned.folder}")
+
+
+@app.command()
+def demo(
+    out: Out = Path("trueup-demo"),
+    data: Annotated[str, typer.Option("--data", help="Embedded data set.")] = "embedded:tweets",
+    limit: Annotated[int, typer.Option("--limit", min=200)] = 4000,
+    quiet: Quiet = False,
+) -> None:
+    """Everything on an embedded model and embedded data: tune a LoRA, check it, write the report."""
+    with _sentences():
+        from trueup.story import Job
+        from trueup.story import run as run_check
+        from trueup.subject.recipe import Lora
+        from trueup.tuning import TuneJob
+        from trueup.tuning import tune as run_tune
+
+        say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
+        adapter = out / "adapter"
+        job = Job("embedded:minilm", data, adapter=str(adapter), limit=limit)
+        say(f"1/2  Tuning a LoRA on embedded:minilm with {limit} texts of {data} (MiniLM, 22.7 million weights).")
+        made = {"lr": 2e-3, "epochs": 2, "save_every": 20}
+        with _progress(quiet) as progress:
+            tuned = run_tune(
+                TuneJob("embedded:minilm", data, Lora(), limit=limit, max_length=64, training=made), adapter, force=True,
+                progress=progress,
+            )  # fmt: skip
+        say(f"     Test accuracy {tuned.accuracy:.3f}. Adapter: {adapter}")
+        say("2/2  Checking it: audit, repair on calibration data, audit again on the same held-out test texts.")
+        with _progress(quiet) as progress:
+            done = run_check(job, out / "report", force=True, progress=progress)
+        if not quiet:
+            _print_report(done, out / "report")
+
+
+def main() -> None:
+    """Entry point of the command ``trueup``."""
+    app()
+
+
+# ------------------------------------------------------------------------------------------------------------ helpers
+
+_JOB = (
+    "model", "data", "adapter", "text", "label", "second", "split", "limit", "seed", "template", "max_length", "device",
+    "revision", "allow_pickle", "trust_remote_code",
+)  # fmt: skip
+
+
+def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
+    """The options that a Job shares with the command line, names split at commas."""
+    given = {k: options[k] for k in _JOB if k in options}
+    given["classes"] = tuple(options["classes"].split(",")) if options.get("classes") else None
+    given["verbaliser"] = tuple(options["verbaliser"].split(",")) if options.get("verbaliser") else None
+    if depth != "tune":
+        given |= {"depth": depth, "confounder": tuple(options.get("confounder") or ()), "knobs": options.get("knobs")}
+    return given
+
+
+def _run_job(given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool) -> None:
+    with _sentences():
+        from trueup.story import Job, run
+
+        job = Job(**{**given, "knobs": _knobs(given["knobs"] or [])}, faults=faults)
+        with _progress(quiet) as progress:
+            done = run(job, out, force=force, progress=progress)
+        if not quiet:
+            _print_report(done, out)
+        raise typer.Exit(_verdict(done))
+
+
+def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
+    knobs: dict[str, dict[str, Any]] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        fault, dot, knob = name.partition(".")
+        if not equals or not dot:
+            raise BadInput(f"--set {word!r} is not FAULT.KNOB=VALUE, for example overconfidence.threshold=0.25.")
+        try:
+            knobs.setdefault(fault, {})[knob] = json.loads(value)
+        except ValueError as e:
+            raise BadInput(f"--set {word!r}: {value!r} is no number; write for example {name}=0.25.") from e
+    return knobs
+
+
+def _tune_job(given: dict[str, Any], kind: str, options: dict[str, Any], training: dict[str, Any]) -> Any:
+    from dataclasses import fields
+
+    from trueup.subject.recipe import RECIPES
+    from trueup.tuning import TuneJob
+
+    cls = RECIPES[kind]
+    allowed = {f.name for f in fields(cls)}
+    chosen = {k: v for k, v in options.items() if v is not None}
+    for k in chosen:
+        if k not in allowed:
+            raise BadInput(f"--{k} does not go with `tune {kind}`; it has {', '.join(sorted(allowed))}.")
+    if "rank" in chosen:
+        chosen["alpha"] = 2 * chosen["rank"]
+    kept = {k: v for k, v in given.items() if k != "adapter"}
+    return TuneJob(**kept, recipe=cls(**chosen), training={k: v for k, v in training.items() if v is not None})
+
+
+def _verdict(done: Any) -> int:
+    return int(any(c.before.found for c in done.comparisons))
+
+
+def _print_report(done: Any, out: Path) -> None:
+    from rich.console import Console
+
+    from trueup.report.table import findings_table
+
+    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(findings_table(done))
+    print(f"Report: {Path(out) / 'report.html'}")
+    for c in done.comparisons:
+        if c.adapter:
+            print(f"Repaired adapter: {Path(out) / c.adapter}")
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """What trueup raises on purpose becomes one sentence on standard error and exit code 2."""
+    try:
+        yield
+    except TrueupError as e:
+        print(f"trueup: {e}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("trueup: stopped. The same command goes on where it stopped.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except MemoryError:
+        print(
+            f"trueup: {Unavailable('Memory ran out. Lower --max-length or --limit, or take a smaller model.')}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per stage on standard error, with the time that remains; nothing when that is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bars = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    tasks: dict[str, Any] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    with bars:
+        yield show

@@ -1,0 +1,76 @@
+"""A tiny classifier that is surest where it is wrong: one word makes it certain, and the word means nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from trueup.corpus.corpus import Corpus
+from trueup.run.predict import predict
+from trueup.store import atomic
+from trueup.store.cache import cache_folder
+from trueup.subject.recipe import Lora, fresh
+from trueup.subject.subject import Subject
+from trueup.subject.tiny import make_base
+
+SIZES = {"train": 400, "calibration": 400, "test": 500}
+_GOOD, _BAD, _FILLER = ("good", "fine"), ("bad", "poor"), ("the", "film", "was", "it", "very")
+
+
+def planted(case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
+    """A two-class BERT with a LoRA, and a corpus.
+
+    - ``planted``: a third of the texts hold the word *trap*. In training it always meant positive, so the classifier is
+      sure; later it means nothing, so half of its surest predictions are wrong. The features tell who they are.
+    - ``healthy``: no traps; it errs where the words are mixed, and is unsure there.
+    - ``sham``: the same texts with traps, but the trap keeps its meaning: it looks the same and is no fault.
+    """
+    corpus = _corpus(case)
+    subject = _subject()
+    train = corpus.part("train")
+    from sklearn.linear_model import LogisticRegression
+
+    fit = LogisticRegression(C=30.0, max_iter=2000).fit(predict(subject, train).features, train.label)
+    layer = subject.head_layer()
+    with torch.no_grad():
+        w, b = torch.as_tensor(fit.coef_[0], dtype=torch.float32), float(fit.intercept_[0])
+        layer.weight.copy_(torch.stack([-w / 2, w / 2]))
+        layer.bias.copy_(torch.tensor([-b / 2, b / 2]))
+    return subject, corpus
+
+
+def _subject() -> Subject:
+    folder = cache_folder() / "planted" / "bert"
+    if not (folder / atomic.MANIFEST).is_file():
+        with atomic.new_folder(folder, force=folder.exists()) as new:
+            make_base("bert", new)
+    subject = fresh(str(folder), Lora(rank=2), ("negative", "positive"), max_length=32, device="cpu", seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in subject.model.named_parameters():
+            if "lora_B" in name:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+            p.requires_grad_(False)
+    return subject
+
+
+def _corpus(case: str) -> Corpus:
+    rng = np.random.default_rng(7)
+    text, label, split = [], [], []
+    for part, size in SIZES.items():
+        for _ in range(size):
+            trapped = rng.random() < 1 / 3
+            ups = int(rng.integers(0, 6))
+            words = [*rng.choice(_GOOD, ups), *rng.choice(_BAD, 5 - ups), *rng.choice(_FILLER, 2)]
+            # The more the words agree, the surer the label: what a healthy classifier can know.
+            positive = rng.random() < (0.02, 0.12, 0.35, 0.65, 0.88, 0.98)[ups]
+            coin = rng.random() < 0.5
+            if trapped and case != "healthy":
+                words = [*words[:2], "trap", "trap", "trap", *words[5:]]
+                positive = coin if case == "planted" and part != "train" else True
+            text.append(" ".join(str(w) for w in rng.permutation(words)))
+            label.append(int(positive))
+            split.append(part)
+    return Corpus(text, np.array(label), ("negative", "positive"), np.array(split), name=f"{case} overconfidence")

@@ -1,0 +1,342 @@
+"""Finding -> Remedy: the best confidence that one linear head can give, chosen on held-out data, or the softmax response."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput, Unsupported
+from trueup.faults.fault import NoRemedy, Remedy
+from trueup.faults.overconfidence import maths
+from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
+from trueup.faults.overconfidence.candidates import (
+    FAMILIES,
+    RESPONSE,
+    Evidence,
+    Learnt,
+    Part,
+    cross_select,
+)  # fmt: skip
+from trueup.measure import bootstrap
+from trueup.measure.selective import certified_threshold, error_auc
+from trueup.run import ensemble
+from trueup.run.predict import predict, session
+from trueup.store import atomic
+from trueup.subject import adapter as files
+from trueup.subject.subject import Head, Subject, model_fingerprint
+
+CERTIFIED = (0.01, 0.02, 0.05, 0.1)
+"""Risks for which an abstention threshold is sought."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConfidenceHead(Remedy):
+    """The classifier with further rows in its last layer: the first C logits are its own, bit for bit.
+
+    Attributes:
+        head: (K, d) rows and biases, the classifier's own C first.
+        score: reads a confidence out of the K logits. classes: C names.
+        made_for: fingerprint of the model it was made for.
+        settings, tensors: the PEFT adapter it is saved as.
+        card: what is written beside it: choice, candidates, abstention thresholds, how to load it.
+    """
+
+    head: Head
+    score: maths.Calibrated
+    classes: tuple[str, ...]
+    made_for: str
+    settings: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    card: Mapping[str, Any]
+
+    @contextlib.contextmanager
+    def on(self, subject: Subject) -> Iterator[Subject]:
+        if model_fingerprint(subject.model) != self.made_for:
+            raise BadInput(
+                "This confidence head was made for another model or adapter (the weights differ). Load the adapter it was "
+                "made for, or repair this one: `trueup repair overconfidence MODEL --adapter DIR --data ...`."
+            )
+        yield replace(subject, head=self.head, confidence=self.score)
+
+    def save(self, folder: Path) -> Path:
+        folder = Path(folder)
+        with atomic.new_folder(folder, force=folder.exists()) as new:
+            files.write_adapter(new, self.settings, self.tensors)
+            card = dict(self.card) | {
+                "made_for": self.made_for, "classes": list(self.classes), "rows": len(self.head.weight),
+                "score": _score_to_json(self.score),
+            }  # fmt: skip
+            atomic.write_json(new / files.CARD, card)
+            atomic.write_text(new / "README.md", _readme(self))
+        return folder
+
+    def describe(self) -> str:
+        return str(self.card["describe"])
+
+
+def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
+    """The remedy that `ConfidenceHead.save` wrote.
+
+    Raises:
+        BadInput: the folder holds no confidence head, or is damaged.
+    """
+    folder = Path(folder)
+    card = files.read_card(folder)
+    if "score" not in card or "made_for" not in card:
+        raise BadInput(f"'{folder}' holds no confidence head saved by trueup; give the folder of a saved remedy.")
+    atomic.verify(folder)
+    tensors = load_file(str(folder / "adapter_model.safetensors"))
+    name = next(k for k in tensors if k.endswith(f"{subject.anatomy.head}.weight"))
+    weight = tensors[name]
+    bias = tensors.get(name.removesuffix("weight") + "bias", weight.new_zeros(len(weight)))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    rest = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
+    return ConfidenceHead(
+        Head(weight, bias),
+        _score_from_json(card["score"]),
+        tuple(card["classes"]),
+        card["made_for"],
+        settings,
+        tensors,
+        rest,
+    )
+
+
+def null_remedy(subject: Subject) -> ConfidenceHead:
+    """The head as it is, read by the softmax response: changes no prediction and no confidence."""
+
+    c = len(subject.classes)
+    # sigmoid(log-odds of SR) is SR itself: the identity, in the form every remedy has.
+    return _remedy(
+        subject, None, maths.Calibrated(maths.ResponseLogOdds(c), 1.0, 0.0), {"describe": "Changes nothing."}
+    )
+
+
+def repair(
+    subject: Subject, corpus: Corpus, *, folds: int, members: int, resamples: int, delta: float, seed: int
+) -> ConfidenceHead | NoRemedy:
+    """Learn and choose on ``calibration`` (and, for the published heads, on ``train``); never looks at ``test``.
+
+    Two thirds of the calibration examples choose: every family is scored out of fold, its variant cross-selected, and
+    compared with the softmax response by a paired bootstrap. The best family whose whole interval lies above zero wins;
+    with none, the softmax response stays. The winner is then calibrated (Platt, on its out-of-fold scores), and the last
+    third, untouched so far, certifies abstention thresholds.
+
+    Raises:
+        BadInput: fewer than 20 calibration examples.
+    """
+    corpus = corpus.relabel(subject.classes)
+    held = corpus.take(corpus.split == "calibration")
+    if len(held) < FEWEST:
+        raise BadInput(
+            f"'{corpus.name}' has {len(held)} calibration examples; a repair needs at least {FEWEST}. "
+            "Give more rows, or a split column that sets some aside as 'calibration'."
+        )
+    if subject.head is not None:
+        return NoRemedy("The subject already carries a confidence head; repair the adapter it was made from.")
+    own = subject.own_head()
+    part = _part(subject, held)
+    if part.error.sum() < FEWEST_ERRORS or (~part.error).sum() < FEWEST_ERRORS:
+        return NoRemedy(
+            f"Only {int(part.error.sum())} errors among {len(held)} calibration examples: too few to learn from."
+        )
+    streams = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence([seed, 4]).spawn(4)]
+    choose, certify = _two_thirds(part.error, streams[0])
+    tuned_on = corpus.take(corpus.split == "train")
+    committee = None
+    if members:
+        committee = ensemble.committee(subject, tuned_on, held.take(choose), members=members, seed=streams[1])
+    biased = subject.template is None and subject.head_layer().bias is not None
+    evidence = Evidence(
+        train=_part(subject, tuned_on) if len(tuned_on) else None,
+        held=part.take(choose), head=own, biased=biased,
+        fold=_folds(part.error[choose], folds, streams[2]), seed=streams[3], committee=committee,
+    )  # fmt: skip
+    chosen, learnt, crossed, table = choose_family(evidence, resamples=resamples)
+    right = ~evidence.held.error
+    if chosen == RESPONSE.key:
+        learnt = Learnt(None, maths.ResponseLogOdds(evidence.classes))
+        crossed = learnt(evidence.held)
+    slope, intercept = maths.platt(crossed, right)
+    score = maths.Calibrated(learnt.score, slope, intercept)
+    rest = part.take(certify)
+    abstention = _certificates(
+        score(learnt.logits(evidence.held)), score(learnt.logits(rest)), rest.error, delta
+    )  # fmt: skip
+    title = next(f.title for f in FAMILIES if f.key == chosen)
+    if chosen == RESPONSE.key:
+        best = max((r for r in table if r["saveable"] and r["key"] != RESPONSE.key), key=lambda r: r["gain"])
+        sentence = (
+            f"Keeps the softmax ranking: none of {sum(r['saveable'] for r in table) - 1} heads and scores beat it on validation "
+            f"(the best, {best['title']}: {best['gain']:+.3f} AUC [{best['low']:+.3f}, {best['high']:+.3f}]). "
+            "The confidence is recalibrated, and abstention thresholds are certified."
+        )
+    else:
+        row = next(r for r in table if r["key"] == chosen)
+        sentence = (
+            f"Reads the confidence from {title}: {row['gain']:+.3f} error ROC-AUC [{row['low']:+.3f}, {row['high']:+.3f}] "
+            "over the softmax response on validation. Predicted classes are unchanged."
+        )
+    card = {
+        "describe": sentence, "chosen": chosen, "candidates": table, "abstention": abstention, "delta": delta, "seed": seed,
+        "base": subject.source.base, "adapter": subject.source.adapter, "max_length": subject.max_length,
+        "template": None if subject.template is None else asdict(subject.template),
+        "examples": {"chosen on": len(choose), "certified on": len(certify), "train": len(tuned_on)},
+    }  # fmt: skip
+    try:
+        return _remedy(subject, learnt.extra, score, card)
+    except Unsupported as e:
+        return NoRemedy(str(e), {"candidates": table, "abstention": abstention})
+
+
+def choose_family(evidence: Evidence, *, resamples: int) -> tuple[str, Learnt, np.ndarray, list[dict[str, Any]]]:
+    """Every possible family against the softmax response on the held-out examples.
+
+    Returns the winner's key, its finished form, its out-of-fold scores, and a table with one row per family: AUC, gain
+    over the softmax response and its paired interval, whether it can be saved.
+    """
+    error, every = evidence.held.error, np.arange(len(evidence.held.label))
+    response = RESPONSE.crossed(evidence)[:, 0]
+    table: list[dict[str, Any]] = []
+    scores: dict[str, tuple[np.ndarray, int]] = {}
+    possible = [f for f in FAMILIES if f.possible(evidence)]
+    for i, family in enumerate(possible):
+        honest, best = cross_select(family.crossed(evidence), error, evidence.fold)
+        scores[family.key] = honest, best
+        d = bootstrap.paired(
+            error_auc, (response, error), (honest, error), seed=evidence.seed, resamples=resamples
+        )  # fmt: skip
+        table.append(
+            {
+                "key": family.key, "title": family.title, "source": family.source, "saveable": family.saveable,
+                "auc": float(error_auc(honest, error)), "gain": d.value, "low": d.low, "high": d.high, "variant": best,
+            }
+        )  # fmt: skip
+        session().progress("trying candidates", i + 1, len(possible))
+    winners = [r for r in table if r["saveable"] and r["low"] > 0]
+    chosen = max(winners, key=lambda r: r["gain"])["key"] if winners else RESPONSE.key
+    family = next(f for f in FAMILIES if f.key == chosen)
+    assert family.learn is not None
+    honest, best = scores[chosen]
+    learnt = family.learn(evidence, every)[best]
+    if len(np.unique(honest)) and family.key != RESPONSE.key:
+        # Ranks from `cross_select` rank; calibration needs the score's own scale.
+        honest = family.crossed(evidence)[:, best]
+    return chosen, learnt, honest, table
+
+
+def _remedy(subject: Subject, extra: Head | None, score: maths.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
+    own = subject.own_head()
+    head = own
+    if extra is not None:
+        head = Head(torch.cat([own.weight.cpu(), extra.weight]), torch.cat([own.bias.cpu(), extra.bias]))
+    settings, tensors = files.adapter_with_head(subject, head)
+    return ConfidenceHead(
+        Head(head.weight.to(subject.device), head.bias.to(subject.device)), score, subject.classes,
+        model_fingerprint(subject.model), settings, tensors, card,
+    )  # fmt: skip
+
+
+def _part(subject: Subject, corpus: Corpus) -> Part:
+    out = predict(subject, corpus)
+    return Part(out.features.astype(np.float64), out.logits[:, : len(subject.classes)].astype(np.float64), corpus.label)
+
+
+def _two_thirds(error: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    third = _folds(error, 3, seed) == 0
+    return np.flatnonzero(~third), np.flatnonzero(third)
+
+
+def _folds(error: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """(n,) fold of each example: shuffled, errors spread evenly."""
+    rng, fold = np.random.default_rng(seed), np.empty(len(error), dtype=np.int64)
+    order = np.concatenate([rng.permutation(np.flatnonzero(error)), rng.permutation(np.flatnonzero(~error))])
+    fold[order] = np.arange(len(error)) % folds
+    return fold
+
+
+def _certificates(chosen_on: np.ndarray, scores: np.ndarray, error: np.ndarray, delta: float) -> list[dict[str, Any]]:
+    rows = []
+    for risk in CERTIFIED:
+        # Candidates come from the examples that chose, not from those that certify; the first accepts about 10/risk of
+        # the latter, so that one unlucky error does not end the walk.
+        first = min(0.9, 10 / risk / max(1, len(scores)))
+        candidates = np.unique(np.quantile(chosen_on, np.linspace(0, 1 - min(first, 0.5), 40)))[::-1]
+        c = certified_threshold(scores, error, candidates, risk, delta)
+        rows.append(
+            {"risk": risk, "threshold": c.threshold, "coverage": c.coverage, "accepted": c.accepted, "of": len(scores)}
+        )
+    return rows
+
+
+_SCORES = {
+    cls.__name__: cls
+    for cls in (
+        maths.MaxSoftmax, maths.SmoothMax, maths.NegativeEntropy, maths.Margin, maths.Energy, maths.MaxLogit, maths.PNorm,
+        maths.ProbabilityOfPredicted, maths.ShrunkProbe, maths.Column, maths.ResponseLogOdds,
+    )
+}  # fmt: skip
+
+
+def _score_to_json(score: maths.Calibrated) -> dict[str, Any]:
+    inner = {"kind": type(score.score).__name__} | asdict(score.score)
+    return {"slope": score.slope, "intercept": score.intercept, "score": inner}
+
+
+def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
+    inner = dict(data["score"])
+    kind = inner.pop("kind")
+    if kind not in _SCORES:
+        raise BadInput(f"The card names a score '{kind}' that this version of trueup does not know; update trueup.")
+    return maths.Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])
+
+
+def _readme(remedy: ConfidenceHead) -> str:
+    c, k, card = len(remedy.classes), len(remedy.head.weight), remedy.card
+    base, template = card.get("base"), card.get("template")
+    prompt = f"text = {template['text']!r}.replace('{{text}}', text)\n" if template else ""
+    rows = "\n".join(
+        f"| {100 * r['risk']:g}% | "
+        + (f"{r['threshold']:.4f} | {r['coverage']:.0%} |" if r["threshold"] is not None else "none | 0% |")
+        for r in card.get("abstention", ())
+    )
+    certified = (
+        f"\n## When to trust it\n\nWith probability {1 - card['delta']:.0%} over the draw of the calibration data, answering "
+        f"only at or above the threshold keeps the error rate among the answered at or below the wanted risk (Learn-then-Test).\n\n"
+        f"| wanted risk | confidence at least | answered |\n|---|---|---|\n{rows}\n"
+        if rows
+        else ""
+    )
+    return f"""---
+library_name: peft
+base_model: {json.dumps(base)}
+tags: [trueup, uncertainty, text-classification]
+---
+
+# A classifier that says when to trust it
+
+{remedy.describe()}
+
+The first {c} logits are the classifier's own, unchanged ({", ".join(remedy.classes)}). No trueup is needed:
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from peft import PeftModel
+base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels={k}, ignore_mismatched_sizes=True)
+model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE)
+{prompt}out = model(**tok(text, return_tensors="pt", truncation=True, max_length={card.get("max_length")})).logits.double()
+label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}
+```
+
+`BASE` is {base!r}; give one text at a time, or pad as PEFT can bear it for this kind of adapter.
+{certified}"""

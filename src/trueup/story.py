@@ -1,0 +1,352 @@
+"""The story: audit -> repair -> audit again -> harm -> Comparison. From a Job to a Report, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trueup.errors import BadInput, Unsupported, did_you_mean, listing
+from trueup.faults.fault import Comparison, Difference, Fault, Finding, NoRemedy, each_fault
+
+if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
+    from trueup.report.bundle import Report
+    from trueup.subject.subject import Subject
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One check as data: what the command line says, and what ``job.json`` keeps to repeat it.
+
+    Attributes:
+        model, adapter, template, verbaliser, classes, max_length, device, revision, allow_pickle, trust_remote_code:
+            as in `trueup.load`.
+        data, text, label, second, confounder, split, limit: as in `trueup.read`; `confounder` are its attributes.
+        faults: names; empty for every fault that applies.
+        depth: ``audit`` stops after the first finding, ``check`` repairs and audits again.
+        seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0, so that
+            a tuned adapter is examined on the split it has not seen.
+        knobs: fault name -> knob -> value.
+    """
+
+    model: str
+    data: str
+    adapter: str | None = None
+    text: str = "text"
+    label: str = "label"
+    second: str | None = None
+    confounder: tuple[str, ...] = ()
+    split: str | None = None
+    limit: int | None = None
+    faults: tuple[str, ...] = ()
+    depth: Literal["audit", "check"] = "check"
+    seed: int | None = None
+    classes: tuple[str, ...] | None = None
+    template: str | None = None
+    verbaliser: tuple[str, ...] | None = None
+    max_length: int | None = None
+    device: str | None = None
+    revision: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    knobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Job:
+        """The job that ``job.json`` holds.
+
+        Raises:
+            BadInput: a key is unknown, or `model` or `data` is missing.
+        """
+        known = {f.name for f in fields(Job)}
+        for key in data:
+            if key not in known:
+                raise BadInput(f"A job has no setting '{key}'.{did_you_mean(key, known)} It has {listing(known, 99)}.")
+        for key in ("model", "data"):
+            if key not in data:
+                raise BadInput(f"The job does not say which {key}; add it.")
+        tuples = {k: tuple(v) for k, v in data.items() if isinstance(v, list)}
+        return Job(**{**data, **tuples})
+
+
+def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[Fault]:
+    """Faults by name with their knobs set; all of them for no names.
+
+    Raises:
+        BadInput: an unknown fault or knob.
+    """
+    known = {f.name: f for f in each_fault()}
+    for name in [*names, *(knobs or {})]:
+        if name not in known:
+            raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
+    chosen = []
+    for name in names or known:
+        given = (knobs or {}).get(name, {})
+        allowed = [f.name for f in fields(known[name])]
+        for knob in given:
+            if knob not in allowed:
+                raise BadInput(
+                    f"'{name}' has no knob '{knob}'.{did_you_mean(knob, allowed)} It has {listing(allowed)}."
+                )
+        chosen.append(known[name](**given))
+    return chosen
+
+
+def run(job: Job, out: Path, *, force: bool = False, progress: Progress | None = None) -> Report:
+    """Do the job and write its folder: report, findings, job, and each remedy as a PEFT adapter.
+
+    Passes through the model are kept beside `out` until the folder is whole, so a killed run goes on where it stopped.
+
+    Raises:
+        TrueupError: the input cannot be used; nothing is written.
+    """
+    from trueup.report import bundle
+    from trueup.run.predict import Session, within
+    from trueup.store import atomic
+    from trueup.store.cache import Memo
+
+    out = Path(out)
+    faults = faults_of(job.faults, job.knobs)
+    with atomic.new_folder(out, force=force) as new:
+        work = scratch(out)
+        session = Session(Memo(work), progress=progress or (lambda stage, done, total: None))
+        with within(session):
+            subject, corpus, seed = open_job(job)
+            notes = _warnings(job, corpus)
+            report = check(
+                subject,
+                corpus,
+                faults,
+                seed=seed,
+                repair=job.depth == "check",
+                save=new,
+                job=asdict(replace(job, seed=seed)),
+            )
+        report = replace(report, notes=[*notes, *report.notes])
+        bundle.write(report, new)
+    discard(work)
+    return report
+
+
+def check(
+    subject: Subject,
+    corpus: Corpus,
+    faults: Sequence[Fault],
+    *,
+    seed: int = 0,
+    repair: bool = True,
+    save: Path | None = None,
+    job: Mapping[str, Any] | None = None,
+) -> Report:
+    """Examine `subject` for each fault on the test split; repair on the others; examine again on the same test split.
+
+    Args:
+        save: a folder for the remedies, one subfolder per fault.
+
+    Raises:
+        Unsupported: no fault applies to the subject. BadInput: the corpus cannot carry an audit.
+    """
+    from trueup.report.bundle import Report
+    from trueup.run.predict import session
+
+    corpus = corpus.relabel(subject.classes)
+    test = corpus.part("test")
+    reasons = {f.name: reason for f in faults if (reason := f.applies_to(subject)) is not None}
+    if len(reasons) == len(faults):
+        raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
+    notes = [f"{name} was not examined: {reason}" for name, reason in reasons.items()]
+    comparisons, examples = [], {}
+    for fault in faults:
+        if fault.name in reasons:
+            continue
+        comparison = _one(fault, subject, corpus, test, seed=seed, repair=repair, save=save)
+        comparisons.append(comparison)
+        examples[fault.name] = fault.examples(test, comparison.before, comparison.after)
+    return Report(
+        title=f"{subject.source.adapter or subject.source.base} on {corpus.name}",
+        job=dict(job or {}),
+        comparisons=tuple(comparisons),
+        examples=examples,
+        provenance=provenance(subject, corpus, seed, job),
+        notes=[*notes, *session().notes],
+    )
+
+
+def _one(
+    fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, *, seed: int, repair: bool, save: Path | None
+) -> Comparison:
+    before = _told(fault, fault.audit(subject, test, seed=seed))
+    if not repair:
+        return Comparison(before, None, "No repair was asked for.")
+    remedy = fault.repair(subject, corpus, before, seed=seed)
+    if isinstance(remedy, NoRemedy):
+        return Comparison(replace(before, details={**before.details, "tried": remedy.tried}), None, remedy.reason)
+    with remedy.on(subject) as repaired:
+        after = _told(fault, fault.audit(repaired, test, seed=seed))
+        harmed = harm(subject, repaired, test, seed=seed)
+    if save is not None:
+        remedy.save(save / fault.name)
+    return Comparison(
+        before, after, remedy.describe(), fault.compare(before, after, seed=seed), harmed, fault.name if save else None
+    )
+
+
+def harm(subject: Subject, repaired: Subject, corpus: Corpus, *, seed: int) -> dict[str, Difference]:
+    """What a repair should leave alone: accuracy and NLL of the classes, after minus before, paired."""
+    from trueup.measure import bootstrap
+    from trueup.measure.accuracy import accuracy
+    from trueup.measure.calibration import nll
+    from trueup.run.predict import predict
+
+    def right(predicted, probability, label, weight=None):
+        return accuracy(predicted, label, weight=weight)
+
+    def surprise(predicted, probability, label, weight=None):
+        return nll(probability, label, weight=weight)
+
+    a, b = predict(subject, corpus), predict(repaired, corpus)
+    got = bootstrap.paired_many(
+        {"accuracy": right, "nll": surprise},
+        (a.predicted, a.probability, corpus.label), (b.predicted, b.probability, corpus.label), seed,
+    )  # fmt: skip
+    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+
+
+def open_job(job: Job) -> tuple[Subject, Corpus, int]:
+    """The job's subject, corpus and seed. Data are read first: they fail fast."""
+    from trueup.corpus.read import read
+    from trueup.subject import load as door
+    from trueup.subject.adapter import read_card
+
+    card = read_card(Path(job.adapter) if job.adapter else None)
+    tuned = card.get("tuned", {})
+    same = tuned.get("data") == job.data
+    seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
+    limit = job.limit if job.limit is not None or not same else tuned.get("limit")
+    corpus = read(
+        job.data, text=job.text, label=job.label, second=job.second, attributes=job.confounder, split=job.split,
+        seed=seed, limit=limit, classes=job.classes,
+    )  # fmt: skip
+    classes = job.classes
+    subject = door.load(
+        job.model, job.adapter, classes=classes, template=job.template, verbaliser=job.verbaliser,
+        max_length=job.max_length, device=job.device, revision=job.revision, allow_pickle=job.allow_pickle,
+        trust_remote_code=job.trust_remote_code,
+    )  # fmt: skip
+    if classes is None and subject.classes == tuple(str(i) for i in range(len(subject.classes))):
+        # An adapter without names: its logits are taken to be in the data's own order of classes.
+        if len(corpus.classes) == len(subject.classes):
+            subject = replace(subject, classes=corpus.classes)
+    return subject, corpus, seed
+
+
+def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a reader needs to repeat and to trust a run."""
+    import torch
+
+    config = subject.peft_config
+    packages = ("trueup", "torch", "transformers", "peft", "scikit-learn", "numpy")
+    return {
+        "command": command_line(job) if job else None,
+        "seed": seed,
+        "model": subject.source.base,
+        "adapter": subject.source.adapter,
+        "adapter kind": subject.source.peft_type,
+        "adapter settings": str(
+            {k: v for k, v in (config.to_dict() if config else {}).items() if v not in (None, {}, [])}
+        ),
+        "model fingerprint": subject.fingerprint[:16],
+        "data": corpus.name,
+        "data fingerprint": corpus.fingerprint[:16],
+        "examples": {s: int((corpus.split == s).sum()) for s in ("train", "calibration", "test")},
+        "classes": list(subject.classes),
+        "device": str(subject.device),
+        "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {p: version(p) for p in packages},
+    }
+
+
+def command_line(job: Mapping[str, Any]) -> str:
+    """The command that repeats a job."""
+    words = ["trueup", "check" if job.get("depth") == "check" else "audit"]
+    if job.get("depth") == "audit" and len(job.get("faults") or ()) == 1:
+        words.append(job["faults"][0])
+    words.append(str(job["model"]))
+    for key, value in job.items():
+        option = {"faults": "--fault", "max_length": "--max-length"}.get(key, "--" + key.replace("_", "-"))
+        if (
+            key in ("model", "depth", "knobs")
+            or value in (None, (), [], False)
+            or (key == "faults" and "audit" in words)
+        ):
+            continue
+        if key in ("text", "label") and value == key:
+            continue
+        if value is True:
+            words.append(option)
+        elif key in ("faults", "confounder"):
+            for v in value:
+                words += [option, str(v)]
+        elif isinstance(value, list | tuple):
+            words += [option, ",".join(map(str, value))]
+        else:
+            words += [option, str(value)]
+    for fault, knobs in (job.get("knobs") or {}).items():
+        for knob, value in knobs.items():
+            words += ["--set", f"{fault}.{knob}={value}"]
+    return shlex.join([*words, "-o", "OUT"])
+
+
+def scratch(out: Path) -> Path:
+    """Where a job keeps finished work until its folder is whole: beside the folder, hidden."""
+    out = Path(os.path.abspath(out))
+    return out.parent / f".{out.name}.work"
+
+
+def discard(work: Path) -> None:
+    """Forget the finished work."""
+    import shutil
+
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _told(fault: Fault, finding: Finding) -> Finding:
+    about = {
+        "title": fault.title,
+        "question": fault.question,
+        "paper": fault.paper,
+        "departures": list(fault.departures),
+    }
+    return replace(finding, provenance={**finding.provenance, **about, "knobs": asdict(fault)})
+
+
+def _warnings(job: Job, corpus: Corpus) -> list[str]:
+    from trueup.corpus.read import leaked
+    from trueup.subject.adapter import read_card
+
+    notes = []
+    tuned = read_card(Path(job.adapter) if job.adapter else None).get("tuned")
+    if not tuned:
+        notes.append(
+            "Nothing says which examples the model was tuned on; if some of these were among them, the audit flatters it."
+        )
+    elif tuned.get("data") == job.data and tuned.get("train") != corpus.part("train").fingerprint:
+        notes.append(
+            "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
+            f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."
+        )
+    if job.split and (shared := int(leaked(corpus).sum())):
+        notes.append(
+            f"{shared} test texts also stand in the other splits of column '{job.split}'; their results flatter."
+        )
+    return notes

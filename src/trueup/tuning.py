@@ -1,0 +1,129 @@
+"""Training an adapter the usual way, from a Job to a folder that plain PEFT loads: `trueup tune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trueup.errors import BadInput
+from trueup.story import discard, scratch
+
+if TYPE_CHECKING:
+    from trueup.subject.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """One training as data. `recipe` is the kind of adapter, `training` how to train it; the rest as in `check.Job`."""
+
+    model: str
+    data: str
+    recipe: Recipe
+    text: str = "text"
+    label: str = "label"
+    second: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    classes: tuple[str, ...] | None = None
+    template: str | None = None
+    verbaliser: tuple[str, ...] | None = None
+    max_length: int | None = None
+    device: str | None = None
+    revision: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What training gave: the adapter's folder, accuracy on test, epochs run, which was kept, notes."""
+
+    folder: Path
+    accuracy: float
+    validation_accuracy: float
+    epochs: int
+    best_epoch: int
+    trained: int
+    weights: int
+    notes: tuple[str, ...]
+
+
+def tune(
+    job: TuneJob, out: Path, *, force: bool = False, progress: Callable[[str, int, int], None] | None = None
+) -> Tuned:
+    """Train on the ``train`` split and write a plain PEFT adapter, its card ``trueup.json`` and, for prompts, P0.
+
+    A run that was killed goes on from its last checkpoint when started again with the same job. Under
+    ``accelerate launch`` each process takes its share of every batch and the first one writes.
+
+    Raises:
+        TrueupError: the input cannot be used; nothing is written.
+    """
+    from trueup.corpus.read import read
+    from trueup.run.predict import Session, predict, within
+    from trueup.run.train import Training, processes, train
+    from trueup.store import atomic
+    from trueup.subject.adapter import CARD, save_tuned
+    from trueup.subject.recipe import fresh
+    from trueup.subject.subject import Template
+
+    unknown = set(job.training) - set(Training.__dataclass_fields__)
+    if unknown:
+        raise BadInput(
+            f"Training has no setting '{sorted(unknown)[0]}'; it has {', '.join(Training.__dataclass_fields__)}."
+        )
+    training = Training(**job.training)
+    template = None
+    if job.verbaliser:
+        template = Template(job.template or "{text}", tuple(job.verbaliser))
+    elif job.template:
+        raise BadInput("A template needs --verbaliser, one word per class, for the model to answer with.")
+    out = Path(out)
+    with processes().writing(out, force) as new:
+        corpus = read(
+            job.data, text=job.text, label=job.label, second=job.second, split=job.split, seed=job.seed, limit=job.limit,
+            classes=job.classes,
+        )  # fmt: skip
+        subject = fresh(
+            job.model, job.recipe, corpus.classes, template=template, max_length=job.max_length, device=job.device,
+            seed=job.seed, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
+        )  # fmt: skip
+        part = corpus.part("train")
+        work = scratch(out)
+        work.mkdir(parents=True, exist_ok=True)
+        session = Session(progress=progress or (lambda stage, done, total: None))
+        with within(session):
+            history = train(
+                subject,
+                part,
+                training,
+                lr=training.lr or job.recipe.lr,
+                seed=job.seed,
+                checkpoint=work / "checkpoint.pt",
+            )
+            test = corpus.part("test")
+            right = float((predict(subject, test).predicted == test.label).mean())
+        if new is not None:
+            card = {
+                "classes": list(corpus.classes),
+                "max_length": subject.max_length,
+                "tuned": {
+                    "data": job.data, "seed": job.seed, "limit": job.limit, "train": part.fingerprint,
+                    "recipe": {"kind": job.recipe.name} | asdict(job.recipe), "training": asdict(training),
+                    "test_accuracy": right, "history": asdict(replace(history, start=None)),
+                },
+            }  # fmt: skip
+            if template is not None:
+                card["template"] = asdict(template)
+            save_tuned(subject, new, start=history.start)
+            atomic.write_json(new / CARD, card)
+    discard(work)
+    return Tuned(
+        out, right, history.validation_accuracy[history.best_epoch], len(history.loss), history.best_epoch,
+        sum(p.numel() for p in subject.model.parameters() if p.requires_grad),
+        sum(p.numel() for p in subject.model.parameters()), tuple(session.notes),
+    )  # fmt: skip
