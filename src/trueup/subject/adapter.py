@@ -162,7 +162,7 @@ def _dormant(subject: Subject) -> tuple[dict[str, Any], dict[str, Tensor]]:
     target = subject.anatomy.lora[0]
     names = [n for n, m in subject.base.named_modules() if n.endswith("." + target) and hasattr(m, "weight")]
     name, layer = names[0], subject.base.get_submodule(names[0])
-    rows, columns = layer.weight.shape  # type: ignore[union-attr]
+    rows, columns = map(int, layer.weight.shape)  # type: ignore[union-attr,arg-type]
     if type(layer).__name__ == "Conv1D":
         rows, columns = columns, rows
     fan = type(layer).__name__ == "Conv1D"

@@ -51,7 +51,7 @@ class Anatomy:
         """True when a token sees only what stands before it, so that the last token carries the answer."""
         return self.kind != "encoder"
 
-    def sizes(self, config: Any) -> dict[str, int]:
+    def sizes(self, config: Any) -> dict[str, Any]:
         """`token_dim`, `num_layers` and `num_attention_heads` of a model, under the names PEFT's prompt configs use.
 
         Prompts are as wide as the word embeddings, which ELECTRA keeps narrower than its layers.
@@ -78,7 +78,7 @@ def _llama_like(model_type: str) -> Anatomy:
     )  # fmt: skip
 
 
-def _neox_like(model_type: str, layers: str, attention: str, **names: str) -> Anatomy:
+def _neox_like(model_type: str, layers: str, attention: str, **names: Any) -> Anatomy:
     fused = f"{attention}.query_key_value"
     return Anatomy(
         model_type, "decoder", layers, fused, fused, fused, f"{attention}.dense",

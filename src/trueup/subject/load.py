@@ -102,7 +102,12 @@ def load(
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=names,
-        source=Source(model, adapter, settings.peft_type.value if settings is not None else None, revision),
+        source=Source(
+            model,
+            adapter,
+            str(getattr(settings.peft_type, "value", settings.peft_type)) if settings is not None else None,
+            revision,
+        ),
         max_length=min(max_length or card.get("max_length") or 256, room),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),

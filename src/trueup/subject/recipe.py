@@ -28,7 +28,7 @@ class Lora:
     name: ClassVar[str] = "lora"
     lr: ClassVar[float] = 1e-3
 
-    def config(self, anatomy: Anatomy, sizes: dict[str, int]) -> peft.PeftConfig:
+    def config(self, anatomy: Anatomy, sizes: dict[str, Any]) -> peft.PeftConfig:
         fused = anatomy.model_type == "gpt2"
         return peft.LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, fan_in_fan_out=fused,
@@ -45,7 +45,7 @@ class Prompt:
     name: ClassVar[str] = "prompt"
     lr: ClassVar[float] = 1e-2
 
-    def config(self, anatomy: Anatomy, sizes: dict[str, int]) -> peft.PeftConfig:
+    def config(self, anatomy: Anatomy, sizes: dict[str, Any]) -> peft.PeftConfig:
         return peft.PromptTuningConfig(num_virtual_tokens=self.tokens, prompt_tuning_init="RANDOM", **sizes)
 
 
@@ -57,7 +57,7 @@ class Prefix:
     name: ClassVar[str] = "prefix"
     lr: ClassVar[float] = 1e-2
 
-    def config(self, anatomy: Anatomy, sizes: dict[str, int]) -> peft.PeftConfig:
+    def config(self, anatomy: Anatomy, sizes: dict[str, Any]) -> peft.PeftConfig:
         return peft.PrefixTuningConfig(num_virtual_tokens=self.tokens)
 
 
@@ -70,7 +70,7 @@ class PTuning:
     name: ClassVar[str] = "p-tuning"
     lr: ClassVar[float] = 1e-3
 
-    def config(self, anatomy: Anatomy, sizes: dict[str, int]) -> peft.PeftConfig:
+    def config(self, anatomy: Anatomy, sizes: dict[str, Any]) -> peft.PeftConfig:
         return peft.PromptEncoderConfig(num_virtual_tokens=self.tokens, encoder_hidden_size=self.width, **sizes)
 
 

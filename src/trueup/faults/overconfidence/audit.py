@@ -151,7 +151,7 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
     rows: list[dict[str, str | float | bool]] = []
     for i in dict.fromkeys(order.tolist()):
         row: dict[str, str | float | bool] = {
-            "text": corpus.text[i][:400],
+            "text": str(corpus.text[i])[:400],
             "label": corpus.classes[corpus.label[i]],
             "predicted": corpus.classes[int(before.samples["predicted"][i])],
             "right": not bool(error[i]),

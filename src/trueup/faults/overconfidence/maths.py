@@ -145,7 +145,7 @@ class Energy:
     classes: int
 
     def __call__(self, z: Array) -> Array:
-        return logsumexp(z[:, : self.classes], axis=1)
+        return np.asarray(logsumexp(z[:, : self.classes], axis=1))
 
     @property
     def torch_line(self) -> str:
@@ -279,7 +279,7 @@ class Calibrated:
 def response_log_odds(z: Array) -> Array:
     """(n, C) logits -> (n,) log(SR / (1 - SR)), exact where SR rounds to 1: z_max - logsumexp of the others."""
     top = np.sort(z, axis=1)
-    return top[:, -1] - logsumexp(top[:, :-1], axis=1)
+    return top[:, -1] - np.asarray(logsumexp(top[:, :-1], axis=1))
 
 
 def platt(score: Array, right: NDArray[np.bool_]) -> tuple[float, float]:

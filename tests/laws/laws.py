@@ -1,0 +1,183 @@
+"""The laws of `trueup.faults.fault`, as functions of a fault. Each returns in silence or raises AssertionError."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trueup.errors import Unsupported
+from trueup.faults.fault import Fault, Finding, NoRemedy, Remedy
+from trueup.run import forward
+from trueup.run.predict import predict
+from trueup.store import atomic
+
+LAWS: list[Callable[[Fault], None]] = []
+
+
+def law(f: Callable[[Fault], None]) -> Callable[[Fault], None]:
+    LAWS.append(f)
+    return f
+
+
+def _severity(fault: Fault, case: str) -> Finding:
+    subject, corpus = fault.planted(case)  # type: ignore[arg-type]
+    return fault.audit(subject, corpus.part("test"), seed=0)
+
+
+def _remedy(fault: Fault):
+    subject, corpus = fault.planted("planted")
+    finding = fault.audit(subject, corpus.part("test"), seed=0)
+    remedy = fault.repair(subject, corpus, finding, seed=0)
+    assert isinstance(remedy, Remedy), f"no remedy on the planted case: {remedy}"
+    return subject, corpus, finding, remedy
+
+
+def _same(a: Finding, b: Finding) -> bool:
+    plain = json.dumps(a.as_dict(), sort_keys=True, default=str) == json.dumps(b.as_dict(), sort_keys=True, default=str)
+    return plain and all(np.array_equal(a.samples[k], b.samples[k]) for k in a.samples)
+
+
+@law
+def same_seed_same_finding(fault: Fault) -> None:
+    subject, corpus = fault.planted("planted")
+    test = corpus.part("test")
+    assert _same(fault.audit(subject, test, seed=3), fault.audit(subject, test, seed=3))
+
+
+@law
+def an_audit_leaves_the_subject_untouched(fault: Fault) -> None:
+    subject, corpus = fault.planted("planted")
+    next(iter(subject.model.children())).train()  # a state of its own, not only the usual one
+    before = subject.fingerprint
+    fault.audit(subject, corpus.part("test"), seed=0)
+    assert subject.fingerprint == before
+
+
+@law
+def planted_scores_above_healthy_and_sham(fault: Fault) -> None:
+    found = {case: _severity(fault, case) for case in ("planted", "healthy", "sham")}
+    assert found["planted"].low > found["healthy"].high
+    assert found["planted"].low > found["sham"].high
+    assert [found[c].found for c in ("planted", "healthy", "sham")] == [True, False, False]
+
+
+@law
+def a_remedy_comes_off_bit_for_bit(fault: Fault) -> None:
+    subject, _, _, remedy = _remedy(fault)
+    before = subject.fingerprint
+    with remedy.on(subject):
+        pass
+    assert subject.fingerprint == before
+
+
+@law
+def a_remedy_comes_off_after_an_exception(fault: Fault) -> None:
+    subject, _, _, remedy = _remedy(fault)
+    before = subject.fingerprint
+    try:
+        with remedy.on(subject):
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    assert subject.fingerprint == before
+
+
+@law
+def a_remedy_lowers_severity_on_held_out_data(fault: Fault) -> None:
+    subject, corpus, before, remedy = _remedy(fault)
+    with remedy.on(subject) as repaired:
+        after = fault.audit(repaired, corpus.part("test"), seed=0)
+    change = fault.compare(before, after, seed=0)["severity"]
+    assert change.high < 0, change
+    assert np.isclose(change.value, after.severity - before.severity)
+
+
+@law
+def a_null_remedy_changes_nothing(fault: Fault) -> None:
+    subject, corpus = fault.planted("planted")
+    test = corpus.part("test")
+    before = predict(subject, test)
+    with fault.null(subject).on(subject) as same:
+        after = predict(same, test)
+    assert np.array_equal(before.predicted, after.predicted)
+    assert np.allclose(before.confidence, after.confidence, atol=1e-9)
+
+
+@law
+def a_finding_survives_json(fault: Fault) -> None:
+    subject, corpus = fault.planted("planted")
+    finding = fault.audit(subject, corpus.part("test"), seed=0)
+    back = Finding.from_dict(json.loads(json.dumps(finding.as_dict())), finding.samples)
+    assert _same(finding, back)
+
+
+@law
+def a_remedy_survives_save_and_read(fault: Fault) -> None:
+    subject, corpus, _, remedy = _remedy(fault)
+    test = corpus.part("test")
+    with tempfile.TemporaryDirectory() as folder:
+        back = fault.read(remedy.save(Path(folder) / "remedy"), subject)
+        atomic.verify(Path(folder) / "remedy")
+    with remedy.on(subject) as a, back.on(subject) as b:
+        x, y = predict(a, test), predict(b, test)
+    assert back.describe() == remedy.describe()
+    assert np.array_equal(x.logits, y.logits)
+    assert np.array_equal(x.confidence, y.confidence)
+
+
+@law
+def the_saved_remedy_is_a_plain_peft_adapter(fault: Fault) -> None:
+    import peft
+    import transformers
+
+    subject, corpus, _, remedy = _remedy(fault)
+    few = corpus.part("test").take(np.arange(40))
+    with tempfile.TemporaryDirectory() as folder:
+        saved = remedy.save(Path(folder) / "remedy")
+        with remedy.on(subject) as repaired:
+            ours = predict(repaired, few).logits
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(
+            subject.source.base, num_labels=ours.shape[1], ignore_mismatched_sizes=True
+        )
+        model = peft.PeftModel.from_pretrained(base, str(saved)).eval()
+    ids = forward.tokenize(subject, few)
+    with torch.no_grad():
+        plain = np.concatenate([model(input_ids=torch.tensor([row])).logits.numpy() for row in ids])
+    assert np.abs(plain - ours).max() <= 1e-5 * max(1.0, np.abs(ours).max())
+
+
+@law
+def an_unknown_architecture_is_refused_by_name(fault: Fault) -> None:
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from trueup.subject.anatomy import anatomy_of
+
+    try:
+        anatomy_of(SimpleNamespace(model_type="perceiver"))
+    except Unsupported as e:
+        assert "perceiver" in str(e)
+    else:
+        raise AssertionError("the unknown family was let in")
+    # And the fault itself must be able to say no: a subject with one class has nothing to be wrong about.
+    subject, _ = fault.planted("healthy")
+    assert fault.applies_to(replace(subject, classes=subject.classes[:1])) is not None
+
+
+@law
+def an_example_does_not_depend_on_its_neighbours(fault: Fault) -> None:
+    subject, corpus = fault.planted("planted")
+    test = corpus.part("test")
+    whole = fault.audit(subject, test, seed=0)
+    half = np.arange(len(test)) % 2 == 0
+    part = fault.audit(subject, test.take(half), seed=0)
+    for k, v in part.samples.items():
+        assert np.allclose(np.asarray(whole.samples[k])[half].astype(float), v.astype(float), atol=1e-5), k
+
+
+__all__ = ["LAWS", "NoRemedy"]

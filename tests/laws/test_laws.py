@@ -1,0 +1,23 @@
+"""Every fault x every law; and the broken fault must fail every one of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from trueup.errors import BadInput
+from trueup.faults.fault import each_fault
+
+from .broken import Broken
+from .laws import LAWS
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fault", each_fault(), ids=lambda f: f.name)
+def test_law_holds(fault, law):
+    law(fault())
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
+def test_law_can_fail(law):
+    with pytest.raises((AssertionError, TypeError, BadInput)):
+        law(Broken())

@@ -1,0 +1,80 @@
+"""The room test: imports go down the floors only, and each outside library stands behind its one door."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import trueup
+
+ROOT = Path(trueup.__file__).parent
+FLOOR = {"errors": 0, "store": 1, "measure": 1, "corpus": 2, "subject": 2, "run": 3, "faults": 4, "report": 5, "story": 6,
+         "tuning": 6, "cli": 7, "__main__": 8, "__init__": 9}  # fmt: skip
+DOORS = {
+    "transformers": {"subject"}, "peft": {"subject"}, "tokenizers": {"subject"}, "accelerate": {"run"},
+    "typer": {"cli"}, "rich": {"cli", "report", "store"}, "datasets": {"corpus"}, "pyarrow": {"corpus"},
+    "jinja2": {"report"}, "altair": {"report"}, "vl_convert": {"report"}, "huggingface_hub": {"subject"},
+}  # fmt: skip
+NO_MODELS = ("measure", "maths")
+
+
+def imports(source: str) -> list[str]:
+    """Every module that a file names in an import, wherever it stands."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found += [node.module] if node.module != "trueup" else [f"trueup.{a.name}" for a in node.names]
+    return found
+
+
+def faults_in(path: Path, source: str) -> list[str]:
+    """What is wrong with one file, as sentences."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    room, wrong = parts[0], []
+    for name in imports(source):
+        top, *rest = name.split(".")
+        if top == "trueup" and rest and rest[0] in FLOOR:
+            there = rest[0]
+            if FLOOR[there] > FLOOR[room]:
+                wrong.append(f"{path.name} ({room}) imports {name}, which is upstairs")
+            if FLOOR[there] == FLOOR[room] and there != room and {there, room} not in ({"story", "tuning"},):
+                wrong.append(f"{path.name} ({room}) imports {name}, which is next door")
+            if room == "faults" and there == "faults" and len(parts) > 2 and len(rest) > 1 and rest[1] not in ("fault", parts[1]):
+                wrong.append(f"{path.name} imports another fault: {name}")
+        if top in DOORS and room not in DOORS[top]:
+            wrong.append(f"{path.name} ({room}) opens {top}, whose door is {DOORS[top]}")
+        if (room == "measure" or parts[-1] == "maths") and (top in ("torch",) and room == "measure"):
+            wrong.append(f"{path.name} is numbers only, and imports {name}")
+        if parts[-1] == "maths" and top == "trueup" and rest and rest[0] in ("run", "subject", "corpus"):
+            wrong.append(f"{path.name} is equations only, and imports {name}")
+    return wrong
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    assert faults_in(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("run/predict.py", "from trueup.faults.fault import Finding"),
+        ("corpus/read.py", "import transformers"),
+        ("corpus/read.py", "from trueup.subject.subject import Subject"),
+        ("measure/selective.py", "import torch"),
+        ("faults/overconfidence/maths.py", "from trueup.run.predict import predict"),
+        ("faults/overconfidence/audit.py", "from trueup.faults.copying import maths"),
+        ("story.py", "import typer"),
+    ],
+)
+def test_a_wrong_import_is_noticed(where, line):
+    assert faults_in(ROOT / where, line)
+
+
+def test_every_room_has_a_floor():
+    rooms = {p.relative_to(ROOT).with_suffix("").parts[0] for p in ROOT.rglob("*.py")}
+    assert rooms <= set(FLOOR)
