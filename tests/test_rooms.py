@@ -43,7 +43,13 @@ def faults_in(path: Path, source: str) -> list[str]:
                 wrong.append(f"{path.name} ({room}) imports {name}, which is upstairs")
             if FLOOR[there] == FLOOR[room] and there != room and {there, room} not in ({"story", "tuning"},):
                 wrong.append(f"{path.name} ({room}) imports {name}, which is next door")
-            if room == "faults" and there == "faults" and len(parts) > 2 and len(rest) > 1 and rest[1] not in ("fault", parts[1]):
+            if (
+                room == "faults"
+                and there == "faults"
+                and len(parts) > 2
+                and len(rest) > 1
+                and rest[1] not in ("fault", parts[1])
+            ):
                 wrong.append(f"{path.name} imports another fault: {name}")
         if top in DOORS and room not in DOORS[top]:
             wrong.append(f"{path.name} ({room}) opens {top}, whose door is {DOORS[top]}")

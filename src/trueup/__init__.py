@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
     from trueup.faults.overconfidence import Overconfidence
     from trueup.report.bundle import Report
-    from trueup.story import Job, check, faults_of, run
+    from trueup.story import Job, check, faults_of, run_job
     from trueup.subject.load import load
     from trueup.subject.subject import Subject
     from trueup.tuning import TuneJob, tune
 
 _WHERE = {
-    "load": "subject.load", "read": "corpus.read", "check": "story", "run": "story", "Job": "story", "faults_of": "story",
+    "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "story", "faults_of": "story",
     "tune": "tuning", "TuneJob": "tuning",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
@@ -41,7 +41,7 @@ _WHERE = {
 
 __all__ = [
     "BadInput", "Comparison", "Corpus", "Fault", "Finding", "Job", "NoRemedy", "Overconfidence", "Remedy", "Report",
-    "Subject", "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check", "faults_of", "load", "read", "run", "tune",
+    "Subject", "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check", "faults_of", "load", "read", "run_job", "tune",
 ]  # fmt: skip
 
 

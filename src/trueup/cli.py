@@ -5,10 +5,11 @@ Exit codes: 0 no fault above its threshold, 1 a fault was found, 2 the input can
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -36,8 +37,9 @@ Confounder = Annotated[
     list[str] | None, typer.Option("--confounder", help="Column that should not matter; repeatable.")
 ]
 Split = Annotated[str | None, typer.Option("--split", help="Column that says train / calibration / test.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of this many rows.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Root of every random choice.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of at most this many rows.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
+TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
 Classes = Annotated[str | None, typer.Option("--classes", help="Class names in the order of the logits: a,b,c.")]
 TemplateText = Annotated[str | None, typer.Option("--template", help="Prompt of a causal model, with {text} in it.")]
 Verbaliser = Annotated[str | None, typer.Option("--verbaliser", help="Its answer words, one per class: ' good, bad'.")]
@@ -129,7 +131,7 @@ def report(
 def tune(
     kind: Annotated[Kind, typer.Argument(help="Kind of adapter.")],
     model: Model, data: Data, out: Out, text: Text = "text", label: Label = "label", second: Second = None,
-    split: Split = None, limit: Limit = None, seed: Annotated[int, typer.Option("--seed")] = 0, classes: Classes = None,
+    split: Split = None, limit: Limit = None, seed: TuneSeed = 0, classes: Classes = None,
     template: TemplateText = None, verbaliser: Verbaliser = None, max_length: MaxLength = None, device: Device = None,
     revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA: rank (alpha is twice it).")] = None,
@@ -168,8 +170,7 @@ def demo(
 ) -> None:
     """Everything on an embedded model and embedded data: tune a LoRA, check it, write the report."""
     with _sentences():
-        from trueup.story import Job
-        from trueup.story import run as run_check
+        from trueup.story import Job, run_job
         from trueup.subject.recipe import Lora
         from trueup.tuning import TuneJob
         from trueup.tuning import tune as run_tune
@@ -187,17 +188,31 @@ def demo(
         say(f"     Test accuracy {tuned.accuracy:.3f}. Adapter: {adapter}")
         say("2/2  Checking it: audit, repair on calibration data, audit again on the same held-out test texts.")
         with _progress(quiet) as progress:
-            done = run_check(job, out / "report", force=True, progress=progress)
+            done = run_job(job, out / "report", force=True, progress=progress)
         if not quiet:
             _print_report(done, out / "report")
 
 
-def main() -> None:
-    """Entry point of the command ``trueup``."""
-    app()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``trueup``. Exits; an option or argument that cannot be used is one sentence, too."""
+    try:
+        code = app(args=None if argv is None else list(argv), prog_name="trueup", standalone_mode=False)
+    except _USAGE as e:
+        if type(e).__name__ != "NoArgsIsHelpError":  # then the help is the answer, and was printed
+            context = getattr(e, "ctx", None)
+            at = context.command_path if context is not None else "trueup"
+            said = " ".join(e.format_message().replace("Value error, ", "").split())
+            print(f"trueup: {said}{'' if said.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 # ------------------------------------------------------------------------------------------------------------ helpers
+
+_USAGE: Any = typer.BadParameter.__mro__[2]
+"""What click, or the copy of it inside typer, raises for a wrong option, argument or command."""
 
 _JOB = (
     "model", "data", "adapter", "text", "label", "second", "split", "limit", "seed", "template", "max_length", "device",
@@ -217,11 +232,11 @@ def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
 
 def _run_job(given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool) -> None:
     with _sentences():
-        from trueup.story import Job, run
+        from trueup.story import Job, run_job
 
         job = Job(**{**given, "knobs": _knobs(given["knobs"] or [])}, faults=faults)
         with _progress(quiet) as progress:
-            done = run(job, out, force=force, progress=progress)
+            done = run_job(job, out, force=force, progress=progress)
         if not quiet:
             _print_report(done, out)
         raise typer.Exit(_verdict(done))
@@ -252,7 +267,8 @@ def _tune_job(given: dict[str, Any], kind: str, options: dict[str, Any], trainin
     chosen = {k: v for k, v in options.items() if v is not None}
     for k in chosen:
         if k not in allowed:
-            raise BadInput(f"--{k} does not go with `tune {kind}`; it has {', '.join(sorted(allowed))}.")
+            has = ", ".join(f"--{o}" for o in sorted(allowed & set(options)))
+            raise BadInput(f"--{k} does not go with `tune {kind}`; it has {has}.")
     if "rank" in chosen:
         chosen["alpha"] = 2 * chosen["rank"]
     kept = {k: v for k, v in given.items() if k != "adapter"}
@@ -286,6 +302,16 @@ def _sentences() -> Iterator[None]:
     except KeyboardInterrupt:
         print("trueup: stopped. The same command goes on where it stopped.", file=sys.stderr)
         raise typer.Exit(130) from None
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        where = f"'{e.filename}'" if e.filename else "A file"
+        print(
+            f"trueup: {where} cannot be read or written ({e.strerror}). Make room or give rights there, then run the same "
+            "command again: it goes on where it stopped.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2) from None
     except MemoryError:
         print(
             f"trueup: {Unavailable('Memory ran out. Lower --max-length or --limit, or take a smaller model.')}",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -88,7 +91,7 @@ def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] 
         if name not in known:
             raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
     chosen = []
-    for name in names or known:
+    for name in dict.fromkeys(names or known):
         given = (knobs or {}).get(name, {})
         allowed = [f.name for f in fields(known[name])]
         for knob in given:
@@ -96,11 +99,27 @@ def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] 
                 raise BadInput(
                     f"'{name}' has no knob '{knob}'.{did_you_mean(knob, allowed)} It has {listing(allowed)}."
                 )
-        chosen.append(known[name](**given))
+        chosen.append(known[name](**{k: _knob(name, k, v, getattr(known[name](), k)) for k, v in given.items()}))
     return chosen
 
 
-def run(job: Job, out: Path, *, force: bool = False, progress: Progress | None = None) -> Report:
+def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
+    """`value`, when it is of the default's kind; a whole number serves where a fraction is meant."""
+    kind = type(default)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind is float and whole:
+        value = float(value)
+    right = whole if kind is int else isinstance(value, kind)
+    if not right or (kind is float and not math.isfinite(value)):
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+        raise BadInput(
+            f"The knob {fault}.{knob} is {names.get(kind, kind.__name__)}, such as {default}, but {value!r} was given. "
+            f"Correct it, for example --set {fault}.{knob}={default}."
+        )
+    return value
+
+
+def run_job(job: Job, out: Path, *, force: bool = False, progress: Progress | None = None) -> Report:
     """Do the job and write its folder: report, findings, job, and each remedy as a PEFT adapter.
 
     Passes through the model are kept beside `out` until the folder is whole, so a killed run goes on where it stopped.
@@ -108,15 +127,14 @@ def run(job: Job, out: Path, *, force: bool = False, progress: Progress | None =
     Raises:
         TrueupError: the input cannot be used; nothing is written.
     """
-    from trueup.report import bundle
+    from trueup.report import bundle, html
     from trueup.run.predict import Session, within
     from trueup.store import atomic
     from trueup.store.cache import Memo
 
     out = Path(out)
     faults = faults_of(job.faults, job.knobs)
-    with atomic.new_folder(out, force=force) as new:
-        work = scratch(out)
+    with scratch(out) as work, atomic.new_folder(out, force=force) as new:
         session = Session(Memo(work), progress=progress or (lambda stage, done, total: None))
         with within(session):
             subject, corpus, seed = open_job(job)
@@ -132,7 +150,7 @@ def run(job: Job, out: Path, *, force: bool = False, progress: Progress | None =
             )
         report = replace(report, notes=[*notes, *report.notes])
         bundle.write(report, new)
-    discard(work)
+        atomic.write_text(new / "report.html", html.page(report))
     return report
 
 
@@ -226,9 +244,8 @@ def open_job(job: Job) -> tuple[Subject, Corpus, int]:
     from trueup.subject import load as door
     from trueup.subject.adapter import read_card
 
-    card = read_card(Path(job.adapter) if job.adapter else None)
-    tuned = card.get("tuned", {})
-    same = tuned.get("data") == job.data
+    tuned = read_card(Path(job.adapter).expanduser() if job.adapter else None).get("tuned", {})
+    same = _same_data(tuned.get("data"), job.data)
     seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
     limit = job.limit if job.limit is not None or not same else tuned.get("limit")
     corpus = read(
@@ -246,6 +263,11 @@ def open_job(job: Job) -> tuple[Subject, Corpus, int]:
         if len(corpus.classes) == len(subject.classes):
             subject = replace(subject, classes=corpus.classes)
     return subject, corpus, seed
+
+
+def _same_data(a: str | None, b: str) -> bool:
+    """Whether two names are of the same data: equal, or of one file."""
+    return a == b or (a is not None and Path(a).is_file() and Path(b).is_file() and os.path.samefile(a, b))
 
 
 def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -286,8 +308,10 @@ def command_line(job: Mapping[str, Any]) -> str:
         option = {"faults": "--fault", "max_length": "--max-length"}.get(key, "--" + key.replace("_", "-"))
         if (
             key in ("model", "depth", "knobs")
-            or value in (None, (), [], False)
-            or (key == "faults" and "audit" in words)
+            or value is None
+            or value is False
+            or value in ((), [])
+            or (key == "faults" and words[1] == "audit")
         ):
             continue
         if key in ("text", "label") and value == key:
@@ -303,20 +327,31 @@ def command_line(job: Mapping[str, Any]) -> str:
             words += [option, str(value)]
     for fault, knobs in (job.get("knobs") or {}).items():
         for knob, value in knobs.items():
-            words += ["--set", f"{fault}.{knob}={value}"]
+            words += ["--set", f"{fault}.{knob}={json.dumps(value)}"]
     return shlex.join([*words, "-o", "OUT"])
 
 
-def scratch(out: Path) -> Path:
-    """Where a job keeps finished work until its folder is whole: beside the folder, hidden."""
-    out = Path(os.path.abspath(out))
-    return out.parent / f".{out.name}.work"
+@contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """Where a job keeps finished work until its folder is whole: beside the folder, hidden.
 
-
-def discard(work: Path) -> None:
-    """Forget the finished work."""
+    Enter it before the folder is made, so that it goes last: a kill in between costs nothing. After input that cannot
+    be used it goes as well, unless an earlier run that was killed had left it.
+    """
     import shutil
 
+    out = Path(os.path.abspath(out))
+    work = out.parent / f".{out.name}.work"
+    earlier, absent = work.exists(), [p for p in out.parents if not p.exists()]
+    try:
+        yield work
+    except (BadInput, Unsupported):
+        if not earlier:
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):
+                for folder in absent:
+                    folder.rmdir()
+        raise
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -335,12 +370,15 @@ def _warnings(job: Job, corpus: Corpus) -> list[str]:
     from trueup.subject.adapter import read_card
 
     notes = []
-    tuned = read_card(Path(job.adapter) if job.adapter else None).get("tuned")
+    card = read_card(Path(job.adapter).expanduser() if job.adapter else None)
+    tuned, classes = card.get("tuned"), card.get("classes") or ()
+    if set(classes) == set(corpus.classes):  # their order is no difference between the splits
+        corpus = corpus.relabel(classes)
     if not tuned:
         notes.append(
             "Nothing says which examples the model was tuned on; if some of these were among them, the audit flatters it."
         )
-    elif tuned.get("data") == job.data and tuned.get("train") != corpus.part("train").fingerprint:
+    elif _same_data(tuned.get("data"), job.data) and tuned.get("train") != corpus.part("train").fingerprint:
         notes.append(
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
             f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueup.errors import BadInput
-from trueup.story import discard, scratch
+from trueup.story import scratch
 
 if TYPE_CHECKING:
     from trueup.subject.recipe import Recipe
@@ -83,7 +83,7 @@ def tune(
     elif job.template:
         raise BadInput("A template needs --verbaliser, one word per class, for the model to answer with.")
     out = Path(out)
-    with processes().writing(out, force) as new:
+    with scratch(out) as work, processes().writing(out, force) as new:
         corpus = read(
             job.data, text=job.text, label=job.label, second=job.second, split=job.split, seed=job.seed, limit=job.limit,
             classes=job.classes,
@@ -93,7 +93,6 @@ def tune(
             seed=job.seed, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
         part = corpus.part("train")
-        work = scratch(out)
         work.mkdir(parents=True, exist_ok=True)
         session = Session(progress=progress or (lambda stage, done, total: None))
         with within(session):
@@ -121,7 +120,6 @@ def tune(
                 card["template"] = asdict(template)
             save_tuned(subject, new, start=history.start)
             atomic.write_json(new / CARD, card)
-    discard(work)
     return Tuned(
         out, right, history.validation_accuracy[history.best_epoch], len(history.loss), history.best_epoch,
         sum(p.numel() for p in subject.model.parameters() if p.requires_grad),

@@ -15,12 +15,13 @@ from trueup.errors import BadInput
 from trueup.report import bundle
 from trueup.report.bundle import Report
 from trueup.report.html import page
-from trueup.store.atomic import MANIFEST, new_folder, sha256_of
+from trueup.store.atomic import MANIFEST, new_folder, sha256_of, write_text
 
 
 def save(given: Report, target: Path) -> Path:
     with new_folder(target) as folder:
         bundle.write(given, folder)
+        write_text(folder / "report.html", page(given))
     return target
 
 

@@ -120,6 +120,20 @@ def test_change(low: float, high: float, better: str | None, expected: str) -> N
     assert words.change(Difference(0.1, low, high, 0.5), better) == expected
 
 
+def test_an_exact_nothing_is_called_the_same() -> None:
+    nothing = Difference(0.0, 0.0, 0.0, 1.0)
+    assert words.change(nothing, "higher") == words.change(nothing, None) == "same"
+    assert words.MARK["same"] == "= same"
+    still = replace(comparison(), differences={"severity": nothing})
+    assert state(still) == "not repaired"
+    assert "no measurable gain" in verdict(still)
+    assert "the paired difference is exactly 0" in verdict(still)
+    assert (
+        words.harm_sentence(replace(still, harm={"accuracy": nothing}))
+        == "The repair did no measurable harm elsewhere."
+    )
+
+
 def test_harm() -> None:
     assert words.harm_sentence(comparison()) == "The repair cost something elsewhere: drag +0.800 [+0.200, +1.400]."
     calm = replace(comparison(), harm={"accuracy": Difference(-0.002, -0.01, 0.007, 0.6)})

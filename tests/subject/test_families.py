@@ -24,7 +24,7 @@ from trueup.subject.subject import Head, Subject, Template, head_layer
 from trueup.subject.tiny import make_base
 
 CLASSES = ("a", "b", "c")
-WORDS = (" good", " bad", " cat")
+WORDS = ("good", "bad", "cat")  # first letters differ too: the tiny Qwen2 spells
 TEMPLATE = Template("say {text} now", WORDS)
 KINDS: dict[str, Recipe | None] = {
     "lora": Lora(), "prompt": Prompt(4), "prefix": Prefix(4), "p-tuning": PTuning(4, 16), "ia3": None,
@@ -147,14 +147,13 @@ def plain_logits(model: Any, subject: Subject, rows: list[int] | None = None) ->
 
 def test_adapters_are_not_null(case: Case, tmp_path: Path):
     """Everything below is about adapters that change what the model says."""
-    model = case.subject.model
+    model, with_it = case.subject.model, predict(case.subject, corpus()).features
     if case.subject.peft_config.is_prompt_learning:
-        subject = replace(case.subject, model=model.get_base_model())
-        without = predict(subject, corpus()).logits
+        without = predict(replace(case.subject, model=model.get_base_model()), corpus()).features
     else:
         with model.disable_adapter():
-            without = predict(case.subject, corpus()).logits
-    assert apart(without, case.logits) > 0.01
+            without = predict(case.subject, corpus()).features
+    assert apart(without, with_it) > 0.01
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -172,6 +171,7 @@ def test_anatomy_names_parts_that_run_once_per_layer(family: str, base_of: Any):
     hooks = []
     for i, layer in enumerate(layers):
         for name in names:
+
             def seen(_: Any, inputs: Any, out: Any, key: tuple[int, str] = (i, name)) -> None:
                 calls.setdefault(key, []).append((inputs[0].shape[-1], out.shape[-1]))
 
@@ -222,7 +222,9 @@ def test_an_example_does_not_depend_on_its_batch_or_padding(case: Case):
     for i in range(len(TEXT)):
         alone = predict(case.subject, every.take(np.array([i]))).logits[0]
         assert apart(alone, case.logits[i]) <= TOLERANCE
-    assert np.abs(case.logits[0] - case.logits[1]).max() > 1e-3, "the examples differ, so the comparison means something"
+    assert np.abs(case.logits[0] - case.logits[1]).max() > 1e-3, (
+        "the examples differ, so the comparison means something"
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
@@ -371,3 +373,22 @@ def test_every_family_has_a_tiny_model_and_every_refusal_is_a_trueup_error():
     assert issubclass(Unsupported, TrueupError)
     assert {f for f, _, _ in RUNS} == set(FAMILIES)
     assert {k for _, k, _ in RUNS} == set(KINDS)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2"])
+def test_an_adapter_that_left_the_head_to_its_base_carries_it_once_widened(family: str, base_of: Any, tmp_path: Path):
+    """A LoRA of no task on a finished classifier keeps no head of its own; the wider adapter must bring all of it."""
+    whole, thin, out = (tmp_path / n for n in ("whole", "thin", "out"))
+    out.mkdir()
+    anatomy = FAMILIES[family]
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = transformers.AutoModelForSequenceClassification.from_pretrained(base_of(family), num_labels=3)
+        net.save_pretrained(whole)
+        transformers.AutoTokenizer.from_pretrained(base_of(family)).save_pretrained(whole)
+        config = peft.LoraConfig(target_modules=list(anatomy.lora), fan_in_fan_out=family == "gpt2")
+        model = peft.get_peft_model(net, config)
+        perturb(model)
+        model.save_pretrained(str(thin))
+    assert not any(anatomy.head in k for k in files.read_tensors(thin))
+    assert_wide_head_travels(reload(whole, thin, "head"), whole, out)

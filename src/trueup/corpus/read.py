@@ -110,7 +110,7 @@ def read(
         Unavailable: a hub or embedded data set cannot be fetched.
     """
     attributes = (attributes,) if isinstance(attributes, str) else tuple(attributes)
-    _check_options(text, label, second, fractions, limit)
+    _check_options(text, label, second, fractions, limit, seed)
     name = str(source)
     given = split
     path = None if name.startswith("embedded:") else _as_path(source)
@@ -139,20 +139,23 @@ def read(
             f"{table.source} has only one class in column '{label}': '{class_names[label_index[0]]}'. "
             "Give data with at least two classes, or another label column."
         )
+    # Random choices count classes in natural order, so that a split does not depend on the order of the head's logits.
+    ordered = sorted({class_names[i] for i in label_index}, key=natural_order)
+    by_name = np.array([ordered.index(c) if c in ordered else -1 for c in class_names], dtype=np.int64)
     if limit is not None and limit < len(texts):
-        stratum = (
-            label_index if parts is None else np.array([f"{p} {c}" for p, c in zip(parts, label_index, strict=True)])
-        )
+        stratum = by_name[label_index]
+        if parts is not None:
+            stratum = np.array([f"{p} {c}" for p, c in zip(parts, stratum, strict=True)])
         kept = stratified_subset(stratum, limit, seed)
         texts, keys = [texts[i] for i in kept], [keys[i] for i in kept]
         seconds = None if seconds is None else [seconds[i] for i in kept]
         label_index, groups = label_index[kept], {a: v[kept] for a, v in groups.items()}
         parts = None if parts is None else parts[kept]
     if parts is None:
-        parts = split_rows(keys, label_index, seed=seed, fractions=fractions)
+        parts = split_rows(keys, by_name[label_index], seed=seed, fractions=fractions)
         _check_parts(parts, label_index, keys, table)
     else:
-        parts = _complete(parts, keys, label_index, seed, fractions)
+        parts = _complete(parts, keys, by_name[label_index], seed, fractions)
     return Corpus(texts, label_index, class_names, parts, seconds, groups, name)
 
 
@@ -276,7 +279,9 @@ def _check_parts(parts: np.ndarray, label: np.ndarray, keys: Sequence[Any], tabl
 # Columns and values
 
 
-def _check_options(text: str, label: str, second: str | None, fractions: Sequence[float], limit: int | None) -> None:
+def _check_options(
+    text: str, label: str, second: str | None, fractions: Sequence[float], limit: int | None, seed: int
+) -> None:
     if label in (text, second) or text == second:
         raise BadInput(f"The column '{text if text == second else label}' is named twice; text and label are two.")
     if len(fractions) != 3 or not all(f > 0 for f in fractions) or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
@@ -286,6 +291,8 @@ def _check_options(text: str, label: str, second: str | None, fractions: Sequenc
         )
     if limit is not None and limit < 1:
         raise BadInput(f"The limit is {limit}; give the number of rows to keep, 1 or more.")
+    if seed < 0:
+        raise BadInput(f"The seed is {seed}; give a whole number, 0 or more.")
 
 
 def _check_columns(table: Table, wanted: Sequence[str]) -> None:

@@ -4,7 +4,6 @@
 findings.json                       the comparisons, example tables, provenance and notes
 samples/<fault>-<before|after>.npz  per-example arrays, in the audited corpus' order
 job.json                            the job that makes this folder again
-report.html                         the same for a reader
 ```
 """
 
@@ -96,7 +95,6 @@ def write(report: Report, folder: Path) -> None:
         BadInput: a per-example array holds Python objects, or its length differs from the others of its finding.
         OSError: the disk is full or the folder cannot be written.
     """
-    from trueup.report.html import page
     from trueup.store.atomic import write_text
 
     folder = Path(folder)
@@ -104,7 +102,6 @@ def write(report: Report, folder: Path) -> None:
         _write_arrays(folder / "samples" / f"{name}-{when}.npz", arrays, f"{name}, {when} the repair")
     write_text(folder / "findings.json", _dump(_payload(report)))
     write_text(folder / "job.json", _dump(report.job))
-    write_text(folder / "report.html", page(report))
 
 
 def read(folder: Path) -> Report:

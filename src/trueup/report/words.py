@@ -14,7 +14,7 @@ from typing import Literal
 from trueup.faults.fault import Comparison, Difference, Finding, Measure
 
 State = Literal["not measured", "not found", "found", "repaired", "not repaired"]
-Change = Literal["better", "worse", "no clear change", "changed", "unknown"]
+Change = Literal["better", "worse", "no clear change", "same", "changed", "unknown"]
 
 HEADLINE = "severity"
 """The key under which `Comparison.differences` holds the paired difference of the headline."""
@@ -79,10 +79,13 @@ def decided(difference: Difference) -> bool:
 def change(difference: Difference | None, better: str | None) -> Change:
     """Whether a paired difference is for the better; decided only by an interval that excludes 0.
 
-    ``changed`` when it is decided but nobody said which direction is better, ``unknown`` when there is no difference.
+    ``same`` when it is 0 in every resample, ``changed`` when it is decided but nobody said which direction is better,
+    ``unknown`` when there is no difference.
     """
     if difference is None or math.isnan(difference.low) or math.isnan(difference.high):
         return "unknown"
+    if difference.value == difference.low == difference.high == 0:
+        return "same"
     if not decided(difference):
         return "no clear change"
     if better not in ("higher", "lower"):
@@ -94,6 +97,7 @@ MARK: Mapping[Change, str] = {
     "better": "▲ better",
     "worse": "▼ worse",
     "no clear change": "= unclear",
+    "same": "= same",
     "changed": "≠ changed",
     "unknown": "not known",
 }
@@ -190,6 +194,8 @@ def _course(comparison: Comparison, after: Finding) -> tuple[str, str]:
     kind = change(paired, "lower")
     if paired is None or kind == "unknown":
         return ", no measurable gain", f"{course}, but no paired difference of it is known"
+    if kind == "same":
+        return ", no measurable gain", f"{course}, and the paired difference is exactly 0"
     difference = f"the paired difference {interval(paired, sign=True)}"
     if kind == "no clear change":
         return ", no measurable gain", f"{course}, and {difference} includes 0"

@@ -92,10 +92,21 @@ def features(subject: Subject, batch: Batch) -> Tensor:
 def hidden_states(subject: Subject, batch: Batch) -> Tensor:
     """(b, layers + 1, d): the residual stream, embeddings first: at the last token (causal), averaged over tokens else."""
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
+    layers = subject.base.base_model.get_submodule(subject.anatomy.layers)  # type: ignore[operator, union-attr]
+    states: list[Tensor] = []
+
+    def read(_: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        states.append(inputs[0] if inputs else named["hidden_states"])
+
+    # Not transformers' output_hidden_states: that leaves its own hooks on the model for good.
+    hooks = [layer.register_forward_pre_hook(read, with_kwargs=True) for layer in layers]  # type: ignore[union-attr]
+    try:
+        states.append(_backbone(subject, ids, mask).last_hidden_state)
+    finally:
+        for hook in hooks:
+            hook.remove()
     if subject.anatomy.causal:
-        states = _backbone(subject, ids, mask, output_hidden_states=True).hidden_states
         return torch.stack([_at_last(h, mask) for h in states], dim=1)
-    states = subject.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
     weight = mask.unsqueeze(-1) / mask.sum(dim=1, keepdim=True).unsqueeze(-1)
     return torch.stack([(h[:, -ids.shape[1] :] * weight).sum(dim=1) for h in states], dim=1)
 

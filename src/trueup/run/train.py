@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,7 +22,7 @@ from trueup.run import forward
 from trueup.run.predict import evaluating, out_of_memory, predict, session
 from trueup.store import atomic
 from trueup.subject.recipe import prompt_embeddings
-from trueup.subject.subject import Subject
+from trueup.subject.subject import Subject, model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,21 @@ class Training:
     validation: float = 0.1
     patience: int = 2
     save_every: int = 50
+
+    def __post_init__(self) -> None:
+        """Raises BadInput where training could not begin with such a number."""
+        for name in ("epochs", "batch", "patience", "save_every"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"The training's {name} is {getattr(self, name)}; give 1 or more.")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise BadInput(f"The training's {name} is {value}; give a number above 0, such as 0.001.")
+        if not 0 <= self.warmup <= 1 or not 0 < self.validation < 1 or not self.weight_decay >= 0:
+            raise BadInput(
+                f"warmup {self.warmup}, validation {self.validation} and weight_decay {self.weight_decay} cannot be used "
+                "together; the first two are shares below 1, the last is 0 or more."
+            )
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,8 @@ def train(
     start = prompt_embeddings(subject)
     per_epoch = -(-len(fit) // training.batch)
     total = per_epoch * training.epochs
-    state = _State(parameters, optimiser, checkpoint, asdict(training) | {"lr": lr, "seed": seed, "n": len(fit)})
+    made_by = asdict(training) | {"lr": lr, "seed": seed, "from": _beginning(subject, fit, held, ids)}
+    state = _State(parameters, optimiser, checkpoint, made_by)
     state.start = start
     state.load()
     piece = training.batch
@@ -161,7 +179,8 @@ def train(
                 optimiser.step()
                 state.advance(loss)
                 now.progress("training", state.step, total)
-                if accelerator.is_main_process and state.step % training.save_every == 0:
+                # Not at the epoch's end: a run killed in its validation would go on without it. That is saved below.
+                if accelerator.is_main_process and state.step % training.save_every == 0 and state.step % per_epoch:
                     state.save()
             got = predict(subject, held)
             nll = float(-np.log(np.clip(got.probability[np.arange(len(held)), held.label], 1e-12, 1)).mean())
@@ -172,6 +191,14 @@ def train(
     for p in parameters:
         p.grad = None
     return History(state.loss, state.nll, state.accuracy, int(np.argmin(state.nll)), state.step, state.start)
+
+
+def _beginning(subject: Subject, fit: Corpus, held: Corpus, ids: list[list[int]]) -> str:
+    """sha256 of what training begins with, so that a checkpoint of other data or another model is not gone on from."""
+    config = subject.peft_config.to_dict() if subject.peft_config else {}
+    settings = {k: sorted(v) if isinstance(v, set) else str(v) for k, v in config.items()}
+    what = [model_fingerprint(subject.model), fit.fingerprint, held.fingerprint, ids, settings]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _step(

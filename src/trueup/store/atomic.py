@@ -220,6 +220,9 @@ def _refuse_taken(target: Path, force: bool) -> None:
 
 
 def _cannot_write(target: Path, e: OSError) -> str:
+    taken = next((p for p in target.parents if os.path.lexists(p)), None)
+    if taken is not None and not taken.is_dir():
+        return f"'{target}' cannot be written, because '{taken}' is a file. Give another folder."
     reason = e.strerror or str(e)
     return f"'{target}' cannot be written ({reason}). Give a folder that you may write to and that has room."
 

@@ -140,8 +140,9 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
     else:
         settings = config.to_dict()
     if not any(anatomy.head in k for k in tensors) and subject.template is None:
-        root = subject.base.get_submodule(anatomy.head_root)
-        names = {f"{anatomy.head_root}.{k}": v for k, v in root.state_dict().items() if "modules_to_save" not in k}
+        # PEFT keeps every module whose name ends so: DistilBERT's pre_classifier beside its classifier.
+        roots = [(n, m) for n, m in subject.base.named_modules() if n.endswith(anatomy.head_root)]
+        names = {f"{n}.{k}": v for n, m in roots for k, v in m.state_dict().items() if "modules_to_save" not in k}
         tensors |= {f"{prefix}{k.replace('original_module.', '')}": v.detach().cpu().clone() for k, v in names.items()}
     tensors[f"{prefix}{anatomy.head}.weight"] = head.weight.detach().cpu().float().contiguous()
     if biased:

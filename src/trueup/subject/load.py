@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import pickle
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, listing
+from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
-from trueup.subject.anatomy import Anatomy, anatomy_of
+from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
 
@@ -51,17 +48,37 @@ def load(
         BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser.
         Unsupported: an architecture or adapter kind that trueup does not know. Unavailable: the hub is out of reach.
     """
+    device = device_of(device)
+    folder = _adapter_folder(adapter)
+    card = files.read_card(folder)
+    if "score" in card:
+        own = card.get("adapter")
+        raise BadInput(
+            f"'{adapter}' is a confidence head that trueup made as a repair, not an adapter to examine. Give what it was "
+            + (
+                f"made from instead: --adapter {own}."
+                if own
+                else "made from instead: the same model without --adapter."
+            )
+        )
     where = resolve(model)
     config = read_model_config(where, model, revision=revision, trust_remote_code=trust_remote_code)
     anatomy = anatomy_of(config)
-    folder = _adapter_folder(adapter)
-    card = files.read_card(folder)
     settings = files.read_config(folder) if folder else None
     tensors = files.read_tensors(folder, allow_pickle=allow_pickle) if folder else {}
     head_rows = _head_rows(tensors, anatomy)
-    if "template" in card and template is None and verbaliser is None:
-        template, verbaliser = card["template"]["text"], card["template"]["words"]
+    if folder and not head_rows and any(_head_rows(tensors, other) for other in FAMILIES.values()):
+        raise BadInput(
+            f"The adapter '{adapter}' does not fit '{model}'{_made_for(settings)}: its classification head is not one of "
+            f"'{anatomy.model_type}'. Give the base model it was trained on."
+        )
+    if "template" in card:
+        template, verbaliser = template or card["template"]["text"], verbaliser or card["template"]["words"]
+    if template and not verbaliser:
+        raise BadInput("A template needs --verbaliser, one word per class, for the model to answer with.")
     causal = _is_causal(settings, config, head_rows, verbaliser, model, adapter)
+    if causal and not anatomy.causal:
+        raise answers_with_no_word(anatomy)
     names = tuple(classes or card.get("classes") or ())
     if causal:
         words = tuple(verbaliser or ())
@@ -80,14 +97,18 @@ def load(
         )
     tokenizer = load_tokenizer(where, model, revision=revision, trust_remote_code=trust_remote_code)
     cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
-    net, missing = load_base(
-        cls, where, model, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
-        **({} if causal else {"num_labels": rows}),
-    )  # fmt: skip
-    net.config.pad_token_id = tokenizer.pad_token_id
-    if settings is not None and folder is not None:
-        net = attach(net, settings, tensors, base=model, adapter=str(adapter))
-        missing = [m for m in missing if not any(m in k for k in tensors)]
+    with torch.random.fork_rng():
+        # A base without a head gets a random one, which PEFT keeps under the adapter's. Seeded, so that a model has one
+        # fingerprint however often it is loaded.
+        torch.manual_seed(0)
+        net, missing = load_base(
+            cls, where, model, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+            **({} if causal else {"num_labels": rows}),
+        )  # fmt: skip
+        net.config.pad_token_id = tokenizer.pad_token_id
+        if settings is not None and folder is not None:
+            net = attach(net, settings, tensors, base=model, adapter=str(adapter))
+            missing = [m for m in missing if not any(m in k for k in tensors)]
     if missing:
         raise BadInput(
             f"'{model}' lacks the weights {listing(missing, 4)}, and no adapter brings them: it would answer at random. "
@@ -98,7 +119,7 @@ def load(
         check_template(tokenizer, chosen)
     room = position_limit(config, settings)
     subject = Subject(
-        model=net.eval().to(device or best_device()),
+        model=net.eval().to(device),
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=names,
@@ -124,6 +145,26 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def device_of(name: str | None) -> str:
+    """`name`, once a tensor has been there; the fastest device there is for None.
+
+    Raises:
+        BadInput: there is no such device here.
+    """
+    if name is None:
+        return best_device()
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        known = ["cpu", *(d for d, there in (("cuda", torch.cuda.is_available()),
+                                             ("mps", torch.backends.mps.is_available())) if there)]  # fmt: skip
+        raise BadInput(
+            f"There is no device '{name}' on this machine.{did_you_mean(name, known)} There are {listing(known)}; without "
+            "--device the fastest is taken."
+        ) from e
+    return name
+
+
 def resolve(model: str) -> str:
     """A folder for ``embedded:`` names and local paths; a hub id otherwise, unchanged."""
     if model.startswith("embedded:"):
@@ -131,24 +172,6 @@ def resolve(model: str) -> str:
 
         return str(folder_of(model.removeprefix("embedded:")))
     return model
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' and peft's own reports: what matters of them is raised as a sentence here."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    bar = transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        if bar:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def read_model_config(where: str, name: str, **options: Any) -> Any:
@@ -216,10 +239,7 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, b
     Raises:
         BadInput: the adapter was made for another base model (name, layers or sizes differ).
     """
-    other = (
-        f"The adapter '{adapter}' does not fit '{base}'"
-        + (f" (it says it was made for '{settings.base_model_name_or_path}')" if settings.base_model_name_or_path else "")
-    )  # fmt: skip
+    other = f"The adapter '{adapter}' does not fit '{base}'{_made_for(settings)}"
     with quiet():
         try:
             made_for = settings.base_model_name_or_path
@@ -250,16 +270,37 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, b
 
 
 def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
-    """How many tokens of text fit: the model's positions less the adapter's virtual tokens and RoBERTa's offset."""
+    """How many tokens of text fit: the model's positions less the adapter's virtual tokens and RoBERTa's offset.
+
+    Raises:
+        BadInput: fewer than 4.
+    """
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1_000_000
     offset = 2 if config.model_type in ("roberta", "mpnet") else 0
-    return int(positions) - offset - int(getattr(settings, "num_virtual_tokens", 0) or 0)
+    virtual = int(getattr(settings, "num_virtual_tokens", 0) or 0)
+    room = int(positions) - offset - virtual
+    if room < 4:
+        raise BadInput(
+            f"{virtual} virtual tokens leave no room for text: the model has {int(positions) - offset} positions. "
+            "Take fewer tokens."
+        )
+    return room
+
+
+def answers_with_no_word(anatomy: Anatomy) -> Unsupported:
+    """The refusal of a verbaliser on an encoder, which does not write the next word."""
+    return Unsupported(
+        f"'{anatomy.model_type}' is an encoder and does not answer with a word; use it without --template and --verbaliser, "
+        "as a classifier with a head."
+    )
 
 
 def check_template(tokenizer: Any, template: Template) -> None:
     """Raises BadInput when the template has no ``{text}``, or two class words start with the same token."""
     if "{text}" not in template.text:
         raise BadInput(f"The template {template.text!r} has no {{text}} in it; say where the example goes.")
+    if not all(w.strip() for w in template.words):
+        raise BadInput(f"The verbaliser {listing(template.words)} has an empty word; give one word per class.")
     ids = verbaliser_ids(tokenizer, template.words)
     if len(template.words) < 2:
         raise BadInput("A verbaliser needs at least two class words; give one per class, separated by commas.")
@@ -291,6 +332,11 @@ def _adapter_folder(adapter: str | None) -> Path | None:
 def _head_rows(tensors: dict[str, Tensor], anatomy: Anatomy) -> int:
     ends = f".{anatomy.head}.weight"
     return next((int(v.shape[0]) for k, v in tensors.items() if anatomy.head and k.endswith(ends)), 0)
+
+
+def _made_for(settings: peft.PeftConfig | None) -> str:
+    name = getattr(settings, "base_model_name_or_path", None)
+    return f" (it says it was made for '{name}')" if name else ""
 
 
 def _is_causal(

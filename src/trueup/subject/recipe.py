@@ -14,6 +14,7 @@ from torch import Tensor
 from trueup.errors import BadInput, Unsupported
 from trueup.subject import load as door
 from trueup.subject.anatomy import Anatomy, anatomy_of
+from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, Template
 
 
@@ -98,6 +99,7 @@ def fresh(
     Raises:
         Unsupported: the family has no sequence classifier or no prefix tuning. Else as `load`.
     """
+    device = door.device_of(device)
     where = door.resolve(model)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = door.read_model_config(where, model, **options)
@@ -112,6 +114,8 @@ def fresh(
                 "PEFT's prompt tuning does not run on an ELECTRA whose embeddings are narrower than its layers; "
                 "use `tune lora` or `tune prefix`."
             )
+    if template is not None and not anatomy.causal:
+        raise door.answers_with_no_word(anatomy)
     if template is None and not anatomy.head:
         raise Unsupported(
             f"transformers has no sequence classifier for '{anatomy.model_type}'; "
@@ -140,13 +144,13 @@ def fresh(
             raise BadInput(
                 f"'{model}' lacks the weights {', '.join(invented[:3])}, which this kind of adapter cannot carry; use `tune lora`."
             )
-        with door.quiet():
+        with quiet():
             wrapped = peft.get_peft_model(net, settings)
             if isinstance(recipe, Prompt):
                 _start_from_text(wrapped, tokenizer, recipe)
     settings.base_model_name_or_path = model
     return Subject(
-        model=wrapped.to(device or door.best_device()).eval(),
+        model=wrapped.to(device).eval(),
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=tuple(classes),
@@ -184,6 +188,8 @@ def prompt_embeddings(subject: Subject) -> Tensor | None:
 def _start_from_text(model: Any, tokenizer: Any, recipe: Prompt) -> None:
     # PEFT's own text start writes the tokenizer's path into the adapter; copying the rows here leaves no trace of it.
     ids = tokenizer(recipe.start, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise BadInput(f"The prompt cannot start from {recipe.start!r}: it has no token. Give some words with --start.")
     ids = (ids * (recipe.tokens // len(ids) + 1))[: recipe.tokens]
     with torch.no_grad():
         rows = model.word_embeddings(torch.tensor(ids)).float()

@@ -158,6 +158,8 @@ def _active(module: nn.Module) -> nn.Module:
     saved = getattr(module, "modules_to_save", None)
     if not isinstance(saved, nn.ModuleDict):
         return module
+    if getattr(module, "disable_adapters", False):
+        return module.original_module  # type: ignore[return-value]
     adapters = getattr(module, "active_adapters", None) or [getattr(module, "active_adapter", "default")]
     return saved[adapters[0]] if adapters and adapters[0] in saved else module.original_module  # type: ignore[return-value]
 

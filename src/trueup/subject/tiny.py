@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from trueup.subject.anatomy import FAMILIES
-from trueup.subject.load import quiet
+from trueup.subject.quiet import quiet
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = [
@@ -89,8 +89,13 @@ def make_tokenizer(words: list[str] | None = None, *, pair: bool = False) -> tra
 def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny random base model of `family` and its tokenizer to `folder`, as a pre-trained checkpoint would be."""
     encoder = FAMILIES[family].kind == "encoder"
-    words = len(WORDS) + len(SPECIAL)
-    tokens = {"vocab_size": words, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    if family == "qwen2":
+        # transformers reads every Qwen2 tokenizer as byte-level BPE, so this one spells letters.
+        letters = {w: i for i, w in enumerate([*SPECIAL, *"Ġabcdefghijklmnopqrstuvwxyz"])}
+        tokenizer = transformers.Qwen2Tokenizer(vocab=letters, merges=[], unk_token="[UNK]", pad_token="[PAD]")
+    else:
+        tokenizer = make_tokenizer(pair=encoder)
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     config = transformers.AutoConfig.for_model(family, **SIZES[family], **tokens)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if hasattr(config, name):
@@ -102,11 +107,5 @@ def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
         model.eval().save_pretrained(folder)
-        if family == "qwen2":
-            # transformers reads every Qwen2 tokenizer as byte-level BPE, so this one spells letters.
-            letters = {w: i for i, w in enumerate([*SPECIAL, *"Ġabcdefghijklmnopqrstuvwxyz"])}
-            tokenizer = transformers.Qwen2Tokenizer(vocab=letters, merges=[], unk_token="[UNK]", pad_token="[PAD]")
-        else:
-            tokenizer = make_tokenizer(pair=encoder)
         tokenizer.save_pretrained(folder)
     return folder

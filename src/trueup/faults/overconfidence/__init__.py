@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput
 from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
 from trueup.subject.subject import Subject
 
@@ -33,6 +34,16 @@ class Overconfidence(Fault):
     members: int = 0
     delta: float = 0.05
     resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        for knob, least in (("folds", 2), ("members", 0), ("resamples", 10)):
+            if getattr(self, knob) < least:
+                raise BadInput(f"The knob overconfidence.{knob} is {getattr(self, knob)}; give {least} or more.")
+        for knob in ("threshold", "delta"):
+            if not 0 < getattr(self, knob) < 1:
+                raise BadInput(
+                    f"The knob overconfidence.{knob} is {getattr(self, knob)}; give a share between 0 and 1."
+                )
 
     name: ClassVar[str] = "overconfidence"
     title: ClassVar[str] = "Overconfidence"

@@ -39,7 +39,7 @@ ALIEN_GRID = tuple(
 )  # fmt: skip
 """The 27 runs of ALIEN (v2)."""
 
-RIDGES = tuple(float(r) for r in np.logspace(-4, 1, 6))
+RIDGES = tuple(float(r) for r in np.logspace(-4, 1, 11))
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,46 +206,58 @@ def _trained(
 def _probe(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
     part = evidence.held.take(rows)
     return [
-        Learnt(Head(*_row(w, evidence.biased, b)), maths.Column(evidence.classes))
-        for w, b, _ in _logistic(part.x, part.error, None)
+        # A constant does not rank; families whose head has no bias go without it.
+        Learnt(_row(f.weight, f.offsets[0] if evidence.biased else 0.0), maths.Column(evidence.classes))
+        for f in _logistic(part, response=False)
     ]
 
 
 def _shrunk(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
-    part, c = evidence.held.take(rows), evidence.classes
+    c = evidence.classes
     return [
-        Learnt(Head(*_row(w, evidence.biased, b)), maths.ShrunkProbe(c, slope))
-        for w, b, slope in _logistic(part.x, part.error, maths.response_log_odds(part.z))
+        Learnt(_row(f.weight, 0.0), maths.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets))))
+        for f in _logistic(evidence.held.take(rows), response=True)
     ]
 
 
-def _row(w: Array, biased: bool, b: float) -> tuple[Tensor, Tensor]:
-    # A constant does not rank; families without a bias go without it.
-    return torch.as_tensor(w[None], dtype=torch.float32), torch.tensor([b if biased else 0.0], dtype=torch.float32)
+def _row(weight: Array, bias: float) -> Head:
+    return Head(torch.as_tensor(weight[None], dtype=torch.float32), torch.tensor([bias], dtype=torch.float32))
 
 
-def _logistic(x: Array, error: NDArray[np.bool_], offset: Array | None) -> Iterator[tuple[Array, float, float]]:
-    """Ridge logistic regression of being right on standardised features, for each of `RIDGES` (weights, bias, slope).
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    weight: Array
+    offsets: Array
+    slope: float
 
-    With an `offset` (the response's log-odds) its slope is free and unpenalised, so a strong ridge leaves just it.
+
+def _logistic(part: Part, *, response: bool) -> Iterator[_Fit]:
+    """Ridge logistic regression of being right, for each of `RIDGES`: on standardised features alone, or (`response`)
+    also on one indicator per predicted class and the softmax response's log-odds.
+
+    The intercept and the slope of the log-odds are free of ridge, so a strong ridge leaves the response's own ranking.
     """
-    right = (~error).astype(np.float64)
-    mean, scale = x.mean(axis=0), x.std() + 1e-12
-    s = (x - mean) / scale / np.sqrt(x.shape[1])
-    o = np.zeros(len(x)) if offset is None else offset
-    start = np.zeros(x.shape[1] + 2)
+    x, right = part.x, (~part.error).astype(np.float64)
+    n, d = x.shape
+    c = part.z.shape[1] if response else 0
+    mean, unit = x.mean(axis=0), (x.std() + 1e-12) * np.sqrt(d)
+    chosen = np.eye(c)[part.predicted] if response else np.empty((n, 0))
+    s = np.concatenate([(x - mean) / unit, chosen], axis=1)
+    o = maths.response_log_odds(part.z) if response else np.zeros(n)
+    start = np.zeros(d + c + 2)
     for ridge in sorted(RIDGES, reverse=True):
 
         def loss(v: Array, ridge: float = ridge) -> tuple[float, Array]:
             w, b, a = v[:-2], v[-2], v[-1]
             t = s @ w + b + a * o
-            r = (expit(t) - right) / len(right)
+            r = (expit(t) - right) / n
             value = np.mean(np.logaddexp(0, t) - right * t) + ridge * (w @ w) / 2
             return float(value), np.concatenate([s.T @ r + ridge * w, [r.sum(), r @ o]])
 
         start = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}).x
-        w = start[:-2] / scale / np.sqrt(x.shape[1])
-        yield w, float(start[-2] - w @ mean), float(max(start[-1], 0.0))
+        weight = start[:d] / unit
+        offsets = start[d : d + c] if response else np.zeros(1)
+        yield _Fit(weight, offsets + start[-2] - weight @ mean, float(max(start[-1], 0.0)))
 
 
 def _distilled(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:

@@ -298,6 +298,7 @@ def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
     kind = inner.pop("kind")
     if kind not in _SCORES:
         raise BadInput(f"The card names a score '{kind}' that this version of trueup does not know; update trueup.")
+    inner = {k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()}
     return maths.Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])
 
 

@@ -1,0 +1,313 @@
+"""What cannot be used is one sentence on standard error, exit code 2, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_cases import FAST, check_words, reviews, trueup, write_csv
+from safetensors.torch import load_file
+
+
+def refused(*words: object, says: tuple[str, ...] = (), here: Path | None = None) -> str:
+    """Runs the command and asserts all that is promised of a refusal; returns the sentence."""
+    here = here or Path.cwd()
+    before = sorted(here.rglob("*"))
+    said = trueup(*words)
+    assert said.code == 2, said
+    assert said.out == ""
+    assert said.err.startswith("trueup: "), said.err
+    assert said.err.endswith("\n"), said.err
+    assert said.err.count("\n") == 1, said.err
+    assert "Traceback" not in said.err, said.err
+    assert said.err.rstrip()[-1] in ".?)", said.err
+    for part in says:
+        assert part in said.err, said.err
+    assert sorted(here.rglob("*")) == before, "something was written"
+    return said.err
+
+
+def check_of(world: Path, data: object, *more: object) -> list[object]:
+    return ["check", world / "bert", "--adapter", world / "adapter", "--data", data, *FAST, "-o", "runs/out", *more]
+
+
+def tune_of(world: Path, kind: str = "lora", base: str = "bert", *more: object) -> list[object]:
+    return ["tune", kind, world / base, "--data", world / "data.csv", "--epochs", 1, "-o", "runs/out", *more]
+
+
+# -------------------------------------------------------------------------------------------------------------- data
+
+
+def replaced(rows: list[tuple[str, str]], **at: str) -> list[tuple[str, str]]:
+    return [(at.get("text", rows[0][0]), at.get("label", rows[0][1])), *rows[1:]]
+
+
+DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "one-class": (lambda p: write_csv(p, [(t, "positive") for t, _ in reviews(60)]), ("only one class", "'label'")),
+    "empty-text": (lambda p: write_csv(p, replaced(reviews(60), text="  ")), ("no text in line 2", "'text'")),
+    "no-label": (lambda p: write_csv(p, replaced(reviews(60), label="nan")), ("no label in line 2", "'label'")),
+    "unknown-label": (
+        lambda p: write_csv(p, replaced(reviews(60), label="neutral")),
+        ("the classifier's head does not know: 'neutral'", "knows 'negative', 'positive'"),
+    ),
+    "bytes": (lambda p: p.write_bytes(b"text,label\ngood film,positive\ncaf\xe9,negative\n"), ("line 3", "0xE9", "iconv")),
+    "ragged": (lambda p: p.write_text("text,label\ngood,positive\nbad, poor,negative\n"), ("line 3", "3 fields", "2 exp")),
+    "empty": (lambda p: p.write_bytes(b""), ("is empty",)),
+    "few-rows": (lambda p: write_csv(p, reviews(40)), ("gives", "needs at least 20", "Give more rows")),
+    "tiny": (lambda p: write_csv(p, [("good", "positive"), ("bad", "negative")]), ("too few rows for three splits",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data(world: Path, here: Path, name: str) -> None:
+    make, says = DATA[name]
+    make(here / "data.csv")
+    refused(*check_of(world, "data.csv"), says=("'data.csv'" if name != "few-rows" else "data.csv", *says))
+
+
+def test_missing_values_in_json(world: Path, here: Path) -> None:
+    rows = [{"text": t, "label": c} for t, c in reviews(60)]
+    (here / "data.json").write_text(json.dumps([{"text": float("nan"), "label": "positive"}, *rows]))
+    refused(*check_of(world, "data.json"), says=("'data.json', column 'text': no text in record 1",))
+
+
+def test_no_such_file(world: Path, here: Path) -> None:
+    write_csv(here / "reviews.csv", reviews(30))
+    refused(*check_of(world, "review.csv"), says=("There is no file 'review.csv'", "Did you mean 'reviews.csv'?"))
+
+
+@pytest.mark.parametrize(("option", "given", "meant"), [("--text", "txt", "text"), ("--label", "labl", "label")])
+def test_a_misspelt_column(world: Path, here: Path, option: str, given: str, meant: str) -> None:
+    said = (f"no column '{given}'", f"Did you mean '{meant}'?")
+    refused(*check_of(world, world / "data.csv", option, given), says=said)
+    refused(*tune_of(world, "lora", "bert", option, given), says=said)
+
+
+def test_the_text_column_is_the_label_column(world: Path, here: Path) -> None:
+    refused(*check_of(world, world / "data.csv", "--text", "label"), says=("'label' is named twice",))
+
+
+def test_too_few_calibration_examples(world: Path, here: Path) -> None:
+    parts = ["train"] * 60 + ["calibration"] * 15 + ["test"] * 120
+    rows = [(*r, p) for r, p in zip(reviews(len(parts)), parts, strict=True)]
+    write_csv(here / "data.csv", rows, ("text", "label", "part"))
+    refused(*check_of(world, "data.csv", "--split", "part"), says=("15 calibration examples", "needs at least 20"))
+
+
+def test_too_few_errors(world: Path, here: Path) -> None:
+    import trueup as api
+    from trueup.corpus.corpus import Corpus
+    from trueup.run.predict import predict
+
+    subject = api.load(str(world / "bert"), str(world / "adapter"))
+    texts = [t for t, _ in reviews(300)]
+    corpus = Corpus(texts, np.zeros(300, np.int64), subject.classes, np.full(300, "test"))
+    answers = [subject.classes[i] for i in predict(subject, corpus).predicted]
+    write_csv(here / "data.csv", zip(texts, answers, strict=True))
+    refused(*check_of(world, "data.csv"), says=("only 0 errors", "data.csv", "Give more or harder examples"))
+
+
+def test_unknown_embedded_names(world: Path, here: Path) -> None:
+    refused(*check_of(world, "embedded:tweet"), says=("no embedded data set 'tweet'", "Did you mean 'tweets'?"))
+    words = ["audit", "overconfidence", "embedded:minilmm", "--data", world / "data.csv", "-o", "out"]
+    refused(*words, says=("no embedded model 'minilmm'", "Did you mean 'minilm'?"))
+
+
+def test_tune_needs_examples(world: Path, here: Path) -> None:
+    rows = [(*r, p) for r, p in zip(reviews(26), ["train"] * 6 + ["test"] * 20, strict=True)]
+    write_csv(here / "data.csv", rows, ("text", "label", "part"))
+    words = ["tune", "lora", world / "bert", "--data", "data.csv", "--split", "part", "-o", "runs/out"]
+    refused(*words, says=("6 training examples", "at least 10"))
+
+
+# ------------------------------------------------------------------------------------------------- models and adapters
+
+
+def test_an_adapter_of_another_base(world: Path, here: Path) -> None:
+    words = ["audit", "overconfidence", world / "gpt2", "--adapter", world / "adapter", "--data", world / "data.csv"]
+    refused(*words, "-o", "out", says=("does not fit", "made for", str(world / "bert"), "Give the base model"))
+
+
+def spoilt(adapter: Path, how: str) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    if how == "pickle":
+        torch.save(load_file(weights), adapter / "adapter_model.bin")
+        weights.unlink()
+    elif how == "cut":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif how == "none":
+        weights.unlink()
+    elif how == "json":
+        (adapter / "adapter_config.json").write_text("{")
+    elif how == "kind":
+        (adapter / "adapter_config.json").write_text('{"peft_type": "LORAA"}')
+    elif how == "card":
+        (adapter / "trueup.json").write_text("{")
+    else:
+        (adapter / "adapter_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("pickle", ("is a pickle", "--allow-pickle")), ("cut", ("damaged",)), ("none", ("no adapter_model.safetensors",)),
+        ("json", ("not readable JSON",)), ("kind", ("kind 'LORAA'", "Did you mean 'LORA'?")),
+        ("card", ("trueup.json", "not readable JSON")), ("config", ("is no PEFT adapter",)),
+    ],
+)  # fmt: skip
+def test_a_spoilt_adapter(world: Path, adapter: Path, here: Path, how: str, says: tuple[str, ...]) -> None:
+    spoilt(adapter, how)
+    refused(*check_of(world, world / "data.csv", "--adapter", adapter), says=(str(adapter), *says))
+
+
+def test_a_trusted_pickle_works(world: Path, adapter: Path, here: Path) -> None:
+    spoilt(adapter, "pickle")
+    words = ["audit", "overconfidence", world / "bert", "--adapter", adapter, "--data", world / "data.csv", *FAST]
+    assert trueup(*words, "--allow-pickle", "-o", "out").code in (0, 1)
+
+
+def test_no_such_adapter(world: Path, here: Path) -> None:
+    refused(*check_of(world, world / "data.csv", "--adapter", "./no"), says=("no adapter folder './no'",))
+
+
+def test_folders_that_are_no_model(world: Path, here: Path) -> None:
+    (here / "empty").mkdir()
+    shutil.copytree(world / "bert", here / "pickled")
+    state = load_file(here / "pickled" / "model.safetensors")
+    (here / "pickled" / "model.safetensors").unlink()
+    torch.save(state, here / "pickled" / "pytorch_model.bin")
+    for base, says in (
+        ("empty", ("'empty' holds no model", "config.json")),
+        ("./no", ("no folder './no'",)),
+        (world / "adapter", ("is a PEFT adapter, not a model", "--adapter")),
+        (world / "data.csv", ("is a file, not a model folder",)),
+        ("pickled", ("as a pickle", "--allow-pickle")),
+    ):
+        words = ["audit", "overconfidence", base, "--data", world / "data.csv", "-o", "out"]
+        refused(*words, "--adapter", world / "adapter", says=says)
+    words = ["audit", "overconfidence", world / "bert", "--data", world / "data.csv", "-o", "out"]
+    refused(*words, says=("no classification head", "trueup tune lora"))
+
+
+def test_a_remedy_is_no_adapter_to_examine(world: Path, checked: tuple[Path, object], here: Path) -> None:
+    says = ("is a confidence head that trueup made", f"--adapter {world / 'adapter'}")
+    refused(*check_of(world, world / "data.csv", "--adapter", checked[0] / "overconfidence"), says=says)
+
+
+@pytest.mark.parametrize("classes", ["negative", "negative,neutral,positive", "negative,positive,positive"])
+def test_classes_of_another_number(world: Path, here: Path, classes: str) -> None:
+    said = refused(*check_of(world, world / "data.csv", "--classes", classes))
+    assert any(s in said for s in ("none of the classes", "2 classes, but 3 class names", "name one class twice")), said
+
+
+def test_templates(world: Path, here: Path) -> None:
+    base = ("lora", "gpt2")
+    refused(*tune_of(world, *base, "--template", "{text} is"), says=("needs --verbaliser",))
+    refused(*check_of(world, world / "data.csv", "--template", "{text} is"), says=("needs --verbaliser",))
+    refused(*tune_of(world, *base, "--template", "is", "--verbaliser", "bad,good"), says=("no {text} in it",))
+    refused(*tune_of(world, *base, "--verbaliser", "good,good"), says=("start with the same token",))
+    refused(*tune_of(world, *base, "--verbaliser", "good,"), says=("has an empty word",))
+    refused(*tune_of(world, *base, "--verbaliser", "good,bad,fine"), says=("3 class words for 2 classes",))
+    refused(*tune_of(world, "lora", "bert", "--verbaliser", "bad,good"), says=("is an encoder",))
+
+
+def test_prefix_tuning_of_mamba(world: Path, here: Path) -> None:
+    words = tune_of(world, "prefix", "mamba", "--template", "{text} is", "--verbaliser", "bad,good")
+    refused(*words, says=("does not run on 'mamba'", "tune prompt"))
+
+
+# ------------------------------------------------------------------------------------------------- options and numbers
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--fault", "overconfidense"), ("no fault 'overconfidense'", "Did you mean 'overconfidence'?")),
+        (("--set", "overconfidence.thresold=0.3"), ("no knob 'thresold'", "Did you mean 'threshold'?")),
+        (("--set", "overconfidense.threshold=0.3"), ("no fault 'overconfidense'", "Did you mean")),
+        (("--set", "threshold=0.3"), ("is not FAULT.KNOB=VALUE",)),
+        (("--set", "overconfidence.threshold"), ("is not FAULT.KNOB=VALUE",)),
+        (("--set", "overconfidence.threshold=high"), ("'high' is no number",)),
+        (("--set", 'overconfidence.threshold="0.3"'), ("overconfidence.threshold is a number",)),
+        (("--set", "overconfidence.threshold=NaN"), ("overconfidence.threshold is a number",)),
+        (("--set", "overconfidence.threshold=true"), ("overconfidence.threshold is a number",)),
+        (("--set", "overconfidence.threshold=1.5"), ("overconfidence.threshold is 1.5", "between 0 and 1")),
+        (("--set", "overconfidence.folds=2.5"), ("overconfidence.folds is a whole number",)),
+        (("--set", "overconfidence.folds=1"), ("overconfidence.folds is 1; give 2 or more",)),
+        (("--set", "overconfidence.resamples=0"), ("overconfidence.resamples is 0; give 10 or more",)),
+        (("--set", "overconfidence.members=-1"), ("overconfidence.members is -1",)),
+        (("--limit", "-5"), ("--limit",)),
+        (("--limit", "many"), ("--limit",)),
+        (("--seed", "-1"), ("--seed",)),
+        (("--max-length", "0"), ("--max-length",)),
+        (("--device", "cpuu"), ("no device 'cpuu'", "Did you mean 'cpu'?")),
+        (("--dta", "x"), ("--dta", "See `trueup check --help`")),
+    ],
+)  # fmt: skip
+def test_options_of_check(world: Path, here: Path, more: tuple[str, ...], says: tuple[str, ...]) -> None:
+    refused(*check_of(world, world / "data.csv", *more), says=says)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "says"),
+    [
+        ("prompt", ("--rank", 4), ("--rank does not go with `tune prompt`; it has --start, --tokens",)),
+        ("lora", ("--tokens", 4), ("--tokens does not go with `tune lora`", "--rank")),
+        ("lora", ("--rank", 0), ("--rank",)),
+        ("lora", ("--epochs", 0), ("--epochs",)),
+        ("lora", ("--batch", -1), ("--batch",)),
+        ("lora", ("--lr", 0), ("lr is 0", "above 0")),
+        ("lora", ("--lr", "nan"), ("lr",)),
+        ("lora", ("--seed", -1), ("--seed",)),
+        ("lora", ("--device", "gpu"), ("no device 'gpu'",)),
+        ("prompt", ("--tokens", 128), ("128 virtual tokens leave no room",)),
+        ("prompt", ("--start", " "), ("start",)),
+        ("loraa", (), ("'loraa' is not one of",)),
+    ],
+)
+def test_options_of_tune(world: Path, here: Path, kind: str, more: tuple[object, ...], says: tuple[str, ...]) -> None:
+    refused(*tune_of(world, kind, "bert", *more), says=says)
+
+
+def test_commands(world: Path, here: Path) -> None:
+    refused("chek", says=("Did you mean 'check'?", "See `trueup --help`"))
+    refused("check", says=("MODEL", "See `trueup check --help`"))
+    refused("check", world / "bert", says=("--data", "See `trueup check --help`"))
+    refused("audit", "overconfidense", *check_words(world)[1:], "-o", "out", says=("Did you mean 'overconfidence'?",))
+
+
+# ------------------------------------------------------------------------------------------------------ output folders
+
+
+def test_a_folder_that_is_not_empty(world: Path, here: Path) -> None:
+    (here / "out").mkdir()
+    (here / "out" / "mine.txt").write_text("mine")
+    says = ("'", "out' exists and is not empty", "--force")
+    refused(*check_words(world), "-o", "out", says=says)
+    refused(*tune_of(world), "-o", "out", says=says)
+    refused(*check_words(world), "--label", "labell", "-o", "out", "--force", says=("no column",))
+    assert (here / "out" / "mine.txt").read_text() == "mine", "a refused run must leave the old folder"
+
+
+def test_places_that_cannot_be_written(world: Path, here: Path) -> None:
+    (here / "file").write_text("")
+    refused(*check_words(world), "-o", "file", says=("file' is a file",))
+    refused(*check_words(world), "-o", "file/out", says=("because '", "file' is a file"))
+    refused(*check_words(world), "-o", "file/deep/out", says=("because '", "file' is a file"))
+
+
+def test_reports_that_are_none(world: Path, checked: tuple[Path, object], here: Path) -> None:
+    (here / "empty").mkdir()
+    refused("report", "empty", says=("'empty' is not an output of `trueup check`",))
+    refused("report", "no", says=("no folder 'no'",))
+    refused("report", world / "adapter", says=("holds no findings.json",))
+    copy = Path(shutil.copytree(checked[0], here / "copy"))
+    (copy / "findings.json").write_text("{}")
+    refused("report", "copy", says=("changed 'findings.json'",))
+    (copy / "manifest.json").unlink()
+    refused("report", "copy", says=("has no manifest.json",))

@@ -1,0 +1,446 @@
+"""The loop that a user goes through, crash safety, and notes; bad input is in `test_bad_input.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_cases import FAST, Said, check_words, files_of, trueup, write_csv
+
+from trueup import __version__
+
+SUBCOMMANDS = ("check", "audit", "repair", "report", "tune", "demo")
+
+
+def findings(out: Path) -> dict:
+    """findings.json, as text that is equal only for equal findings."""
+    return json.loads((out / "findings.json").read_text())
+
+
+def python(code: str, *argv: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, env=env, cwd=cwd, timeout=300
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the loop
+
+
+def test_tune_writes_an_adapter_that_plain_peft_loads(world: Path) -> None:
+    import peft
+    import transformers
+
+    card = json.loads((world / "adapter" / "trueup.json").read_text())
+    assert card["classes"] == ["negative", "positive"]
+    assert card["tuned"]["data"] == str(world / "data.csv")
+    assert not (world / ".adapter.work").exists()
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(world / "bert", num_labels=2)
+    assert peft.PeftModel.from_pretrained(base, str(world / "adapter")).active_adapter == "default"
+
+
+def test_check_writes_everything_and_tells_it(checked: tuple[Path, Said]) -> None:
+    out, said = checked
+    assert said.err == ""
+    assert said.code in (0, 1)
+    names = {p.name for p in out.iterdir()}
+    assert {"findings.json", "job.json", "report.html", "manifest.json", "samples", "overconfidence"} == names
+    assert (out / "overconfidence" / "adapter_model.safetensors").is_file()
+    assert f"Report: {out / 'report.html'}" in said.out
+    assert f"Repaired adapter: {out / 'overconfidence'}" in said.out
+    assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
+
+
+def test_report_prints_the_same_again(checked: tuple[Path, Said]) -> None:
+    assert trueup("report", checked[0]) == checked[1]
+
+
+def test_the_exit_code_is_the_verdict(world: Path, here: Path) -> None:
+    words = ["audit", "overconfidence", *check_words(world)[1:]]
+    for threshold, code in ((0.01, 1), (0.99, 0)):
+        said = trueup(*words, "--set", f"overconfidence.threshold={threshold}", "-o", here / f"out-{code}")
+        assert said.code == code
+        assert said.err == ""
+        assert trueup("report", here / f"out-{code}").code == code
+
+
+def test_audit_writes_no_adapter_and_repair_does(world: Path, here: Path) -> None:
+    assert trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "audited").code in (0, 1)
+    assert {p.name for p in (here / "audited").iterdir()} == {
+        "findings.json", "job.json", "report.html", "manifest.json", "samples",
+    }  # fmt: skip
+    assert findings(here / "audited")["comparisons"][0]["after"] is None
+    assert trueup("repair", "overconfidence", *check_words(world)[1:], "-o", "repaired").code in (0, 1)
+    assert (here / "repaired" / "overconfidence" / "adapter_config.json").is_file()
+    assert findings(here / "repaired")["comparisons"][0]["after"] is not None
+
+
+def test_the_printed_command_repeats_the_run(checked: tuple[Path, Said], here: Path) -> None:
+    words = shlex.split(findings(checked[0])["provenance"]["command"])
+    assert words[0] == "trueup"
+    assert words[-1] == "OUT"
+    said = trueup(*words[1:-1], "again")
+    assert said.code == checked[1].code
+    assert files_of(here / "again") == files_of(checked[0])
+
+
+def test_the_printed_command_of_an_audit_too(world: Path, here: Path) -> None:
+    words = [
+        "audit",
+        "overconfidence",
+        *check_words(world)[1:],
+        "--seed",
+        0,
+        "--limit",
+        400,
+        "--classes",
+        "positive,negative",
+    ]
+    trueup(*words, "--max-length", 16, "-o", "first")
+    command = shlex.split(findings(here / "first")["provenance"]["command"])
+    assert command[1:3] == ["audit", "overconfidence"]
+    assert "--seed" in command
+    trueup(*command[1:-1], "second")
+    assert files_of(here / "second") == files_of(here / "first")
+
+
+def test_the_repair_fits_the_adapter_loaded_again(checked: tuple[Path, Said], world: Path) -> None:
+    """A base without a head gets a random one at each load, which must not make it another model."""
+    import trueup as api
+    from trueup.subject.subject import model_fingerprint
+
+    first, second = (api.load(str(world / "bert"), str(world / "adapter")) for _ in range(2))
+    assert model_fingerprint(first.model) == model_fingerprint(second.model)
+    remedy = api.Overconfidence().read(checked[0] / "overconfidence", second)
+    with remedy.on(second) as repaired:
+        assert repaired.head is not None
+
+
+def test_job_json_repeats_the_run(checked: tuple[Path, Said], here: Path) -> None:
+    from trueup import Job, run_job
+
+    job = Job.from_dict(json.loads((checked[0] / "job.json").read_text()))
+    run_job(job, here / "again")
+    assert files_of(here / "again") == files_of(checked[0])
+
+
+def test_seed_zero_is_said_in_the_command() -> None:
+    """An adapter's card may bring another seed than 0, so a command that left 0 out would not repeat the run."""
+    from trueup.story import command_line
+
+    assert "--seed 0" in command_line({"model": "m", "data": "d", "depth": "check", "seed": 0})
+    said = command_line({"model": "m", "data": "d", "depth": "check", "knobs": {"a": {"on": True, "x": 0.5}}})
+    assert "--set a.on=true --set a.x=0.5" in said
+
+
+def test_another_seed_is_another_run(world: Path, checked: tuple[Path, Said], here: Path) -> None:
+    trueup("audit", "overconfidence", *check_words(world)[1:], "--seed", 1, "-o", "other")
+    a, b = (findings(f)["comparisons"][0]["before"]["severity"] for f in (here / "other", checked[0]))
+    assert a != b
+
+
+def test_tuning_twice_is_the_same_and_another_seed_is_not(world: Path, here: Path) -> None:
+    words = ["tune", "prompt", world / "bert", "--data", world / "data.csv", "--epochs", 1, "--tokens", 3]
+    for out, seed in (("a", 0), ("b", 0), ("c", 5)):
+        assert trueup(*words, "--seed", seed, "-o", out).code == 0
+    a, b, c = (files_of(here / out) for out in "abc")
+    assert "p0.safetensors" in a
+    assert a == b
+    assert a["adapter_model.safetensors"] != c["adapter_model.safetensors"]
+
+
+def test_a_tuned_adapter_is_examined_on_the_split_it_has_not_seen(world: Path, here: Path) -> None:
+    words = [world / "bert", "--data", world / "data.csv", "--seed", 5, "--limit", 450]
+    assert trueup("tune", "lora", *words, "--epochs", 1, "-o", "adapter").code == 0
+    os.symlink(world / "data.csv", here / "link.csv")
+    for data in (world / "data.csv", "link.csv"):
+        said = trueup(
+            "audit", "overconfidence", world / "bert", "--adapter", "adapter", "--data", data, *FAST, "-o", "out", "--force",
+        )  # fmt: skip
+        assert said.code in (0, 1)
+        assert "Notes" not in said.out
+        assert findings(here / "out")["provenance"]["seed"] == 5
+    again = shlex.split(findings(here / "out")["provenance"]["command"])
+    trueup(*again[1:-1], "out2")
+    assert files_of(here / "out2") == files_of(here / "out")
+
+
+def test_a_causal_model_that_answers_with_a_word(world: Path, here: Path) -> None:
+    said = trueup(
+        "tune", "prompt", world / "gpt2", "--data", world / "data.csv", "--tokens", 3, "--epochs", 2, "-o", "adapter",
+        "--template", "{text} is", "--verbaliser", "negative,positive",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    said = trueup("check", world / "gpt2", "--adapter", "adapter", "--data", world / "data.csv", *FAST, "-o", "out")
+    assert said.code in (0, 1), said.err
+    assert (here / "out" / "overconfidence" / "README.md").is_file()
+
+
+def test_a_limit_above_the_data_is_all_the_data(world: Path, here: Path) -> None:
+    words = ["audit", "overconfidence", *check_words(world)[1:]]
+    trueup(*words, "-o", "all")
+    trueup(*words, "--limit", 10_000, "-o", "limited")
+    a, b = (files_of(here / o) for o in ("all", "limited"))
+    assert a["samples/overconfidence-before.npz"] == b["samples/overconfidence-before.npz"]
+
+
+def test_quiet_prints_nothing(world: Path, here: Path) -> None:
+    said = trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "out", "--quiet")
+    assert said.out == said.err == ""
+    said = trueup("tune", "lora", world / "bert", "--data", world / "data.csv", "--epochs", 1, "-o", "tuned", "-q")
+    assert said == Said(0, "", "")
+
+
+def test_force_replaces_a_folder(world: Path, here: Path) -> None:
+    (here / "out").mkdir()
+    (here / "out" / "old.txt").write_text("old")
+    said = trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "out", "--force")
+    assert said.code in (0, 1)
+    assert not (here / "out" / "old.txt").exists()
+    assert (here / "out" / "findings.json").is_file()
+    assert [p.name for p in here.iterdir()] == ["out"]
+
+
+# ------------------------------------------------------------------------------------------------------ crash safety
+
+KILLED_CHECK = """
+import json, os, signal, sys
+from trueup import Job, run_job
+def progress(stage, done, total):
+    if stage == "trying candidates" and done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+run_job(Job.from_dict(json.loads(open(sys.argv[1]).read())), sys.argv[2], progress=progress)
+"""
+
+KILLED_TUNE = """
+import os, signal, sys
+from trueup.subject.recipe import Lora
+from trueup.tuning import TuneJob, tune
+def progress(stage, done, total):
+    if stage == "training" and done == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+job = TuneJob(sys.argv[1], sys.argv[2], Lora(rank=2, dropout=0.1), training={"epochs": 2, "save_every": 4})
+tune(job, sys.argv[3], progress=progress)
+"""
+
+
+def test_a_killed_check_goes_on_where_it_stopped(checked: tuple[Path, Said], here: Path) -> None:
+    from trueup import Job, run_job
+
+    killed = python(KILLED_CHECK, checked[0] / "job.json", here / "out", cwd=here)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (here / "out").exists()
+    assert list((here / ".out.work").iterdir())
+    stages: list[str] = []
+    job = Job.from_dict(json.loads((checked[0] / "job.json").read_text()))
+    run_job(job, here / "out", progress=lambda stage, done, total: stages.append(stage))
+    assert "features" not in stages, "finished passes through the model were not used"
+    assert not (here / ".out.work").exists()
+    assert files_of(here / "out") == files_of(checked[0])
+
+
+@pytest.mark.parametrize("at", [3, 7, 18])
+def test_a_killed_tune_ends_bit_for_bit_as_if_it_had_not_been(world: Path, here: Path, at: int) -> None:
+    from trueup.subject.recipe import Lora
+    from trueup.tuning import TuneJob, tune
+
+    words = (world / "bert", world / "data.csv")
+    killed = python(KILLED_TUNE, *words, here / "out", at, cwd=here)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (here / "out").exists()
+    job = TuneJob(*map(str, words), Lora(rank=2, dropout=0.1), training={"epochs": 2, "save_every": 4})
+    assert ("went on from step" in "".join(tune(job, here / "out").notes)) == (at > 4)
+    assert tune(job, here / "whole").notes == ()
+    assert files_of(here / "out") == files_of(here / "whole")
+    assert not (here / ".out.work").exists()
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(world: Path, here: Path) -> None:
+    from trueup.subject.recipe import Lora
+    from trueup.tuning import TuneJob, tune
+
+    class Stop(Exception):
+        pass
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done == 6:
+            raise Stop
+
+    rows = [line.split(",") for line in (world / "data.csv").read_text().splitlines()[1:]]
+    turned = write_csv(here / "data.csv", rows)
+    job = TuneJob(str(world / "bert"), "data.csv", Lora(rank=2), training={"epochs": 1, "save_every": 2})
+    with pytest.raises(Stop):
+        tune(job, here / "out", progress=stop)
+    assert (here / ".out.work" / "checkpoint.pt").is_file()
+    assert not (here / "out").exists()
+    other = {"negative": "positive", "positive": "negative"}
+    write_csv(turned, [(t, other[c]) for t, c in rows])
+    assert tune(job, here / "out").notes == ()
+    tune(job, here / "whole")
+    assert files_of(here / "out") == files_of(here / "whole")
+
+
+def test_ctrl_c_is_a_sentence_and_loses_nothing(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import contextmanager
+
+    from trueup import cli
+
+    @contextmanager
+    def interrupted(quiet: bool):
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage == "trying candidates":
+                raise KeyboardInterrupt
+
+        yield progress
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_progress", interrupted)
+        said = trueup(*check_words(world), "-o", "out")
+    assert said == Said(130, "", "trueup: stopped. The same command goes on where it stopped.\n")
+    assert [p.name for p in here.iterdir()] == [".out.work"]
+    wrong = trueup(*check_words(world), "--label", "labell", "-o", "out")
+    assert wrong.code == 2
+    assert list((here / ".out.work").iterdir()), "a slip must not cost the finished work"
+    assert trueup(*check_words(world), "-o", "out").code in (0, 1)
+    assert [p.name for p in here.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_a_sentence(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from trueup.report import bundle
+
+    def full(report: object, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "findings.json"))
+
+    monkeypatch.setattr(bundle, "write", full)
+    said = trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "out")
+    assert said.code == 2
+    assert said.err.count("\n") == 1
+    assert "No space left on device" in said.err
+    assert not (here / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------ help, version, names
+
+
+@pytest.mark.parametrize("words", [(), *((c,) for c in SUBCOMMANDS)])
+def test_help(words: tuple[str, ...]) -> None:
+    said = trueup(*words, "--help")
+    assert said.code == 0
+    assert said.err == ""
+    assert "Usage: trueup" in said.out
+
+
+def test_no_arguments_print_the_help() -> None:
+    said = trueup()
+    assert "Usage: trueup" in said.out
+    assert said.err == ""
+
+
+LIGHT = """
+import sys
+import trueup, trueup.cli
+heavy = {"torch", "transformers", "peft", "sklearn", "scipy", "datasets", "accelerate", "altair"} & set(sys.modules)
+assert not heavy, heavy
+from trueup import __all__ as names
+for name in names:
+    assert getattr(trueup, name) is not None, name
+"""
+
+
+def test_the_command_line_starts_light_and_every_public_name_is_there() -> None:
+    done = python(LIGHT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["trueup.check", "import trueup.story, trueup.tuning, trueup.cli", "import trueup.report.bundle", "trueup.run_job"],
+)
+def test_verbs_stay_callable_whatever_comes_first(first: str) -> None:
+    """A folder of the package that is called like a verb would take its place once it is imported."""
+    code = f"""
+import trueup
+{first}
+import trueup.run.predict, trueup.report.html, trueup.corpus.read, trueup.subject.load
+for name in ("check", "read", "load", "tune", "faults_of", "run_job"):
+    assert callable(getattr(trueup, name)), name
+from trueup import check, read, load, tune, faults_of, run_job
+assert all(map(callable, (check, read, load, tune, faults_of, run_job)))
+assert isinstance(trueup.Overconfidence, type)
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m_trueup() -> None:
+    done = subprocess.run([sys.executable, "-m", "trueup", "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"trueup {__version__}\n", "")
+
+
+def test_the_installed_command_speaks_in_sentences(here: Path) -> None:
+    command = Path(sys.executable).parent / "trueup"
+    done = subprocess.run([command, "check", "m", "--data", "no.csv", "-o", "out"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("trueup: There is no file 'no.csv'.")
+    assert done.stderr.count("\n") == 1
+
+
+# -------------------------------------------------------------------------------------------------------------- notes
+
+
+def notes(out: Path) -> str:
+    return " ".join(findings(out)["notes"])
+
+
+def test_no_note_on_the_split_the_adapter_was_tuned_with(checked: tuple[Path, Said]) -> None:
+    assert notes(checked[0]) == ""
+    assert "Notes" not in checked[1].out
+
+
+def test_a_note_when_the_split_is_another(world: Path, here: Path) -> None:
+    words = ["audit", "overconfidence", *check_words(world)[1:]]
+    said = trueup(*words, "--seed", 3, "-o", "out")
+    assert "tuned on another split" in notes(here / "out")
+    assert "--seed 0" in notes(here / "out")
+    assert "Notes" in said.out
+    assert "another split" in (here / "out" / "report.html").read_text()
+    trueup(*words, "--classes", "positive,negative", "-o", "turned")
+    assert notes(here / "turned") == "", "the order of the classes is no other split"
+
+
+def test_a_note_when_nothing_says_what_it_was_tuned_on(world: Path, adapter: Path, here: Path) -> None:
+    (adapter / "trueup.json").unlink()
+    words = [world / "bert", "--adapter", adapter, "--data", world / "data.csv", *FAST]
+    trueup("audit", "overconfidence", *words, "-o", "out")
+    assert "Nothing says which examples the model was tuned on" in notes(here / "out")
+
+
+def test_a_note_when_memory_ran_out(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trueup.run import forward
+
+    whole = forward.features
+
+    def small(subject, batch):
+        if len(batch.ids) > 30:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return whole(subject, batch)
+
+    words = ["audit", "overconfidence", *check_words(world)[1:]]
+    trueup(*words, "-o", "roomy")
+    monkeypatch.setattr(forward, "features", small)
+    said = trueup(*words, "-o", "tight")
+    assert "Memory ran out; batches were halved to" in notes(here / "tight")
+    assert "Memory ran out" in said.out
+    assert "Memory ran out" in (here / "tight" / "report.html").read_text()
+    a, b = (np.load(here / o / "samples" / "overconfidence-before.npz")["confidence"] for o in ("roomy", "tight"))
+    np.testing.assert_allclose(a, b, atol=1e-5)

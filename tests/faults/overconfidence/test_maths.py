@@ -1,0 +1,327 @@
+"""The equations of overconfidence, against closed forms, scipy, scikit-learn and brute force."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from scipy.special import expit, logsumexp, softmax
+from sklearn.covariance import EmpiricalCovariance
+
+from trueup.faults.overconfidence import maths as M
+
+RNG = np.random.default_rng(0)
+
+
+def logits(n: int = 200, k: int = 7, scale: float = 3.0, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, k)) * scale
+
+
+# ------------------------------------------------------------------------------------------------- uncertainties
+
+
+@pytest.mark.parametrize("lam", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("c", [2, 3, 10])
+def test_smooth_max_is_an_upper_bound_within_log_c_over_lam(lam: float, c: int):
+    p = torch.softmax(torch.as_tensor(logits(500, c)), dim=-1)
+    over = M.smooth_max(p, lam) - p.amax(-1)
+    assert bool((over >= -1e-12).all())
+    assert bool((over <= math.log(c) / lam + 1e-12).all())
+    assert float(over.max()) > 0
+    uniform = torch.full((1, c), 1 / c, dtype=torch.float64)
+    assert float(M.smooth_max(uniform, lam)) == pytest.approx(1 / c + math.log(c) / lam), "the upper bound is reached"
+
+
+def test_smooth_max_tightens_with_lam():
+    p = torch.softmax(torch.as_tensor(logits(100, 4)), dim=-1)
+    gaps = [float((M.smooth_max(p, lam) - p.amax(-1)).max()) for lam in (1, 10, 100, 1000)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 2e-3
+
+
+@pytest.mark.parametrize("c", [2, 3, 5, 50])
+def test_plain_adue_cannot_reach_one_and_rescaled_can(c: int):
+    """U <= 1 - 1/C: with two classes BCE cannot fit an error. Rescaled, the uniform distribution is at 1 (less log C / lam)."""
+    z = torch.cat([torch.as_tensor(logits(300, c)), torch.zeros(1, c, dtype=torch.float64)])
+    plain, rescaled = M.adue_uncertainty(z, rescaled=False), M.adue_uncertainty(z, rescaled=True)
+    assert float(plain.max()) <= 1 - 1 / c
+    assert float(plain[-1]) == pytest.approx(1 - 1 / c - math.log(c) / 100)
+    assert float(rescaled[-1]) == pytest.approx(1 - math.log(c) / 100 / (1 - 1 / c))
+    assert float(rescaled.max()) <= 1
+    assert int(rescaled.argmax()) == 300, "nothing is less sure than the uniform distribution"
+    torch.testing.assert_close(rescaled, plain / (1 - 1 / c))
+    sure = torch.tensor([[50.0] + [0.0] * (c - 1)], dtype=torch.float64)
+    assert abs(float(M.adue_uncertainty(sure, rescaled=True))) < 1e-9
+
+
+def test_entropy_is_scipys_normalised():
+    z = logits(300, 5)
+    want = scipy.stats.entropy(softmax(z, axis=1), axis=1) / math.log(5)
+    np.testing.assert_allclose(M.entropy_uncertainty(torch.as_tensor(z)).numpy(), want, atol=1e-12)
+    assert float(M.entropy_uncertainty(torch.zeros(1, 5))) == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(M.NegativeEntropy(5)(z), 1 - want, atol=1e-12)
+    # Where a probability is 0 in float64, 0 log 0 is 0.
+    assert M.NegativeEntropy(3)(np.array([[1000.0, 0.0, -1000.0]])) == pytest.approx([1.0])
+
+
+def test_uncertainties_take_any_leading_dimensions_and_have_gradients():
+    z = torch.as_tensor(logits(24, 4)).reshape(2, 3, 4, 4).requires_grad_(True)
+    for u in (lambda v: M.adue_uncertainty(v, rescaled=True), M.entropy_uncertainty):
+        torch.testing.assert_close(u(z)[1, 2], u(z[1, 2]))
+        assert torch.autograd.gradcheck(u, (z,))
+
+
+def test_objective_is_bce_and_the_pull_to_the_anchor():
+    z, rows = torch.as_tensor(logits(40, 3)).float(), torch.tensor([5, 1, 30, 8])
+    error = torch.as_tensor((np.random.default_rng(1).random(40) < 0.5).astype(np.float32))
+    anchor = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    two = torch.stack([z[rows], -z[rows]])
+    got = M.Objective(M.entropy_uncertainty, error, anchor)(two, rows, torch.tensor([0.0, 0.3]))
+    for r, alpha in ((0, 0.0), (1, 0.3)):
+        u = M.entropy_uncertainty(two[r]).double().numpy()
+        e, a = error[rows].double().numpy(), anchor[rows].double().numpy()
+        want = -(e * np.log(u) + (1 - e) * np.log(1 - u)).mean() + alpha * ((u - a) ** 2).mean()
+        assert float(got[r]) == pytest.approx(want, rel=1e-5)
+    assert float(got[0]) != pytest.approx(float(got[1]), rel=1e-3)
+    # U of AdUE leaves [0, 1] by log(C)/lam: the loss must stay finite there.
+    sure = torch.full((1, 1, 3), 0.0)
+    sure[..., 0] = 90.0
+    objective = M.Objective(lambda v: M.adue_uncertainty(v, rescaled=False), torch.ones(1), torch.zeros(1))
+    assert bool(torch.isfinite(objective(sure, torch.tensor([0]), torch.tensor([0.0]))))
+
+
+# -------------------------------------------------------------------------------------------------------- scores
+
+C = 3
+SCORES: list[Any] = [
+    M.MaxSoftmax(C), M.MaxSoftmax(C, start=C), M.SmoothMax(C, start=0), M.SmoothMax(C, start=C), M.NegativeEntropy(C),
+    M.NegativeEntropy(C, start=C), M.Margin(C), M.Energy(C), M.MaxLogit(C), *(M.PNorm(C, p) for p in range(10)),
+    M.ProbabilityOfPredicted(C, start=C), M.ShrunkProbe(C, 0.7, (0.5, -0.25, 0.125)),
+    M.ShrunkProbe(C, 0.0, (0.0, 0.0, 0.0)), M.ResponseLogOdds(C), M.Column(C),
+    M.Column(C + 1),
+]  # fmt: skip
+CALIBRATED = [M.Calibrated(s, 1.7, -0.4) for s in SCORES]
+
+
+def plain_torch(score: Any, z: np.ndarray) -> np.ndarray:
+    """The line of the card, as its reader would run it: plain torch, with `out` the model's logits."""
+    return eval(score.torch_line, {"__builtins__": {}}, {"out": torch.as_tensor(z)}).numpy()
+
+
+def test_every_score_class_is_tested():
+    from typing import get_args
+
+    assert {type(s) for s in SCORES} == set(get_args(M.Score))
+
+
+@pytest.mark.parametrize("score", SCORES + CALIBRATED, ids=repr)
+def test_a_score_is_its_line_of_plain_torch(score: Any):
+    z = logits()
+    values = score(z)
+    assert values.shape == (200,)
+    np.testing.assert_allclose(plain_torch(score, z), values, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(plain_torch(score, z.astype(np.float32)), values, rtol=2e-4, atol=2e-5)
+    assert np.unique(values).size > 100, "a constant would pass as well"
+    assert np.abs(plain_torch(score, logits(seed=1)) - values).max() > 1e-3
+
+
+@pytest.mark.parametrize("score", SCORES + CALIBRATED, ids=repr)
+def test_a_score_does_not_depend_on_its_neighbours(score: Any):
+    z = logits(scale=8)
+    every, order = score(z), np.random.default_rng(2).permutation(200)
+    np.testing.assert_allclose(score(z[order]), every[order], rtol=1e-13)
+    for i in (0, 17, 199):
+        np.testing.assert_allclose(score(z[i : i + 1]), every[i : i + 1], rtol=1e-13)
+    wild = np.concatenate([z[:1], np.full((1, 7), 1e4) * np.arange(7)])
+    np.testing.assert_allclose(score(wild)[0], every[0], rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "score", SCORES[:3] + SCORES[4:5] + SCORES[6:9] + SCORES[10:19] + [M.ResponseLogOdds(C)], ids=repr
+)
+def test_higher_is_surer(score: Any):
+    """Of two predictions, the one whose winner stands out further scores higher, for every score of the classifier's own."""
+    base = np.zeros((1, 7))
+    sure, unsure = base.copy(), base.copy()
+    start = getattr(score, "start", 0)
+    sure[0, start : start + C], unsure[0, start : start + C] = (4.0, 1.5, 0.0), (2.0, 1.5, 0.0)
+    assert float(score(sure)[0]) > float(score(unsure)[0])
+
+
+def test_calibrated_is_the_sigmoid_and_keeps_the_ranking():
+    z = logits()
+    for score in SCORES:
+        got = M.Calibrated(score, 2.0, -1.0)(z)
+        np.testing.assert_allclose(got, expit(2 * score(z) - 1), rtol=1e-12)
+    response = M.MaxSoftmax(C)
+    assert np.array_equal(np.argsort(M.Calibrated(response, 3.0, 0.5)(z)), np.argsort(response(z)))
+
+
+def test_calibrated_takes_float32_logits():
+    z = logits().astype(np.float32)
+    np.testing.assert_allclose(M.Calibrated(M.ResponseLogOdds(C), 1.0, 0.0)(z), M.MaxSoftmax(C)(z.astype(np.float64)))
+
+
+def test_response_log_odds_is_exact_where_softmax_rounds_to_one():
+    near = logits(300, 4)
+    p = softmax(near, axis=1).max(axis=1)
+    np.testing.assert_allclose(M.response_log_odds(near), np.log(p) - np.log1p(-p), rtol=1e-9)
+    far = np.array([[50.0, 0.0, 0.0], [60.0, 0.0, 0.0], [900.0, 10.0, -5.0]])
+    assert np.all(softmax(far, axis=1).max(axis=1) == 1.0), "the softmax has rounded: no ranking is left in it"
+    want = [50 - math.log(2), 60 - math.log(2), 890 - math.log1p(math.exp(-15))]
+    np.testing.assert_allclose(M.response_log_odds(far), want, rtol=1e-14)
+    assert M.response_log_odds(np.array([[2.0, 5.0]])) == pytest.approx([3.0])
+    np.testing.assert_allclose(M.response_log_odds(far + 1e3), M.response_log_odds(far), rtol=1e-12)
+
+
+def test_shrunk_probe_is_its_three_parts():
+    """With its correction at 0 it ranks as the softmax response does; each part adds what it says."""
+    z = logits()
+    still = z.copy()
+    still[:, C] = 0
+    own = M.response_log_odds(z[:, :C])
+    np.testing.assert_allclose(M.ShrunkProbe(C, 1.0, (0.0, 0.0, 0.0))(still), own)
+    offsets = (1.0, 1 / 3, -2.0)
+    want = 0.4 * own + np.take(offsets, z[:, :C].argmax(axis=1)) + z[:, C]
+    score = M.ShrunkProbe(C, 0.4, offsets)
+    np.testing.assert_allclose(score(z), want)
+    np.testing.assert_allclose(plain_torch(score, z), want, atol=1e-6, err_msg="the card rounds offsets to 6 digits")
+
+
+def test_smooth_max_score_is_one_less_adue():
+    z = logits()
+    u = M.adue_uncertainty(torch.as_tensor(z[:, C : 2 * C]), rescaled=False).numpy()
+    np.testing.assert_allclose(M.SmoothMax(C, start=C)(z), 1 - u, rtol=1e-12)
+
+
+# --------------------------------------------------------------------------------------------------------- Platt
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.5, -0.5), (0.3, 2.0), (6.0, 0.0)])
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (-40.0, 1.0), (3.0, 1e-3), (0.0, 200.0)])
+def test_platt_recovers_a_planted_slope_and_intercept(slope: float, intercept: float, shift: float, scale: float):
+    """Also on scores of other units: the same probabilities come out."""
+    rng = np.random.default_rng(0)
+    s = rng.normal(size=40_000)
+    right = rng.random(len(s)) < expit(slope * s + intercept)
+    a, b = M.platt(s * scale + shift, right)
+    assert a * scale == pytest.approx(slope, rel=0.06)
+    assert a * shift + b == pytest.approx(intercept, abs=0.1)
+
+
+def test_platt_never_turns_the_ranking_round():
+    rng = np.random.default_rng(0)
+    s = rng.normal(size=2000)
+    for right in (rng.random(2000) < expit(-3 * s), rng.random(2000) < 0.5, np.ones(2000, bool), np.zeros(2000, bool)):
+        slope, intercept = M.platt(s, right)
+        assert slope > 0
+        p = expit(slope * s + intercept)
+        assert np.array_equal(np.argsort(p, kind="stable"), np.argsort(s, kind="stable"))
+        assert p.mean() == pytest.approx(right.mean(), abs=0.05)
+
+
+def test_platt_of_a_constant_score_is_the_rate():
+    slope, intercept = M.platt(np.full(400, 0.7), np.arange(400) < 300)
+    assert slope > 0
+    assert expit(slope * 0.7 + intercept) == pytest.approx(0.75, abs=0.01)
+
+
+# ------------------------------------------------------------------------------------------ baselines on features
+
+
+def clusters(n: int = 300, d: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(d, d))
+    label = rng.integers(0, 3, n)
+    means = rng.normal(size=(3, d)) * 4
+    return (
+        means[label] + rng.normal(size=(n, d)) @ mix,
+        label,
+        means[rng.integers(0, 3, 60)] + rng.normal(size=(60, d)) @ mix,
+    )
+
+
+def test_mahalanobis_is_scikit_learns():
+    x, label, at = clusters()
+    centred = np.concatenate([x[label == c] - x[label == c].mean(axis=0) for c in range(3)])
+    tied = EmpiricalCovariance(assume_centered=True).fit(centred)
+    ridge = tied.covariance_ + 1e-3 * np.trace(tied.covariance_) / 5 * np.eye(5)
+    tied.precision_, tied.location_ = np.linalg.inv(ridge), np.zeros(5)
+    want = -np.min([tied.mahalanobis(at - x[label == c].mean(axis=0)) for c in range(3)], axis=0)
+    np.testing.assert_allclose(M.mahalanobis(x, label, at), want, rtol=1e-9)
+    whole = EmpiricalCovariance().fit(x)
+    whole.precision_ = np.linalg.inv(whole.covariance_ + 1e-3 * np.trace(whole.covariance_) / 5 * np.eye(5))
+    np.testing.assert_allclose(M.relative_mahalanobis(x, label, at), want + whole.mahalanobis(at), rtol=1e-9)
+
+
+def test_densities_are_higher_inside_and_independent_of_the_batch():
+    x, label, at = clusters()
+    far = at + 60.0
+    for score in (M.mahalanobis, lambda t, y, v: M.robust_density(t, y, v, np.zeros(len(v), dtype=np.int64), seed=0)):
+        inside, outside = score(x, label, at), score(x, label, far)
+        assert np.all(np.isfinite(np.concatenate([inside, outside])))
+        np.testing.assert_allclose(score(x, label, at[3:4]), inside[3:4], rtol=1e-7)
+    assert M.mahalanobis(x, label, at).min() > M.mahalanobis(x, label, far).max()
+    np.testing.assert_allclose(M.relative_mahalanobis(x, label, at[3:4]), M.relative_mahalanobis(x, label, at)[3:4])
+
+
+def test_robust_density_ranks_the_predicted_class_own_examples_first():
+    x, label, _ = clusters(600)
+    own = M.robust_density(x, label, x, label, seed=0)
+    other = M.robust_density(x, label, x, (label + 1) % 3, seed=0)
+    assert np.median(own) > np.median(other)
+    assert np.array_equal(own, M.robust_density(x, label, x, label, seed=0)), "the same seed, the same scores"
+
+
+def test_hybrid_mixes_ranks_against_a_reference():
+    reference_a, reference_b = np.arange(10.0), np.arange(10.0) * 100
+    a, b = np.array([-1.0, 4.5, 99.0]), np.array([1e9, 450.0, -1.0])
+    np.testing.assert_allclose(M.hybrid(a, b, reference_a, reference_b, 0.5), [0.5, 0.5, 0.5])
+    np.testing.assert_allclose(M.hybrid(a, b, reference_a, reference_b, 1.0), [0.0, 0.5, 1.0])
+    np.testing.assert_allclose(M.hybrid(a, b, reference_a, reference_b, 0.25), [0.75, 0.5, 0.25])
+    np.testing.assert_allclose(M.hybrid(a[:1], b[:1], reference_a, reference_b, 0.25), [0.75])
+    shuffled = np.random.default_rng(0).permutation(10)
+    np.testing.assert_allclose(M.hybrid(a, b, reference_a[shuffled], reference_b, 0.25), [0.75, 0.5, 0.25])
+    np.testing.assert_allclose(
+        M.hybrid(np.exp(a), b, np.exp(reference_a), reference_b, 0.25), [0.75, 0.5, 0.25], err_msg="only ranks count"
+    )
+
+
+@pytest.mark.parametrize("prior", [0.01, 1.0, 100.0])
+def test_laplace_is_the_dense_kronecker_posterior(prior: float):
+    """Brute force: the (dC x dC) precision A (x) B + prior I, inverted whole; Var z_c = (x (x) e_c)' P^-1 (x (x) e_c)."""
+    rng = np.random.default_rng(0)
+    n, d, c, m = 30, 4, 3, 8
+    x, z, at, z_at = rng.normal(size=(n, d)), rng.normal(size=(n, c)), rng.normal(size=(m, d)) * 2, logits(m, c)
+    p = softmax(z, axis=1)
+    a, b = x.T @ x, sum(np.diag(q) - np.outer(q, q) for q in p) / n
+    covariance = np.linalg.inv(np.kron(a, b) + prior * np.eye(d * c))
+    want = []
+    for row, logit_row in zip(at, z_at, strict=True):
+        jacobian = np.kron(row[None], np.eye(c))
+        variance = np.diag(jacobian @ covariance @ jacobian.T)
+        want.append(softmax(logit_row / np.sqrt(1 + np.pi / 8 * variance)).max())
+    got = M.laplace(x, z, at, z_at, prior)
+    np.testing.assert_allclose(got, want, rtol=1e-10)
+    np.testing.assert_allclose(M.laplace(x, z, at[2:3], z_at[2:3], prior), got[2:3], rtol=1e-10)
+    assert np.all(got <= softmax(z_at, axis=1).max(axis=1) + 1e-12), "doubt about the weights never makes surer here"
+
+
+def test_laplace_far_from_the_data_is_unsure_and_a_strong_prior_is_the_softmax():
+    rng = np.random.default_rng(0)
+    x, z, z_at = rng.normal(size=(50, 4)), rng.normal(size=(50, 3)), logits(20, 3)
+    near, far = rng.normal(size=(20, 4)), rng.normal(size=(20, 4)) * 1e4
+    assert M.laplace(x, z, far, z_at, 1.0).max() < 0.4
+    assert M.laplace(x, z, near, z_at, 1.0).max() > 0.6
+    np.testing.assert_allclose(M.laplace(x, z, near, z_at, 1e9), softmax(z_at, axis=1).max(axis=1), atol=1e-6)
+
+
+def test_probabilities_and_energy_are_scipys_and_do_not_overflow():
+    z = logits(50, 3, scale=400)
+    np.testing.assert_allclose(M.probabilities(z), softmax(z, axis=1), atol=1e-15)
+    np.testing.assert_allclose(M.Energy(3)(z), logsumexp(z, axis=1))
+    assert np.all(np.isfinite(M.Energy(3)(z * 100)))

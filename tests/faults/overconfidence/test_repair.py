@@ -1,0 +1,180 @@
+"""Choice without self-deception: cross-selection, the fall-back, what a repair may look at, and what it leaves alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput
+from trueup.faults.fault import NoRemedy
+from trueup.faults.overconfidence import Overconfidence
+from trueup.faults.overconfidence.candidates import FAMILIES, Evidence, Part, cross_select
+from trueup.faults.overconfidence.planted import planted
+from trueup.faults.overconfidence.repair import ConfidenceHead, choose_family
+from trueup.measure.selective import error_auc
+from trueup.run.ensemble import committee
+from trueup.run.predict import predict
+from trueup.run.train import Training
+from trueup.subject.recipe import Lora, fresh
+from trueup.subject.subject import Head, Template
+from trueup.subject.tiny import make_base
+
+FAULT = Overconfidence(resamples=300)
+
+
+@pytest.fixture(scope="module")
+def case():
+    return planted("planted")
+
+
+@pytest.fixture(scope="module")
+def remedy(case):
+    subject, corpus = case
+    return FAULT.repair(subject, corpus, FAULT.audit(subject, corpus.part("test"), seed=0), seed=0)
+
+
+def test_the_best_of_many_noise_variants_does_not_flatter():
+    rng = np.random.default_rng(0)
+    honest, naive = [], []
+    for _ in range(20):
+        scores, error = rng.random((200, 144)), rng.random(200) < 0.3
+        got, best = cross_select(scores, error, np.arange(200) % 5)
+        honest.append(error_auc(got, error))
+        naive.append(error_auc(scores[:, best], error))
+    assert abs(np.mean(honest) - 0.5) < 0.04
+    assert np.mean(naive) > 0.58  # the control: picking and judging on the same examples flatters
+
+
+def test_cross_select_finds_a_variant_that_is_better():
+    rng = np.random.default_rng(1)
+    error = rng.random(300) < 0.3
+    scores = rng.random((300, 20))
+    scores[:, 7] -= 0.5 * error
+    got, best = cross_select(scores, error, np.arange(300) % 5)
+    assert best == 7
+    assert error_auc(got, error) > 0.75
+
+
+def _synthetic(seed: int, signal: float) -> Evidence:
+    """A calibrated binary classifier; with `signal`, one feature that the head does not use tells errors apart."""
+    rng = np.random.default_rng(seed)
+    n, d = 700, 8
+    x = rng.normal(size=(n, d))
+    weight = np.zeros((2, d))
+    weight[1, 0] = 2.0
+    p = 1 / (1 + np.exp(-(x @ weight[1])))
+    label = (rng.random(n) < p).astype(np.int64)
+    flip = rng.random(n) < signal * (x[:, 3] > 0.8)
+    label = np.where(flip, 1 - (p > 0.5), label)
+    part = Part(x, x @ weight.T, label)
+    head = Head(torch.tensor(weight, dtype=torch.float32), torch.zeros(2))
+    held = part.take(np.arange(300, n))
+    return Evidence(part.take(np.arange(300)), held, head, True, np.arange(len(held.label)) % 5, seed)
+
+
+def test_the_softmax_response_stays_where_nothing_beats_it():
+    chosen = [choose_family(_synthetic(s, 0.0), resamples=200)[0] for s in range(6)]
+    assert chosen.count("response") >= 5
+
+
+def test_a_head_is_chosen_where_the_features_know_more():
+    key, learnt, crossed, table = choose_family(_synthetic(0, 0.9), resamples=200)
+    assert key != "response"
+    row = next(r for r in table if r["key"] == key)
+    assert row["low"] > 0
+    fresh_part = _synthetic(50, 0.9).held
+    response = next(f for f in FAMILIES if f.key == "response")
+    plain = response.scores(_synthetic(50, 0.9), np.arange(3), fresh_part)[:, 0]
+    assert error_auc(learnt(fresh_part), fresh_part.error) > error_auc(plain, fresh_part.error) + 0.03
+    assert len(crossed) == 400
+
+
+def test_a_repair_never_looks_at_test(case, remedy):
+    subject, corpus = case
+    other = np.where(corpus.split == "test", 1 - corpus.label, corpus.label)
+    again = FAULT.repair(subject, replace(corpus, label=other), None, seed=0)  # type: ignore[arg-type]
+    assert torch.equal(again.head.weight, remedy.head.weight)
+    assert again.score == remedy.score
+    # The control: what it may look at does change it.
+    other = np.where(corpus.split == "calibration", 1 - corpus.label, corpus.label)
+    changed = FAULT.repair(subject, replace(corpus, label=other), None, seed=0)  # type: ignore[arg-type]
+    assert isinstance(changed, NoRemedy) or changed.score != remedy.score
+
+
+def test_predictions_and_class_logits_are_untouched(case, remedy):
+    subject, corpus = case
+    test = corpus.part("test")
+    before = predict(subject, test)
+    with remedy.on(subject) as repaired:
+        after = predict(repaired, test)
+    assert np.array_equal(before.logits, after.logits[:, :2])
+    assert np.array_equal(before.predicted, after.predicted)
+    assert not np.array_equal(before.confidence, after.confidence)
+
+
+def test_a_remedy_refuses_another_model(case, remedy, tmp_path):
+    other = fresh(str(make_base("bert", tmp_path / "base", seed=5)), Lora(), ("negative", "positive"), device="cpu")
+    with pytest.raises(BadInput, match="made for another model"), remedy.on(other):
+        pass
+
+
+def test_too_few_calibration_examples_are_refused(case):
+    subject, corpus = case
+    few = corpus.take(
+        np.concatenate([np.flatnonzero(corpus.split == "calibration")[:19], np.flatnonzero(corpus.split == "test")])
+    )
+    with pytest.raises(BadInput, match="19 calibration examples; a repair needs at least 20"):
+        FAULT.repair(subject, few, None, seed=0)  # type: ignore[arg-type]
+
+
+def test_without_errors_there_is_no_remedy(case):
+    subject, corpus = case
+    agreed = replace(corpus, label=predict(subject, corpus).predicted)
+    got = FAULT.repair(subject, agreed, None, seed=0)  # type: ignore[arg-type]
+    assert isinstance(got, NoRemedy)
+    assert "0 errors" in got.reason
+
+
+def test_works_without_training_examples(case):
+    subject, corpus = case
+    got = FAULT.repair(subject, corpus.take(corpus.split != "train"), None, seed=0)  # type: ignore[arg-type]
+    assert isinstance(got, ConfidenceHead)
+    assert "adue" not in [r["key"] for r in got.card["candidates"]]
+
+
+def test_a_state_space_model_is_examined_but_cannot_carry_a_head(tmp_path):
+    base = make_base("mamba", tmp_path / "base")
+    subject = fresh(
+        str(base), Lora(rank=2), ("a", "b"), template=Template("{text}", ("good", "bad")), max_length=16, device="cpu"
+    )
+    rng = np.random.default_rng(0)
+    words = ["cat", "dog", "film", "sat", "mat"]
+    text = [" ".join(rng.choice(words, 4)) for _ in range(150)]
+    corpus = Corpus(text, rng.integers(0, 2, 150), ("a", "b"), np.array(["calibration"] * 75 + ["test"] * 75))
+    finding = FAULT.audit(subject, corpus.part("test"), seed=0)
+    assert 0 <= finding.severity <= 1
+    got = FAULT.repair(subject, corpus, finding, seed=0)
+    assert isinstance(got, NoRemedy)
+    assert "mamba" in got.reason
+
+
+def test_a_committee_is_a_mean_of_different_adapters(case):
+    subject, corpus = case
+    quick = Training(epochs=1, lr=5e-3)
+    part, at = corpus.part("train").take(np.arange(120)), corpus.part("calibration").take(np.arange(40))
+    two = committee(subject, part, at, members=2, seed=1, training=quick)
+    assert np.allclose(two.sum(axis=1), 1)
+    three = committee(subject, part, at, members=3, seed=1, training=quick)
+    assert not np.allclose(two, three)
+    assert np.array_equal(two, committee(subject, part, at, members=2, seed=1, training=quick))
+
+
+def test_a_distilled_head_stands_for_choice_when_members_are_asked_for(case):
+    subject, corpus = case
+    got = replace(FAULT, members=2).repair(subject, corpus, None, seed=0)  # type: ignore[arg-type]
+    assert isinstance(got, ConfidenceHead)
+    assert "distilled" in [r["key"] for r in got.card["candidates"]]

@@ -1,0 +1,461 @@
+"""What cannot be loaded is refused with a sentence that names what was found and what to do next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput, Unavailable, Unsupported
+from trueup.run.predict import predict
+from trueup.subject import adapter as files
+from trueup.subject.load import load, position_limit, quiet
+from trueup.subject.recipe import Lora, Prompt, fresh
+from trueup.subject.subject import Subject, Template
+from trueup.subject.tiny import SIZES, make_base
+
+CLASSES = ("no", "yes")
+TEXT = ["good cat sat", "bad", "the cat bad good mat sat on the good dog"]
+CORPUS = Corpus(TEXT, np.array([0, 1, 0]), CLASSES, np.array(["test"] * 3))
+
+
+def tuned(base: Path, folder: Path, recipe: Any = None, template: Template | None = None) -> Subject:
+    folder.mkdir()
+    subject = fresh(str(base), recipe or Lora(4), CLASSES, template=template, max_length=32, device="cpu")
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in subject.model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+    files.save_tuned(subject, folder)
+    return subject
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished folders, never written to: bases, a finished classifier, a LoRA and a prompt."""
+    root = tmp_path_factory.mktemp("kept")
+    made = {f: make_base(f, root / f) for f in ("bert", "gpt2", "llama")}
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = transformers.AutoModelForSequenceClassification.from_pretrained(
+            made["bert"], num_labels=2, id2label={0: "down", 1: "up"}, label2id={"down": 0, "up": 1}
+        )
+        whole.save_pretrained(root / "classifier")
+        transformers.AutoTokenizer.from_pretrained(made["bert"]).save_pretrained(root / "classifier")
+    tuned(made["bert"], root / "lora")
+    tuned(made["bert"], root / "prompt", Prompt(4))
+    tuned(made["gpt2"], root / "gpt2-lora")
+    return made | {n: root / n for n in ("classifier", "lora", "prompt", "gpt2-lora")}
+
+
+@pytest.fixture
+def copy(kept: dict[str, Path], tmp_path: Path):
+    """A copy of a finished folder, to be damaged."""
+
+    def get(name: str) -> Path:
+        return Path(shutil.copytree(kept[name], tmp_path / name))
+
+    return get
+
+
+def edit(path: Path, **changes: Any) -> None:
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | changes))
+
+
+def said(error: type[Exception], *words: str, **options: Any) -> str:
+    """The sentence with which `load` refuses; all of `words` are in it."""
+    with pytest.raises(error) as e:
+        load(**options, device="cpu")
+    sentence = str(e.value)
+    for w in words:
+        assert w in sentence, f"{w!r} is not in {sentence!r}"
+    assert sentence.rstrip("`'").endswith((".", "?")), f"no whole sentence: {sentence!r}"
+    return sentence
+
+
+# ----------------------------------------------------------------------------------------- controls: what does load
+
+
+def test_controls_load(kept: dict[str, Path]):
+    for name in ("lora", "prompt"):
+        subject = load(str(kept["bert"]), str(kept[name]), device="cpu")
+        assert predict(subject, CORPUS).logits.shape == (3, 2)
+        assert subject.classes == ("0", "1")
+        assert not any(p.requires_grad for p in subject.model.parameters())
+        assert not any(m.training for m in subject.model.modules())
+    plain = load(str(kept["classifier"]), device="cpu")
+    assert plain.classes == ("down", "up")
+    words = load(str(kept["gpt2"]), template="say {text} now", verbaliser=["good", "bad"], device="cpu")
+    assert words.classes == ("good", "bad")
+    assert words.template == Template("say {text} now", ("good", "bad"))
+
+
+def test_the_card_brings_class_names_length_and_words(copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    (folder / files.CARD).write_text(json.dumps({"classes": ["calm", "loud"], "max_length": 17}))
+    subject = load(str(kept["bert"]), str(folder), device="cpu")
+    assert (subject.classes, subject.max_length) == (("calm", "loud"), 17)
+    over = load(str(kept["bert"]), str(folder), classes=["x", "y"], max_length=9, device="cpu")
+    assert (over.classes, over.max_length) == (("x", "y"), 9)
+
+
+def test_virtual_tokens_leave_less_room(kept: dict[str, Path]):
+    assert (
+        load(str(kept["bert"]), str(kept["lora"]), device="cpu").max_length == SIZES["bert"]["max_position_embeddings"]
+    )
+    assert load(str(kept["bert"]), str(kept["prompt"]), device="cpu").max_length == 128 - 4
+    roberta = transformers.RobertaConfig(max_position_embeddings=130)
+    assert position_limit(roberta) == 128
+
+
+# --------------------------------------------------------------------------------------------------- models
+
+
+def test_missing_folder(tmp_path: Path):
+    said(BadInput, f"no folder '{tmp_path / 'gone'}'", "Check the path", "hub id", model=str(tmp_path / "gone"))
+
+
+def test_file_instead_of_a_folder(kept: dict[str, Path]):
+    file = str(kept["bert"] / "config.json")
+    said(BadInput, f"'{file}' is a file", "Give the folder that holds its config.json", model=file)
+
+
+def test_folder_without_config_says_what_is_there(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("hello")
+    said(BadInput, "holds no model", "config.json", "'notes.txt'", model=str(tmp_path))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    said(BadInput, "holds no model", "found none", model=str(empty))
+
+
+def test_adapter_folder_given_as_the_model(kept: dict[str, Path]):
+    lora = str(kept["lora"])
+    said(BadInput, f"'{lora}' is a PEFT adapter", "Give the base model first", f"--adapter {lora}", model=lora)
+
+
+def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch):
+    """The suite runs with the hub switched off; the sentence is that of a name that cannot be had."""
+
+    def closed(*_: Any, **__: Any) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co'")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", closed)
+    said(
+        Unavailable, "'nobody/nothing' could not be had", "couldn't connect", "embedded:minilm", model="nobody/nothing"
+    )
+
+
+def test_unknown_embedded_model():
+    said(BadInput, "no embedded model 'minlim'", "Did you mean 'minilm'?", "'smollm2'", model="embedded:minlim")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "words"),
+    [
+        ("vit", transformers.ViTConfig(), ("'vit'", "'bert'", "'mamba2'", "anatomy.py")),
+        ("gpt_neo", transformers.GPTNeoConfig(), ("'gpt_neo'", "Did you mean 'gpt_neox'?", "'bloom'")),
+        ("qwen3", transformers.Qwen3Config(), ("'qwen3'", "Did you mean 'qwen2'?")),
+    ],
+)
+def test_unknown_architecture_is_refused_by_name(model_type: str, config: Any, words: tuple[str, ...], tmp_path: Path):
+    config.save_pretrained(tmp_path)
+    sentence = said(Unsupported, *words, model=str(tmp_path))
+    from trueup.subject.anatomy import FAMILIES
+
+    assert all(f"'{f}'" in sentence for f in FAMILIES), "the list is whole"
+    assert ("Did you mean" in sentence) == (model_type != "vit")
+
+
+def test_base_without_head_and_without_adapter(kept: dict[str, Path]):
+    for family in ("bert", "gpt2"):
+        said(BadInput, "has no classification head", "--verbaliser", "trueup tune lora", model=str(kept[family]))
+
+
+def test_encoder_does_not_answer_with_a_word(kept: dict[str, Path]):
+    said(
+        Unsupported, "'bert' is an encoder", "without --template and --verbaliser",
+        model=str(kept["bert"]), template="{text}", verbaliser=["good", "bad"],
+    )  # fmt: skip
+
+
+def test_missing_base_weights_are_named(copy: Any):
+    """A checkpoint that lost a layer would answer at random: refused, not re-drawn."""
+    folder = copy("classifier")
+    tensors = load_file(folder / "model.safetensors")
+    gone = "bert.encoder.layer.1.output.dense.weight"
+    assert gone in tensors
+    del tensors[gone]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    said(BadInput, gone, "answer at random", "trueup tune lora", model=str(folder))
+
+
+def test_damaged_base(copy: Any):
+    folder = copy("classifier")
+    raw = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    said(BadInput, str(folder), "could not be loaded", "complete transformers model", model=str(folder))
+
+
+def test_model_that_wants_code_of_its_own(copy: Any, tmp_path: Path):
+    folder = copy("classifier")
+    marker = tmp_path / "ran"
+    (folder / "evil.py").write_text(
+        f"open({str(marker)!r}, 'w').close()\nfrom transformers import BertConfig\nclass Evil(BertConfig): pass\n"
+    )
+    edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "evil.Evil"})
+    said(Unsupported, str(folder), "needs code of its own", "--trust-remote-code", model=str(folder))
+    assert not marker.exists()
+
+
+# --------------------------------------------------------------------------------------------------- pickles
+
+
+def as_pickle(folder: Path, safe: str, pickled: str) -> None:
+    torch.save(load_file(folder / safe), folder / pickled)
+    (folder / safe).unlink()
+
+
+def test_base_that_is_a_pickle(copy: Any, kept: dict[str, Path]):
+    folder = copy("classifier")
+    as_pickle(folder, "model.safetensors", "pytorch_model.bin")
+    said(BadInput, "pickle", "pytorch_model.bin", "--allow-pickle", "safe_serialization=True", model=str(folder))
+    allowed = predict(load(str(folder), allow_pickle=True, device="cpu"), CORPUS).logits
+    assert np.array_equal(allowed, predict(load(str(kept["classifier"]), device="cpu"), CORPUS).logits)
+
+
+def test_adapter_that_is_a_pickle(copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    as_pickle(folder, "adapter_model.safetensors", "adapter_model.bin")
+    where = {"model": str(kept["bert"]), "adapter": str(folder)}
+    said(BadInput, "pickle", "adapter_model.bin", "--allow-pickle", "safe_serialization=True", **where)
+    allowed = predict(load(**where, allow_pickle=True, device="cpu"), CORPUS).logits
+    assert np.array_equal(allowed, predict(load(str(kept["bert"]), str(kept["lora"]), device="cpu"), CORPUS).logits)
+
+
+class Runs:
+    """Creates a file when unpickled: what an attacker's pickle would do."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+def test_an_allowed_pickle_still_runs_no_code(copy: Any, kept: dict[str, Path], tmp_path: Path):
+    import pickle
+
+    marker = tmp_path / "ran"
+    pickle.loads(pickle.dumps(Runs(marker)))
+    assert marker.exists(), "the attack works where nobody looks"
+    marker.unlink()
+    for name, file, where in (
+        ("lora", "adapter_model", {"model": str(kept["bert"]), "adapter": str(tmp_path / "lora")}),
+        ("classifier", "pytorch_model", {"model": str(tmp_path / "classifier")}),
+    ):
+        folder = copy(name)
+        next(folder.glob("*.safetensors")).unlink()
+        torch.save({"x": Runs(marker)}, folder / f"{file}.bin")
+        said(BadInput, str(folder), **where, allow_pickle=True)
+        assert not marker.exists()
+
+
+# --------------------------------------------------------------------------------------------------- adapters
+
+
+def test_missing_adapter_folder(kept: dict[str, Path], tmp_path: Path):
+    gone = str(tmp_path / "gone")
+    said(BadInput, f"no adapter folder '{gone}'", "Check the path", model=str(kept["bert"]), adapter=gone)
+    file = str(kept["lora"] / "adapter_config.json")
+    said(BadInput, f"no adapter folder '{file}'", model=str(kept["bert"]), adapter=file)
+
+
+def test_folder_that_is_no_adapter(kept: dict[str, Path]):
+    other = str(kept["classifier"])
+    said(
+        BadInput, f"'{other}' is no PEFT adapter", "no adapter_config.json", "'config.json'", "save_pretrained",
+        model=str(kept["bert"]), adapter=other,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [("{", ("not readable JSON", "Save the adapter again")), ("[1]", ("holds list", "Save the adapter again"))],
+)
+def test_broken_adapter_settings(written: str, words: tuple[str, ...], copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    (folder / "adapter_config.json").write_text(written)
+    said(BadInput, "adapter_config.json", *words, model=str(kept["bert"]), adapter=str(folder))
+
+
+@pytest.mark.parametrize(("kind", "hint"), [("VERA", ""), ("LORRA", "Did you mean 'LORA'?"), (None, "")])
+def test_unknown_adapter_kind(kind: str | None, hint: str, copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    edit(folder / "adapter_config.json", peft_type=kind)
+    sentence = said(
+        Unsupported, f"of kind '{kind}'", "'PROMPT_TUNING'", "'IA3'", hint, model=str(kept["bert"]), adapter=str(folder)
+    )
+    assert ("Did you mean" in sentence) == bool(hint)
+
+
+def test_damaged_adapter_weights(copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    where = {"model": str(kept["bert"]), "adapter": str(folder)}
+    raw = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(raw[: len(raw) // 2])
+    said(BadInput, f"adapter weights in '{folder}' are damaged", "Save the adapter again", **where)
+    (folder / "adapter_model.safetensors").unlink()
+    said(BadInput, "no adapter_model.safetensors", "Save the adapter again", **where)
+
+
+def test_damaged_card(copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    (folder / files.CARD).write_text("{")
+    said(BadInput, "trueup.json", "not readable JSON", model=str(kept["bert"]), adapter=str(folder))
+
+
+def variant(family: str, folder: Path, **sizes: Any) -> Path:
+    """A base of the same family with other sizes."""
+    before = SIZES[family]
+    SIZES[family] = before | sizes
+    try:
+        return make_base(family, folder)
+    finally:
+        SIZES[family] = before
+
+
+@pytest.mark.parametrize(
+    ("sizes", "word"),
+    [
+        ({"num_hidden_layers": 3}, "no weights for"),
+        ({"num_hidden_layers": 1}, "no place for"),
+        ({"hidden_size": 16, "intermediate_size": 24}, "(4, 32) in the adapter and (4, 16) in the model"),
+    ],
+)
+def test_adapter_made_for_another_size(sizes: dict[str, int], word: str, kept: dict[str, Path], tmp_path: Path):
+    other = variant("bert", tmp_path / "other", **sizes)
+    said(
+        BadInput, f"The adapter '{kept['lora']}' does not fit '{other}'", f"made for '{kept['bert']}'", word,
+        "Give the base model it was trained on", model=str(other), adapter=str(kept["lora"]),
+    )  # fmt: skip
+
+
+def test_adapter_made_for_another_family(kept: dict[str, Path]):
+    for base, adapter in (("gpt2", "lora"), ("bert", "gpt2-lora"), ("llama", "gpt2-lora")):
+        said(
+            BadInput, "does not fit", f"made for '{kept['bert' if adapter == 'lora' else 'gpt2']}'",
+            "Give the base model it was trained on", model=str(kept[base]), adapter=str(kept[adapter]),
+        )  # fmt: skip
+
+
+def test_prompt_of_another_width(kept: dict[str, Path], tmp_path: Path):
+    other = variant("bert", tmp_path / "other", hidden_size=16, intermediate_size=24)
+    said(BadInput, "does not fit", "Give the base model", model=str(other), adapter=str(kept["prompt"]))
+
+
+# ------------------------------------------------------------------------------------------ words and class names
+
+
+def test_class_words_with_the_same_first_token(kept: dict[str, Path]):
+    said(
+        BadInput, "'good cat'", "'good dog'", "same token", "Choose words that differ in their first token",
+        model=str(kept["gpt2"]), template="say {text}", verbaliser=["good cat", "bad", "good dog"],
+    )  # fmt: skip
+
+
+def test_template_without_a_place_for_the_text(kept: dict[str, Path]):
+    said(
+        BadInput, "'say it now'", "no {text}", "say where the example goes",
+        model=str(kept["gpt2"]), template="say it now", verbaliser=["good", "bad"],
+    )  # fmt: skip
+
+
+def test_one_word_is_no_choice(kept: dict[str, Path]):
+    said(
+        BadInput, "at least two class words", "one per class",
+        model=str(kept["gpt2"]), template="say {text}", verbaliser=["good"],
+    )  # fmt: skip
+
+
+def test_wrong_number_of_class_names(kept: dict[str, Path]):
+    for where in ({"model": str(kept["bert"]), "adapter": str(kept["lora"])}, {"model": str(kept["classifier"])}):
+        said(BadInput, "has 2 classes, but 3", "'x', 'y', 'z'", "one name per class", classes=["x", "y", "z"], **where)
+    said(
+        BadInput, "2 classes, but 1", "one name per class", classes=["x"],
+        model=str(kept["gpt2"]), template="say {text}", verbaliser=["good", "bad"],
+    )  # fmt: skip
+
+
+def test_fresh_refuses_as_load_does(kept: dict[str, Path]):
+    with pytest.raises(BadInput, match="2 class words for 3 classes; give one word per class"):
+        fresh(str(kept["gpt2"]), Lora(), ("a", "b", "c"), template=Template("{text}", ("good", "bad")), device="cpu")
+    with pytest.raises(BadInput, match="same token"):
+        fresh(str(kept["gpt2"]), Lora(), ("a", "b"), template=Template("{text}", ("good", "good")), device="cpu")
+    with pytest.raises(Unsupported, match="'bert' is an encoder"):
+        fresh(str(kept["bert"]), Lora(), ("a", "b"), template=Template("{text}", ("good", "bad")), device="cpu")
+
+
+# --------------------------------------------------------------------------------- adapter_config.json is untrusted
+
+
+def test_settings_are_read_by_whitelist_and_run_nothing(
+    copy: Any, kept: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, marker = copy("lora"), tmp_path / "ran"
+    (tmp_path / "evil_module.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mapping = {"base_model_class": "Evil", "parent_library": "evil_module"}
+    edit(
+        folder / "adapter_config.json", auto_mapping=mapping,
+        runtime_config={"ephemeral_gpu_offload": True}, from_the_future=3, __class__="x",
+    )  # fmt: skip
+    settings = files.read_config(folder)
+    assert settings.auto_mapping is None
+    assert not hasattr(settings, "from_the_future")
+    subject = load(str(kept["bert"]), str(folder), device="cpu")
+    assert not marker.exists()
+    assert np.array_equal(
+        predict(subject, CORPUS).logits,
+        predict(load(str(kept["bert"]), str(kept["lora"]), device="cpu"), CORPUS).logits,
+    )
+    # The control: PEFT's own door imports that module where nothing holds it back.
+    edit(copy("prompt") / "adapter_config.json", task_type=None, auto_mapping=mapping)
+    with quiet(), pytest.raises(AttributeError, match="from_pretrained"):  # Evil is no model class
+        peft.AutoPeftModel.from_pretrained(str(tmp_path / "prompt"), import_allowlist=["evil_module"])
+    assert marker.exists()
+
+
+def test_every_key_that_matters_is_kept(kept: dict[str, Path]):
+    mine, plain = files.read_config(kept["lora"]), peft.PeftConfig.from_pretrained(str(kept["lora"]))
+    for key in ("r", "lora_alpha", "target_modules", "modules_to_save", "task_type", "peft_type", "fan_in_fan_out"):
+        assert getattr(mine, key) == getattr(plain, key), key
+    assert mine.r == 4
+
+
+# ----------------------------------------------------------------------------------------------------- other refusals
+
+
+def test_template_without_words(kept: dict[str, Path]):
+    said(BadInput, "template needs --verbaliser", "one word per class", model=str(kept["gpt2"]), template="say {text}")
+
+
+def test_unknown_device(kept: dict[str, Path]):
+    with pytest.raises(BadInput, match=r"no device 'cup' on this machine. Did you mean 'cpu'\?.*--device"):
+        load(str(kept["bert"]), str(kept["lora"]), device="cup")
+
+
+def test_prompt_that_leaves_no_room(kept: dict[str, Path]):
+    with pytest.raises(BadInput, match=r"126 virtual tokens leave no room.*128 positions.*Take fewer tokens"):
+        fresh(str(kept["bert"]), Prompt(126), CLASSES, device="cpu")
+    assert fresh(str(kept["bert"]), Prompt(124), CLASSES, device="cpu").max_length == 4

@@ -1,0 +1,89 @@
+"""On the real embedded models and real text: fetched once into the user's cache, some minutes on two cores."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import trueup
+from trueup.faults.overconfidence import Overconfidence
+from trueup.run.predict import predict
+from trueup.subject.recipe import Lora
+from trueup.tuning import TuneJob, tune
+
+pytestmark = pytest.mark.slow
+
+
+def _plain(folder, base: str, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Run the five lines of the card in a process that has never heard of trueup: labels and confidences."""
+    card = (folder / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    setup, each = code.split("model, tok = ")
+    loading, *rest = ("model, tok = " + each).splitlines()
+    script = "\n".join(
+        [
+            "import sys, json, torch; sys.modules['trueup'] = None",
+            f"BASE, FOLDER, texts = {base!r}, {str(folder)!r}, json.load(sys.stdin)",
+            setup, loading, "got = []", "for text in texts:", "  with torch.no_grad():",
+            *("    " + line for line in rest if line.strip()),
+            "  got.append((int(label), float(confidence)))", "print(json.dumps(got))",
+        ]
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(texts), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    got = np.array(json.loads(done.stdout.strip().splitlines()[-1]))
+    return got[:, 0].astype(int), got[:, 1]
+
+
+def test_encoder_with_a_lora(tmp_path):
+    """Tune, check, repair; the saved remedy says the same in plain PEFT, and no prediction changed."""
+    from trueup.subject.load import resolve
+
+    data, adapter = "embedded:bbc", tmp_path / "adapter"
+    made = {"epochs": 2, "lr": 3e-3}
+    tuned = tune(TuneJob("embedded:minilm", data, Lora(), limit=900, max_length=32, training=made), adapter)
+    assert tuned.accuracy > 0.5  # five classes: chance is 0.2
+    job = trueup.Job("embedded:minilm", data, adapter=str(adapter))
+    report = trueup.run_job(job, tmp_path / "out")
+    (comparison,) = report.comparisons
+    assert comparison.after is not None
+    assert np.array_equal(comparison.before.samples["predicted"], comparison.after.samples["predicted"])
+    assert comparison.harm["accuracy"].value == 0
+    saved = tmp_path / "out" / "overconfidence"
+    subject = trueup.load("embedded:minilm", adapter=str(adapter))
+    corpus = trueup.read(data, limit=900).part("test").take(np.arange(20))
+    with Overconfidence().read(saved, subject).on(subject) as repaired:
+        ours = predict(repaired, corpus)
+    label, confidence = _plain(saved, resolve("embedded:minilm"), list(corpus.text))
+    assert np.array_equal(label, ours.predicted)
+    assert np.abs(confidence - ours.confidence).max() <= 1e-5
+    assert confidence.std() > 1e-3  # a constant would agree with anything
+
+
+def test_decoder_with_a_verbaliser(tmp_path):
+    """A causal model that answers with a word: its remedy is a sequence classifier on the same base, same numbers."""
+    from trueup.subject.load import resolve
+
+    subject = trueup.load(
+        "embedded:smollm2", template="Review: {text}\nSentiment:", verbaliser=(" negative", " positive"), max_length=64
+    )
+    corpus = trueup.read("embedded:movie-reviews-short", limit=180, fractions=(0.1, 0.45, 0.45))
+    fault = Overconfidence(resamples=200)
+    test = corpus.part("test")
+    finding = fault.audit(subject, test, seed=0)
+    assert finding.measures["accuracy"].value > 0.6  # zero-shot; chance is 0.5
+    remedy = fault.repair(subject, corpus, finding, seed=0)
+    assert isinstance(remedy, trueup.Remedy)
+    saved = remedy.save(tmp_path / "remedy")
+    few = test.take(np.arange(8))
+    with remedy.on(subject) as repaired:
+        ours = predict(repaired, few)
+    label, confidence = _plain(saved, resolve("embedded:smollm2"), list(few.text))
+    assert np.array_equal(label, ours.predicted)
+    assert np.abs(confidence - ours.confidence).max() <= 1e-5
