@@ -18,7 +18,8 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
-from trueup.subject.load import load, position_limit, quiet
+from trueup.subject.load import load, position_limit
+from trueup.subject.quiet import quiet
 from trueup.subject.recipe import Lora, Prompt, fresh
 from trueup.subject.subject import Subject, Template
 from trueup.subject.tiny import SIZES, make_base

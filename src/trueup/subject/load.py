@@ -15,6 +15,7 @@ from torch import Tensor
 from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
+from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
 

@@ -294,11 +294,11 @@ def _score_to_json(score: maths.Calibrated) -> dict[str, Any]:
 
 
 def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
-    inner = dict(data["score"])
-    kind = inner.pop("kind")
+    given = dict(data["score"])
+    kind = given.pop("kind")
     if kind not in _SCORES:
         raise BadInput(f"The card names a score '{kind}' that this version of trueup does not know; update trueup.")
-    inner = {k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()}
+    inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return maths.Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])
 
 
