@@ -41,9 +41,8 @@ def test_below_the_threshold_but_the_difference_includes_0_is_no_repair() -> Non
 
 def test_smaller_but_still_found() -> None:
     c = comparison(before=0.5, after=0.3)
-    assert state(c) == "not repaired"
-    assert verdict(c).startswith("Found and not repaired, but made smaller:")
-    assert verdict(c).endswith("and it is still found.")
+    assert state(c) == "reduced"
+    assert verdict(c).startswith("Found and reduced, but still above the threshold:")
     assert "no measurable gain" not in verdict(c)
 
 

@@ -20,6 +20,7 @@ _STYLE = {
     "repaired": "bold green",
     "not found": "green",
     "found": "bold red",
+    "reduced": "bold yellow",
     "not repaired": "bold red",
     "not measured": "yellow",
     "better": "green",

@@ -13,7 +13,7 @@ from typing import Literal
 
 from trueup.faults.fault import Comparison, Difference, Finding, Measure
 
-State = Literal["not measured", "not found", "found", "repaired", "not repaired"]
+State = Literal["not measured", "not found", "found", "repaired", "reduced", "not repaired"]
 Change = Literal["better", "worse", "no clear change", "same", "changed", "unknown"]
 
 HEADLINE = "severity"
@@ -137,7 +137,7 @@ def state(comparison: Comparison) -> State:
     """The one word for a fault.
 
     ``repaired`` needs both: the paired difference of the headline lies wholly below 0, and the fault is not found any
-    more. ``found`` means that no repair was offered.
+    more. With the first alone it is ``reduced``. ``found`` means that no repair was offered.
     """
     before, after = comparison.before, comparison.after
     if not _measured(before):
@@ -147,7 +147,9 @@ def state(comparison: Comparison) -> State:
     if after is None:
         return "found"
     gained = change(headline_difference(comparison), "lower") == "better"
-    return "repaired" if gained and _measured(after) and not after.found else "not repaired"
+    if not gained or not _measured(after):
+        return "not repaired"
+    return "reduced" if after.found else "repaired"
 
 
 def verdict(comparison: Comparison) -> str:
@@ -179,10 +181,9 @@ def verdict(comparison: Comparison) -> str:
     scale = f"({unit}; threshold {threshold})"
     if which == "repaired":
         return f"Found and repaired: {course} {scale}."
-    kind = change(headline_difference(comparison), "lower")
-    if kind == "better":
-        return f"Found and not repaired, but made smaller: {course} {scale}, and it is still found."
-    if kind == "worse":
+    if which == "reduced":
+        return f"Found and reduced, but still above the threshold: {course} {scale}."
+    if change(headline_difference(comparison), "lower") == "worse":
         return f"Found and made worse: {course} {scale}."
     return f"Found and not repaired{none}: {course} {scale}."
 

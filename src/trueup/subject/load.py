@@ -103,7 +103,7 @@ def load(
         # fingerprint however often it is loaded.
         torch.manual_seed(0)
         net, missing = load_base(
-            cls, where, model, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+            cls, where, model, device=device, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
             **({} if causal else {"num_labels": rows}),
         )  # fmt: skip
         net.config.pad_token_id = tokenizer.pad_token_id
@@ -210,7 +210,9 @@ def load_tokenizer(where: str, name: str, **options: Any) -> Any:
     return tokenizer
 
 
-def load_base(cls: Any, where: str, name: str, *, allow_pickle: bool = False, **options: Any) -> tuple[Any, list[str]]:
+def load_base(
+    cls: Any, where: str, name: str, *, device: str | None = None, allow_pickle: bool = False, **options: Any
+) -> tuple[Any, list[str]]:
     """The base model in float32 on the CPU (the checkpoint's own type elsewhere), and the weights it had to invent.
 
     A head of another size in the checkpoint is replaced and listed among the invented weights.
@@ -221,7 +223,7 @@ def load_base(cls: Any, where: str, name: str, *, allow_pickle: bool = False, **
             f"'{name}' holds its weights as a pickle ({next(path.glob('*.bin')).name}), which can run code when loaded. "
             "Save it again with safe_serialization=True, or pass --allow-pickle if you trust its author."
         )
-    dtype = torch.float32 if best_device() == "cpu" else "auto"
+    dtype = torch.float32 if (device or best_device()) == "cpu" else "auto"
     with quiet():
         try:
             net, info = cls.from_pretrained(

@@ -130,7 +130,7 @@ def fresh(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net, missing = door.load_base(
-            cls, where, model, allow_pickle=allow_pickle, **options,
+            cls, where, model, device=device, allow_pickle=allow_pickle, **options,
             **({"num_labels": len(classes)} if template is None else {}),
         )  # fmt: skip
         net.config.pad_token_id = tokenizer.pad_token_id

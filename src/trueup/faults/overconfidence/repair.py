@@ -35,7 +35,7 @@ from trueup.store import atomic
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject, model_fingerprint
 
-CERTIFIED = (0.01, 0.02, 0.05, 0.1)
+CERTIFIED = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Risks for which an abstention threshold is sought."""
 
 
@@ -179,7 +179,7 @@ def repair(
         sentence = (
             f"Keeps the softmax ranking: none of {sum(r['saveable'] for r in table) - 1} heads and scores beat it on validation "
             f"(the best, {best['title']}: {best['gain']:+.3f} AUC [{best['low']:+.3f}, {best['high']:+.3f}]). "
-            "The confidence is recalibrated, and abstention thresholds are certified."
+            "The confidence is recalibrated."
         )
     else:
         row = next(r for r in table if r["key"] == chosen)
@@ -188,7 +188,8 @@ def repair(
             "over the softmax response on validation. Predicted classes are unchanged."
         )
     card = {
-        "describe": sentence, "chosen": chosen, "candidates": table, "abstention": abstention, "delta": delta, "seed": seed,
+        "describe": f"{sentence} {_promise(abstention, delta)}",
+        "chosen": chosen, "candidates": table, "abstention": abstention, "delta": delta, "seed": seed,
         "base": subject.source.base, "adapter": subject.source.adapter, "max_length": subject.max_length,
         "template": None if subject.template is None else asdict(subject.template),
         "examples": {"chosen on": len(choose), "certified on": len(certify), "train": len(tuned_on)},
@@ -279,6 +280,17 @@ def _certificates(chosen_on: np.ndarray, scores: np.ndarray, error: np.ndarray, 
     return rows
 
 
+def _promise(abstention: list[dict[str, Any]], delta: float) -> str:
+    held = [r for r in abstention if r["threshold"] is not None]
+    if not held:
+        return f"No abstention threshold could be certified at {max(CERTIFIED):.0%} errors or fewer."
+    r = held[0]
+    return (
+        f"With {1 - delta:.0%} certainty at most {r['risk']:.0%} errors when it answers only at a confidence of "
+        f"{r['threshold']:.3f} or more: {r['coverage']:.0%} of the texts."
+    )
+
+
 _SCORES = {
     cls.__name__: cls
     for cls in (
@@ -318,6 +330,16 @@ def _readme(remedy: ConfidenceHead) -> str:
         if rows
         else ""
     )
+    tried = "\n".join(
+        f"| {r['title']} | {r['source']} | {r['auc']:.3f} | {r['gain']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] |"
+        for r in sorted(card.get("candidates", ()), key=lambda r: -r["auc"])
+    )
+    table = (
+        "\n## What was tried\n\nError ROC-AUC on held-out calibration examples, out of fold, and its paired difference to the "
+        f"softmax response.\n\n| score | source | AUC | difference [95%] |\n|---|---|---|---|\n{tried}\n"
+        if tried
+        else ""
+    )
     return f"""---
 library_name: peft
 base_model: {json.dumps(base)}
@@ -340,4 +362,4 @@ label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}
 ```
 
 `BASE` is {base!r}; give one text at a time, or pad as PEFT can bear it for this kind of adapter.
-{certified}"""
+{certified}{table}"""
