@@ -244,7 +244,7 @@ def open_job(job: Job) -> tuple[Subject, Corpus, int]:
     from trueup.subject import load as door
     from trueup.subject.adapter import read_card
 
-    tuned = read_card(Path(job.adapter).expanduser() if job.adapter else None).get("tuned", {})
+    tuned = read_card(door.adapter_folder(job.adapter)).get("tuned") or {}
     same = _same_data(tuned.get("data"), job.data)
     seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
     limit = job.limit if job.limit is not None or not same else tuned.get("limit")
@@ -368,9 +368,10 @@ def _told(fault: Fault, finding: Finding) -> Finding:
 def _warnings(job: Job, corpus: Corpus) -> list[str]:
     from trueup.corpus.read import leaked
     from trueup.subject.adapter import read_card
+    from trueup.subject.load import adapter_folder
 
     notes = []
-    card = read_card(Path(job.adapter).expanduser() if job.adapter else None)
+    card = read_card(adapter_folder(job.adapter))
     tuned, classes = card.get("tuned"), card.get("classes") or ()
     if set(classes) == set(corpus.classes):  # their order is no difference between the splits
         corpus = corpus.relabel(classes)

@@ -444,3 +444,15 @@ def test_a_note_when_memory_ran_out(world: Path, here: Path, monkeypatch: pytest
     assert "Memory ran out" in (here / "tight" / "report.html").read_text()
     a, b = (np.load(here / o / "samples" / "overconfidence-before.npz")["confidence"] for o in ("roomy", "tight"))
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_hub_adapter_brings_its_card(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [world / "bert", "--data", world / "data.csv", "--seed", 7, "--limit", 450]
+    assert trueup("tune", "lora", *words, "--epochs", 1, "-o", "adapter").code == 0
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(here / "adapter"))
+    said = trueup(
+        "audit", "overconfidence", world / "bert", "--adapter", "org/name", "--data", world / "data.csv", *FAST, "-o", "out",
+    )  # fmt: skip
+    assert said.code in (0, 1), said.err
+    assert findings(here / "out")["provenance"]["seed"] == 7
+    assert "Notes" not in said.out

@@ -441,3 +441,8 @@ def test_two_processes_train_the_adapter_of_one(kind: str, bases: dict[str, str]
     recipe = Lora(4) if kind == "lora" else Prompt(4)
     start = adapter_tensors(fresh(bases["bert"], recipe, CLASSES, max_length=32, device="cpu", seed=0))
     assert max(float((one[k] - start[k]).abs().max()) for k in one) > 1e-3, "it was trained"
+
+
+def test_training_that_diverges_is_said(new: Any):
+    with pytest.raises(BadInput, match=r"diverged.*Take a lower --lr"):
+        train(new(Lora(rank=2)), corpus(), Training(epochs=1), lr=1e30, seed=0)

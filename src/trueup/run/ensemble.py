@@ -18,7 +18,7 @@ def committee(
     """(n, C) class probabilities of `at`, averaged over `members` adapters (Lakshminarayanan et al., arXiv 1612.01474).
 
     Each member is a fresh adapter of the subject's kind, with its own seed, trained on all but one of `members` folds of
-    `tuned_on`.
+    `tuned_on`; a single member on all of it.
 
     Raises:
         Unsupported: the subject has no adapter, or one whose kind trueup cannot train.
@@ -34,7 +34,13 @@ def committee(
             subject.source.base, recipe, subject.classes, template=subject.template, max_length=subject.max_length,
             device=str(subject.device), seed=seed + m, revision=subject.source.revision,
         )  # fmt: skip
-        train(member, tuned_on.take(fold != m), training, lr=training.lr or recipe.lr, seed=seed + m)
+        train(
+            member,
+            tuned_on.take(fold != m) if members > 1 else tuned_on,
+            training,
+            lr=training.lr or recipe.lr,
+            seed=seed + m,
+        )
         total += predict(member, at).probability
         session().progress("training the ensemble", m + 1, members)
     return total / members

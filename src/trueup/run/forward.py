@@ -19,15 +19,22 @@ from trueup.errors import BadInput, Unsupported
 from trueup.subject.subject import Head, Subject
 
 
+class Row(list[int]):
+    """Token ids of one example; `segments` says which text of a pair each token is of, for models that read it."""
+
+    segments: list[int] | None = None
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Token ids and mask of b examples, padded on the right: both (b, t) int64, on the CPU until used."""
+    """Token ids, mask and segments (or None) of b examples, padded on the right: (b, t) int64, on the CPU until used."""
 
     ids: Tensor
     mask: Tensor
+    segments: Tensor | None = None
 
 
-def tokenize(subject: Subject, corpus: Corpus) -> list[list[int]]:
+def tokenize(subject: Subject, corpus: Corpus) -> list[Row]:
     """Token ids of each example, at most ``subject.max_length``. Templates are filled, and cut inside the example.
 
     Raises:
@@ -37,13 +44,17 @@ def tokenize(subject: Subject, corpus: Corpus) -> list[list[int]]:
     second = corpus.second
     if subject.template is None:
         pairs: tuple[Any, ...] = (list(corpus.text),) if second is None else (list(corpus.text), list(second))
-        ids = tok(*pairs, truncation=True, max_length=most, verbose=False)["input_ids"]
+        got = tok(*pairs, truncation=True, max_length=most, verbose=False)
+        rows = [Row(ids) for ids in got["input_ids"]]
+        if second is not None and "token_type_ids" in got and getattr(subject.base.config, "type_vocab_size", 0) > 1:
+            for row, segments in zip(rows, got["token_type_ids"], strict=True):
+                row.segments = segments
     else:
-        ids = [_templated(subject, t, None if second is None else second[i]) for i, t in enumerate(corpus.text)]
-    for i, row in enumerate(ids):
+        rows = [Row(_templated(subject, t, None if second is None else second[i])) for i, t in enumerate(corpus.text)]
+    for i, row in enumerate(rows):
         if not row:
             raise BadInput(f"Example {i + 1} of '{corpus.name}' becomes no token at all; drop it or give it text.")
-    return ids
+    return rows
 
 
 def _templated(subject: Subject, text: str, second: str | None) -> list[int]:
@@ -64,7 +75,7 @@ def _templated(subject: Subject, text: str, second: str | None) -> list[int]:
     return ids
 
 
-def collate(rows: Sequence[list[int]], pad: int) -> Batch:
+def collate(rows: Sequence[Row], pad: int) -> Batch:
     """Pad on the right to the longest row."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
@@ -72,7 +83,12 @@ def collate(rows: Sequence[list[int]], pad: int) -> Batch:
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
-    return Batch(ids, mask)
+    if rows[0].segments is None:
+        return Batch(ids, mask)
+    segments = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        segments[i, : len(row)] = torch.tensor(row.segments)
+    return Batch(ids, mask, segments)
 
 
 def features(subject: Subject, batch: Batch) -> Tensor:
@@ -83,7 +99,7 @@ def features(subject: Subject, batch: Batch) -> Tensor:
     caught: list[Tensor] = []
     hook = subject.head_layer().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     try:
-        subject.model(input_ids=ids, attention_mask=mask)
+        subject.model(input_ids=ids, attention_mask=mask, **_segments(subject, batch))
     finally:
         hook.remove()
     return caught[-1]
@@ -101,7 +117,10 @@ def hidden_states(subject: Subject, batch: Batch) -> Tensor:
     # Not transformers' output_hidden_states: that leaves its own hooks on the model for good.
     hooks = [layer.register_forward_pre_hook(read, with_kwargs=True) for layer in layers]  # type: ignore[union-attr]
     try:
-        states.append(_backbone(subject, ids, mask).last_hidden_state)
+        if subject.anatomy.causal:
+            states.append(_backbone(subject, ids, mask).last_hidden_state)
+        else:
+            states.append(_backbone(subject, ids, mask, **_segments(subject, batch)).last_hidden_state)
     finally:
         for hook in hooks:
             hook.remove()
@@ -129,6 +148,10 @@ def logits(subject: Subject, batch: Batch) -> Tensor:
     return x @ head.weight.to(x).T + head.bias.to(x)
 
 
+def _segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
+    return {} if batch.segments is None else {"token_type_ids": batch.segments.to(subject.device)}
+
+
 def _at_last(states: Tensor, mask: Tensor) -> Tensor:
     # A prompt in front makes `states` longer than `mask`; the last real token sits that much further on.
     last = states.shape[1] - mask.shape[1] + mask.sum(dim=1) - 1
@@ -148,5 +171,8 @@ def _backbone(subject: Subject, ids: Tensor, mask: Tensor, **options: Any) -> An
         if not subject.anatomy.prefix:
             raise Unsupported(f"Prefix tuning does not run on '{subject.anatomy.model_type}'; use a prompt or a LoRA.")
         return backbone(input_ids=ids, attention_mask=wide, past_key_values=prompt, **options)  # type: ignore[operator]
+    if "token_type_ids" in options:
+        types = options["token_type_ids"]
+        options["token_type_ids"] = torch.cat([types.new_zeros(len(types), p), types], dim=1)
     embedded = subject.model.word_embeddings(ids)
     return backbone(inputs_embeds=torch.cat([prompt.to(embedded), embedded], dim=1), attention_mask=wide, **options)  # type: ignore[operator]

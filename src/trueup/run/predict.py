@@ -161,13 +161,19 @@ def out_of_memory(e: BaseException) -> bool:
     return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
 
 
-def _fitting(order: list[int], ids: list[list[int]], start: int, budget: int) -> list[int]:
+def _fitting(order: list[int], ids: list[forward.Row], start: int, budget: int) -> list[int]:
     stop = start + 1
     while stop < len(order) and (stop - start + 1) * len(ids[order[stop]]) <= budget:
         stop += 1
     return order[start:stop]
 
 
-def _key(subject: Subject, ids: list[list[int]], stage: str) -> str:
-    what: list[Any] = [stage, model_fingerprint(subject.model), subject.template and subject.template.words, ids]
+def _key(subject: Subject, ids: list[forward.Row], stage: str) -> str:
+    what: list[Any] = [
+        stage,
+        model_fingerprint(subject.model),
+        subject.template and subject.template.words,
+        ids,
+        [r.segments for r in ids],
+    ]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()

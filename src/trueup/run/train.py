@@ -107,8 +107,8 @@ class _Tuned(nn.Module):
         self.model = subject.model
         self.subject = subject
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return forward.logits(self.subject, forward.Batch(ids, mask))
+    def forward(self, ids: Tensor, mask: Tensor, segments: Tensor | None) -> Tensor:
+        return forward.logits(self.subject, forward.Batch(ids, mask, segments))
 
 
 def train(
@@ -184,26 +184,35 @@ def train(
                     state.save()
             got = predict(subject, held)
             nll = float(-np.log(np.clip(got.probability[np.arange(len(held)), held.label], 1e-12, 1)).mean())
-            state.end_epoch(nll, float((got.predicted == held.label).mean()))
+            state.end_epoch(nll if np.isfinite(nll) else float("inf"), float((got.predicted == held.label).mean()))
             if accelerator.is_main_process:
                 state.save()
+    if not np.isfinite(state.nll).any():
+        raise BadInput(f"Training diverged: its loss is no number at learning rate {lr:g}. Take a lower --lr.")
     state.restore_best()
     for p in parameters:
         p.grad = None
     return History(state.loss, state.nll, state.accuracy, int(np.argmin(state.nll)), state.step, state.start)
 
 
-def _beginning(subject: Subject, fit: Corpus, held: Corpus, ids: list[list[int]]) -> str:
+def _beginning(subject: Subject, fit: Corpus, held: Corpus, ids: list[forward.Row]) -> str:
     """sha256 of what training begins with, so that a checkpoint of other data or another model is not gone on from."""
     config = subject.peft_config.to_dict() if subject.peft_config else {}
     settings = {k: sorted(v) if isinstance(v, set) else str(v) for k, v in config.items()}
-    what = [model_fingerprint(subject.model), fit.fingerprint, held.fingerprint, ids, settings]
+    what = [
+        model_fingerprint(subject.model),
+        fit.fingerprint,
+        held.fingerprint,
+        ids,
+        [r.segments for r in ids],
+        settings,
+    ]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _step(
     wrapped: nn.Module, optimiser: Any, accelerator: Any, subject: Subject,
-    ids: list[list[int]], label: Tensor, rows: np.ndarray, piece: int,
+    ids: list[forward.Row], label: Tensor, rows: np.ndarray, piece: int,
 ) -> float:  # fmt: skip
     """Gradients of the mean cross-entropy over `rows`, each process on its share, piece by piece. Returns the mean."""
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -215,7 +224,7 @@ def _step(
         some = mine[at : at + piece]
         batch = forward.collate([ids[i] for i in some], subject.tokenizer.pad_token_id)
         with accelerator.autocast():
-            z = wrapped(batch.ids.to(subject.device), batch.mask.to(subject.device))
+            z = wrapped(batch.ids, batch.mask, batch.segments)
         # Summed here and divided by the whole batch: gradients do not depend on pieces or on the number of processes.
         loss = F.cross_entropy(z.float(), label[some].to(z.device), reduction="sum") * share / len(rows)
         accelerator.backward(loss * world)

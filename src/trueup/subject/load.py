@@ -50,7 +50,7 @@ def load(
         Unsupported: an architecture or adapter kind that trueup does not know. Unavailable: the hub is out of reach.
     """
     device = device_of(device)
-    folder = _adapter_folder(adapter)
+    folder = adapter_folder(adapter)
     card = files.read_card(folder)
     if "score" in card:
         own = card.get("adapter")
@@ -316,7 +316,8 @@ def check_template(tokenizer: Any, template: Template) -> None:
             )
 
 
-def _adapter_folder(adapter: str | None) -> Path | None:
+def adapter_folder(adapter: str | None) -> Path | None:
+    """The folder of an adapter given as a folder or a hub id (fetched into the hub's cache); None for None."""
     if adapter is None:
         return None
     path = Path(adapter).expanduser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,8 @@ class Template:
 
     def fill(self, text: str, second: str | None = None) -> str:
         """The prompt of one example. Braces inside the example are left alone."""
-        filled = self.text.replace("{second}", second or "", 1) if "{second}" in self.text else self.text
-        return filled.replace("{text}", text, 1)
+        parts = {"{text}": text, "{second}": second or ""}
+        return re.sub(r"\{text\}|\{second\}", lambda m: parts[m.group()], self.text)
 
 
 @dataclass(frozen=True)
@@ -109,17 +110,15 @@ class Subject:
     def own_head(self) -> Head:
         """The classifier's last linear layer, or the rows of the language-model head at the verbaliser's tokens.
 
-        Weight (C, d) and bias (C,) (zeros where the layer has none), detached copies in float32.
+        Weight (C, d) and bias (C,) (zeros where the layer has none), detached copies in float32 on the CPU.
         """
         layer = self.head_layer()
-        weight = layer.weight.detach().float()
-        bias = (
-            layer.bias.detach().float() if getattr(layer, "bias", None) is not None else weight.new_zeros(len(weight))
-        )
+        weight, bias = layer.weight.detach(), getattr(layer, "bias", None)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
         if self.template is not None:
             rows = self.verbaliser_ids()
-            return Head(weight[rows].clone(), bias[rows].clone())
-        return Head(weight.clone(), bias.clone())
+            weight, bias = weight[rows], bias[rows]
+        return Head(weight.to("cpu", torch.float32, copy=True), bias.to("cpu", torch.float32, copy=True))
 
     def head_layer(self) -> nn.Linear:
         """The live last linear layer: of the active adapter's copy of the head where PEFT keeps one."""

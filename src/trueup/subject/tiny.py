@@ -78,12 +78,13 @@ def make_tokenizer(words: list[str] | None = None, *, pair: bool = False) -> tra
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if pair:
         raw.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]",
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
             special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
         )  # fmt: skip
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        model_input_names=["input_ids", *(["token_type_ids"] if pair else []), "attention_mask"],
+    )  # fmt: skip
 
 
 def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:

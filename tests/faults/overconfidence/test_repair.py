@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.fault import NoRemedy
-from trueup.faults.overconfidence import Overconfidence
+from trueup.faults.overconfidence import Overconfidence, maths
 from trueup.faults.overconfidence.candidates import FAMILIES, Evidence, Part, cross_select
 from trueup.faults.overconfidence.planted import planted
-from trueup.faults.overconfidence.repair import ConfidenceHead, choose_family
+from trueup.faults.overconfidence.repair import ConfidenceHead, _upwards, choose_family
 from trueup.measure.selective import error_auc
 from trueup.run.ensemble import committee
 from trueup.run.predict import predict
@@ -178,3 +179,55 @@ def test_a_distilled_head_stands_for_choice_when_members_are_asked_for(case):
     got = replace(FAULT, members=2).repair(subject, corpus, None, seed=0)  # type: ignore[arg-type]
     assert isinstance(got, ConfidenceHead)
     assert "distilled" in [r["key"] for r in got.card["candidates"]]
+
+
+def test_a_class_too_rare_for_a_covariance_does_not_end_a_repair():
+    rng = np.random.default_rng(0)
+    train, label = rng.normal(size=(300, 6)), np.arange(300) % 3
+    train[label == 1] += 3
+    keep = (label != 2) | (np.arange(300) == 2)  # one example of the third class is left
+    x, predicted = rng.normal(size=(50, 6)), np.arange(50) % 3
+    score = maths.robust_density(train[keep], label[keep], x, predicted, seed=0)
+    assert np.isfinite(score).all()
+    assert score[predicted == 2].max() <= score[predicted != 2].min()
+
+
+def test_a_head_learnt_on_a_device_is_read_on_the_cpu(case):
+    subject, _ = case
+    assert subject.own_head().weight.device.type == "cpu"
+    moved = replace(
+        subject, model=copy.deepcopy(subject.model).to(torch.float64)
+    )  # another dtype stands in for a device
+    assert moved.own_head().weight.dtype == torch.float32
+
+
+def test_a_printed_threshold_is_never_below_the_certified_one():
+    for t in (0.87654, 0.99987, 0.5, 0.123456789, 0.9999999):
+        shown = float(_upwards(t))
+        assert t <= shown <= t + 0.001 * (1 - t) + 1e-12
+    assert float(f"{0.87654:.3f}") >= 0.87654  # the control: plain rounding goes either way
+    assert float(f"{0.87644:.3f}") < 0.87644
+
+
+def test_a_class_name_cannot_write_code_into_the_card(remedy, tmp_path):
+    evil = "b). x\n\n```python\nimport os\n```\n("
+    folder = replace(remedy, classes=("a", evil)).save(tmp_path / "remedy")
+    blocks = (folder / "README.md").read_text().split("```python\n")[1:]
+    assert len(blocks) == 1
+    assert "import os" not in blocks[0]
+
+
+def test_an_ensemble_that_cannot_be_trained_is_noted_and_left_out(case):
+    subject, corpus = case
+    bare = replace(FAULT, members=2)
+    without = corpus.take(corpus.split != "train")
+    got = bare.repair(subject, without, None, seed=0)  # type: ignore[arg-type]
+    assert isinstance(got, ConfidenceHead)
+    assert "distilled" not in [r["key"] for r in got.card["candidates"]]
+
+
+def test_one_member_is_trained_on_everything(case):
+    subject, corpus = case
+    part, at = corpus.part("train").take(np.arange(60)), corpus.part("calibration").take(np.arange(10))
+    one = committee(subject, part, at, members=1, seed=1, training=Training(epochs=1))
+    assert np.allclose(one.sum(axis=1), 1)

@@ -188,14 +188,19 @@ def _temperature(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt
 
 
 def _trained(
-    uncertainty: Callable[[Tensor], Tensor], grid: Sequence[HeadRun], score: Callable[[int], maths.Score], *, held: bool
+    uncertainty: Callable[[Tensor], Tensor],
+    anchor: Callable[[Tensor], Tensor],
+    grid: Sequence[HeadRun],
+    score: Callable[[int], maths.Score],
+    *,
+    held: bool,
 ) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
     def learn(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
         part = evidence.held.take(rows) if held else evidence.train
         assert part is not None
         z = torch.as_tensor(part.z, dtype=torch.float32)
         objective: Loss = maths.Objective(
-            uncertainty, torch.as_tensor(part.error, dtype=torch.float32), uncertainty(z)
+            uncertainty, torch.as_tensor(part.error, dtype=torch.float32), anchor(z)
         )  # fmt: skip
         heads = train_heads(part.x, evidence.head, objective, grid, biased=evidence.biased, seed=evidence.seed)
         return [Learnt(h, score(evidence.classes)) for h in heads]
@@ -320,18 +325,20 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("temperature", "temperature scaling", "arXiv 1706.04599", _temperature, uses_held=True),
     Family(
-        "adue", "AdUE, as published", ADUE, _trained(_plain_adue, ADUE_GRID, _own_adue, held=False), needs=("train",)
+        "adue", "AdUE, as published", ADUE,
+        _trained(_plain_adue, maths.response_uncertainty, ADUE_GRID, _own_adue, held=False), needs=("train",),
     ),
     Family(
         "alien", "ALIEN, as published", ALIEN,
-        _trained(maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=False), needs=("train",),
+        _trained(maths.entropy_uncertainty, maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=False), needs=("train",),
     ),
     Family(
-        "adue-held", "AdUE, corrected", "ours", _trained(_scaled_adue, ADUE_GRID, _own_adue, held=True), uses_held=True
+        "adue-held", "AdUE, corrected", "ours",
+        _trained(_scaled_adue, _scaled_adue, ADUE_GRID, _own_adue, held=True), uses_held=True,
     ),
     Family(
         "alien-held", "ALIEN, corrected", "ours",
-        _trained(maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=True), uses_held=True,
+        _trained(maths.entropy_uncertainty, maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=True), uses_held=True,
     ),
     Family("probe", "logistic probe", "baseline", _probe, uses_held=True),
     Family("shrunk", "shrunk probe", "ours", _shrunk, uses_held=True),

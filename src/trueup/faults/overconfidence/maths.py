@@ -38,6 +38,11 @@ def adue_uncertainty(z: Tensor, *, rescaled: bool) -> Tensor:
     return u / (1.0 - 1.0 / z.shape[-1]) if rescaled else u
 
 
+def response_uncertainty(z: Tensor) -> Tensor:
+    """(..., C) logits -> (...): U_SR = 1 - max_c p_c, what AdUE v1 pulls its head's U towards."""
+    return 1.0 - torch.softmax(z, dim=-1).amax(dim=-1)
+
+
 def entropy_uncertainty(z: Tensor) -> Tensor:
     """(..., C) logits -> (...) normalised entropy -(1/log C) sum_c p_c log p_c in [0, 1] (ALIEN, v2)."""
     logp = torch.log_softmax(z, dim=-1)
@@ -349,9 +354,10 @@ def robust_density(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for c in np.unique(label):
-            mine = predicted == c
-            if mine.any():
-                score[mine] = -MinCovDet(random_state=seed).fit(low[label[keep] == c]).mahalanobis(out[mine])
+            mine, own = predicted == c, low[label[keep] == c]
+            # A class too rare for a covariance leaves its predictions at the lowest score.
+            if mine.any() and len(own) > k:
+                score[mine] = -MinCovDet(random_state=seed).fit(own).mahalanobis(out[mine])
     return np.where(np.isfinite(score), score, np.nanmin(score[np.isfinite(score)], initial=0.0))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -154,8 +155,11 @@ def repair(
     choose, certify = _two_thirds(part.error, streams[0])
     tuned_on = corpus.take(corpus.split == "train")
     committee = None
-    if members:
-        committee = ensemble.committee(subject, tuned_on, held.take(choose), members=members, seed=streams[1])
+    if members and len(tuned_on):
+        try:
+            committee = ensemble.committee(subject, tuned_on, held.take(choose), members=members, seed=streams[1])
+        except Unsupported as e:
+            session().note(f"No ensemble was tried. {e}")
     biased = subject.template is None and subject.head_layer().bias is not None
     evidence = Evidence(
         train=_part(subject, tuned_on) if len(tuned_on) else None,
@@ -190,6 +194,9 @@ def repair(
     card = {
         "describe": f"{sentence} {_promise(abstention, delta)}",
         "chosen": chosen, "candidates": table, "abstention": abstention, "delta": delta, "seed": seed,
+        "revision": subject.source.revision,
+        "pair": corpus.second is not None,
+        "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
         "base": subject.source.base, "adapter": subject.source.adapter, "max_length": subject.max_length,
         "template": None if subject.template is None else asdict(subject.template),
         "examples": {"chosen on": len(choose), "certified on": len(certify), "train": len(tuned_on)},
@@ -280,6 +287,17 @@ def _certificates(chosen_on: np.ndarray, scores: np.ndarray, error: np.ndarray, 
     return rows
 
 
+def _upwards(threshold: float) -> str:
+    """A threshold for printing, rounded up only: rounding down would let in texts that nothing was certified for.
+
+    As many digits as leave it within a thousandth of the way to 1.
+    """
+    digits = 4
+    while digits < 12 and math.ceil(threshold * 10**digits) / 10**digits - threshold > 0.001 * (1 - threshold):
+        digits += 1
+    return f"{math.ceil(threshold * 10**digits) / 10**digits:.{digits}f}"
+
+
 def _promise(abstention: list[dict[str, Any]], delta: float) -> str:
     held = [r for r in abstention if r["threshold"] is not None]
     if not held:
@@ -287,7 +305,7 @@ def _promise(abstention: list[dict[str, Any]], delta: float) -> str:
     r = held[0]
     return (
         f"With {1 - delta:.0%} certainty at most {r['risk']:.0%} errors when it answers only at a confidence of "
-        f"{r['threshold']:.3f} or more: {r['coverage']:.0%} of the texts."
+        f"{_upwards(r['threshold'])} or more: {r['coverage']:.0%} of the texts."
     )
 
 
@@ -317,15 +335,35 @@ def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
 def _readme(remedy: ConfidenceHead) -> str:
     c, k, card = len(remedy.classes), len(remedy.head.weight), remedy.card
     base, template = card.get("base"), card.get("template")
-    prompt = f"text = {template['text']!r}.replace('{{text}}', text)\n" if template else ""
+    given = ", ".join(
+        [f"num_labels={k}", "ignore_mismatched_sizes=True", f"dtype={card.get('dtype')!r}"]
+        + ([f"revision={card['revision']!r}"] if card.get("revision") else [])
+    )
+    prompt, texts, cut = (
+        "",
+        "text, second" if card.get("pair") else "text",
+        f", truncation=True, max_length={card.get('max_length')}",
+    )
+    if template:
+        # A cut at the end would take the question away; trueup cuts the example instead.
+        fill = f"{template['text']!r}.replace('{{text}}', text, 1)"
+        if card.get("pair"):
+            fill += ".replace('{second}', second, 1)"
+        prompt = f"text = {fill}  # shorten text so that this has at most {card.get('max_length')} tokens\n"
+        texts, cut = "text", ""
+    names = ", ".join(json.dumps(n, ensure_ascii=False).replace("`", "'") for n in remedy.classes)
+    where = f"`BASE` is {json.dumps(base).replace('`', chr(39))}"
+    if str(base).startswith("embedded:"):
+        where += ", a folder in trueup's cache (`trueup.subject.load.resolve` names it; a copy of it serves anywhere)"
     rows = "\n".join(
         f"| {100 * r['risk']:g}% | "
-        + (f"{r['threshold']:.4f} | {r['coverage']:.0%} |" if r["threshold"] is not None else "none | 0% |")
+        + (f"{_upwards(r['threshold'])} | {r['coverage']:.0%} |" if r["threshold"] is not None else "none | 0% |")
         for r in card.get("abstention", ())
     )
     certified = (
         f"\n## When to trust it\n\nWith probability {1 - card['delta']:.0%} over the draw of the calibration data, answering "
-        f"only at or above the threshold keeps the error rate among the answered at or below the wanted risk (Learn-then-Test).\n\n"
+        f"only at or above the threshold keeps the error rate among the answered at or below the wanted risk "
+        f"(Learn-then-Test). Each row holds by itself.\n\n"
         f"| wanted risk | confidence at least | answered |\n|---|---|---|\n{rows}\n"
         if rows
         else ""
@@ -350,16 +388,16 @@ tags: [trueup, uncertainty, text-classification]
 
 {remedy.describe()}
 
-The first {c} logits are the classifier's own, unchanged ({", ".join(remedy.classes)}). No trueup is needed:
+The first {c} logits are the classifier's own, unchanged ({names}). No trueup is needed:
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from peft import PeftModel
-base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels={k}, ignore_mismatched_sizes=True)
+base = AutoModelForSequenceClassification.from_pretrained(BASE, {given})
 model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE)
-{prompt}out = model(**tok(text, return_tensors="pt", truncation=True, max_length={card.get("max_length")})).logits.double()
+{prompt}out = model(**tok({texts}, return_tensors="pt"{cut})).logits.double()
 label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}
 ```
 
-`BASE` is {base!r}; give one text at a time, or pad as PEFT can bear it for this kind of adapter.
+{where}. Give one text at a time, or pad as PEFT can bear it for this kind of adapter.
 {certified}{table}"""
