@@ -15,7 +15,7 @@ from trueup.faults.fault import NoRemedy
 from trueup.faults.overconfidence import Overconfidence, maths
 from trueup.faults.overconfidence.candidates import FAMILIES, Evidence, Part, cross_select
 from trueup.faults.overconfidence.planted import planted
-from trueup.faults.overconfidence.repair import ConfidenceHead, _upwards, choose_family
+from trueup.faults.overconfidence.repair import ConfidenceHead, _certificates, _upwards, choose_family
 from trueup.measure.selective import error_auc
 from trueup.run.ensemble import committee
 from trueup.run.predict import predict
@@ -231,3 +231,28 @@ def test_one_member_is_trained_on_everything(case):
     part, at = corpus.part("train").take(np.arange(60)), corpus.part("calibration").take(np.arange(10))
     one = committee(subject, part, at, members=1, seed=1, training=Training(epochs=1))
     assert np.allclose(one.sum(axis=1), 1)
+
+
+def _noisy_top(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Risk 0.25 among the surest 5%, 0.02 among the next 55%, 0.5 below: the top is not where it is safest."""
+    rng = np.random.default_rng(seed)
+    c = rng.random(n)
+    return c, rng.random(n) < np.select([c > 0.95, c > 0.4], [0.25, 0.02], 0.5)
+
+
+def test_a_threshold_is_certified_past_an_unlucky_top_and_holds():
+    broken = found = naive = 0
+    for s in range(200):
+        row = next(
+            r for r in _certificates(*_noisy_top(2 * s, 300), *_noisy_top(2 * s + 1, 300), 0.05) if r["risk"] == 0.1
+        )
+        c, e = _noisy_top(10_000 + s, 20_000)
+        if row["threshold"] is not None:
+            found += 1
+            broken += e[c >= row["threshold"]].mean() > 0.1
+        c0, e0 = _noisy_top(2 * s + 1, 300)
+        picked = next(t for t in np.sort(c0) if e0[c0 >= t].mean() <= 0.1)
+        naive += e[c >= picked].mean() > 0.1
+    assert found > 150
+    assert broken / 200 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+    assert naive / 200 > 0.3  # the control: the threshold that just fits the data at hand breaks its promise

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from scipy.special import expit
+from scipy.stats import binom
 from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
@@ -175,7 +177,7 @@ def repair(
     score = maths.Calibrated(learnt.score, slope, intercept)
     rest = part.take(certify)
     abstention = _certificates(
-        score(learnt.logits(evidence.held)), score(learnt.logits(rest)), rest.error, delta
+        expit(slope * crossed + intercept), evidence.held.error, score(learnt.logits(rest)), rest.error, delta
     )  # fmt: skip
     title = next(f.title for f in FAMILIES if f.key == chosen)
     if chosen == RESPONSE.key:
@@ -273,14 +275,22 @@ def _folds(error: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return fold
 
 
-def _certificates(chosen_on: np.ndarray, scores: np.ndarray, error: np.ndarray, delta: float) -> list[dict[str, Any]]:
+def _certificates(
+    seen: np.ndarray, seen_error: np.ndarray, scores: np.ndarray, error: np.ndarray, delta: float
+) -> list[dict[str, Any]]:
+    """Abstention thresholds for `CERTIFIED` risks, tested on `scores` and `error`, which chose nothing.
+
+    Where the walk starts is learnt from the examples that did choose (`seen`, out of fold): at the threshold that is
+    surest to pass there, as in the split fixed-sequence test of Learn-then-Test (arXiv 2110.01052, section 4). Starting
+    at the very top would let one unlucky error among a handful of texts end it.
+    """
     rows = []
+    candidates = np.unique(np.quantile(seen, np.linspace(0, 0.98, 50)))[::-1]
+    accepted = (seen >= candidates[:, None]).sum(axis=1)
+    wrong = ((seen >= candidates[:, None]) & seen_error).sum(axis=1)
     for risk in CERTIFIED:
-        # Candidates come from the examples that chose, not from those that certify; the first accepts about 10/risk of
-        # the latter, so that one unlucky error does not end the walk.
-        first = min(0.9, 10 / risk / max(1, len(scores)))
-        candidates = np.unique(np.quantile(chosen_on, np.linspace(0, 1 - min(first, 0.5), 40)))[::-1]
-        c = certified_threshold(scores, error, candidates, risk, delta)
+        start = int(np.argmin(binom.cdf(wrong, accepted, risk)))
+        c = certified_threshold(scores, error, candidates[start:], risk, delta)
         rows.append(
             {"risk": risk, "threshold": c.threshold, "coverage": c.coverage, "accepted": c.accepted, "of": len(scores)}
         )
