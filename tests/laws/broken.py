@@ -15,7 +15,6 @@ import torch
 from trueup.corpus.corpus import Corpus
 from trueup.faults.fault import Difference, Fault, Finding, Remedy
 from trueup.faults.overconfidence.planted import planted
-from trueup.run.predict import collect
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject
 
@@ -83,6 +82,3 @@ class Broken(Fault):
 
     def null(self, subject: Subject) -> Remedy:
         return BrokenRemedy()
-
-
-__all__ = ["Broken", "collect"]

