@@ -149,7 +149,7 @@ def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch):
     """The suite runs with the hub switched off; the sentence is that of a name that cannot be had."""
 
     def closed(*_: Any, **__: Any) -> None:
-        raise OSError("We couldn't connect to 'https://huggingface.co'")
+        raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", closed)
     said(
