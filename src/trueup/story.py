@@ -131,14 +131,17 @@ def run_job(job: Job, out: Path, *, force: bool = False, progress: Progress | No
     from trueup.run.predict import Session, within
     from trueup.store import atomic
     from trueup.store.cache import Memo
+    from trueup.subject.adapter import read_card
+    from trueup.subject.load import adapter_folder
 
     out = Path(out)
     faults = faults_of(job.faults, job.knobs)
     with scratch(out) as work, atomic.new_folder(out, force=force) as new:
         session = Session(Memo(work), progress=progress or (lambda stage, done, total: None))
         with within(session):
-            subject, corpus, seed = open_job(job)
-            notes = _warnings(job, corpus)
+            card = read_card(adapter_folder(job.adapter))
+            subject, corpus, seed = open_job(job, card)
+            notes = _warnings(job, card, corpus)
             report = check(
                 subject,
                 corpus,
@@ -238,13 +241,12 @@ def harm(subject: Subject, repaired: Subject, corpus: Corpus, *, seed: int) -> d
     return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
 
 
-def open_job(job: Job) -> tuple[Subject, Corpus, int]:
-    """The job's subject, corpus and seed. Data are read first: they fail fast."""
+def open_job(job: Job, card: Mapping[str, Any]) -> tuple[Subject, Corpus, int]:
+    """The job's subject, corpus and seed; `card` stands beside its adapter. Data are read first: they fail fast."""
     from trueup.corpus.read import read
     from trueup.subject import load as door
-    from trueup.subject.adapter import read_card
 
-    tuned = read_card(door.adapter_folder(job.adapter)).get("tuned") or {}
+    tuned = card.get("tuned") or {}
     same = _same_data(tuned.get("data"), job.data)
     seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
     limit = job.limit if job.limit is not None or not same else tuned.get("limit")
@@ -365,13 +367,10 @@ def _told(fault: Fault, finding: Finding) -> Finding:
     return replace(finding, provenance={**finding.provenance, **about, "knobs": asdict(fault)})
 
 
-def _warnings(job: Job, corpus: Corpus) -> list[str]:
+def _warnings(job: Job, card: Mapping[str, Any], corpus: Corpus) -> list[str]:
     from trueup.corpus.read import leaked
-    from trueup.subject.adapter import read_card
-    from trueup.subject.load import adapter_folder
 
     notes = []
-    card = read_card(adapter_folder(job.adapter))
     tuned, classes = card.get("tuned"), card.get("classes") or ()
     if set(classes) == set(corpus.classes):  # their order is no difference between the splits
         corpus = corpus.relabel(classes)

@@ -68,8 +68,8 @@ def tune(
     from trueup.run.train import Training, processes, train
     from trueup.store import atomic
     from trueup.subject.adapter import CARD, save_tuned
+    from trueup.subject.load import template_of
     from trueup.subject.recipe import fresh
-    from trueup.subject.subject import Template
 
     unknown = set(job.training) - set(Training.__dataclass_fields__)
     if unknown:
@@ -77,11 +77,7 @@ def tune(
             f"Training has no setting '{sorted(unknown)[0]}'; it has {', '.join(Training.__dataclass_fields__)}."
         )
     training = Training(**job.training)
-    template = None
-    if job.verbaliser:
-        template = Template(job.template or "{text}", tuple(job.verbaliser))
-    elif job.template:
-        raise BadInput("A template needs --verbaliser, one word per class, for the model to answer with.")
+    template = template_of(job.template, job.verbaliser)
     out = Path(out)
     with scratch(out) as work, processes().writing(out, force) as new:
         corpus = read(

@@ -75,8 +75,7 @@ def load(
         )
     if "template" in card:
         template, verbaliser = template or card["template"]["text"], verbaliser or card["template"]["words"]
-    if template and not verbaliser:
-        raise BadInput("A template needs --verbaliser, one word per class, for the model to answer with.")
+    chosen = template_of(template, verbaliser)
     causal = _is_causal(settings, config, head_rows, verbaliser, model, adapter)
     if causal and not anatomy.causal:
         raise answers_with_no_word(anatomy)
@@ -115,7 +114,6 @@ def load(
             f"'{model}' lacks the weights {listing(missing, 4)}, and no adapter brings them: it would answer at random. "
             "Tune an adapter first: `trueup tune lora " + model + " --data ...`."
         )
-    chosen = Template(template or "{text}", tuple(verbaliser or ())) if causal else None
     if chosen is not None:
         check_template(tokenizer, chosen)
     room = position_limit(config, settings)
@@ -296,6 +294,19 @@ def answers_with_no_word(anatomy: Anatomy) -> Unsupported:
         f"'{anatomy.model_type}' is an encoder and does not answer with a word; use it without --template and --verbaliser, "
         "as a classifier with a head."
     )
+
+
+def template_of(text: str | None, words: Sequence[str] | None) -> Template | None:
+    """The template of a causal model that answers with a word; None for a classifier with a head.
+
+    Raises:
+        BadInput: a text without words to answer with.
+    """
+    if words:
+        return Template(text or "{text}", tuple(words))
+    if text:
+        raise BadInput("A template needs --verbaliser, one word per class, for the model to answer with.")
+    return None
 
 
 def check_template(tokenizer: Any, template: Template) -> None:

@@ -179,7 +179,6 @@ def repair(
     abstention = _certificates(
         expit(slope * crossed + intercept), evidence.held.error, score(learnt.logits(rest)), rest.error, delta
     )  # fmt: skip
-    title = next(f.title for f in FAMILIES if f.key == chosen)
     if chosen == RESPONSE.key:
         best = max((r for r in table if r["saveable"] and r["key"] != RESPONSE.key), key=lambda r: r["gain"])
         sentence = (
@@ -190,7 +189,7 @@ def repair(
     else:
         row = next(r for r in table if r["key"] == chosen)
         sentence = (
-            f"Reads the confidence from {title}: {row['gain']:+.3f} error ROC-AUC [{row['low']:+.3f}, {row['high']:+.3f}] "
+            f"Reads the confidence from {row['title']}: {row['gain']:+.3f} error ROC-AUC [{row['low']:+.3f}, {row['high']:+.3f}] "
             "over the softmax response on validation. Predicted classes are unchanged."
         )
     card = {
@@ -218,11 +217,13 @@ def choose_family(evidence: Evidence, *, resamples: int) -> tuple[str, Learnt, n
     error, every = evidence.held.error, np.arange(len(evidence.held.label))
     response = RESPONSE.crossed(evidence)[:, 0]
     table: list[dict[str, Any]] = []
-    scores: dict[str, tuple[np.ndarray, int]] = {}
+    scores: dict[str, np.ndarray] = {}
     possible = [f for f in FAMILIES if f.possible(evidence)]
     for i, family in enumerate(possible):
-        honest, best = cross_select(family.crossed(evidence), error, evidence.fold)
-        scores[family.key] = honest, best
+        crossed = family.crossed(evidence)
+        honest, best = cross_select(crossed, error, evidence.fold)
+        # `honest` are ranks where a family has variants; calibration needs the chosen variant's own scale.
+        scores[family.key] = crossed[:, best]
         d = bootstrap.paired(
             error_auc, (response, error), (honest, error), seed=evidence.seed, resamples=resamples
         )  # fmt: skip
@@ -237,19 +238,15 @@ def choose_family(evidence: Evidence, *, resamples: int) -> tuple[str, Learnt, n
     chosen = max(winners, key=lambda r: r["gain"])["key"] if winners else RESPONSE.key
     family = next(f for f in FAMILIES if f.key == chosen)
     assert family.learn is not None
-    honest, best = scores[chosen]
-    learnt = family.learn(evidence, every)[best]
-    if len(np.unique(honest)) and family.key != RESPONSE.key:
-        # Ranks from `cross_select` rank; calibration needs the score's own scale.
-        honest = family.crossed(evidence)[:, best]
-    return chosen, learnt, honest, table
+    best = next(r["variant"] for r in table if r["key"] == chosen)
+    return chosen, family.learn(evidence, every)[best], scores[chosen], table
 
 
 def _remedy(subject: Subject, extra: Head | None, score: maths.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
     own = subject.own_head()
     head = own
     if extra is not None:
-        head = Head(torch.cat([own.weight.cpu(), extra.weight]), torch.cat([own.bias.cpu(), extra.bias]))
+        head = Head(torch.cat([own.weight, extra.weight]), torch.cat([own.bias, extra.bias]))
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
         Head(head.weight.to(subject.device), head.bias.to(subject.device)), score, subject.classes,
