@@ -48,7 +48,7 @@ def faults_in(path: Path, source: str) -> list[str]:
                 and there == "faults"
                 and len(parts) > 2
                 and len(rest) > 1
-                and rest[1] not in ("fault", parts[1])
+                and rest[1] not in ("fault", "adapted", parts[1])
             ):
                 wrong.append(f"{path.name} imports another fault: {name}")
         if top in DOORS and room not in DOORS[top]:

@@ -251,8 +251,8 @@ def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
             raise BadInput(f"--set {word!r} is not FAULT.KNOB=VALUE, for example overconfidence.threshold=0.25.")
         try:
             knobs.setdefault(fault, {})[knob] = json.loads(value)
-        except ValueError as e:
-            raise BadInput(f"--set {word!r}: {value!r} is no number; write for example {name}=0.25.") from e
+        except ValueError:
+            knobs[fault][knob] = value  # a word: a knob that wants a number says so
     return knobs
 
 

@@ -180,24 +180,33 @@ def check(
 
     corpus = corpus.relabel(subject.classes)
     test = corpus.part("test")
-    reasons = {f.name: reason for f in faults if (reason := f.applies_to(subject)) is not None}
+    reasons = {f.name: reason for f in faults if (reason := f.applies_to(subject, corpus)) is not None}
     if len(reasons) == len(faults):
         raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
-    notes = [f"{name} was not examined: {reason}" for name, reason in reasons.items()]
+    alone = len(faults) - len(reasons) == 1
     comparisons, examples = [], {}
     for fault in faults:
         if fault.name in reasons:
             continue
-        comparison = _one(fault, subject, corpus, test, seed=seed, repair=repair, save=save)
+        try:
+            comparison = _one(fault, subject, corpus, test, seed=seed, repair=repair, save=save)
+        except (BadInput, Unsupported) as e:
+            # What one fault cannot use must not cost the findings of the others.
+            if alone:
+                raise
+            reasons[fault.name] = str(e)
+            continue
         comparisons.append(comparison)
         examples[fault.name] = fault.examples(test, comparison.before, comparison.after)
+    if not comparisons:
+        raise BadInput(f"No fault could be examined. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
     return Report(
         title=f"{subject.source.adapter or subject.source.base} on {corpus.name}",
         job=dict(job or {}),
         comparisons=tuple(comparisons),
         examples=examples,
         provenance=provenance(subject, corpus, seed, job),
-        notes=[*notes, *session().notes],
+        notes=[*(f"{name} was not examined: {reason}" for name, reason in reasons.items()), *session().notes],
     )
 
 
@@ -207,7 +216,11 @@ def _one(
     before = _told(fault, fault.audit(subject, test, seed=seed))
     if not repair:
         return Comparison(before, None, "No repair was asked for.")
-    remedy = fault.repair(subject, corpus, before, seed=seed)
+    try:
+        remedy = fault.repair(subject, corpus, before, seed=seed)
+    except (BadInput, Unsupported) as e:
+        # The finding stands without its repair.
+        remedy = NoRemedy(f"No repair: {e}")
     if isinstance(remedy, NoRemedy):
         return Comparison(replace(before, details={**before.details, "tried": remedy.tried}), None, remedy.reason)
     with remedy.on(subject) as repaired:
@@ -334,8 +347,8 @@ def command_line(job: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def scratch(out: Path) -> Iterator[Path]:
-    """Where a job keeps finished work until its folder is whole: beside the folder, hidden.
+def scratch(out: Path, *, mine: bool = True) -> Iterator[Path]:
+    """Where a job keeps finished work until its folder is whole: beside the folder, hidden. Only its owner clears it.
 
     Enter it before the folder is made, so that it goes last: a kill in between costs nothing. After input that cannot
     be used it goes as well, unless an earlier run that was killed had left it.
@@ -344,6 +357,9 @@ def scratch(out: Path) -> Iterator[Path]:
 
     out = Path(os.path.abspath(out))
     work = out.parent / f".{out.name}.work"
+    if not mine:
+        yield work
+        return
     earlier, absent = work.exists(), [p for p in out.parents if not p.exists()]
     try:
         yield work

@@ -64,12 +64,13 @@ def tune(
         TrueupError: the input cannot be used; nothing is written.
     """
     from trueup.corpus.read import read
+    from trueup.run.heads import warm_start
     from trueup.run.predict import Session, predict, within
     from trueup.run.train import Training, processes, train
     from trueup.store import atomic
     from trueup.subject.adapter import CARD, save_tuned
     from trueup.subject.load import template_of
-    from trueup.subject.recipe import fresh
+    from trueup.subject.recipe import Lora, fresh
 
     unknown = set(job.training) - set(Training.__dataclass_fields__)
     if unknown:
@@ -79,7 +80,7 @@ def tune(
     training = Training(**job.training)
     template = template_of(job.template, job.verbaliser)
     out = Path(out)
-    with scratch(out) as work, processes().writing(out, force) as new:
+    with scratch(out, mine=processes().rank == 0) as work, processes().writing(out, force) as new:
         corpus = read(
             job.data, text=job.text, label=job.label, second=job.second, split=job.split, seed=job.seed, limit=job.limit,
             classes=job.classes,
@@ -92,6 +93,8 @@ def tune(
         work.mkdir(parents=True, exist_ok=True)
         session = Session(progress=progress or (lambda stage, done, total: None))
         with within(session):
+            if template is None and not isinstance(job.recipe, Lora):
+                warm_start(subject, part)
             history = train(
                 subject,
                 part,

@@ -51,7 +51,7 @@ class Broken(Fault):
     paper: ClassVar[str] = "none"
     unit: ClassVar[str] = "calls"
 
-    def applies_to(self, subject: Subject) -> str | None:
+    def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
         return None
 
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:

@@ -162,8 +162,8 @@ def an_unknown_architecture_is_refused_by_name(fault: Fault) -> None:
     with pytest.raises(Unsupported, match="perceiver"):
         anatomy_of(SimpleNamespace(model_type="perceiver"))
     # And the fault itself must be able to say no: a subject with one class has nothing to be wrong about.
-    subject, _ = fault.planted("healthy")
-    assert fault.applies_to(replace(subject, classes=subject.classes[:1])) is not None
+    subject, corpus = fault.planted("healthy")
+    assert fault.applies_to(replace(subject, classes=subject.classes[:1]), corpus) is not None
 
 
 @law

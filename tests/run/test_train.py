@@ -340,6 +340,68 @@ def test_other_errors_are_raised_as_they_are(new: Any, monkeypatch: pytest.Monke
         run(new())
 
 
+# -------------------------------------------------------------------------------------------------- some parameters
+
+
+def named(subject: Subject, word: str) -> dict[str, torch.nn.Parameter]:
+    return {n: p for n, p in subject.model.named_parameters() if p.requires_grad and word in n}
+
+
+@pytest.mark.parametrize("word", ["prompt", "class"])
+def test_only_the_parameters_asked_for_move(word: str, new: Any):
+    subject = new(Prompt(5))
+    every = named(subject, "")
+    asked = named(subject, word)
+    assert 0 < len(asked) < len(every)
+    before = {n: p.detach().clone() for n, p in subject.model.named_parameters()}
+    history = run(subject, parameters=list(asked.values()))
+    assert history.steps == 21
+    moved = {n for n, p in subject.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == set(asked)
+    assert list(named(subject, "")) == list(every), "the others can be trained again"
+    assert all(p.grad is None for p in subject.model.parameters())
+
+
+def test_all_parameters_in_any_order_are_the_default(new: Any):
+    a, b = new(), new()
+    assert run(a) == run(b, parameters=list(named(b, "").values())[::-1])
+    assert identical(weights(a), weights(b))
+
+
+def test_parameters_can_be_trained_again_after_an_error(new: Any):
+    subject = new(Prompt(5))
+    every = list(named(subject, ""))
+    with within(killed_at("training", 3)), pytest.raises(Killed):
+        run(subject, parameters=list(named(subject, "prompt").values()))
+    assert list(named(subject, "")) == every
+
+
+def test_parameters_that_are_not_the_models_are_said(new: Any):
+    subject, other = new(Prompt(5)), new(Prompt(5))
+    mine, frozen = weights(subject), [p for p in subject.model.parameters() if not p.requires_grad]
+    some = list(named(subject, "prompt").values())
+    for wrong, count in (
+        ([*some, *named(other, "prompt").values()], "1 of the 2"),
+        (frozen[:1], "1 of the 1"),
+        ([], "0"),
+    ):
+        with pytest.raises(BadInput, match=f"{count}.*parameters given to train.*that require a gradient"):
+            run(subject, parameters=wrong)
+    assert identical(weights(subject), mine)
+
+
+def test_a_checkpoint_of_other_parameters_is_not_gone_on_from(new: Any, tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    for word, resumed in (("prompt", True), ("class", False), ("", False)):
+        path.unlink(missing_ok=True)
+        first, again, current = new(Prompt(5)), new(Prompt(5)), Session()
+        with within(killed_at("training", 9)), pytest.raises(Killed):
+            run(first, checkpoint=path, parameters=list(named(first, "prompt").values()))
+        with within(current):
+            run(again, checkpoint=path, parameters=list(named(again, word).values()))
+        assert any("went on" in n for n in current.notes) == resumed
+
+
 # -------------------------------------------------------------------------------------------------------- best epoch
 
 
@@ -411,6 +473,8 @@ base, data, out, kind = sys.argv[1:]
 recipe = Lora(4) if kind == "lora" else Prompt(4)
 job = TuneJob(base, data, recipe, device="cpu", max_length=32, training={"epochs": 2, "batch": 9, "lr": 1e-2})
 tune(job, Path(out))
+import os
+Path(out + "-" + os.environ.get("RANK", "alone")).touch()
 """
 
 
@@ -425,16 +489,18 @@ def test_two_processes_train_the_adapter_of_one(kind: str, bases: dict[str, str]
     ]
     (tmp_path / "data.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no",
-              "--dynamo_backend", "no"]  # fmt: skip
+    # Not accelerate's own launcher: with --cpu it starts a single process, whatever --num_processes says.
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for n in (1, 2):
-        how = [*launch, "--num_processes", "2", "--main_process_port", "0"] if n == 2 else []
+        how = launch if n == 2 else []
         done = subprocess.run(
             [sys.executable, *how, str(tmp_path / "script.py"), bases["bert"], str(tmp_path / "data.csv"),
              str(tmp_path / f"by-{n}"), kind],
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "by-1-alone").is_file()
+    assert (tmp_path / "by-2-0").is_file() and (tmp_path / "by-2-1").is_file(), "there were two processes"  # noqa: PT018
     one, two = (load_file(tmp_path / f"by-{n}" / "adapter_model.safetensors") for n in (1, 2))
     assert set(one) == set(two)
     assert max(float((one[k] - two[k]).abs().max()) for k in one) <= 1e-5

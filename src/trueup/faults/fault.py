@@ -206,8 +206,8 @@ class Fault(ABC):
     """What differs from the paper, or is reconstruction: one sentence each, for the report."""
 
     @abstractmethod
-    def applies_to(self, subject: Subject) -> str | None:
-        """None when the fault can be examined on `subject`, else the reason why not, as a sentence."""
+    def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
+        """None when the fault can be examined on `subject` with `corpus`, else the reason why not, as a sentence."""
 
     @abstractmethod
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:

@@ -91,15 +91,22 @@ def collate(rows: Sequence[Row], pad: int) -> Batch:
     return Batch(ids, mask, segments)
 
 
-def features(subject: Subject, batch: Batch) -> Tensor:
-    """(b, d): the input of the classifier's last linear layer, one row per example. Keeps gradients if enabled."""
+def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Tensor:
+    """(b, d): the input of the classifier's last linear layer, one row per example. Keeps gradients if enabled.
+
+    `prompt` (m, w) for all examples, or (b, m, w) one for each, stands in for the soft prompt of the adapter.
+    """
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
     if subject.anatomy.causal:
-        return _at_last(_backbone(subject, ids, mask).last_hidden_state, mask)
+        return _at_last(_backbone(subject, ids, mask, prompt).last_hidden_state, mask)
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **_segments(subject, batch)}
+    model = subject.model
+    if prompt is not None:
+        model, given = subject.base, _in_front(subject, given, prompt)
     caught: list[Tensor] = []
     hook = subject.head_layer().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     try:
-        subject.model(input_ids=ids, attention_mask=mask, **_segments(subject, batch))
+        model(**given)
     finally:
         hook.remove()
     return caught[-1]
@@ -142,9 +149,9 @@ def live_head(subject: Subject) -> Head:
     return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
 
 
-def logits(subject: Subject, batch: Batch) -> Tensor:
-    """(b, K) logits of the classifier, K >= C when a stand-in head carries more rows."""
-    x, head = features(subject, batch), live_head(subject)
+def logits(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Tensor:
+    """(b, K) logits of the classifier, K >= C when a stand-in head carries more rows. `prompt` as in `features`."""
+    x, head = features(subject, batch, prompt), live_head(subject)
     return x @ head.weight.to(x).T + head.bias.to(x)
 
 
@@ -158,21 +165,32 @@ def _at_last(states: Tensor, mask: Tensor) -> Tensor:
     return states[torch.arange(len(states), device=states.device), last]
 
 
-def _backbone(subject: Subject, ids: Tensor, mask: Tensor, **options: Any) -> Any:
+def _backbone(subject: Subject, ids: Tensor, mask: Tensor, prompt: Tensor | None = None, **options: Any) -> Any:
     backbone, config = subject.base.base_model, subject.peft_config
     if subject.anatomy.kind == "state-space":
         options["use_cache"] = False
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **options}
     if config is None or not config.is_prompt_learning:
-        return backbone(input_ids=ids, attention_mask=mask, **options)  # type: ignore[operator]
-    p = config.num_virtual_tokens
-    wide = torch.cat([mask.new_ones(len(mask), p), mask], dim=1)
-    prompt = subject.model.get_prompt(batch_size=len(ids))
+        return backbone(**given)  # type: ignore[operator]
     if config.peft_type.value == "PREFIX_TUNING":
         if not subject.anatomy.prefix:
             raise Unsupported(f"Prefix tuning does not run on '{subject.anatomy.model_type}'; use a prompt or a LoRA.")
-        return backbone(input_ids=ids, attention_mask=wide, past_key_values=prompt, **options)  # type: ignore[operator]
-    if "token_type_ids" in options:
-        types = options["token_type_ids"]
-        options["token_type_ids"] = torch.cat([types.new_zeros(len(types), p), types], dim=1)
+        given["past_key_values"] = subject.model.get_prompt(batch_size=len(ids))
+        given["attention_mask"] = torch.cat([mask.new_ones(len(mask), config.num_virtual_tokens), mask], dim=1)
+        return backbone(**given)  # type: ignore[operator]
+    if prompt is None:
+        prompt = subject.model.get_prompt(batch_size=len(ids))
+    return backbone(**_in_front(subject, given, prompt))  # type: ignore[operator]
+
+
+def _in_front(subject: Subject, given: dict[str, Any], prompt: Tensor) -> dict[str, Any]:
+    """The arguments of a forward pass with `prompt` embedded before the tokens, as PEFT's prompt tuning puts it."""
+    ids, mask = given["input_ids"], given["attention_mask"]
     embedded = subject.model.word_embeddings(ids)
-    return backbone(inputs_embeds=torch.cat([prompt.to(embedded), embedded], dim=1), attention_mask=wide, **options)  # type: ignore[operator]
+    prompt = prompt.to(embedded).expand(len(ids), -1, -1)
+    rest = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")}
+    if "token_type_ids" in rest:
+        types = rest["token_type_ids"]
+        rest["token_type_ids"] = torch.cat([types.new_zeros(prompt.shape[:2]), types], dim=1)
+    wide = torch.cat([mask.new_ones(prompt.shape[:2]), mask], dim=1)
+    return {"inputs_embeds": torch.cat([prompt, embedded], dim=1), "attention_mask": wide, **rest}

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueup.run.predict import session
-from trueup.subject.subject import Head
+from trueup.corpus.corpus import Corpus
+from trueup.run.predict import predict, session
+from trueup.subject.subject import Head, Subject
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -97,3 +98,58 @@ def _one_cycle(step: int, totals: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]
     lr = torch.where(rising, cosine(low, peak, up), cosine(peak, last, down))
     beta1 = torch.where(rising, cosine(0.95, 0.85, up), cosine(0.85, 0.95, down))
     return lr, beta1
+
+
+def fit_head(
+    x: np.ndarray,
+    label: np.ndarray,
+    classes: int,
+    *,
+    strength: float,
+    weight: np.ndarray | None = None,
+    extra: np.ndarray | None = None,
+    biased: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A logistic head on features (n, d): weight (C, d), bias (C,), and (C, e) weights of the `extra` columns (n, e).
+
+    Features are standardised for the fit and the head is written back in their own units; where the head has no bias
+    they are only scaled. `strength` is scikit-learn's C. A class without examples gets a logit that never wins.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    centre, spread = x.mean(axis=0) * biased, x.std(axis=0) + 1e-6
+    z = (x - centre) / spread
+    if extra is not None:
+        z = np.concatenate([z, extra], axis=1)
+    fit = LogisticRegression(C=strength, max_iter=3000, tol=1e-6, fit_intercept=biased).fit(
+        z, label, sample_weight=weight
+    )
+    present = fit.classes_.astype(int)
+    coefficients, intercept = fit.coef_, fit.intercept_
+    if len(present) == 2:
+        coefficients, intercept = (
+            np.stack([-coefficients[0], coefficients[0]]) / 2,
+            np.array([-0.5, 0.5]) * intercept[0],
+        )
+    d = x.shape[1]
+    w, b, e = np.zeros((classes, d)), np.full(classes, -30.0 * biased), np.zeros((classes, z.shape[1] - d))
+    w[present] = coefficients[:, :d] / spread
+    b[present] = (intercept if biased else 0.0) - w[present] @ centre
+    e[present] = coefficients[:, d:]
+    return w, b, e
+
+
+def warm_start(subject: Subject, corpus: Corpus, *, strength: float = 0.01) -> None:
+    """Fit the last layer to `corpus` before an adapter is trained under it (linear probing first, arXiv 2202.10054).
+
+    A prompt moves the features little, so under a random last layer most of its training goes into that layer.
+    """
+    layer = subject.head_layer()
+    x = predict(subject, corpus).features.astype(np.float64)
+    weight, bias, _ = fit_head(
+        x, corpus.label, len(subject.classes), strength=strength, biased=layer.bias is not None
+    )  # fmt: skip
+    with torch.no_grad():
+        layer.weight.copy_(torch.as_tensor(weight))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.as_tensor(bias))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from trueup.run import forward
 from trueup.store.cache import Memo
 from trueup.subject.subject import Subject, model_fingerprint
 
+T = TypeVar("T")
 TOKENS = 4096
 """Tokens of one batch, padding included. Halved, with a note, as often as memory runs out."""
 
@@ -109,36 +110,54 @@ def collect(
     """`read` over the corpus: one float32 row per example, in the corpus' order."""
     ids = forward.tokenize(subject, corpus)
     now = session()
-    key = _key(subject, ids, stage) if now.memo else ""
+    key = memo_key(subject, ids, stage) if now.memo else ""
     if now.memo and (known := now.memo.get(key)) is not None:
         return known["rows"]
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-    rows: list[np.ndarray | None] = [None] * len(ids)
-    budget, done = TOKENS, 0
-    with evaluating(subject), torch.inference_mode():
-        while done < len(order):
-            take = _fitting(order, ids, done, budget)
-            try:
-                got = read(subject, forward.collate([ids[i] for i in take], subject.tokenizer.pad_token_id))
-            except (RuntimeError, MemoryError) as e:
-                if not out_of_memory(e):
-                    raise
-                if len(take) == 1:
-                    raise Unavailable(
-                        f"One example of {len(ids[take[0]])} tokens does not fit in memory; lower --max-length."
-                    ) from e
-                budget = max(1, budget // 2)
-                now.note(f"Memory ran out; batches were halved to {budget} tokens.")
-                continue
-            for i, row in zip(take, got.float().cpu().numpy(), strict=True):
-                rows[i] = row
-            done += len(take)
-            now.progress(stage, done, len(order))
-    result = np.stack([r for r in rows if r is not None])
-    assert len(result) == len(ids), "an example was dropped"
+    rows: np.ndarray | None = None
+    with torch.inference_mode():
+        for take, got in in_batches(subject, ids, read, stage):
+            got = got.float().cpu().numpy()
+            rows = np.empty((len(ids), *got.shape[1:]), np.float32) if rows is None else rows
+            rows[take] = got
+    assert rows is not None
     if now.memo:
-        now.memo.put(key, {"rows": result})
-    return result
+        now.memo.put(key, {"rows": rows})
+    return rows
+
+
+def in_batches(
+    subject: Subject,
+    ids: list[forward.Row],
+    read: Callable[[Subject, forward.Batch], T],
+    stage: str,
+    *,
+    tokens: int = TOKENS,
+) -> Iterator[tuple[list[int], T]]:
+    """Every example once, in batches of similar length of at most `tokens` tokens: its rows' indices, and what `read` says.
+
+    Raises:
+        Unavailable: one example alone does not fit in memory.
+    """
+    now, budget, done = session(), tokens, 0
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    while done < len(order):
+        take = _fitting(order, ids, done, budget)
+        try:
+            with evaluating(subject):
+                got = read(subject, forward.collate([ids[i] for i in take], subject.tokenizer.pad_token_id))
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            if len(take) == 1:
+                raise Unavailable(
+                    f"One example of {len(ids[take[0]])} tokens does not fit in memory; lower --max-length."
+                ) from e
+            budget = max(1, budget // 2)
+            now.note(f"Memory ran out; batches were halved to {budget} tokens.")
+            continue
+        yield take, got
+        done += len(take)
+        now.progress(stage, done, len(order))
 
 
 @contextlib.contextmanager
@@ -168,7 +187,7 @@ def _fitting(order: list[int], ids: list[forward.Row], start: int, budget: int) 
     return order[start:stop]
 
 
-def _key(subject: Subject, ids: list[forward.Row], stage: str) -> str:
+def memo_key(subject: Subject, ids: list[forward.Row], stage: str) -> str:
     what: list[Any] = [
         stage,
         model_fingerprint(subject.model),

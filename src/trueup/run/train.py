@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable
 from trueup.run import forward
+from trueup.run.objective import CrossEntropy, Objective
 from trueup.run.predict import evaluating, out_of_memory, predict, session
 from trueup.store import atomic
 from trueup.subject.recipe import prompt_embeddings
@@ -112,30 +113,53 @@ class _Tuned(nn.Module):
 
 
 def train(
-    subject: Subject, corpus: Corpus, training: Training, *, lr: float, seed: int, checkpoint: Path | None = None
-) -> History:
+    subject: Subject, corpus: Corpus, training: Training, *, lr: float, seed: int, objective: Objective | None = None,
+    parameters: Sequence[Tensor] | None = None, checkpoint: Path | None = None,
+) -> History:  # fmt: skip
     """Train the subject's live adapter on all of `corpus` (give its ``train`` part) and keep the best epoch's weights.
 
     Batches hold texts of similar length; each step reseeds dropout from (seed, step), so a killed run that finds its
     `checkpoint` goes on to bit-identical weights. When memory runs out a step is split into smaller pieces.
 
+    Args:
+        objective: what is minimised, and what chooses the best epoch; its arrays are over the rows of `corpus`, the
+            validation share included. None: the mean cross-entropy.
+        parameters: those of the model's trainable parameters to train, the rest staying as they are. None: all.
+
     Raises:
-        BadInput: fewer than two classes, or fewer than 10 examples. Unavailable: one example does not fit in memory.
+        BadInput: fewer than two classes, fewer than 10 examples, or an objective or parameters of something else.
+        Unavailable: one example does not fit in memory.
     """
     if len(corpus) < 10 or len(np.unique(corpus.label)) < 2:
         raise BadInput(
             f"'{corpus.name}' has {len(corpus)} training examples of {len(np.unique(corpus.label))} classes; "
             "training needs at least 10 examples of 2 classes."
         )
+    objective = objective or CrossEntropy()
+    if objective.rows not in (None, len(corpus)):
+        raise BadInput(
+            f"The objective is over {objective.rows} rows and '{corpus.name}' has {len(corpus)} training examples; "
+            "give it one entry for each of them, in their order."
+        )
+    chosen = _chosen(subject.model, parameters)
+    with _only(subject.model, list(chosen.values())):
+        return _train(subject, corpus, training, lr, seed, objective, chosen, checkpoint)
+
+
+def _train(
+    subject: Subject, corpus: Corpus, training: Training, lr: float, seed: int, objective: Objective,
+    chosen: dict[str, nn.Parameter], checkpoint: Path | None,
+) -> History:  # fmt: skip
+    """`train` once its input is known to be usable: `chosen` are the only parameters that require a gradient."""
     from accelerate import Accelerator
 
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=subject.device.type == "cpu")
-    fit, held = _validation_split(corpus, training.validation, seed)
+    fit, held, aim, judge = _validation_split(corpus, training.validation, seed, objective)
     ids = forward.tokenize(subject, fit)
     label = torch.as_tensor(fit.label)
     tuned = _Tuned(subject)
-    parameters = [p for p in subject.model.parameters() if p.requires_grad]
+    parameters = list(chosen.values())
     optimiser = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
@@ -147,24 +171,28 @@ def train(
     start = prompt_embeddings(subject)
     per_epoch = -(-len(fit) // training.batch)
     total = per_epoch * training.epochs
-    made_by = asdict(training) | {"lr": lr, "seed": seed, "from": _beginning(subject, fit, held, ids)}
+    made_by = asdict(training) | {
+        "lr": lr, "seed": seed, "from": _beginning(subject, fit, held, ids), "objective": objective.identity,
+        "parameters": list(chosen),
+    }  # fmt: skip
     state = _State(parameters, optimiser, checkpoint, made_by)
-    state.start = start
+    state.start, state.objective = start, aim.begin()
     state.load()
     piece = training.batch
     now = session()
     with torch.random.fork_rng(), evaluating(subject):
         while state.step < total and not state.stale(training.patience):
             epoch, within_epoch = divmod(state.step, per_epoch)
-            batches = list(_batches([len(r) for r in ids], training.batch, seed, epoch))
+            batches = list(_batches([len(r) for r in ids], training.batch, seed, epoch, aim.chance))
             for rows in batches[within_epoch:]:
                 subject.model.train()
                 torch.manual_seed(int(np.random.SeedSequence([seed, state.step]).generate_state(1)[0]))
                 for group in optimiser.param_groups:
                     group["lr"] = lr * _schedule(state.step, total, training.warmup)
+                weight, losses = aim.weights(rows, state.objective), torch.zeros(len(rows), dtype=torch.float64)
                 while True:
                     try:
-                        loss = _step(wrapped, optimiser, accelerator, subject, ids, label, rows, piece)
+                        loss = _step(wrapped, optimiser, accelerator, subject, ids, label, rows, piece, weight, losses)
                         break
                     except (RuntimeError, MemoryError) as e:
                         if not out_of_memory(e):
@@ -177,13 +205,13 @@ def train(
                         now.note(f"Memory ran out while training; each step was split into pieces of {piece} examples.")
                 accelerator.clip_grad_norm_(parameters, training.clip)
                 optimiser.step()
-                state.advance(loss)
+                state.advance(loss, aim.after(state.objective, rows, losses))
                 now.progress("training", state.step, total)
                 # Not at the epoch's end: a run killed in its validation would go on without it. That is saved below.
                 if accelerator.is_main_process and state.step % training.save_every == 0 and state.step % per_epoch:
                     state.save()
             got = predict(subject, held)
-            nll = float(-np.log(np.clip(got.probability[np.arange(len(held)), held.label], 1e-12, 1)).mean())
+            nll = judge.judge(-np.log(np.clip(got.probability[np.arange(len(held)), held.label], 1e-12, 1)))
             state.end_epoch(nll if np.isfinite(nll) else float("inf"), float((got.predicted == held.label).mean()))
             if accelerator.is_main_process:
                 state.save()
@@ -193,6 +221,36 @@ def train(
     for p in parameters:
         p.grad = None
     return History(state.loss, state.nll, state.accuracy, int(np.argmin(state.nll)), state.step, state.start)
+
+
+def _chosen(model: nn.Module, parameters: Sequence[Tensor] | None) -> dict[str, nn.Parameter]:
+    """The parameters to train by their names, in the model's order however they were given."""
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if parameters is None:
+        return trainable
+    asked = {id(p) for p in parameters}
+    chosen = {n: p for n, p in trainable.items() if id(p) in asked}
+    if not asked or len(chosen) < len(asked):
+        raise BadInput(
+            f"{len(asked) - len(chosen)} of the {len(asked)} parameters given to train are no trainable parameters of the "
+            "model; give one or more of its parameters that require a gradient."
+        )
+    return chosen
+
+
+@contextlib.contextmanager
+def _only(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """No other parameter of the model requires a gradient inside the block; as they were after it."""
+    # Not just left out of the optimiser: several processes wait for the gradient of whatever requires one.
+    trained = {id(p) for p in parameters}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
+    try:
+        for p in others:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in others:
+            p.requires_grad_(True)
 
 
 def _beginning(subject: Subject, fit: Corpus, held: Corpus, ids: list[forward.Row]) -> str:
@@ -212,23 +270,37 @@ def _beginning(subject: Subject, fit: Corpus, held: Corpus, ids: list[forward.Ro
 
 def _step(
     wrapped: nn.Module, optimiser: Any, accelerator: Any, subject: Subject,
-    ids: list[forward.Row], label: Tensor, rows: np.ndarray, piece: int,
+    ids: list[forward.Row], label: Tensor, rows: np.ndarray, piece: int, weight: Tensor | None = None,
+    losses: Tensor | None = None,
 ) -> float:  # fmt: skip
-    """Gradients of the mean cross-entropy over `rows`, each process on its share, piece by piece. Returns the mean."""
+    """Gradients of the mean cross-entropy over `rows`, each process on its share, piece by piece. Returns the mean.
+
+    weight: (b,), how often each of `rows` counts in the mean; None: once. losses: (b,), filled in every process with
+    each row's cross-entropy.
+    """
     world, rank = accelerator.num_processes, accelerator.process_index
-    mine = rows[rank::world] if len(rows) >= world else rows[[rank % len(rows)]]
+    # Places in the batch and not rows: a batch that was drawn with replacement may hold a row twice.
+    places = np.arange(len(rows))
+    mine = places[rank::world] if len(rows) >= world else places[[rank % len(rows)]]
     share = 1.0 if len(rows) >= world or rank < len(rows) else 0.0
+    weight = torch.ones(len(rows)) if weight is None else weight.float()
     optimiser.zero_grad()
-    total = 0.0
+    total, each = 0.0, torch.zeros(len(rows), device=accelerator.device)
     for at in range(0, len(mine), piece):
-        some = mine[at : at + piece]
+        here = mine[at : at + piece]
+        some = rows[here]
         batch = forward.collate([ids[i] for i in some], subject.tokenizer.pad_token_id)
         with accelerator.autocast():
             z = wrapped(batch.ids, batch.mask, batch.segments)
         # Summed here and divided by the whole batch: gradients do not depend on pieces or on the number of processes.
-        loss = F.cross_entropy(z.float(), label[some].to(z.device), reduction="sum") * share / len(rows)
+        ce = F.cross_entropy(z.float(), label[some].to(z.device), reduction="none")
+        loss = (ce * weight[here].to(z.device)).sum() * share / len(rows)
         accelerator.backward(loss * world)
         total += float(loss.detach())
+        each[here] = ce.detach().to(each) * share
+    if losses is not None:
+        # Each place is one process' own and 0 in the others, so every process adds up to the same numbers.
+        losses.copy_(accelerator.reduce(each))
     return total
 
 
@@ -237,19 +309,28 @@ def _schedule(step: int, total: int, warmup: float) -> float:
     return (step + 1) / rise if step < rise else max(0.0, (total - step) / max(1, total - rise))
 
 
-def _validation_split(corpus: Corpus, share: float, seed: int) -> tuple[Corpus, Corpus]:
+def _validation_split(corpus: Corpus, share: float, seed: int, objective: Objective | None = None) -> tuple[Any, ...]:
+    """The corpus to fit and the one held out; after them, where an objective is given, it over each one's rows."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
     held = np.zeros(len(corpus), dtype=bool)
-    for c in np.unique(corpus.label):
-        members = rng.permutation(np.flatnonzero(corpus.label == c))
+    strata = None if objective is None else objective.strata
+    kind = np.stack([corpus.label, np.zeros_like(corpus.label) if strata is None else strata])
+    for k in np.unique(kind, axis=1).T:
+        members = rng.permutation(np.flatnonzero((kind == k[:, None]).all(axis=0)))
         held[members[: max(1, round(share * len(members)))]] = len(members) > 1
-    return corpus.take(~held), corpus.take(held)
+    return tuple(x.take(rows) for x in (corpus, objective) if x is not None for rows in (~held, held))
 
 
-def _batches(lengths: list[int], size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Every index once, in batches of similar length and random order; a function of (seed, epoch) alone."""
+def _batches(
+    lengths: list[int], size: int, seed: int, epoch: int, chance: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Every index once, in batches of similar length and random order; a function of (seed, epoch) alone.
+
+    With `chance`, (n,) summing to 1, as many indices are drawn with replacement instead.
+    """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 2, epoch]))
-    order = rng.permutation(len(lengths))
+    n = len(lengths)
+    order = rng.permutation(n) if chance is None else rng.choice(n, n, p=chance)
     pool, length = size * 16, np.asarray(lengths)
     batches: list[np.ndarray] = []
     for at in range(0, len(order), pool):
@@ -261,9 +342,11 @@ def _batches(lengths: list[int], size: int, seed: int, epoch: int) -> Iterator[n
 
 
 class _State:
-    """Where training stands: weights, optimiser, step, curves and the best weights so far; on disk when asked."""
+    """Where training stands: weights, optimiser, objective, step, curves and the best weights; on disk when asked."""
 
-    def __init__(self, parameters: list[Tensor], optimiser: Any, path: Path | None, made_by: dict[str, Any]):
+    KEPT = ("step", "sum", "count", "loss", "nll", "accuracy", "best", "start", "objective")
+
+    def __init__(self, parameters: Sequence[Tensor], optimiser: Any, path: Path | None, made_by: dict[str, Any]):
         self.parameters, self.optimiser, self.path, self.made_by = parameters, optimiser, path, made_by
         self.step, self.sum, self.count = 0, 0.0, 0
         self.loss: list[float] = []
@@ -271,9 +354,11 @@ class _State:
         self.accuracy: list[float] = []
         self.best: list[Tensor] = []
         self.start: Tensor | None = None
+        self.objective = torch.zeros(0)
 
-    def advance(self, loss: float) -> None:
+    def advance(self, loss: float, objective: Tensor) -> None:
         self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
+        self.objective = objective
 
     def end_epoch(self, nll: float, accuracy: float) -> None:
         self.loss.append(self.sum / max(1, self.count))
@@ -294,9 +379,7 @@ class _State:
     def save(self) -> None:
         if self.path is None:
             return
-        keep = {
-            k: getattr(self, k) for k in ("made_by", "step", "sum", "count", "loss", "nll", "accuracy", "best", "start")
-        }
+        keep = {k: getattr(self, k) for k in ("made_by", *self.KEPT)}
         keep |= {"now": [p.detach().cpu() for p in self.parameters], "optimiser": self.optimiser.state_dict()}
         part = self.path.with_suffix(".part")
         torch.save(keep, part)
@@ -315,6 +398,6 @@ class _State:
             for p, value in zip(self.parameters, kept["now"], strict=True):
                 p.copy_(value)
         self.optimiser.load_state_dict(kept["optimiser"])
-        for k in ("step", "sum", "count", "loss", "nll", "accuracy", "best", "start"):
+        for k in self.KEPT:
             setattr(self, k, kept[k])
         session().note(f"Training went on from step {self.step}, where an earlier run had stopped.")

@@ -56,7 +56,12 @@ def read_config(folder: Path) -> peft.PeftConfig:
             f"The adapter in '{folder}' is of kind '{kind}', which trueup does not examine.{did_you_mean(kind, KINDS)} "
             f"It examines {listing(KINDS)}."
         )
-    cls = KINDS[kind]
+    return config_of(raw)
+
+
+def config_of(raw: Mapping[str, Any]) -> peft.PeftConfig:
+    """The PEFT config of settings as adapter_config.json holds them: known keys only, no code mapping."""
+    cls = KINDS[str(getattr(raw["peft_type"], "value", raw["peft_type"]))]
     known = {f.name for f in fields(cls)} - set(_NEVER)
     kept = {k: v for k, v in raw.items() if k in known and k != "peft_type"}
     kept["inference_mode"] = True
@@ -185,6 +190,16 @@ def write_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[st
 
 P0 = "p0.safetensors"
 """Where a tuned prompt keeps the prompt it started from: tensor ``prompt_embeddings``, (tokens, width)."""
+
+
+def read_start(folder: Path | None) -> Tensor | None:
+    """The prompt (m, w) that a tuned prompt in `folder` started from; None where nothing kept it, or it is damaged."""
+    if folder is None or not (folder / P0).is_file():
+        return None
+    try:
+        return load_file(str(folder / P0))["prompt_embeddings"].float()
+    except Exception:  # safetensors raises its own kinds; a start that cannot be read is as good as none
+        return None
 
 
 def save_tuned(subject: Subject, folder: Path, *, start: Tensor | None = None) -> None:

@@ -57,7 +57,7 @@ class Overconfidence(Fault):
         "Only the last linear layer of a head is trained; where a head has a dense layer before it, that layer stays.",
     )
 
-    def applies_to(self, subject: Subject) -> str | None:
+    def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
         if len(subject.classes) < 2:
             return "It has one class, so it cannot be wrong about it."
         return None

@@ -104,7 +104,7 @@ class SmoothMax:
 
     def __call__(self, z: Array) -> Array:
         p = probabilities(z[:, self.start : self.start + self.classes])
-        return logsumexp(100.0 * p, axis=1) / 100.0
+        return np.asarray(logsumexp(100.0 * p, axis=1)) / 100.0
 
     @property
     def torch_line(self) -> str:

@@ -1,0 +1,186 @@
+"""Every repair of confounding on real data under the authors' shift protocol; one file a run, then the tables.
+
+python bench/confounding.py WORK --data valence --alpha 5 --seed 0 [--model smollm2] [--cheap]     one run, resumable
+python bench/confounding.py WORK --table                                                          all runs, as markdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from trueup.corpus import mix
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.read import read
+from trueup.faults.confounding.candidates import FAMILIES
+from trueup.faults.confounding.repair import evidence
+from trueup.measure import bootstrap, shift
+from trueup.run.heads import warm_start
+from trueup.run.predict import Session, predict, within
+from trueup.run.train import Training, train
+from trueup.store.cache import Memo
+from trueup.subject.recipe import Prompt, fresh, prompt_embeddings
+from trueup.subject.subject import Template
+
+ALPHAS = (0.2, 0.5, 1.0, 2.0, 5.0)
+# data -> attribute, its two values (z = 0, 1), the class that counts as y = 1
+DATA = {
+    "valence": ("domain", ("product", "tweet"), "positive"),
+    "tweets": ("topic", ("coachella", "airline"), "negative"),
+    "movie-reviews": ("source", ("imdb", "rotten_tomatoes"), "positive"),
+}
+SIZES = {"minilm": (600, 300, 500), "smollm2": (240, 200, 200)}
+POOL = {"minilm": 300, "smollm2": 110}  # examples of each cell kept for tests
+
+
+def binary(name: str, seed: int, keep: int) -> Corpus:
+    """The data set with two values of its attribute, two classes, and few enough rows that every one can be predicted."""
+    attribute, (z0, z1), positive = DATA[name]
+    corpus = read(f"embedded:{name}", attributes=(attribute,), seed=seed)
+    z = corpus.attributes[attribute]
+    y = (corpus.label == corpus.classes.index(positive)).astype(np.int64)
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([
+        rng.permutation(np.flatnonzero((z == v) & (y == c)))[:keep] for v in (z0, z1) for c in (0, 1)
+    ])  # fmt: skip
+    # mix.shift sorts the groups by name; codes keep z = 1 where the table above puts it.
+    code = np.where(z == z1, "1", "0")
+    taken = replace(corpus, label=y, classes=(f"not {positive}", positive), attributes={attribute: code})
+    return taken.take(np.sort(rows))
+
+
+def run(work: Path, name: str, alpha: float, seed: int, model: str, cheap: bool) -> None:
+    out = work / f"{model}-{name}-{alpha:g}-{seed}"
+    if out.with_suffix(".json").is_file():
+        return
+    sizes, keep = SIZES[model], POOL[model]
+    attribute = DATA[name][0]
+    need = int(max(sizes[0] + sizes[1], 1) * 0.45) + keep
+    corpus = binary(name, seed, need)
+    made = mix.shift(corpus, attribute, alpha_train=alpha, sizes=sizes, alphas=ALPHAS, draws=5, seed=seed)
+    texts: dict[str, int] = {}
+    draws = {a: [[texts.setdefault(t, len(texts)) for t in c.text] for c in tests] for a, tests in made.tests.items()}
+    row = {t: i for i, t in reversed(list(enumerate(corpus.text)))}
+    pool = corpus.take(np.array([row[t] for t in texts]))
+    group = mix.group_index(pool, attribute, ("0", "1"))
+    with within(Session(Memo(work / "memo"))):
+        parts = {k: made.train.part(k) for k in ("train", "calibration")}
+        training = Training(lr=1e-2, epochs=3, batch=32 if model == "minilm" else 8)
+        if model == "minilm":
+            subject = fresh("embedded:minilm", Prompt(10), corpus.classes, max_length=32, seed=seed)
+            warm_start(subject, parts["train"])
+        else:
+            words = (" positive", " negative") if corpus.classes[1] == "negative" else (" negative", " positive")
+            template = Template("{text}\nSentiment:", words)
+            subject = fresh("embedded:smollm2", Prompt(10, "Classify the sentiment of the text:"), corpus.classes,
+                            template=template, max_length=40, seed=seed)  # fmt: skip
+            training = replace(training, epochs=2, lr=3e-3)
+        start = prompt_embeddings(subject)
+        began = time.process_time()
+        train(subject, parts["train"], training, lr=training.lr or 0, seed=seed)
+        tuned = time.process_time() - began
+        for p in subject.model.parameters():
+            p.requires_grad_(False)
+        e = evidence(subject, made.train, attribute, 0.0, seed)
+        e = replace(e, start=start.numpy(), training=training, lr=training.lr or 0)
+        kept = {"label": pool.label, "group": group, "task": predict(subject, pool).probability}
+        rows = [{"key": "task", "title": "task prompt alone", "variant": "", "seconds": tuned}]
+        for family in FAMILIES:
+            if not family.possible(e) or (cheap and family.costly):
+                continue
+            began = time.process_time()
+            variants = family.variants(e)
+            v = variants[family.choose(e, variants)]
+            spent = time.process_time() - began
+            kept[family.key] = v.predict(pool)
+            rows.append({"key": family.key, "title": family.title, "variant": v.name, "seconds": spent})
+            print(name, alpha, seed, family.key, v.name, f"{spent:.0f} s", flush=True)
+    for a, found in draws.items():
+        kept |= {f"draw {a:g} {i}": np.array(d) for i, d in enumerate(found)}
+    np.savez(out.with_suffix(".npz"), **kept)
+    out.with_suffix(".json").write_text(
+        json.dumps({"rows": rows, "dropped": {str(k): v for k, v in made.dropped.items()}})
+    )
+
+
+def table(work: Path) -> None:
+    """For each model, data set and alpha_train: level, AUPRC at alpha_train, at its inverse, drop, slope; means over seeds."""
+    runs: dict[tuple[str, ...], list[Path]] = {}
+    for path in sorted(work.glob("*.json")):
+        model, *name, alpha, _ = path.stem.split("-")
+        runs.setdefault((model, "-".join(name), alpha), []).append(path)
+    for (model, name, alpha), paths in runs.items():
+        print(f"\n**{model}, {name}, alpha_train {alpha}, {len(paths)} seed(s)**\n")
+        print(
+            "| method | level | at alpha_train | at 1/alpha_train | drop | slope | level, against the task prompt [95%] |"
+        )
+        print("|---|---|---|---|---|---|---|")
+        found: dict[str, list[tuple]] = {}
+        title: dict[str, str] = {}
+        for path in paths:
+            about, kept = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+            label, group = kept["label"], kept["group"]
+            own = shift.table_at(np.array([[0.35, 0.35], [0.15, 0.15]]), float(alpha))
+            tables = [shift.table_at(own, a) for a in ALPHAS]
+
+            def level(p, label, group, weight=None, tables=tables):
+                return float(np.mean([shift.auprc_at(p, label, group, t, weight=weight) for t in tables]))
+
+            for r in about["rows"]:
+                p = kept[r["key"]]
+                at = {
+                    a: np.mean([
+                        shift.auprc(p[rows], label[rows])
+                        for i in range(5) if f"draw {a:g} {i}" in kept for rows in [kept[f"draw {a:g} {i}"]]
+                    ])
+                    for a in ALPHAS
+                }  # fmt: skip
+                d = bootstrap.paired(level, (kept["task"], label, group), (p, label, group), seed=0, resamples=300)
+                drop = at[float(alpha)] - at[min(ALPHAS, key=lambda a: abs(a - 1 / float(alpha)))]
+                slope = shift.slope_on_log_alpha(list(at), list(at.values()))
+                found.setdefault(r["key"], []).append(
+                    (
+                        np.mean(list(at.values())),
+                        at[float(alpha)],
+                        at[float(alpha)] - drop,
+                        drop,
+                        slope,
+                        d.value,
+                        d.low,
+                        d.high,
+                    )
+                )
+                title[r["key"]] = r["title"]
+        for key, rows in sorted(found.items(), key=lambda kv: -np.mean([r[0] for r in kv[1]])):
+            m = np.mean(rows, axis=0)
+            print(
+                f"| {title[key]} | "
+                + " | ".join(f"{v:.3f}" for v in m[:5])
+                + f" | {m[5]:+.3f} [{m[6]:+.3f}, {m[7]:+.3f}] |"
+            )
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("work", type=Path)
+    p.add_argument("--data", choices=DATA, default="valence")
+    p.add_argument("--alpha", type=float, default=5.0)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--model", choices=SIZES, default="minilm")
+    p.add_argument("--cheap", action="store_true", help="leave out the methods that train an adapter again")
+    p.add_argument("--table", action="store_true")
+    a = p.parse_args()
+    a.work.mkdir(parents=True, exist_ok=True)
+    if a.table:
+        table(a.work)
+    else:
+        run(a.work, a.data, a.alpha, a.seed, a.model, a.cheap)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+"""Samples of a corpus in which label and confounder are coupled as wanted: the confounding-shift protocol.
+
+An attribute (site, source, group) is the confounder z, the label is y. Tables are (C, G) as in `trueup.measure.shift`:
+rows are the corpus' classes, columns are the attribute's values in sorted order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.read import _keys
+from trueup.errors import BadInput, did_you_mean, listing
+from trueup.measure.shift import feasible_alphas, table_at
+
+Seed = int | np.random.SeedSequence
+Whole = NDArray[np.intp]
+
+FEWEST = 10
+"""Examples that every (label, group) cell of a sample must have (the protocol's rule)."""
+
+ALPHAS = tuple(float(a) for a in 10 ** np.linspace(-1, 1, 9))
+"""Couplings at test time: log-uniform and symmetric about 1, so that the slope favours neither direction."""
+
+GRID = tuple(float(f"{a:.2g}") for a in 10 ** np.linspace(-2, 2, 81))
+"""Where a refusal looks for couplings that would have worked: numbers that it can print as they were tried."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One training coupling, and tests at many; P(y) and P(z) are the same in all of them.
+
+    Attributes:
+        train: examples at the training coupling, split ``train`` and ``calibration``.
+        tests: alpha -> draws (split ``test``) from one pool that shares no text with `train`; draws overlap.
+        dropped: alpha -> why it has no draws, as a sentence.
+        attribute: the confounder's column. groups: its two values; z = 1 is the second.
+        table: (2, 2) the joint of label and group in training.
+    """
+
+    train: Corpus
+    tests: Mapping[float, tuple[Corpus, ...]]
+    dropped: Mapping[float, str]
+    attribute: str
+    groups: tuple[str, ...]
+    table: NDArray[np.float64]
+
+
+def groups_of(corpus: Corpus, attribute: str) -> tuple[str, ...]:
+    """The values of `attribute` that occur, sorted; two or more, and none of them tied to the labels.
+
+    Raises:
+        BadInput: there is no such attribute; it has one value; it settles the label or is settled by it; or it has so
+            many values that most cells are empty. What is left can be told apart from the label.
+    """
+    values = _column(corpus, attribute)
+    here = f"Attribute '{attribute}' of '{corpus.name}'"
+    groups, member = np.unique(values, return_inverse=True)
+    if groups.size < 2:
+        raise BadInput(
+            f"{here} is '{groups[0]}' in every example, so nothing can be confounded with it; name another column with "
+            "`--confounder COLUMN`, or add examples of another value."
+            if groups.size
+            else f"'{corpus.name}' has no examples; give a corpus with some."
+        )
+    if 2 * groups.size > len(corpus):
+        raise BadInput(
+            f"{here} has {groups.size} different values in {len(corpus)} examples, as an id has; name a column of few "
+            "values with `--confounder COLUMN`, or merge values."
+        )
+    table = _counted(corpus, member, groups.size)
+    present = table[table.sum(axis=1) > 0] > 0
+    settles, settled = bool((present.sum(axis=0) == 1).all()), bool((present.sum(axis=1) == 1).all())
+    if settles or settled:
+        found = (
+            "is the label under another name"
+            if settles and settled
+            else "settles the label: each of its values occurs with one label only"
+            if settles
+            else "is settled by the label: each label occurs with one of its values only"
+        )
+        raise BadInput(
+            f"{here} {found}, so no measurement can tell the two apart; add examples of other combinations, or name "
+            "another column with `--confounder COLUMN`."
+        )
+    if not np.median(present):
+        raise BadInput(
+            f"{here} has {groups.size} values, and {(~present).sum()} of the {present.size} combinations of label and "
+            "value have no example; merge or drop rare values, or name another column with `--confounder COLUMN`."
+        )
+    return tuple(str(g) for g in groups)
+
+
+def group_index(corpus: Corpus, attribute: str, groups: Sequence[str] | None = None) -> Whole:
+    """(n,) the place of each example's value in `groups`, or in :func:`groups_of` when None.
+
+    Raises:
+        BadInput: there is no such attribute, or it has values that `groups` does not hold.
+    """
+    groups = groups_of(corpus, attribute) if groups is None else tuple(groups)
+    values, member = np.unique(_column(corpus, attribute), return_inverse=True)
+    place = {g: i for i, g in enumerate(groups)}
+    unknown = [v for v in values.tolist() if str(v) not in place]
+    if unknown:
+        raise BadInput(
+            f"Attribute '{attribute}' of '{corpus.name}' has values that were not seen before: {listing(unknown)}. "
+            f"Known are {listing(groups)}; drop or rename those examples, or put some of them among the earlier ones."
+        )
+    return np.array([place[str(v)] for v in values], dtype=np.intp)[member]
+
+
+def counts(corpus: Corpus, attribute: str, groups: Sequence[str]) -> NDArray[np.int64]:
+    """(C, G) how many examples each class has in each of `groups`. Raises BadInput as :func:`group_index`."""
+    return _counted(corpus, group_index(corpus, attribute, groups), len(groups))
+
+
+def draw(
+    corpus: Corpus,
+    attribute: str,
+    table: ArrayLike,
+    size: int,
+    *,
+    seed: Seed,
+    fewest: int = FEWEST,
+    groups: Sequence[str] | None = None,
+) -> Corpus:
+    """`size` examples without replacement whose (label, group) cells follow `table`, in random order.
+
+    The counts are whole numbers next to size * table whose margins are next to those of size * table too (controlled
+    rounding), the nearest first: margins that are whole stay exact at every coupling.
+
+    Args:
+        table: (C, G) masses, in any unit. Rows are `corpus.classes`, columns are `groups`.
+        fewest: what every cell must have.
+        groups: the attribute's values in the order of the columns; None for :func:`groups_of`.
+
+    Raises:
+        BadInput: a cell would have fewer than `fewest`, or needs more than the corpus has; it names the worst cell, and
+            what would work. Also as :func:`groups_of`, and on a table of another shape.
+    """
+    groups = groups_of(corpus, attribute) if groups is None else tuple(groups)
+    cell, have = _cells(corpus, attribute, groups)
+    t = _shares(table, have.shape, corpus, attribute)
+    _check_size(size)
+    need = _whole(t, size)
+    if fault := _offence(corpus, attribute, groups, have, need, fewest):
+        raise BadInput(f"{fault} {_advice(t, size, have, fewest)}")
+    return corpus.take(_pick(cell, need, np.random.default_rng(seed)))
+
+
+def shift(
+    corpus: Corpus,
+    attribute: str,
+    *,
+    alpha_train: float,
+    positive: float = 0.3,
+    share: float = 0.5,
+    sizes: tuple[int, int, int] = (800, 200, 1000),
+    alphas: Sequence[float] = ALPHAS,
+    draws: int = 5,
+    seed: int,
+) -> Shift:
+    """Training data at one coupling and test data at many (confounding-shift protocol, as in DeconDTN's code).
+
+    y = 1 is the second class, z = 1 the second value of the attribute. Training and calibration take from each cell
+    exactly what they need, and tests are drawn from all the rest, each `draws` times. The corpus' own split is not
+    looked at, and of equal texts the first alone is used, so that no text is on two sides. A test coupling that these
+    margins or the rest cannot carry with `FEWEST` examples in each cell is dropped, with the reason. The draws of one
+    alpha do not depend on the other alphas.
+
+    Args:
+        alpha_train: P(y=1 | z=1) / P(y=1 | z=0) in training. 5, with the defaults: .5 and .1.
+        positive: P(y=1). share: P(z=1). In training and in every test.
+        sizes: examples of train, of calibration, and of each test draw.
+
+    Raises:
+        BadInput: as :func:`groups_of`; not two classes and two groups; shares or couplings out of range; too few
+            examples for training, or for every test.
+    """
+    groups = groups_of(corpus, attribute)
+    for number, what in ((len(corpus.classes), "classes"), (len(groups), f"values of '{attribute}'")):
+        if number != 2:
+            raise BadInput(
+                f"'{corpus.name}' has {number} {what}, and a coupling alpha is between two; keep or merge to two, or "
+                "give `draw` a table of all."
+            )
+    for name, value in (("positive", positive), ("share", share)):
+        if not 0 < value < 1:
+            raise BadInput(f"{name} is {value}; give a share between 0 and 1, such as 0.5.")
+    for size in sizes:
+        _check_size(size)
+    if draws < 1 or not len(alphas):
+        raise BadInput(f"There are {draws} draws at {len(alphas)} alphas; give at least 1 of each.")
+    corpus = _distinct(corpus)
+    cell, have = _cells(corpus, attribute, groups)
+    free = np.outer([1 - positive, positive], [1 - share, share])
+    table = table_at(free, alpha_train)
+    of_train, of_calibration = (_whole(table, size) for size in sizes[:2])
+    need = of_train + of_calibration
+    if fault := _offence(corpus, attribute, groups, have, need, FEWEST):
+        raise BadInput(f"For training and calibration: {fault} {_advice(table, sum(sizes[:2]), have, FEWEST)}")
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
+    rows = _pick(cell, need, rng)
+    at = np.concatenate(
+        [rng.permutation(np.flatnonzero(cell[rows] == c))[:k] for c, k in enumerate(of_calibration.ravel())]
+    )
+    split = np.full(rows.size, "train", dtype="U11")
+    split[at] = "calibration"
+    train = replace(corpus.take(rows), split=split)
+    pool = corpus.take(np.setdiff1d(np.arange(len(corpus)), rows))
+    cell, have = _cells(pool, attribute, groups)
+    tests: dict[float, tuple[Corpus, ...]] = {}
+    dropped: dict[float, str] = {}
+    for alpha in (float(a) for a in alphas):
+        try:
+            target = table_at(free, alpha)
+        except BadInput as e:
+            dropped[alpha] = str(e)
+            continue
+        need = _whole(target, sizes[2])
+        if fault := _offence(pool, attribute, groups, have, need, FEWEST):
+            dropped[alpha] = fault
+            continue
+        bits = int(np.float64(alpha).view(np.uint64))
+        drawn = []
+        for d in range(draws):
+            chosen = _pick(cell, need, np.random.default_rng(np.random.SeedSequence([seed, 1, bits, d])))
+            drawn.append(replace(pool.take(chosen), split=np.full(chosen.size, "test", dtype="U11")))
+        tests[alpha] = tuple(drawn)
+    if not tests:
+        alpha = min(dropped, key=lambda a: abs(np.log(a)) if a > 0 else np.inf)
+        low, high = feasible_alphas(free)
+        advice = f" {_advice(table_at(free, alpha), sizes[2], have, FEWEST)}" if low < alpha < high else ""
+        raise BadInput(
+            f"After training took its {rows.size} examples no test is left. At alpha {alpha:g}: {dropped[alpha]}{advice}"
+        )
+    return Shift(train, tests, dropped, attribute, groups, table)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells
+
+
+def _column(corpus: Corpus, attribute: str) -> NDArray:
+    if attribute not in corpus.attributes:
+        known = (
+            f"Its attributes are {listing(corpus.attributes)}"
+            if corpus.attributes
+            else "It was read without attributes"
+        )
+        raise BadInput(
+            f"'{corpus.name}' has no attribute '{attribute}'.{did_you_mean(attribute, corpus.attributes)} {known}; name "
+            "a column of the data with `--confounder COLUMN`."
+        )
+    return np.asarray(corpus.attributes[attribute])
+
+
+def _counted(corpus: Corpus, member: NDArray, groups: int) -> NDArray[np.int64]:
+    size = len(corpus.classes) * groups
+    return np.bincount(corpus.label * groups + member, minlength=size).reshape(-1, groups)
+
+
+def _cells(corpus: Corpus, attribute: str, groups: Sequence[str]) -> tuple[Whole, NDArray[np.int64]]:
+    """(n,) the cell of each example, numbered along the rows of the table; and (C, G) how many each has."""
+    member = group_index(corpus, attribute, groups)
+    return (corpus.label * len(groups) + member).astype(np.intp), _counted(corpus, member, len(groups))
+
+
+def _distinct(corpus: Corpus) -> Corpus:
+    first: dict[object, int] = {}
+    for i, key in enumerate(_keys(corpus.text, corpus.second)):
+        first.setdefault(key, i)
+    return corpus.take(np.fromiter(first.values(), dtype=np.intp))
+
+
+def _pick(cell: Whole, need: NDArray, rng: np.random.Generator) -> Whole:
+    """Indices of `need` random examples of each cell, shuffled. One cell's choice does not depend on another's size."""
+    rows = [rng.permutation(np.flatnonzero(cell == c))[:k] for c, k in enumerate(need.ravel())]
+    return rng.permutation(np.concatenate(rows))
+
+
+def _shares(table: ArrayLike, shape: tuple[int, ...], corpus: Corpus, attribute: str) -> NDArray[np.float64]:
+    t = np.asarray(table, np.float64)
+    if t.shape != shape:
+        raise BadInput(
+            f"The table has shape {t.shape}; '{corpus.name}' has {shape[0]} classes and {shape[1]} values of "
+            f"'{attribute}', so give one of {shape[0]} x {shape[1]}."
+        )
+    if not (t >= 0).all() or not 0 < t.sum() < np.inf:
+        raise BadInput("The table must be finite, at least 0 and not 0 everywhere; give the mass of each cell.")
+    return t / t.sum()
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise BadInput(f"A sample of {size} examples cannot be drawn; give a size of 1 or more.")
+
+
+def _whole(table: NDArray[np.float64], size: int) -> NDArray[np.int64]:
+    """Whole cells that sum to `size`, each cell and each margin rounded up or down; margins nearest, then cells.
+
+    Such a rounding always exists (Bacharach 1966), but largest remainders of the cells alone need not find it: at ties
+    they can move a margin that was whole. It is the vertex of a transport problem, so the relaxation is already whole.
+    """
+    exact = size * table / table.sum()
+    # 1e-9: 299.9999999 is 300 that was computed
+    floor = np.floor(exact + 1e-9)
+    left = np.clip(exact - floor, 0.0, 1.0)
+    left[left < 1e-9] = 0.0
+    classes, groups = table.shape
+    ends = [left.sum(axis=1), left.sum(axis=0)]
+    up = [e - np.floor(e + 1e-9) for e in ends]
+    # Rounding a part f up rather than down changes the squared distance by 1 - 2 f.
+    cost = 1 - 2 * left + table.size * ((1 - 2 * up[0])[:, None] + (1 - 2 * up[1])[None, :])
+    sums = np.vstack(
+        [np.kron(np.eye(classes), np.ones(groups)), np.kron(np.ones(classes), np.eye(groups)), np.ones(table.size)]
+    )
+    between, total = np.concatenate(ends), size - floor.sum()
+    low, high = np.append(np.floor(between + 1e-9), total), np.append(np.ceil(between - 1e-9), total)
+    found = milp(
+        cost.ravel(),
+        integrality=1,
+        bounds=Bounds(0, (left.ravel() > 0).astype(float)),
+        constraints=LinearConstraint(sums, low, high),  # pyright: ignore[reportArgumentType]
+        options={"mip_rel_gap": 0.0},
+    )
+    assert found.x is not None, found.message  # Bacharach 1966
+    return (floor + np.round(found.x).reshape(table.shape)).astype(np.int64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def _offence(
+    corpus: Corpus, attribute: str, groups: Sequence[str], have: NDArray, need: NDArray, fewest: int
+) -> str | None:
+    """What is wrong with a draw, as a sentence about its worst cell; None when it can be made."""
+    size = int(need.sum())
+
+    def name(cell: int) -> str:
+        c, g = divmod(cell, len(groups))
+        return f"class '{corpus.classes[c]}' with {attribute} '{groups[g]}'"
+
+    if need.min() < fewest:
+        worst = int(need.argmin())
+        return f"Of {size} examples {need.min()} would be of {name(worst)}, where {fewest} are the fewest that will do."
+    if (need > have).any():
+        worst = int((have / np.maximum(need, 1)).argmin())
+        return (
+            f"'{corpus.name}' has {have.ravel()[worst]} examples of {name(worst)} to draw from, and "
+            f"{need.ravel()[worst]} are needed for {size}."
+        )
+    return None
+
+
+def _advice(table: NDArray[np.float64], size: int, have: NDArray, fewest: int) -> str:
+    """What could be drawn instead: couplings at this size, and sizes at this coupling."""
+    ways = []
+    if table.shape == (2, 2) and table.sum(axis=0).all() and table.sum(axis=1).all():
+        low, high = feasible_alphas(table)
+        tried = [(a, _whole(table_at(table, a), size)) for a in GRID if low < a < high]
+        works = [a for a, need in tried if need.min() >= fewest and (need <= have).all()]
+        if works:
+            ways.append(f"with {size} examples alpha can be {min(works):g} to {max(works):g}")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        least = np.ceil(np.max(fewest / table) - 1e-9) if fewest else 1
+        most = np.floor(np.min(np.where(table > 0, have / table, np.inf)) + 1e-9)
+    if 1 <= least <= most:
+        ways.append(f"at this coupling {int(least)} to {int(most)} examples can be drawn")
+    if not ways:
+        return "No coupling at this size and no size at this coupling will do; give more examples of that combination."
+    return f"Of what there is, {', and '.join(ways)}; change one of these, or give more examples of that combination."

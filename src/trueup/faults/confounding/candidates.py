@@ -1,0 +1,589 @@
+"""What could repair a confounded classifier: hybrid prompt arithmetic, its rivals, and repairs of the last layer.
+
+Every family is tried on the same footing: it learns from the ``train`` and ``calibration`` splits, says what each of its
+variants predicts on ``calibration`` (out of fold where it learnt from it), and a rule picks one variant.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import Tensor
+
+from trueup.corpus.corpus import Corpus
+from trueup.faults.confounding import maths
+from trueup.faults.confounding.audit import Mixes
+from trueup.faults.confounding.maths import Basis, PromptVector
+from trueup.measure import shift
+from trueup.run.heads import fit_head
+from trueup.run.objective import GroupDRO, Objective, Resampled, Weighted
+from trueup.run.predict import predict
+from trueup.run.tangent import Tangent, expand
+from trueup.run.train import Training, train
+from trueup.subject import adapter as files
+from trueup.subject.recipe import fresh, prompt_embeddings, recipe_of
+from trueup.subject.subject import Head, Subject
+from trueup.subject.wear import wear, with_prompt
+
+COEFFICIENTS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Tried values of l_Z, the coefficient of the confounder prompt."""
+RIDGE = 1e-3
+"""Of every tangent fit, in units of the mean squared gradient. Larger ones shorten tau_Z and leave more of z in place."""
+STEP, STEPS = 0.5, 5
+"""Length and largest number of the re-linearised steps."""
+STRENGTHS = (1e-3, 1e-2, 1e-1)
+"""scikit-learn's C of a last layer fitted to standardised features."""
+KEPT = 0.95
+"""Share of the AUPRC at the data's own coupling that the control rule keeps (task arithmetic, arXiv 2212.04089)."""
+FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a repair changes: the prompt (m, w), the last layer, or the whole adapter as PEFT's files hold it."""
+
+    prompt: NDArray | None = None
+    head: Head | None = None
+    adapter: tuple[dict[str, Any], dict[str, Tensor]] | None = None
+
+    def on(self, subject: Subject) -> Subject:
+        """Another subject with the change; `subject` and its live model stay as they are."""
+        if self.prompt is not None:
+            subject = wear(subject, *with_prompt(subject, torch.as_tensor(self.prompt, dtype=torch.float32)))
+        if self.adapter is not None:
+            subject = wear(subject, *self.adapter)
+        if self.head is not None:
+            here = Head(self.head.weight.to(subject.device), self.head.bias.to(subject.device))
+            subject = replace(subject, head=here)
+        return subject
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One setting of a family.
+
+    Attributes:
+        name: the setting, for the table. held: (n, C) class probabilities on the calibration examples.
+        predict: corpus -> (n, C). change: what to save; None for a function that no adapter computes.
+    """
+
+    name: str
+    held: NDArray
+    predict: Callable[[Corpus], NDArray]
+    change: Change | None
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the families learn from.
+
+    Attributes:
+        train, held: corpora of the ``train`` and ``calibration`` splits; train_group, held_group their groups.
+        mixes: the tables of the calibration examples. code: (G,) the class that each group goes with.
+        prompt, start: the subject's prompt and the one it started from; None where there is none.
+        training, lr: how adapters are trained again.
+    """
+
+    subject: Subject
+    train: Corpus
+    held: Corpus
+    train_group: NDArray
+    held_group: NDArray
+    mixes: Mixes
+    code: NDArray
+    prompt: NDArray | None
+    start: NDArray | None
+    training: Training
+    lr: float
+    seed: int
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        return len(self.subject.classes)
+
+    def balance(self, label: NDArray, group: NDArray) -> NDArray:
+        """(n,) weights under which label and group are independent, with the margins of the calibration examples."""
+        return shift.reweighted(label, group, self.mixes.balanced)
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once."""
+        if key not in self.memory:
+            self.memory[key] = make()
+        return self.memory[key]
+
+    def tangent(self, at: NDArray) -> tuple[Tangent, Basis]:
+        """The training examples to first order at a prompt, and the basis of their gradients."""
+        t = expand(self.subject, self.train, at)
+        return t, maths.basis(t.rows, len(t), t.gradient.shape[1], t.at.size)
+
+    @property
+    def anchor(self) -> NDArray:
+        """Where prompts are linearised: the prompt that the subject's started from, or the subject's own without one."""
+        anchor = self.start if self.start is not None else self.prompt
+        assert anchor is not None
+        return anchor
+
+    def confounder(self, at: NDArray, *, balanced: bool, target: NDArray | None = None) -> PromptVector:
+        """The tangent prompt at `at`, on the training examples: of the shortcut, or of another `target` (n,)."""
+        at_anchor = at is self.anchor
+        # The anchors serve several families; the steps of `Relinearised` are passed once.
+        t, b = self.once("tangent at the anchor", lambda: self.tangent(at)) if at_anchor else self.tangent(at)
+        goal = self.code[self.train_group] if target is None else target
+        weight = self.balance(self.train.label, self.train_group) if balanced else None
+        change, _ = maths.tangent_fit(b, t.margins, goal, RIDGE, weight=weight)
+        return PromptVector(change.reshape(t.at.shape))
+
+    def variant(self, name: str, change: Change) -> Variant:
+        """A variant that an adapter can carry."""
+
+        def run(corpus: Corpus) -> NDArray:
+            return predict(change.on(self.subject), corpus).probability
+
+        return Variant(name, run(self.held), run, change)
+
+
+class Family(ABC):
+    """A way to repair, with its variants. `costly` ones train an adapter again."""
+
+    key: str
+    title: str
+    source: str
+    costly: bool = False
+
+    @abstractmethod
+    def possible(self, e: Evidence) -> bool:
+        """Whether the family goes with this subject."""
+
+    @abstractmethod
+    def variants(self, e: Evidence) -> list[Variant]:
+        """Every setting tried."""
+
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        """The variant with the best AUPRC over all mixes of the calibration examples."""
+        return int(np.argmax([score(e, v.held, "level") for v in variants]))
+
+
+def score(e: Evidence, probability: NDArray, what: str) -> float:
+    """AUPRC of the calibration examples: ``here``, ``balanced``, ``mirrored``, or ``level``, the mean over the curve."""
+    tables = e.mixes.tables if what == "level" else (getattr(e.mixes, what),)
+    return float(np.mean([shift.auprc_at(probability, e.held.label, e.held_group, t) for t in tables]))
+
+
+@dataclass(frozen=True)
+class Hybrid(Family):
+    """P = P_Y - l_Z tau_Z with tau_Z the tangent confounder prompt at P0 (weight form; a reconstruction).
+
+    `rule` says how l_Z is chosen without a look at shifted data: ``one`` fixes it, ``balanced`` takes the best on
+    calibration examples weighted to no coupling, ``control`` the largest that keeps 95% of the AUPRC as the data are.
+    """
+
+    rule: str
+    key: str = ""
+    title: str = ""
+    source: str = "HyPA, reconstruction"
+
+    def possible(self, e: Evidence) -> bool:
+        return e.prompt is not None
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        return e.once("hybrid", lambda: self._weight_form(e))
+
+    def _weight_form(self, e: Evidence) -> list[Variant]:
+        assert e.prompt is not None
+        tau = e.confounder(e.anchor, balanced=False)
+        return [e.variant(f"l_Z = {c:g}", Change(prompt=e.prompt - (c * tau).value)) for c in (0.0, *COEFFICIENTS)]
+
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        return by_rule(e, variants, self.rule, (0.0, *COEFFICIENTS))
+
+
+def by_rule(e: Evidence, variants: Sequence[Variant], rule: str, coefficients: Sequence[float]) -> int:
+    """The three rules for the coefficient (method file); `variants` go with `coefficients`, the first of which is 0."""
+    if rule == "one":
+        return list(coefficients).index(1.0)
+    if rule == "balanced":
+        return int(np.argmax([score(e, v.held, "balanced") for v in variants]))
+    least = KEPT * score(e, variants[0].held, "here")
+    return max(i for i, v in enumerate(variants) if i == 0 or score(e, v.held, "here") >= least)
+
+
+@dataclass(frozen=True)
+class Flipped(Family):
+    """The control with the polarity of the shortcut turned round, P_Y + tau_Z: it must not help."""
+
+    key: str = "flipped"
+    title: str = "control: hybrid arithmetic with the polarity flipped"
+    source: str = "control"
+
+    def possible(self, e: Evidence) -> bool:
+        return e.prompt is not None
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        assert e.prompt is not None
+        tau = e.confounder(e.anchor, balanced=False)
+        return [replace(e.variant("l_Z = -1", Change(prompt=e.prompt + tau.value)), change=None)]
+
+
+@dataclass(frozen=True)
+class FunctionForm(Family):
+    """f(x; P_Y) - l_Z J f(x; P0)[tau_Z], the function that the weight form approximates. No adapter computes it."""
+
+    key: str = "function"
+    title: str = "hybrid arithmetic on the function"
+    source: str = "HyPA, reconstruction"
+
+    def possible(self, e: Evidence) -> bool:
+        return e.prompt is not None
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        tau, own = e.confounder(e.anchor, balanced=False), Change()
+        return [_linear(e, f"l_Z = {c:g}", e.anchor, own, -c * tau) for c in (0.0, *COEFFICIENTS)]
+
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
+
+
+def _linear(e: Evidence, name: str, anchor: NDArray, around: Change | None, tau: PromptVector) -> Variant:
+    """Logits of `around` (None: those at the anchor) plus J f(x; anchor)[tau]."""
+
+    def run(corpus: Corpus) -> NDArray:
+        t = e.once(f"expand {corpus.fingerprint} {hash(np.asarray(anchor).tobytes())}",
+                   lambda: expand(e.subject, corpus, anchor))  # fmt: skip
+        logits = t.logits if around is None else predict(around.on(e.subject), corpus).logits[:, : e.classes]
+        moved = np.concatenate([np.zeros((len(t), 1)), t.moved(tau.value)], axis=1)
+        return softmax(logits + moved, axis=1)
+
+    return Variant(name, run(e.held), run, None)
+
+
+@dataclass(frozen=True)
+class Linearised(Family):
+    """f(x; P0) + J f(x; P0)[tau_Y - l_Z tau_Z]: the tuned prompt linearised after the fact (arXiv 2305.12827)."""
+
+    key: str = "linearised"
+    title: str = "post-hoc linearisation"
+    source: str = "tangent task arithmetic"
+
+    def possible(self, e: Evidence) -> bool:
+        return e.start is not None
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        assert e.prompt is not None
+        assert e.start is not None
+        tau_y, tau_z = PromptVector.between(e.start, e.prompt), e.confounder(e.start, balanced=False)
+        return [_linear(e, f"l_Z = {c:g}", e.start, None, tau_y - c * tau_z) for c in (0.0, *COEFFICIENTS)]
+
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
+
+
+@dataclass(frozen=True)
+class TangentBoth(Family):
+    """P = P0 + tau_Y - l_Z tau_Z, both tangent: the label's prompt is linearised as well."""
+
+    key: str = "tangent-tangent"
+    title: str = "tangent minus tangent"
+    source: str = "tangent task arithmetic"
+
+    def possible(self, e: Evidence) -> bool:
+        return e.start is not None
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        assert e.start is not None
+        tau_y = e.confounder(e.start, balanced=False, target=e.train.label)
+        tau_z = e.confounder(e.start, balanced=False)
+        return [
+            e.variant(f"l_Z = {c:g}", Change(prompt=e.start + (tau_y - c * tau_z).value)) for c in (0.0, *COEFFICIENTS)
+        ]
+
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
+
+
+@dataclass(frozen=True)
+class Relinearised(Family):
+    """Hybrid arithmetic in small steps, each linearised where the last one ended: P <- P - step * tau_Z(P). Ours.
+
+    A confounder prompt is as long as the prompt itself, and the model is not linear so far out: subtracted in one piece
+    it does a fraction of what its function form does. Each tangent prompt is fitted with label and group made independent
+    by weights, so that it holds what tells the group and not what tells the label.
+    """
+
+    key: str = "relinearised"
+    title: str = "hybrid arithmetic, re-linearised at each step"
+    source: str = "trueup"
+
+    def possible(self, e: Evidence) -> bool:
+        return e.prompt is not None
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        return e.once("relinearised", lambda: self._steps(e))
+
+    def _steps(self, e: Evidence) -> list[Variant]:
+        assert e.prompt is not None
+        at, found = e.prompt, [e.variant("0 steps", Change(prompt=e.prompt))]
+        best, since = score(e, found[0].held, "level"), 0
+        for k in range(1, STEPS + 1):
+            at = at - (STEP * e.confounder(at, balanced=True)).value
+            found.append(e.variant(f"{k} steps", Change(prompt=at)))
+            now = score(e, found[-1].held, "level")
+            best, since = max(best, now), 0 if now > best else since + 1
+            if since == 2:
+                break
+        return found
+
+
+@dataclass(frozen=True)
+class LastLayer(Family):
+    """A last layer fitted again on features of train and calibration: `how` says on which and how.
+
+    With `after`, on those of the re-linearised prompt, so that prompt and last layer change together.
+    """
+
+    how: str
+    key: str = ""
+    title: str = ""
+    source: str = ""
+    after: bool = False
+
+    def possible(self, e: Evidence) -> bool:
+        # A prompt of a model that answers with words and a last layer are not one adapter.
+        return bool(e.subject.anatomy.head) and (
+            not self.after or (e.prompt is not None and e.subject.template is None)
+        )
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        prompt = None
+        if self.after:
+            steps = Relinearised()
+            found = steps.variants(e)
+            change = found[steps.choose(e, found)].change
+            assert change is not None
+            prompt = change.prompt
+        x, z = self._features(e, "train", prompt), self._features(e, "held", prompt)
+        y, g = (e.train.label, e.held.label), (e.train_group, e.held_group)
+        rng = np.random.default_rng(np.random.SeedSequence([e.seed, 6]))
+        fold = rng.permutation(np.arange(len(z)) % FOLDS)
+        found = []
+        for name, fit in self._fits(e):
+            held = np.empty((len(z), e.classes))
+            for f in range(FOLDS):
+                rest = fold != f
+                head = fit(x, z[rest], y[0], y[1][rest], g[0], g[1][rest])
+                held[~rest] = _apply(head, z[~rest])
+            whole = fit(x, z, y[0], y[1], g[0], g[1])
+            change = Change(prompt=prompt, head=Head(*(torch.as_tensor(t, dtype=torch.float32) for t in whole)))
+
+            def run(corpus: Corpus, change: Change = change) -> NDArray:
+                return predict(change.on(e.subject), corpus).probability
+
+            found.append(Variant(name, held, run, change))
+        return found
+
+    def _features(self, e: Evidence, which: str, prompt: NDArray | None) -> NDArray:
+        def make() -> NDArray:
+            return predict(Change(prompt=prompt).on(e.subject), getattr(e, which)).features.astype(np.float64)
+
+        return e.once(f"features {which}, {prompt is not None}", make)
+
+    def _fits(self, e: Evidence) -> list[tuple[str, Callable[..., tuple[NDArray, NDArray]]]]:
+        biased = e.subject.template is None and e.subject.head_layer().bias is not None
+        own = e.subject.own_head()
+
+        def on(features, label, group, strength, weight, extra=None):
+            w, b, _ = fit_head(features, label, e.classes, strength=strength, weight=weight, extra=extra, biased=biased)
+            return w, b
+
+        def balanced(strength: float, both: bool):
+            def fit(x, z, yx, yz, gx, gz):
+                wz = e.balance(yz, gz)
+                if not both:
+                    return on(z, yz, gz, strength, wz)
+                features, label, group = np.concatenate([x, z]), np.concatenate([yx, yz]), np.concatenate([gx, gz])
+                return on(features, label, group, strength, np.concatenate([e.balance(yx, gx), wz]))
+
+            return fit
+
+        def erased(strength: float | None):
+            def fit(x, z, yx, yz, gx, gz):
+                features, label, group = np.concatenate([x, z]), np.concatenate([yx, yz]), np.concatenate([gx, gz])
+                weight = np.concatenate([e.balance(yx, gx), e.balance(yz, gz)])
+                one_hot = np.eye(int(group.max()) + 1)[group]
+                a, c = maths.leace(features, one_hot, weight=weight)
+                if strength is None:
+                    w, b = own.weight.numpy().astype(np.float64), own.bias.numpy().astype(np.float64)
+                else:
+                    w, b = on(features @ a.T + c, label, group, strength, weight)
+                w, b = maths.through(w, b, a, c)
+                return w, (b if biased else np.zeros_like(b))
+
+            return fit
+
+        def backdoor(strength: float):
+            def fit(x, z, yx, yz, gx, gz):
+                features, label, group = np.concatenate([x, z]), np.concatenate([yx, yz]), np.concatenate([gx, gz])
+                return on(features, label, group, strength, None, extra=np.eye(int(group.max()) + 1)[group])
+
+            return fit
+
+        if self.how == "dfr":
+            return [
+                (f"C = {s:g}, {'train and calibration' if both else 'calibration'}", balanced(s, both))
+                for s in STRENGTHS for both in (True, False)
+            ]  # fmt: skip
+        if self.how == "leace":
+            return [("own last layer", erased(None)), *((f"C = {s:g}", erased(s)) for s in STRENGTHS)]
+        return [(f"C = {s:g}", backdoor(s)) for s in STRENGTHS]
+
+
+def _apply(head: tuple[NDArray, NDArray], x: NDArray) -> NDArray:
+    return softmax(x @ head[0].T + head[1], axis=1)
+
+
+@dataclass(frozen=True)
+class Retrained(Family):
+    """The same kind of adapter trained again from its start with another objective."""
+
+    how: str
+    key: str = ""
+    title: str = ""
+    source: str = ""
+    costly: bool = True
+
+    def possible(self, e: Evidence) -> bool:
+        return recipe_of(e.subject) is not None
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        new = again(e)
+        train(new, e.train, e.training, lr=e.lr, seed=e.seed, objective=self._objective(e))
+        return [e.variant("trained", Change(adapter=_adapter(new)))]
+
+    def _objective(self, e: Evidence) -> Objective:
+        weight = e.balance(e.train.label, e.train_group)
+        if self.how == "group-dro":
+            return GroupDRO(e.train.label * len(e.code) + e.train_group)
+        return Weighted(weight) if self.how == "weighted" else Resampled(weight)
+
+
+def again(e: Evidence) -> Subject:
+    """A fresh adapter of the subject's kind, with the subject's own last layer, and its own start where that is kept."""
+    s, recipe = e.subject, recipe_of(e.subject)
+    assert recipe is not None
+    new = fresh(
+        s.source.base, recipe, s.classes, template=s.template, max_length=s.max_length, device=str(s.device), seed=e.seed,
+        revision=s.source.revision,
+    )  # fmt: skip
+    with torch.no_grad():
+        if s.template is None:
+            layer, own = new.head_layer(), s.own_head()
+            layer.weight.copy_(own.weight.to(layer.weight))
+            if layer.bias is not None:
+                layer.bias.copy_(own.bias.to(layer.bias))
+        if e.start is not None and s.source.peft_type == "PROMPT_TUNING":
+            new.model.prompt_encoder[new.model.active_adapter].embedding.weight.copy_(torch.as_tensor(e.start))
+    return new
+
+
+def _adapter(subject: Subject) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    settings = subject.peft_config.to_dict() | {
+        "inference_mode": True, "base_model_name_or_path": subject.source.base, "revision": subject.source.revision,
+    }  # fmt: skip
+    return settings, files.adapter_tensors(subject)
+
+
+def _arrays(tensors: dict[str, Tensor]) -> dict[str, NDArray]:
+    return {k: v.float().numpy() for k, v in tensors.items()}
+
+
+@dataclass(frozen=True)
+class OrdinaryBoth(Family):
+    """P = P_Y - l_Z (P_Z - P0) with an ordinary confounder prompt, trained from P0 under the subject's frozen last layer."""
+
+    key: str = "ordinary-ordinary"
+    title: str = "ordinary minus ordinary"
+    source: str = "task prompt vectors"
+    costly: bool = True
+
+    def possible(self, e: Evidence) -> bool:
+        return e.start is not None and e.subject.source.peft_type == "PROMPT_TUNING"
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        assert e.prompt is not None
+        assert e.start is not None
+        new = again(e)
+        soft = [p for n, p in new.model.named_parameters() if "prompt_encoder" in n]
+        coded = replace(e.train, label=e.code[e.train_group])
+        train(new, coded, e.training, lr=e.lr, seed=e.seed, parameters=soft)
+        end = prompt_embeddings(new)
+        assert end is not None
+        tau = PromptVector.between(e.start, end.numpy())
+        return [e.variant(f"l_Z = {c:g}", Change(prompt=e.prompt - (c * tau).value)) for c in (0.0, *COEFFICIENTS)]
+
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
+
+
+@dataclass(frozen=True)
+class LoraArithmetic(Family):
+    """W_Y - l_Z W_Z by exact concatenation, with a confounder LoRA trained under the subject's frozen last layer (TAPER)."""
+
+    key: str = "lora-arithmetic"
+    title: str = "LoRA task arithmetic"
+    source: str = "TAPER, reconstruction"
+    costly: bool = True
+
+    def possible(self, e: Evidence) -> bool:
+        if e.subject.source.peft_type != "LORA":
+            return False
+        settings = e.subject.peft_config.to_dict()
+        # A recipe keeps a list of modules, but no pattern and no choice of layers: a new LoRA would change other ones.
+        listed = not isinstance(settings["target_modules"], str)
+        whole = not settings.get("layers_to_transform") and not settings.get("exclude_modules")
+        return listed and whole and maths.why_no_concatenation(settings) is None
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        new = again(e)
+        low = [p for n, p in new.model.named_parameters() if "lora_" in n]
+        coded = replace(e.train, label=e.code[e.train_group])
+        train(new, coded, e.training, lr=e.lr, seed=e.seed, parameters=low)
+        own, other = _adapter(e.subject), _adapter(new)
+        found = []
+        for c in (0.0, *COEFFICIENTS):
+            settings, weights = maths.concatenate(own[0], _arrays(own[1]), other[0], _arrays(other[1]), -c)
+            tensors = {k: torch.as_tensor(v) for k, v in weights.items()}
+            found.append(e.variant(f"l_Z = {c:g}", Change(adapter=(settings, tensors))))
+        return found
+
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
+
+
+FAMILIES: tuple[Family, ...] = (
+    Relinearised(),
+    LastLayer(
+        "dfr", "relinearised-dfr", "re-linearised hybrid prompt, then its last layer again", "trueup", after=True
+    ),
+    Hybrid("one", "hybrid-one", "hybrid arithmetic, l_Z = 1"),
+    Hybrid("balanced", "hybrid-balanced", "hybrid arithmetic, l_Z by the balanced slice"),
+    Hybrid("control", "hybrid-control", "hybrid arithmetic, l_Z by the control rule"),
+    Flipped(),
+    FunctionForm(),
+    Linearised(),
+    TangentBoth(),
+    LastLayer("dfr", "dfr", "last layer again, balanced (DFR)", "arXiv 2204.02937"),
+    LastLayer("leace", "leace", "attribute erased before the last layer (LEACE)", "arXiv 2306.03819"),
+    LastLayer("backdoor", "backdoor", "back-door adjustment of the last layer", "Pearl 2009, section 3.3"),
+    OrdinaryBoth(),
+    LoraArithmetic(),
+    Retrained("group-dro", "group-dro", "trained again, GroupDRO", "arXiv 1911.08731"),
+    Retrained("resampled", "resampled", "trained again, balanced resampling", "resampling"),
+    Retrained("weighted", "weighted", "trained again, importance weights", "importance weighting"),
+)

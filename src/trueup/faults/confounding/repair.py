@@ -1,0 +1,203 @@
+"""Finding -> Remedy: every family on calibration examples, and the one whose AUPRC holds best when the mix moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trueup.corpus import mix
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput
+from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
+from trueup.faults.confounding import maths
+from trueup.faults.confounding.audit import FEWEST, attribute_of, mixes, statistics
+from trueup.faults.confounding.candidates import FAMILIES, Change, Evidence, Variant, score
+from trueup.faults.fault import Finding, NoRemedy
+from trueup.measure import bootstrap
+from trueup.run.predict import predict, session
+from trueup.run.train import Training
+from trueup.subject import adapter as files
+from trueup.subject.load import adapter_folder
+from trueup.subject.recipe import prompt_embeddings, recipe_of
+from trueup.subject.subject import Subject
+from trueup.subject.wear import with_prompt
+
+FIT = 1000
+"""Most training examples that a tangent prompt is fitted on: each costs a forward and a backward pass at each step."""
+NEAR = 0.01
+"""Difference in AUPRC over all mixes that some hundred calibration examples cannot tell."""
+RESAMPLES = 300
+"""Of the bootstrap that compares the families on calibration examples."""
+
+
+def repair(
+    subject: Subject,
+    corpus: Corpus,
+    finding: Finding,
+    *,
+    attribute: str,
+    alpha: float,
+    retrain: bool,
+    resamples: int,
+    seed: int,
+) -> Adapted | NoRemedy:
+    """Learn on ``train`` and ``calibration``, choose on ``calibration``; never looks at ``test``.
+
+    A family can win when the drop under a reversed coupling falls, with its whole interval, and AUPRC over all mixes rises;
+    of those within `NEAR` of the best, the one that keeps most at the data's own coupling. What is lost there is stated,
+    not forbidden: where the shortcut did predict, no classifier without it can keep that.
+
+    Raises:
+        BadInput: a (label, group) cell of a split has fewer than 10 examples.
+    """
+    corpus = corpus.relabel(subject.classes)
+    attribute = attribute_of(corpus, attribute)
+    if subject.head is not None:
+        return NoRemedy("The subject already carries a repaired last layer; repair the adapter it was made from.")
+    if not finding.found:
+        return NoRemedy(
+            f"The drop of {finding.severity:.3f} [{finding.low:.3f}, {finding.high:.3f}] is not clearly above the threshold of "
+            f"{finding.threshold:g}, so there is nothing to repair."
+        )
+    e = evidence(subject, corpus, attribute, alpha, seed)
+    table, chosen = choose(e, retrain=retrain, resamples=min(resamples, RESAMPLES), seed=seed)
+    if chosen is None:
+        best = max(table, key=lambda r: r["level"], default=None)
+        said = "no family of repairs goes with this subject" if best is None else (
+            f"of {len(table)} repairs none lowered the drop on calibration examples with its whole interval and raised AUPRC "
+            f"over all mixes (the best, {best['title']}: {best['severity']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}])"
+        )  # fmt: skip
+        return NoRemedy(f"No repair: {said}.", {"candidates": table})
+    row, variant = chosen
+    card = {
+        "describe": (
+            f"{row['title'][0].upper()}{row['title'][1:]} ({row['variant']}): on calibration examples the drop under a reversed "
+            f"coupling of the label and '{attribute}' moved by {row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
+            f"AUPRC over all mixes from {row['level before']:.3f} to {row['level']:.3f}."
+        ),
+        "chosen": row["key"], "candidates": table, "attribute": attribute, "groups": finding.details["groups"], "seed": seed,
+        "anchor": None if e.prompt is None else ("P0" if e.start is not None else "the tuned prompt"),
+        "examples": {"train": len(e.train), "calibration": len(e.held)},
+    }  # fmt: skip
+    assert variant.change is not None
+    return remedy_of(subject, variant.change, card)
+
+
+def evidence(subject: Subject, corpus: Corpus, attribute: str, alpha: float, seed: int) -> Evidence:
+    """What the families learn from: at most `FIT` training examples, all calibration examples, the prompt and its start."""
+    # What must not be looked at is not even in hand.
+    corpus = corpus.take(corpus.split != "test")
+    groups = mix.groups_of(corpus, attribute)
+    parts = {k: corpus.part(k) for k in ("train", "calibration")}
+    for name, part in parts.items():
+        cells = mix.counts(part, attribute, groups)
+        cells = cells[np.unique(corpus.label)]
+        y, z = np.unravel_index(int(cells.argmin()), cells.shape)
+        if cells[y, z] < FEWEST:
+            label = corpus.classes[np.unique(corpus.label)[y]]
+            raise BadInput(
+                f"The {name} split of '{corpus.name}' has {cells[y, z]} examples with label '{label}' and {attribute} "
+                f"'{groups[z]}'; a repair needs {FEWEST} in every cell. Give more rows, or merge rare values."
+            )
+    tuned_on = parts["train"]
+    if len(tuned_on) > FIT:
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 7]))
+        tuned_on = tuned_on.take(np.sort(rng.permutation(len(tuned_on))[:FIT]))
+    held = parts["calibration"]
+    z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
+    m = mixes(held.label, z_held, len(subject.classes), len(groups), alpha)
+    prompt = start = None
+    if subject.source.peft_type in ("PROMPT_TUNING", "P_TUNING"):
+        soft = prompt_embeddings(subject)
+        assert soft is not None
+        prompt, start = soft.float().numpy(), start_of(subject)
+    card = files.read_card(adapter_folder(subject.source.adapter))
+    known = dict((card.get("tuned") or {}).get("training") or {})
+    training = Training(**{k: v for k, v in known.items() if k in Training.__dataclass_fields__})
+    recipe = recipe_of(subject)
+    return Evidence(
+        subject, tuned_on, held, z_train, z_held, m, maths.shortcut(m.here), prompt, start, training,
+        training.lr or (recipe.lr if recipe is not None else 1e-3), seed,
+    )  # fmt: skip
+
+
+def start_of(subject: Subject) -> NDArray | None:
+    """P0 of a tuned prompt, from the folder it was tuned into; None, with a note, where it is not kept or does not fit."""
+    soft = prompt_embeddings(subject)
+    start = files.read_start(adapter_folder(subject.source.adapter))
+    if start is None:
+        session().note(
+            "The prompt that the adapter started from (P0) is not kept beside it, so prompts were linearised at the tuned prompt."
+        )
+        return None
+    assert soft is not None
+    if start.shape != soft.shape:
+        session().note(
+            f"p0.safetensors holds a prompt of {tuple(start.shape)} where the adapter's has {tuple(soft.shape)}; it was left "
+            "aside, and prompts were linearised at the tuned prompt."
+        )
+        return None
+    return start.numpy()
+
+
+def choose(
+    e: Evidence, *, retrain: bool, resamples: int, seed: int
+) -> tuple[list[dict[str, Any]], tuple[dict[str, Any], Variant] | None]:
+    """Every possible family's chosen variant on the calibration examples as a table, and the winner if there is one."""
+    possible = [f for f in FAMILIES if f.possible(e) and (retrain or not f.costly)]
+    before = predict(e.subject, e.held).probability
+    wanted = {k: statistics(e.mixes)[k] for k in ("severity", "level")}
+    table: list[dict[str, Any]] = []
+    winners: list[tuple[dict[str, Any], Variant]] = []
+
+    def columns(probability: NDArray) -> list[NDArray]:
+        return [probability, probability.argmax(axis=1), e.held.label, e.held_group]
+
+    for i, family in enumerate(possible):
+        variants = family.variants(e)
+        variant = variants[family.choose(e, variants)]
+        d = bootstrap.paired_many(wanted, columns(before), columns(variant.held), seed, resamples=resamples)
+        row = {
+            "key": family.key, "title": family.title, "source": family.source, "variant": variant.name,
+            "saveable": variant.change is not None, "level before": score(e, before, "level"),
+            **{k: score(e, variant.held, k) for k in ("here", "balanced", "mirrored", "level")},
+            "severity": d["severity"].value, "low": d["severity"].low, "high": d["severity"].high,
+            "gain": d["level"].value, "gain low": d["level"].low,
+        }  # fmt: skip
+        table.append(row)
+        if row["saveable"] and row["high"] < 0 and row["gain"] > 0:
+            winners.append((row, variant))
+        session().progress("trying repairs", i + 1, len(possible))
+    best = max((row["level"] for row, _ in winners), default=0.0)
+    near = [w for w in winners if w[0]["level"] >= best - NEAR]
+    return table, max(near, key=lambda w: w[0]["here"], default=None)
+
+
+def remedy_of(subject: Subject, change: Change, card: Mapping[str, Any]) -> Adapted:
+    """The change as an adapter."""
+    if change.prompt is not None and change.head is not None:
+        settings, tensors = files.adapter_with_head(replace(change, head=None).on(subject), change.head)
+        return adapted("confounding", subject, settings, tensors, card)
+    if change.prompt is not None:
+        settings, tensors = with_prompt(subject, torch.as_tensor(change.prompt, dtype=torch.float32))
+        return adapted("confounding", subject, settings, tensors, card)
+    if change.adapter is not None:
+        return adapted("confounding", subject, *change.adapter, card)
+    head = change.head if change.head is not None else subject.own_head()
+    return with_head("confounding", subject, head, card)
+
+
+def null_remedy(subject: Subject) -> Adapted:
+    """The subject's own adapter, put on again: changes nothing."""
+    return remedy_of(replace(subject, head=None), Change(), {"describe": "Changes nothing."})
+
+
+def read_remedy(folder: Path, subject: Subject) -> Adapted:
+    """The remedy that was saved to `folder`."""
+    return read_adapted("confounding", folder, subject)

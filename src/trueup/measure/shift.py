@@ -1,0 +1,349 @@
+"""How a score depends on the coupling of label and confounder, with both margins held fixed.
+
+The confounding-shift protocol: P(y) and P(z) stay, P(y | z) moves. A `table` (C, G) holds the mass of each cell, rows
+are labels y, columns are groups z; shares or counts alike, and what comes back has the total of what went in. For 2 x 2
+the coupling is one number, alpha = P(y=1 | z=1) / P(y=1 | z=0): 1 is none, and training at alpha is mirrored at 1 /
+alpha. Everything here raises BadInput on empty columns, columns of unequal length, and codes outside the table.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trueup.errors import BadInput
+from trueup.measure._rows import Floats, column, counts, levels, score
+
+STEPS = 200_000
+"""Rounds of proportional fitting after which :func:`tilted` gives up; an ordinary table takes some twenty."""
+
+
+def joint(label: ArrayLike, group: ArrayLike, classes: int, groups: int, *, weight: ArrayLike | None = None) -> Floats:
+    """The share of each (label, group) cell, (C, G), summing to 1.
+
+    Args:
+        label, group: (n,) numbers below `classes` and below `groups`.
+        weight: (n,) how often each row counts; None for once.
+
+    Unit: share of examples, 0 to 1. No polarity.
+    """
+    return _joint(_cells(label, group, classes, groups), classes, groups, weight)
+
+
+def alpha_of(table: ArrayLike) -> float:
+    """The coupling of a 2 x 2 table: P(y=1 | z=1) / P(y=1 | z=0).
+
+    Unit: ratio, 0 upwards; 1 is no coupling. No polarity.
+    Raises: BadInput on other shapes, a row or column without mass, or P(y=1 | z=0) = 0.
+    """
+    t = _two(table)
+    if not t[1, 0]:
+        raise BadInput(
+            "The table has no mass at y=1, z=0, so alpha divides by 0; give a table with examples in that cell, or swap "
+            "the two groups."
+        )
+    without, with_ = t[1] / t.sum(axis=0)
+    return float(with_ / without)
+
+
+def feasible_alphas(table: ArrayLike) -> tuple[float, float]:
+    """The open interval of alpha at which a table of the same margins has mass in every cell.
+
+    With Cy = P(y=1), Cz = P(z=1): P(y=1 | z=0) < 1 asks for alpha > (Cy + Cz - 1) / Cz, and P(y=1 | z=1) < 1 for alpha
+    < (1 - Cz) / (Cy - Cz) where Cy > Cz. The high end is infinite elsewhere. At the ends one cell is empty.
+
+    Unit: ratio. Raises: BadInput as :func:`alpha_of`, but for its last.
+    """
+    t = _two(table)
+    (a, b), (c, d) = t / t.sum()
+    # Cy + Cz - 1 = d - a and Cy - Cz = c - b, without the rounding of margins that nearly cancel
+    return max(0.0, float((d - a) / (b + d))), float((a + c) / (c - b)) if c > b else math.inf
+
+
+def table_at(table: ArrayLike, alpha: float) -> Floats:
+    """The 2 x 2 table of the same margins whose coupling is `alpha` (confounding-shift protocol; DeconDTN's code).
+
+    P(y=1 | z=0) = Cy / (1 - (1 - alpha) Cz), and P(y=1 | z=1) is alpha times that.
+
+    Raises: BadInput as :func:`feasible_alphas`, or when `alpha` lies outside of what that returns.
+    """
+    t = _two(table)
+    low, high = feasible_alphas(t)
+    if not low < alpha < high:
+        raise BadInput(
+            f"alpha is {alpha:g}, and these margins (P(y=1) = {t[1].sum() / t.sum():.3g}, P(z=1) = "
+            f"{t[:, 1].sum() / t.sum():.3g}) allow {_between(low, high)}; give one of these, or other margins."
+        )
+    zero, one = t.sum(axis=0)
+    p = t[1].sum() / (zero + alpha * one)
+    cells = np.array([[zero * (1 - p), one * (1 - alpha * p)], [zero * p, one * alpha * p]])
+    return np.maximum(cells, 0.0)  # beside an end of the interval, rounding alone can make a cell negative
+
+
+def tilted(table: ArrayLike, strength: float) -> Floats:
+    """The table of the same margins whose log odds ratios are `strength` times those of `table`; any shape.
+
+    Cells table ** strength, then iterative proportional fitting to the margins (Deming and Stephan 1940), which moves
+    no odds ratio; in logs, until no margin is off by more than 1e-12 of itself. Strength 1 is the table itself, 0
+    independence, -1 the mirrored coupling, 2 twice as strong.
+
+    Raises: BadInput on a cell without mass (its log is infinite), or a strength so far out that fitting does not end.
+    """
+    t = _mass(table)
+    if not t.all():
+        c, g = np.argwhere(t == 0)[0]
+        raise BadInput(
+            f"The table has no mass at y={c}, z={g}, so its coupling has no mirror; give a table with examples in every "
+            "cell."
+        )
+    if not math.isfinite(strength):
+        raise BadInput(f"strength is {strength}; give a finite number, such as -1.")
+    if strength == 1:
+        return t.copy()
+    row, col = np.log(t.sum(axis=1)), np.log(t.sum(axis=0))
+    cells = strength * np.log(t / t.max())
+    for _ in range(STEPS):
+        cells = cells + (row - np.logaddexp.reduce(cells, axis=1))[:, None]
+        off = col - np.logaddexp.reduce(cells, axis=0)
+        cells = cells + off
+        if np.abs(off).max() <= 1e-12:
+            return np.exp(cells)
+    raise BadInput(
+        f"A table of these margins at strength {strength:g} has cells too near 0 to be found; give a strength nearer 0."
+    )
+
+
+def mirrored(table: ArrayLike) -> Floats:
+    """The same margins, the coupling turned round: 1 / alpha for 2 x 2 where feasible, otherwise `tilted(table, -1)`.
+
+    Raises: BadInput on a cell without mass.
+    """
+    t = _mass(table)
+    if t.shape == (2, 2) and t.all():
+        low, high = feasible_alphas(t)
+        alpha = 1 / alpha_of(t)
+        if low < alpha < high:
+            return table_at(t, alpha)
+    return tilted(t, -1)
+
+
+def reweighted(label: ArrayLike, group: ArrayLike, target: ArrayLike, *, weight: ArrayLike | None = None) -> Floats:
+    """Weights (n,) under which the joint of label and group is `target`, with the mass that `weight` had.
+
+    Each row is multiplied by target / joint of its cell. A cell of `target` without rows (a resample may lack one) is
+    left out and the others share its mass in proportion; where no cell of `target` has rows, all weights are 0.
+
+    Args:
+        label, group: (n,) numbers below C and below G.
+        target: (C, G) masses of the cells, in any unit.
+        weight: (n,) how often each row counts; None for once.
+
+    Unit: how often each row counts, mean 1 over the mass of `weight`. No polarity.
+    """
+    t = _mass(target, margins=False)
+    cell = _cells(label, group, *t.shape)
+    w = counts(weight, cell.size)
+    have = np.bincount(cell, w, t.size)
+    wanted = np.where(have > 0, t.ravel(), 0.0)
+    present = wanted.sum()
+    if not present:
+        return np.zeros(cell.size)
+    ratio = np.divide(wanted * (have.sum() / present), have, out=np.zeros(t.size), where=have > 0)
+    return ratio[cell] if w is None else w * ratio[cell]
+
+
+def auprc(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:
+    """Area under precision against recall as average precision: sum over thresholds of precision times recall gained.
+
+    Steps, no interpolation, ties collapsed: scikit-learn's ``average_precision_score``. Two classes: class 1 by column
+    1. More: the mean over the classes that occur of each against the rest. nan when fewer than two classes occur. A
+    ranking that knows nothing scores the prevalence, so compare only at equal P(y). Rows given in descending column 1
+    are not sorted again (two classes).
+
+    Args:
+        probability: (n, C) scores, higher for likelier; only their order within a column counts.
+        label: (n,) class numbers 0 to C - 1.
+        weight: (n,) how often each row counts; None for once.
+
+    Unit: precision, 0 to 1. Higher is better.
+    Raises: BadInput on wrong shapes, nan, or labels outside the classes.
+    """
+    p, label = _scores(probability, label)
+    if p.shape[1] == 2:
+        return _average_precision(p[:, 1], label == 1, weight)
+    each = [_average_precision(p[:, c], label == c, weight) for c in range(p.shape[1])]
+    each = [a for a in each if not math.isnan(a)]
+    return float(np.mean(each)) if each else math.nan
+
+
+def auprc_at(
+    probability: ArrayLike, label: ArrayLike, group: ArrayLike, target: ArrayLike, *, weight: ArrayLike | None = None
+) -> float:
+    """:func:`auprc` under :func:`reweighted`: what it would be where label and group are coupled as in `target`.
+
+    It assumes that P(x | y, z) stays, which is what the protocol holds fixed. All examples count in every setting, so
+    it varies less than a test set drawn at `target`, of which it is the limit. nan also when no cell of `target` has
+    rows.
+
+    Unit: precision, 0 to 1. Higher is better.
+    """
+    w = reweighted(label, group, target, weight=weight)
+    return auprc(probability, label, weight=w) if w.any() else math.nan
+
+
+def slope_on_log_alpha(alphas: ArrayLike, values: ArrayLike) -> float:
+    """Least-squares slope of `values` (k,) on log10 of `alphas` (k,). nan when a value is nan.
+
+    Unit: that of the values, per tenfold alpha. 0 is best: a score that does not depend on the coupling. The sign is
+    that of the coupling relied on: above 0 where the score rises with alpha.
+    Raises: BadInput on alphas not above 0, or fewer than two different ones.
+    """
+    a = column(alphas, "alphas").astype(np.float64)
+    v = column(values, "values", a.size).astype(np.float64)
+    if not ((a > 0) & (a < np.inf)).all() or np.unique(a).size < 2:
+        raise BadInput("alphas must be above 0, finite, and of two values or more; give say 0.2, 1 and 5.")
+    x = np.log10(a)
+    x -= x.mean()
+    return float(x @ v / (x @ x))
+
+
+def false_positive_gap(
+    predicted: ArrayLike,
+    label: ArrayLike,
+    group: ArrayLike,
+    *,
+    classes: int | None = None,
+    weight: ArrayLike | None = None,
+) -> float:
+    """The largest minus the smallest false positive rate of any group: P(predicted c | y is not c, g), over groups g.
+
+    For two classes c is class 1; for more, the class with the largest gap, each against the rest. A group without mass
+    among the rows that are not c has no rate and is passed over; nan where fewer than two groups have one. It is a
+    maximum of differences, so it is biased upwards by the order of 1 / sqrt(smallest group): compare only equal sizes.
+
+    Args:
+        predicted, label: (n,) class numbers.
+        group: (n,) the group of each row, numbers or names.
+        classes: how many classes there are; None for what the columns show, two at the least.
+        weight: (n,) how often each row counts; None for once.
+
+    Unit: difference of rates, 0 to 1. Lower is better, 0 is equal treatment.
+    """
+    table = _confusion(predicted, label, group, classes, weight)
+    other = 1 - np.eye(table.shape[1])
+    return _gap((table * other).sum(axis=1), table.sum(axis=2) @ other)
+
+
+def true_positive_gap(
+    predicted: ArrayLike,
+    label: ArrayLike,
+    group: ArrayLike,
+    *,
+    classes: int | None = None,
+    weight: ArrayLike | None = None,
+) -> float:
+    """The largest minus the smallest true positive rate of any group: P(predicted c | y is c, g), over groups g.
+
+    Equal opportunity (Hardt et al. 2016, arXiv 1610.02413). Classes, groups without mass, nan and arguments as
+    :func:`false_positive_gap`.
+
+    Unit: difference of rates, 0 to 1. Lower is better, 0 is equal treatment.
+    """
+    table = _confusion(predicted, label, group, classes, weight)
+    return _gap(np.einsum("gcc->gc", table), table.sum(axis=2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks and counting
+
+
+def _mass(table: ArrayLike, *, margins: bool = True) -> Floats:
+    """`table` as (C, G) floats at least 0, with mass; with `margins`, in every row and column. Raises BadInput."""
+    t = np.asarray(table, np.float64)
+    if t.ndim != 2 or not t.size:
+        raise BadInput(f"The table has shape {t.shape}; give one row for each class and one column for each group.")
+    if not (t >= 0).all() or not 0 < t.sum() < np.inf:
+        raise BadInput("The table must be finite, at least 0 and not 0 everywhere; give the mass of each cell.")
+    if margins:
+        for name, axis in (("row y", 1), ("column z", 0)):
+            if (empty := np.flatnonzero(t.sum(axis=axis) == 0)).size:
+                raise BadInput(f"The table has no mass in {name}={empty[0]}; give a table with examples there.")
+    return t
+
+
+def _two(table: ArrayLike) -> Floats:
+    t = _mass(table)
+    if t.shape != (2, 2):
+        raise BadInput(
+            f"The table has shape {t.shape} and alpha is for 2 x 2; give two classes and two groups, or use `tilted`."
+        )
+    return t
+
+
+def _between(low: float, high: float) -> str:
+    return f"alpha above {low:.3g}" + ("" if math.isinf(high) else f" and below {high:.3g}")
+
+
+def _codes(values: ArrayLike, name: str, n: int | None = None, size: int | None = None) -> NDArray[np.intp]:
+    """`values` as (n,) whole numbers at least 0 and below `size`. Raises BadInput."""
+    array = column(values, name, n)
+    if array.dtype.kind not in "biu" or array.min() < 0 or (size is not None and array.max() >= size):
+        said = "from 0 upwards" if size is None else f"0 to {size - 1}"
+        raise BadInput(f"{name} must hold whole numbers {said}; give the index of each value, not its name.")
+    return array.astype(np.intp, copy=False)
+
+
+def _cells(label: ArrayLike, group: ArrayLike, classes: int, groups: int) -> NDArray[np.intp]:
+    label = _codes(label, "label", size=classes)
+    return label * groups + _codes(group, "group", label.size, groups)
+
+
+def _joint(cell: NDArray[np.intp], classes: int, groups: int, weight: ArrayLike | None) -> Floats:
+    have = np.bincount(cell, counts(weight, cell.size), classes * groups).reshape(classes, groups)
+    return have / have.sum()
+
+
+def _scores(probability: ArrayLike, label: ArrayLike) -> tuple[Floats, NDArray[np.intp]]:
+    p = np.asarray(probability)
+    if p.ndim != 2 or not p.size or p.shape[1] < 2:
+        raise BadInput(
+            f"probability has shape {p.shape}; give one row for each example and one column for each of two or more "
+            "classes."
+        )
+    flat = score(p.ravel(), "probability")
+    return flat.reshape(p.shape), _codes(label, "label", len(p), p.shape[1])
+
+
+def _average_precision(confidence: Floats, hit: NDArray, weight: ArrayLike | None) -> float:
+    _, mass, hits = levels(confidence, hit, weight)
+    positive = hits.sum()
+    if not positive or not (mass > hits).any():
+        return math.nan
+    return float(hits @ (np.cumsum(hits) / np.cumsum(mass)) / positive)
+
+
+def _confusion(
+    predicted: ArrayLike, label: ArrayLike, group: ArrayLike, classes: int | None, weight: ArrayLike | None
+) -> Floats:
+    """Mass by group, label and prediction: (G, C, C)."""
+    label = _codes(label, "label", size=classes)
+    predicted = _codes(predicted, "predicted", label.size, classes)
+    size = max(2, int(label.max()) + 1, int(predicted.max()) + 1) if classes is None else classes
+    values, member = np.unique(column(group, "group", label.size), return_inverse=True)
+    cell = (member * size + label) * size + predicted
+    mass = np.bincount(cell, counts(weight, label.size), values.size * size * size)
+    return mass.astype(np.float64).reshape(values.size, size, size)
+
+
+def _gap(part: Floats, whole: Floats) -> float:
+    """The largest spread over groups of part / whole, both (G, C), over classes (class 1 alone when there are two)."""
+    if part.shape[1] == 2:
+        part, whole = part[:, 1:], whole[:, 1:]
+    spread = []
+    for p, w in zip(part.T, whole.T, strict=True):
+        rate = p[w > 0] / w[w > 0]
+        if rate.size > 1:
+            spread.append(rate.max() - rate.min())
+    return float(max(spread)) if spread else math.nan

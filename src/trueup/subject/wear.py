@@ -1,0 +1,84 @@
+"""Another adapter on the same base: a second model that shares every base weight with the first, and no adapter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import peft
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor
+
+from trueup.subject import adapter as files
+from trueup.subject import load as door
+from trueup.subject.quiet import quiet
+from trueup.subject.subject import Subject
+
+
+def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Subject:
+    """`subject` with another adapter in place of its own, given as PEFT's files hold it; `subject` is left as it is.
+
+    The modules are new and the base weights are the very same tensors, so this costs the memory of the adapter alone.
+
+    Raises:
+        BadInput: the adapter does not fit the base.
+    """
+    base = _bare(subject)
+    wanted = [(p, p.requires_grad) for p in base.parameters()]
+    config = files.config_of(settings)
+    try:
+        model = door.attach(base, config, dict(tensors), base=subject.source.base, adapter="the repaired adapter")
+        for p in model.parameters():
+            p.requires_grad_(False)
+    finally:  # PEFT froze the base, whose parameters are the subject's own
+        for p, flag in wanted:
+            p.requires_grad_(flag)
+    model.eval().to(subject.device)
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    # A prompt takes positions that the subject's own adapter may have left to the text.
+    room = min(subject.max_length, door.position_limit(subject.base.config, config))
+    return replace(subject, model=model, source=replace(subject.source, peft_type=kind), max_length=room)
+
+
+def _bare(subject: Subject) -> Any:
+    """The base without adapter: new modules around the base's own tensors."""
+    shared: dict[int, Any] = {}
+    for t in (*subject.base.parameters(), *subject.base.buffers()):
+        shared[id(t)] = t
+    with quiet():
+        model = copy.deepcopy(subject.model, shared)
+        config = subject.peft_config
+        if config is None:
+            return model
+        base = model.get_base_model()
+        # First: `unload` would leave the adapter's own copies here, and prompts never take them off.
+        for name, module in list(base.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                parent, _, leaf = name.rpartition(".")
+                setattr(base.get_submodule(parent) if parent else base, leaf, module.original_module)
+        if not config.is_prompt_learning:
+            base = model.unload()
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        if attribute in base.__dict__:
+            delattr(base, attribute)
+    return base
+
+
+def with_prompt(subject: Subject, prompt: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The subject's own soft-prompt adapter with another prompt (m, w): PEFT settings and weights, ready to be written.
+
+    A prompt that came from p-tuning's encoder is written as plain prompt tuning, which is what it has become.
+    """
+    config, tensors = subject.peft_config, files.adapter_tensors(subject)
+    sizes = {k: getattr(config, k) for k in ("token_dim", "num_layers", "num_attention_heads")}
+    settings = peft.PromptTuningConfig(
+        num_virtual_tokens=len(prompt), prompt_tuning_init="RANDOM", task_type=config.task_type,
+        num_transformer_submodules=config.num_transformer_submodules, modules_to_save=config.modules_to_save, **sizes,
+    ).to_dict()  # fmt: skip
+    settings |= {
+        "inference_mode": True, "base_model_name_or_path": subject.source.base, "revision": subject.source.revision,
+    }  # fmt: skip
+    tensors["prompt_embeddings"] = prompt.detach().to("cpu", tensors["prompt_embeddings"].dtype).contiguous().clone()
+    return settings, tensors

@@ -1,0 +1,246 @@
+"""Confounding through the command line: found, repaired, noted where it cannot be examined, and refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_cases import FAST, Said, trueup, write_csv
+
+HEADER = ("text", "label", "part", "site", "parity", "same", "constant", "id", "rare")
+QUICK = ("--set", "confounding.resamples=20")
+
+
+@pytest.fixture(scope="module")
+def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``data.csv`` with a site that goes with the label, a tiny ``adapter`` (a soft prompt) that reads it, and ``base``."""
+    from trueup.faults.confounding import planted as P
+    from trueup.subject import adapter as files
+    from trueup.subject.recipe import prompt_embeddings
+
+    folder = tmp_path_factory.mktemp("sick")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUEUP_CACHE", str(folder / "cache"))
+        patch.setattr(P, "SIZES", {"train": 300, "calibration": 400, "test": 400})
+        corpus = P.corpus_of(P.COUPLED, seed=11)
+        subject = P.subject_for(corpus.part("train"))
+    names = [corpus.classes[y] for y in corpus.label]
+    rows = [
+        (t, name, part, site, ("even", "odd")[i % 2], f"is {name}", "all", f"row {i}", "rare" if i % 40 == 0 else site)
+        for i, (t, name, part, site) in enumerate(
+            zip(corpus.text, names, corpus.split, corpus.attributes["site"], strict=True)
+        )
+    ]
+    write_csv(folder / "data.csv", rows, HEADER)
+    # A positive is never rare among the loud here: 60 and 30 negatives beside all positives of the test split.
+    seen = {"calm": 0, "loud": 0}
+    tilted = []
+    for r in rows:
+        if r[2] == "test" and r[1] == "negative":
+            seen[r[3]] += 1
+            if seen[r[3]] > {"calm": 60, "loud": 30}[r[3]]:
+                continue
+        tilted.append(r)
+    write_csv(folder / "tilted.csv", tilted, HEADER)
+    (folder / "adapter").mkdir()
+    files.save_tuned(subject, folder / "adapter", start=prompt_embeddings(subject))
+    card = {"classes": list(subject.classes), "max_length": 32}
+    (folder / "adapter" / files.CARD).write_text(json.dumps(card))
+    (folder / "base").symlink_to(subject.source.base)
+    return folder
+
+
+def words(sick: Path, *more: object, command: str = "check", data: str = "data.csv") -> list[object]:
+    fault = ["confounding"] if command in ("audit", "repair") else []
+    return [
+        command, *fault, sick / "base", "--adapter", sick / "adapter", "--data", sick / data, "--split", "part", *QUICK, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(sick: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
+    """What a check of confounding alone said and wrote; two columns were named."""
+    out = tmp_path_factory.mktemp("done") / "out"
+    more = ("--confounder", "site", "--confounder", "parity", "--fault", "confounding", "-o", out)
+    return out, trueup(*words(sick, *more))
+
+
+def told(out: Path) -> dict:
+    return json.loads((out / "findings.json").read_text())
+
+
+def test_a_check_finds_and_repairs(done: tuple[Path, Said]) -> None:
+    out, said = done
+    assert (said.err, said.code) == ("", 1)
+    assert f"Repaired adapter: {out / 'confounding'}" in said.out
+    assert f"Report: {out / 'report.html'}" in said.out
+    (c,) = told(out)["comparisons"]
+    assert c["before"]["found"] is True
+    assert c["before"]["details"]["attribute"] == "site"
+    assert abs(c["after"]["severity"]) < 0.5 * c["before"]["severity"]
+    assert c["differences"]["severity"]["high"] < 0
+    page = (out / "report.html").read_text()
+    assert "Confounding" in page
+    assert "site=loud" in page
+
+
+def test_of_two_columns_the_first_is_examined_and_a_note_names_the_other(done: tuple[Path, Said], sick: Path) -> None:
+    notes = [n for n in told(done[0])["notes"] if "confounding examined" in n]
+    assert notes == [
+        "confounding examined the column 'site'. For 'parity' run again with --set confounding.attribute=parity."
+    ]
+
+
+def test_the_advice_of_the_note_works(sick: Path, here: Path) -> None:
+    more = ("--confounder", "site", "--confounder", "parity", "--set", "confounding.attribute=parity", "-o", "out")
+    said = trueup(*words(sick, *more, command="audit"))
+    assert (said.code, said.err) == (0, ""), said
+    assert told(here / "out")["comparisons"][0]["before"]["details"]["attribute"] == "parity"
+    assert not any("confounding examined" in n for n in told(here / "out")["notes"])
+    # A word survives the command that is printed to repeat the run.
+    again = shlex.split(told(here / "out")["provenance"]["command"])
+    assert 'confounding.attribute="parity"' in again
+    assert trueup(*again[1:-1], "second").code == 0
+    assert told(here / "second")["comparisons"] == told(here / "out")["comparisons"]
+
+
+def test_the_repaired_adapter_loads_with_plain_peft(done: tuple[Path, Said], sick: Path) -> None:
+    import peft
+    import transformers
+
+    import trueup as api
+    from trueup.run.predict import predict
+
+    out, _ = done
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(sick / "base", num_labels=2)
+    model = peft.PeftModel.from_pretrained(base, str(out / "confounding")).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sick / "base")
+    corpus = api.read(str(sick / "data.csv"), split="part")
+    few = corpus.part("test").take(np.arange(30))
+    with torch.no_grad():
+        plain = torch.cat([model(**tokenizer(t, return_tensors="pt")).logits for t in few.text]).numpy()
+    # And trueup itself can go on from it.
+    again = api.load(str(sick / "base"), str(out / "confounding"), device="cpu")
+    assert np.allclose(predict(again, few).logits, plain, atol=1e-4)
+
+
+def test_without_a_column_the_other_faults_are_examined_and_a_note_says_why(sick: Path, here: Path) -> None:
+    said = trueup(*words(sick, *FAST, "-o", "out"))
+    assert (said.code in (0, 1), said.err) == (True, ""), said
+    report = told(here / "out")
+    assert [c["before"]["fault"] for c in report["comparisons"]] == ["overconfidence"]
+    assert any(
+        n.startswith("confounding was not examined: ") and "--confounder COLUMN" in n for n in report["notes"]
+    ), report["notes"]
+
+
+def test_a_column_that_cannot_be_used_costs_the_other_faults_nothing(sick: Path, here: Path) -> None:
+    said = trueup(*words(sick, *FAST, "--confounder", "constant", "-o", "out"))
+    assert (said.code in (0, 1), said.err) == (True, ""), said
+    report = told(here / "out")
+    assert [c["before"]["fault"] for c in report["comparisons"]] == ["overconfidence"]
+    (note,) = [n for n in report["notes"] if n.startswith("confounding was not examined: ")]
+    assert "is 'all' in every example" in note
+
+
+def test_a_finding_without_a_repair_is_still_a_finding(sick: Path, here: Path) -> None:
+    """A repair needs ten calibration examples in every cell; the audit of the test split does not."""
+    import csv
+
+    with open(sick / "data.csv", newline="") as f:
+        rows = list(csv.reader(f))[1:]
+    kept = [r for r in rows if not (r[2] == "calibration" and r[1] == "positive" and r[3] == "calm")]
+    write_csv(here / "data.csv", kept, HEADER)
+    base = [
+        "repair",
+        "confounding",
+        sick / "base",
+        "--adapter",
+        sick / "adapter",
+        "--data",
+        "data.csv",
+        "--split",
+        "part",
+    ]
+    said = trueup(*base, *QUICK, "--confounder", "site", "-o", "out")
+    assert (said.code, said.err) == (1, ""), said
+    (c,) = told(here / "out")["comparisons"]
+    assert c["after"] is None
+    assert c["remedy"].startswith("No repair: The calibration split of ")
+    assert "0 examples with label 'positive' and site 'calm'" in c["remedy"]
+    assert not (here / "out" / "confounding").exists()
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+REFUSED = {
+    "misspelt": (("--confounder", "sit"), ("no column 'sit'", "Did you mean 'site'?")),
+    "misspelt knob": (
+        ("--confounder", "site", "--set", "confounding.attribute=sitee"),
+        ("has no attribute 'sitee'", "Did you mean 'site'?", "--confounder COLUMN"),
+    ),
+    "none": ((), ("No column was named", "--confounder COLUMN")),
+    "constant": (("--confounder", "constant"), ("is 'all' in every example", "--confounder COLUMN")),
+    "identical": (("--confounder", "same"), ("is the label under another name", "name another column")),
+    "id": (("--confounder", "id"), ("400 different values in 400 examples", "as an id has")),
+    "small cell": (("--confounder", "rare"), ("have label", "and rare 'rare'", "merge or drop rare values of 'rare'")),
+    "a word": (
+        ("--confounder", "site", "--set", "confounding.alpha=abc"),
+        ("confounding.alpha is a number", "'abc' was given", "--set confounding.alpha=0.0"),
+    ),
+    "negative": (("--confounder", "site", "--set", "confounding.alpha=-2"), ("confounding.alpha is -2", "ratio above 0")),
+    "threshold": (("--confounder", "site", "--set", "confounding.threshold=2"), ("confounding.threshold is 2",)),
+    "retrain": (("--confounder", "site", "--set", "confounding.retrain=yes"), ("confounding.retrain is true or false",)),
+}  # fmt: skip
+
+
+def refused(*argv: object, says: tuple[str, ...]) -> None:
+    before = sorted(Path.cwd().rglob("*"))
+    said = trueup(*argv)
+    assert (said.code, said.out) == (2, ""), said
+    assert said.err.startswith("trueup: ")
+    assert said.err.count("\n") == 1, said.err
+    assert said.err.rstrip()[-1] in ".?)", said.err
+    for part in says:
+        assert part in said.err, said.err
+    assert sorted(Path.cwd().rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(sick: Path, here: Path, name: str) -> None:
+    more, says = REFUSED[name]
+    refused(*words(sick, *more, "-o", "runs/out", command="audit"), says=says)
+
+
+def test_a_coupling_that_the_margins_do_not_allow(sick: Path, here: Path) -> None:
+    alpha = ("--confounder", "site", "--set", "confounding.alpha=0.2", "-o", "out")
+    says = ("alpha is 0.2, and these margins", "allow alpha above", "give one of these")
+    refused(*words(sick, *alpha, command="audit", data="tilted.csv"), says=says)
+    # The control: on the whole data the same coupling is allowed.
+    assert trueup(*words(sick, *alpha, command="audit")).code in (0, 1)
+
+
+def test_when_every_fault_refuses_the_data_each_says_why(sick: Path, here: Path) -> None:
+    import csv
+
+    with open(sick / "data.csv", newline="") as f:
+        rows = list(csv.reader(f))[1:]
+    few = [r for r in rows if r[2] != "test"] + [r for r in rows if r[2] == "test"][:15]
+    write_csv(here / "data.csv", few, HEADER)
+    base = [
+        "check",
+        sick / "base",
+        "--adapter",
+        sick / "adapter",
+        "--data",
+        "data.csv",
+        "--split",
+        "part",
+        *FAST,
+        *QUICK,
+    ]
+    refused(*base, "--confounder", "site", "-o", "out", says=("confounding: ", "overconfidence: "))

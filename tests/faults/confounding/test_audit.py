@@ -1,0 +1,364 @@
+"""The audit: what it calls confounded, what its numbers mean, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from trueup.corpus import mix
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput
+from trueup.faults.confounding import Confounding
+from trueup.faults.confounding.audit import COLUMNS, TITLES, mixes, statistics, use
+from trueup.faults.confounding.planted import planted
+from trueup.measure import shift
+from trueup.run.predict import Session, predict, within
+from trueup.subject.recipe import Lora, fresh
+from trueup.subject.tiny import make_base
+
+from .cases import corpus_of, fitted
+
+FAULT = Confounding(resamples=60)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return {case: planted(case) for case in ("planted", "healthy", "sham")}
+
+
+@pytest.fixture(scope="module")
+def found(cases):
+    return {case: FAULT.audit(s, c.part("test"), seed=0) for case, (s, c) in cases.items()}
+
+
+def without(corpus: Corpus, label: int, site: str, keep: int) -> Corpus:
+    """The corpus with only the first `keep` examples of one cell."""
+    cell = np.flatnonzero((corpus.label == label) & (corpus.attributes["site"] == site))
+    return corpus.take(np.setdiff1d(np.arange(len(corpus)), cell[keep:]))
+
+
+def renamed(corpus: Corpus, site: list[str]) -> Corpus:
+    return replace(corpus, attributes={"site": np.array(site)})
+
+
+# -------------------------------------------------------------------------------------------------------- the verdict
+
+
+def test_only_the_planted_classifier_is_called_confounded(found):
+    assert found["planted"].severity > 0.15
+    assert abs(found["healthy"].severity) < 0.02
+    assert abs(found["sham"].severity) < 0.07
+    assert found["sham"].low < 0 < found["sham"].high
+    assert [found[c].found for c in ("planted", "healthy", "sham")] == [True, False, False]
+    assert found["planted"].measures["use"].value > 4 * found["sham"].measures["use"].value
+    assert found["planted"].measures["slope"].low > 0.05
+    assert abs(found["sham"].measures["slope"].value) < 0.05
+
+
+def test_the_group_is_present_in_all_and_used_in_one(found):
+    """Presence is not use: the word stands in every text, so a probe finds it in the healthy classifier as well."""
+    for f in found.values():
+        assert f.measures["present"].value > 0.95
+        assert f.details["chance of the probe"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_finding_says_what_it_counted(found, cases):
+    f, test = found["planted"], cases["planted"][1].part("test")
+    assert f.details["groups"] == ["calm", "loud"]
+    assert np.sum(f.details["cells"]) == len(test)
+    p = [[((test.label == y) & (test.attributes["site"] == z)).sum() for z in ("calm", "loud")] for y in (0, 1)]
+    assert f.details["cells"] == p
+    assert f.details["alpha"] == pytest.approx(p[1][1] / (p[0][1] + p[1][1]) / (p[1][0] / (p[0][0] + p[1][0])))
+    assert f"{f.details['alpha']:.3g} times as frequent among site=loud as among site=calm" in f.sentence
+    assert f.severity == pytest.approx(f.measures["auprc"].value - f.measures["auprc_mirrored"].value)
+    assert all(m.low <= m.value <= m.high for k, m in f.measures.items())
+
+
+def test_examples_are_the_surest_errors_that_follow_the_shortcut(found, cases):
+    rows = FAULT.examples(cases["planted"][1].part("test"), found["planted"], None)
+    assert 0 < len(rows) <= 100
+    assert rows[0]["follows the shortcut"] is True
+    assert (rows[0]["site"], rows[0]["predicted"]) in (("loud", "positive"), ("calm", "negative"))
+    follows = [r["follows the shortcut"] for r in rows]
+    assert follows == sorted(follows, reverse=True)
+    assert all(r["label"] != r["predicted"] for r in rows if r["follows the shortcut"])
+
+
+# ------------------------------------------------------------------------------------------------ weights and samples
+
+
+def test_draws_of_the_sampler_average_to_the_audit_s_curve(cases, found):
+    subject, corpus = cases["planted"]
+    test = corpus.part("test")
+    p = predict(subject, test).probability
+    said = dict(zip(test.text, p, strict=True))
+    own = shift.joint(test.label, mix.group_index(test, "site"), 2, 2)
+    chart = next(c for c in found["planted"].charts if c.key == "shift")
+    curve = dict(zip(chart.series[0].x, chart.series[0].y, strict=True))
+    means = {}
+    for log_alpha in (min(curve), 0.0, max(curve)):
+        table = shift.table_at(own, 10**log_alpha)
+        drawn = [mix.draw(test, "site", table, 140, seed=i, fewest=5) for i in range(150)]
+        values = [shift.auprc(np.array([said[t] for t in d.text]), d.label) for d in drawn]
+        nearest = min(curve, key=lambda x, a=log_alpha: abs(x - a))
+        means[nearest] = (np.mean(values), 4 * np.std(values) / np.sqrt(len(values)))
+    for at, (mean, error) in means.items():
+        # A draw of 140 flatters average precision by about its prevalence / size, so by less than 0.015.
+        assert curve[at] == pytest.approx(mean, abs=error + 0.015)
+    ends = sorted(means)
+    assert abs(curve[ends[0]] - means[ends[-1]][0]) > 0.1, "the control: another coupling's draws do not"
+
+
+def test_compare_is_paired_and_exact(found):
+    got = FAULT.compare(found["sham"], found["planted"], seed=0)
+    for key, d in got.items():
+        before, after = (
+            found[c].severity if key == "severity" else found[c].measures[key].value for c in ("sham", "planted")
+        )
+        assert d.value == pytest.approx(after - before, abs=1e-12), key
+    assert set(got) == {"severity", *TITLES}
+    assert got["severity"].low > 0.05
+    same = FAULT.compare(found["planted"], found["planted"], seed=0)
+    assert all((d.value, d.low, d.high) == (0, 0, 0) for d in same.values())
+    # Paired: the interval of a difference of two classifiers that agree is narrower than either's own.
+    near = replace(found["planted"], samples={**found["planted"].samples})
+    p = near.samples["probability"] + np.array([[0.01, -0.01]])
+    near.samples["probability"] = p  # type: ignore[index]
+    d = FAULT.compare(found["planted"], near, seed=0)["severity"]
+    assert d.high - d.low < 0.1 * (found["planted"].high - found["planted"].low)
+
+
+# ------------------------------------------------------------------------------------------------------------- knobs
+
+
+def test_the_alpha_knob_sets_the_coupling_of_the_training(cases, found):
+    subject, corpus = cases["planted"]
+    test = corpus.part("test")
+    severity = {}
+    for alpha in (1.0, 2.0, 5.0, 10.0):
+        f = replace(FAULT, alpha=alpha, resamples=10).audit(subject, test, seed=0)
+        assert f.details["alpha"] == pytest.approx(alpha)
+        severity[alpha] = f.severity
+    assert severity[1.0] == pytest.approx(0, abs=1e-9)
+    assert list(severity.values()) == sorted(severity.values())
+    assert severity[5.0] == pytest.approx(found["planted"].severity, abs=0.01)
+    f = replace(FAULT, alpha=0.2, resamples=10).audit(subject, test, seed=0)
+    assert f.severity == pytest.approx(-severity[5.0]), "the other polarity"
+
+
+def test_compare_minds_the_alpha_knob(cases):
+    fault = replace(FAULT, alpha=2.0, resamples=10)
+    a, b = (fault.audit(cases[c][0], cases["planted"][1].part("test"), seed=0) for c in ("planted", "sham"))
+    assert fault.compare(a, b, seed=0)["severity"].value == pytest.approx(b.severity - a.severity)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        ({"resamples": 9}, "resamples is 9; give 10 or more"),
+        ({"threshold": 0.0}, "threshold is 0.0; give a number between 0 and 1"),
+        ({"threshold": 1.0}, "threshold is 1.0; give a number between 0 and 1"),
+        ({"alpha": -1.0}, "alpha is -1.0; give a ratio above 0"),
+    ],
+)
+def test_knobs_out_of_range(knobs, says):
+    with pytest.raises(BadInput, match=says):
+        Confounding(**knobs)
+
+
+# ------------------------------------------------------------------------------------------- more classes and groups
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(make_base("bert", tmp_path_factory.mktemp("bases") / "bert"))
+
+
+@pytest.mark.parametrize(("classes", "groups"), [(3, 3), (2, 3), (3, 2)])
+def test_more_than_two_classes_or_groups(base, classes, groups):
+    coupled = corpus_of(classes, groups, 0.6)
+    sick = fitted(fresh(base, Lora(2), coupled.classes, max_length=16, device="cpu"), coupled)
+    well = fitted(
+        fresh(base, Lora(2), coupled.classes, max_length=16, device="cpu"), corpus_of(classes, groups, 0.0, 1)
+    )
+    a, b = (FAULT.audit(s, coupled.part("test"), seed=0) for s in (sick, well))
+    assert a.details["alpha"] is None
+    assert a.found
+    assert not b.found
+    assert a.severity > 0.15 > 0.08 > abs(b.severity)
+    assert len(a.details["groups"]) == groups
+    chart = next(c for c in a.charts if c.key == "shift")
+    assert (chart.series[0].x[0], chart.series[0].x[-1]) == (-1, 1)
+    assert chart.series[0].y[-1] == pytest.approx(a.measures["auprc"].value)
+    assert chart.series[0].y[0] == pytest.approx(a.measures["auprc_mirrored"].value, abs=1e-6)
+    assert f"({groups} values)" in a.sentence
+    with pytest.raises(BadInput, match="alpha goes with two classes and two groups"):
+        replace(FAULT, alpha=2.0).audit(sick, coupled.part("test"), seed=0)
+
+
+def test_a_class_of_the_head_without_examples_takes_no_part(cases, base):
+    corpus = corpus_of(2, 2, 0.6)
+    three = replace(corpus, classes=(*corpus.classes, "class 2"))
+    two_head = fitted(fresh(base, Lora(2), corpus.classes, max_length=16, device="cpu"), corpus)
+    three_head = fitted(fresh(base, Lora(2), three.classes, max_length=16, device="cpu"), three)
+    a, b = (FAULT.audit(s, corpus.part("test"), seed=0) for s in (two_head, three_head))
+    assert b.details["classes"] == list(corpus.classes)
+    assert b.details["alpha"] == pytest.approx(a.details["alpha"])
+    assert b.severity == pytest.approx(a.severity, abs=0.02)
+
+
+def test_many_classes_of_the_head_without_examples_are_no_empty_cells(base):
+    corpus = corpus_of(2, 2, 0.6)
+    six = replace(corpus, classes=(*corpus.classes, *(f"class {i}" for i in range(2, 6))))
+    subject = fitted(fresh(base, Lora(2), six.classes, max_length=16, device="cpu"), six)
+    assert FAULT.audit(subject, corpus.part("test"), seed=0).details["classes"] == list(corpus.classes)
+
+
+# ---------------------------------------------------------------------------------------------------------- measures
+
+
+def synthetic(n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    z = rng.integers(0, 2, n)
+    return (rng.random(n) < np.array([0.1, 0.5])[z]).astype(np.int64), z
+
+
+def sure(of: np.ndarray, classes: int = 2) -> np.ndarray:
+    return np.eye(classes)[of]
+
+
+def test_every_measure_is_better_in_its_own_direction():
+    """A classifier that knows the label against one that knows the group: `better` must point from the second to the first."""
+    label, group = synthetic()
+    stats = statistics(mixes(label, group, 2, 2))
+    right = {k: f(sure(label), label, label, group) for k, f in stats.items()}
+    shortcut = {k: f(sure(group), group, label, group) for k, f in stats.items()}
+    assert right["severity"] == pytest.approx(0)
+    assert shortcut["severity"] > 0.1
+    for key, (_, _, better) in TITLES.items():
+        if key == "use":
+            continue  # below: an honest classifier's predictions move with the label, which `use` holds
+        assert (right[key] - shortcut[key]) * (1 if better == "higher" else -1) > 0, key
+
+
+def test_use_is_0_for_predictions_without_the_group_and_1_for_the_group_itself():
+    label, group = synthetic()
+    p = np.random.default_rng(1).random(len(label))[:, None]
+    assert use(np.full((len(label), 2), 0.5), label, label, group) == 0
+    assert use(sure(label), label, label, group) == 0
+    assert use(sure(group), group, label, group) == pytest.approx(1)
+    assert use(sure(1 - group), group, label, group) == pytest.approx(1)
+    assert use(np.concatenate([p, 1 - p], axis=1), label, label, group) < 0.05
+    half = 0.5 * sure(group) + 0.25
+    assert use(half, group, label, group) == pytest.approx(0.5)
+    weight = np.random.default_rng(2).integers(0, 3, len(label))
+    drawn = np.repeat(np.arange(len(label)), weight)
+    q = 0.3 * sure(label) + 0.7 * np.concatenate([p, 1 - p], axis=1)
+    assert use(q, label, label, group, weight=weight) == pytest.approx(
+        use(q[drawn], label[drawn], label[drawn], group[drawn])
+    )
+
+
+def test_use_takes_the_largest_distance_of_three_groups():
+    label, group = np.repeat([0, 1], 30), np.tile([0, 1, 2], 20)
+    p = np.array([[1.0, 0, 0], [0.5, 0.5, 0], [0.0, 0.5, 0.5]])[group]
+    assert use(p, group, label, group) == pytest.approx(1)
+    assert use(p[:, [0, 1]] * (group < 2)[:, None] + (group == 2)[:, None] * 0.5, group, label, group) == pytest.approx(
+        0.5
+    )
+
+
+def test_every_statistic_takes_weights_as_repeated_rows(found):
+    s = found["planted"].samples
+    weight = np.random.default_rng(0).integers(0, 3, len(s["label"]))
+    drawn = np.repeat(np.arange(len(weight)), weight)
+    stats = statistics(mixes(s["label"], s["group"], 2, 2))
+    for key, f in stats.items():
+        a, b = f(*(s[k] for k in COLUMNS), weight=weight), f(*(s[k][drawn] for k in COLUMNS))
+        assert a == pytest.approx(b, abs=1e-9), key
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+def _twin(c: Corpus) -> Corpus:
+    return renamed(c, [f"site of {c.classes[y]}" for y in c.label])
+
+
+def _ids(c: Corpus) -> Corpus:
+    return renamed(c, [f"row {i // 30}" for i in range(len(c))])
+
+
+BAD = {
+    "constant": (lambda c: renamed(c, ["calm"] * len(c)), ("is 'calm' in every example", "--confounder COLUMN")),
+    "identical": (_twin, ("is the label under another name", "no measurement can tell the two apart")),
+    "settles": (
+        lambda c: renamed(c, [f"{c.classes[y]} {i % 2}" for i, y in enumerate(c.label)]),
+        ("settles the label", "one label only"),
+    ),
+    "too many": (
+        lambda c: renamed(c, [f"row {i}" for i in range(len(c))]),
+        ("1000 different values in 1000 examples", "as an id has"),
+    ),
+    "rare": (_ids, ("cells have fewer than 10", "merge or drop rare values of 'site'")),
+    "small cell": (lambda c: without(c, 1, "calm", 9), ("Only 9 of the", "label 'positive' and site 'calm'", "1 of 4 cells")),
+    "one label": (lambda c: c.take(c.label == 0), ("the label 'negative'",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_data_that_cannot_carry_an_audit(cases, name):
+    subject, corpus = cases["planted"]
+    make, says = BAD[name]
+    with pytest.raises(BadInput) as e:
+        FAULT.audit(subject, make(corpus.part("test")), seed=0)
+    for part in says:
+        assert part in str(e.value)
+    assert str(e.value).rstrip()[-1] in ".?)`", str(e.value)
+    assert "'planted confounding'" in str(e.value)
+
+
+def test_ten_examples_in_a_cell_are_enough(cases):
+    subject, corpus = cases["planted"]
+    assert FAULT.audit(subject, without(corpus.part("test"), 1, "calm", 10), seed=0).found
+
+
+def test_a_column_that_is_not_there(cases):
+    subject, corpus = cases["planted"]
+    with pytest.raises(BadInput, match=r"no attribute 'sit'\. Did you mean 'site'\? Its attributes are 'site'"):
+        replace(FAULT, attribute="sit").audit(subject, corpus.part("test"), seed=0)
+    bare = replace(corpus, attributes={})
+    assert "--confounder COLUMN" in str(FAULT.applies_to(subject, bare))
+    assert FAULT.applies_to(subject, corpus) is None
+    assert "one class" in str(FAULT.applies_to(replace(subject, classes=("a",)), corpus))
+
+
+def test_a_coupling_that_the_margins_do_not_allow(cases):
+    subject, corpus = cases["planted"]
+    # Most examples are positive and most are loud, so a positive cannot be rare among the loud.
+    test = without(without(corpus.part("test"), 0, "calm", 100), 0, "loud", 60)
+    with pytest.raises(
+        BadInput, match=r"alpha is 0\.2, and these margins .* allow alpha above 0\.4.*; give one of these"
+    ):
+        replace(FAULT, alpha=0.2).audit(subject, test, seed=0)
+    assert replace(FAULT, alpha=0.9).audit(subject, test, seed=0).details["alpha"] == pytest.approx(0.9)
+
+
+def test_of_two_columns_the_first_is_examined_and_a_note_names_the_other(cases, found):
+    subject, corpus = cases["planted"]
+    test = corpus.part("test")
+    other = np.array(["odd", "even"])[np.arange(len(test)) % 2]
+    two = replace(test, attributes={"site": test.attributes["site"], "parity": other})
+    with within(Session()) as now:
+        f = FAULT.audit(subject, two, seed=0)
+    assert f.details["attribute"] == "site"
+    assert f.severity == found["planted"].severity
+    assert now.notes == [
+        "confounding examined the column 'site'. For 'parity' run again with --set confounding.attribute=parity."
+    ]
+    with within(Session()) as now:
+        f = replace(FAULT, attribute="parity").audit(subject, two, seed=0)
+    assert (f.details["attribute"], now.notes) == ("parity", [])
+    assert not f.found, "the control: a column that says nothing"

@@ -1,0 +1,528 @@
+"""The repairs: what they reach, what they may look at, and that each is an adapter that plain PEFT loads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from trueup.errors import BadInput
+from trueup.faults.adapted import Adapted
+from trueup.faults.confounding import Confounding
+from trueup.faults.confounding import repair as R
+from trueup.faults.confounding.candidates import (
+    FAMILIES,
+    Change,
+    Evidence,
+    Flipped,
+    FunctionForm,
+    Hybrid,
+    LoraArithmetic,
+    Relinearised,
+)  # fmt: skip
+from trueup.faults.confounding.maths import PromptVector
+from trueup.faults.confounding.planted import planted
+from trueup.faults.fault import NoRemedy
+from trueup.run import forward
+from trueup.run.predict import Session, predict, within
+from trueup.run.train import Training, train
+from trueup.subject import adapter as files
+from trueup.subject import load as door
+from trueup.subject.recipe import Lora, Prompt, fresh, prompt_embeddings
+from trueup.subject.subject import Head, Source, Template
+from trueup.subject.tiny import make_base
+from trueup.subject.wear import wear, with_prompt
+
+from .cases import corpus_of, fitted
+
+FAULT = Confounding(resamples=60)
+COSTLY = {f.key for f in FAMILIES if f.costly}
+
+
+@pytest.fixture(scope="module")
+def case():
+    return planted("planted")
+
+
+@pytest.fixture(scope="module")
+def finding(case):
+    return FAULT.audit(case[0], case[1].part("test"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def remedy(case, finding):
+    got = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(got, Adapted)
+    return got
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return {f: str(make_base(f, folder / f)) for f in ("bert", "gpt2")}
+
+
+@pytest.fixture(scope="module")
+def tuned(case, tmp_path_factory):
+    """The planted prompt as a tuned one: moved from its P0, saved with it, and loaded again."""
+    subject, _ = case
+    folder = tmp_path_factory.mktemp("tuned")
+    start = prompt_embeddings(subject)
+    assert start is not None
+    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    settings, tensors = with_prompt(subject, start + 0.1 * noise)
+    moved = wear(subject, settings, tensors)
+    files.save_tuned(moved, folder, start=start)
+    card = {"classes": list(subject.classes), "max_length": 32, "tuned": {"training": {"epochs": 1, "lr": 0.01}}}
+    (folder / files.CARD).write_text(json.dumps(card))
+    return door.load(subject.source.base, str(folder), device="cpu"), start.numpy()
+
+
+def same(a: Adapted, b: Adapted) -> bool:
+    return a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors)
+
+
+def level(remedy: Adapted, key: str) -> float:
+    return next(r["level"] for r in remedy.card["candidates"] if r["key"] == key)
+
+
+# ----------------------------------------------------------------------------------------------------- what it reaches
+
+
+def test_the_drop_is_more_than_halved_and_accuracy_nearly_kept(case, finding, remedy):
+    subject, corpus = case
+    with remedy.on(subject) as repaired:
+        after = FAULT.audit(repaired, corpus.part("test"), seed=0)
+    change = FAULT.compare(finding, after, seed=0)
+    assert abs(after.severity) < 0.5 * finding.severity
+    assert change["severity"].high < 0
+    assert change["level"].low > 0
+    assert change["worst_group_accuracy"].value > 0
+    assert after.measures["use"].value < 0.5 * finding.measures["use"].value
+    assert after.measures["accuracy"].value > finding.measures["accuracy"].value - 0.05
+
+
+def test_the_flipped_polarity_does_not_help(remedy):
+    keys = {r["key"] for r in remedy.card["candidates"]}
+    assert {"flipped", "hybrid-one", "relinearised", "function", "dfr", "leace", "backdoor"} <= keys
+    assert not keys & COSTLY
+    assert level(remedy, "flipped") <= level(remedy, "hybrid-one")
+    row = next(r for r in remedy.card["candidates"] if r["key"] == "flipped")
+    assert row["saveable"] is False
+    assert remedy.card["chosen"] != "flipped"
+
+
+def test_the_winner_is_the_best_of_those_that_clearly_lower_the_drop(remedy):
+    rows = remedy.card["candidates"]
+    won = next(r for r in rows if r["key"] == remedy.card["chosen"])
+    able = [r for r in rows if r["saveable"] and r["high"] < 0 and r["gain"] > 0]
+    near = [r for r in able if r["level"] >= max(r["level"] for r in able) - R.NEAR]
+    assert won in near
+    assert won["here"] == max(r["here"] for r in near)
+    assert len(near) < len(rows), "the control: not every family is near"
+    assert f"from {won['level before']:.3f} to {won['level']:.3f}" in remedy.describe()
+
+
+# ------------------------------------------------------------------------------------------------ what it may look at
+
+
+def test_a_repair_never_looks_at_test(case, finding, remedy):
+    subject, corpus = case
+    test = corpus.split == "test"
+    spoilt = replace(
+        corpus,
+        text=["trap" if t else x for x, t in zip(corpus.text, test, strict=True)],
+        label=np.where(test, 1 - corpus.label, corpus.label),
+        attributes={"site": np.where(test, "nowhere", corpus.attributes["site"])},
+    )
+    again = FAULT.repair(subject, spoilt, finding, seed=0)
+    assert isinstance(again, Adapted)
+    assert same(again, remedy), "also: the same seed gives the same remedy"
+    assert again.card == remedy.card
+
+
+def test_what_it_may_look_at_does_count(case, finding, remedy):
+    subject, corpus = case
+    rng = np.random.default_rng(0)
+    some = (corpus.split == "calibration") & (rng.random(len(corpus)) < 0.15)
+    got = FAULT.repair(subject, replace(corpus, label=np.where(some, 1 - corpus.label, corpus.label)), finding, seed=0)
+    assert isinstance(got, NoRemedy) or not same(got, remedy)
+
+
+# ----------------------------------------------------------------------------------------------------- no repair, and why
+
+
+def test_nothing_found_nothing_repaired():
+    subject, corpus = planted("sham")
+    found = FAULT.audit(subject, corpus.part("test"), seed=0)
+    got = FAULT.repair(subject, corpus, found, seed=0)
+    assert isinstance(got, NoRemedy)
+    assert got.reason.startswith(f"The drop of {found.severity:.3f}")
+    assert "nothing to repair" in got.reason
+
+
+def test_a_repaired_last_layer_is_not_repaired_again(case, finding):
+    subject, corpus = case
+    got = FAULT.repair(replace(subject, head=subject.own_head()), corpus, finding, seed=0)
+    assert isinstance(got, NoRemedy)
+    assert "already carries a repaired last layer" in got.reason
+
+
+def test_when_no_family_helps_it_says_how_near_the_best_came(case, finding, monkeypatch):
+    monkeypatch.setattr(R, "FAMILIES", (Flipped(),))
+    got = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(got, NoRemedy)
+    assert "of 1 repairs none lowered the drop" in got.reason
+    assert [r["key"] for r in got.tried["candidates"]] == ["flipped"]
+    monkeypatch.setattr(R, "FAMILIES", ())
+    got = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(got, NoRemedy)
+    assert "no family of repairs goes with this subject" in got.reason
+
+
+@pytest.mark.parametrize("split", ["train", "calibration"])
+def test_a_cell_too_small_to_repair_is_named(case, finding, split):
+    subject, corpus = case
+    cell = (corpus.split == split) & (corpus.label == 1) & (corpus.attributes["site"] == "calm")
+    few = corpus.take(np.setdiff1d(np.arange(len(corpus)), np.flatnonzero(cell)[9:]))
+    with pytest.raises(
+        BadInput, match=f"The {split} split .* has 9 examples with label 'positive' and site 'calm'; .* 10 in"
+    ):
+        FAULT.repair(subject, few, finding, seed=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- P0
+
+
+def moved_to(subject, adapter):
+    return replace(subject, source=replace(subject.source, adapter=str(adapter)))
+
+
+def test_a_start_that_is_missing_or_of_another_shape_is_noted(tuned, tmp_path):
+    subject, start = tuned
+    with within(Session()) as now:
+        assert np.array_equal(R.start_of(subject), start)
+    assert now.notes == []
+    with within(Session()) as now:
+        assert R.start_of(moved_to(subject, tmp_path)) is None
+    assert now.notes == [
+        "The prompt that the adapter started from (P0) is not kept beside it, so prompts were linearised at the tuned prompt."
+    ]
+    save_file({"prompt_embeddings": torch.zeros(7, 32)}, str(tmp_path / files.P0))
+    with within(Session()) as now:
+        assert R.start_of(moved_to(subject, tmp_path)) is None
+    assert len(now.notes) == 1
+    assert now.notes[0].startswith("p0.safetensors holds a prompt of (7, 32) where the adapter's has (4, 32)")
+    (tmp_path / files.P0).write_bytes(b"damaged")
+    with within(Session()) as now:
+        assert R.start_of(moved_to(subject, tmp_path)) is None
+    assert len(now.notes) == 1
+
+
+def test_the_repair_works_without_a_start(remedy):
+    assert remedy.card["anchor"] == "the tuned prompt"
+
+
+def test_with_a_start_the_arithmetic_is_anchored_there(tuned, case, monkeypatch):
+    subject, start = tuned
+    _, corpus = case
+    e = R.evidence(subject, corpus, "site", 0.0, 0)
+    assert e.start is not None
+    assert e.prompt is not None
+    assert np.array_equal(e.anchor, start)
+    assert not np.allclose(e.prompt, start)
+    assert e.training == Training(epochs=1, lr=0.01)
+    at = []
+    tangent = Evidence.tangent
+    monkeypatch.setattr(Evidence, "tangent", lambda self, p: at.append(p) or tangent(self, p))
+    hybrid = Hybrid("balanced", "hybrid-balanced").variants(e)
+    assert len(at) == 1
+    assert at[0] is e.start
+    # Coefficient 0 is the task prompt's own prediction, bit for bit; the others are not.
+    own = predict(subject, e.held).probability
+    assert hybrid[0].name == "l_Z = 0"
+    assert np.array_equal(hybrid[0].held, own)
+    assert hybrid[0].change is not None
+    assert np.array_equal(hybrid[0].change.prompt, e.prompt)
+    assert all(not np.array_equal(v.held, own) for v in hybrid[1:])
+    # The weight form at l_Z = 1 is P_Y - tau_Z.
+    tau = e.confounder(e.anchor, balanced=False)
+    assert np.array_equal(hybrid[3].change.prompt, e.prompt - tau.value)
+    assert np.allclose(FunctionForm().variants(e)[0].held, own, atol=1e-6)
+
+
+def test_a_confounder_prompt_of_zero_changes_nothing(tuned, case, monkeypatch):
+    subject, _ = tuned
+    e = R.evidence(subject, case[1], "site", 0.0, 0)
+    assert e.prompt is not None
+    zero = PromptVector(np.zeros(e.prompt.shape))
+    monkeypatch.setattr(Evidence, "confounder", lambda self, at, **_: zero)
+    own = predict(subject, e.held).probability
+    for variant in (*Hybrid("one").variants(e), *Flipped().variants(e), *Relinearised().variants(e)):
+        assert np.array_equal(variant.held, own), variant.name
+    assert all(np.allclose(v.held, own, atol=1e-6) for v in FunctionForm().variants(e))
+
+
+# -------------------------------------------------------------------------------------------------- trained again, LoRA
+
+
+def test_every_family_of_a_prompt_with_its_start(tuned, case):
+    subject, _ = tuned
+    _, corpus = case
+    found = FAULT.audit(subject, corpus.part("test"), seed=0)
+    got = replace(FAULT, retrain=True).repair(subject, corpus, found, seed=0)
+    assert isinstance(got, Adapted)
+    table = {r["key"]: r for r in got.card["candidates"]}
+    assert set(table) == {f.key for f in FAMILIES} - {"lora-arithmetic"}
+    assert got.card["anchor"] == "P0"
+    assert all(np.isfinite([r["level"], r["severity"], r["low"], r["high"]]).all() for r in table.values())
+    assert table["group-dro"]["severity"] != table["resampled"]["severity"]
+
+
+@pytest.fixture(scope="module")
+def lora(bases, tmp_path_factory):
+    """A confounded LoRA subject with a card that asks for one epoch, and its corpus."""
+    corpus = corpus_of(2, 2, 0.6)
+    subject = fitted(fresh(bases["bert"], Lora(2), corpus.classes, max_length=16, device="cpu", seed=1), corpus)
+    folder = tmp_path_factory.mktemp("lora")
+    (folder / files.CARD).write_text(json.dumps({"tuned": {"training": {"epochs": 1}}}))
+    return moved_to(subject, folder), corpus
+
+
+def test_every_family_of_a_lora(lora):
+    subject, corpus = lora
+    found = FAULT.audit(subject, corpus.part("test"), seed=0)
+    assert found.found
+    got = replace(FAULT, retrain=True).repair(subject, corpus, found, seed=0)
+    assert isinstance(got, Adapted)
+    keys = {r["key"] for r in got.card["candidates"]}
+    assert keys == {"dfr", "leace", "backdoor", "lora-arithmetic", "group-dro", "resampled", "weighted"}
+    assert got.card["anchor"] is None
+    with got.on(subject) as repaired:
+        after = FAULT.audit(repaired, corpus.part("test"), seed=0)
+    assert abs(after.severity) < 0.5 * found.severity
+
+
+def test_lora_arithmetic_at_0_is_the_subject_and_survives_saving(lora, tmp_path):
+    subject, corpus = lora
+    e = R.evidence(subject, corpus, "site", 0.0, 0)
+    variants = LoraArithmetic().variants(e)
+    own = predict(subject, e.held).probability
+    assert np.allclose(variants[0].held, own, atol=1e-6)
+    assert not np.allclose(variants[-1].held, own, atol=1e-3)
+    got = R.remedy_of(subject, variants[-1].change, {"describe": "LoRA arithmetic."})
+    plain_peft(got, subject, corpus, tmp_path)
+    assert got.settings["r"] == 4
+
+
+def test_lora_arithmetic_is_for_plain_loras_alone(lora, bases, tuned):
+    subject, corpus = lora
+    e = R.evidence(subject, corpus, "site", 0.0, 0)
+    assert LoraArithmetic().possible(e)
+
+    def with_(**settings):
+        net = transformers.AutoModelForSequenceClassification.from_pretrained(bases["bert"], num_labels=2)
+        config = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS", **settings)
+        return replace(e, subject=replace(subject, model=peft.get_peft_model(net, config).eval()))
+
+    assert LoraArithmetic().possible(with_(use_rslora=True))
+    for settings in ({"use_dora": True}, {"rank_pattern": {"query": 4}}, {"bias": "lora_only"}):
+        assert not LoraArithmetic().possible(with_(**settings)), settings
+    assert not LoraArithmetic().possible(replace(e, subject=tuned[0]))
+
+
+@pytest.mark.parametrize("where", [{"target_modules": r".*attention\.output\.dense"},
+                                   {"target_modules": ["query", "key", "value"], "layers_to_transform": [1]}])  # fmt: skip
+def test_no_lora_arithmetic_where_a_new_lora_would_change_other_layers(bases, where):
+    """PEFT allows a pattern for target_modules and a choice of layers, which a recipe cannot hold."""
+    corpus = corpus_of(2, 2, 0.6)
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(bases["bert"], num_labels=2)
+    config = peft.LoraConfig(r=2, task_type="SEQ_CLS", **where)
+    like = fresh(bases["bert"], Lora(2), corpus.classes, max_length=16, device="cpu")
+    subject = fitted(replace(like, model=peft.get_peft_model(net, config).eval()), corpus)
+    e = replace(R.evidence(subject, corpus, "site", 0.0, 0), training=Training(epochs=1))
+    assert not LoraArithmetic().possible(e)
+
+
+# ------------------------------------------------------------------------------------------- the adapter that is written
+
+
+def plain_peft(remedy: Adapted, subject, corpus, folder, *, words=()) -> None:
+    """The saved remedy, loaded by PEFT alone, one text at a time, gives the repaired subject's logits; read back too."""
+    few = corpus.part("test").take(np.arange(20))
+    saved = remedy.save(folder / "remedy")
+    with remedy.on(subject) as repaired:
+        ours = predict(repaired, few).logits[:, : len(subject.classes)]
+    back = FAULT.read(saved, subject)
+    assert back.describe() == remedy.describe()
+    with back.on(subject) as repaired:
+        assert np.array_equal(predict(repaired, few).logits[:, : len(subject.classes)], ours)
+    cls = transformers.AutoModelForCausalLM if words else transformers.AutoModelForSequenceClassification
+    base = cls.from_pretrained(subject.source.base, **({} if words else {"num_labels": len(subject.classes)}))
+    model = peft.PeftModel.from_pretrained(base, str(saved)).eval()
+    with torch.no_grad():
+        said = [model(input_ids=torch.tensor([row])).logits[0] for row in forward.tokenize(subject, few)]
+    plain = torch.stack([z[-1, list(words)] if words else z for z in said]).numpy()
+    assert np.abs(plain - ours).max() <= 2e-5 * max(1.0, np.abs(ours).max())
+
+
+@pytest.mark.parametrize("kind", ["chosen", "prompt", "null"])
+def test_the_remedy_of_a_prompt_is_a_plain_adapter(case, remedy, kind, tmp_path):
+    subject, corpus = case
+    if kind == "prompt":
+        soft = prompt_embeddings(subject)
+        remedy = R.remedy_of(subject, Change(prompt=soft.numpy() + 0.3), {"describe": "Another prompt."})
+        with remedy.on(subject) as repaired:
+            assert torch.equal(prompt_embeddings(repaired), soft + 0.3)
+        assert torch.equal(prompt_embeddings(subject), soft), "the subject's own prompt stays"
+    if kind == "null":
+        remedy = FAULT.null(subject)
+    plain_peft(remedy, subject, corpus, tmp_path)
+    card = (tmp_path / "remedy" / "README.md").read_text()
+    assert "AutoModelForSequenceClassification" in card
+    assert ("What was tried" in card) == (kind == "chosen")
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_lora_and_a_bare_classifier_get_another_last_layer(lora, bases, bare, tmp_path):
+    subject, corpus = lora
+    if bare:
+        folder = tmp_path / "base"
+        made = fresh(bases["bert"], Prompt(2), corpus.classes, max_length=16, device="cpu")
+        net = transformers.AutoModelForSequenceClassification.from_pretrained(bases["bert"], num_labels=2).eval()
+        subject = fitted(replace(made, model=net, source=Source(str(folder))), corpus)
+        net.save_pretrained(folder)
+        made.tokenizer.save_pretrained(folder)
+        assert subject.peft_config is None
+    found = FAULT.audit(subject, corpus.part("test"), seed=0)
+    got = FAULT.repair(subject, corpus, found, seed=0)
+    assert isinstance(got, Adapted)
+    assert got.card["chosen"] in ("dfr", "leace", "backdoor")
+    with got.on(subject) as repaired:
+        after = FAULT.audit(repaired, corpus.part("test"), seed=0)
+    assert abs(after.severity) < 0.5 * found.severity
+    plain_peft(got, subject, corpus, tmp_path)
+
+
+def test_three_classes_and_three_groups_are_repaired(bases, tmp_path):
+    corpus = corpus_of(3, 3, 0.5, sizes=(("train", 400), ("calibration", 500), ("test", 400)))
+    subject = fitted(fresh(bases["bert"], Prompt(3), corpus.classes, max_length=16, device="cpu"), corpus)
+    found = FAULT.audit(subject, corpus.part("test"), seed=0)
+    got = FAULT.repair(subject, corpus, found, seed=0)
+    assert isinstance(got, Adapted)
+    with got.on(subject) as repaired:
+        after = FAULT.audit(repaired, corpus.part("test"), seed=0)
+    assert abs(after.severity) < 0.5 * found.severity
+    plain_peft(got, subject, corpus, tmp_path)
+
+
+TEMPLATE = Template("{text} it is", ("bad", "good"))
+
+
+@pytest.fixture(scope="module", params=["lora", "prompt"])
+def causal(request, bases):
+    """A tiny causal model that answers with a word, trained on confounded texts, and its corpus."""
+    corpus = corpus_of(2, 2, 0.7, sizes=(("train", 240), ("calibration", 300), ("test", 700)))
+    recipe, lr = (Lora(4, 16), 2e-2) if request.param == "lora" else (Prompt(4), 1e-1)
+    subject = fresh(bases["gpt2"], recipe, corpus.classes, template=TEMPLATE, max_length=24, device="cpu")
+    train(subject, corpus.part("train"), Training(epochs=5), lr=lr, seed=0)
+    for p in subject.model.parameters():
+        p.requires_grad_(False)
+    return subject, corpus
+
+
+def test_a_causal_subject_with_a_verbaliser_is_repaired_as_a_sequence_classifier(causal, tmp_path):
+    subject, corpus = causal
+    found = FAULT.audit(subject, corpus.part("test"), seed=0)
+    assert found.severity > 0.05, "the control: it is confounded"
+    e = R.evidence(subject, corpus, "site", 0.0, 0)
+    dfr = next(f for f in FAMILIES if f.key == "dfr")
+    variants = dfr.variants(e)
+    chosen = variants[dfr.choose(e, variants)]
+    got = R.remedy_of(subject, chosen.change, {"describe": "DFR."})
+    assert got.settings["task_type"] == "SEQ_CLS"
+    assert got.head is not None
+    plain_peft(got, subject, corpus, tmp_path)
+    with got.on(subject) as repaired:
+        after = FAULT.audit(repaired, corpus.part("test"), seed=0)
+    assert FAULT.compare(found, after, seed=0)["severity"].high < 0
+    assert "AutoModelForSequenceClassification" in (tmp_path / "remedy" / "README.md").read_text()
+
+
+def test_a_verbaliser_subject_with_a_prompt_keeps_a_causal_adapter(causal, tmp_path):
+    subject, corpus = causal
+    e = R.evidence(subject, corpus, "site", 0.0, 0)
+    if subject.source.peft_type != "PROMPT_TUNING":
+        assert not any(f.possible(e) for f in FAMILIES if f.key in ("relinearised", "hybrid-one", "function"))
+        return
+    change = Hybrid("one").variants(e)[3].change
+    got = R.remedy_of(subject, change, {"describe": "Another prompt."})
+    assert got.settings["task_type"] == "CAUSAL_LM"
+    assert got.head is None
+    plain_peft(got, subject, corpus, tmp_path, words=subject.verbaliser_ids())
+    card = (tmp_path / "remedy" / "README.md").read_text()
+    assert "AutoModelForCausalLM" in card
+    assert "['bad', 'good']" in card
+    # A user may go on from it: the loader finds the template in the card.
+    back = door.load(subject.source.base, str(tmp_path / "remedy"), device="cpu")
+    assert back.template == TEMPLATE
+    assert back.classes == subject.classes
+    few = corpus.part("test").take(np.arange(20))
+    with got.on(subject) as repaired:
+        assert np.allclose(predict(back, few).logits, predict(repaired, few).logits, atol=1e-5)
+
+
+def test_a_head_that_some_classes_never_need(case, bases):
+    """A class of the head without examples: the audit leaves it out, and so does the repair."""
+    corpus = corpus_of(2, 2, 0.6)
+    three = replace(corpus, classes=(*corpus.classes, "class 2"))
+    subject = fitted(fresh(bases["bert"], Lora(2), three.classes, max_length=16, device="cpu"), three)
+    found = FAULT.audit(subject, corpus.part("test"), seed=0)
+    got = FAULT.repair(subject, corpus, found, seed=0)
+    assert isinstance(got, Adapted)
+    with got.on(subject) as repaired:
+        after = FAULT.audit(repaired, corpus.part("test"), seed=0)
+    assert abs(after.severity) < 0.5 * found.severity
+
+
+def test_a_remedy_refuses_another_model(case, remedy, bases):
+    subject, _ = case
+    other = fresh(bases["bert"], Prompt(4), subject.classes, max_length=32, device="cpu", seed=3)
+    with (
+        pytest.raises(BadInput, match=r"made for another model or adapter .*trueup repair confounding"),
+        remedy.on(other),
+    ):
+        pass
+    with remedy.on(subject):
+        pass
+
+
+def test_a_folder_that_holds_no_repair_of_confounding(case, remedy, tmp_path):
+    subject, _ = case
+    saved = remedy.save(tmp_path / "remedy")
+    assert FAULT.read(saved, subject).describe() == remedy.describe()
+    card = json.loads((saved / files.CARD).read_text())
+    (saved / files.CARD).write_text(json.dumps(card | {"repairs": "overconfidence"}))
+    with pytest.raises(BadInput, match="holds no repair of confounding"):
+        FAULT.read(saved, subject)
+    again = remedy.save(tmp_path / "again")
+    weights = again / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(BadInput):
+        FAULT.read(again, subject)
+
+
+def test_a_change_of_the_head_goes_with_the_subject_s_device(case):
+    subject, _ = case
+    own = subject.own_head()
+    changed = Change(head=Head(own.weight + 1, own.bias)).on(subject)
+    assert changed.head is not None
+    assert subject.head is None
+    assert torch.equal(changed.head.weight, own.weight + 1)
+    assert Change().on(subject) is subject
