@@ -109,6 +109,8 @@ def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if kind is float and whole:
         value = float(value)
+    if kind is str:  # a column may be named 2024 or true
+        return value if isinstance(value, str) else json.dumps(value)
     right = whole if kind is int else isinstance(value, kind)
     if not right or (kind is float and not math.isfinite(value)):
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}

@@ -346,7 +346,7 @@ def test_the_memory_is_found_again_and_never_mixed_up(
         return {
             "whole": lambda: expand(subject, every, at),
             "half": lambda: expand(subject, every, at, half=True),
-            "prompt": lambda: expand(subject, every, at + 1e-3),
+            "prompt": lambda: expand(subject, every, at + 1e-3 * change_of(at)),
             "head": lambda: expand(stand_in, every, at),
             "bias": lambda: expand(shifted, every, at),
             "classes": lambda: expand(fewer, every, at),

@@ -113,7 +113,7 @@ def fit_head(
     """A logistic head on features (n, d): weight (C, d), bias (C,), and (C, e) weights of the `extra` columns (n, e).
 
     Features are standardised for the fit and the head is written back in their own units; where the head has no bias
-    they are only scaled. `strength` is scikit-learn's C. A class without examples gets a logit that never wins.
+    they are only scaled. `strength` is scikit-learn's C. A class without examples gets a logit of -30, or of 0 without bias.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -144,6 +144,8 @@ def warm_start(subject: Subject, corpus: Corpus, *, strength: float = 0.01) -> N
 
     A prompt moves the features little, so under a random last layer most of its training goes into that layer.
     """
+    if len(np.unique(corpus.label)) < 2:
+        return  # training itself says what is wrong with that
     layer = subject.head_layer()
     x = predict(subject, corpus).features.astype(np.float64)
     weight, bias, _ = fit_head(

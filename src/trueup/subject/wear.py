@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import peft
+import torch
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
@@ -29,7 +30,8 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
     wanted = [(p, p.requires_grad) for p in base.parameters()]
     config = files.config_of(settings)
     try:
-        model = door.attach(base, config, dict(tensors), base=subject.source.base, adapter="the repaired adapter")
+        with torch.random.fork_rng():  # PEFT draws a start for what is overwritten at once
+            model = door.attach(base, config, dict(tensors), base=subject.source.base, adapter="the repaired adapter")
         for p in model.parameters():
             p.requires_grad_(False)
     finally:  # PEFT froze the base, whose parameters are the subject's own
@@ -39,7 +41,7 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     # A prompt takes positions that the subject's own adapter may have left to the text.
     room = min(subject.max_length, door.position_limit(subject.base.config, config))
-    return replace(subject, model=model, source=replace(subject.source, peft_type=kind), max_length=room)
+    return replace(subject, model=model, source=replace(subject.source, peft_type=kind), max_length=room, head=None)
 
 
 def _bare(subject: Subject) -> Any:

@@ -124,7 +124,7 @@ def test_compare_is_paired_and_exact(found):
     assert all((d.value, d.low, d.high) == (0, 0, 0) for d in same.values())
     # Paired: the interval of a difference of two classifiers that agree is narrower than either's own.
     near = replace(found["planted"], samples={**found["planted"].samples})
-    p = near.samples["probability"] + np.array([[0.01, -0.01]])
+    p = 0.99 * near.samples["probability"] + np.array([[0.01, 0.0]])
     near.samples["probability"] = p  # type: ignore[index]
     d = FAULT.compare(found["planted"], near, seed=0)["severity"]
     assert d.high - d.low < 0.1 * (found["planted"].high - found["planted"].low)

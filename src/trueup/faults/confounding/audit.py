@@ -21,6 +21,7 @@ from trueup.faults.confounding.maths import shortcut
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
 from trueup.measure import bootstrap, shift
 from trueup.measure.accuracy import accuracy, worst_group_accuracy
+from trueup.measure.calibration import nll
 from trueup.measure.divergence import decodability, sliced_wasserstein
 from trueup.run.predict import hidden_states, predict, session
 from trueup.subject.subject import Subject
@@ -138,10 +139,13 @@ def statistics(m: Mixes) -> dict[str, Callable[..., float]]:
     def true_positive(probability, predicted, label, group, weight=None) -> float:
         return shift.true_positive_gap(predicted, label, group, classes=len(m.here), weight=weight)
 
+    def surprise(probability, predicted, label, group, weight=None) -> float:
+        return nll(probability, label, weight=weight)
+
     return {
         "severity": severity, "auprc": here, "auprc_balanced": at(m.balanced), "auprc_mirrored": mirrored, "level": level,
         "slope": slope, "use": use, "accuracy": right, "worst_group_accuracy": worst,
-        "false_positive_gap": false_positive, "true_positive_gap": true_positive,
+        "false_positive_gap": false_positive, "true_positive_gap": true_positive, "nll": surprise,
     }  # fmt: skip
 
 
@@ -175,6 +179,7 @@ TITLES: dict[str, tuple[str, str, str]] = {
     "worst_group_accuracy": ("accuracy of the worst (label, group) cell", "share of the cell", "higher"),
     "false_positive_gap": ("gap in false positive rate", "probability", "lower"),
     "true_positive_gap": ("gap in true positive rate", "probability", "lower"),
+    "nll": ("NLL of the classes", "nats", "lower"),
 }
 """key -> title, unit, which direction is better."""
 

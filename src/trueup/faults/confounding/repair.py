@@ -16,10 +16,11 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import maths
-from trueup.faults.confounding.audit import FEWEST, attribute_of, mixes, statistics
+from trueup.faults.confounding.audit import FEWEST, attribute_of, mixes, statistics, use
 from trueup.faults.confounding.candidates import FAMILIES, Change, Evidence, Variant, score
 from trueup.faults.fault import Finding, NoRemedy
 from trueup.measure import bootstrap
+from trueup.measure.divergence import decodability
 from trueup.run.predict import predict, session
 from trueup.run.train import Training
 from trueup.subject import adapter as files
@@ -50,8 +51,8 @@ def repair(
     """Learn on ``train`` and ``calibration``, choose on ``calibration``; never looks at ``test``.
 
     A family can win when the drop under a reversed coupling falls, with its whole interval, and AUPRC over all mixes rises;
-    of those within `NEAR` of the best, the one that keeps most at the data's own coupling. What is lost there is stated,
-    not forbidden: where the shortcut did predict, no classifier without it can keep that.
+    of those within `NEAR` of the best, the one whose drop is nearest to 0. What is lost at the data's own coupling is
+    stated, not forbidden: where the shortcut did predict, no classifier without it can keep that.
 
     Raises:
         BadInput: a (label, group) cell of a split has fewer than 10 examples.
@@ -75,18 +76,35 @@ def repair(
         )  # fmt: skip
         return NoRemedy(f"No repair: {said}.", {"candidates": table})
     row, variant = chosen
+    assert variant.change is not None
     card = {
         "describe": (
             f"{row['title'][0].upper()}{row['title'][1:]} ({row['variant']}): on calibration examples the drop under a reversed "
             f"coupling of the label and '{attribute}' moved by {row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
-            f"AUPRC over all mixes from {row['level before']:.3f} to {row['level']:.3f}."
+            f"AUPRC over all mixes from {row['level before']:.3f} to {row['level']:.3f}. {_inside(e, variant.change)}"
         ),
         "chosen": row["key"], "candidates": table, "attribute": attribute, "groups": finding.details["groups"], "seed": seed,
         "anchor": None if e.prompt is None else ("P0" if e.start is not None else "the tuned prompt"),
         "examples": {"train": len(e.train), "calibration": len(e.held)},
     }  # fmt: skip
-    assert variant.change is not None
     return remedy_of(subject, variant.change, card)
+
+
+def _inside(e: Evidence, change: Change) -> str:
+    """Whether the attribute is less used or less present afterwards, on calibration examples, as a sentence."""
+    used, present = [], []
+    for s in (e.subject, change.on(e.subject)):
+        out = predict(s, e.held)
+        used.append(use(out.probability, out.predicted, e.held.label, e.held_group))
+        present.append(decodability(out.features, e.held_group, e.held.label, seed=e.seed))
+    (before, chance), (after, _) = present
+    fell = before - after > 0.25 * max(before - chance, 1e-9)
+    said = "less used and less present" if fell else "less used, not less present"
+    return (
+        f"Inside it is {said if used[1] < used[0] else 'not less used'}: at a given label the group moves the mean prediction by "
+        f"{used[0]:.3f} before and {used[1]:.3f} after, and a probe reads it from the last features with a balanced accuracy of "
+        f"{before:.3f} before and {after:.3f} after (chance {chance:.3f})."
+    )
 
 
 def evidence(subject: Subject, corpus: Corpus, attribute: str, alpha: float, seed: int) -> Evidence:
@@ -176,7 +194,7 @@ def choose(
         session().progress("trying repairs", i + 1, len(possible))
     best = max((row["level"] for row, _ in winners), default=0.0)
     near = [w for w in winners if w[0]["level"] >= best - NEAR]
-    return table, max(near, key=lambda w: w[0]["here"], default=None)
+    return table, min(near, key=lambda w: abs(w[0]["here"] - w[0]["mirrored"]), default=None)
 
 
 def remedy_of(subject: Subject, change: Change, card: Mapping[str, Any]) -> Adapted:
