@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 
 import trueup
+from trueup.corpus import mix
+from trueup.corpus.corpus import Corpus
+from trueup.faults.confounding import Confounding
 from trueup.faults.overconfidence import Overconfidence
+from trueup.run.heads import warm_start
 from trueup.run.predict import predict
-from trueup.subject.recipe import Lora
+from trueup.subject.adapter import save_tuned
+from trueup.subject.recipe import Lora, Prompt, fresh, prompt_embeddings
 from trueup.tuning import TuneJob, tune
 
 pytestmark = pytest.mark.slow
 
 
-def _plain(folder, base: str, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Run the five lines of the card in a process that has never heard of trueup: labels and confidences."""
+def _plain(folder, base: str, texts: list[str], also: str = "confidence") -> tuple[np.ndarray, np.ndarray]:
+    """Run the five lines of the card in a process that has never heard of trueup: labels and one more number."""
     card = (folder / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
     setup, each = code.split("model, tok = ")
@@ -30,7 +35,7 @@ def _plain(folder, base: str, texts: list[str]) -> tuple[np.ndarray, np.ndarray]
             f"BASE, FOLDER, texts = {base!r}, {str(folder)!r}, json.load(sys.stdin)",
             setup, loading, "got = []", "for text in texts:", "  with torch.no_grad():",
             *("    " + line for line in rest if line.strip()),
-            "  got.append((int(label), float(confidence)))", "print(json.dumps(got))",
+            f"  got.append((int(label), float({also})))", "print(json.dumps(got))",
         ]
     )  # fmt: skip
     done = subprocess.run(
@@ -87,3 +92,52 @@ def test_decoder_with_a_verbaliser(tmp_path):
     label, confidence = _plain(saved, resolve("embedded:smollm2"), list(few.text))
     assert np.array_equal(label, ours.predicted)
     assert np.abs(confidence - ours.confidence).max() <= 1e-5
+
+
+def _coupled(alpha: float) -> Corpus:
+    """Real sentences of products and tweets, positive `alpha` times as often in tweets as in product reviews."""
+    corpus = trueup.read("embedded:valence", attributes=("domain",), seed=0)
+    corpus = corpus.take(np.isin(corpus.attributes["domain"], ("product", "tweet")))
+    made = mix.shift(corpus, "domain", alpha_train=alpha, sizes=(400, 400, 500), alphas=(alpha,), draws=1, seed=0)
+    parts = (made.train, made.tests[alpha][0])
+    return Corpus(
+        [t for c in parts for t in c.text], np.concatenate([c.label for c in parts]), corpus.classes,
+        np.concatenate([c.split for c in parts]),
+        attributes={"domain": np.concatenate([c.attributes["domain"] for c in parts])}, name=f"coupled {alpha:g}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("alpha", [1.0, 5.0])
+def test_a_shortcut_in_real_text(tmp_path, alpha):
+    """Where the domain goes with the label it is found and repaired; where it does not there is no fault and no repair."""
+    from trueup.subject.load import resolve
+
+    corpus = _coupled(alpha)
+    made = fresh("embedded:minilm", Prompt(6), corpus.classes, max_length=24, device="cpu")
+    warm_start(made, corpus.part("train"))
+    start = prompt_embeddings(made)
+    (tmp_path / "prompt").mkdir()
+    save_tuned(made, tmp_path / "prompt", start=start)
+    subject = trueup.load(
+        "embedded:minilm", str(tmp_path / "prompt"), classes=corpus.classes, max_length=24, device="cpu"
+    )
+    fault, test = Confounding(resamples=200), corpus.part("test")
+    before = fault.audit(subject, test, seed=0)
+    assert before.found == (alpha == 5)
+    remedy = fault.repair(subject, corpus, before, seed=0)
+    if alpha == 1:
+        assert isinstance(remedy, trueup.NoRemedy)
+        return
+    assert isinstance(remedy, trueup.Remedy)
+    with remedy.on(subject) as repaired:
+        after = fault.audit(repaired, test, seed=0)
+        few = test.take(np.arange(20))
+        ours = predict(repaired, few)
+    change = fault.compare(before, after, seed=0)
+    assert abs(after.severity) < before.severity / 2
+    assert change["severity"].high < 0
+    assert change["level"].low > 0
+    margin = "(lambda z: z[0, 1] - z[0, 0])(model(**inputs).logits)"
+    label, plain = _plain(remedy.save(tmp_path / "remedy"), resolve("embedded:minilm"), list(few.text), margin)
+    assert np.array_equal(label, ours.predicted)
+    assert np.abs(plain - (ours.logits[:, 1] - ours.logits[:, 0])).max() <= 1e-5
