@@ -54,9 +54,17 @@ def binary(name: str, seed: int, keep: int) -> Corpus:
     return taken.take(np.sort(rows))
 
 
-def run(work: Path, name: str, alpha: float, seed: int, model: str, cheap: bool) -> None:
+def run(work: Path, name: str, alpha: float, seed: int, model: str, cheap: bool, again: tuple[str, ...] = ()) -> None:
+    """What is not in the run's file yet: every method, or those named in `again`."""
     out = work / f"{model}-{name}-{alpha:g}-{seed}"
+    earlier: dict[str, np.ndarray] = {}
+    done: list[dict] = []
     if out.with_suffix(".json").is_file():
+        earlier = {k: v for k, v in np.load(out.with_suffix(".npz")).items() if k not in again}
+        done = [r for r in json.loads(out.with_suffix(".json").read_text())["rows"] if r["key"] not in again]
+    # These subjects are prompts: LoRA arithmetic never goes with them.
+    wanted = [f for f in FAMILIES if f.key not in (*earlier, "lora-arithmetic") and not (cheap and f.costly)]
+    if earlier and not wanted:
         return
     sizes, keep = SIZES[model], POOL[model]
     attribute = DATA[name][0]
@@ -88,11 +96,9 @@ def run(work: Path, name: str, alpha: float, seed: int, model: str, cheap: bool)
             p.requires_grad_(False)
         e = evidence(subject, made.train, attribute, 0.0, seed)
         e = replace(e, start=start.numpy(), training=training, lr=training.lr or 0)
-        kept = {"label": pool.label, "group": group, "task": predict(subject, pool).probability}
-        rows = [{"key": "task", "title": "task prompt alone", "variant": "", "seconds": tuned}]
-        for family in FAMILIES:
-            if not family.possible(e) or (cheap and family.costly):
-                continue
+        kept = earlier | {"label": pool.label, "group": group, "task": predict(subject, pool).probability}
+        rows = done or [{"key": "task", "title": "task prompt alone", "variant": "", "seconds": tuned}]
+        for family in (f for f in wanted if f.possible(e)):
             began = time.process_time()
             variants = family.variants(e)
             v = variants[family.choose(e, variants)]
@@ -173,13 +179,14 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--model", choices=SIZES, default="minilm")
     p.add_argument("--cheap", action="store_true", help="leave out the methods that train an adapter again")
+    p.add_argument("--again", nargs="*", default=(), help="methods to run again in runs that have them")
     p.add_argument("--table", action="store_true")
     a = p.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     if a.table:
         table(a.work)
     else:
-        run(a.work, a.data, a.alpha, a.seed, a.model, a.cheap)
+        run(a.work, a.data, a.alpha, a.seed, a.model, a.cheap, tuple(a.again))
 
 
 if __name__ == "__main__":

@@ -131,14 +131,16 @@ def in_batches(
     read: Callable[[Subject, forward.Batch], T],
     stage: str,
     *,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
 ) -> Iterator[tuple[list[int], T]]:
     """Every example once, in batches of similar length of at most `tokens` tokens: its rows' indices, and what `read` says.
+
+    None is `TOKENS`.
 
     Raises:
         Unavailable: one example alone does not fit in memory.
     """
-    now, budget, done = session(), tokens, 0
+    now, budget, done = session(), tokens or TOKENS, 0
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     while done < len(order):
         take = _fitting(order, ids, done, budget)

@@ -36,8 +36,8 @@ COEFFICIENTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Tried values of l_Z, the coefficient of the confounder prompt."""
 RIDGE = 1e-3
 """Of every tangent fit, in units of the mean squared gradient. Larger ones shorten tau_Z and leave more of z in place."""
-STEP, STEPS = 0.5, 5
-"""Length and largest number of the re-linearised steps."""
+LENGTHS, STEPS = (0.1, 0.25, 0.5), 6
+"""Tried lengths and largest number of the re-linearised steps."""
 STRENGTHS = (1e-3, 1e-2, 1e-1)
 """scikit-learn's C of a last layer fitted to standardised features."""
 KEPT = 0.95
@@ -310,7 +310,7 @@ class TangentBoth(Family):
 
 @dataclass(frozen=True)
 class Relinearised(Family):
-    """Hybrid arithmetic in small steps, each linearised where the last one ended: P <- P - step * tau_Z(P). Ours.
+    """Hybrid arithmetic in small steps, each linearised where the last one ended: P <- P - length * tau_Z(P). Ours.
 
     A confounder prompt is as long as the prompt itself, and the model is not linear so far out: subtracted in one piece
     it does a fraction of what its function form does. Each tangent prompt is fitted with label and group made independent
@@ -330,14 +330,19 @@ class Relinearised(Family):
     def _steps(self, e: Evidence) -> list[Variant]:
         assert e.prompt is not None
         at, found = e.prompt, [e.variant("0 steps", Change(prompt=e.prompt))]
-        best, since = score(e, found[0].held, "level"), 0
+        best = score(e, found[0].held, "level")
         for k in range(1, STEPS + 1):
-            at = at - (STEP * e.confounder(at, balanced=True)).value
-            found.append(e.variant(f"{k} steps", Change(prompt=at)))
-            now = score(e, found[-1].held, "level")
-            best, since = max(best, now), 0 if now > best else since + 1
-            if since == 2:
+            tau = e.confounder(at, balanced=True)
+            # How far the linear picture holds differs by model and data, so the length is searched on calibration examples.
+            tried = [e.variant(f"{k} steps, the last {c:g} long", Change(prompt=at - (c * tau).value)) for c in LENGTHS]
+            levels = [score(e, v.held, "level") for v in tried]
+            if max(levels) <= best:
                 break
+            best, found = max(levels), [*found, tried[int(np.argmax(levels))]]
+            change = found[-1].change
+            assert change is not None
+            assert change.prompt is not None
+            at = change.prompt
         return found
 
 
