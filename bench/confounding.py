@@ -123,9 +123,9 @@ def table(work: Path) -> None:
     for (model, name, alpha), paths in runs.items():
         print(f"\n**{model}, {name}, alpha_train {alpha}, {len(paths)} seed(s)**\n")
         print(
-            "| method | level | at alpha_train | at 1/alpha_train | drop | slope | level, against the task prompt [95%] |"
+            "| method | level | at alpha_train | at 1/alpha_train | drop | slope | level, against the task prompt [95%] | runs |"
         )
-        print("|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|---|")
         found: dict[str, list[tuple]] = {}
         title: dict[str, str] = {}
         for path in paths:
@@ -162,13 +162,10 @@ def table(work: Path) -> None:
                     )
                 )
                 title[r["key"]] = r["title"]
-        for key, rows in sorted(found.items(), key=lambda kv: -np.mean([r[0] for r in kv[1]])):
+        for key, rows in sorted(found.items(), key=lambda kv: -np.mean([r[5] for r in kv[1]])):
             m = np.mean(rows, axis=0)
-            print(
-                f"| {title[key]} | "
-                + " | ".join(f"{v:.3f}" for v in m[:5])
-                + f" | {m[5]:+.3f} [{m[6]:+.3f}, {m[7]:+.3f}] |"
-            )
+            numbers = " | ".join(f"{v:.3f}" for v in m[:5])
+            print(f"| {title[key]} | {numbers} | {m[5]:+.3f} [{m[6]:+.3f}, {m[7]:+.3f}] | {len(rows)} |")
 
 
 def main() -> None:
