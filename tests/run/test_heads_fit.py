@@ -18,7 +18,7 @@ from trueup.run.heads import fit_head, warm_start
 from trueup.run.predict import predict
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.subject import Subject
-from trueup.subject.tiny import WORDS, make_base
+from trueup.subject.tiny import WORDS
 
 N, D = 120, 5
 STRENGTH = 0.3
@@ -146,18 +146,6 @@ def test_a_constant_feature_breaks_nothing():
 
 
 # -------------------------------------------------------------------------------------------------------- warm_start
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_base(family, tmp_path_factory.mktemp("bases") / family)
-        return made[family]
-
-    return get
 
 
 def corpus(classes: int = 3) -> Corpus:

@@ -19,25 +19,12 @@ from trueup.run.predict import TOKENS, Session, in_batches, within
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.recipe import Lora, Prompt, PTuning, fresh, prompt_embeddings
 from trueup.subject.subject import Subject, Template
-from trueup.subject.tiny import make_base
 
 CLASSES = ("a", "b", "c")
 TEMPLATE = Template("say {text} now", ("good", "bad", "cat"))
 TEXT = ["good cat sat", "bad", "the cat bad good mat sat on the good dog", "very loud film it was"]
 SECOND = ["bad film", "the dog sat on mat", "now", "a calm cat"]
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_base(family, tmp_path_factory.mktemp("bases") / family)
-        return made[family]
-
-    return get
 
 
 def corpus(*, pairs: bool = False) -> Corpus:

@@ -26,7 +26,6 @@ from trueup.subject.load import load
 from trueup.subject.quiet import quiet
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh, prompt_embeddings
 from trueup.subject.subject import Head, Subject, Template
-from trueup.subject.tiny import make_base
 from trueup.subject.wear import wear, with_prompt
 
 WORDS = ("good", "bad", "cat")  # first letters differ too: the tiny Qwen2 spells
@@ -54,18 +53,6 @@ KINDS = [
     *(Kind(f, words=not a.head) for f, a in FAMILIES.items()),
     Kind("bert", 2), Kind("gpt2", 2), Kind("llama", 2, words=True), Kind("gpt2", words=True), Kind("bert", pairs=True),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_base(family, tmp_path_factory.mktemp("bases") / family)
-        return made[family]
-
-    return get
 
 
 def corpus(classes: int = 3, *, pairs: bool = False) -> Corpus:

@@ -22,7 +22,6 @@ from trueup.subject.load import load
 from trueup.subject.quiet import quiet
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh
 from trueup.subject.subject import Head, Subject, Template, head_layer
-from trueup.subject.tiny import make_base
 
 CLASSES = ("a", "b", "c")
 WORDS = ("good", "bad", "cat")  # first letters differ too: the tiny Qwen2 spells
@@ -58,19 +57,6 @@ def apart(a: Any, b: Any) -> float:
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     assert a.shape == b.shape, (a.shape, b.shape)
     return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory: pytest.TempPathFactory):
-    """The folder of a family's tiny base model, made once."""
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_base(family, tmp_path_factory.mktemp("bases") / family)
-        return made[family]
-
-    return get
 
 
 def perturb(model: torch.nn.Module) -> None:

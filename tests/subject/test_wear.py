@@ -25,7 +25,6 @@ from trueup.subject.load import load
 from trueup.subject.quiet import quiet
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh, prompt_embeddings
 from trueup.subject.subject import Subject, Template
-from trueup.subject.tiny import make_base
 from trueup.subject.wear import wear, with_prompt
 
 CLASSES = ("a", "b", "c")
@@ -56,18 +55,6 @@ def apart(a: Any, b: Any) -> float:
     assert a.shape == b.shape, (a.shape, b.shape)
     assert np.isfinite(b).all()
     return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_base(family, tmp_path_factory.mktemp("bases") / family)
-        return made[family]
-
-    return get
 
 
 @pytest.fixture(scope="module")
