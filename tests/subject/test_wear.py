@@ -535,3 +535,21 @@ def test_a_kept_start_is_read_and_a_missing_or_damaged_one_is_none(base_of: Any,
     got = files.read_start(tmp_path)
     assert got.dtype == torch.float32
     assert torch.equal(got, start.half().float())
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_eats_into_the_base_leaves_the_shared_base_alone(base_of: Any, start: str):
+    subject = adapted(base_of("bert"), Lora(2))
+    settings, tensors = adapter_of(subject)
+    before, logits = subject.fingerprint, alone(subject)
+    worn = wear(subject, dict(settings) | {"init_lora_weights": start}, tensors)
+    assert np.array_equal(alone(worn), logits)
+    assert subject.fingerprint == before
+    # The control: PEFT itself does change the base for such a start.
+    with quiet():
+        net = transformers.AutoModel.from_pretrained(base_of("bert"))
+    query = "encoder.layer.0.attention.self.query"
+    weight = net.get_submodule(query).weight.detach().clone()
+    config = peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=start)
+    changed = peft.get_peft_model(net, config).get_base_model().get_submodule(query).base_layer.weight
+    assert not torch.equal(changed, weight)

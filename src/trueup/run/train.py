@@ -153,7 +153,7 @@ def _train(
     """`train` once its input is known to be usable: `chosen` are the only parameters that require a gradient."""
     from accelerate import Accelerator
 
-    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    half = subject.device.type == "cuda" and torch.cuda.is_bf16_supported()
     accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=subject.device.type == "cpu")
     fit, held, aim, judge = _validation_split(corpus, training.validation, seed, objective)
     ids = forward.tokenize(subject, fit)

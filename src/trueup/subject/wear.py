@@ -29,6 +29,9 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
     base = _bare(subject)
     wanted = [(p, p.requires_grad) for p in base.parameters()]
     config = files.config_of(settings)
+    if isinstance(config, peft.LoraConfig):
+        # PiSSA and OLoRA take their start off the base weight. Here the base is the subject's, which has had that done.
+        config.init_lora_weights = True
     try:
         with torch.random.fork_rng():  # PEFT draws a start for what is overwritten at once
             model = door.attach(base, config, dict(tensors), base=subject.source.base, adapter="the repaired adapter")

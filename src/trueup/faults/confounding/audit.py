@@ -234,8 +234,9 @@ def audit(
         if m.alpha is not None
         else f"the labels go with {attribute} ({len(groups)} values)"
     )
+    when = "At the given coupling" if alpha else "As the data are"
     sentence = (
-        f"As the data are, {coupling}, and AUPRC is {got['auprc'].value:.3f}; were the coupling reversed, it would be "
+        f"{when}, {coupling}, and AUPRC is {got['auprc'].value:.3f}; were the coupling reversed, it would be "
         f"{got['auprc_mirrored'].value:.3f}: a drop of {head.value:.3f} [{head.low:.3f}, {head.high:.3f}]."
     )
     return Finding(
@@ -270,8 +271,8 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
     """The 100 surest errors that say what the shortcut would, and up to 100 predictions that the repair turned."""
     s = before.samples
     names, groups = before.details["classes"], before.details["groups"]
-    table = shift.joint(s["label"], s["group"], len(names), len(groups))
-    follows = (s["predicted"] == shortcut(table)[s["group"]]) & (s["predicted"] != s["label"])
+    here = mixes(s["label"], s["group"], len(names), len(groups), float(before.details["given_alpha"])).here
+    follows = (s["predicted"] == shortcut(here)[s["group"]]) & (s["predicted"] != s["label"])
     sure = s["probability"].max(axis=1)
     order = np.lexsort((-sure, ~follows))[:100]
     if after is not None:

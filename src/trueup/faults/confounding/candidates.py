@@ -464,7 +464,10 @@ class Retrained(Family):
     costly: bool = True
 
     def possible(self, e: Evidence) -> bool:
-        return recipe_of(e.subject) is not None
+        # What the recipe does not know of would be lost: biases, and starts that change the base weights.
+        config = e.subject.peft_config
+        plain = getattr(config, "bias", "none") == "none" and getattr(config, "init_lora_weights", True) is True
+        return plain and recipe_of(e.subject) is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
         new = again(e)
@@ -486,12 +489,12 @@ def again(e: Evidence) -> Subject:
         s.source.base, recipe, s.classes, template=s.template, max_length=s.max_length, device=str(s.device), seed=e.seed,
         revision=s.source.revision,
     )  # fmt: skip
+    known = dict(s.model.named_parameters())
     with torch.no_grad():
-        if s.template is None:
-            layer, own = new.head_layer(), s.own_head()
-            layer.weight.copy_(own.weight.to(layer.weight))
-            if layer.bias is not None:
-                layer.bias.copy_(own.bias.to(layer.bias))
+        # The whole head: RoBERTa and its like have a dense layer before the last one.
+        for name, parameter in new.model.named_parameters():
+            if "modules_to_save" in name and name in known:
+                parameter.copy_(known[name])
         if e.start is not None and s.source.peft_type == "PROMPT_TUNING":
             new.model.prompt_encoder[new.model.active_adapter].embedding.weight.copy_(torch.as_tensor(e.start))
     return new
@@ -552,7 +555,9 @@ class LoraArithmetic(Family):
         # A recipe keeps a list of modules, but no pattern and no choice of layers: a new LoRA would change other ones.
         listed = not isinstance(settings["target_modules"], str)
         whole = not settings.get("layers_to_transform") and not settings.get("exclude_modules")
-        return listed and whole and maths.why_no_concatenation(settings) is None
+        plain = settings.get("init_lora_weights", True) is True
+        words = any("lora_embedding_" in k for k in files.adapter_tensors(e.subject))
+        return listed and whole and plain and not words and maths.why_no_concatenation(settings) is None
 
     def variants(self, e: Evidence) -> list[Variant]:
         new = again(e)

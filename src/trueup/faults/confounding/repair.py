@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
-from trueup.errors import BadInput
+from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import maths
 from trueup.faults.confounding.audit import FEWEST, attribute_of, mixes, statistics, use
@@ -178,7 +178,11 @@ def choose(
         return [probability, probability.argmax(axis=1), e.held.label, e.held_group]
 
     for i, family in enumerate(possible):
-        variants = family.variants(e)
+        try:
+            variants = family.variants(e)
+        except (BadInput, Unsupported) as refused:
+            session().note(f"The repair '{family.title}' was not tried: {refused}")
+            continue
         variant = variants[family.choose(e, variants)]
         d = bootstrap.paired_many(wanted, columns(before), columns(variant.held), seed, resamples=resamples)
         row = {
