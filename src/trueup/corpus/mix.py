@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from trueup.corpus.corpus import Corpus
-from trueup.corpus.read import _keys
+from trueup.corpus.read import same_key
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.measure.shift import feasible_alphas, table_at
 
@@ -273,7 +273,7 @@ def _cells(corpus: Corpus, attribute: str, groups: Sequence[str]) -> tuple[Whole
 
 def _distinct(corpus: Corpus) -> Corpus:
     first: dict[object, int] = {}
-    for i, key in enumerate(_keys(corpus.text, corpus.second)):
+    for i, key in enumerate(same_key(corpus.text, corpus.second)):
         first.setdefault(key, i)
     return corpus.take(np.fromiter(first.values(), dtype=np.intp))
 

@@ -131,7 +131,7 @@ def read(
     seconds = _texts(table, second) if second else None
     label_index, class_names = _labels(table, label, classes)
     groups = {a: np.array(["(missing)" if _absent(v) else _plain(v) for v in table.columns[a]]) for a in attributes}
-    keys = _keys(texts, seconds)
+    keys = same_key(texts, seconds)
     parts = _given_splits(table, given) if given else None
 
     if len(np.unique(label_index)) < 2:
@@ -161,7 +161,7 @@ def read(
 
 def leaked(corpus: Corpus) -> np.ndarray:
     """(n,) bool: test examples whose text also occurs in train or calibration (only a given split can have any)."""
-    keys = _keys(corpus.text, corpus.second)
+    keys = same_key(corpus.text, corpus.second)
     seen = {k for k, s in zip(keys, corpus.split, strict=True) if s != "test"}
     return np.array([s == "test" and k in seen for k, s in zip(keys, corpus.split, strict=True)], dtype=bool)
 
@@ -240,7 +240,7 @@ def _complete(
     return parts
 
 
-def _keys(texts: Sequence[str], seconds: Sequence[str] | None) -> list[Any]:
+def same_key(texts: Sequence[str], seconds: Sequence[str] | None) -> list[Any]:
     """What makes two examples the same for leakage: the text, or the pair, but for white space."""
     first = [" ".join(t.split()) for t in texts]
     return first if seconds is None else list(zip(first, (" ".join(t.split()) for t in seconds), strict=True))

@@ -105,10 +105,7 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
     atomic.verify(folder)
     tensors = load_file(str(folder / "adapter_model.safetensors"))
     settings = json.loads((folder / "adapter_config.json").read_text())
-    head = None
-    if card["words"]:
-        weight = next(v for k, v in tensors.items() if k.endswith(f"{subject.anatomy.head}.weight"))
-        head = Head(weight, weight.new_zeros(len(weight)))
+    head = files.head_in(tensors, subject.anatomy) if card["words"] else None
     rest = {k: v for k, v in card.items() if k not in ("repairs", "made_for", "words")}
     return Adapted(fault, card["made_for"], settings, tensors, head, rest)
 

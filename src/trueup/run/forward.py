@@ -96,7 +96,7 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
 
     `prompt` (m, w) for all examples, or (b, m, w) one for each, stands in for the soft prompt of the adapter.
     """
-    if prompt is not None and subject.source.peft_type not in ("PROMPT_TUNING", "P_TUNING"):
+    if prompt is not None and not subject.soft_prompted:
         raise Unsupported("Only a prompt-tuned subject takes a prompt; tune one: `trueup tune prompt`.")
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
     if subject.anatomy.causal:

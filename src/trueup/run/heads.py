@@ -1,4 +1,4 @@
-"""Many linear heads at once on cached features: a grid of runs is one tensor, and one matrix product a step."""
+"""Linear heads on cached features: a grid of runs as one tensor and one matrix product a step, and one convex fit."""
 
 from __future__ import annotations
 

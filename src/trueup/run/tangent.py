@@ -80,7 +80,7 @@ def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: b
     Raises:
         Unsupported: the subject has no soft prompt. Unavailable: one example does not fit in memory.
     """
-    if subject.source.peft_type not in ("PROMPT_TUNING", "P_TUNING"):
+    if not subject.soft_prompted:
         raise Unsupported(
             "Only a prompt-tuned subject has a prompt to differentiate by; tune one: `trueup tune prompt`."
         )

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trueup.errors import BadInput, Unsupported, did_you_mean, listing
+from trueup.subject.anatomy import Anatomy
 from trueup.subject.subject import Head, Subject
 
 KINDS: dict[str, type[peft.PeftConfig]] = {
@@ -112,6 +113,25 @@ def adapter_tensors(subject: Subject) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu").contiguous().clone() for k, v in state.items()}
 
 
+def settings_of(subject: Subject, config: peft.PeftConfig) -> dict[str, Any]:
+    """The settings of `config` as adapter_config.json holds them, for an adapter on the subject's base."""
+    return config.to_dict() | {
+        "inference_mode": True, "base_model_name_or_path": subject.source.base, "revision": subject.source.revision,
+    }  # fmt: skip
+
+
+def adapter_of(subject: Subject) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The subject's active adapter as PEFT's files hold it: settings and weights."""
+    return settings_of(subject, subject.peft_config), adapter_tensors(subject)
+
+
+def head_in(tensors: Mapping[str, Tensor], anatomy: Anatomy) -> Head:
+    """The last linear layer among an adapter's weights; a zero bias where the family's has none."""
+    name = next(k for k in tensors if k.endswith(f"{anatomy.head}.weight"))
+    weight = tensors[name]
+    return Head(weight, tensors.get(name.removesuffix("weight") + "bias", weight.new_zeros(len(weight))))
+
+
 def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The subject's adapter with `head` for a classification head: PEFT settings and weights, ready to be written.
 
@@ -204,9 +224,6 @@ def read_start(folder: Path | None) -> Tensor | None:
 
 def save_tuned(subject: Subject, folder: Path, *, start: Tensor | None = None) -> None:
     """The active adapter as plain PEFT saves it, and the prompt it started from where there is one."""
-    settings = subject.peft_config.to_dict() | {
-        "inference_mode": True, "base_model_name_or_path": subject.source.base, "revision": subject.source.revision,
-    }  # fmt: skip
-    write_adapter(folder, settings, adapter_tensors(subject))
+    write_adapter(folder, *adapter_of(subject))
     if start is not None:
         save_file({"prompt_embeddings": start.contiguous()}, str(folder / P0))

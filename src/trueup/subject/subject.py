@@ -107,6 +107,11 @@ class Subject:
             return None
         return self.model.peft_config[self.model.active_adapter]
 
+    @property
+    def soft_prompted(self) -> bool:
+        """True when the adapter is a prompt of embeddings before the text: prompt tuning or p-tuning, not prefix tuning."""
+        return self.source.peft_type in ("PROMPT_TUNING", "P_TUNING")
+
     def own_head(self) -> Head:
         """The classifier's last linear layer, or the rows of the language-model head at the verbaliser's tokens.
 

@@ -9,6 +9,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from trueup.store import atomic
+from trueup.store.cache import cache_folder
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.quiet import quiet
 
@@ -109,4 +111,13 @@ def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
             p.add_(torch.randn_like(p) * 0.1)
         model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    return folder
+
+
+def kept_base(family: str) -> Path:
+    """The folder of the tiny base of `family` in the user's cache, made at the first call."""
+    folder = cache_folder() / "planted" / family
+    if not (folder / atomic.MANIFEST).is_file():
+        with atomic.new_folder(folder, force=folder.exists()) as new:
+            make_base(family, new)
     return folder

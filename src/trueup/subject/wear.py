@@ -78,12 +78,9 @@ def with_prompt(subject: Subject, prompt: Tensor) -> tuple[dict[str, Any], dict[
     """
     config, tensors = subject.peft_config, files.adapter_tensors(subject)
     sizes = {k: getattr(config, k) for k in ("token_dim", "num_layers", "num_attention_heads")}
-    settings = peft.PromptTuningConfig(
+    plain = peft.PromptTuningConfig(
         num_virtual_tokens=len(prompt), prompt_tuning_init="RANDOM", task_type=config.task_type,
         num_transformer_submodules=config.num_transformer_submodules, modules_to_save=config.modules_to_save, **sizes,
-    ).to_dict()  # fmt: skip
-    settings |= {
-        "inference_mode": True, "base_model_name_or_path": subject.source.base, "revision": subject.source.revision,
-    }  # fmt: skip
+    )  # fmt: skip
     tensors["prompt_embeddings"] = prompt.detach().to("cpu", tensors["prompt_embeddings"].dtype).contiguous().clone()
-    return settings, tensors
+    return files.settings_of(subject, plain), tensors

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
+from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, listing
 from trueup.faults.confounding.maths import shortcut
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
@@ -26,8 +27,6 @@ from trueup.measure.divergence import decodability, sliced_wasserstein
 from trueup.run.predict import hidden_states, predict, session
 from trueup.subject.subject import Subject
 
-FEWEST = 10
-"""Fewest examples of a (label, group) cell: below this nothing can be said about it."""
 POINTS = 9
 REACH = 5.0
 """The curve goes from coupling 1/5 to 5 and further where the data's own coupling is stronger."""
@@ -106,15 +105,17 @@ def mixes(label: NDArray, group: NDArray, classes: int, groups: int, alpha: floa
     return Mixes(here, balanced, mirrored, np.log10(grid), tuple(shift.table_at(here, float(g)) for g in grid), a)
 
 
+def at(table: NDArray) -> Callable[..., float]:
+    """AUPRC under the mix `table`, as a statistic of the same columns as `statistics`."""
+
+    def statistic(probability, predicted, label, group, weight=None) -> float:
+        return shift.auprc_at(probability, label, group, table, weight=weight)
+
+    return statistic
+
+
 def statistics(m: Mixes) -> dict[str, Callable[..., float]]:
     """key -> statistic of (probability, predicted, label, group, weight)."""
-
-    def at(table: NDArray) -> Callable[..., float]:
-        def statistic(probability, predicted, label, group, weight=None) -> float:
-            return shift.auprc_at(probability, label, group, table, weight=weight)
-
-        return statistic
-
     here, mirrored, curve = at(m.here), at(m.mirrored), [at(t) for t in m.tables]
 
     def severity(*columns, weight=None) -> float:
@@ -215,7 +216,7 @@ def audit(
     m = mixes(label, group, len(present), len(groups), alpha)
     values = [columns[k] for k in COLUMNS]
     wanted = statistics(m)
-    curve = {f"curve{i}": _point(t) for i, t in enumerate(m.tables)}
+    curve = {f"curve{i}": at(t) for i, t in enumerate(m.tables)}
     got = bootstrap.interval_many(wanted | curve, *values, seed=seed, resamples=resamples)
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]
@@ -306,13 +307,6 @@ def _check_cells(corpus: Corpus, attribute: str, groups: tuple[str, ...]) -> Non
             f"{attribute} '{groups[z]}' ({small} of {table.size} cells have fewer than {FEWEST}), so nothing can be said "
             f"about a mix with more of them. Give more rows, or merge or drop rare values of '{attribute}'."
         )
-
-
-def _point(table: NDArray) -> Callable[..., float]:
-    def statistic(probability, predicted, label, group, weight=None) -> float:
-        return shift.auprc_at(probability, label, group, table, weight=weight)
-
-    return statistic
 
 
 def _inside(subject: Subject, corpus: Corpus, label: NDArray, group: NDArray, seed: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from trueup.faults.confounding.maths import Basis, PromptVector
 from trueup.measure import shift
 from trueup.run.heads import fit_head
 from trueup.run.objective import GroupDRO, Objective, Resampled, Weighted
-from trueup.run.predict import predict
+from trueup.run.predict import Outputs, predict
 from trueup.run.tangent import Tangent, expand
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
@@ -32,8 +32,8 @@ from trueup.subject.recipe import fresh, prompt_embeddings, recipe_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.wear import wear, with_prompt
 
-COEFFICIENTS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Tried values of l_Z, the coefficient of the confounder prompt."""
+COEFFICIENTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Tried values of l_Z, the coefficient of the confounder; the first is the subject as it is."""
 RIDGE = 1e-3
 """Of every tangent fit, in units of the mean squared gradient. Larger ones shorten tau_Z and leave more of z in place."""
 LENGTHS, STEPS = (0.1, 0.25, 0.5), 6
@@ -141,6 +141,20 @@ class Evidence:
         change, _ = maths.tangent_fit(b, t.margins, goal, RIDGE, weight=weight)
         return PromptVector(change.reshape(t.at.shape))
 
+    @property
+    def tau_z(self) -> PromptVector:
+        """The tangent confounder prompt at the anchor, as published: examples count equally."""
+        return self.once("tau_Z", lambda: self.confounder(self.anchor, balanced=False))
+
+    @property
+    def own(self) -> Outputs:
+        """What the subject as it is says about the calibration examples."""
+        return self.once("own", lambda: predict(self.subject, self.held))
+
+    def along(self, start: NDArray, tau: PromptVector) -> list[Variant]:
+        """The prompts `start` - l_Z `tau`, for each of `COEFFICIENTS`."""
+        return [self.variant(f"l_Z = {c:g}", Change(prompt=start - (c * tau).value)) for c in COEFFICIENTS]
+
     def variant(self, name: str, change: Change) -> Variant:
         """A variant that an adapter can carry."""
 
@@ -177,13 +191,27 @@ def score(e: Evidence, probability: NDArray, what: str) -> float:
     return float(np.mean([shift.auprc_at(probability, e.held.label, e.held_group, t) for t in tables]))
 
 
-@dataclass(frozen=True)
-class Hybrid(Family):
-    """P = P_Y - l_Z tau_Z with tau_Z the tangent confounder prompt at P0 (weight form; a reconstruction).
+class Arithmetic(Family):
+    """A family with one variant for each of `COEFFICIENTS`.
 
-    `rule` says how l_Z is chosen without a look at shifted data: ``one`` fixes it, ``balanced`` takes the best on
-    calibration examples weighted to no coupling, ``control`` the largest that keeps 95% of the AUPRC as the data are.
+    `rule` says how l_Z is chosen without a look at shifted data (method file): ``one`` fixes it, ``balanced`` takes the best
+    on calibration examples weighted to no coupling, ``control`` the largest that keeps 95% of the AUPRC as the data are.
     """
+
+    rule: str = "balanced"
+
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        if self.rule == "one":
+            return COEFFICIENTS.index(1.0)
+        if self.rule == "balanced":
+            return int(np.argmax([score(e, v.held, "balanced") for v in variants]))
+        least = KEPT * score(e, variants[0].held, "here")
+        return max(i for i, v in enumerate(variants) if i == 0 or score(e, v.held, "here") >= least)
+
+
+@dataclass(frozen=True)
+class Hybrid(Arithmetic):
+    """P = P_Y - l_Z tau_Z with tau_Z the tangent confounder prompt at P0 (weight form; a reconstruction)."""
 
     rule: str
     key: str = ""
@@ -194,25 +222,9 @@ class Hybrid(Family):
         return e.prompt is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
-        return e.once("hybrid", lambda: self._weight_form(e))
-
-    def _weight_form(self, e: Evidence) -> list[Variant]:
-        assert e.prompt is not None
-        tau = e.confounder(e.anchor, balanced=False)
-        return [e.variant(f"l_Z = {c:g}", Change(prompt=e.prompt - (c * tau).value)) for c in (0.0, *COEFFICIENTS)]
-
-    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
-        return by_rule(e, variants, self.rule, (0.0, *COEFFICIENTS))
-
-
-def by_rule(e: Evidence, variants: Sequence[Variant], rule: str, coefficients: Sequence[float]) -> int:
-    """The three rules for the coefficient (method file); `variants` go with `coefficients`, the first of which is 0."""
-    if rule == "one":
-        return list(coefficients).index(1.0)
-    if rule == "balanced":
-        return int(np.argmax([score(e, v.held, "balanced") for v in variants]))
-    least = KEPT * score(e, variants[0].held, "here")
-    return max(i for i, v in enumerate(variants) if i == 0 or score(e, v.held, "here") >= least)
+        prompt = e.prompt
+        assert prompt is not None
+        return e.once("hybrid", lambda: e.along(prompt, e.tau_z))
 
 
 @dataclass(frozen=True)
@@ -228,12 +240,11 @@ class Flipped(Family):
 
     def variants(self, e: Evidence) -> list[Variant]:
         assert e.prompt is not None
-        tau = e.confounder(e.anchor, balanced=False)
-        return [replace(e.variant("l_Z = -1", Change(prompt=e.prompt + tau.value)), change=None)]
+        return [replace(e.variant("l_Z = -1", Change(prompt=e.prompt + e.tau_z.value)), change=None)]
 
 
 @dataclass(frozen=True)
-class FunctionForm(Family):
+class FunctionForm(Arithmetic):
     """f(x; P_Y) - l_Z J f(x; P0)[tau_Z], the function that the weight form approximates. No adapter computes it."""
 
     key: str = "function"
@@ -244,20 +255,19 @@ class FunctionForm(Family):
         return e.prompt is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
-        tau, own = e.confounder(e.anchor, balanced=False), Change()
-        return [_linear(e, f"l_Z = {c:g}", e.anchor, own, -c * tau) for c in (0.0, *COEFFICIENTS)]
-
-    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
-        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
+        return [_linear(e, f"l_Z = {c:g}", e.anchor, -c * e.tau_z, around_subject=True) for c in COEFFICIENTS]
 
 
-def _linear(e: Evidence, name: str, anchor: NDArray, around: Change | None, tau: PromptVector) -> Variant:
-    """Logits of `around` (None: those at the anchor) plus J f(x; anchor)[tau]."""
+def _linear(e: Evidence, name: str, anchor: NDArray, tau: PromptVector, *, around_subject: bool) -> Variant:
+    """Logits of the subject, or of the model at the anchor, plus J f(x; anchor)[tau]."""
 
     def run(corpus: Corpus) -> NDArray:
-        t = e.once(f"expand {corpus.fingerprint} {hash(np.asarray(anchor).tobytes())}",
-                   lambda: expand(e.subject, corpus, anchor))  # fmt: skip
-        logits = t.logits if around is None else predict(around.on(e.subject), corpus).logits[:, : e.classes]
+        # All coefficients share these, and both families share the expansion: they linearise at one anchor.
+        t = e.once(f"expand {corpus.fingerprint}", lambda: expand(e.subject, corpus, anchor))
+        logits = t.logits
+        if around_subject:
+            own = e.once(f"logits {corpus.fingerprint}", lambda: predict(e.subject, corpus).logits)
+            logits = own[:, : e.classes]
         moved = np.concatenate([np.zeros((len(t), 1)), t.moved(tau.value)], axis=1)
         return softmax(logits + moved, axis=1)
 
@@ -265,7 +275,7 @@ def _linear(e: Evidence, name: str, anchor: NDArray, around: Change | None, tau:
 
 
 @dataclass(frozen=True)
-class Linearised(Family):
+class Linearised(Arithmetic):
     """f(x; P0) + J f(x; P0)[tau_Y - l_Z tau_Z]: the tuned prompt linearised after the fact (arXiv 2305.12827)."""
 
     key: str = "linearised"
@@ -278,15 +288,12 @@ class Linearised(Family):
     def variants(self, e: Evidence) -> list[Variant]:
         assert e.prompt is not None
         assert e.start is not None
-        tau_y, tau_z = PromptVector.between(e.start, e.prompt), e.confounder(e.start, balanced=False)
-        return [_linear(e, f"l_Z = {c:g}", e.start, None, tau_y - c * tau_z) for c in (0.0, *COEFFICIENTS)]
-
-    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
-        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
+        tau_y = PromptVector.between(e.start, e.prompt)
+        return [_linear(e, f"l_Z = {c:g}", e.start, tau_y - c * e.tau_z, around_subject=False) for c in COEFFICIENTS]
 
 
 @dataclass(frozen=True)
-class TangentBoth(Family):
+class TangentBoth(Arithmetic):
     """P = P0 + tau_Y - l_Z tau_Z, both tangent: the label's prompt is linearised as well."""
 
     key: str = "tangent-tangent"
@@ -299,13 +306,7 @@ class TangentBoth(Family):
     def variants(self, e: Evidence) -> list[Variant]:
         assert e.start is not None
         tau_y = e.confounder(e.start, balanced=False, target=e.train.label)
-        tau_z = e.confounder(e.start, balanced=False)
-        return [
-            e.variant(f"l_Z = {c:g}", Change(prompt=e.start + (tau_y - c * tau_z).value)) for c in (0.0, *COEFFICIENTS)
-        ]
-
-    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
-        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
+        return e.along(e.start + tau_y.value, e.tau_z)
 
 
 @dataclass(frozen=True)
@@ -472,7 +473,7 @@ class Retrained(Family):
     def variants(self, e: Evidence) -> list[Variant]:
         new = again(e)
         train(new, e.train, e.training, lr=e.lr, seed=e.seed, objective=self._objective(e))
-        return [e.variant("trained", Change(adapter=_adapter(new)))]
+        return [e.variant("trained", Change(adapter=files.adapter_of(new)))]
 
     def _objective(self, e: Evidence) -> Objective:
         weight = e.balance(e.train.label, e.train_group)
@@ -500,19 +501,12 @@ def again(e: Evidence) -> Subject:
     return new
 
 
-def _adapter(subject: Subject) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    settings = subject.peft_config.to_dict() | {
-        "inference_mode": True, "base_model_name_or_path": subject.source.base, "revision": subject.source.revision,
-    }  # fmt: skip
-    return settings, files.adapter_tensors(subject)
-
-
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, NDArray]:
     return {k: v.float().numpy() for k, v in tensors.items()}
 
 
 @dataclass(frozen=True)
-class OrdinaryBoth(Family):
+class OrdinaryBoth(Arithmetic):
     """P = P_Y - l_Z (P_Z - P0) with an ordinary confounder prompt, trained from P0 under the subject's frozen last layer."""
 
     key: str = "ordinary-ordinary"
@@ -532,15 +526,11 @@ class OrdinaryBoth(Family):
         train(new, coded, e.training, lr=e.lr, seed=e.seed, parameters=soft)
         end = prompt_embeddings(new)
         assert end is not None
-        tau = PromptVector.between(e.start, end.numpy())
-        return [e.variant(f"l_Z = {c:g}", Change(prompt=e.prompt - (c * tau).value)) for c in (0.0, *COEFFICIENTS)]
-
-    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
-        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
+        return e.along(e.prompt, PromptVector.between(e.start, end.numpy()))
 
 
 @dataclass(frozen=True)
-class LoraArithmetic(Family):
+class LoraArithmetic(Arithmetic):
     """W_Y - l_Z W_Z by exact concatenation, with a confounder LoRA trained under the subject's frozen last layer (TAPER)."""
 
     key: str = "lora-arithmetic"
@@ -564,16 +554,13 @@ class LoraArithmetic(Family):
         low = [p for n, p in new.model.named_parameters() if "lora_" in n]
         coded = replace(e.train, label=e.code[e.train_group])
         train(new, coded, e.training, lr=e.lr, seed=e.seed, parameters=low)
-        own, other = _adapter(e.subject), _adapter(new)
+        own, other = files.adapter_of(e.subject), files.adapter_of(new)
         found = []
-        for c in (0.0, *COEFFICIENTS):
+        for c in COEFFICIENTS:
             settings, weights = maths.concatenate(own[0], _arrays(own[1]), other[0], _arrays(other[1]), -c)
             tensors = {k: torch.as_tensor(v) for k, v in weights.items()}
             found.append(e.variant(f"l_Z = {c:g}", Change(adapter=(settings, tensors))))
         return found
-
-    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
-        return by_rule(e, variants, "balanced", (0.0, *COEFFICIENTS))
 
 
 FAMILIES: tuple[Family, ...] = (

@@ -9,11 +9,9 @@ import torch
 
 from trueup.corpus.corpus import Corpus
 from trueup.run.predict import predict
-from trueup.store import atomic
-from trueup.store.cache import cache_folder
 from trueup.subject.recipe import Prompt, fresh
 from trueup.subject.subject import Subject
-from trueup.subject.tiny import make_base
+from trueup.subject.tiny import kept_base
 
 SIZES = {"train": 600, "calibration": 600, "test": 1000}
 COUPLED, FREE = (0.1, 0.5), (0.3, 0.3)
@@ -38,10 +36,7 @@ def subject_for(train: Corpus) -> Subject:
     """A soft-prompted BERT whose last layer is fitted to `train`."""
     from trueup.run.heads import fit_head
 
-    folder = cache_folder() / "planted" / "bert"
-    if not (folder / atomic.MANIFEST).is_file():
-        with atomic.new_folder(folder, force=folder.exists()) as new:
-            make_base("bert", new)
+    folder = kept_base("bert")
     recipe = Prompt(4, start="the film was very")
     subject = fresh(str(folder), recipe, train.classes, max_length=32, device="cpu", seed=0)
     for p in subject.model.parameters():

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
+from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import maths
-from trueup.faults.confounding.audit import FEWEST, attribute_of, mixes, statistics, use
+from trueup.faults.confounding.audit import attribute_of, mixes, statistics, use
 from trueup.faults.confounding.candidates import FAMILIES, Change, Evidence, Variant, score
 from trueup.faults.fault import Finding, NoRemedy
 from trueup.measure import bootstrap
@@ -93,8 +94,7 @@ def repair(
 def _inside(e: Evidence, change: Change) -> str:
     """Whether the attribute is less used or less present afterwards, on calibration examples, as a sentence."""
     used, present = [], []
-    for s in (e.subject, change.on(e.subject)):
-        out = predict(s, e.held)
+    for out in (e.own, predict(change.on(e.subject), e.held)):
         used.append(use(out.probability, out.predicted, e.held.label, e.held_group))
         present.append(decodability(out.features, e.held_group, e.held.label, seed=e.seed))
     (before, chance), (after, _) = present
@@ -131,7 +131,7 @@ def evidence(subject: Subject, corpus: Corpus, attribute: str, alpha: float, see
     z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
     m = mixes(held.label, z_held, len(subject.classes), len(groups), alpha)
     prompt = start = None
-    if subject.source.peft_type in ("PROMPT_TUNING", "P_TUNING"):
+    if subject.soft_prompted:
         soft = prompt_embeddings(subject)
         assert soft is not None
         prompt, start = soft.float().numpy(), start_of(subject)
@@ -169,7 +169,7 @@ def choose(
 ) -> tuple[list[dict[str, Any]], tuple[dict[str, Any], Variant] | None]:
     """Every possible family's chosen variant on the calibration examples as a table, and the winner if there is one."""
     possible = [f for f in FAMILIES if f.possible(e) and (retrain or not f.costly)]
-    before = predict(e.subject, e.held).probability
+    before = e.own.probability
     wanted = {k: statistics(e.mixes)[k] for k in ("severity", "level")}
     table: list[dict[str, Any]] = []
     winners: list[tuple[dict[str, Any], Variant]] = []

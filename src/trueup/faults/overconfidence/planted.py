@@ -9,11 +9,9 @@ import torch
 
 from trueup.corpus.corpus import Corpus
 from trueup.run.predict import predict
-from trueup.store import atomic
-from trueup.store.cache import cache_folder
 from trueup.subject.recipe import Lora, fresh
 from trueup.subject.subject import Subject
-from trueup.subject.tiny import make_base
+from trueup.subject.tiny import kept_base
 
 SIZES = {"train": 400, "calibration": 400, "test": 500}
 _GOOD, _BAD, _FILLER = ("good", "fine"), ("bad", "poor"), ("the", "film", "was", "it", "very")
@@ -42,10 +40,7 @@ def planted(case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpu
 
 
 def _subject() -> Subject:
-    folder = cache_folder() / "planted" / "bert"
-    if not (folder / atomic.MANIFEST).is_file():
-        with atomic.new_folder(folder, force=folder.exists()) as new:
-            make_base("bert", new)
+    folder = kept_base("bert")
     subject = fresh(str(folder), Lora(rank=2), ("negative", "positive"), max_length=32, device="cpu", seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -99,13 +99,10 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
         raise BadInput(f"'{folder}' holds no confidence head saved by trueup; give the folder of a saved remedy.")
     atomic.verify(folder)
     tensors = load_file(str(folder / "adapter_model.safetensors"))
-    name = next(k for k in tensors if k.endswith(f"{subject.anatomy.head}.weight"))
-    weight = tensors[name]
-    bias = tensors.get(name.removesuffix("weight") + "bias", weight.new_zeros(len(weight)))
     settings = json.loads((folder / "adapter_config.json").read_text())
     rest = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
     return ConfidenceHead(
-        Head(weight, bias),
+        files.head_in(tensors, subject.anatomy),
         _score_from_json(card["score"]),
         tuple(card["classes"]),
         card["made_for"],
