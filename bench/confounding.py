@@ -56,12 +56,13 @@ def binary(name: str, seed: int, keep: int) -> Corpus:
 
 def run(work: Path, name: str, alpha: float, seed: int, model: str, cheap: bool, again: tuple[str, ...] = ()) -> None:
     """What is not in the run's file yet: every method, or those named in `again`."""
-    out = work / f"{model}-{name}-{alpha:g}-{seed}"
+    stem = f"{model}-{name}-{alpha:g}-{seed}"  # not a suffix: alpha may hold a dot
+    told, arrays = work / f"{stem}.json", work / f"{stem}.npz"
     earlier: dict[str, np.ndarray] = {}
     done: list[dict] = []
-    if out.with_suffix(".json").is_file():
-        earlier = {k: v for k, v in np.load(out.with_suffix(".npz")).items() if k not in again}
-        done = [r for r in json.loads(out.with_suffix(".json").read_text())["rows"] if r["key"] not in again]
+    if told.is_file():
+        earlier = {k: v for k, v in np.load(arrays).items() if k not in again}
+        done = [r for r in json.loads(told.read_text())["rows"] if r["key"] not in again]
     # These subjects are prompts: LoRA arithmetic never goes with them.
     wanted = [f for f in FAMILIES if f.key not in (*earlier, "lora-arithmetic") and not (cheap and f.costly)]
     if earlier and not wanted:
@@ -108,8 +109,8 @@ def run(work: Path, name: str, alpha: float, seed: int, model: str, cheap: bool,
             print(name, alpha, seed, family.key, v.name, f"{spent:.0f} s", flush=True)
     for a, found in draws.items():
         kept |= {f"draw {a:g} {i}": np.array(d) for i, d in enumerate(found)}
-    np.savez(out.with_suffix(".npz"), **kept)
-    out.with_suffix(".json").write_text(
+    np.savez(arrays, **kept)
+    told.write_text(
         json.dumps({"rows": rows, "dropped": {str(k): v for k, v in made.dropped.items()}})
     )
 

@@ -1,27 +1,34 @@
 """Speed against the usual way, in one process on one thread: equality first, then the ratio of the minimum of several.
 
-python bench/speed.py [heads] [features] [tangent]
+python bench/speed.py [heads] [features] [tangent] [staircase | staircase:MODEL:TOKENS:POINTS ...]
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
 from trueup.corpus.read import read
 from trueup.faults.confounding import maths as tangents
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.candidates import ADUE_GRID
-from trueup.run import forward
+from trueup.run import forward, staircase
 from trueup.run.heads import HeadRun, train_heads, warm_start
 from trueup.run.predict import outputs, predict
 from trueup.run.tangent import expand
+from trueup.subject.anatomy import FAMILIES
+from trueup.subject.load import load
 from trueup.subject.recipe import Lora, Prompt, fresh, prompt_embeddings
-from trueup.subject.subject import Head
+from trueup.subject.subject import Head, Source, Subject, Template
+from trueup.subject.tiny import make_tokenizer
+from trueup.subject.units import down_of, layers_of
 
 
 def seconds(f: Callable[[], object], repeats: int = 3) -> float:
@@ -150,8 +157,99 @@ def tangent(n: int = 320, epochs: tuple[int, ...] = (5, 10, 20)) -> None:
         )
 
 
+STAIRS = [f"{model}:{tokens}:6" for model in ("gpt2", "smollm2") for tokens in (32, 128, 512)]
+
+
+def causal(name: str) -> Subject:
+    """GPT-2 small with random weights, or the embedded decoder."""
+    if name == "smollm2":
+        subject = load("embedded:smollm2", template="{text}", verbaliser=[" a", " b"], max_length=1024, device="cpu")
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
+        words = Template("{text}", ("good", "bad"))
+        subject = Subject(net, make_tokenizer(), FAMILIES["gpt2"], ("a", "b"), Source("random gpt2"), 1024, words)
+    for p in subject.model.parameters():
+        p.requires_grad_(False)
+    return subject
+
+
+def peak(f: Callable[[], object]) -> str:
+    """MB by which the resident memory of this process grew at its highest while `f` ran (Linux)."""
+
+    def megabytes(what: str) -> float:
+        line = next(li for li in Path("/proc/self/status").read_text().splitlines() if li.startswith(what))
+        return int(line.split()[1]) / 1024
+
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier run freed would hide what this one takes
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = megabytes("VmRSS")
+    f()
+    return f"{megabytes('VmHWM') - before:.0f} MB"
+
+
+def stairs(case: str, prompts: int = 8) -> None:
+    """Attributions of all units by one climb, against one layer at a time over the whole prompt, its points as a batch.
+
+    The climb takes all prompts, as it would in use; the usual way, which gains nothing by more than a batch, the first.
+    """
+    name, tokens, points = (int(part) if part.isdigit() else part for part in case.split(":"))
+    assert isinstance(name, str) and isinstance(tokens, int) and isinstance(points, int), case  # noqa: PT018
+    subject, rule = causal(name), staircase.gauss_legendre(points)
+    depth, rng = len(layers_of(subject)), np.random.default_rng(0)
+    rows = [forward.Row(rng.integers(5, 1000, tokens).tolist()) for _ in range(prompts)]
+    answers = subject.base.get_output_embeddings().weight[torch.arange(100, 110)]  # type: ignore[operator]
+    nodes, weights = torch.tensor(rule.nodes)[:, None], torch.tensor(rule.weights)[:, None]
+    # At 512 tokens the usual way runs on the first and the last layer, which cost the most and the least, and is scaled up.
+    some = range(depth) if tokens < 512 else (0, depth - 1)
+
+    def shift(h: torch.Tensor, _: int) -> torch.Tensor:
+        p = (h @ answers.T).softmax(-1)
+        return p[:, 1:4].amax(1) - p[:, 0]
+
+    def usual() -> torch.Tensor:
+        units = torch.as_tensor(staircase.last_units(subject, rows[:1]))[0]
+        ids, parts = torch.tensor([rows[0]]).expand(points, -1), []
+        for at in some:
+            path = (nodes * units[at]).requires_grad_()
+
+            def put(_: object, inputs: tuple[torch.Tensor, ...], path: torch.Tensor = path) -> torch.Tensor:
+                return torch.cat([inputs[0][:, :-1], path[:, None]], dim=1)
+
+            hook = down_of(subject, at)[1].register_forward_pre_hook(put)
+            h = forward.backbone(subject, ids, torch.ones_like(ids), use_cache=False).last_hidden_state[:, -1]
+            hook.remove()
+            (slope,) = torch.autograd.grad(shift(h, 0).sum(), path)
+            parts.append(units[at] * (weights * slope).sum(dim=0))
+        return torch.stack(parts)
+
+    ours: list[staircase.Attribution] = []
+    theirs: list[torch.Tensor] = []
+    fast_memory = peak(lambda: ours.append(staircase.attribute(subject, rows, shift, rule)))
+    slow_memory = peak(lambda: theirs.append(usual()))
+    fast = seconds(lambda: staircase.attribute(subject, rows, shift, rule)) / prompts
+    slow = seconds(usual, repeats=2) * depth / len(some)
+    expected = theirs[0].numpy()
+    gap = float(np.abs(ours[0].values[0, list(some)] - expected).max() / np.abs(expected).max())
+    assert gap <= 1e-5, gap
+    measured = "" if len(some) == depth else f", measured on layers {some[0]} and {some[1]}"
+    what = f"unit attributions of {depth} layers, {name}, {tokens} tokens, {points} points"
+    theirs_said = f"one layer at a time {slow:.2f} s{measured}, {slow_memory}"
+    ours_said = f"one climb of {prompts} prompts {fast:.3f} s each, {fast_memory}"
+    print(
+        f"| {what} | {theirs_said} | {ours_said} | {slow / fast:.0f} x | largest difference {gap:.1e} of the largest |",
+        flush=True,
+    )
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print("| what | the usual way | trueup | ratio | equality |\n|---|---|---|---|---|")
-    for name in sys.argv[1:] or ("heads", "features", "tangent"):
-        {"heads": heads, "features": features, "tangent": tangent}[name]()
+    for name in sys.argv[1:] or ("heads", "features", "tangent", "staircase"):
+        kind, _, case = name.partition(":")
+        if kind == "staircase":
+            for one in [case] if case else STAIRS:
+                stairs(one)
+        else:
+            {"heads": heads, "features": features, "tangent": tangent}[kind]()

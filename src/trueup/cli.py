@@ -29,7 +29,9 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or embedded:minilm / embedded:smollm2.")
 ]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="PEFT adapter: a folder or a hub id.")]
-Data = Annotated[str, typer.Option("--data", help="csv, tsv, json, jsonl, parquet, a hub data set, or embedded:NAME.")]
+Data = Annotated[
+    str, typer.Option("--data", help="csv, tsv, json, jsonl, parquet, a hub data set, embedded:NAME, or task:NAME.")
+]
 Text = Annotated[str, typer.Option("--text", help="Column of the text.")]
 Label = Annotated[str, typer.Option("--label", help="Column of the class.")]
 Second = Annotated[str | None, typer.Option("--second", help="Column of the second text of a pair.")]
@@ -43,6 +45,10 @@ TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Roo
 Classes = Annotated[str | None, typer.Option("--classes", help="Class names in the order of the logits: a,b,c.")]
 TemplateText = Annotated[str | None, typer.Option("--template", help="Prompt of a causal model, with {text} in it.")]
 Verbaliser = Annotated[str | None, typer.Option("--verbaliser", help="Its answer words, one per class: ' good, bad'.")]
+ShotsOption = Annotated[
+    int | None,
+    typer.Option("--shots", min=0, help="Demonstrations before each query; --template is one: '{text} -> {label}'."),
+]
 MaxLength = Annotated[int | None, typer.Option("--max-length", min=4, help="Longest input in tokens.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default the fastest there is.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of the model on the hub.")]
@@ -77,9 +83,9 @@ def check(
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
     fault: Annotated[list[str] | None, typer.Option("--fault", help="Examine only this fault; repeatable.")] = None,
-    classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, max_length: MaxLength = None,
-    device: Device = None, revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
-    knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
+    classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
+    max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
+    trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Audit, repair, audit again, and tell what was gained and what it cost."""
     given = _given(locals(), "check")
@@ -91,9 +97,9 @@ def audit(
     fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to look for.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
-    classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, max_length: MaxLength = None,
-    device: Device = None, revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
-    knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
+    classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
+    max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
+    trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Look for one fault and change nothing."""
     given = _given(locals(), "audit")
@@ -105,9 +111,9 @@ def repair(
     fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to repair.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
-    classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, max_length: MaxLength = None,
-    device: Device = None, revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
-    knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
+    classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
+    max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
+    trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
     given = _given(locals(), "check")
@@ -215,8 +221,8 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 """What click, or the copy of it inside typer, raises for a wrong option, argument or command."""
 
 _JOB = (
-    "model", "data", "adapter", "text", "label", "second", "split", "limit", "seed", "template", "max_length", "device",
-    "revision", "allow_pickle", "trust_remote_code",
+    "model", "data", "adapter", "text", "label", "second", "split", "limit", "seed", "template", "shots", "max_length",
+    "device", "revision", "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 
 

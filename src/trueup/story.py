@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trueup.errors import BadInput, Unsupported, did_you_mean, listing
-from trueup.faults.fault import Comparison, Difference, Fault, Finding, NoRemedy, each_fault
+from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
@@ -30,8 +30,9 @@ class Job:
     """One check as data: what the command line says, and what ``job.json`` keeps to repeat it.
 
     Attributes:
-        model, adapter, template, verbaliser, classes, max_length, device, revision, allow_pickle, trust_remote_code:
-            as in `trueup.load`.
+        model, adapter, template, verbaliser, shots, classes, max_length, device, revision, allow_pickle,
+            trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) are asked with 4 shots unless told
+            otherwise.
         data, text, label, second, confounder, split, limit: as in `trueup.read`; `confounder` are its attributes.
         faults: names; empty for every fault that applies.
         depth: ``audit`` stops after the first finding, ``check`` repairs and audits again.
@@ -55,6 +56,7 @@ class Job:
     classes: tuple[str, ...] | None = None
     template: str | None = None
     verbaliser: tuple[str, ...] | None = None
+    shots: int | None = None
     max_length: int | None = None
     device: str | None = None
     revision: str | None = None
@@ -179,7 +181,10 @@ def check(
     """
     from trueup.report.bundle import Report
     from trueup.run.predict import session
+    from trueup.run.prompts import with_pool
 
+    if subject.shots is not None and not subject.shots.pool:
+        subject = with_pool(subject, corpus.part("train"))
     corpus = corpus.relabel(subject.classes)
     test = corpus.part("test")
     reasons = {f.name: reason for f in faults if (reason := f.applies_to(subject, corpus)) is not None}
@@ -227,7 +232,7 @@ def _one(
         return Comparison(replace(before, details={**before.details, "tried": remedy.tried}), None, remedy.reason)
     with remedy.on(subject) as repaired:
         after = _told(fault, fault.audit(repaired, test, seed=seed))
-        harmed = harm(subject, repaired, test, seed=seed)
+        harmed = fault.harm(subject, repaired, test, seed=seed)
     if save is not None:
         remedy.save(save / fault.name)
     return Comparison(
@@ -235,31 +240,11 @@ def _one(
     )
 
 
-def harm(subject: Subject, repaired: Subject, corpus: Corpus, *, seed: int) -> dict[str, Difference]:
-    """What a repair should leave alone: accuracy and NLL of the classes, after minus before, paired."""
-    from trueup.measure import bootstrap
-    from trueup.measure.accuracy import accuracy
-    from trueup.measure.calibration import nll
-    from trueup.run.predict import predict
-
-    def right(predicted, probability, label, weight=None):
-        return accuracy(predicted, label, weight=weight)
-
-    def surprise(predicted, probability, label, weight=None):
-        return nll(probability, label, weight=weight)
-
-    a, b = predict(subject, corpus), predict(repaired, corpus)
-    got = bootstrap.paired_many(
-        {"accuracy": right, "nll": surprise},
-        (a.predicted, a.probability, corpus.label), (b.predicted, b.probability, corpus.label), seed,
-    )  # fmt: skip
-    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
-
-
 def open_job(job: Job, card: Mapping[str, Any]) -> tuple[Subject, Corpus, int]:
     """The job's subject, corpus and seed; `card` stands beside its adapter. Data are read first: they fail fast."""
     from trueup.corpus.read import read
     from trueup.subject import load as door
+    from trueup.subject.subject import Shots
 
     tuned = card.get("tuned") or {}
     same = _same_data(tuned.get("data"), job.data)
@@ -269,13 +254,19 @@ def open_job(job: Job, card: Mapping[str, Any]) -> tuple[Subject, Corpus, int]:
         job.data, text=job.text, label=job.label, second=job.second, attributes=job.confounder, split=job.split,
         seed=seed, limit=limit, classes=job.classes,
     )  # fmt: skip
-    classes = job.classes
+    classes, shots = job.classes, job.shots
+    if shots is None and job.data.startswith("task:") and not job.verbaliser and not card.get("template"):
+        shots = Shots().number
     subject = door.load(
         job.model, job.adapter, classes=classes, template=job.template, verbaliser=job.verbaliser,
-        max_length=job.max_length, device=job.device, revision=job.revision, allow_pickle=job.allow_pickle,
+        shots=shots, max_length=job.max_length, device=job.device, revision=job.revision, allow_pickle=job.allow_pickle,
         trust_remote_code=job.trust_remote_code,
     )  # fmt: skip
-    if classes is None and subject.classes == tuple(str(i) for i in range(len(subject.classes))):
+    if (
+        classes is None
+        and subject.shots is None
+        and subject.classes == tuple(str(i) for i in range(len(subject.classes)))
+    ):
         # An adapter without names: its logits are taken to be in the data's own order of classes.
         if len(corpus.classes) == len(subject.classes):
             subject = replace(subject, classes=corpus.classes)

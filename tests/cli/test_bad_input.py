@@ -155,6 +155,10 @@ def spoilt(adapter: Path, how: str) -> None:
         (adapter / "adapter_config.json").write_text('{"peft_type": "LORAA"}')
     elif how == "card":
         (adapter / "trueup.json").write_text("{")
+    elif how in ("seed", "tuned", "data"):
+        card = json.loads((adapter / "trueup.json").read_text())
+        tuned = "by hand" if how == "tuned" else card["tuned"] | {how: ["by hand"]}
+        (adapter / "trueup.json").write_text(json.dumps(card | {"tuned": tuned}))
     else:
         (adapter / "adapter_config.json").unlink()
 
@@ -165,6 +169,8 @@ def spoilt(adapter: Path, how: str) -> None:
         ("pickle", ("is a pickle", "--allow-pickle")), ("cut", ("damaged",)), ("none", ("no adapter_model.safetensors",)),
         ("json", ("not readable JSON",)), ("kind", ("kind 'LORAA'", "Did you mean 'LORA'?")),
         ("card", ("trueup.json", "not readable JSON")), ("config", ("is no PEFT adapter",)),
+        ("seed", ("trueup.json", '["by hand"] for \'tuned.seed\'')), ("tuned", ("trueup.json", '"by hand" for \'tuned\'')),
+        ("data", ("trueup.json", '["by hand"] for \'tuned.data\'')),
     ],
 )  # fmt: skip
 def test_a_spoilt_adapter(world: Path, adapter: Path, here: Path, how: str, says: tuple[str, ...]) -> None:

@@ -142,13 +142,19 @@ def the_saved_remedy_is_a_plain_peft_adapter(fault: Fault) -> None:
         saved = remedy.save(Path(folder) / "remedy")
         with remedy.on(subject) as repaired:
             ours = predict(repaired, few).logits
-        base = transformers.AutoModelForSequenceClassification.from_pretrained(
-            subject.source.base, num_labels=ours.shape[1], ignore_mismatched_sizes=True
-        )
+        saved_for = json.loads((saved / "adapter_config.json").read_text())["task_type"]
+        if saved_for == "CAUSAL_LM":
+            base = transformers.AutoModelForCausalLM.from_pretrained(subject.source.base)
+        else:
+            base = transformers.AutoModelForSequenceClassification.from_pretrained(
+                subject.source.base, num_labels=ours.shape[1], ignore_mismatched_sizes=True
+            )
         model = peft.PeftModel.from_pretrained(base, str(saved)).eval()
     ids = forward.tokenize(subject, few)
+    words = subject.verbaliser_ids() if saved_for == "CAUSAL_LM" else None
     with torch.no_grad():
-        plain = np.concatenate([model(input_ids=torch.tensor([row])).logits.numpy() for row in ids])
+        each = [model(input_ids=torch.tensor([row])).logits.numpy() for row in ids]
+    plain = np.concatenate([z if words is None else z[:, -1, words] for z in each])
     assert np.abs(plain - ours).max() <= 1e-5 * max(1.0, np.abs(ours).max())
 
 

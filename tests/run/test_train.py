@@ -512,3 +512,32 @@ def test_two_processes_train_the_adapter_of_one(kind: str, bases: dict[str, str]
 def test_training_that_diverges_is_said(new: Any):
     with pytest.raises(BadInput, match=r"diverged.*Take a lower --lr"):
         train(new(Lora(rank=2)), corpus(), Training(epochs=1), lr=1e30, seed=0)
+
+
+# ------------------------------------------------------------------------------------------------------------ devices
+
+
+def test_a_subject_stays_on_its_own_device(new: Any, monkeypatch: pytest.MonkeyPatch):
+    """Accelerate has a device of its own: the first GPU, for a subject on the second. Here it is one without memory."""
+    from accelerate.state import AcceleratorState
+
+    want = new()
+    run(want)
+    subject = new()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    try:
+        assert room.processes().count == 1
+        run(subject)
+        assert AcceleratorState().device.type == "meta", "the control: accelerate would have taken it there"
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert {p.device.type for p in subject.model.parameters()} == {"cpu"}
+    assert identical(weights(subject), weights(want))
+
+
+def test_settings_of_another_kind_are_said():
+    for name, value in (("epochs", "4"), ("batch", 8.0), ("lr", "fast"), ("warmup", None), ("clip", True)):
+        with pytest.raises(BadInput, match=f"The training's {name} is .*; give a .*number, such as "):
+            Training(**{name: value})
+    assert Training(epochs=np.int64(2), lr=np.float32(0.5), clip=1).lr == 0.5

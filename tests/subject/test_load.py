@@ -460,3 +460,26 @@ def test_prompt_that_leaves_no_room(kept: dict[str, Path]):
     with pytest.raises(BadInput, match=r"126 virtual tokens leave no room.*128 positions.*Take fewer tokens"):
         fresh(str(kept["bert"]), Prompt(126), CLASSES, device="cpu")
     assert fresh(str(kept["bert"]), Prompt(124), CLASSES, device="cpu").max_length == 4
+
+
+# ------------------------------------------------------------------------------------------------ a card edited by hand
+
+
+@pytest.mark.parametrize(
+    ("tuned", "key", "found"),
+    [
+        ("yesterday", "tuned", '"yesterday"'), (["a"], "tuned", '["a"]'), (False, "tuned", "false"),
+        ({"training": "long"}, "tuned.training", '"long"'), ({"training": [4]}, "tuned.training", "[4]"),
+        ({"seed": "seven"}, "tuned.seed", '"seven"'), ({"seed": -1}, "tuned.seed", "-1"), ({"seed": True}, "tuned.seed", "true"),
+        ({"limit": 1.5}, "tuned.limit", "1.5"), ({"data": ["a.csv"]}, "tuned.data", '["a.csv"]'),
+    ],
+)  # fmt: skip
+def test_what_tuning_noted_is_refused_by_file_and_key(
+    copy: Any, kept: dict[str, Path], tuned: Any, key: str, found: str
+):
+    folder = copy("lora")
+    (folder / files.CARD).write_text(json.dumps({"tuned": tuned}))
+    words = (str(folder / files.CARD), f"holds {found} for '{key}', which is ", f"Correct it, or delete '{key}'.")
+    said(BadInput, *words, model=str(kept["bert"]), adapter=str(folder))
+    (folder / files.CARD).write_text(json.dumps({"tuned": {"data": "a.csv", "seed": 0, "limit": None, "training": {}}}))
+    load(str(kept["bert"]), str(folder), device="cpu")

@@ -91,7 +91,8 @@ def read(
 
     Args:
         source: a csv, tsv, jsonl, json or parquet file; a Hugging Face dataset id, as ``ID`` or ``ID:CONFIG``; or
-            ``embedded:NAME`` (see `trueup.corpus.embedded`).
+            ``embedded:NAME`` (see `trueup.corpus.embedded`), or ``task:NAME`` (pairs for in-context learning, which
+            bring their own splits; see `trueup.corpus.tasks`).
         text, label, second: columns of the text, of its class, and of the second text of a pair task.
         attributes: columns that should not matter (site, source, group). An embedded data set brings its own when
             none is named. A row without a value counts as the group ``(missing)``.
@@ -112,6 +113,8 @@ def read(
     attributes = (attributes,) if isinstance(attributes, str) else tuple(attributes)
     _check_options(text, label, second, fractions, limit, seed)
     name = str(source)
+    if name.startswith("task:"):
+        return _task(name, second, attributes, split, hub_split, classes, seed, limit, progress)
     given = split
     path = None if name.startswith("embedded:") else _as_path(source)
     if hub_split is not None and (path is not None or name.startswith("embedded:")):
@@ -238,6 +241,21 @@ def _complete(
     parts = parts.copy()
     parts[rows] = _assign([keys[i] for i in rows], label[rows], ("calibration", "test"), fractions[1:], seed)
     return parts
+
+
+def _task(
+    name: str, second: str | None, attributes: Sequence[str], split: str | None, hub_split: str | None,
+    classes: Sequence[str] | None, seed: int, limit: int | None, progress: bool,
+) -> Corpus:  # fmt: skip
+    from trueup.corpus import tasks
+
+    given = {"second": second, "attributes": attributes, "split": split, "hub_split": hub_split}
+    if named := [k for k, v in given.items() if v]:
+        raise BadInput(
+            f"'{name}' is an in-context task, which brings its own queries, answers and splits; leave {listing(named)} out."
+        )
+    task = tasks.load(name, seed=seed, limit=limit, progress=progress)
+    return task if classes is None else task.relabel(classes)
 
 
 def same_key(texts: Sequence[str], seconds: Sequence[str] | None) -> list[Any]:

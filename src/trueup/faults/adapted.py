@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ class Adapted(Remedy):
     def on(self, subject: Subject) -> Iterator[Subject]:
         if model_fingerprint(subject.model) != self.made_for:
             raise BadInput(
-                f"This repair of {self.fault} was made for another model or adapter (the weights differ). Load the adapter it "
-                f"was made for, or repair this one: `trueup repair {self.fault} MODEL --adapter DIR --data ...`."
+                f"This repair of {self.fault} was made for another model or adapter (weights or settings differ). Load the adapter "
+                f"it was made for, or repair this one: `trueup repair {self.fault} MODEL --adapter DIR --data ...`."
             )
         if self.head is not None:
             here = Head(self.head.weight.to(subject.device), self.head.bias.to(subject.device))
@@ -69,9 +70,14 @@ def adapted(
     fault: str, subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], card: Mapping[str, Any],
     *, head: Head | None = None,
 ) -> Adapted:  # fmt: skip
-    """The remedy for `subject` that is this adapter. `card` says what was chosen; how to load it is added here."""
-    template = None if subject.template is None else asdict(subject.template)
+    """The remedy for `subject` that is this adapter. How to load it is added here.
+
+    `card` says what was chosen, in `table` (markdown) what was tried, and with `pair` that its examples are pairs of texts.
+    """
+    template = None if subject.template is None else subject.template.for_card()
+    takes_segments = not subject.anatomy.causal and getattr(subject.base.config, "type_vocab_size", 0) > 1
     about = {
+        "segments": takes_segments or "token_type_ids" not in subject.tokenizer.model_input_names,
         "classes": list(subject.classes), "base": subject.source.base, "adapter": subject.source.adapter,
         "revision": subject.source.revision, "max_length": subject.max_length, "shape": template,
         "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
@@ -116,35 +122,40 @@ def _readme(remedy: Adapted) -> str:
     classes = ", ".join(json.dumps(n, ensure_ascii=False).replace("`", "'") for n in names)
     shape = card.get("shape")
     words = shape if remedy.head is None else None
-    given = [f"dtype={card['dtype']!r}"] + ([f"revision={card['revision']!r}"] if card.get("revision") else [])
+    given = [f"dtype={card['dtype']!r}"]
     if not words:
         given = [f"num_labels={len(names)}", "ignore_mismatched_sizes=True", *given]
     kind = "CausalLM" if words else "SequenceClassification"
-    text, cut = "text", f", truncation=True, max_length={card['max_length']}"
+    text, options = (
+        "text, second" if card.get("pair") else "text",
+        f", truncation=True, max_length={card['max_length']}",
+    )
     if shape is not None:
-        text, cut = f"{shape['text']!r}.replace('{{text}}', text, 1)", ""
+        # Joined and not replaced, so that braces inside a text stay what they are.
+        parts = [p for p in re.split(r"(\{text\}|\{second\})", shape["text"]) if p]
+        text, options = " + ".join(p[1:-1] if p in ("{text}", "{second}") else repr(p) for p in parts), ""
+    if not card.get("segments", True):
+        options += ", return_token_type_ids=False"
+    pinned = f", revision={card['revision']!r}" if card.get("revision") else ""
     read = "label = model(**inputs).logits.argmax(-1)"
     if words:
         read = (
             f"words = [tok(w, add_special_tokens=False)['input_ids'][0] for w in {list(words['words'])!r}]\n"
             "label = model(**inputs).logits[:, -1, words].argmax(-1)"
         )
-    where = f"`BASE` is {base}"
+    where = f"`BASE` is {base}, and `FOLDER` is this one"
     if str(card["base"]).startswith("embedded:"):
-        where += ", a folder in trueup's cache (`trueup.subject.load.resolve` names it; a copy of it serves anywhere)"
-    rows = "\n".join(
-        f"| {r['title']} | {r['variant']} | {r['level']:.3f} | {r['here']:.3f} | {r['mirrored']:.3f} | "
-        f"{r['severity']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] |"
-        for r in sorted(card.get("candidates", ()), key=lambda r: -r["level"])
-    )
-    tried = (
-        "\n## What was tried\n\nAUPRC on calibration examples weighted to other mixes, and the paired difference of the drop "
-        "under a reversed coupling to the adapter as it was.\n\n"
-        "| repair | setting | all mixes | as here | reversed | change of the drop [95%] |\n|---|---|---|---|---|---|\n"
-        f"{rows}\n"
-        if rows
-        else ""
-    )
+        where += (
+            ". The base is a folder in trueup's cache (`trueup.subject.load.resolve` names it; a copy serves anywhere)"
+        )
+    if shape is not None and not shape.get("shots"):
+        where += (
+            f". Where the prompt has more than {card['max_length']} tokens, trueup cuts `text` at its end until it fits; these "
+            "lines do not, so cut it first"
+        )
+    tried = f"\n## What was tried\n\n{card['table']}\n" if card.get("table") else ""
+    if words and words.get("shots"):
+        return _few_shot(remedy, base, ", ".join(given) + pinned, pinned, options, where, tried)
     return f"""---
 library_name: peft
 base_model: {base}
@@ -160,11 +171,47 @@ Classes, in the order of the logits: {classes}. No trueup is needed:
 ```python
 from transformers import AutoModelFor{kind}, AutoTokenizer
 from peft import PeftModel
-base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)})
-model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE)
-inputs = tok({text}, return_tensors="pt"{cut})
+base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned})
+model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})
+inputs = tok({text}, return_tensors="pt"{options})
 {read}
 ```
 
 {where}. Give one text at a time, or pad as PEFT can bear it for this kind of adapter.
+{tried}"""
+
+
+def _few_shot(remedy: Adapted, base: str, given: str, pinned: str, options: str, where: str, tried: str) -> str:
+    """The card of an adapter whose subject answers from demonstrations in its prompt."""
+    shape = remedy.card["shape"]
+
+    def joined(text: str, x: str) -> str:
+        parts = [p for p in re.split(r"(\{text\}|\{label\})", text) if p]
+        return " + ".join({"{text}": x, "{label}": "answer"}.get(p, repr(p)) for p in parts)
+
+    line = shape["text"] if shape["text"] != shape["text"].rstrip() else shape["text"] + "\n"
+    return f"""---
+library_name: peft
+base_model: {base}
+tags: [trueup, {remedy.fault}, in-context-learning]
+---
+
+# A repaired adapter ({remedy.fault})
+
+{remedy.describe()}
+
+It was made for prompts of {shape["shots"]["number"]} demonstrations and a query. No trueup is needed:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+base = AutoModelForCausalLM.from_pretrained(BASE, {given})
+model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})
+shown = "".join({joined(line, "text")} for text, answer in demonstrations)
+inputs = tok(shown + {joined(line.partition("{label}")[0].rstrip(), "query")}, return_tensors="pt"{options})
+answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])
+```
+
+`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; the answer ends where its line does.
+{where}.
 {tried}"""

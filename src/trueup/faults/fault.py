@@ -229,6 +229,26 @@ class Fault(ABC):
     def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
         """At most 200 rows for the report's example table, the most telling first. `corpus` is the audited one."""
 
+    def harm(self, subject: Subject, repaired: Subject, corpus: Corpus, *, seed: int) -> dict[str, Difference]:
+        """What a repair should leave alone, after minus before, paired: here a classifier's accuracy and NLL."""
+        from trueup.measure import bootstrap
+        from trueup.measure.accuracy import accuracy
+        from trueup.measure.calibration import nll
+        from trueup.run.predict import predict
+
+        def right(predicted, probability, label, weight=None):
+            return accuracy(predicted, label, weight=weight)
+
+        def surprise(predicted, probability, label, weight=None):
+            return nll(probability, label, weight=weight)
+
+        a, b = predict(subject, corpus), predict(repaired, corpus)
+        got = bootstrap.paired_many(
+            {"accuracy": right, "nll": surprise},
+            (a.predicted, a.probability, corpus.label), (b.predicted, b.probability, corpus.label), seed,
+        )  # fmt: skip
+        return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+
     @abstractmethod
     def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
         """A tiny subject and corpus: with exactly this fault, without it, or with its look but not its substance."""

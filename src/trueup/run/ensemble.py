@@ -33,6 +33,7 @@ def committee(
         member = fresh(
             subject.source.base, recipe, subject.classes, template=subject.template, max_length=subject.max_length,
             device=str(subject.device), seed=seed + m, revision=subject.source.revision,
+            allow_pickle=subject.source.allow_pickle, trust_remote_code=subject.source.trust_remote_code,
         )  # fmt: skip
         train(
             member,

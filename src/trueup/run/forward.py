@@ -16,13 +16,9 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
+from trueup.run import prompts
+from trueup.run.prompts import Row
 from trueup.subject.subject import Head, Subject
-
-
-class Row(list[int]):
-    """Token ids of one example; `segments` says which text of a pair each token is of, for models that read it."""
-
-    segments: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,8 @@ def tokenize(subject: Subject, corpus: Corpus) -> list[Row]:
     """
     tok, most = subject.tokenizer, subject.max_length
     second = corpus.second
+    if subject.shots is not None:
+        return prompts.rows(subject, corpus.text, prompts.drawn(subject, corpus))
     if subject.template is None:
         pairs: tuple[Any, ...] = (list(corpus.text),) if second is None else (list(corpus.text), list(second))
         got = tok(*pairs, truncation=True, max_length=most, verbose=False)
@@ -100,7 +98,7 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
         raise Unsupported("Only a prompt-tuned subject takes a prompt; tune one: `trueup tune prompt`.")
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
     if subject.anatomy.causal:
-        return _at_last(_backbone(subject, ids, mask, prompt).last_hidden_state, mask)
+        return at_last(backbone(subject, ids, mask, prompt).last_hidden_state, mask)
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **_segments(subject, batch)}
     model = subject.model
     if prompt is not None:
@@ -127,14 +125,14 @@ def hidden_states(subject: Subject, batch: Batch) -> Tensor:
     hooks = [layer.register_forward_pre_hook(read, with_kwargs=True) for layer in layers]  # type: ignore[union-attr]
     try:
         if subject.anatomy.causal:
-            states.append(_backbone(subject, ids, mask).last_hidden_state)
+            states.append(backbone(subject, ids, mask).last_hidden_state)
         else:
-            states.append(_backbone(subject, ids, mask, **_segments(subject, batch)).last_hidden_state)
+            states.append(backbone(subject, ids, mask, **_segments(subject, batch)).last_hidden_state)
     finally:
         for hook in hooks:
             hook.remove()
     if subject.anatomy.causal:
-        return torch.stack([_at_last(h, mask) for h in states], dim=1)
+        return torch.stack([at_last(h, mask) for h in states], dim=1)
     weight = mask.unsqueeze(-1) / mask.sum(dim=1, keepdim=True).unsqueeze(-1)
     return torch.stack([(h[:, -ids.shape[1] :] * weight).sum(dim=1) for h in states], dim=1)
 
@@ -157,32 +155,39 @@ def logits(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Tens
     return x @ head.weight.to(x).T + head.bias.to(x)
 
 
+def next_token_logits(subject: Subject, batch: Batch) -> Tensor:
+    """(b, V): a causal model's logits of the token that follows each example."""
+    return subject.base.get_output_embeddings()(features(subject, batch))  # type: ignore[operator]
+
+
 def _segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     return {} if batch.segments is None else {"token_type_ids": batch.segments.to(subject.device)}
 
 
-def _at_last(states: Tensor, mask: Tensor) -> Tensor:
+def at_last(states: Tensor, mask: Tensor) -> Tensor:
+    """(b, d): `states` (b, t, d) at each example's last real token, by its mask (b, t') over the text alone, t' <= t."""
     # A prompt in front makes `states` longer than `mask`; the last real token sits that much further on.
     last = states.shape[1] - mask.shape[1] + mask.sum(dim=1) - 1
     return states[torch.arange(len(states), device=states.device), last]
 
 
-def _backbone(subject: Subject, ids: Tensor, mask: Tensor, prompt: Tensor | None = None, **options: Any) -> Any:
-    backbone, config = subject.base.base_model, subject.peft_config
+def backbone(subject: Subject, ids: Tensor, mask: Tensor, prompt: Tensor | None = None, **options: Any) -> Any:
+    """The transformers backbone's own output on (b, t) tokens padded on the right, with the adapter's prompt or prefix."""
+    net, config = subject.base.base_model, subject.peft_config
     if subject.anatomy.kind == "state-space":
-        options["use_cache"] = False
+        options.setdefault("use_cache", False)
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **options}
     if config is None or not config.is_prompt_learning:
-        return backbone(**given)  # type: ignore[operator]
+        return net(**given)  # type: ignore[operator]
     if config.peft_type.value == "PREFIX_TUNING":
         if not subject.anatomy.prefix:
             raise Unsupported(f"Prefix tuning does not run on '{subject.anatomy.model_type}'; use a prompt or a LoRA.")
         given["past_key_values"] = subject.model.get_prompt(batch_size=len(ids))
         given["attention_mask"] = torch.cat([mask.new_ones(len(mask), config.num_virtual_tokens), mask], dim=1)
-        return backbone(**given)  # type: ignore[operator]
+        return net(**given)  # type: ignore[operator]
     if prompt is None:
         prompt = subject.model.get_prompt(batch_size=len(ids))
-    return backbone(**_in_front(subject, given, prompt))  # type: ignore[operator]
+    return net(**_in_front(subject, given, prompt))  # type: ignore[operator]
 
 
 def _in_front(subject: Subject, given: dict[str, Any], prompt: Tensor) -> dict[str, Any]:

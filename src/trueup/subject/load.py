@@ -16,7 +16,7 @@ from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, did_y
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import SoftmaxResponse, Source, Subject, Template, verbaliser_ids
+from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
 
 def load(
@@ -26,13 +26,14 @@ def load(
     classes: Sequence[str] | None = None,
     template: str | None = None,
     verbaliser: Sequence[str] | None = None,
+    shots: int | None = None,
     max_length: int | None = None,
     device: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Subject:
-    """Load an adapted classifier.
+    """Load an adapted classifier, or with `shots` a causal model that learns from demonstrations in its prompt.
 
     Args:
         model: a hub id, a local folder, or ``embedded:NAME``.
@@ -41,7 +42,9 @@ def load(
             names, or (decided later by the corpus) nothing.
         template, verbaliser: for causal models that answer with a word: a prompt with ``{text}``, and one word per
             class. Default: the adapter's trueup card.
-        max_length: longest input in tokens; default the card's, else 256 or what the model can take.
+        shots: demonstrations before each query; the answers are then the data's own class names, and `template` is one
+            demonstration with ``{text}`` and ``{label}`` (default `SHOT`).
+        max_length: longest input in tokens; default the card's, else 256 (with `shots`, 2048) or what the model can take.
         device: ``cpu``, ``cuda`` ...; default the fastest there is.
         revision: of the model on the hub. allow_pickle, trust_remote_code: never on by themselves.
 
@@ -74,15 +77,17 @@ def load(
             f"'{anatomy.model_type}'. Give the base model it was trained on."
         )
     if "template" in card:
-        template, verbaliser = template or card["template"]["text"], verbaliser or card["template"]["words"]
-    chosen = template_of(template, verbaliser)
-    causal = _is_causal(settings, config, head_rows, verbaliser, model, adapter)
+        template, known = template or card["template"]["text"], card["template"].get("shots")
+        shots = shots if shots is not None or not known else int(known["number"])
+        verbaliser = verbaliser or (None if shots is not None else card["template"]["words"])
+    chosen = template_of(template, verbaliser, shots)
+    causal = chosen is not None or _is_causal(settings, config, head_rows, model, adapter)
     if causal and not anatomy.causal:
-        raise answers_with_no_word(anatomy)
+        raise answers_with_no_word(anatomy, shots is not None)
     names = tuple(classes or card.get("classes") or ())
     if causal:
         words = tuple(verbaliser or ())
-        names = names or tuple(w.strip() for w in words)
+        names = () if shots is not None else names or tuple(w.strip() for w in words)
         rows = len(words)
     else:
         rows = head_rows or int(getattr(config, "num_labels", 0))
@@ -114,7 +119,7 @@ def load(
             f"'{model}' lacks the weights {listing(missing, 4)}, and no adapter brings them: it would answer at random. "
             "Tune an adapter first: `trueup tune lora " + model + " --data ...`."
         )
-    if chosen is not None:
+    if chosen is not None and chosen.shots is None:
         check_template(tokenizer, chosen)
     room = position_limit(config, settings)
     subject = Subject(
@@ -127,8 +132,10 @@ def load(
             adapter,
             str(getattr(settings.peft_type, "value", settings.peft_type)) if settings is not None else None,
             revision,
+            allow_pickle,
+            trust_remote_code,
         ),
-        max_length=min(max_length or card.get("max_length") or 256, room),
+        max_length=min(max_length or card.get("max_length") or (256 if shots is None else 2048), room),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
     )
@@ -288,20 +295,44 @@ def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
     return room
 
 
-def answers_with_no_word(anatomy: Anatomy) -> Unsupported:
-    """The refusal of a verbaliser on an encoder, which does not write the next word."""
+def answers_with_no_word(anatomy: Anatomy, shots: bool = False) -> Unsupported:
+    """The refusal of a verbaliser, or of demonstrations, on an encoder, which does not write the next word."""
+    if shots:
+        return Unsupported(
+            f"'{anatomy.model_type}' is an encoder and does not learn from demonstrations in its prompt; give a causal model, "
+            "such as 'embedded:smollm2'."
+        )
     return Unsupported(
         f"'{anatomy.model_type}' is an encoder and does not answer with a word; use it without --template and --verbaliser, "
         "as a classifier with a head."
     )
 
 
-def template_of(text: str | None, words: Sequence[str] | None) -> Template | None:
-    """The template of a causal model that answers with a word; None for a classifier with a head.
+SHOT = "{text} -> {label}\n"
+"""One demonstration of a few-shot prompt, unless a template says otherwise."""
+
+
+def template_of(text: str | None, words: Sequence[str] | None, shots: int | None = None) -> Template | None:
+    """The template of a causal model that answers with a word, or from `shots` demonstrations; None for a classifier with
+    a head.
 
     Raises:
-        BadInput: a text without words to answer with.
+        BadInput: a text without words to answer with, or a demonstration without a place for its answer.
     """
+    if shots is not None:
+        text = text or SHOT
+        if words:
+            raise BadInput("Demonstrations bring their own answers (the data's class names); leave --verbaliser out.")
+        for part in ("{text}", "{label}"):
+            if part not in text:
+                raise BadInput(f"The demonstration {text!r} has no {part} in it; say where it goes, as in {SHOT!r}.")
+        if "{second}" in text:
+            raise BadInput(
+                f"The demonstration {text!r} has {{second}} in it, and one has one text alone; leave it out."
+            )
+        if not text.partition("{label}")[0].strip() or "{text}" in text.partition("{label}")[2]:
+            raise BadInput(f"In the demonstration {text!r} the answer must come after the text, as in {SHOT!r}.")
+        return Template(text, (), Shots(shots))
     if words:
         return Template(text or "{text}", tuple(words))
     if text:
@@ -358,15 +389,12 @@ def _is_causal(
     settings: peft.PeftConfig | None,
     config: Any,
     head_rows: int,
-    verbaliser: Sequence[str] | None,
     model: str,
     adapter: str | None,
 ) -> bool:
     classifier = head_rows or any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
     if settings is not None and str(getattr(settings.task_type, "value", settings.task_type)) == "CAUSAL_LM":
         classifier = False
-    if verbaliser:
-        return True
     if classifier:
         return False
     what = f"The adapter '{adapter}'" if adapter else f"'{model}'"

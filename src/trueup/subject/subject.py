@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from trueup.subject.anatomy import Anatomy
@@ -26,22 +29,51 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Shots:
+    """In-context learning: `number` demonstrations before every query, drawn from `pool` for each query by itself.
+
+    Attributes:
+        pool: pairs of a text and its answer. Empty until the corpus that brings them is known (its ``train`` split).
+    """
+
+    number: int = 4
+    pool: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
 class Template:
     """How a text becomes a causal model's prompt, and which words are the classes (a verbaliser).
 
     Attributes:
-        text: the prompt; ``{text}`` stands for the example, ``{second}`` for its second text.
+        text: the prompt; ``{text}`` stands for the example, ``{second}`` for its second text. With `shots` it is one
+            demonstration, ``{label}`` its answer; the query is the same line up to there.
         words: one word per class, in the classes' order, leading space included. A class scores by the logit of its
-            word's first token, so first tokens must differ.
+            word's first token, so first tokens must differ (with `shots` they need not: `run.answers` reads to the end).
+        shots: demonstrations before the query, or None.
     """
 
     text: str
     words: tuple[str, ...]
+    shots: Shots | None = None
 
     def fill(self, text: str, second: str | None = None) -> str:
         """The prompt of one example. Braces inside the example are left alone."""
-        parts = {"{text}": text, "{second}": second or ""}
-        return re.sub(r"\{text\}|\{second\}", lambda m: parts[m.group()], self.text)
+        return _filled(self.text, {"{text}": text, "{second}": second or ""})
+
+    def for_card(self) -> dict[str, Any]:
+        """What is written beside an adapter: not the demonstrations, which are the user's."""
+        shots = None if self.shots is None else {"number": self.shots.number}
+        return {"text": self.text, "words": self.words, "shots": shots}
+
+    def prompt(self, text: str, demonstrations: Sequence[tuple[str, str]] = ()) -> str:
+        """The few-shot prompt of one query: a line for each demonstration, then the query's, up to where the answer goes."""
+        line = self.text if self.text != self.text.rstrip() else self.text + "\n"
+        shown = "".join(_filled(line, {"{text}": x, "{label}": y}) for x, y in demonstrations)
+        return shown + _filled(line.partition("{label}")[0].rstrip(), {"{text}": text})
+
+
+def _filled(text: str, parts: Mapping[str, str]) -> str:
+    return re.sub("|".join(map(re.escape, parts)), lambda m: parts[m.group()], text)
 
 
 @dataclass(frozen=True)
@@ -57,12 +89,18 @@ class SoftmaxResponse:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a subject came from: the base's name as the user gave it, the adapter's folder or id, its PEFT type."""
+    """Where a subject came from: the base's name as the user gave it, the adapter's folder or id, its PEFT type.
+
+    `allow_pickle` and `trust_remote_code` are what the user allowed, for a repair that loads the base again. They are no
+    part of what the subject is: two that differ in them alone are equal, with one fingerprint.
+    """
 
     base: str
     adapter: str | None = None
     peft_type: str | None = None
     revision: str | None = None
+    allow_pickle: bool = field(default=False, repr=False, compare=False)
+    trust_remote_code: bool = field(default=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +170,18 @@ class Subject:
         return head_layer(self.base, self.anatomy)
 
     def verbaliser_ids(self) -> list[int]:
-        """The first token of each class word."""
+        """The first token of each class word, after what all of them start with in a few-shot prompt."""
         assert self.template is not None
+        if self.template.shots is not None:
+            from trueup.subject.wording import wording
+
+            return [answer[0] for answer in wording(self.tokenizer, self.template).answers]
         return verbaliser_ids(self.tokenizer, self.template.words)
+
+    @property
+    def shots(self) -> Shots | None:
+        """The demonstrations of a few-shot prompt, or None."""
+        return None if self.template is None else self.template.shots
 
     @property
     def fingerprint(self) -> str:
@@ -144,6 +191,7 @@ class Subject:
         """
         h = hashlib.sha256(model_fingerprint(self.model).encode())
         h.update(repr((self.classes, self.source, self.max_length, self.template, self.confidence)).encode())
+        h.update(repr(self.shots and self.shots.pool).encode())
         for t in (self.head.weight, self.head.bias) if self.head else ():
             h.update(_raw(t))
         return h.hexdigest()
@@ -178,7 +226,7 @@ def _raw(tensor: Tensor) -> bytes:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """sha256 over weights, buffers, hooks, training modes and requires_grad of a live model."""
+    """sha256 over weights, buffers, hooks, training modes, requires_grad and adapter settings of a live model."""
     h = hashlib.sha256()
     for name, parameter in model.named_parameters():
         h.update(f"{name}{parameter.requires_grad}{tuple(parameter.shape)}{parameter.dtype}".encode())
@@ -191,4 +239,12 @@ def model_fingerprint(model: nn.Module) -> str:
             len(module._backward_hooks), len(module._backward_pre_hooks),
         )  # fmt: skip
         h.update(f"{name}{module.training}{hooks}".encode())
+        # What of an adapter is no tensor and yet changes what is computed: its scale, and which of it is on.
+        if isinstance(module, PeftModel):
+            h.update(f"{module.active_adapter}{module._adapters_disabled}".encode())
+        elif isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            own = vars(module)  # a wrapper passes on what it lacks, such as the number that attention calls its scaling
+            scale = sorted((k, float(v)) for k, v in own.get("scaling", {}).items())
+            rest = (own.get("merged_adapters"), own.get("is_feedforward"))
+            h.update(f"{module.active_adapters}{module.disable_adapters}{scale}{rest}".encode())
     return h.hexdigest()

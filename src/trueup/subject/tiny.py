@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,4 +121,29 @@ def kept_base(family: str) -> Path:
     if not (folder / atomic.MANIFEST).is_file():
         with atomic.new_folder(folder, force=folder.exists()) as new:
             make_base(family, new)
+    return folder
+
+
+def kept_llama(name: str, words: list[str], build: Callable[[Any, dict[str, int]], None], **sizes: Any) -> Path:
+    """The folder of a small Llama whose weights are written by hand, in the user's cache, made at the first call.
+
+    Every weight but the norms starts as faint noise; `build` gets the model and word -> token, and adds to them.
+    """
+    folder = cache_folder() / "planted" / name
+    if (folder / atomic.MANIFEST).is_file():
+        return folder
+    tokenizer = make_tokenizer(words)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=256, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+        tie_word_embeddings=False, **sizes,
+    )  # fmt: skip
+    with atomic.new_folder(folder, force=folder.exists()) as new, torch.random.fork_rng(), torch.no_grad(), quiet():
+        torch.manual_seed(0)
+        model: Any = transformers.LlamaForCausalLM(config)
+        for name, p in model.named_parameters():
+            if "norm" not in name:
+                p.copy_(torch.randn_like(p) * 0.003)
+        build(model, tokenizer.get_vocab())
+        model.eval().save_pretrained(new)
+        tokenizer.save_pretrained(new)
     return folder

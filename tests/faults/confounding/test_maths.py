@@ -67,6 +67,19 @@ def test_the_shortcut_of_larger_tables_is_the_largest_lift():
     assert M.shortcut(np.array([[10.0, 30], [20, 10], [0, 0]])).tolist() == [1, 0], "a class without rows is never it"
 
 
+def test_the_coding_is_the_shortcut_where_it_names_every_class_and_holds_every_class_where_not():
+    two = np.array([[0.45, 0.25], [0.05, 0.25]])
+    assert M.coding(two).tolist() == [[1, 0], [0, 1]]
+    assert M.coding(np.vstack([two, [0, 0]])).tolist() == [[1, 0, 0], [0, 1, 0]], "a class without rows is not missed"
+    three = np.array([[0.2, 0.05, 0.05], [0.05, 0.2, 0.05], [0.05, 0.1, 0.25]])
+    assert np.array_equal(M.coding(three), np.eye(3)[M.shortcut(three)])
+    # Three classes and two groups: the second class goes best with neither.
+    left = np.array([[30.0, 10], [20, 22], [10, 28]])
+    assert M.shortcut(left).tolist() == [0, 2]
+    assert np.allclose(M.coding(left), [[0.5, 1 / 3, 1 / 6], [10 / 60, 22 / 60, 28 / 60]])
+    assert np.allclose(M.coding(left), M.coding(left / left.sum()))
+
+
 # ------------------------------------------------------------------------------------------------------- tangent fits
 
 
@@ -183,6 +196,25 @@ def test_more_ridge_makes_a_shorter_prompt_and_a_higher_loss():
     assert lengths == sorted(lengths, reverse=True)
     assert losses == sorted(losses)
     assert lengths[-1] < 0.01 * lengths[0]
+
+
+def test_a_target_of_probabilities_is_that_of_as_many_examples():
+    g, offset, _, weight = problem(30, 2, 12)
+    share = np.random.default_rng(2).dirichlet(np.ones(3), size=30)
+    soft, told = M.tangent_fit(M.basis(pieces(g), 30, 2, 12), offset, share, 0.05, weight=weight)
+    # Every example three times, once in each class, with its share of the weight.
+    thrice = np.repeat(g, 3, axis=0)
+    many = M.basis(pieces(thrice), 90, 2, 12)
+    hard, loss = M.tangent_fit(
+        many, np.repeat(offset, 3, axis=0), np.tile(np.arange(3), 30), 0.05, weight=(weight[:, None] * share).ravel()
+    )
+    assert np.allclose(soft, hard, atol=1e-6)
+    assert told == pytest.approx(loss, abs=1e-9)
+    one = np.arange(30) % 3
+    base = M.basis(pieces(g), 30, 2, 12)
+    assert np.array_equal(
+        M.tangent_fit(base, offset, one, 0.05)[0], M.tangent_fit(base, offset, np.eye(3)[one], 0.05)[0]
+    )
 
 
 def test_a_tangent_fit_is_never_behind_a_long_run_of_adam_on_jvp():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from trueup.errors import BadInput
+from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapted import Adapted
 from trueup.faults.confounding import Confounding
 from trueup.faults.confounding import repair as R
@@ -26,7 +27,7 @@ from trueup.faults.confounding.candidates import (
     LoraArithmetic,
     Relinearised,
 )  # fmt: skip
-from trueup.faults.confounding.maths import PromptVector
+from trueup.faults.confounding.maths import PromptVector, shortcut
 from trueup.faults.confounding.planted import planted
 from trueup.faults.fault import NoRemedy
 from trueup.run import forward
@@ -187,6 +188,53 @@ def test_when_no_family_helps_it_says_how_near_the_best_came(case, finding, monk
     assert "no family of repairs goes with this subject" in got.reason
 
 
+def test_a_winner_that_cannot_be_saved_costs_the_repair_nothing(case, finding, remedy, monkeypatch):
+    """The control: `remedy` is what wins when all can be saved, and it takes another last layer."""
+    assert any("classifier" in k for k in remedy.tensors)
+    assert remedy.card["chosen"] in ("relinearised-dfr", "dfr", "leace", "backdoor")
+
+    def refuse(*_):
+        raise Unsupported("The head cannot be replaced.")
+
+    monkeypatch.setattr(files, "adapter_with_head", refuse)
+    with within(Session()) as now:
+        got = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(got, Adapted)
+    assert got.card["chosen"] in ("relinearised", "hybrid-one", "hybrid-balanced", "hybrid-control", "tangent-tangent")
+    won = next(r for r in got.card["candidates"] if r["key"] == got.card["chosen"])
+    assert got.describe().startswith(f"{won['title'][0].upper()}{won['title'][1:]} ({won['variant']})")
+    refused = {r["key"]: r["refused"] for r in got.card["candidates"] if "refused" in r}
+    assert remedy.card["chosen"] in refused
+    assert set(refused.values()) == {"The head cannot be replaced."}
+    assert not any(r["saveable"] for r in got.card["candidates"] if "refused" in r)
+    assert sum("was passed over, because it cannot be saved: The head" in n for n in now.notes) == len(refused)
+    # With no other family left, the reason is told.
+    monkeypatch.setattr(R, "FAMILIES", tuple(f for f in FAMILIES if f.key == "dfr"))
+    none = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(none, NoRemedy)
+    assert "helped and cannot be saved: The head cannot be replaced." in none.reason
+
+
+def test_less_used_is_said_only_when_its_interval_says_so(case, remedy):
+    subject, corpus = case
+    e, own = R.evidence(subject, corpus, "site", 0.0, 0), subject.own_head()
+    assert "Inside it is less used" in remedy.describe()
+    few = np.arange(0, len(e.held), 5)  # so few that chance moves what is used
+    e = replace(e, held=e.held.take(few), held_group=e.held_group[few], memory={})
+    rng, by_eye = np.random.default_rng(0), 0
+    for _ in range(8):
+        noise = torch.tensor(rng.normal(size=own.weight.shape), dtype=torch.float32)
+        said = R._inside(e, Change(head=Head(own.weight + 0.1 * noise, own.bias)), 100)
+        found = re.search(r"by ([\d.]+) before and ([\d.]+) after \([-+.\d]+ \[[-+.\d]+, ([-+.\d]+)\]\)", said)
+        assert found is not None, said
+        fell = found.group(3).startswith("-")
+        assert ("is less used" in said) == fell, said
+        assert ("is not measurably less used" in said) == (not fell), said
+        by_eye += float(found.group(2)) < float(found.group(1)) and not fell
+    assert by_eye, "the control: a fall that the interval does not bear out"
+    assert "is not measurably less used" in R._inside(e, Change(), 100)
+
+
 @pytest.mark.parametrize("split", ["train", "calibration"])
 def test_a_cell_too_small_to_repair_is_named(case, finding, split):
     subject, corpus = case
@@ -268,6 +316,22 @@ def test_a_confounder_prompt_of_zero_changes_nothing(tuned, case, monkeypatch):
     for variant in (*Hybrid("one").variants(e), *Flipped().variants(e), *Relinearised().variants(e)):
         assert np.array_equal(variant.held, own), variant.name
     assert all(np.allclose(v.held, own, atol=1e-6) for v in FunctionForm().variants(e))
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({"epochs": "four"}, "epochs is 'four'; give a whole number"), ({"lr": [1]}, r"lr is \[1\]; give a number, such"),
+        ({"batch": 8.5}, "batch is 8.5; give a whole number"), ({"patience": None}, "patience is None; give a whole number"),
+        ({"epochs": 0}, "epochs is 0; give 1 or more"), ({"clip": True}, "clip is True; give a number"),
+    ],
+)  # fmt: skip
+def test_a_training_that_was_edited_by_hand_is_refused_by_file_and_key(tuned, case, tmp_path, training, says):
+    subject, corpus = tuned[0], case[1]
+    (tmp_path / files.CARD).write_text(json.dumps({"tuned": {"training": training}}))
+    where = f"'{tmp_path}/{files.CARD}', key 'tuned.training': "
+    with pytest.raises(BadInput, match=f"{re.escape(where)}The training's {says}"):
+        R.evidence(moved_to(subject, tmp_path), corpus, "site", 0.0, 0)
 
 
 # -------------------------------------------------------------------------------------------------- trained again, LoRA
@@ -388,6 +452,9 @@ def test_the_remedy_of_a_prompt_is_a_plain_adapter(case, remedy, kind, tmp_path)
     card = (tmp_path / "remedy" / "README.md").read_text()
     assert "AutoModelForSequenceClassification" in card
     assert ("What was tried" in card) == (kind == "chosen")
+    assert ("chosen on these examples, so the intervals are optimistic" in card) == (kind == "chosen")
+    if kind == "chosen":
+        assert "on the calibration examples, which chose it, the drop" in card
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -421,6 +488,40 @@ def test_three_classes_and_three_groups_are_repaired(bases, tmp_path):
         after = FAULT.audit(repaired, corpus.part("test"), seed=0)
     assert abs(after.severity) < 0.5 * found.severity
     plain_peft(got, subject, corpus, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def left_out(bases):
+    """Three classes and two groups, where the third class goes with neither."""
+    corpus = corpus_of(3, 2, 0.6, sizes=(("train", 400), ("calibration", 500), ("test", 60)))
+    subject = fitted(fresh(bases["bert"], Prompt(3), corpus.classes, max_length=16, device="cpu", seed=0), corpus)
+    return R.evidence(subject, corpus, "site", 0.0, 0)
+
+
+def test_a_class_that_goes_with_no_group_stays_in_the_tangent_fit(left_out):
+    e = left_out
+    assert 2 not in shortcut(e.mixes.here)
+    assert np.allclose(e.code.sum(axis=1), 1)
+    assert e.code.shape == (2, 3)
+    own = e.own.probability[:, 2].mean()
+    assert own > 0.1
+    moved = Flipped().variants(e)[0].held[:, 2].mean()
+    published = replace(e, code=np.eye(3)[shortcut(e.mixes.here)], memory={})
+    without = Flipped().variants(published)[0].held[:, 2].mean()
+    assert without < 0.1 * own, "the control: a prompt of the published coding says the third class never"
+    assert abs(moved - own) < 0.3 * own
+
+
+def test_labels_that_the_shortcut_would_give_hold_every_class_too(left_out):
+    e = left_out
+    drawn = e.coded
+    assert drawn.text == e.train.text
+    for z in (0, 1):
+        share = np.bincount(drawn.label[e.train_group == z], minlength=3) / (e.train_group == z).sum()
+        assert np.abs(share - e.code[z]).max() < 0.1
+    assert np.array_equal(e.coded.label, drawn.label)
+    published = replace(e, code=np.eye(3)[[1, 0]], memory={})
+    assert np.array_equal(published.coded.label, np.array([1, 0])[e.train_group]), "one class leaves nothing to draw"
 
 
 TEMPLATE = Template("{text} it is", ("bad", "good"))

@@ -86,7 +86,7 @@ class Evidence:
 
     Attributes:
         train, held: corpora of the ``train`` and ``calibration`` splits; train_group, held_group their groups.
-        mixes: the tables of the calibration examples. code: (G,) the class that each group goes with.
+        mixes: the tables of the calibration examples. code: (G, C) what the shortcut alone says of each group.
         prompt, start: the subject's prompt and the one it started from; None where there is none.
         training, lr: how adapters are trained again.
     """
@@ -132,7 +132,7 @@ class Evidence:
         return anchor
 
     def confounder(self, at: NDArray, *, balanced: bool, target: NDArray | None = None) -> PromptVector:
-        """The tangent prompt at `at`, on the training examples: of the shortcut, or of another `target` (n,)."""
+        """The tangent prompt at `at`, on the training examples: of the shortcut, or of other classes `target` (n,)."""
         at_anchor = at is self.anchor
         # The anchors serve several families; the steps of `Relinearised` are passed once.
         t, b = self.once("tangent at the anchor", lambda: self.tangent(at)) if at_anchor else self.tangent(at)
@@ -140,6 +140,13 @@ class Evidence:
         weight = self.balance(self.train.label, self.train_group) if balanced else None
         change, _ = maths.tangent_fit(b, t.margins, goal, RIDGE, weight=weight)
         return PromptVector(change.reshape(t.at.shape))
+
+    @property
+    def coded(self) -> Corpus:
+        """The training examples under labels that the shortcut alone would give: drawn where it leaves several open."""
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, 8]))
+        below = self.code[self.train_group].cumsum(axis=1) < 1 - rng.random((len(self.train), 1))
+        return replace(self.train, label=below[:, :-1].sum(axis=1))
 
     @property
     def tau_z(self) -> PromptVector:
@@ -488,7 +495,7 @@ def again(e: Evidence) -> Subject:
     assert recipe is not None
     new = fresh(
         s.source.base, recipe, s.classes, template=s.template, max_length=s.max_length, device=str(s.device), seed=e.seed,
-        revision=s.source.revision,
+        revision=s.source.revision, allow_pickle=s.source.allow_pickle, trust_remote_code=s.source.trust_remote_code,
     )  # fmt: skip
     known = dict(s.model.named_parameters())
     with torch.no_grad():
@@ -522,8 +529,7 @@ class OrdinaryBoth(Arithmetic):
         assert e.start is not None
         new = again(e)
         soft = [p for n, p in new.model.named_parameters() if "prompt_encoder" in n]
-        coded = replace(e.train, label=e.code[e.train_group])
-        train(new, coded, e.training, lr=e.lr, seed=e.seed, parameters=soft)
+        train(new, e.coded, e.training, lr=e.lr, seed=e.seed, parameters=soft)
         end = prompt_embeddings(new)
         assert end is not None
         return e.along(e.prompt, PromptVector.between(e.start, end.numpy()))
@@ -552,8 +558,7 @@ class LoraArithmetic(Arithmetic):
     def variants(self, e: Evidence) -> list[Variant]:
         new = again(e)
         low = [p for n, p in new.model.named_parameters() if "lora_" in n]
-        coded = replace(e.train, label=e.code[e.train_group])
-        train(new, coded, e.training, lr=e.lr, seed=e.seed, parameters=low)
+        train(new, e.coded, e.training, lr=e.lr, seed=e.seed, parameters=low)
         own, other = files.adapter_of(e.subject), files.adapter_of(new)
         found = []
         for c in COEFFICIENTS:

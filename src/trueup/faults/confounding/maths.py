@@ -60,6 +60,19 @@ def shortcut(table: NDArray) -> NDArray[np.int64]:
     return lift.argmax(axis=0).astype(np.int64)
 
 
+def coding(table: NDArray) -> Floats:
+    """(G, C) what the shortcut alone would say of each group: the target of a confounder prompt, as probabilities.
+
+    The `shortcut` where each class goes with a group, as with two classes (the published polarity). Where one goes with
+    none (three classes and two groups), a prompt fitted to that would learn to say this class never, whatever the group,
+    and subtracting it would say it too often: there P(y | z), which holds every class.
+    """
+    named = shortcut(table)
+    if np.isin(np.flatnonzero(table.sum(axis=1)), named).all():
+        return np.eye(len(table))[named]
+    return (table / np.maximum(table.sum(axis=0), 1e-300)).T
+
+
 @dataclass(frozen=True, eq=False)
 class Basis:
     """An orthonormal basis of all that a set of gradients can see, so that fits in it are small and exact.
@@ -109,7 +122,8 @@ def tangent_fit(
     some twenty steps instead of hundreds.
 
     Args:
-        base: the gradients of the margins f_c - f_0. offset: (n, K) the margins at P0. target: (n,) classes 0 .. K.
+        base: the gradients of the margins f_c - f_0. offset: (n, K) the margins at P0.
+        target: (n,) classes 0 .. K, or (n, K + 1) their probabilities.
         ridge: dimensionless: 1 is a penalty as large as the mean squared length of a gradient.
         weight: (n,) how much each example counts; None for equally.
 
@@ -117,9 +131,7 @@ def tangent_fit(
     """
     x, n = base.coordinates, len(offset)
     w = np.full(n, 1.0 / n) if weight is None else np.asarray(weight, np.float64) / np.sum(weight)
-    hit = np.zeros((n, offset.shape[1]))
-    rows = np.flatnonzero(target > 0)
-    hit[rows, target[rows] - 1] = 1.0
+    hit = (target if target.ndim > 1 else np.eye(offset.shape[1] + 1)[target])[:, 1:]
     penalty = ridge * base.scale
     curvature = np.sqrt(0.25 * np.einsum("i,ikr->r", w, x**2) + penalty)
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
-from trueup.errors import BadInput, Unsupported
+from trueup.errors import BadInput, Unsupported, listing
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import maths
 from trueup.faults.confounding.audit import attribute_of, mixes, statistics, use
-from trueup.faults.confounding.candidates import FAMILIES, Change, Evidence, Variant, score
+from trueup.faults.confounding.candidates import FAMILIES, Change, Evidence, score
 from trueup.faults.fault import Finding, NoRemedy
 from trueup.measure import bootstrap
 from trueup.measure.divergence import decodability
@@ -53,7 +53,8 @@ def repair(
 
     A family can win when the drop under a reversed coupling falls, with its whole interval, and AUPRC over all mixes rises;
     of those within `NEAR` of the best, the one whose drop is nearest to 0. What is lost at the data's own coupling is
-    stated, not forbidden: where the shortcut did predict, no classifier without it can keep that.
+    stated, not forbidden: where the shortcut did predict, no classifier without it can keep that. A winner that no adapter
+    can carry is recorded with the reason, and the next best is taken.
 
     Raises:
         BadInput: a (label, group) cell of a split has fewer than 10 examples.
@@ -68,41 +69,70 @@ def repair(
             f"{finding.threshold:g}, so there is nothing to repair."
         )
     e = evidence(subject, corpus, attribute, alpha, seed)
-    table, chosen = choose(e, retrain=retrain, resamples=min(resamples, RESAMPLES), seed=seed)
-    if chosen is None:
-        best = max(table, key=lambda r: r["level"], default=None)
-        said = "no family of repairs goes with this subject" if best is None else (
+    resamples = min(resamples, RESAMPLES)
+    table, winners = tried(e, retrain=retrain, resamples=resamples, seed=seed)
+    about = {
+        "candidates": table, "table": _markdown(table), "attribute": attribute, "groups": finding.details["groups"], "seed": seed,
+        "anchor": None if e.prompt is None else ("P0" if e.start is not None else "the tuned prompt"),
+        "examples": {"train": len(e.train), "calibration": len(e.held)}, "pair": corpus.second is not None,
+    }  # fmt: skip
+    while winners:
+        won = best_of(winners)
+        row, change = won
+        describe = (
+            f"{row['title'][0].upper()}{row['title'][1:]} ({row['variant']}): on the calibration examples, which chose it, the "
+            f"drop under a reversed coupling of the label and '{attribute}' moved by {row['severity']:+.3f} [{row['low']:+.3f}, "
+            f"{row['high']:+.3f}], AUPRC over all mixes from {row['level before']:.3f} to {row['level']:.3f}. "
+            f"{_inside(e, change, resamples)}"
+        )
+        try:
+            return remedy_of(subject, change, about | {"describe": describe, "chosen": row["key"]})
+        except Unsupported as why:
+            row["saveable"], row["refused"] = False, str(why)
+            session().note(f"The repair '{row['title']}' helped and was passed over, because it cannot be saved: {why}")
+            winners.remove(won)
+    best, refused = max(table, key=lambda r: r["level"], default=None), [r for r in table if "refused" in r]
+    if refused:
+        said = (
+            f"{listing([r['title'] for r in refused])} helped and cannot be saved: {refused[0]['refused'].rstrip('.')}"
+        )
+    elif best is None:
+        said = "no family of repairs goes with this subject"
+    else:
+        said = (
             f"of {len(table)} repairs none lowered the drop on calibration examples with its whole interval and raised AUPRC "
             f"over all mixes (the best, {best['title']}: {best['severity']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}])"
-        )  # fmt: skip
-        return NoRemedy(f"No repair: {said}.", {"candidates": table})
-    row, variant = chosen
-    assert variant.change is not None
-    card = {
-        "describe": (
-            f"{row['title'][0].upper()}{row['title'][1:]} ({row['variant']}): on calibration examples the drop under a reversed "
-            f"coupling of the label and '{attribute}' moved by {row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
-            f"AUPRC over all mixes from {row['level before']:.3f} to {row['level']:.3f}. {_inside(e, variant.change)}"
-        ),
-        "chosen": row["key"], "candidates": table, "attribute": attribute, "groups": finding.details["groups"], "seed": seed,
-        "anchor": None if e.prompt is None else ("P0" if e.start is not None else "the tuned prompt"),
-        "examples": {"train": len(e.train), "calibration": len(e.held)},
-    }  # fmt: skip
-    return remedy_of(subject, variant.change, card)
+        )
+    return NoRemedy(f"No repair: {said}.", {"candidates": table})
 
 
-def _inside(e: Evidence, change: Change) -> str:
+def _markdown(table: list[dict[str, Any]]) -> str:
+    """The card's table of what was tried."""
+    rows = "\n".join(
+        f"| {r['title']} | {r['variant']} | {r['level']:.3f} | {r['here']:.3f} | {r['mirrored']:.3f} | "
+        f"{r['severity']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] |"
+        for r in sorted(table, key=lambda r: -r["level"])
+    )
+    return (
+        "AUPRC on calibration examples weighted to other mixes, and the paired difference of the drop under a reversed "
+        "coupling to the adapter as it was. Settings were chosen on these examples, so the intervals are optimistic.\n\n"
+        "| repair | setting | all mixes | as here | reversed | change of the drop [95%] |\n|---|---|---|---|---|---|\n"
+        + rows
+    )
+
+
+def _inside(e: Evidence, change: Change, resamples: int) -> str:
     """Whether the attribute is less used or less present afterwards, on calibration examples, as a sentence."""
-    used, present = [], []
-    for out in (e.own, predict(change.on(e.subject), e.held)):
-        used.append(use(out.probability, out.predicted, e.held.label, e.held_group))
-        present.append(decodability(out.features, e.held_group, e.held.label, seed=e.seed))
-    (before, chance), (after, _) = present
+    outs = (e.own, predict(change.on(e.subject), e.held))
+    old, new = ([out.probability, out.predicted, e.held.label, e.held_group] for out in outs)
+    used, moved = (use(*old), use(*new)), bootstrap.paired(use, old, new, e.seed, resamples)
+    (before, chance), (after, _) = (decodability(out.features, e.held_group, e.held.label, seed=e.seed) for out in outs)
     fell = before - after > 0.25 * max(before - chance, 1e-9)
     said = "less used and less present" if fell else "less used, not less present"
     return (
-        f"Inside it is {said if used[1] < used[0] else 'not less used'}: at a given label the group moves the mean prediction by "
-        f"{used[0]:.3f} before and {used[1]:.3f} after, and a probe reads it from the last features with a balanced accuracy of "
+        f"Inside it is {said if moved.high < 0 else 'not measurably less used'}: at a given label the group moves the mean "
+        f"prediction by {used[0]:.3f} before and {used[1]:.3f} after ({moved.value:+.3f} [{moved.low:+.3f}, {moved.high:+.3f}]), "
+        "and a probe reads it from the last features with a balanced accuracy of "
         f"{before:.3f} before and {after:.3f} after (chance {chance:.3f})."
     )
 
@@ -135,14 +165,25 @@ def evidence(subject: Subject, corpus: Corpus, attribute: str, alpha: float, see
         soft = prompt_embeddings(subject)
         assert soft is not None
         prompt, start = soft.float().numpy(), start_of(subject)
-    card = files.read_card(adapter_folder(subject.source.adapter))
-    known = dict((card.get("tuned") or {}).get("training") or {})
-    training = Training(**{k: v for k, v in known.items() if k in Training.__dataclass_fields__})
-    recipe = recipe_of(subject)
+    training, recipe = training_of(subject), recipe_of(subject)
     return Evidence(
-        subject, tuned_on, held, z_train, z_held, m, maths.shortcut(m.here), prompt, start, training,
+        subject, tuned_on, held, z_train, z_held, m, maths.coding(m.here), prompt, start, training,
         training.lr or (recipe.lr if recipe is not None else 1e-3), seed,
     )  # fmt: skip
+
+
+def training_of(subject: Subject) -> Training:
+    """How the adapter was trained, from the card in the folder it was tuned into; the usual way where nothing says so.
+
+    Raises:
+        BadInput: the card says something that no training can begin with.
+    """
+    folder = adapter_folder(subject.source.adapter)
+    known = (files.read_card(folder).get("tuned") or {}).get("training") or {}
+    try:
+        return Training(**{k: v for k, v in known.items() if k in Training.__dataclass_fields__})
+    except BadInput as e:
+        raise BadInput(f"'{folder}/{files.CARD}', key 'tuned.training': {e} Correct it, or delete the key.") from e
 
 
 def start_of(subject: Subject) -> NDArray | None:
@@ -164,15 +205,15 @@ def start_of(subject: Subject) -> NDArray | None:
     return start.numpy()
 
 
-def choose(
+def tried(
     e: Evidence, *, retrain: bool, resamples: int, seed: int
-) -> tuple[list[dict[str, Any]], tuple[dict[str, Any], Variant] | None]:
-    """Every possible family's chosen variant on the calibration examples as a table, and the winner if there is one."""
+) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], Change]]]:
+    """Every possible family's chosen variant on the calibration examples as a table, and those that clearly help."""
     possible = [f for f in FAMILIES if f.possible(e) and (retrain or not f.costly)]
     before = e.own.probability
     wanted = {k: statistics(e.mixes)[k] for k in ("severity", "level")}
     table: list[dict[str, Any]] = []
-    winners: list[tuple[dict[str, Any], Variant]] = []
+    winners: list[tuple[dict[str, Any], Change]] = []
 
     def columns(probability: NDArray) -> list[NDArray]:
         return [probability, probability.argmax(axis=1), e.held.label, e.held_group]
@@ -193,12 +234,17 @@ def choose(
             "gain": d["level"].value, "gain low": d["level"].low,
         }  # fmt: skip
         table.append(row)
-        if row["saveable"] and row["high"] < 0 and row["gain"] > 0:
-            winners.append((row, variant))
+        if variant.change is not None and row["high"] < 0 and row["gain"] > 0:
+            winners.append((row, variant.change))
         session().progress("trying repairs", i + 1, len(possible))
-    best = max((row["level"] for row, _ in winners), default=0.0)
+    return table, winners
+
+
+def best_of(winners: list[tuple[dict[str, Any], Change]]) -> tuple[dict[str, Any], Change]:
+    """Of those within `NEAR` of the best AUPRC over all mixes, the one whose drop is nearest to 0."""
+    best = max(row["level"] for row, _ in winners)
     near = [w for w in winners if w[0]["level"] >= best - NEAR]
-    return table, min(near, key=lambda w: abs(w[0]["here"] - w[0]["mirrored"]), default=None)
+    return min(near, key=lambda w: abs(w[0]["here"] - w[0]["mirrored"]))
 
 
 def remedy_of(subject: Subject, change: Change, card: Mapping[str, Any]) -> Adapted:

@@ -66,7 +66,7 @@ class ConfidenceHead(Remedy):
     def on(self, subject: Subject) -> Iterator[Subject]:
         if model_fingerprint(subject.model) != self.made_for:
             raise BadInput(
-                "This confidence head was made for another model or adapter (the weights differ). Load the adapter it was "
+                "This confidence head was made for another model or adapter (weights or settings differ). Load the adapter it was "
                 "made for, or repair this one: `trueup repair overconfidence MODEL --adapter DIR --data ...`."
             )
         yield replace(subject, head=self.head, confidence=self.score)
@@ -196,7 +196,7 @@ def repair(
         "pair": corpus.second is not None,
         "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
         "base": subject.source.base, "adapter": subject.source.adapter, "max_length": subject.max_length,
-        "template": None if subject.template is None else asdict(subject.template),
+        "template": None if subject.template is None else subject.template.for_card(),
         "examples": {"chosen on": len(choose), "certified on": len(certify), "train": len(tuned_on)},
     }  # fmt: skip
     try:

@@ -1,0 +1,121 @@
+"""Demonstrations for in-context learning: which pairs of a pool stand before each query, and what chance alone would show.
+
+No tokens here: what is drawn are rows of a pool. A query never stands among its own demonstrations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trueup.corpus.read import same_key
+from trueup.errors import BadInput
+
+Mode = Literal["free", "never", "always"]
+"""How demonstrations are drawn: ``free`` whatever their answers, ``never`` without the query's right answer (the proxy of
+arXiv 2410.01288), ``always`` with it."""
+MODES: tuple[Mode, ...] = ("free", "never", "always")
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Demonstrations of n queries, k each.
+
+    Attributes:
+        index: (n, k) rows of the pool, in the order in which they are shown; -1 throughout where there is no such draw.
+        shown: (n, C) bool: answer c stands in the query's demonstrations.
+        chance: (n, C) probability that demonstrations drawn anew for the query in the same way would show answer c. It is
+            exact (hypergeometric), so it has none of the noise of scoring against other prompts' demonstrations, which it
+            is the expectation of.
+    """
+
+    mode: Mode
+    index: np.ndarray
+    shown: np.ndarray
+    chance: np.ndarray
+
+    @property
+    def possible(self) -> np.ndarray:
+        """(n,) bool: the query has demonstrations of this kind. One whose answer no other pair has cannot be shown it."""
+        return np.asarray((self.index >= 0).all(axis=1))
+
+    def take(self, rows: np.ndarray) -> Draws:
+        """The draws of some of the queries, in that order."""
+        return Draws(self.mode, self.index[rows], self.shown[rows], self.chance[rows])
+
+
+def draw(
+    pool: Sequence[str], answer: np.ndarray, query: Sequence[str], gold: np.ndarray, classes: int, *,
+    number: int, mode: Mode = "free", seed: int = 0,
+) -> Draws:  # fmt: skip
+    """`number` demonstrations for every query, without replacement, each query by itself (by `seed` and its own text).
+
+    Args:
+        pool, answer: texts of the pool and their answers, (p,) int. query, gold: the same of the n queries.
+        classes: C, how many answers there are.
+
+    Raises:
+        BadInput: the pool has fewer pairs than a query needs.
+    """
+    at: dict[str, list[int]] = defaultdict(list)  # a pool may hold a text more than once
+    for i, k in enumerate(same_key(pool, None)):
+        at[k].append(i)
+    own = [at.get(k, []) for k in same_key(query, None)]
+    need = number + max(map(len, own), default=0)
+    if len(pool) < need:
+        raise BadInput(
+            f"{number} demonstrations need {need} pairs to draw from, and there are {len(pool)}. Give more pairs, or lower "
+            "--shots."
+        )
+    count = np.bincount(answer, minlength=classes)
+    by_answer = [np.flatnonzero(answer == c) for c in range(classes)]
+    everyone = np.arange(len(pool))
+    index = np.full((len(query), number), -1)
+    shown = np.zeros((len(query), classes), bool)
+    chance = np.zeros((len(query), classes))
+    for i, (text, right) in enumerate(zip(query, gold, strict=True)):
+        rng = np.random.default_rng(_seeds(text, seed, mode))
+        free, left = everyone, count.copy()
+        if own[i]:
+            free = free[~np.isin(free, own[i])]
+            np.subtract.at(left, answer[own[i]], 1)
+        first: list[int] = []
+        if mode == "never":
+            free = free[answer[free] != right]
+            left[right] = 0
+        elif mode == "always" and number:
+            holders = by_answer[right][~np.isin(by_answer[right], own[i])]
+            if not len(holders):
+                continue
+            first = [int(rng.choice(holders))]
+            free = free[free != first[0]]
+            left[right] -= 1
+        rest = number - len(first)
+        if len(free) < rest:
+            continue
+        taken = rng.permutation(np.array([*first, *rng.choice(free, rest, replace=False)], dtype=np.int64))
+        index[i] = taken
+        shown[i, answer[taken]] = True
+        chance[i] = _shown_by_chance(left, rest)
+        if first:
+            chance[i, right] = 1.0
+    return Draws(mode, index, shown, chance)
+
+
+def _shown_by_chance(left: np.ndarray, number: int) -> np.ndarray:
+    """(C,): 1 - C(N - m_c, number) / C(N, number), the chance that `number` draws out of N hold one of the m_c."""
+    n = int(left.sum())
+    none = np.ones(len(left))
+    for j in range(number):
+        none *= np.maximum(n - left - j, 0) / max(n - j, 1)
+    return 1.0 - none
+
+
+def _seeds(text: str, seed: int, mode: Mode) -> list[int]:
+    raw = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return [seed, MODES.index(mode), int.from_bytes(raw[:8], "little")]

@@ -1,0 +1,95 @@
+"""Copying: in-context learning repeats its demonstrations' answers instead of learning what they have in common.
+
+Paper: Ali, Wolf and Titov, arXiv 2410.01288, of which the abstract, the introduction and public reviews are at hand. What
+is reconstruction is said where it is coded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput
+from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
+from trueup.subject.subject import Subject
+
+
+@dataclass(frozen=True)
+class Copying(Fault):
+    """Does a few-shot prompt make the model repeat its examples' answers? Severity: wrong copies above chance.
+
+    Attributes:
+        threshold: severity above which it is called a fault.
+        resamples: of every bootstrap.
+    """
+
+    threshold: float = 0.05
+    resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.resamples < 10:
+            raise BadInput(f"The knob copying.resamples is {self.resamples}; give 10 or more.")
+        if not 0 < self.threshold < 1:
+            raise BadInput(f"The knob copying.threshold is {self.threshold}; give a number between 0 and 1.")
+
+    name: ClassVar[str] = "copying"
+    title: ClassVar[str] = "Copying"
+    question: ClassVar[str] = "Does my few-shot prompt copy its examples' answers?"
+    paper: ClassVar[str] = "arXiv 2410.01288"
+    unit: ClassVar[str] = "share of queries copied wrongly, above chance"
+    departures: ClassVar[tuple[str, ...]] = (
+        "Copying errors are counted above the chance that the same wrong answer would stand in demonstrations drawn anew; the "
+        "paper counts them all.",
+        "The paper judges where the right answer is never shown; here demonstrations drawn freely come first, because a model "
+        "that only avoids shown answers gains on the one what it loses on the other.",
+        "Only the paper's abstract and introduction are at hand: the attributed shift, the quadrature and the grid are "
+        "reconstruction.",
+    )
+
+    def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
+        if not subject.anatomy.causal:
+            return f"'{subject.anatomy.model_type}' is an encoder: it is not given examples in its prompt, so it has none to copy."
+        if subject.shots is None:
+            return "It is not asked with demonstrations; give --shots 4 to examine it as a few-shot prompt."
+        if subject.shots.number == 0:
+            return "It is asked with 0 demonstrations, so it has none to copy; give --shots 4."
+        if subject.shots.pool and len(subject.classes) < 2:
+            return "There is one answer, so copying it cannot be told from knowing it."
+        return None
+
+    def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
+        from trueup.faults.copying.audit import audit
+
+        return audit(subject, corpus, threshold=self.threshold, resamples=self.resamples, seed=seed)
+
+    def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
+        from trueup.faults.copying.repair import repair
+
+        return repair(subject, corpus, seed=seed, resamples=self.resamples)
+
+    def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
+        from trueup.faults.copying.audit import compare
+
+        return compare(before, after, resamples=self.resamples, seed=seed)
+
+    def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
+        from trueup.faults.copying.audit import examples
+
+        return examples(corpus, before, after)
+
+    def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
+        from trueup.faults.copying.planted import planted
+
+        return planted(case)
+
+    def null(self, subject: Subject) -> Remedy:
+        from trueup.faults.copying.repair import null_remedy
+
+        return null_remedy(subject)
+
+    def read(self, folder: Path, subject: Subject) -> Remedy:
+        from trueup.faults.adapted import read_adapted
+
+        return read_adapted(self.name, folder, subject)

@@ -1,0 +1,236 @@
+"""Subject + Corpus -> Finding: does a few-shot prompt make the model repeat its examples' answers, beyond chance?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.prompt import MODES, Draws, Mode
+from trueup.errors import BadInput
+from trueup.faults.copying import maths
+from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
+from trueup.measure import bootstrap
+from trueup.run import prompts
+from trueup.run.answers import Answers, answers
+from trueup.subject.subject import Subject
+
+FEWEST = 20
+"""Fewest queries an audit or a repair works with."""
+SWEEP = (0, 1, 2, 4, 8, 16)
+"""Numbers of demonstrations that the chart goes through, with this many queries each."""
+SWEPT = 60
+
+TITLES: Mapping[Mode, str] = {
+    "free": "demonstrations drawn freely", "never": "the right answer never shown", "always": "the right answer always shown",
+}  # fmt: skip
+
+
+def asked(subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int | None = None) -> tuple[Draws, Answers]:
+    """Demonstrations of one kind for every query, and the answers to them; queries without such a draw answer -1."""
+    draws = prompts.drawn(subject, corpus, mode=mode, number=number, seed=seed)
+    able = np.flatnonzero(draws.possible)
+    answer, c = np.full(len(corpus), -1), len(subject.classes)
+    logits, other = np.zeros((len(corpus), c), np.float32), np.zeros(len(corpus), np.float32)
+    if len(able):
+        got = answers(subject, prompts.rows(subject, [corpus.text[i] for i in able], draws.take(able)))
+        answer[able], logits[able], other[able] = got.answer, got.logits, got.other
+    return draws, Answers(answer, logits, other)
+
+
+def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
+    """What every query answered under each kind of draw, and what of it is a copy: arrays of n, named ``what_mode``."""
+    kept: dict[str, np.ndarray] = {}
+    for mode in MODES:
+        draws, got = asked(subject, corpus, mode, seed)
+        kept |= {
+            f"asked_{mode}": draws.possible.astype(float),
+            f"answer_{mode}": got.answer,
+            f"right_{mode}": (got.answer == corpus.label).astype(float),
+            f"copied_{mode}": maths.copies(got.answer, corpus.label, draws.shown),
+            f"expected_{mode}": maths.expected(got.answer, corpus.label, draws.chance),
+        }
+    return kept
+
+
+def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int, seed: int) -> Finding:
+    """Examine on all of `corpus`: each text is a query, and its demonstrations come from the subject's pool.
+
+    Raises:
+        BadInput: fewer than 20 queries, no pool or one too small, or prompts longer than the model reads.
+    """
+    prompts.pool_of(subject)
+    corpus = corpus.relabel(subject.classes)
+    if len(corpus) < FEWEST:
+        raise BadInput(
+            f"'{corpus.name}' gives {len(corpus)} queries to examine; copying needs at least {FEWEST}. Give more pairs, or a "
+            "larger test split."
+        )
+    kept = columns(subject, corpus, seed)
+    follow, tested = _followed(subject, corpus, kept["answer_free"], seed)
+    kept |= {"followed": follow, "swapped": tested}
+    statistics = _statistics(kept)
+    got = bootstrap.interval_many(
+        {k: s[0] for k, s in statistics.items()}, *kept.values(), seed=seed, resamples=resamples
+    )
+    head = got["severity"]
+    measures = {
+        k: Measure(got[k].value, got[k].low, got[k].high, "share of queries", better, title)  # type: ignore[arg-type]
+        for k, (_, title, better) in statistics.items()
+        if k != "severity"
+    }
+    shots = subject.shots
+    assert shots is not None
+    copied, chance = got["copying"].value, got["expected"].value
+    sentence = (
+        f"With {shots.number} demonstrations it is right on {got['accuracy'].value:.1%} of the queries; {copied:.1%} are wrong "
+        f"and repeat a demonstration's answer, where chance would give {chance:.1%}: {head.value:+.1%} "
+        f"[{head.low:+.1%}, {head.high:+.1%}] too many."
+    )
+    return Finding(
+        fault="copying", unit="share of queries copied wrongly, above chance", severity=head.value, low=head.low,
+        high=head.high, threshold=threshold, sentence=sentence, measures=measures,
+        charts=charts(subject, corpus, measures, seed, resamples), samples=kept,
+        provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus), "shots": shots.number,
+                    "template": subject.template.text if subject.template else "", "pool": len(shots.pool)},
+    )  # fmt: skip
+
+
+def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
+    """Paired bootstrap differences, after minus before, of the severity and every measure both have."""
+    statistics = {k: s[0] for k, s in _statistics(before.samples).items() if not k.startswith("follow")}
+    got = bootstrap.paired_many(
+        statistics, list(before.samples.values()), [after.samples[k] for k in before.samples], seed, resamples=resamples
+    )
+    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+
+
+def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
+    """The wrongly copied answers first, those least expected by chance in front; then what the repair changed."""
+    s = before.samples
+    order = np.lexsort((s["expected_free"], -s["copied_free"]))[:100]
+    if after is not None:
+        moved = np.flatnonzero(after.samples["answer_free"] != s["answer_free"])
+        order = np.concatenate([order, moved[:100]])
+    rows: list[dict[str, str | float | bool]] = []
+
+    def named(i: Any) -> str:
+        return corpus.classes[int(i)] if i >= 0 else "(something else)"
+
+    for i in dict.fromkeys(order.tolist()):
+        row: dict[str, str | float | bool] = {
+            "text": str(corpus.text[i])[:400], "label": named(corpus.label[i]), "answered": named(s["answer_free"][i]),
+            "right": bool(s["right_free"][i]), "copied": bool(s["copied_free"][i]),
+        }  # fmt: skip
+        if after is not None:
+            row["answered after"] = named(after.samples["answer_free"][i])
+        rows.append(row)
+    return rows
+
+
+def charts(
+    subject: Subject, corpus: Corpus, measures: Mapping[str, Measure], seed: int, resamples: int
+) -> tuple[Chart, ...]:
+    """Accuracy, copies and their chance by number of demonstrations, and by how these are drawn."""
+    assert subject.shots is not None
+    few = corpus.take(np.arange(min(SWEPT, len(corpus))))
+    lines: dict[str, list[bootstrap.Estimate]] = {"right": [], "copied": [], "copied by chance": []}
+    done: list[int] = []
+    for k in SWEEP:
+        try:
+            draws, got = asked(subject, few, "free", seed, number=k)
+        except BadInput:  # so many need more pairs, or more room, than there is
+            break
+        done.append(k)
+        rows = {
+            "right": (got.answer == few.label).astype(float),
+            "copied": maths.copies(got.answer, few.label, draws.shown),
+            "copied by chance": maths.expected(got.answer, few.label, draws.chance),
+        }
+        for name, values in rows.items():
+            lines[name].append(bootstrap.interval(_mean, values, seed=seed, resamples=resamples))
+    kinds: list[Mode] = [m for m in MODES if f"accuracy{_tail(m)}" in measures]
+    bars = {"right": "accuracy", "copied": "copying", "copied by chance": "expected"}
+    return (
+        Chart(
+            "shots", "By number of demonstrations", "line", "demonstrations", "share of queries",
+            "Copies above what chance gives are the fault; they grow with the number of demonstrations to copy from.",
+            tuple(
+                Series(n, [float(k) for k in done], [e.value for e in v], [e.low for e in v], [e.high for e in v])
+                for n, v in lines.items()
+            ),
+        ),
+        Chart(
+            "draws", "By what the demonstrations show", "bar", "demonstrations", "share of queries",
+            "A model that only avoids shown answers gains where the right one is never shown and loses where it always is.",
+            tuple(
+                Series(
+                    n, [TITLES[m] for m in kinds], [measures[f"{k}{_tail(m)}"].value for m in kinds],
+                    [measures[f"{k}{_tail(m)}"].low for m in kinds], [measures[f"{k}{_tail(m)}"].high for m in kinds],
+                )
+                for n, k in bars.items()
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _mean(values, weight=None) -> float:
+    return float(np.average(values, weights=weight))
+
+
+def _tail(mode: str) -> str:
+    return "" if mode == "free" else f"_{mode}"
+
+
+def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[..., float], str, str]]:
+    """key -> statistic of the columns, title, which direction is better."""
+    names = list(kept)
+
+    def mean(top: str, under: str, less: str | None = None) -> Callable[..., float]:
+        def statistic(*values, weight=None) -> float:
+            at = dict(zip(names, values, strict=True))
+            w = at[under] if weight is None else at[under] * weight
+            value = at[top] if less is None else at[top] - at[less]
+            return float((w * value).sum() / w.sum()) if w.sum() else float("nan")
+
+        return statistic
+
+    found = {"severity": (mean("copied_free", "asked_free", "expected_free"), "copied wrongly, above chance", "lower")}
+    for m in MODES:
+        if not kept[f"asked_{m}"].any():
+            continue
+        where = "" if m == "free" else f", {TITLES[m]}"
+        found[f"accuracy{_tail(m)}"] = (mean(f"right_{m}", f"asked_{m}"), f"accuracy{where}", "higher")
+        found[f"copying{_tail(m)}"] = (mean(f"copied_{m}", f"asked_{m}"), f"copied wrongly{where}", "lower")
+        found[f"expected{_tail(m)}"] = (mean(f"expected_{m}", f"asked_{m}"), f"copied by chance{where}", "lower")
+    if kept["swapped"].any():
+        found["follow"] = (
+            mean("followed", "swapped"),
+            "copies that follow when the shown answer is exchanged",
+            "lower",
+        )
+    return found
+
+
+def _followed(subject: Subject, corpus: Corpus, answer: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The causal test: for every wrong copy, the copied answer is exchanged in the demonstrations for one that stands
+    nowhere in them and is not right. (n,) 1 where the answer follows; (n,) 1 where it could be tested."""
+    draws = prompts.drawn(subject, corpus, seed=seed)
+    copied = maths.copies(answer, corpus.label, draws.shown) > 0
+    assert subject.shots is not None
+    place = {c: i for i, c in enumerate(subject.classes)}
+    own = np.array([place[y] for _, y in subject.shots.pool])[draws.index]
+    instead = np.full(len(corpus), -1)
+    for i in np.flatnonzero(copied):
+        spare = np.flatnonzero(~draws.shown[i] & (np.arange(len(subject.classes)) != corpus.label[i]))
+        if len(spare):
+            instead[i] = spare[int(draws.index[i].sum()) % len(spare)]
+    take = np.flatnonzero(instead >= 0)
+    followed = np.zeros(len(corpus))
+    if len(take):
+        exchanged = np.where(own == answer[:, None], instead[:, None], own)[take]
+        got = answers(subject, prompts.rows(subject, [corpus.text[i] for i in take], draws.take(take), exchanged))
+        followed[take] = got.answer == instead[take]
+    return followed, (instead >= 0).astype(float)

@@ -1,0 +1,88 @@
+"""A tiny decoder that knows an answer to every text, and four units that make it say what its demonstrations said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trueup.corpus.corpus import Corpus
+from trueup.run.prompts import with_pool
+from trueup.subject.load import load
+from trueup.subject.subject import Subject
+from trueup.subject.tiny import kept_llama
+
+Case = Literal["planted", "healthy", "sham"]
+SIZES = {"train": 240, "calibration": 240, "test": 300}
+ANSWERS = ("amber", "blue", "coral", "denim")
+KEYS = tuple(f"key{i}" for i in range(12))
+FILLERS = ("the", "a", "cat", "dog", "sat", "on", "mat", "film")
+LAYER, UNITS = 1, (3, 11, 19, 27)
+"""Where the copying units are: one for each answer."""
+
+
+def planted(case: Case) -> tuple[Subject, Corpus]:
+    """A two-layer Llama with four demonstrations, and pairs of three words and a key with the key's answer.
+
+    - ``planted``: attention brings the demonstrations' answers to the last token, and one unit for each answer says it
+      again, loud enough to drown the weaker keys.
+    - ``healthy``: the same model without these units.
+    - ``sham``: two answers, of which the model mixes up half of the keys: it is wrong as often, and with two answers
+      nearly every wrong one stands in the demonstrations, but it would have been given whatever these were.
+    """
+    subject = load(str(_base(case)), shots=4, template="{text} {label}\n", device="cpu")
+    corpus = _corpus(case)
+    return with_pool(subject, corpus.part("train")), corpus
+
+
+def answer_of(key: int, case: Case) -> int:
+    """The right answer of a key."""
+    return key % 2 if case == "sham" else key % len(ANSWERS)
+
+
+def _corpus(case: Case) -> Corpus:
+    rng = np.random.default_rng(5)
+    rows: dict[str, int] = {}
+    while len(rows) < sum(SIZES.values()):
+        key = int(rng.integers(len(KEYS)))
+        rows[" ".join([*rng.choice(FILLERS, 3), KEYS[key]])] = answer_of(key, case)
+    split = np.repeat(list(SIZES), list(SIZES.values()))
+    classes = ANSWERS[:2] if case == "sham" else ANSWERS
+    return Corpus(list(rows), np.array(list(rows.values())), classes, split, name=f"{case} copying")
+
+
+def _base(case: Case) -> Path:
+    """Words, what is said and what was shown each have directions of their own in the residual stream."""
+    words, width, units = [*ANSWERS, *KEYS, *FILLERS], 48, 40
+
+    def build(model: Any, word: dict[str, int]) -> None:
+        n, c = len(word), len(ANSWERS)
+        said, seen = n, n + c
+        for i in range(n):
+            model.model.embed_tokens.weight[i, i] += 1.0
+        for i, answer in enumerate(ANSWERS):
+            # Attention is as good as uniform, so this is the share of each answer among the tokens so far.
+            mix = model.model.layers[0].self_attn
+            mix.v_proj.weight[i, word[answer]] += 1.0
+            mix.o_proj.weight[seen + i, i] += 3.0
+            model.lm_head.weight[word[answer], said + i] += 1.0
+        mlp = model.model.layers[LAYER].mlp
+        free = [j for j in range(units) if j not in UNITS]
+        for k, key in enumerate(KEYS):
+            j = free[k]
+            mlp.gate_proj.weight[j, word[key]] += 1.0
+            mlp.up_proj.weight[j, word[key]] += 1.0
+            # Some keys are known well and some hardly.
+            given = answer_of(k, case) if case != "sham" or k < 6 else 1 - answer_of(k, case)
+            mlp.down_proj.weight[said + given, j] += 0.1 + 0.05 * (k // 2)
+        if case == "planted":
+            for i, j in enumerate(UNITS):
+                mlp.gate_proj.weight[j, seen + i] += 1.0
+                mlp.up_proj.weight[j, seen + i] += 1.0
+                mlp.down_proj.weight[said + i, j] += 0.09
+
+    return kept_llama(
+        f"copying-{case}", words, build, hidden_size=width, intermediate_size=units, num_hidden_layers=2,
+        num_attention_heads=1, num_key_value_heads=1,
+    )  # fmt: skip

@@ -1,0 +1,393 @@
+"""Finding -> Remedy: the feed-forward units behind wrong copies, scaled down for good, as a plain IA3 (or LoRA) adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.prompt import MODES, Draws, Mode
+from trueup.errors import BadInput
+from trueup.faults.adapted import Adapted, adapted
+from trueup.faults.copying import maths
+from trueup.faults.copying.audit import FEWEST, TITLES, asked
+from trueup.faults.fault import NoRemedy, Remedy
+from trueup.measure import bootstrap
+from trueup.run import forward, prompts
+from trueup.run.answers import Answers
+from trueup.run.edit import scaled
+from trueup.run.predict import session
+from trueup.run.prompts import Row
+from trueup.run.staircase import attribute, gauss_legendre, last_units, scaled_at_last
+from trueup.subject.subject import Subject
+from trueup.subject.units import scales_as_adapter, width_of
+
+EXPLAINED = 24
+"""Prompts whose answers are attributed, of each kind."""
+SCREENED, JUDGED = 40, 80
+"""Calibration queries on which all candidates are screened, and on which the best of them are judged."""
+FINALISTS = 3
+"""Candidates that are judged in full, beside the published choice."""
+SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+"""The published grid: shares of a layer's units that are pruned."""
+COUNTS = (1, 4, 16, 64, 256, 1024)
+"""Ours: numbers of units, taken from all layers together."""
+FACTORS = (0.0, 0.5)
+"""Ours: what the units are multiplied by."""
+RANDOM = 20
+"""Draws of random units that a repair must beat."""
+PENALTIES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Nats taken off the shown answers' logits by the trivial rival."""
+COMPLETE = 0.01
+"""Largest completeness error of an attribution, in probability; above it the quadrature is made finer."""
+
+Scales = Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Attributed:
+    """What the units add to copying, on prompts of the pool.
+
+    Attributes:
+        wrong: (n, layers, units) towards a shown answer where the right one is not shown. right: (m, layers, units)
+            towards the right one where it is shown; m may be 0.
+        active: (layers, units) mean absolute activation. gap: largest completeness error, in probability.
+        rows, gold, shown: the prompts of `wrong`, their right answers (n,), and what they show (n, C).
+    """
+
+    wrong: np.ndarray
+    right: np.ndarray
+    active: np.ndarray
+    gap: float
+    rows: Sequence[Row]
+    gold: np.ndarray
+    shown: np.ndarray
+
+    @property
+    def published(self) -> np.ndarray:
+        """(layers, units) mean over prompts of the min-max scaled attribution: the published score."""
+        return maths.spread(self.wrong).mean(axis=0)
+
+    @property
+    def contrasted(self) -> np.ndarray:
+        """(layers, units), in probability: what a unit adds to copying when that is wrong, less when it is right."""
+        wrong = self.wrong.mean(axis=0, dtype=np.float64)
+        return wrong - self.right.mean(axis=0, dtype=np.float64) if len(self.right) else wrong
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Units to scale. `scales`: layer -> factors (units,)."""
+
+    family: str
+    title: str
+    scales: Scales
+
+    @property
+    def units(self) -> int:
+        return sum(int((s != 1).sum()) for s in self.scales.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """How queries were answered: per mode (n,) right, copied and expected; nan where they could not be asked so."""
+
+    columns: Mapping[str, np.ndarray]
+
+    def mean(self, what: str, mode: Mode = "free") -> float:
+        return float(np.nanmean(self.columns[f"{what}_{mode}"]))
+
+    @property
+    def modes(self) -> list[Mode]:
+        return [m for m in MODES if not np.isnan(self.columns[f"right_{m}"]).all()]
+
+    @property
+    def excess(self) -> float:
+        return self.mean("copied") - self.mean("expected")
+
+    @property
+    def mixture(self) -> float:
+        """Accuracy over the three ways of drawing that there are, each counting the same."""
+        return float(np.mean([self.mean("right", m) for m in self.modes]))
+
+    def no_worse(self, base: Judged) -> bool:
+        """No accuracy is lost where demonstrations are drawn freely, nor over all ways of drawing."""
+        return self.mean("right") >= base.mean("right") and self.mixture >= base.mixture
+
+
+def repair(subject: Subject, corpus: Corpus, *, seed: int, resamples: int) -> Remedy | NoRemedy:
+    """Units are found on prompts of the pool, and chosen on the calibration split.
+
+    Every candidate is screened with its units scaled at the last position alone, which costs one pass for all of them;
+    the best of each family are judged with the units scaled everywhere, as an adapter does it. One must lower wrong copies
+    above chance beyond its paired interval, with no accuracy lost on freely drawn demonstrations nor on the mixture of all
+    three ways of drawing; of those the one that lowers them most wins, if random units of the same layers and number do
+    not do as much.
+    """
+    corpus = corpus.relabel(subject.classes)
+    queries = corpus.part("calibration")
+    if len(queries) < FEWEST:
+        raise BadInput(
+            f"'{corpus.name}' has {len(queries)} calibration queries, and a repair of copying is chosen on at least {FEWEST}. "
+            "Give more pairs, or a larger calibration split."
+        )
+    found = attributed(subject, corpus.part("train"), seed)
+    few = queries.take(np.arange(min(SCREENED, len(queries))))
+    queries = queries.take(np.arange(min(JUDGED, len(queries))))
+    made = candidates(found)
+    plain, screened = screen(subject, few, made, seed)
+    plainly = {m: asked(subject, queries, m, seed) for m in MODES}
+    base = judged(plainly, queries)
+    rows = [_row("as it is", 0, base, base, seed, resamples)]
+    kept: list[tuple[Candidate, dict[str, Any]]] = []
+    for i in _finalists(made, plain, screened):
+        with scaled(subject, made[i].scales):
+            got = judged({m: asked(subject, queries, m, seed) for m in MODES}, queries)
+        row = _row(made[i].title, made[i].units, base, got, seed, resamples)
+        rows.append(row)
+        if row["high"] < 0 and got.no_worse(base):
+            kept.append((made[i], row))
+    rival = _penalty_row(plainly, queries, base, seed, resamples)
+    about: dict[str, Any] = {
+        "candidates": [*rows, rival], "screened": len(made), "completeness gap": found.gap,
+        "prompts explained": len(found.rows),
+    }  # fmt: skip
+    if not kept:
+        return NoRemedy(
+            f"No repair: of {len(made)} ways to scale units, none lowers wrong copies measurably on calibration queries "
+            "without losing accuracy.", about,
+        )  # fmt: skip
+    best, row = min(kept, key=lambda k: k[1]["change"])
+    about["controls"] = _controls(subject, few, best, found, plain, seed, resamples)
+    drawn = [c["change"] for c in about["controls"] if c["title"] == "random units"]
+    beaten = sum(c <= about["controls"][0]["change"] for c in drawn)
+    if beaten > RANDOM // 20:
+        return NoRemedy(
+            f"No repair: scaling {best.units} units lowers wrong copies by {-row['change']:.1%} on calibration queries, but "
+            f"{beaten} of {RANDOM} draws of as many random units of the same layers do as much.", about,
+        )  # fmt: skip
+    layers = sorted(best.scales)
+    where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+    says = (
+        f"Scales {best.units} feed-forward units of {where} ({best.title}): on calibration queries wrong copies above chance "
+        f"change by {row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}] and accuracy by {row['accuracy change']:+.1%}; "
+        f"a penalty on shown answers changes them by {rival['change']:+.1%} and {rival['accuracy change']:+.1%}."
+    )
+    about["table"] = _markdown(about["candidates"], about["controls"])
+    settings, tensors = scales_as_adapter(subject, best.scales)
+    return adapted("copying", subject, settings, tensors, {"describe": says, **about})
+
+
+def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
+    """Integrated gradients of the prediction shift on every layer's units, for prompts about pairs of `train`."""
+    train = train.relabel(subject.classes)
+    head = forward.live_head(subject)
+    weight, bias = head.weight.detach().float(), head.bias.detach().float()
+
+    def explained(mode: Mode) -> tuple[list[Row], np.ndarray, np.ndarray, Callable[[Tensor, int], Tensor]]:
+        draws = prompts.drawn(subject, train, mode=mode, seed=seed)
+        able = np.flatnonzero(draws.possible)[:EXPLAINED]
+        rows = prompts.rows(subject, train.take(able).text, draws.take(able))
+        gold, shown = train.label[able], draws.shown[able]
+
+        def readout(hidden: Tensor, i: int) -> Tensor:
+            logits = hidden.float() @ weight.T + bias
+            return maths.shift(
+                logits, torch.as_tensor(shown[i], device=logits.device), int(gold[i]), right=mode == "always"
+            )
+
+        return rows, gold, shown, readout
+
+    rows, gold, shown, readout = explained("never")
+    if not rows:
+        raise BadInput(
+            f"'{train.name}' has no {subject.shots.number if subject.shots else 0} pairs whose answers differ from a query's; "
+            "give pairs with more than one answer, or lower --shots."
+        )
+    beside, _, _, towards = explained("always")
+    points, most = 6, 48
+    while True:
+        wrong = attribute(subject, rows, readout, gauss_legendre(points))
+        right = attribute(subject, beside, towards, gauss_legendre(points)) if beside else None
+        gap = max(float(a.gap.max()) for a in (wrong, right) if a is not None)
+        if gap <= COMPLETE or points == most:
+            break
+        points *= 2
+    if gap > COMPLETE:
+        session().note(
+            f"Attributions miss up to {gap:.3f} of probability at {most} points: the ranking of units is rough."
+        )
+    active = np.abs(last_units(subject, rows)).mean(axis=0)
+    none = np.empty((0, *wrong.values.shape[1:]), np.float32)
+    return Attributed(wrong.values, none if right is None else right.values, active, gap, rows, gold, shown)
+
+
+def judged(asked: Mapping[Mode, tuple[Draws, Answers]], queries: Corpus) -> Judged:
+    """How the queries were answered under each kind of draw."""
+    kept: dict[str, np.ndarray] = {}
+    for mode, (draws, got) in asked.items():
+        kept |= _columns(mode, draws, got.answer, queries.label)
+    return Judged(kept)
+
+
+def _columns(mode: Mode, draws: Draws, answer: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
+    there = np.where(draws.possible, 1.0, np.nan)
+    return {
+        f"right_{mode}": there * (answer == gold),
+        f"copied_{mode}": there * maths.copies(answer, gold, draws.shown),
+        f"expected_{mode}": there * maths.expected(answer, gold, draws.chance),
+    }
+
+
+def candidates(found: Attributed) -> list[Candidate]:
+    """The published grid (the top share of one layer at 0), and ours (the top units of all layers, at 0 or halved)."""
+    depth, units = found.active.shape
+    made = []
+    for layer in range(depth):
+        for share in SHARES:
+            chosen = maths.top(found.published[layer], max(1, round(share * units)))
+            scales = _scales([(layer, int(u)) for u in chosen], units, 0.0)
+            made.append(Candidate("published", f"published: the top {share:.1%} of layer {layer} at 0", scales))
+    order = np.argsort(-found.contrasted, axis=None, kind="stable")
+    positive = int((found.contrasted > 0).sum())
+    for count in (c for c in COUNTS if c <= min(positive, depth * units // 8)):
+        layer, unit = np.unravel_index(order[:count], (depth, units))
+        for factor in FACTORS:
+            scales = _scales(list(zip(layer.tolist(), unit.tolist(), strict=True)), units, factor)
+            made.append(
+                Candidate("contrasted", f"contrasted: the top {count} units of all layers at {factor:g}", scales)
+            )
+    return made
+
+
+def screen(subject: Subject, queries: Corpus, made: Sequence[Candidate], seed: int) -> tuple[Judged, list[Judged]]:
+    """The queries asked in all three ways of the plain model, and of every candidate scaled at the last position alone.
+
+    Answers are told by their first tokens, among the classes.
+    """
+    head = forward.live_head(subject)
+    weight, bias = head.weight.detach().float(), head.bias.detach().float()
+    one: dict[int, Tensor] = {min(made[0].scales): torch.tensor(1.0)}
+    kept: list[dict[str, np.ndarray]] = [{} for _ in range(len(made) + 1)]
+    for mode in MODES:
+        draws = prompts.drawn(subject, queries, mode=mode, seed=seed)
+        able = np.flatnonzero(draws.possible)
+        answer = np.full((len(queries), len(kept)), -1)
+        if len(able):
+            rows = prompts.rows(subject, queries.take(able).text, draws.take(able))
+            logits = scaled_at_last(
+                subject, rows, lambda h, _: h.float() @ weight.T + bias, [one, *(c.scales for c in made)]
+            )
+            answer[able] = logits.argmax(axis=2)
+        for c in range(len(kept)):
+            kept[c] |= _columns(mode, draws, answer[:, c], queries.label)
+    return Judged(kept[0]), [Judged(k) for k in kept[1:]]
+
+
+def _finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged]) -> list[int]:
+    """The published choice (best accuracy where the right answer is never shown), and ours: the fewest wrong copies above
+    chance among those that lose no accuracy, else the best accuracy over all ways of drawing."""
+
+    def ours(i: int) -> tuple[float, float]:
+        j = screened[i]
+        return (float(not j.no_worse(plain)), j.excess if j.no_worse(plain) else -j.mixture)
+
+    published = [i for i, c in enumerate(made) if c.family == "published"]
+    theirs = min(published, key=lambda i: -screened[i].mean("right", "never"))
+    return list(dict.fromkeys([theirs, *sorted(range(len(made)), key=ours)[:FINALISTS]]))
+
+
+def _controls(
+    subject: Subject, queries: Corpus, best: Candidate, found: Attributed, plain: Judged, seed: int, resamples: int
+) -> list[dict[str, Any]]:
+    """The chosen units, and as many others of the same layers, at the last position: most active, lowest score, random."""
+    units, rng = found.active.shape[1], np.random.default_rng(seed)
+    counts = {at: int((s != 1).sum()) for at, s in best.scales.items()}
+    factor = min(float(s.min()) for s in best.scales.values())
+
+    def others(title: str, pick: Callable[[int], np.ndarray]) -> Candidate:
+        pairs = [(at, int(u)) for at, n in counts.items() for u in pick(at)[:n]]
+        return Candidate("control", title, _scales(pairs, units, factor))
+
+    made = [
+        Candidate("control", "the chosen units", best.scales),
+        others("the most active units", lambda at: np.argsort(-found.active[at], kind="stable")),
+        others("the lowest scores", lambda at: np.argsort(found.contrasted[at], kind="stable")),
+        *(others("random units", lambda _: rng.permutation(units)) for _ in range(RANDOM)),
+    ]
+    _, got = screen(subject, queries, made, seed)
+    return [_row(c.title, c.units, plain, j, seed, resamples) for c, j in zip(made, got, strict=True)]
+
+
+def _row(title: str, units: int, base: Judged, got: Judged, seed: int, resamples: int) -> dict[str, Any]:
+    """One line of the table: accuracy in each mode, wrong copies above chance, and their paired change."""
+
+    def excess(copied, expected, weight=None) -> float:
+        return float(np.average(copied - expected, weights=weight))
+
+    def of(j: Judged) -> list[np.ndarray]:
+        asked = ~np.isnan(base.columns["copied_free"])
+        return [j.columns["copied_free"][asked], j.columns["expected_free"][asked]]
+
+    d = bootstrap.paired(excess, of(base), of(got), seed, resamples)
+    there = {m: got.mean("right", m) for m in got.modes}
+    return {
+        "title": title, "units": units, **{f"accuracy {m}": v for m, v in there.items()},
+        "accuracy change": got.mean("right") - base.mean("right"), "severity": got.excess, "change": d.value, "low": d.low,
+        "high": d.high,
+    }  # fmt: skip
+
+
+def _markdown(judged: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]]) -> str:
+    """The card's tables of what was tried."""
+
+    def lines(rows: Sequence[Mapping[str, Any]]) -> str:
+        modes: list[Mode] = [m for m in MODES if f"accuracy {m}" in rows[0]]
+        head = ["what", "units", *(f"accuracy, {TITLES[m]}" for m in modes), "copies above chance", "change [95%]"]
+        body = [
+            [r["title"], str(r["units"]), *(format(r["accuracy " + m], ".3f") for m in modes), f"{r['severity']:+.3f}",
+             f"{r['change']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"]
+            for r in rows
+        ]  # fmt: skip
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
+
+    return (
+        "On calibration queries, which chose among these, so the intervals are optimistic.\n\n" + lines(judged)
+        + "\n\nAs many other units of the same layers, scaled at the last token alone:\n\n" + lines(controls)
+    )  # fmt: skip
+
+
+def _penalty_row(
+    asked: Mapping[Mode, tuple[Draws, Answers]], queries: Corpus, base: Judged, seed: int, resamples: int
+) -> dict[str, Any]:
+    """The trivial rival: a penalty on the logits of shown answers, as large as loses no accuracy."""
+    best = _row("rival: a penalty on shown answers' logits, 0 nats", 0, base, base, seed, resamples)
+    for penalty in PENALTIES:
+        kept: dict[str, np.ndarray] = {}
+        for mode, (draws, got) in asked.items():
+            answer = maths.penalised(got.logits, got.other, draws.shown, penalty)
+            # Longer answers than one token go on as the model would; those it changes are counted by their first.
+            same = maths.penalised(got.logits, got.other, draws.shown, 0.0) == answer
+            kept |= _columns(mode, draws, np.where(same, got.answer, answer), queries.label)
+        j = Judged(kept)
+        if j.no_worse(base) and j.excess < best["severity"]:
+            best = _row(f"rival: a penalty on shown answers' logits, {penalty:g} nats", 0, base, j, seed, resamples)
+    return best
+
+
+def _scales(pairs: Sequence[tuple[int, int]], units: int, factor: float) -> dict[int, Tensor]:
+    made: dict[int, Tensor] = {}
+    for layer, unit in pairs:
+        made.setdefault(layer, torch.ones(units))[unit] = factor
+    return made
+
+
+def null_remedy(subject: Subject) -> Adapted:
+    """The adapter that multiplies one layer's units by 1."""
+    settings, tensors = scales_as_adapter(subject, {0: torch.ones(width_of(subject, 0))})
+    return adapted("copying", subject, settings, tensors, {"describe": "Scales nothing."})

@@ -1,0 +1,108 @@
+"""Few-shot prompts in tokens: demonstrations drawn for each query, and the rows that a causal model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from trueup.corpus import prompt
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.prompt import Draws, Mode
+from trueup.errors import BadInput
+from trueup.subject.subject import Shots, SoftmaxResponse, Subject
+from trueup.subject.wording import text_ids, wording
+
+
+class Row(list[int]):
+    """Token ids of one example; `segments` says which text of a pair each token is of, for models that read it."""
+
+    segments: list[int] | None = None
+
+
+def with_pool(subject: Subject, corpus: Corpus) -> Subject:
+    """A few-shot subject that takes its demonstrations from `corpus`, and its answers from the corpus' classes.
+
+    Raises:
+        BadInput: the corpus' examples are pairs of texts.
+    """
+    if corpus.second is not None:
+        raise BadInput(
+            "A demonstration has one text and its answer; leave --second out, or join the two texts into one."
+        )
+    assert subject.template is not None
+    assert subject.template.shots is not None
+    pool = tuple((t, corpus.classes[y]) for t, y in zip(corpus.text, corpus.label, strict=True))
+    template = replace(subject.template, words=corpus.classes, shots=replace(subject.template.shots, pool=pool))
+    confidence = SoftmaxResponse(len(corpus.classes))
+    return replace(subject, classes=corpus.classes, template=template, confidence=confidence)
+
+
+def pool_of(subject: Subject) -> Shots:
+    """The subject's demonstrations.
+
+    Raises:
+        BadInput: it has none.
+    """
+    if subject.shots is None or not subject.shots.pool:
+        raise BadInput(
+            "The subject has no pairs to take demonstrations from. Give it some: `with_pool(subject, corpus.part('train'))`."
+        )
+    return subject.shots
+
+
+def drawn(subject: Subject, corpus: Corpus, *, mode: Mode = "free", number: int | None = None, seed: int = 0) -> Draws:
+    """Demonstrations for every query of `corpus`, from the subject's pool; `number` of them, default the subject's own.
+
+    Raises:
+        BadInput: the subject has no pool, or too small a one.
+    """
+    shots = pool_of(subject)
+    place = {c: i for i, c in enumerate(subject.classes)}
+    pool, answer = zip(*shots.pool, strict=True)
+    return prompt.draw(
+        pool, np.array([place[a] for a in answer]), corpus.text, corpus.label, len(subject.classes),
+        number=shots.number if number is None else number, mode=mode, seed=seed,
+    )  # fmt: skip
+
+
+def rows(subject: Subject, text: Sequence[str], draws: Draws, answers: np.ndarray | None = None) -> list[Row]:
+    """The prompt of every query, up to where its answer goes.
+
+    Args:
+        answers: (n, k) answers that the demonstrations shall carry instead of their own, as indices of classes.
+
+    Raises:
+        BadInput: a prompt and its answer are longer than the model reads.
+    """
+    template, shots = subject.template, subject.shots
+    assert template is not None
+    assert shots is not None
+    words = wording(subject.tokenizer, template)
+    out: list[Row] = []
+    for i, query in enumerate(text):
+        pairs = [shots.pool[j] for j in draws.index[i] if j >= 0]
+        if answers is not None:
+            pairs = [(x, subject.classes[a]) for (x, _), a in zip(pairs, answers[i][draws.index[i] >= 0], strict=True)]
+        row = Row([*text_ids(subject.tokenizer, template.prompt(query, pairs)), *words.lead])
+        if len(row) + words.longest > subject.max_length:
+            raise BadInput(_too_long(subject, query, pairs, len(words.lead) + words.longest))
+        out.append(row)
+    return out
+
+
+def _too_long(subject: Subject, query: str, pairs: list[tuple[str, str]], answer: int) -> str:
+    assert subject.template is not None
+
+    def length(shown: int) -> int:
+        assert subject.template is not None
+        return len(text_ids(subject.tokenizer, subject.template.prompt(query, pairs[:shown]))) + answer
+
+    fit = next((k for k in range(len(pairs), -1, -1) if length(k) <= subject.max_length), 0)
+    lower = f"at most {fit} of them fit. Lower --shots to {fit}, raise" if fit else "not one of them fits. Raise"
+    shown = query if len(query) < 40 else query[:37] + "..."
+    return (
+        f"The prompt for {shown!r} with {len(pairs)} demonstrations and its answer has {length(len(pairs))} tokens, and "
+        f"{subject.max_length} are read: {lower} --max-length, or give shorter texts."
+    )

@@ -1,0 +1,496 @@
+"""Integrated gradients of feed-forward units at the last position: every layer its own path, by an exact shortcut.
+
+The units of a layer are the input of its down projection (`anatomy.down`; of ``out_proj`` in Mamba; with an IA3 adapter
+there, what goes into the wrapped projection). A path scales the units of one layer at the last token by a in [0, 1] and
+leaves all else as it is, so nothing before the last token changes. One full pass keeps the keys and values (the recurrent
+state in state-space models) that the last token sees. Then every point of every path is one row of d numbers, which
+enters at its own layer as the plain last token and climbs from there: at layer l stand the rows of the layers up to l, and
+one backward pass gives the gradients of all paths. In attention models the rows are laid out as query positions that see
+the prompt and themselves alone, so keys and values are shared and never copied per row; in state-space models, whose
+state is small, they are a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trueup.errors import BadInput, Unavailable, Unsupported
+from trueup.run.forward import Batch, Row, at_last, backbone, collate
+from trueup.run.predict import TOKENS, evaluating, out_of_memory, session
+from trueup.subject.subject import Subject
+from trueup.subject.units import layers_of
+
+T = TypeVar("T")
+Readout = Callable[[Tensor, int], Tensor]
+"""(rows, d) final hidden states of prompt i, at the last position after the last norm -> (rows,) scalars, differentiable."""
+ROWS = 1024
+"""Rows of one climb: prompts times points of all paths. Prompts are halved, with a note, as often as memory runs out."""
+_CACHES = ("past_key_values", "layer_past")
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """A rule on [0, 1]: the integral of g is about sum_p weights[p] * g(nodes[p])."""
+
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+
+
+def gauss_legendre(points: int = 6) -> Quadrature:
+    """Exact for polynomials of degree 2 * points - 1."""
+    x, w = np.polynomial.legendre.leggauss(points)
+    return Quadrature(tuple(((x + 1) / 2).tolist()), tuple((w / 2).tolist()))
+
+
+def midpoint(points: int = 20) -> Quadrature:
+    """Equal weights at the middles of equal pieces."""
+    return Quadrature(tuple((i + 0.5) / points for i in range(points)), (1 / points,) * points)
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Integrated gradients of a scalar f on n prompts, in the readout's unit.
+
+    Attributes:
+        values: (n, layers, units) float32: w_j * integral_0^1 of df(a * w)/dw_j da, baseline 0.
+        whole: (n,) f as it is. floor: (n, layers) f with all units of that layer at 0.
+        gap: (n, layers) |sum of values - (whole - floor)|, the completeness error: what the quadrature misses.
+    """
+
+    values: np.ndarray
+    whole: np.ndarray
+    floor: np.ndarray
+    gap: np.ndarray
+
+
+def attribute(
+    subject: Subject, rows: Sequence[Row], readout: Readout, quadrature: Quadrature | None = None
+) -> Attribution:
+    """How much each feed-forward unit at the last position adds to `readout`, on every prompt of `rows`, in their order.
+
+    No result depends on the batch. The default quadrature is `gauss_legendre()`.
+
+    Raises:
+        Unsupported: an encoder, or a model whose attention takes no mask. Unavailable: one prompt does not fit in memory.
+    """
+    rule = quadrature or gauss_legendre()
+    depth, points = len(_layers(subject)), len(rule.nodes)
+    nodes, weights = (torch.tensor(v, device=subject.device)[:, None] for v in (rule.nodes, rule.weights))
+
+    def read(batch: Batch, prompts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        past = _record(subject, batch)
+        units = [layer.units.unsqueeze(1) for layer in past.layers]
+        with torch.no_grad():
+            whole = _read_out(readout, past.final.unsqueeze(1), prompts)
+            floor = _read_out(readout, past.climb({at: torch.zeros_like(w) for at, w in enumerate(units)}), prompts)
+        path = {at: (nodes * w.float()).to(w.dtype).requires_grad_() for at, w in enumerate(units)}
+        f = _read_out(readout, past.climb(path), prompts)
+        # A row sees no other row, so the gradient of the sum holds each row's own.
+        slopes = torch.autograd.grad(f.sum(), list(path.values()))
+        parts = [(weights * s.float()).sum(dim=1) * w[:, 0].float() for s, w in zip(slopes, units, strict=True)]
+        return torch.stack(parts, dim=1), whole[:, 0], floor
+
+    values = np.empty((0,))
+    whole, floor = np.empty(len(rows)), np.empty((len(rows), depth))
+    for take, (v, at_full, at_zero) in _batches(subject, rows, ROWS // (depth * points), "unit attributions", read):
+        values = np.empty((len(rows), *v.shape[1:]), np.float32) if not values.size else values
+        values[take], whole[take], floor[take] = v.cpu().numpy(), at_full.cpu().numpy(), at_zero.cpu().numpy()
+    gap = np.abs(values.sum(axis=2, dtype=np.float64) - (whole[:, None] - floor))
+    return Attribution(values, whole, floor, gap)
+
+
+def last_units(subject: Subject, rows: Sequence[Row]) -> np.ndarray:
+    """(n, layers, units) float32: the feed-forward units of every prompt at its last position.
+
+    Raises:
+        As `attribute`.
+    """
+    units = np.empty((0,))
+
+    def read(batch: Batch, _: list[int]) -> Tensor:
+        return torch.stack([layer.units for layer in _record(subject, batch).layers], dim=1).float()
+
+    for take, got in _batches(subject, rows, ROWS, "units", read):
+        units = np.empty((len(rows), *got.shape[1:]), np.float32) if not units.size else units
+        units[take] = got.cpu().numpy()
+    return units
+
+
+def scaled_at_last(
+    subject: Subject, rows: Sequence[Row], readout: Readout, candidates: Sequence[Mapping[int, Tensor]]
+) -> np.ndarray:
+    """(n, c, ...): `readout` when units are multiplied at the last position alone, for c candidates (layer -> factors).
+
+    The machinery of `attribute` without gradients: one full pass for all candidates, each of which then climbs from its
+    lowest layer. Factors are (units,), or one number. The readout may give (rows, k) instead of (rows,).
+
+    Raises:
+        BadInput: a layer that is not there, or a candidate without one. Else as `attribute`.
+    """
+    depth = len(_layers(subject))
+    for candidate in candidates:
+        if not candidate:
+            raise BadInput("A candidate scales no layer; name at least one.")
+        for at in candidate:
+            if not 0 <= at < depth:
+                raise BadInput(f"There is no layer {at}: the model has layers 0 to {depth - 1}. Give one of these.")
+    order = sorted(range(len(candidates)), key=lambda c: min(candidates[c]))
+
+    def read(batch: Batch, prompts: list[int]) -> Tensor:
+        with torch.no_grad():
+            past = _record(subject, batch)
+            step = max(1, ROWS // len(prompts))
+            parts = [
+                _read_out(readout, past.climb_scaled([candidates[c] for c in order[i : i + step]]), prompts)
+                for i in range(0, len(order), step)
+            ]
+        return torch.cat(parts, dim=1)
+
+    got = np.empty((0,))
+    for take, f in _batches(subject, rows, ROWS // max(1, min(ROWS, len(candidates))), "candidates", read):
+        got = np.empty((len(rows), *f.shape[1:])) if not got.size else got
+        got[take] = f.cpu().numpy()
+    back = np.argsort(order)
+    return got[:, back]
+
+
+# ------------------------------------------------------------------------------------------------- a pass, and climbs
+
+
+class _Recorder:
+    """Stands in for a layer's cache during the full pass, and keeps the keys and values (b, heads, t, d) attention saw."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def update(self, keys: Tensor, values: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        if self.inner is not None:
+            keys, values = self.inner.update(keys, values, *rest, **named)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class _Shared:
+    """A cache that puts the rows' own keys and values behind the prompt's, and remembers none of them."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+
+
+class _Unwritten(Tensor):
+    """A state that `copy_` leaves alone: transformers writes states in place, which would break the backward pass."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def copy_(self, *_: Any, **__: Any) -> Tensor:  # type: ignore[override]
+        return self
+
+
+class _State:
+    """A layer's cache of a state-space model, (b, ...) each, before the last token; handed out once per row."""
+
+    def __init__(self, conv: Tensor, recurrent: Tensor) -> None:
+        self.conv, self.recurrent, self.rows = conv, recurrent, 1
+
+    def get_conv_state(self, *_: Any, **__: Any) -> Tensor:
+        return self.conv.repeat_interleave(self.rows, dim=0).as_subclass(_Unwritten)
+
+    def get_recurrent_state(self, *_: Any, **__: Any) -> Tensor:
+        return self.recurrent.repeat_interleave(self.rows, dim=0).as_subclass(_Unwritten)
+
+    def is_recording_past(self, *_: Any) -> bool:
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One layer after a full pass over b prompts: all that rows need to go through it in the last token's place.
+
+    Attributes:
+        enters: (b, 1, d) what entered it at the last token. units: (b, units) what entered its down projection there.
+        given: its other arguments, as far as they do not depend on the number of rows.
+        cache: its past. cache_name: the argument that takes it.
+        seen: (b, 1, 1, k) which keys the last token sees, itself left out; None in state-space models.
+        alibi: (b * heads, 1, k + 1) the bias of the keys and of the last token itself, where the family has one.
+    """
+
+    module: nn.Module
+    down: nn.Module
+    enters: Tensor
+    units: Tensor
+    given: Mapping[str, Any]
+    cache: _Shared | _State
+    cache_name: str
+    seen: Tensor | None
+    alibi: Tensor | None
+
+    def __call__(self, x: Tensor, edit: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """(b, r, d) -> (b, r, d), with `edit` of the rows' units (b, r, units) in their place."""
+
+        def put(_: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+            assert edit is not None
+            return edit(inputs[0].reshape(*x.shape[:2], -1)).reshape(inputs[0].shape)
+
+        given = dict(self.given) | {self.cache_name: self.cache}
+        if isinstance(self.cache, _State):
+            self.cache.rows = x.shape[1]
+        if self.seen is not None:
+            given["attention_mask"] = self._mask(x)
+        if self.alibi is not None:
+            given["alibi"] = torch.cat([self.alibi, self.alibi[..., -1:].expand(-1, -1, x.shape[1] - 1)], dim=-1)
+        hook = None if edit is None else self.down.register_forward_pre_hook(put)
+        try:
+            out = self.module(x if self.seen is not None else x.flatten(0, 1).unsqueeze(1), **given)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return (out[0] if isinstance(out, tuple) else out).reshape(x.shape)
+
+    def _mask(self, x: Tensor) -> Tensor:
+        assert self.seen is not None
+        rows = x.shape[1]
+        itself = torch.eye(rows, dtype=torch.bool, device=x.device).expand(len(x), 1, -1, -1)
+        sees = torch.cat([self.seen.expand(-1, -1, rows, -1), itself], dim=-1)
+        # Added to the scores: eager attention takes no boolean mask, and sdpa takes both.
+        return torch.zeros(sees.shape, dtype=x.dtype, device=x.device).masked_fill_(~sees, torch.finfo(x.dtype).min)
+
+
+@dataclass(frozen=True, eq=False)
+class _Past:
+    """A full pass over b prompts. final: (b, d) the last token after `tail`, the modules that follow the last layer."""
+
+    layers: list[_Layer]
+    tail: list[nn.Module]
+    final: Tensor
+
+    def climb(self, units: Mapping[int, Tensor]) -> Tensor:
+        """(b, s, d) final hidden states of rows that enter at layer l with the units (b, k_l, units), by layer."""
+
+        def edit(at: int) -> Callable[[Tensor], Tensor] | None:
+            new = units.get(at)
+            return None if new is None else lambda own: torch.cat([own[:, : -new.shape[1]], new], dim=1)
+
+        return self._up({at: new.shape[1] for at, new in units.items()}, edit)
+
+    def climb_scaled(self, candidates: Sequence[Mapping[int, Tensor]]) -> Tensor:
+        """(b, c, d) final hidden states of one row for each candidate, which come in the order of their lowest layers."""
+
+        def edit(at: int) -> Callable[[Tensor], Tensor] | None:
+            if not any(at in c for c in candidates):
+                return None
+            w = self.layers[at].units
+            one = torch.ones(w.shape[1], dtype=w.dtype, device=w.device)
+            here = [c for c in candidates if min(c) <= at]
+            factors = torch.stack([c[at].to(w).expand(w.shape[1]) if at in c else one for c in here])
+            return lambda own: own * factors
+
+        return self._up(Counter(min(c) for c in candidates), edit)
+
+    def _up(self, entering: Mapping[int, int], edit: Callable[[int], Callable[[Tensor], Tensor] | None]) -> Tensor:
+        x: Tensor | None = None
+        for at in range(min(entering), len(self.layers)):
+            layer = self.layers[at]
+            if entering.get(at):
+                new = layer.enters.expand(-1, entering[at], -1)
+                x = new if x is None else torch.cat([x, new], dim=1)
+            assert x is not None
+            x = layer(x, edit(at))
+        assert x is not None
+        return _through(self.tail, x)
+
+
+def _through(modules: list[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def _layers(subject: Subject) -> list[nn.Module]:
+    """The blocks of a causal model; refuses what the shortcut would not be exact for."""
+    anatomy, config = subject.anatomy, subject.base.config
+    if not anatomy.causal:
+        raise Unsupported(
+            f"'{anatomy.model_type}' is an encoder, in which every token sees the last one; give a causal model instead."
+        )
+    if anatomy.kind == "decoder" and getattr(config, "_attn_implementation", "eager") not in ("sdpa", "eager"):
+        raise Unsupported(
+            f"The attention '{config._attn_implementation}' takes no mask of its own; "  # type: ignore[union-attr]
+            "load the model with attn_implementation='sdpa'."
+        )
+    if tuple(getattr(config, "time_step_limit", (0.0, float("inf")))) != (0.0, float("inf")):
+        raise Unsupported(
+            "This Mamba-2 bounds its time steps, which transformers does not do token by token, so its state cannot be "
+            "stepped exactly; give a model without time_step_limit."
+        )
+    return layers_of(subject)
+
+
+def _record(subject: Subject, batch: Batch) -> _Past:
+    """One full pass without gradients; in state-space models also one over all tokens but the last."""
+    ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
+    anatomy, layers = subject.anatomy, _layers(subject)
+    parent = subject.base.base_model.get_submodule(anatomy.layers.rpartition(".")[0])  # type: ignore[operator, union-attr]
+    downs = [layer.get_submodule(anatomy.down) for layer in layers]
+    seen: list[dict[str, Any]] = []
+    units: list[Tensor] = []
+    tail: list[nn.Module] = []
+    left: list[Tensor] = []
+
+    def enter(
+        layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        names = list(inspect.signature(layer.forward).parameters)
+        named = dict(zip(names, args, strict=False)) | kwargs
+        named |= {name: _Recorder(named.get(name)) for name in _CACHES if name in names}
+        seen.append(named)
+        tail.clear()
+        return (named["hidden_states"],), {k: v for k, v in named.items() if k != "hidden_states"}
+
+    def read(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        units.append(at_last(inputs[0].reshape(len(ids), -1, inputs[0].shape[-1]), mask))
+
+    def leave(_: Any, __: Any, out: Any) -> None:
+        left.append(at_last(out[0] if isinstance(out, tuple) else out, mask))
+
+    hooks = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
+    hooks += [down.register_forward_pre_hook(read) for down in downs]
+    hooks += [m.register_forward_hook(lambda m, *_: tail.append(m)) for m in parent.children()]  # type: ignore[union-attr]
+    hooks.append(layers[-1].register_forward_hook(leave))
+    try:
+        with torch.no_grad():
+            final = at_last(backbone(subject, ids, mask).last_hidden_state, mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with torch.no_grad():
+        again = _through(tail, left[-1])
+    if again.shape != final.shape or not torch.allclose(again.float(), final.float(), rtol=1e-2, atol=1e-3):
+        raise Unsupported(
+            f"What '{anatomy.model_type}' does after its last layer is not what trueup knows; use a released transformers."
+        )
+    states = _states(subject, ids, mask) if anatomy.kind == "state-space" else None
+    found = [
+        _layer(layer, down, named, w, mask, None if states is None else states[at])
+        for at, (layer, down, named, w) in enumerate(zip(layers, downs, seen, units, strict=True))
+    ]
+    return _Past(found, list(tail), final)
+
+
+def _layer(
+    module: nn.Module, down: nn.Module, named: dict[str, Any], units: Tensor, mask: Tensor, state: _State | None
+) -> _Layer:
+    """What one layer was given in the full pass, cut down to the last token."""
+    hidden = named["hidden_states"]
+    enters = at_last(hidden, mask).unsqueeze(1)
+    given = {k: v for k, v in named.items() if k not in ("hidden_states", "attention_mask", "alibi", *_CACHES)}
+    if state is not None:
+        given.pop("cache_params", None)
+        return _Layer(module, down, enters, units, given, state, "cache_params", None, None)
+    b, width = hidden.shape[:2]
+    each, last = torch.arange(b, device=hidden.device), width - mask.shape[1] + mask.sum(dim=1) - 1
+
+    def of_last(t: Tensor) -> Tensor:  # (b or 1, t, ...) -> (b, 1, ...)
+        return t.expand(b, *t.shape[1:])[each, last].unsqueeze(1)
+
+    for name in ("position_ids", "position_embeddings"):
+        value = given.get(name)
+        if value is not None:
+            given[name] = tuple(map(of_last, value)) if isinstance(value, tuple) else of_last(value)
+    (cache_name,) = (n for n in _CACHES if n in named)
+    recorder: _Recorder = named[cache_name]
+    keys, given_mask = recorder.keys.shape[2], named.get("attention_mask")
+    own = keys - width + last  # a prefix puts keys before the first token
+    if given_mask is None:  # transformers leaves it out where plain causal attention says the same
+        seen = (torch.arange(keys, device=hidden.device) <= own[:, None])[:, None, None]
+    else:
+        row = given_mask.expand(b, -1, -1, -1)[each, :, last].unsqueeze(2)
+        seen = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
+    seen = seen.clone()
+    seen[each, :, :, own] = False
+    alibi = named.get("alibi")
+    if alibi is not None:
+        heads = len(alibi) // b
+        itself = alibi[torch.arange(len(alibi), device=alibi.device), :, own.repeat_interleave(heads)]
+        alibi = torch.cat([alibi, itself.unsqueeze(-1)], dim=-1)
+    shared = _Shared(recorder.keys, recorder.values)
+    return _Layer(module, down, enters, units, given, shared, cache_name, seen, alibi)
+
+
+def _states(subject: Subject, ids: Tensor, mask: Tensor) -> list[_State]:
+    """The recurrent states before the last token; all prompts of one length."""
+    alone = ids.shape[1] == 1 and not subject.soft_prompted
+    before = slice(0, 1 if alone else ids.shape[1] - 1)
+    with torch.no_grad():
+        cache = backbone(subject, ids[:, before], mask[:, before], use_cache=True).cache_params
+    states = [(cache.get_conv_state(at), cache.get_recurrent_state(at)) for at in range(len(_layers(subject)))]
+    # Before a first token there is nothing, which is a state of zeros; the pass only gave its shape.
+    return [_State(c * 0, r * 0) if alone else _State(c, r) for c, r in states]
+
+
+def _read_out(readout: Readout, final: Tensor, prompts: list[int]) -> Tensor:
+    return torch.stack([readout(rows, i) for rows, i in zip(final, prompts, strict=True)])
+
+
+def _batches(
+    subject: Subject,
+    rows: Sequence[Row],
+    each: int,
+    stage: str,
+    read: Callable[[Batch, list[int]], T],
+) -> Iterator[tuple[list[int], T]]:
+    """Every prompt once, at most `each` in a batch, of similar length (of one length in state-space models)."""
+    now, done, each = session(), 0, max(1, each)
+    if not all(len(r) for r in rows):
+        raise BadInput("A prompt has no token at all; drop it or give it text.")
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+    while done < len(order):
+        take = order[done : done + each]
+        while len(take) > 1 and not _together(subject, [len(rows[i]) for i in take]):
+            take.pop()
+        try:
+            with evaluating(subject), _frozen(subject), torch.inference_mode(False), torch.enable_grad():
+                got = read(collate([rows[i] for i in take], subject.tokenizer.pad_token_id), take)
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            if len(take) == 1:
+                raise Unavailable(
+                    f"One prompt of {len(rows[take[0]])} tokens does not fit in memory; take shorter prompts or a smaller model."
+                ) from e
+            each = len(take) // 2
+            now.note(f"Memory ran out; batches were halved to {each} prompts.")
+            continue
+        yield take, got
+        done += len(take)
+        now.progress(stage, done, len(order))
+
+
+def _together(subject: Subject, lengths: list[int]) -> bool:
+    # A recurrent state runs on over padding, so prompts of different lengths cannot share a pass.
+    one_length = lengths[0] == lengths[-1] or subject.anatomy.kind != "state-space"
+    return one_length and len(lengths) * lengths[-1] <= TOKENS
+
+
+@contextlib.contextmanager
+def _frozen(subject: Subject) -> Iterator[None]:
+    """No parameter wants a gradient inside the block, so that none is kept for it; after it, those that did want it again."""
+    wanted = [p for p in subject.model.parameters() if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)

@@ -1,0 +1,75 @@
+"""How a few-shot prompt is spelt in tokens: the query's end, the answers after it, and what ends an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from trueup.errors import BadInput
+from trueup.subject.subject import Template
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The tokens of a task's answers.
+
+    Attributes:
+        lead: tokens that every answer starts with (a space before a digit): they belong to the query.
+        answers: the tokens of each class after that, in the classes' order.
+        stop: the text that ends an answer.
+    """
+
+    lead: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    stop: str
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest answer."""
+        return max(map(len, self.answers))
+
+
+def wording(tokenizer: Any, template: Template) -> Wording:
+    """The wording of a few-shot template whose `words` are the answers.
+
+    Raises:
+        BadInput: the tokenizer joins an answer with what stands before it, or reads it back as something else; or what ends
+            an answer stands inside one.
+    """
+    stem = template.prompt("x")
+    before = text_ids(tokenizer, stem)
+    gap = template.text.partition("{label}")[0]
+    gap = gap[len(gap.rstrip()) :]
+    stop = template.text.partition("{label}")[2].strip(" ")[:1] or "\n"
+    rests: list[tuple[int, ...]] = []
+    for word in template.words:
+        whole = text_ids(tokenizer, stem + gap + word)
+        if whole[: len(before)] != before:
+            raise BadInput(
+                f"The tokenizer joins the answer {word!r} with what stands before it, so a model cannot give it as an answer "
+                f"of its own. Put a space or a colon before {{label}} in the template {template.text!r}."
+            )
+        back = tokenizer.decode(whole[len(before) :]).strip()
+        if back != word.strip():
+            raise BadInput(
+                f"The tokenizer reads the answer {word!r} back as {back!r}, so the model could not give it; write it otherwise, "
+                "or drop its pairs."
+            )
+        if stop in word:
+            raise BadInput(
+                f"The answer {word!r} has {stop!r} in it, which ends an answer in the template {template.text!r}. End the "
+                "template with something else."
+            )
+        rests.append(tuple(whole[len(before) :]))
+    shared = 0
+    while all(len(r) > shared + 1 for r in rests) and len({r[shared] for r in rests}) == 1 and len(rests) > 1:
+        shared += 1
+    return Wording(rests[0][:shared], tuple(r[shared:] for r in rests), stop)
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text that is to be gone on with."""
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text by themselves
+        ids = ids[:-1]
+    return ids
