@@ -110,9 +110,7 @@ def run(work: Path, name: str, alpha: float, seed: int, model: str, cheap: bool,
     for a, found in draws.items():
         kept |= {f"draw {a:g} {i}": np.array(d) for i, d in enumerate(found)}
     np.savez(arrays, **kept)
-    told.write_text(
-        json.dumps({"rows": rows, "dropped": {str(k): v for k, v in made.dropped.items()}})
-    )
+    told.write_text(json.dumps({"rows": rows, "dropped": {str(k): v for k, v in made.dropped.items()}}))
 
 
 def table(work: Path) -> None:

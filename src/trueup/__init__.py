@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trueup.corpus.read import read
     from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported
     from trueup.faults.confounding import Confounding
+    from trueup.faults.copying import Copying
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
     from trueup.faults.overconfidence import Overconfidence
     from trueup.report.bundle import Report
@@ -36,13 +37,15 @@ _WHERE = {
     "tune": "tuning", "TuneJob": "tuning",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
-    "Confounding": "faults.confounding", "Overconfidence": "faults.overconfidence", "TrueupError": "errors",
+    "Confounding": "faults.confounding", "Copying": "faults.copying", "Overconfidence": "faults.overconfidence",
+    "TrueupError": "errors",
     "BadInput": "errors", "Unsupported": "errors", "Unavailable": "errors",
 }  # fmt: skip
 
 __all__ = [
-    "BadInput", "Comparison", "Confounding", "Corpus", "Fault", "Finding", "Job", "NoRemedy", "Overconfidence", "Remedy", "Report",
-    "Subject", "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check", "faults_of", "load", "read", "run_job", "tune",
+    "BadInput", "Comparison", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
+    "Overconfidence", "Remedy", "Report", "Subject", "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check",
+    "faults_of", "load", "read", "run_job", "tune",
 ]  # fmt: skip
 
 

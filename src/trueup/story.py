@@ -181,10 +181,11 @@ def check(
     """
     from trueup.report.bundle import Report
     from trueup.run.predict import session
-    from trueup.run.prompts import with_pool
+    from trueup.run.prompts import one_answer_each, with_pool
 
-    if subject.shots is not None and not subject.shots.pool:
-        subject = with_pool(subject, corpus.part("train"))
+    if subject.shots is not None:
+        one_answer_each(corpus)
+        subject = subject if subject.shots.pool else with_pool(subject, corpus.part("train"))
     corpus = corpus.relabel(subject.classes)
     test = corpus.part("test")
     reasons = {f.name: reason for f in faults if (reason := f.applies_to(subject, corpus)) is not None}
@@ -383,11 +384,11 @@ def _warnings(job: Job, card: Mapping[str, Any], corpus: Corpus) -> list[str]:
     tuned, classes = card.get("tuned"), card.get("classes") or ()
     if set(classes) == set(corpus.classes):  # their order is no difference between the splits
         corpus = corpus.relabel(classes)
-    if not tuned:
+    if not tuned and (job.adapter is not None or not (job.shots or job.data.startswith("task:"))):
         notes.append(
             "Nothing says which examples the model was tuned on; if some of these were among them, the audit flatters it."
         )
-    elif _same_data(tuned.get("data"), job.data) and tuned.get("train") != corpus.part("train").fingerprint:
+    elif tuned and _same_data(tuned.get("data"), job.data) and tuned.get("train") != corpus.part("train").fingerprint:
         notes.append(
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
             f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."

@@ -18,7 +18,15 @@ from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.run import forward, staircase
 from trueup.run.forward import Row
 from trueup.run.predict import Session, within
-from trueup.run.staircase import Quadrature, attribute, gauss_legendre, last_units, midpoint, scaled_at_last
+from trueup.run.staircase import (
+    Quadrature,
+    attribute,
+    gauss_legendre,
+    last_units,
+    midpoint,
+    scaled_at_last,
+    towards_zero,
+)
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
@@ -296,6 +304,15 @@ def test_a_candidate_for_a_layer_that_is_not_there(base_of: Any):
     for at in (2, -1):
         with pytest.raises(BadInput, match=r"There is no layer -?\d: the model has layers 0 to 1\."):
             scaled_at_last(bare(base_of("gpt2")), ROWS, readout, [{at: torch.tensor(0.0)}])
+
+
+def test_points_towards_zero_serve_where_the_slope_is_steep_there():
+    def error(rule: Quadrature, f: Callable[[float], float], whole: float) -> float:
+        return abs(sum(w * f(a) for a, w in zip(rule.nodes, rule.weights, strict=True)) - whole)
+
+    for whole, f in ((2.0, lambda a: a**-0.5), (1 / 3, lambda a: a * a), (2 / 3, lambda a: a**0.5)):
+        assert error(towards_zero(8), f, whole) < 1e-12
+    assert error(gauss_legendre(8), lambda a: a**-0.5, 2.0) > 0.05
 
 
 def test_a_candidate_of_no_layer(base_of: Any):

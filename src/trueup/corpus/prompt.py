@@ -67,7 +67,7 @@ def draw(
         at[k].append(i)
     own = [at.get(k, []) for k in same_key(query, None)]
     need = number + max(map(len, own), default=0)
-    if len(pool) < need:
+    if number and len(pool) < need:
         raise BadInput(
             f"{number} demonstrations need {need} pairs to draw from, and there are {len(pool)}. Give more pairs, or lower "
             "--shots."

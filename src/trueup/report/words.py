@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from trueup.faults.fault import Comparison, Difference, Finding, Measure
+from trueup.faults.fault import Better, Comparison, Difference, Finding, Measure
 
 State = Literal["not measured", "not found", "found", "repaired", "reduced", "not repaired"]
 Change = Literal["better", "worse", "no clear change", "same", "changed", "unknown"]
@@ -234,13 +234,17 @@ def harm_rows(comparison: Comparison) -> list[Row]:
     return [_row(comparison, key, difference) for key, difference in comparison.harm.items()]
 
 
+_POLARITY: dict[str, Better] = {"accuracy": "higher", "nll": "lower", "nats": "lower"}
+"""Which direction is better of what only the harm table has, by the first word of its name."""
+
+
 def _row(comparison: Comparison, key: str, difference: Difference | None) -> Row:
     before = comparison.before.measures.get(key)
     after = comparison.after.measures.get(key) if comparison.after else None
     known = before or after
     title = clean(known.title if known else key.replace("_", " "), 120)
     unit = clean(known.unit, 120) if known else ""
-    better = known.better if known else None
+    better = known.better if known else _POLARITY.get(title.split()[0])
     return Row(key, title, unit, better, before, after, difference, change(difference, better))
 
 

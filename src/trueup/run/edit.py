@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trueup.run.predict import session, within
 from trueup.subject.subject import Subject
-from trueup.subject.units import check, down_of
+from trueup.subject.units import check, down_of, layers_of
 
 
 @contextlib.contextmanager
@@ -36,3 +37,23 @@ def scaled(subject: Subject, scales: Mapping[int, Tensor]) -> Iterator[Subject]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def patched(subject: Subject, layer: int, states: Tensor, mask: Tensor) -> Iterator[None]:
+    """Inside the block what enters `layer` at each example's last token is `states` (b, d) instead.
+
+    mask (b, t): of the batch that will be run, padded on the right.
+    """
+
+    def put(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = (inputs[0] if inputs else named["hidden_states"]).clone()
+        last = x.shape[1] - mask.shape[1] + mask.sum(dim=1) - 1
+        x[torch.arange(len(x), device=x.device), last] = states.to(x)
+        return ((x, *inputs[1:]), named) if inputs else (inputs, named | {"hidden_states": x})
+
+    hook = layers_of(subject)[layer].register_forward_pre_hook(put, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -39,6 +39,17 @@ def with_pool(subject: Subject, corpus: Corpus) -> Subject:
     return replace(subject, classes=corpus.classes, template=template, confidence=confidence)
 
 
+def one_answer_each(corpus: Corpus) -> None:
+    """Raises BadInput when a text stands in `corpus` with two answers."""
+    first: dict[str, int] = {}
+    for key, text, y in zip(prompt.same_key(corpus.text, None), corpus.text, corpus.label, strict=True):
+        if first.setdefault(key, int(y)) != y:
+            raise BadInput(
+                f"'{corpus.name}' gives two answers to {text[:60]!r}: '{corpus.classes[first[key]]}' and '{corpus.classes[y]}'. "
+                "A demonstration has one; drop or correct the other."
+            )
+
+
 def pool_of(subject: Subject) -> Shots:
     """The subject's demonstrations.
 

@@ -51,6 +51,12 @@ def gauss_legendre(points: int = 6) -> Quadrature:
     return Quadrature(tuple(((x + 1) / 2).tolist()), tuple((w / 2).tolist()))
 
 
+def towards_zero(points: int = 8) -> Quadrature:
+    """Gauss-Legendre in sqrt(a): where a norm follows, f bends sharply near a = 0, and the points are needed there."""
+    t, w = gauss_legendre(points).nodes, gauss_legendre(points).weights
+    return Quadrature(tuple(x * x for x in t), tuple(2 * x * v for x, v in zip(t, w, strict=True)))
+
+
 def midpoint(points: int = 20) -> Quadrature:
     """Equal weights at the middles of equal pieces."""
     return Quadrature(tuple((i + 0.5) / points for i in range(points)), (1 / points,) * points)

@@ -320,7 +320,8 @@ def template_of(text: str | None, words: Sequence[str] | None, shots: int | None
         BadInput: a text without words to answer with, or a demonstration without a place for its answer.
     """
     if shots is not None:
-        text = text or SHOT
+        # A shell hands over a line break as it was typed.
+        text = (text or SHOT).replace("\\n", "\n").replace("\\t", "\t")
         if words:
             raise BadInput("Demonstrations bring their own answers (the data's class names); leave --verbaliser out.")
         for part in ("{text}", "{label}"):

@@ -33,14 +33,13 @@ def wording(tokenizer: Any, template: Template) -> Wording:
     """The wording of a few-shot template whose `words` are the answers.
 
     Raises:
-        BadInput: the tokenizer joins an answer with what stands before it, or reads it back as something else; or what ends
-            an answer stands inside one.
+        BadInput: the tokenizer joins an answer with what stands before it, or reads it back as something else.
     """
     stem = template.prompt("x")
     before = text_ids(tokenizer, stem)
     gap = template.text.partition("{label}")[0]
     gap = gap[len(gap.rstrip()) :]
-    stop = template.text.partition("{label}")[2].strip(" ")[:1] or "\n"
+    stop = template.text.partition("{label}")[2].lstrip(" ") or "\n"
     rests: list[tuple[int, ...]] = []
     for word in template.words:
         whole = text_ids(tokenizer, stem + gap + word)
@@ -54,11 +53,6 @@ def wording(tokenizer: Any, template: Template) -> Wording:
             raise BadInput(
                 f"The tokenizer reads the answer {word!r} back as {back!r}, so the model could not give it; write it otherwise, "
                 "or drop its pairs."
-            )
-        if stop in word:
-            raise BadInput(
-                f"The answer {word!r} has {stop!r} in it, which ends an answer in the template {template.text!r}. End the "
-                "template with something else."
             )
         rests.append(tuple(whole[len(before) :]))
     shared = 0

@@ -59,6 +59,8 @@ class Confounding(Fault):
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
+        if subject.shots is not None:
+            return "It answers from demonstrations in its prompt, which are drawn anew for every text; examine it for copying."
         if len(subject.classes) < 2:
             return "It has one class, so nothing can be confounded with it."
         if not corpus.attributes:

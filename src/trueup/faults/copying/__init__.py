@@ -22,10 +22,12 @@ class Copying(Fault):
 
     Attributes:
         threshold: severity above which it is called a fault.
+        prose: ordinary text (data as of `trueup.read`, column ``text``) whose perplexity a repair should leave alone.
         resamples: of every bootstrap.
     """
 
     threshold: float = 0.05
+    prose: str = "embedded:bbc"
     resamples: int = 1000
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class Copying(Fault):
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
         from trueup.faults.copying.repair import repair
 
-        return repair(subject, corpus, seed=seed, resamples=self.resamples)
+        return repair(subject, corpus, finding, seed=seed, resamples=self.resamples)
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         from trueup.faults.copying.audit import compare
@@ -78,6 +80,11 @@ class Copying(Fault):
         from trueup.faults.copying.audit import examples
 
         return examples(corpus, before, after)
+
+    def harm(self, subject: Subject, repaired: Subject, corpus: Corpus, *, seed: int) -> dict[str, Difference]:
+        from trueup.faults.copying.harm import harm
+
+        return harm(subject, repaired, corpus, prose=self.prose, resamples=self.resamples, seed=seed)
 
     def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
         from trueup.faults.copying.planted import planted

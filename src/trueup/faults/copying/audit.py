@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,18 @@ from trueup.errors import BadInput
 from trueup.faults.copying import maths
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
 from trueup.measure import bootstrap
-from trueup.run import prompts
-from trueup.run.answers import Answers, answers
+from trueup.run import forward, prompts
+from trueup.run.answers import Answers, answers, patched_answers
+from trueup.run.predict import collect_rows
 from trueup.subject.subject import Subject
 
-FEWEST = 20
+FEWEST = 10
 """Fewest queries an audit or a repair works with."""
 SWEEP = (0, 1, 2, 4, 8, 16)
 """Numbers of demonstrations that the chart goes through, with this many queries each."""
 SWEPT = 60
+VECTORS = 40
+"""Queries that are given task vectors."""
 
 TITLES: Mapping[Mode, str] = {
     "free": "demonstrations drawn freely", "never": "the right answer never shown", "always": "the right answer always shown",
@@ -35,7 +39,7 @@ def asked(subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int |
     answer, c = np.full(len(corpus), -1), len(subject.classes)
     logits, other = np.zeros((len(corpus), c), np.float32), np.zeros(len(corpus), np.float32)
     if len(able):
-        got = answers(subject, prompts.rows(subject, [corpus.text[i] for i in able], draws.take(able)))
+        got = answers(subject, prompts.rows(subject, [corpus.text[i] for i in able.tolist()], draws.take(able)))
         answer[able], logits[able], other[able] = got.answer, got.logits, got.other
     return draws, Answers(answer, logits, other)
 
@@ -151,6 +155,11 @@ def charts(
         }
         for name, values in rows.items():
             lines[name].append(bootstrap.interval(_mean, values, seed=seed, resamples=resamples))
+    try:
+        given = vectors(subject, few.take(np.arange(min(VECTORS, len(few)))), seed)
+    except BadInput:  # the pool is too small, or a prompt with another query too long: the audit does without
+        given = np.empty((0, 0))
+    by_layer = [bootstrap.interval(_mean, v, seed=seed, resamples=resamples) for v in given.T]
     kinds: list[Mode] = [m for m in MODES if f"accuracy{_tail(m)}" in measures]
     bars = {"right": "accuracy", "copied": "copying", "copied by chance": "expected"}
     return (
@@ -173,7 +182,35 @@ def charts(
                 for n, k in bars.items()
             ),
         ),
+        *(
+            [Chart(
+                "task-vectors", "Task vectors", "line", "layer", "share of queries right",
+                "What the demonstrations left at one layer, given to a query without any: high where the model has understood the "
+                "task and does not only look answers up (Hendel et al., arXiv 2310.15916).",
+                (Series(
+                    "right", [float(i + 1) for i in range(len(by_layer))], [e.value for e in by_layer],
+                    [e.low for e in by_layer], [e.high for e in by_layer],
+                ),),
+            )] if by_layer else []
+        ),
     )  # fmt: skip
+
+
+def vectors(subject: Subject, corpus: Corpus, seed: int) -> np.ndarray:
+    """(n, layers - 1) 1 where a query without demonstrations is answered right once it has been given a task vector.
+
+    Hendel et al., arXiv 2310.15916: the task vector of a layer is what enters it at the last token of a prompt with
+    demonstrations and another query; it takes the place of what enters it at the last token of the bare query. Answers are
+    told by their first tokens, among the classes.
+    """
+    shots = prompts.pool_of(subject)
+    # One more than is shown: the last one is the other query.
+    draws = prompts.drawn(subject, corpus, number=shots.number + 1, seed=seed)
+    others = [shots.pool[j][0] for j in draws.index[:, -1]]
+    draws = replace(draws, index=draws.index[:, :-1])
+    states = collect_rows(subject, prompts.rows(subject, others, draws), forward.hidden_states, "hidden states")
+    bare = prompts.rows(subject, corpus.text, prompts.drawn(subject, corpus, number=0, seed=seed))
+    return (patched_answers(subject, bare, states) == corpus.label[:, None]).astype(float)
 
 
 def _mean(values, weight=None) -> float:
@@ -231,6 +268,8 @@ def _followed(subject: Subject, corpus: Corpus, answer: np.ndarray, seed: int) -
     followed = np.zeros(len(corpus))
     if len(take):
         exchanged = np.where(own == answer[:, None], instead[:, None], own)[take]
-        got = answers(subject, prompts.rows(subject, [corpus.text[i] for i in take], draws.take(take), exchanged))
+        got = answers(
+            subject, prompts.rows(subject, [corpus.text[i] for i in take.tolist()], draws.take(take), exchanged)
+        )
         followed[take] = got.answer == instead[take]
     return followed, (instead >= 0).astype(float)

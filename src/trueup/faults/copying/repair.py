@@ -12,18 +12,18 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import MODES, Draws, Mode
-from trueup.errors import BadInput
+from trueup.errors import BadInput, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
 from trueup.faults.copying.audit import FEWEST, TITLES, asked
-from trueup.faults.fault import NoRemedy, Remedy
+from trueup.faults.fault import Finding, NoRemedy, Remedy
 from trueup.measure import bootstrap
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers
 from trueup.run.edit import scaled
 from trueup.run.predict import session
 from trueup.run.prompts import Row
-from trueup.run.staircase import attribute, gauss_legendre, last_units, scaled_at_last
+from trueup.run.staircase import attribute, last_units, scaled_at_last, towards_zero
 from trueup.subject.subject import Subject
 from trueup.subject.units import scales_as_adapter, width_of
 
@@ -43,10 +43,11 @@ RANDOM = 20
 """Draws of random units that a repair must beat."""
 PENALTIES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Nats taken off the shown answers' logits by the trivial rival."""
-COMPLETE = 0.01
-"""Largest completeness error of an attribution, in probability; above it the quadrature is made finer."""
+COMPLETE = 0.05
+"""Completeness error that attributions may have, in probability; layers above it are left alone."""
 
 Scales = Mapping[int, Tensor]
+Asked = Mapping[Mode, tuple[Draws, Answers]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +57,17 @@ class Attributed:
     Attributes:
         wrong: (n, layers, units) towards a shown answer where the right one is not shown. right: (m, layers, units)
             towards the right one where it is shown; m may be 0.
-        active: (layers, units) mean absolute activation. gap: largest completeness error, in probability.
+        active: (layers, units) mean absolute activation.
+        sound: (layers,) bool: the attributions add up. gap: (layers,) completeness error, in probability, of the
+            worst tenth of the prompts.
         rows, gold, shown: the prompts of `wrong`, their right answers (n,), and what they show (n, C).
     """
 
     wrong: np.ndarray
     right: np.ndarray
     active: np.ndarray
-    gap: float
+    sound: np.ndarray
+    gap: np.ndarray
     rows: Sequence[Row]
     gold: np.ndarray
     shown: np.ndarray
@@ -120,7 +124,7 @@ class Judged:
         return self.mean("right") >= base.mean("right") and self.mixture >= base.mixture
 
 
-def repair(subject: Subject, corpus: Corpus, *, seed: int, resamples: int) -> Remedy | NoRemedy:
+def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, resamples: int) -> Remedy | NoRemedy:
     """Units are found on prompts of the pool, and chosen on the calibration split.
 
     Every candidate is screened with its units scaled at the last position alone, which costs one pass for all of them;
@@ -129,6 +133,11 @@ def repair(subject: Subject, corpus: Corpus, *, seed: int, resamples: int) -> Re
     three ways of drawing; of those the one that lowers them most wins, if random units of the same layers and number do
     not do as much.
     """
+    if not finding.found:
+        return NoRemedy(
+            f"Wrong copies above chance, {finding.severity:+.1%} [{finding.low:+.1%}, {finding.high:+.1%}], are not clearly more "
+            f"than the threshold of {finding.threshold:.1%}, so there is nothing to repair."
+        )
     corpus = corpus.relabel(subject.classes)
     queries = corpus.part("calibration")
     if len(queries) < FEWEST:
@@ -136,25 +145,34 @@ def repair(subject: Subject, corpus: Corpus, *, seed: int, resamples: int) -> Re
             f"'{corpus.name}' has {len(queries)} calibration queries, and a repair of copying is chosen on at least {FEWEST}. "
             "Give more pairs, or a larger calibration split."
         )
-    found = attributed(subject, corpus.part("train"), seed)
+    scales_as_adapter(
+        subject, {0: torch.full((width_of(subject, 0),), 0.5)}
+    )  # refuses now what it would refuse at the end
+    return choose(subject, queries, attributed(subject, corpus.part("train"), seed), seed=seed, resamples=resamples)
+
+
+def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, resamples: int) -> Adapted | NoRemedy:
+    """The repair that calibration `queries` choose among the candidates that follow from attributions."""
     few = queries.take(np.arange(min(SCREENED, len(queries))))
     queries = queries.take(np.arange(min(JUDGED, len(queries))))
     made = candidates(found)
+    if not made:
+        return NoRemedy("No repair: in no layer do the attributions of units add up, so none can be told to copy.")
     plain, screened = screen(subject, few, made, seed)
-    plainly = {m: asked(subject, queries, m, seed) for m in MODES}
+    plainly = ask(subject, queries, seed)
     base = judged(plainly, queries)
-    rows = [_row("as it is", 0, base, base, seed, resamples)]
+    rows = [row_of("as it is", 0, base, base, seed, resamples)]
     kept: list[tuple[Candidate, dict[str, Any]]] = []
-    for i in _finalists(made, plain, screened):
+    for i in finalists(made, plain, screened):
         with scaled(subject, made[i].scales):
-            got = judged({m: asked(subject, queries, m, seed) for m in MODES}, queries)
-        row = _row(made[i].title, made[i].units, base, got, seed, resamples)
+            got = judged(ask(subject, queries, seed), queries)
+        row = row_of(made[i].title, made[i].units, base, got, seed, resamples)
         rows.append(row)
         if row["high"] < 0 and got.no_worse(base):
             kept.append((made[i], row))
     rival = _penalty_row(plainly, queries, base, seed, resamples)
     about: dict[str, Any] = {
-        "candidates": [*rows, rival], "screened": len(made), "completeness gap": found.gap,
+        "candidates": [*rows, rival], "screened": len(made), "completeness gap": float(found.gap[found.sound].max(initial=0.0)),
         "prompts explained": len(found.rows),
     }  # fmt: skip
     if not kept:
@@ -210,27 +228,31 @@ def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
             "give pairs with more than one answer, or lower --shots."
         )
     beside, _, _, towards = explained("always")
-    points, most = 6, 48
-    while True:
-        wrong = attribute(subject, rows, readout, gauss_legendre(points))
-        right = attribute(subject, beside, towards, gauss_legendre(points)) if beside else None
-        gap = max(float(a.gap.max()) for a in (wrong, right) if a is not None)
-        if gap <= COMPLETE or points == most:
-            break
-        points *= 2
-    if gap > COMPLETE:
+    wrong = attribute(subject, rows, readout, towards_zero())
+    right = attribute(subject, beside, towards, towards_zero()) if beside else None
+    gap = np.concatenate([a.gap for a in (wrong, right) if a is not None])
+    gap = np.quantile(gap, 0.9, axis=0)
+    if (gap > COMPLETE).any():
         session().note(
-            f"Attributions miss up to {gap:.3f} of probability at {most} points: the ranking of units is rough."
+            f"The attributions of layer {listing([str(i) for i in np.flatnonzero(gap > COMPLETE)])} do not add up (they miss "
+            f"{gap.max():.2f} of probability: without these units the model breaks down), so none of their units is considered."
         )
     active = np.abs(last_units(subject, rows)).mean(axis=0)
     none = np.empty((0, *wrong.values.shape[1:]), np.float32)
-    return Attributed(wrong.values, none if right is None else right.values, active, gap, rows, gold, shown)
+    return Attributed(
+        wrong.values, none if right is None else right.values, active, gap <= COMPLETE, gap, rows, gold, shown
+    )
 
 
-def judged(asked: Mapping[Mode, tuple[Draws, Answers]], queries: Corpus) -> Judged:
+def ask(subject: Subject, queries: Corpus, seed: int) -> Asked:
+    """The queries asked in all three ways."""
+    return {m: asked(subject, queries, m, seed) for m in MODES}
+
+
+def judged(told: Asked, queries: Corpus) -> Judged:
     """How the queries were answered under each kind of draw."""
     kept: dict[str, np.ndarray] = {}
-    for mode, (draws, got) in asked.items():
+    for mode, (draws, got) in told.items():
         kept |= _columns(mode, draws, got.answer, queries.label)
     return Judged(kept)
 
@@ -248,17 +270,18 @@ def candidates(found: Attributed) -> list[Candidate]:
     """The published grid (the top share of one layer at 0), and ours (the top units of all layers, at 0 or halved)."""
     depth, units = found.active.shape
     made = []
-    for layer in range(depth):
-        for share in SHARES:
+    for layer in np.flatnonzero(found.sound).tolist():
+        for share in {max(1, round(s * units)): s for s in SHARES}.values():
             chosen = maths.top(found.published[layer], max(1, round(share * units)))
-            scales = _scales([(layer, int(u)) for u in chosen], units, 0.0)
+            scales = scales_of([(layer, int(u)) for u in chosen], units, 0.0)
             made.append(Candidate("published", f"published: the top {share:.1%} of layer {layer} at 0", scales))
-    order = np.argsort(-found.contrasted, axis=None, kind="stable")
-    positive = int((found.contrasted > 0).sum())
+    score = np.where(found.sound[:, None], found.contrasted, -np.inf)
+    order = np.argsort(-score, axis=None, kind="stable")
+    positive = int((score > 0).sum())
     for count in (c for c in COUNTS if c <= min(positive, depth * units // 8)):
         layer, unit = np.unravel_index(order[:count], (depth, units))
         for factor in FACTORS:
-            scales = _scales(list(zip(layer.tolist(), unit.tolist(), strict=True)), units, factor)
+            scales = scales_of(list(zip(layer.tolist(), unit.tolist(), strict=True)), units, factor)
             made.append(
                 Candidate("contrasted", f"contrasted: the top {count} units of all layers at {factor:g}", scales)
             )
@@ -289,7 +312,7 @@ def screen(subject: Subject, queries: Corpus, made: Sequence[Candidate], seed: i
     return Judged(kept[0]), [Judged(k) for k in kept[1:]]
 
 
-def _finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged]) -> list[int]:
+def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged]) -> list[int]:
     """The published choice (best accuracy where the right answer is never shown), and ours: the fewest wrong copies above
     chance among those that lose no accuracy, else the best accuracy over all ways of drawing."""
 
@@ -312,7 +335,7 @@ def _controls(
 
     def others(title: str, pick: Callable[[int], np.ndarray]) -> Candidate:
         pairs = [(at, int(u)) for at, n in counts.items() for u in pick(at)[:n]]
-        return Candidate("control", title, _scales(pairs, units, factor))
+        return Candidate("control", title, scales_of(pairs, units, factor))
 
     made = [
         Candidate("control", "the chosen units", best.scales),
@@ -321,10 +344,10 @@ def _controls(
         *(others("random units", lambda _: rng.permutation(units)) for _ in range(RANDOM)),
     ]
     _, got = screen(subject, queries, made, seed)
-    return [_row(c.title, c.units, plain, j, seed, resamples) for c, j in zip(made, got, strict=True)]
+    return [row_of(c.title, c.units, plain, j, seed, resamples) for c, j in zip(made, got, strict=True)]
 
 
-def _row(title: str, units: int, base: Judged, got: Judged, seed: int, resamples: int) -> dict[str, Any]:
+def row_of(title: str, units: int, base: Judged, got: Judged, seed: int, resamples: int) -> dict[str, Any]:
     """One line of the table: accuracy in each mode, wrong copies above chance, and their paired change."""
 
     def excess(copied, expected, weight=None) -> float:
@@ -356,31 +379,36 @@ def _markdown(judged: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[st
         ]  # fmt: skip
         return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
 
+    drawn = [r for r in controls if r["title"] == "random units"]
+    rest = [r for r in controls if r["title"] != "random units"]
+    change = [r["change"] for r in drawn]
+    told = (
+        f"\n\n{len(drawn)} draws of as many random units change the copies above chance by {np.mean(change):+.3f} on average, "
+        f"from {min(change):+.3f} to {max(change):+.3f}."
+    )
     return (
         "On calibration queries, which chose among these, so the intervals are optimistic.\n\n" + lines(judged)
-        + "\n\nAs many other units of the same layers, scaled at the last token alone:\n\n" + lines(controls)
+        + "\n\nAs many other units of the same layers, scaled at the last token alone:\n\n" + lines(rest) + told
     )  # fmt: skip
 
 
-def _penalty_row(
-    asked: Mapping[Mode, tuple[Draws, Answers]], queries: Corpus, base: Judged, seed: int, resamples: int
-) -> dict[str, Any]:
+def _penalty_row(told: Asked, queries: Corpus, base: Judged, seed: int, resamples: int) -> dict[str, Any]:
     """The trivial rival: a penalty on the logits of shown answers, as large as loses no accuracy."""
-    best = _row("rival: a penalty on shown answers' logits, 0 nats", 0, base, base, seed, resamples)
+    best = row_of("rival: a penalty on shown answers' logits, 0 nats", 0, base, base, seed, resamples)
     for penalty in PENALTIES:
         kept: dict[str, np.ndarray] = {}
-        for mode, (draws, got) in asked.items():
+        for mode, (draws, got) in told.items():
             answer = maths.penalised(got.logits, got.other, draws.shown, penalty)
             # Longer answers than one token go on as the model would; those it changes are counted by their first.
             same = maths.penalised(got.logits, got.other, draws.shown, 0.0) == answer
             kept |= _columns(mode, draws, np.where(same, got.answer, answer), queries.label)
         j = Judged(kept)
         if j.no_worse(base) and j.excess < best["severity"]:
-            best = _row(f"rival: a penalty on shown answers' logits, {penalty:g} nats", 0, base, j, seed, resamples)
+            best = row_of(f"rival: a penalty on shown answers' logits, {penalty:g} nats", 0, base, j, seed, resamples)
     return best
 
 
-def _scales(pairs: Sequence[tuple[int, int]], units: int, factor: float) -> dict[int, Tensor]:
+def scales_of(pairs: Sequence[tuple[int, int]], units: int, factor: float) -> dict[int, Tensor]:
     made: dict[int, Tensor] = {}
     for layer, unit in pairs:
         made.setdefault(layer, torch.ones(units))[unit] = factor

@@ -58,6 +58,8 @@ class Overconfidence(Fault):
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
+        if subject.shots is not None:
+            return "It answers from demonstrations in its prompt; this repair is a last layer for one text. Examine it for copying."
         if len(subject.classes) < 2:
             return "It has one class, so it cannot be wrong about it."
         return None

@@ -1,0 +1,65 @@
+"""What a repair of copying should leave alone: knowing, copying where that is right, and ordinary text."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trueup.corpus import tasks
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.prompt import Mode
+from trueup.corpus.read import read
+from trueup.errors import TrueupError
+from trueup.faults.copying.audit import asked
+from trueup.faults.fault import Difference
+from trueup.measure import bootstrap
+from trueup.run.answers import surprise
+from trueup.run.predict import session
+from trueup.run.prompts import with_pool
+from trueup.subject.subject import Subject
+
+TEXTS, QUERIES = 60, 60
+"""How many ordinary texts are read, and how many queries of each task in which copying is right are asked."""
+
+
+def harm(
+    subject: Subject, repaired: Subject, corpus: Corpus, *, prose: str, resamples: int, seed: int
+) -> dict[str, Difference]:
+    """Paired differences, after minus before: accuracy under freely drawn and always right demonstrations, accuracy of
+    tasks whose answer stands in the query (first or largest of a list), and nats per token of ordinary text.
+
+    What cannot be measured (no such text to be had, a task that the tokenizer cannot spell) is left out with a note.
+    """
+    found: dict[str, Difference] = {}
+
+    def told(key: str, before: np.ndarray, after: np.ndarray) -> None:
+        d = bootstrap.paired(_mean, (before,), (after,), seed, resamples)
+        found[key] = Difference(d.value, d.low, d.high, d.p)
+
+    kinds: tuple[tuple[str, Mode], ...] = (("accuracy", "free"), ("accuracy_always", "always"))
+    for key, mode in kinds:
+        (draws, a), (_, b) = asked(subject, corpus, mode, seed), asked(repaired, corpus, mode, seed)
+        able = draws.possible
+        if able.any():
+            told(key, (a.answer == corpus.label)[able].astype(float), (b.answer == corpus.label)[able].astype(float))
+    for task in (t for t in tasks.TASKS.values() if t.copying_is_right):
+        try:
+            data = tasks.load(task.name, seed=seed, progress=False)
+            pool, queries = data.part("train"), data.part("test")
+            queries = queries.take(np.arange(min(QUERIES, len(queries))))
+            (_, a), (_, b) = (asked(with_pool(s, pool), queries, "free", seed) for s in (subject, repaired))
+        except TrueupError as e:
+            session().note(f"Whether the repair harms the task {task.name} was not measured: {e}")
+            continue
+        told(f"accuracy of {task.name}", *((x.answer == queries.label).astype(float) for x in (a, b)))
+    try:
+        text = read(prose, seed=seed, limit=4 * TEXTS, progress=False).text[:TEXTS]
+        before, after = surprise(subject, text), surprise(repaired, text)
+        there = ~np.isnan(before)
+        told("nats per token of ordinary text", before[there], after[there])
+    except TrueupError as e:
+        session().note(f"Whether the repair harms ordinary text was not measured: {e}")
+    return found
+
+
+def _mean(values, weight=None) -> float:
+    return float(np.average(values, weights=weight))

@@ -1,0 +1,166 @@
+"""Copying through the command line: found, repaired, repeated by its own command, and refused in one sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from cli_cases import Said, trueup, write_csv
+
+HEADER = ("x", "y", "part")
+ASKED = ("--text", "x", "--label", "y", "--shots", 4, "--template", "{text} {label}")
+
+
+@pytest.fixture(scope="module")
+def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``base``, which copies; its ``pairs.csv``; ``prose.csv``, ordinary text in its words; and ``bert``, an encoder."""
+    from trueup.faults.copying import planted as P
+    from trueup.subject.tiny import make_base
+
+    folder = tmp_path_factory.mktemp("copying")
+    (folder / "base").symlink_to(P._base("planted"))
+    make_base("bert", folder / "bert")
+    corpus = P._corpus("planted")
+    names = [corpus.classes[y] for y in corpus.label]
+    write_csv(folder / "pairs.csv", zip(corpus.text, names, corpus.split, strict=True), HEADER)
+    prose = [(" ".join(P.FILLERS[(i + j) % 8] for j in range(6)), "ab"[i % 2]) for i in range(40)]
+    write_csv(folder / "prose.csv", [(f"{t} key{i % 12}", c) for i, (t, c) in enumerate(prose)])
+    return folder
+
+
+def pairs_of(folder: Path) -> list[list[str]]:
+    with open(folder / "pairs.csv", newline="") as f:
+        return list(csv.reader(f))[1:]
+
+
+def words(sick: Path, *more: object, command: str = "check", model: str = "base", data: object = None) -> list[object]:
+    """The command, without what examines other faults."""
+    fault = ["copying"] if command == "audit" else []
+    alone = ["--fault", "copying"] if command == "check" else []
+    quick = ["--set", "copying.resamples=50", "--set", f"copying.prose={sick / 'prose.csv'}"]
+    data = data or sick / "pairs.csv"
+    return [command, *fault, sick / model, "--data", data, *alone, *quick, *more]
+
+
+@pytest.fixture(scope="module")
+def done(sick: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
+    out = tmp_path_factory.mktemp("done") / "out"
+    return out, trueup(*words(sick, *ASKED, "-o", out))
+
+
+def told(out: Path) -> dict:
+    return json.loads((out / "findings.json").read_text())
+
+
+def test_a_check_finds_and_repairs(done: tuple[Path, Said]) -> None:
+    out, said = done
+    assert (said.err, said.code) == ("", 1)
+    assert f"Report: {out / 'report.html'}" in said.out
+    assert f"Repaired adapter: {out / 'copying'}" in said.out
+    assert "Copying" in (out / "report.html").read_text()
+    (c,) = told(out)["comparisons"]
+    assert c["before"]["found"] is True
+    assert c["after"]["severity"] < 0.2 * c["before"]["severity"]
+    assert c["differences"]["severity"]["high"] < 0
+
+
+def test_the_repaired_adapter_is_examined_again_without_more_words(
+    done: tuple[Path, Said], sick: Path, here: Path
+) -> None:
+    adapter = done[0] / "copying"
+    said = trueup(*words(sick, "--text", "x", "--label", "y", "--adapter", adapter, "-o", "again", command="audit"))
+    assert (said.err, said.code) == ("", 0)
+    (first,), (again,) = told(done[0])["comparisons"], told(here / "again")["comparisons"]
+    assert again["before"]["severity"] == first["after"]["severity"]
+    assert again["before"]["provenance"]["shots"] == 4
+
+
+def test_the_command_in_the_report_repeats_it(done: tuple[Path, Said], sick: Path, here: Path) -> None:
+    said = trueup(*words(sick, *ASKED, "--split", "part", "-o", "first", command="audit"))
+    assert (said.err, said.code) == ("", 1)
+    again = shlex.split(told(here / "first")["provenance"]["command"])
+    assert again[again.index("--shots") + 1] == "4"
+    assert again[again.index("--template") + 1] == "{text} {label}"
+    assert trueup(*again[1:-1], "second").code == 1
+    first, second = told(here / "first"), told(here / "second")
+    assert first["comparisons"] == second["comparisons"]
+    assert first["comparisons"][0]["after"] is None
+
+
+def test_beside_other_faults_a_subject_without_shots_is_not_asked_for_copies(
+    sick: Path, world: Path, here: Path
+) -> None:
+    said = trueup(
+        "audit", "copying", world / "bert", "--adapter", world / "adapter", "--data", world / "data.csv", "-o", "out"
+    )
+    assert said.code == 2
+    assert "No fault can be examined here. copying: " in said.err
+    assert "is an encoder" in said.err
+
+
+def test_a_text_with_two_answers_is_refused(sick: Path, here: Path) -> None:
+    rows = pairs_of(sick)
+    x, y, part = rows[7]
+    write_csv(here / "twice.csv", [*rows, ("  ".join(x.split()), "amber" if y != "amber" else "blue", part)], HEADER)
+    said = trueup(*words(sick, *ASKED, "-o", "out", command="audit", data=here / "twice.csv"))
+    assert said.code == 2, said
+    assert "gives two answers to" in said.err
+    assert x.split()[-1] in said.err
+    write_csv(here / "again.csv", [*rows, rows[7]], HEADER)
+    assert trueup(*words(sick, *ASKED, "-o", "out", command="audit", data=here / "again.csv")).code in (0, 1)
+
+
+REFUSED = {
+    "encoder": ("bert", ASKED, ("'bert' is an encoder", "demonstrations in its prompt", "causal model")),
+    "verbaliser": ("base", (*ASKED, "--verbaliser", "amber,blue"), ("bring their own answers", "leave --verbaliser out")),
+    "no label": ("base", (*ASKED[:-1], "{text} ->"), ("has no {label} in it", "'{text} -> {label}")),
+    "no text": ("base", (*ASKED[:-1], "-> {label}"), ("has no {text} in it",)),
+    "label first": ("base", (*ASKED[:-1], "{label} {text}"), ("the answer must come after the text",)),
+    "pairs": ("base", (*ASKED, "--second", "part"), ("one text and its answer", "leave --second out")),
+    "none": ("base", (*ASKED[:5], 0, *ASKED[6:]), ("0 demonstrations", "--shots 4")),
+    "many": ("base", (*ASKED[:5], 9000, *ASKED[6:]), ("9000 demonstrations need 9000 pairs", "there are", "--shots")),
+    "long": ("base", (*ASKED, "--max-length", 12), ("with 4 demonstrations", "12 are read", "--max-length")),
+    "task": ("base", (*ASKED[4:], "--limit", 100), ("reads the answer '", "back as '[UNK]", "drop its pairs")),
+    "knob": ("base", (*ASKED, "--set", "copying.resamples=1"), ("copying.resamples is 1", "10 or more")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(sick: Path, here: Path, name: str) -> None:
+    model, more, says = REFUSED[name]
+    data = "task:length" if name == "task" else None
+    before = sorted(here.rglob("*"))
+    said = trueup(*words(sick, *more, "-o", "runs/out", command="audit", model=model, data=data))
+    assert (said.code, said.out) == (2, ""), said
+    assert said.err.startswith("trueup: ")
+    assert said.err.count("\n") == 1, said.err
+    assert said.err.rstrip()[-1] in ".?)", said.err
+    for part in says:
+        assert part in said.err, said.err
+    assert sorted(here.rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize(
+    ("keep", "says"),
+    [
+        ({"train": 3}, "4 demonstrations need 4 pairs to draw from, and there are 3"),
+        ({"test": 9}, "9 queries to examine; copying needs at least 10"),
+    ],
+)
+def test_too_few_pairs(sick: Path, here: Path, keep: dict[str, int], says: str) -> None:
+    def audit(more: int) -> Said:
+        few: list[list[str]] = []
+        for row in pairs_of(sick):
+            if sum(r[2] == row[2] for r in few) < keep.get(row[2], 10**6) + more:
+                few.append(row)
+        write_csv(here / "few.csv", few, HEADER)
+        return trueup(*words(sick, *ASKED, "--split", "part", "-o", "out", command="audit", data=here / "few.csv"))
+
+    said = audit(0)
+    assert (said.code, said.out) == (2, "")
+    assert says in said.err
+    assert not (here / "out").exists()
+    assert audit(1).code in (0, 1), "the control: with one more it is examined"

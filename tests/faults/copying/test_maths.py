@@ -1,0 +1,108 @@
+"""What a copy is and what chance makes of it: values worked by hand, and a predictor that looks at no demonstration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trueup.corpus.prompt import MODES, draw
+from trueup.faults.copying import maths
+
+GOLD = np.array([0, 0, 1, 2, 1])
+ANSWER = np.array([0, 1, 1, 0, -1])
+SHOWN = np.array([[1, 1, 0], [0, 1, 1], [0, 1, 0], [0, 1, 1], [1, 1, 1]], bool)
+
+
+def test_a_copy_is_wrong_and_shown():
+    # right; wrong and shown; right and shown; wrong and not shown; no class at all
+    assert maths.copies(ANSWER, GOLD, SHOWN).tolist() == [0, 1, 0, 0, 0]
+
+
+def test_what_is_expected_is_the_chance_of_a_wrong_answer():
+    chance = np.array([[0.9, 0.1, 0.2], [0.3, 0.4, 0.5], [0.6, 0.7, 0.8], [0.25, 0.1, 0.1], [1.0, 1.0, 1.0]])
+    assert maths.expected(ANSWER, GOLD, chance).tolist() == [0, 0.4, 0, 0.25, 0]
+
+
+def test_at_answer_keeps_the_kind_of_its_table():
+    assert maths.at_answer(SHOWN, ANSWER).tolist() == [True, True, True, False, False]
+    assert maths.at_answer(SHOWN, ANSWER).dtype == bool
+
+
+def test_a_penalty_moves_answers_away_from_what_is_shown():
+    z = np.array([[3.0, 2.0, 0.0], [3.0, 2.0, 0.0], [3.0, 2.0, 0.0], [3.0, 2.0, 0.0]], np.float32)
+    other = np.array([-9.0, -9.0, 2.5, 9.0], np.float32)
+    shown = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+    assert maths.penalised(z, other, shown, 0.0).tolist() == [0, 0, 0, -1]
+    assert maths.penalised(z, other, shown, 0.9).tolist() == [0, 0, -1, -1]
+    assert maths.penalised(z, other, shown, 1.1).tolist() == [1, 0, -1, -1]
+    assert maths.penalised(z, other, shown, 4.0).tolist() == [1, 2, -1, -1]
+
+
+def test_the_shift_towards_a_shown_answer():
+    z = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]))
+    shown = torch.tensor([False, True, True, False])
+    assert torch.allclose(maths.shift(z, shown, 0), torch.tensor([0.3 - 0.1, 0.1 - 0.7]))
+    # Where the right answer is shown it is no rival of itself.
+    assert torch.allclose(maths.shift(z, shown, 2), torch.tensor([0.2 - 0.3, 0.1 - 0.1]), atol=1e-6)
+    assert torch.allclose(maths.shift(z, torch.zeros(4, dtype=torch.bool), 3), torch.tensor([-0.4, -0.1]))
+    # Towards the right one: over all others, shown or not.
+    assert torch.allclose(maths.shift(z, shown, 2, right=True), torch.tensor([0.3 - 0.4, 0.1 - 0.7]))
+    assert torch.allclose(maths.shift(z, shown, 3, right=True), torch.tensor([0.4 - 0.3, 0.1 - 0.7]))
+    assert shown.tolist() == [False, True, True, False], "what is given is left as it is"
+
+
+def test_the_shift_has_a_gradient_and_ignores_what_all_logits_share():
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    shown = torch.tensor([True, True, False, False])
+    (slope,) = torch.autograd.grad(maths.shift(z, shown, 3).sum(), z)
+    assert torch.allclose(slope.sum(dim=1), torch.zeros(3), atol=1e-6)
+    assert (slope[:, 3] < 0).all(), "a surer right answer is less copying"
+    assert torch.allclose(maths.shift(z + 5, shown, 3), maths.shift(z, shown, 3), atol=1e-6)
+
+
+def test_spread_is_of_each_prompt_and_layer():
+    x = np.array([[[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]], [[-10.0, 10.0, 0.0], [5.0, 5.0, 6.0]]], np.float32)
+    assert maths.spread(x).tolist() == [[[0, 1, 0.5], [0, 0, 0]], [[0, 1, 0.5], [0, 0, 1]]]
+
+
+def test_top_breaks_ties_by_place():
+    assert maths.top(np.array([1.0, 3.0, 3.0, 2.0, 3.0]), 3).tolist() == [1, 2, 4]
+
+
+@given(st.integers(0, 2**20), st.integers(2, 6), st.sampled_from(MODES))
+def test_a_copy_implies_that_it_was_possible(seed, classes, mode):
+    rng = np.random.default_rng(seed)
+    pool, answer = [f"x{i}" for i in range(20)], rng.integers(classes, size=20)
+    query, gold = [f"q{i}" for i in range(30)], rng.integers(classes, size=30)
+    d = draw(pool, answer, query, gold, classes, number=3, mode=mode, seed=seed)
+    said = rng.integers(-1, classes, size=30)
+    copied, chance = maths.copies(said, gold, d.shown), maths.expected(said, gold, d.chance)
+    assert ((chance >= 0) & (chance <= 1 + 1e-12)).all()
+    assert (chance[copied == 1] > 0).all()
+    assert not copied[said == gold].any()
+    assert not chance[said == gold].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_a_predictor_that_looks_at_the_demonstrations_copies_above_chance(mode):
+    """Over many draws the excess of any fixed answers is 0, however often these stand among few classes."""
+    rng = np.random.default_rng(1)
+    pool, answer = [f"x{i}" for i in range(40)], rng.choice(3, 40, p=[0.6, 0.3, 0.1])
+    query, gold = [f"q{i}" for i in range(60)], rng.integers(3, size=60)
+    # Wrong in the same way whatever is shown: mostly with the class that is shown most often.
+    blind = rng.choice(3, 60, p=[0.7, 0.2, 0.1])
+    excess, raw, copying = [], [], []
+    for seed in range(150):
+        d = draw(pool, answer, query, gold, 3, number=4, mode=mode, seed=seed)
+        copied = maths.copies(blind, gold, d.shown)
+        raw.append(copied.mean())
+        excess.append((copied - maths.expected(blind, gold, d.chance)).mean())
+        last = answer[d.index[:, -1]]
+        copying.append((maths.copies(last, gold, d.shown) - maths.expected(last, gold, d.chance)).mean())
+    spread = np.std(excess) / np.sqrt(len(excess))
+    assert abs(np.mean(excess)) < 5 * spread
+    assert np.mean(raw) > 0.2, "the control: the paper's count of it is high"
+    assert np.mean(copying) > 20 * spread, "the control: one that says the last answer again is found"

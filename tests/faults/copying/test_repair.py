@@ -1,0 +1,315 @@
+"""The repair: which units are found, what it may cost, when it is refused, and that it is a plain adapter."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from trueup import story
+from trueup.corpus.prompt import MODES
+from trueup.errors import BadInput
+from trueup.faults.adapted import Adapted
+from trueup.faults.copying import Copying
+from trueup.faults.copying import repair as R
+from trueup.faults.copying.planted import LAYER, UNITS
+from trueup.faults.fault import NoRemedy
+from trueup.run.answers import answers
+from trueup.run.edit import scaled
+from trueup.run.prompts import drawn, rows, with_pool
+from trueup.subject import adapter as files
+from trueup.subject.load import load
+from trueup.subject.quiet import quiet
+from trueup.subject.recipe import Lora, Prompt, fresh
+from trueup.subject.subject import Subject, Template
+from trueup.subject.units import width_of
+
+from .cases import PLANTED, scales
+
+FAULT = Copying(resamples=60)
+
+
+@pytest.fixture(scope="module")
+def case():
+    return FAULT.planted("planted")
+
+
+@pytest.fixture(scope="module")
+def finding(case):
+    return FAULT.audit(case[0], case[1].part("test"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def found(case):
+    return R.attributed(case[0], case[1].part("train"), 0)
+
+
+@pytest.fixture(scope="module")
+def remedy(case, finding):
+    got = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(got, Adapted)
+    return got
+
+
+@pytest.fixture(scope="module")
+def saved(remedy, tmp_path_factory):
+    return remedy.save(tmp_path_factory.mktemp("remedy") / "copying")
+
+
+def worn(case, recipe: Any) -> Subject:
+    """The planted base under a fresh adapter, asked with the same demonstrations."""
+    subject, corpus = case
+    words = Template("{text} {label}", tuple(corpus.classes))
+    got = fresh(subject.source.base, recipe, corpus.classes, template=words, max_length=200, device="cpu")
+    return with_pool(replace(got, template=subject.template), corpus.part("train"))
+
+
+# ------------------------------------------------------------------------------------------------- which units
+
+
+def test_the_planted_units_are_ranked_first(found):
+    best = np.argsort(-found.contrasted, axis=None)[: len(UNITS)]
+    assert {(int(a), int(b)) for a, b in zip(*np.unravel_index(best, found.contrasted.shape), strict=True)} == PLANTED
+    assert set(np.argsort(-found.published[LAYER])[: len(UNITS)].tolist()) == set(UNITS)
+    rest = np.delete(found.contrasted.ravel(), best)
+    assert found.contrasted.ravel()[best].min() > 100 * rest.max(), "by far"
+    assert rest.min() < -0.1, "the control: units that know the answer are pushed to the end"
+
+
+def test_attributions_are_complete_and_of_what_they_say(case, found):
+    assert np.max(found.gap) <= R.COMPLETE
+    assert len(found.rows) == len(found.gold) == len(found.shown) == len(found.wrong) == R.EXPLAINED
+    assert not found.shown[np.arange(len(found.gold)), found.gold].any()
+    assert ((found.published >= 0) & (found.published <= 1)).all()
+    # In the healthy model, whose layers are as wide, no unit stands out.
+    subject, corpus = FAULT.planted("healthy")
+    healthy = R.attributed(subject, corpus.part("train"), 0)
+    assert healthy.contrasted.max() < 0.2 * found.contrasted.max()
+
+
+def test_without_the_planted_units_nothing_is_copied_and_without_others_all_is(case, finding):
+    subject, corpus = case
+    test = corpus.part("test")
+    with scaled(subject, scales(subject, sorted(PLANTED))):
+        assert FAULT.audit(subject, test, seed=0).severity == 0
+    rng = np.random.default_rng(0)
+    every = [(layer, u) for layer in range(2) for u in range(width_of(subject, layer)) if (layer, u) not in PLANTED]
+    for _ in range(3):
+        some = [every[i] for i in rng.choice(len(every), len(PLANTED), replace=False)]
+        with scaled(subject, scales(subject, some)):
+            assert FAULT.audit(subject, test, seed=0).severity > 0.7 * finding.severity
+
+
+# ------------------------------------------------------------------------------------------------- what it costs
+
+
+def test_it_stops_the_copying_and_costs_no_accuracy(case, finding, remedy):
+    subject, corpus = case
+    with remedy.on(subject) as repaired:
+        after = FAULT.audit(repaired, corpus.part("test"), seed=0)
+    change = FAULT.compare(finding, after, seed=0)
+    assert change["severity"].high < 0
+    assert after.severity < 0.1 * finding.severity
+    assert all(change[f"accuracy{'' if m == 'free' else '_' + m}"].value >= 0 for m in MODES)
+    assert change["accuracy"].value > 0.2
+
+
+def test_a_repair_never_looks_at_test(case, finding, remedy):
+    subject, corpus = case
+    test = corpus.split == "test"
+    spoilt = replace(
+        corpus,
+        text=["film" if t else x for x, t in zip(corpus.text, test, strict=True)],
+        label=np.where(test, (corpus.label + 1) % 4, corpus.label),
+    )
+    again = FAULT.repair(subject, spoilt, finding, seed=0)
+    assert isinstance(again, Adapted)
+    assert again.card == remedy.card
+    assert all(torch.equal(again.tensors[k], remedy.tensors[k]) for k in remedy.tensors)
+
+
+@pytest.mark.parametrize("name", ["healthy", "sham"])
+def test_where_nothing_is_copied_there_is_no_remedy(name):
+    subject, corpus = FAULT.planted(name)
+    got = FAULT.repair(subject, corpus, FAULT.audit(subject, corpus.part("test"), seed=0), seed=0)
+    assert isinstance(got, NoRemedy)
+    assert "so there is nothing to repair" in got.reason
+    # And were it tried all the same, no way to scale units would help.
+    found = R.attributed(subject, corpus.part("train"), 0)
+    got = R.choose(subject, corpus.part("calibration"), found, seed=0, resamples=60)
+    assert isinstance(got, NoRemedy)
+    assert got.reason.startswith(f"No repair: of {got.tried['screened']} ways to scale units, none ")
+    assert len(got.tried["candidates"]) > 2
+
+
+def test_random_units_that_do_as_much_refuse_it(case, finding, monkeypatch):
+    own = R._controls
+
+    def as_much(*given: Any) -> list[dict[str, Any]]:
+        table = own(*given)
+        return [r | {"change": table[0]["change"]} if r["title"] == "random units" else r for r in table]
+
+    monkeypatch.setattr(R, "_controls", as_much)
+    got = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(got, NoRemedy)
+    assert f"{R.RANDOM} of {R.RANDOM} draws of as many random units of the same layers do as much" in got.reason
+    assert "controls" in got.tried
+
+
+def test_the_controls_are_as_many_units_of_the_same_layers(remedy):
+    table = remedy.card["controls"]
+    assert len({r["units"] for r in table}) == 1
+    drawn_at_random = [r["change"] for r in table if r["title"] == "random units"]
+    assert len(drawn_at_random) == R.RANDOM
+    assert all(c > table[0]["change"] for c in drawn_at_random)
+
+
+def judged_as(**share: float) -> R.Judged:
+    """100 queries, of which in each mode so many are right, and the rest copies."""
+    columns = {}
+    for m in MODES:
+        right = np.arange(100) < round(100 * share[m])
+        columns |= {f"right_{m}": right * 1.0, f"copied_{m}": ~right * 1.0, f"expected_{m}": np.zeros(100)}
+    return R.Judged(columns)
+
+
+def test_no_worse_asks_the_free_draw_and_the_mixture():
+    base = judged_as(free=0.5, never=0.2, always=0.8)
+    assert judged_as(free=0.5, never=0.2, always=0.8).no_worse(base)
+    assert judged_as(free=0.5, never=0.5, always=0.6).no_worse(base)
+    assert not judged_as(free=0.49, never=0.9, always=0.9).no_worse(base), "the published trap"
+    assert not judged_as(free=0.6, never=0.3, always=0.5).no_worse(base)
+
+
+def test_what_loses_accuracy_is_never_kept(case, found):
+    """Candidates that stop copying by breaking the model: none is kept, and the planted units beside them are."""
+    subject, corpus = case
+    queries = corpus.part("calibration")
+    width = found.active.shape[1]
+    knowing = [(LAYER, u) for u in range(width)]
+    broken = replace(found, wrong=np.zeros_like(found.wrong), right=np.zeros_like(found.right))
+    mute = R.Candidate("published", "every unit of the layer", R.scales_of(knowing, width, 0.0))
+    good = R.Candidate("contrasted", "the planted units", R.scales_of(sorted(PLANTED), width, 0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(R, "candidates", lambda _: [mute])
+        got = R.choose(subject, queries, broken, seed=0, resamples=60)
+        assert isinstance(got, NoRemedy)
+        row = got.tried["candidates"][1]
+        assert row["high"] < 0, "it would have stopped the copying"
+        assert row["accuracy change"] < 0
+        patch.setattr(R, "candidates", lambda _: [mute, good])
+        got = R.choose(subject, queries, broken, seed=0, resamples=60)
+        assert isinstance(got, Adapted)
+        assert "the planted units" in got.describe()
+
+
+def test_too_few_calibration_queries_is_a_sentence(case, finding):
+    subject, corpus = case
+    few = corpus.take(np.flatnonzero((corpus.split != "calibration") | (np.arange(len(corpus)) < 240 + 9)))
+    with pytest.raises(BadInput, match="has 9 calibration queries, and a repair of copying is chosen on at least 10"):
+        FAULT.repair(subject, few, finding, seed=0)
+
+
+# ------------------------------------------------------------------------------------------------- the adapter
+
+
+def test_it_is_a_small_ia3_that_plain_peft_loads(case, remedy, saved):
+    subject, corpus = case
+    config = json.loads((saved / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["task_type"]) == ("IA3", "CAUSAL_LM")
+    assert (saved / "adapter_model.safetensors").stat().st_size < 4096
+    (key,) = remedy.tensors
+    assert {(LAYER, int(u)) for u in (remedy.tensors[key].flatten() != 1).nonzero()} == PLANTED
+    with quiet():
+        base = transformers.AutoModelForCausalLM.from_pretrained(subject.source.base)
+        model = peft.PeftModel.from_pretrained(base, str(saved)).eval()
+    few = corpus.part("test").take(np.arange(10))
+    asked = rows(subject, few.text, drawn(subject, few))
+    with remedy.on(subject) as repaired:
+        ours = answers(repaired, asked)
+    words = subject.verbaliser_ids()
+    with torch.no_grad():
+        plain = np.stack([model(input_ids=torch.tensor([list(r)])).logits[0, -1, words].numpy() for r in asked])
+    assert np.allclose(plain, ours.logits, atol=1e-4)
+    assert not np.allclose(answers(subject, asked).logits, ours.logits, atol=1e-2), "the control"
+
+
+def code_of(card: str) -> str:
+    found = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def test_the_lines_of_the_card_answer_as_trueup_does(case, remedy, saved):
+    subject, corpus = case
+    few = corpus.part("test").take(np.arange(12))
+    d = drawn(subject, few)
+    with remedy.on(subject) as repaired:
+        ours = answers(repaired, rows(subject, few.text, d)).answer
+    card = (saved / "README.md").read_text()
+    assert "trueup cuts" not in card
+    for query, index, answer in zip(few.text, d.index, ours, strict=True):
+        here: dict[str, Any] = {
+            "BASE": subject.source.base, "FOLDER": str(saved), "query": query,
+            "demonstrations": [subject.shots.pool[j] for j in index],
+        }  # fmt: skip
+        with quiet(), torch.no_grad():
+            exec(code_of(card), here)
+        assert here["answer"].split()[0] == corpus.classes[answer]
+    assert len(set(ours.tolist())) > 1
+
+
+def test_the_card_keeps_no_pair_of_the_users(case, saved):
+    texts = "".join(p.read_text() for p in saved.iterdir() if p.suffix in (".json", ".md"))
+    assert not any(t in texts for t, _ in case[0].shots.pool)
+    assert json.loads((saved / files.CARD).read_text())["template"]["shots"] == {"number": 4}
+
+
+def test_a_saved_remedy_is_asked_with_demonstrations_by_itself(case, remedy, saved):
+    subject, corpus = case
+    again = load(subject.source.base, adapter=str(saved), device="cpu")
+    assert again.shots is not None
+    assert (again.shots.number, again.template.text) == (4, subject.template.text)
+    again, test = with_pool(again, corpus.part("train")), corpus.part("test")
+    with remedy.on(subject) as repaired:
+        a, b = (FAULT.audit(s, test, seed=0) for s in (repaired, again))
+    assert np.array_equal(a.samples["answer_free"], b.samples["answer_free"])
+    assert load(subject.source.base, adapter=str(saved), shots=2, device="cpu").shots.number == 2
+    # And it goes on from there: nothing is copied any more, so there is nothing to repair.
+    assert isinstance(FAULT.repair(again, corpus, b, seed=0), NoRemedy)
+
+
+def test_a_lora_gets_one_lora_with_both(case):
+    subject, corpus = worn(case, Lora(2)), case[1]
+    with torch.no_grad():
+        for name, p in subject.model.named_parameters():
+            if "lora" in name:
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))) * 0.01)
+    before = FAULT.audit(subject, corpus.part("test"), seed=0)
+    assert before.found, "the control: it copies with its LoRA on"
+    got = FAULT.repair(subject, corpus, before, seed=0)
+    assert isinstance(got, Adapted)
+    assert got.settings["peft_type"] in ("LORA", peft.PeftType.LORA)
+    own = files.adapter_of(subject)[1]
+    assert set(own) <= set(got.tensors)
+    with got.on(subject) as repaired:
+        after = FAULT.audit(repaired, corpus.part("test"), seed=0)
+    assert after.severity < 0.2 * before.severity
+
+
+def test_a_soft_prompt_gets_a_sentence(case, monkeypatch):
+    subject, corpus = worn(case, Prompt(2)), case[1]
+    report = story.check(subject, corpus, [FAULT], seed=0)
+    (c,) = report.comparisons
+    assert c.after is None
+    assert c.remedy.startswith("No repair: ")
+    assert c.remedy.endswith(".")
+    if c.before.found:
+        assert "give the base without its prompt, or a LoRA" in c.remedy
