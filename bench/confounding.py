@@ -2,6 +2,7 @@
 
 python bench/confounding.py WORK --data valence --alpha 5 --seed 0 [--model smollm2] [--cheap]     one run, resumable
 python bench/confounding.py WORK --table                                                          all runs, as markdown
+python bench/confounding.py WORK --picture docs/confounding.png                                   the trade-off
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,58 +115,90 @@ def run(work: Path, name: str, alpha: float, seed: int, model: str, cheap: bool,
     told.write_text(json.dumps({"rows": rows, "dropped": {str(k): v for k, v in made.dropped.items()}}))
 
 
-def table(work: Path) -> None:
-    """For each model, data set and alpha_train: level, AUPRC at alpha_train, at its inverse, drop, slope; means over seeds."""
-    runs: dict[tuple[str, ...], list[Path]] = {}
+Row = tuple[str, np.ndarray, int]
+"""Title, means over the runs of level, AUPRC at alpha_train and at its inverse, drop, slope, paired change of the level with
+its ends, and how many runs."""
+
+
+def measured(work: Path) -> dict[tuple[str, str, str], list[Row]]:
+    """(model, data, alpha_train) -> its methods, the one that raised the level most first."""
+    runs: dict[tuple[str, str, str], dict[str, tuple[str, list[np.ndarray]]]] = {}
     for path in sorted(work.glob("*.json")):
         model, *name, alpha, _ = path.stem.split("-")
-        runs.setdefault((model, "-".join(name), alpha), []).append(path)
-    for (model, name, alpha), paths in runs.items():
-        print(f"\n**{model}, {name}, alpha_train {alpha}, {len(paths)} seed(s)**\n")
+        of = runs.setdefault((model, "-".join(name), alpha), {})
+        for key, title, numbers in _measured(path, float(alpha)):
+            of.setdefault(key, (title, []))[1].append(numbers)
+    means = {
+        k: [(title, np.mean(rows, axis=0), len(rows)) for title, rows in of.values()] for k, of in runs.items()
+    }  # fmt: skip
+    return {k: sorted(rows, key=lambda r: -r[1][5]) for k, rows in means.items()}
+
+
+def _measured(path: Path, alpha: float) -> Iterator[tuple[str, str, np.ndarray]]:
+    about, kept = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+    label, group = kept["label"], kept["group"]
+    own = shift.table_at(np.array([[0.35, 0.35], [0.15, 0.15]]), alpha)
+    tables = [shift.table_at(own, a) for a in ALPHAS]
+
+    def level(p, label, group, weight=None):
+        return float(np.mean([shift.auprc_at(p, label, group, t, weight=weight) for t in tables]))
+
+    for r in about["rows"]:
+        p = kept[r["key"]]
+        at = {
+            a: float(np.mean([
+                shift.auprc(p[rows], label[rows])
+                for i in range(5) if f"draw {a:g} {i}" in kept for rows in [kept[f"draw {a:g} {i}"]]
+            ]))
+            for a in ALPHAS
+        }  # fmt: skip
+        d = bootstrap.paired(level, (kept["task"], label, group), (p, label, group), seed=0, resamples=300)
+        here, there = at[alpha], at[min(ALPHAS, key=lambda a: abs(a - 1 / alpha))]
+        slope = shift.slope_on_log_alpha(list(at), list(at.values()))
+        numbers = [np.mean(list(at.values())), here, there, here - there, slope, d.value, d.low, d.high]
+        yield r["key"], r["title"], np.array(numbers)
+
+
+def table(work: Path) -> None:
+    """Every run as markdown."""
+    for (model, name, alpha), rows in measured(work).items():
+        print(f"\n**{model}, {name}, alpha_train {alpha}, {max(n for *_, n in rows)} seed(s)**\n")
         print(
             "| method | level | at alpha_train | at 1/alpha_train | drop | slope | level, against the task prompt [95%] | runs |"
         )
         print("|---|---|---|---|---|---|---|---|")
-        found: dict[str, list[tuple]] = {}
-        title: dict[str, str] = {}
-        for path in paths:
-            about, kept = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
-            label, group = kept["label"], kept["group"]
-            own = shift.table_at(np.array([[0.35, 0.35], [0.15, 0.15]]), float(alpha))
-            tables = [shift.table_at(own, a) for a in ALPHAS]
-
-            def level(p, label, group, weight=None, tables=tables):
-                return float(np.mean([shift.auprc_at(p, label, group, t, weight=weight) for t in tables]))
-
-            for r in about["rows"]:
-                p = kept[r["key"]]
-                at = {
-                    a: np.mean([
-                        shift.auprc(p[rows], label[rows])
-                        for i in range(5) if f"draw {a:g} {i}" in kept for rows in [kept[f"draw {a:g} {i}"]]
-                    ])
-                    for a in ALPHAS
-                }  # fmt: skip
-                d = bootstrap.paired(level, (kept["task"], label, group), (p, label, group), seed=0, resamples=300)
-                drop = at[float(alpha)] - at[min(ALPHAS, key=lambda a: abs(a - 1 / float(alpha)))]
-                slope = shift.slope_on_log_alpha(list(at), list(at.values()))
-                found.setdefault(r["key"], []).append(
-                    (
-                        np.mean(list(at.values())),
-                        at[float(alpha)],
-                        at[float(alpha)] - drop,
-                        drop,
-                        slope,
-                        d.value,
-                        d.low,
-                        d.high,
-                    )
-                )
-                title[r["key"]] = r["title"]
-        for key, rows in sorted(found.items(), key=lambda kv: -np.mean([r[5] for r in kv[1]])):
-            m = np.mean(rows, axis=0)
+        for title, m, n in rows:
             numbers = " | ".join(f"{v:.3f}" for v in m[:5])
-            print(f"| {title[key]} | {numbers} | {m[5]:+.3f} [{m[6]:+.3f}, {m[7]:+.3f}] | {len(rows)} |")
+            print(f"| {title} | {numbers} | {m[5]:+.3f} [{m[6]:+.3f}, {m[7]:+.3f}] | {n} |")
+
+
+def picture(work: Path, out: Path) -> None:
+    """The trade-off as a PNG: AUPRC as trained against AUPRC under the reversed coupling, one point a method."""
+    import altair as alt
+    import vl_convert
+
+    shown = [
+        {"data": name, "method": title, "here": m[1], "reversed": m[2]}
+        for (model, name, alpha), rows in measured(work).items()
+        if model == "minilm" and alpha == "5" and name != "movie-reviews"
+        for title, m, _ in rows
+    ]
+    axis = {"scale": alt.Scale(zero=False)}
+    point = alt.Chart().encode(
+        x=alt.X("here:Q", title="AUPRC at the coupling of training", **axis),
+        y=alt.Y("reversed:Q", title="AUPRC at the reversed coupling", **axis),
+    )
+    chart = (
+        alt.layer(
+            point.mark_circle(size=90).encode(color=alt.Color("method:N", legend=None)),
+            point.mark_text(align="left", dx=7, fontSize=9, limit=260).encode(text="method:N"),
+            data=alt.Data(values=shown),
+        )
+        .properties(width=560, height=420)
+        .facet(alt.Facet("data:N", title=None), columns=2)
+        .resolve_scale(x="independent", y="independent")
+    )
+    out.write_bytes(vl_convert.vegalite_to_png(chart.to_json(), scale=1))
 
 
 def main() -> None:
@@ -177,10 +211,13 @@ def main() -> None:
     p.add_argument("--cheap", action="store_true", help="leave out the methods that train an adapter again")
     p.add_argument("--again", nargs="*", default=(), help="methods to run again in runs that have them")
     p.add_argument("--table", action="store_true")
+    p.add_argument("--picture", type=Path, help="write the trade-off picture to this file")
     a = p.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
     if a.table:
         table(a.work)
+    elif a.picture:
+        picture(a.work, a.picture)
     else:
         run(a.work, a.data, a.alpha, a.seed, a.model, a.cheap, tuple(a.again))
 
