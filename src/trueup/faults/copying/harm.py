@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 
 from trueup.corpus import tasks
@@ -16,6 +19,7 @@ from trueup.run.answers import surprise
 from trueup.run.predict import session
 from trueup.run.prompts import with_pool
 from trueup.subject.subject import Subject
+from trueup.subject.wording import wording
 
 TEXTS, QUERIES = 60, 60
 """How many ordinary texts are read, and how many queries of each task in which copying is right are asked."""
@@ -41,16 +45,10 @@ def harm(
         able = draws.possible
         if able.any():
             told(key, (a.answer == corpus.label)[able].astype(float), (b.answer == corpus.label)[able].astype(float))
-    for task in (t for t in tasks.TASKS.values() if t.copying_is_right):
-        try:
-            data = tasks.load(task.name, seed=seed, progress=False)
-            pool, queries = data.part("train"), data.part("test")
-            queries = queries.take(np.arange(min(QUERIES, len(queries))))
-            (_, a), (_, b) = (asked(with_pool(s, pool), queries, "free", seed) for s in (subject, repaired))
-        except TrueupError as e:
-            session().note(f"Whether the repair harms the task {task.name} was not measured: {e}")
-            continue
-        told(f"accuracy of {task.name}", *((x.answer == queries.label).astype(float) for x in (a, b)))
+    for name, before, queries in bystanders(subject, seed=seed, most=QUERIES):
+        after = replace(repaired, classes=before.classes, template=before.template, confidence=before.confidence)
+        (_, a), (_, b) = (asked(s, queries, "free", seed) for s in (before, after))
+        told(f"accuracy of {name}", *((x.answer == queries.label).astype(float) for x in (a, b)))
     try:
         text = read(prose, seed=seed, limit=4 * TEXTS, progress=False).text[:TEXTS]
         before, after = surprise(subject, text), surprise(repaired, text)
@@ -59,6 +57,25 @@ def harm(
     except TrueupError as e:
         session().note(f"Whether the repair harms ordinary text was not measured: {e}")
     return found
+
+
+def bystanders(subject: Subject, *, seed: int, most: int) -> Iterator[tuple[str, Subject, Corpus]]:
+    """Tasks whose answer stands in the query, where copying is right: name, the subject asked for it, at most `most` queries.
+
+    A task that the tokenizer cannot spell, or that cannot be had, is left out with a note.
+    """
+    for task in tasks.TASKS.values():
+        if not task.copying_is_right:
+            continue
+        try:
+            data = tasks.load(task.name, seed=seed, progress=False)
+            queries = data.part("test")
+            able = with_pool(subject, data.part("train"))
+            wording(able.tokenizer, able.template)  # type: ignore[arg-type]
+        except TrueupError as e:
+            session().note(f"Whether the repair harms the task {task.name} was not measured: {e}")
+            continue
+        yield task.name, able, queries.take(np.arange(min(most, len(queries))))
 
 
 def _mean(values, weight=None) -> float:

@@ -16,6 +16,7 @@ from trueup.errors import BadInput, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
 from trueup.faults.copying.audit import FEWEST, TITLES, asked
+from trueup.faults.copying.harm import bystanders
 from trueup.faults.fault import Finding, NoRemedy, Remedy
 from trueup.measure import bootstrap
 from trueup.run import forward, prompts
@@ -33,6 +34,8 @@ SCREENED, JUDGED = 40, 80
 """Calibration queries on which all candidates are screened, and on which the best of them are judged."""
 FINALISTS = 3
 """Candidates that are judged in full, beside the published choice."""
+BYSTANDERS, ALLOWED = 20, 0.05
+"""Queries of each task in which copying is right, and how much accuracy over these tasks a repair may lose."""
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """The published grid: shares of a layer's units that are pruned."""
 COUNTS = (1, 4, 16, 64, 256, 1024)
@@ -130,8 +133,8 @@ def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, res
     Every candidate is screened with its units scaled at the last position alone, which costs one pass for all of them;
     the best of each family are judged with the units scaled everywhere, as an adapter does it. One must lower wrong copies
     above chance beyond its paired interval, with no accuracy lost on freely drawn demonstrations nor on the mixture of all
-    three ways of drawing; of those the one that lowers them most wins, if random units of the same layers and number do
-    not do as much.
+    three ways of drawing, nor on tasks in which copying is right (first, last or largest of a list); of those the one that
+    lowers them most wins, if random units of the same layers and number do not do as much.
     """
     if not finding.found:
         return NoRemedy(
@@ -145,9 +148,8 @@ def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, res
             f"'{corpus.name}' has {len(queries)} calibration queries, and a repair of copying is chosen on at least {FEWEST}. "
             "Give more pairs, or a larger calibration split."
         )
-    scales_as_adapter(
-        subject, {0: torch.full((width_of(subject, 0),), 0.5)}
-    )  # refuses now what it would refuse at the end
+    # What cannot be saved is refused now and not after the search.
+    scales_as_adapter(subject, {0: torch.full((width_of(subject, 0),), 0.5)})
     return choose(subject, queries, attributed(subject, corpus.part("train"), seed), seed=seed, resamples=resamples)
 
 
@@ -159,16 +161,17 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     if not made:
         return NoRemedy("No repair: in no layer do the attributions of units add up, so none can be told to copy.")
     plain, screened = screen(subject, few, made, seed)
+    other = elsewhere(subject, made, seed)
     plainly = ask(subject, queries, seed)
     base = judged(plainly, queries)
     rows = [row_of("as it is", 0, base, base, seed, resamples)]
     kept: list[tuple[Candidate, dict[str, Any]]] = []
-    for i in finalists(made, plain, screened):
+    for i in finalists(made, plain, screened, other):
         with scaled(subject, made[i].scales):
             got = judged(ask(subject, queries, seed), queries)
-        row = row_of(made[i].title, made[i].units, base, got, seed, resamples)
+        row = row_of(made[i].title, made[i].units, base, got, seed, resamples) | {"elsewhere": float(other[i])}
         rows.append(row)
-        if row["high"] < 0 and got.no_worse(base):
+        if row["high"] < 0 and got.no_worse(base) and other[i] >= -ALLOWED:
             kept.append((made[i], row))
     rival = _penalty_row(plainly, queries, base, seed, resamples)
     about: dict[str, Any] = {
@@ -178,7 +181,7 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     if not kept:
         return NoRemedy(
             f"No repair: of {len(made)} ways to scale units, none lowers wrong copies measurably on calibration queries "
-            "without losing accuracy.", about,
+            "without losing accuracy, here or where copying is right.", about,
         )  # fmt: skip
     best, row = min(kept, key=lambda k: k[1]["change"])
     about["controls"] = _controls(subject, few, best, found, plain, seed, resamples)
@@ -288,8 +291,10 @@ def candidates(found: Attributed) -> list[Candidate]:
     return made
 
 
-def screen(subject: Subject, queries: Corpus, made: Sequence[Candidate], seed: int) -> tuple[Judged, list[Judged]]:
-    """The queries asked in all three ways of the plain model, and of every candidate scaled at the last position alone.
+def screen(
+    subject: Subject, queries: Corpus, made: Sequence[Candidate], seed: int, modes: Sequence[Mode] = MODES
+) -> tuple[Judged, list[Judged]]:
+    """The queries asked in these ways of the plain model, and of every candidate scaled at the last position alone.
 
     Answers are told by their first tokens, among the classes.
     """
@@ -297,7 +302,7 @@ def screen(subject: Subject, queries: Corpus, made: Sequence[Candidate], seed: i
     weight, bias = head.weight.detach().float(), head.bias.detach().float()
     one: dict[int, Tensor] = {min(made[0].scales): torch.tensor(1.0)}
     kept: list[dict[str, np.ndarray]] = [{} for _ in range(len(made) + 1)]
-    for mode in MODES:
+    for mode in modes:
         draws = prompts.drawn(subject, queries, mode=mode, seed=seed)
         able = np.flatnonzero(draws.possible)
         answer = np.full((len(queries), len(kept)), -1)
@@ -312,13 +317,23 @@ def screen(subject: Subject, queries: Corpus, made: Sequence[Candidate], seed: i
     return Judged(kept[0]), [Judged(k) for k in kept[1:]]
 
 
-def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged]) -> list[int]:
+def elsewhere(subject: Subject, made: Sequence[Candidate], seed: int) -> np.ndarray:
+    """(c,) change of accuracy, mean over the tasks in which copying is right, with a candidate's units scaled at the last
+    position; zeros where none of these tasks can be asked."""
+    changes = []
+    for _, able, queries in bystanders(subject, seed=seed, most=BYSTANDERS):
+        plain, got = screen(able, queries, made, seed, ("free",))
+        changes.append([j.mean("right") - plain.mean("right") for j in got])
+    return np.mean(changes, axis=0) if changes else np.zeros(len(made))
+
+
+def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged], other: np.ndarray) -> list[int]:
     """The published choice (best accuracy where the right answer is never shown), and ours: the fewest wrong copies above
-    chance among those that lose no accuracy, else the best accuracy over all ways of drawing."""
+    chance among those that lose no accuracy here or elsewhere, else the best accuracy over all ways of drawing."""
 
     def ours(i: int) -> tuple[float, float]:
-        j = screened[i]
-        return (float(not j.no_worse(plain)), j.excess if j.no_worse(plain) else -j.mixture)
+        j, able = screened[i], screened[i].no_worse(plain) and other[i] >= -ALLOWED
+        return (float(not able), j.excess if able else -j.mixture)
 
     published = [i for i, c in enumerate(made) if c.family == "published"]
     theirs = min(published, key=lambda i: -screened[i].mean("right", "never"))
@@ -371,10 +386,12 @@ def _markdown(judged: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[st
 
     def lines(rows: Sequence[Mapping[str, Any]]) -> str:
         modes: list[Mode] = [m for m in MODES if f"accuracy {m}" in rows[0]]
-        head = ["what", "units", *(f"accuracy, {TITLES[m]}" for m in modes), "copies above chance", "change [95%]"]
+        head = ["what", "units", *(f"accuracy, {TITLES[m]}" for m in modes), "copies above chance", "change [95%]",
+                "accuracy where copying is right"]  # fmt: skip
         body = [
             [r["title"], str(r["units"]), *(format(r["accuracy " + m], ".3f") for m in modes), f"{r['severity']:+.3f}",
-             f"{r['change']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"]
+             f"{r['change']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]",
+             format(r["elsewhere"], "+.3f") if "elsewhere" in r else ""]
             for r in rows
         ]  # fmt: skip
         return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
