@@ -403,9 +403,9 @@ def notes(out: Path) -> str:
 
 
 def test_no_note_on_the_split_the_adapter_was_tuned_with(checked: tuple[Path, Said]) -> None:
-    (note,) = findings(checked[0])["notes"]  # the one that goes with every check without --confounder
-    assert note.startswith("confounding was not examined: ")
-    assert "split" not in note
+    said = findings(checked[0])["notes"]  # those that go with every check without --confounder and --shots
+    assert [n.partition(" was not examined: ")[0] for n in said] == ["confounding", "copying"]
+    assert "split" not in " ".join(said)
 
 
 def test_a_note_when_the_split_is_another(world: Path, here: Path) -> None:

@@ -137,8 +137,13 @@ def test_harm() -> None:
     assert words.harm_sentence(comparison()) == "The repair cost something elsewhere: drag +0.800 [+0.200, +1.400]."
     calm = replace(comparison(), harm={"accuracy": Difference(-0.002, -0.01, 0.007, 0.6)})
     assert words.harm_sentence(calm) == "The repair did no measurable harm elsewhere."
-    unsure = replace(comparison(), harm={"accuracy": Difference(-0.05, -0.09, -0.01, 0.01)})
-    assert "changed something that should have stayed: accuracy −0.050" in words.harm_sentence(unsure)
+    unsure = replace(comparison(), harm={"gate": Difference(-0.05, -0.09, -0.01, 0.01)})
+    assert "changed something that should have stayed: gate −0.050" in words.harm_sentence(unsure)
+    for key, better in (("accuracy", 1), ("accuracy of last-of-list", 1), ("nll", -1), ("nats per token of text", -1)):
+        worse = replace(
+            comparison(), harm={key: Difference(-0.05 * better, *sorted((-0.09 * better, -0.01 * better)), 0.01)}
+        )
+        assert words.harm_sentence(worse).startswith("The repair cost something elsewhere:"), key
     lost = replace(comparison(), harm={"accuracy": Difference(NAN, NAN, NAN, NAN)})
     assert "Not known: accuracy" in words.harm_sentence(lost)
     assert words.harm_sentence(replace(comparison(), harm={})) == "What the repair cost elsewhere was not measured."
