@@ -141,3 +141,50 @@ def test_a_shortcut_in_real_text(tmp_path, alpha):
     label, plain = _plain(remedy.save(tmp_path / "remedy"), resolve("embedded:minilm"), list(few.text), margin)
     assert np.array_equal(label, ours.predicted)
     assert np.abs(plain - (ours.logits[:, 1] - ours.logits[:, 0])).max() <= 1e-5
+
+
+def test_few_shot_answers_and_pruned_units_of_the_embedded_decoder(tmp_path):
+    """Real tokens (a digit after a space is two of them), real answers, and a pruned adapter that plain PEFT loads."""
+    import peft
+    import torch
+    import transformers
+
+    from trueup.corpus import tasks
+    from trueup.run import prompts
+    from trueup.run.answers import answers
+    from trueup.run.edit import scaled
+    from trueup.run.predict import predict
+    from trueup.subject.adapter import write_adapter
+    from trueup.subject.load import load, resolve
+    from trueup.subject.units import scales_as_adapter, width_of
+    from trueup.subject.wear import wear
+
+    base = load("embedded:smollm2", shots=4, device="cpu")
+    for name, right in (("last-of-list", 0.7), ("largest-of-list", 0.0)):
+        data = tasks.load(name, seed=0)
+        subject = prompts.with_pool(base, data.part("train"))
+        few = data.part("test").take(np.arange(10))
+        rows = prompts.rows(subject, few.text, prompts.drawn(subject, few))
+        got = answers(subject, rows).answer
+        for row, answer in zip(rows, got, strict=True):
+            made = subject.model.generate(
+                torch.tensor([row]), attention_mask=torch.ones(1, len(row)), max_new_tokens=4, do_sample=False,
+                pad_token_id=subject.tokenizer.pad_token_id,
+            )  # fmt: skip
+            said = subject.tokenizer.decode(made[0, len(row) :]).split("\n")[0].strip()
+            assert (subject.classes[answer] if answer >= 0 else "") == (said if said in subject.classes else "")
+        assert (got == few.label).mean() >= right
+    units = width_of(subject, 18)
+    scales = {18: (torch.arange(units) % 7 > 0).float(), 20: torch.full((units,), 0.5)}
+    settings, tensors = scales_as_adapter(subject, scales)
+    with scaled(subject, scales) as pruned:
+        ours = predict(pruned, few).logits
+    assert np.allclose(predict(wear(subject, settings, tensors), few).logits, ours, atol=1e-3)
+    assert not np.allclose(predict(subject, few).logits, ours, atol=1e-1), "the units do something"
+    write_adapter(tmp_path, settings, tensors)
+    plain = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(resolve("embedded:smollm2")), str(tmp_path)
+    ).eval()
+    with torch.no_grad():
+        theirs = [plain(torch.tensor([row])).logits[0, -1, subject.verbaliser_ids()].numpy() for row in rows]
+    assert np.allclose(theirs, ours, atol=1e-3)

@@ -133,8 +133,9 @@ def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, res
     Every candidate is screened with its units scaled at the last position alone, which costs one pass for all of them;
     the best of each family are judged with the units scaled everywhere, as an adapter does it. One must lower wrong copies
     above chance beyond its paired interval, with no accuracy lost on freely drawn demonstrations nor on the mixture of all
-    three ways of drawing, nor on tasks in which copying is right (first, last or largest of a list); of those the one that
-    lowers them most wins, if random units of the same layers and number do not do as much.
+    three ways of drawing, nor on tasks in which copying is right (first, last or largest of a list). Of those the one that
+    brings them nearest to chance wins (below it a model shuns what it is shown), if random units of the same layers and
+    number do not do as much.
     """
     if not finding.found:
         return NoRemedy(
@@ -169,9 +170,11 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     for i in finalists(made, plain, screened, other):
         with scaled(subject, made[i].scales):
             got = judged(ask(subject, queries, seed), queries)
-        row = row_of(made[i].title, made[i].units, base, got, seed, resamples) | {"elsewhere": float(other[i])}
+        row = row_of(made[i].title, made[i].units, base, got, seed, resamples) | {
+            "elsewhere": None if np.isnan(other[i]) else float(other[i])
+        }
         rows.append(row)
-        if row["high"] < 0 and got.no_worse(base) and other[i] >= -ALLOWED:
+        if row["high"] < 0 and got.no_worse(base) and not other[i] < -ALLOWED:
             kept.append((made[i], row))
     rival = _penalty_row(plainly, queries, base, seed, resamples)
     about: dict[str, Any] = {
@@ -183,7 +186,8 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
             f"No repair: of {len(made)} ways to scale units, none lowers wrong copies measurably on calibration queries "
             "without losing accuracy, here or where copying is right.", about,
         )  # fmt: skip
-    best, row = min(kept, key=lambda k: k[1]["change"])
+    # Below chance is a fault as well: a model that shuns what it is shown.
+    best, row = min(kept, key=lambda k: abs(k[1]["severity"]))
     about["controls"] = _controls(subject, few, best, found, plain, seed, resamples)
     drawn = [c["change"] for c in about["controls"] if c["title"] == "random units"]
     beaten = sum(c <= about["controls"][0]["change"] for c in drawn)
@@ -319,21 +323,21 @@ def screen(
 
 def elsewhere(subject: Subject, made: Sequence[Candidate], seed: int) -> np.ndarray:
     """(c,) change of accuracy, mean over the tasks in which copying is right, with a candidate's units scaled at the last
-    position; zeros where none of these tasks can be asked."""
+    position; nan where none of these tasks can be asked."""
     changes = []
     for _, able, queries in bystanders(subject, seed=seed, most=BYSTANDERS):
         plain, got = screen(able, queries, made, seed, ("free",))
         changes.append([j.mean("right") - plain.mean("right") for j in got])
-    return np.mean(changes, axis=0) if changes else np.zeros(len(made))
+    return np.mean(changes, axis=0) if changes else np.full(len(made), np.nan)
 
 
 def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged], other: np.ndarray) -> list[int]:
-    """The published choice (best accuracy where the right answer is never shown), and ours: the fewest wrong copies above
+    """The published choice (best accuracy where the right answer is never shown), and ours: wrong copies nearest to
     chance among those that lose no accuracy here or elsewhere, else the best accuracy over all ways of drawing."""
 
     def ours(i: int) -> tuple[float, float]:
-        j, able = screened[i], screened[i].no_worse(plain) and other[i] >= -ALLOWED
-        return (float(not able), j.excess if able else -j.mixture)
+        j, able = screened[i], screened[i].no_worse(plain) and not other[i] < -ALLOWED
+        return (float(not able), abs(j.excess) if able else -j.mixture)
 
     published = [i for i, c in enumerate(made) if c.family == "published"]
     theirs = min(published, key=lambda i: -screened[i].mean("right", "never"))
@@ -391,7 +395,7 @@ def _markdown(judged: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[st
         body = [
             [r["title"], str(r["units"]), *(format(r["accuracy " + m], ".3f") for m in modes), f"{r['severity']:+.3f}",
              f"{r['change']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]",
-             format(r["elsewhere"], "+.3f") if "elsewhere" in r else ""]
+             format(r["elsewhere"], "+.3f") if r.get("elsewhere") is not None else ""]
             for r in rows
         ]  # fmt: skip
         return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
@@ -420,7 +424,7 @@ def _penalty_row(told: Asked, queries: Corpus, base: Judged, seed: int, resample
             same = maths.penalised(got.logits, got.other, draws.shown, 0.0) == answer
             kept |= _columns(mode, draws, np.where(same, got.answer, answer), queries.label)
         j = Judged(kept)
-        if j.no_worse(base) and j.excess < best["severity"]:
+        if j.no_worse(base) and abs(j.excess) < abs(best["severity"]):
             best = row_of(f"rival: a penalty on shown answers' logits, {penalty:g} nats", 0, base, j, seed, resamples)
     return best
 
