@@ -221,6 +221,8 @@ def check(
 def _one(
     fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, *, seed: int, repair: bool, save: Path | None
 ) -> Comparison:
+    from trueup.run.predict import session
+
     before = _told(fault, fault.audit(subject, test, seed=seed))
     if not repair:
         return Comparison(before, None, "No repair was asked for.")
@@ -233,7 +235,11 @@ def _one(
         return Comparison(replace(before, details={**before.details, "tried": remedy.tried}), None, remedy.reason)
     with remedy.on(subject) as repaired:
         after = _told(fault, fault.audit(repaired, test, seed=seed))
-        harmed = fault.harm(subject, repaired, test, seed=seed)
+        try:
+            harmed = fault.harm(subject, repaired, test, seed=seed)
+        except (BadInput, Unsupported) as e:
+            session().note(f"What the repair of {fault.name} cost elsewhere was not measured: {e}")
+            harmed = {}
     if save is not None:
         remedy.save(save / fault.name)
     return Comparison(
@@ -256,7 +262,7 @@ def open_job(job: Job, card: Mapping[str, Any]) -> tuple[Subject, Corpus, int]:
         seed=seed, limit=limit, classes=job.classes,
     )  # fmt: skip
     classes, shots = job.classes, job.shots
-    if shots is None and job.data.startswith("task:") and not job.verbaliser and not card.get("template"):
+    if shots is None and job.data.startswith("task:") and not job.verbaliser and not card:
         shots = Shots().number
     subject = door.load(
         job.model, job.adapter, classes=classes, template=job.template, verbaliser=job.verbaliser,

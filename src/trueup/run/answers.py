@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trueup.run import forward
 from trueup.run.edit import patched
-from trueup.run.predict import collect_rows, evaluating
+from trueup.run.predict import TOKENS, collect_rows, evaluating
 from trueup.run.prompts import Row
 from trueup.subject.subject import Subject
 from trueup.subject.wording import wording
@@ -88,16 +88,19 @@ def patched_answers(subject: Subject, rows: Sequence[Row], states: np.ndarray) -
         states: (n, l + 1, d) as `forward.hidden_states` gives them; the last, which has passed the final norm, is left out,
             and so is the first, which is the token's own embedding: column i is of layer i + 1.
     """
-    batch = forward.collate(rows, subject.tokenizer.pad_token_id)
-    mask, depth = batch.mask.to(subject.device), states.shape[1] - 1
-    first = subject.verbaliser_ids()
+    depth, first = states.shape[1] - 1, subject.verbaliser_ids()
     found = np.empty((len(rows), depth - 1), np.int64)
-    with torch.inference_mode(), evaluating(subject):
-        for at in range(1, depth):
-            new = torch.as_tensor(states[:, at], device=subject.device)
-            with patched(subject, at, new, mask):
-                logits = forward.next_token_logits(subject, batch)[:, first]
-            found[:, at - 1] = logits.argmax(dim=1).cpu().numpy()
+    each = max(1, TOKENS // max(map(len, rows)))
+    for start in range(0, len(rows), each):
+        some = slice(start, start + each)
+        batch = forward.collate(rows[some], subject.tokenizer.pad_token_id)
+        mask = batch.mask.to(subject.device)
+        with torch.inference_mode(), evaluating(subject):
+            for at in range(1, depth):
+                new = torch.as_tensor(states[some, at], device=subject.device)
+                with patched(subject, at, new, mask):
+                    logits = forward.next_token_logits(subject, batch)[:, first]
+                found[some, at - 1] = logits.argmax(dim=1).cpu().numpy()
     return found
 
 
@@ -106,6 +109,7 @@ def surprise(subject: Subject, texts: Sequence[str], *, tokens: int = 128) -> np
 
     Its exponential is the text's perplexity. A text of fewer than two tokens is nan.
     """
+    tokens = min(tokens, subject.max_length)
     rows = [Row(ids[:tokens]) for ids in (subject.tokenizer(t, verbose=False)["input_ids"] for t in texts)]
     long = [i for i, row in enumerate(rows) if len(row) > 1]
 

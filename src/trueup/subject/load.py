@@ -322,6 +322,8 @@ def template_of(text: str | None, words: Sequence[str] | None, shots: int | None
     if shots is not None:
         # A shell hands over a line break as it was typed.
         text = (text or SHOT).replace("\\n", "\n").replace("\\t", "\t")
+        if shots < 0:
+            raise BadInput(f"There cannot be {shots} demonstrations; give --shots 4 or another number.")
         if words:
             raise BadInput("Demonstrations bring their own answers (the data's class names); leave --verbaliser out.")
         for part in ("{text}", "{label}"):

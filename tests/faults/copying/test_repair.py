@@ -141,6 +141,10 @@ def test_where_nothing_is_copied_there_is_no_remedy(name):
     got = FAULT.repair(subject, corpus, FAULT.audit(subject, corpus.part("test"), seed=0), seed=0)
     assert isinstance(got, NoRemedy)
     assert "so there is nothing to repair" in got.reason
+    if (
+        name == "sham"
+    ):  # its wrong answers come from units as well, so that scaling them does help, against another fault
+        return
     # And were it tried all the same, no way to scale units would help.
     found = R.attributed(subject, corpus.part("train"), 0)
     got = R.choose(subject, corpus.part("calibration"), found, seed=0, resamples=60)

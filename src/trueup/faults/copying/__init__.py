@@ -22,7 +22,8 @@ class Copying(Fault):
 
     Attributes:
         threshold: severity above which it is called a fault.
-        prose: ordinary text (data as of `trueup.read`, column ``text``) whose perplexity a repair should leave alone.
+        prose: ordinary text (data as of `trueup.read`, with columns ``text`` and ``label``) whose perplexity a repair should
+            leave alone.
         resamples: of every bootstrap.
     """
 
@@ -46,6 +47,8 @@ class Copying(Fault):
         "paper counts them all.",
         "The paper judges where the right answer is never shown; here demonstrations drawn freely come first, because a model "
         "that only avoids shown answers gains on the one what it loses on the other.",
+        "A penalty on shown answers' logits stands beside every repair as the trivial rival. Where it does more, the repair is "
+        "offered all the same, because the penalty is no adapter; the card shows both.",
         "Only the paper's abstract and introduction are at hand: the attributed shift, the quadrature and the grid are "
         "reconstruction.",
     )

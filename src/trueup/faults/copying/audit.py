@@ -32,6 +32,12 @@ TITLES: Mapping[Mode, str] = {
 }  # fmt: skip
 
 
+def some(corpus: Corpus, most: int, seed: int) -> Corpus:
+    """At most `most` examples, drawn at random: a file may be sorted by its answers."""
+    drawn = np.random.default_rng(seed).permutation(len(corpus))[:most]
+    return corpus.take(np.sort(drawn))
+
+
 def asked(subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int | None = None) -> tuple[Draws, Answers]:
     """Demonstrations of one kind for every query, and the answers to them; queries without such a draw answer -1."""
     draws = prompts.drawn(subject, corpus, mode=mode, number=number, seed=seed)
@@ -63,7 +69,7 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     """Examine on all of `corpus`: each text is a query, and its demonstrations come from the subject's pool.
 
     Raises:
-        BadInput: fewer than 20 queries, no pool or one too small, or prompts longer than the model reads.
+        BadInput: fewer than 10 queries, no pool or one too small, or prompts longer than the model reads.
     """
     prompts.pool_of(subject)
     corpus = corpus.relabel(subject.classes)
@@ -139,7 +145,7 @@ def charts(
 ) -> tuple[Chart, ...]:
     """Accuracy, copies and their chance by number of demonstrations, and by how these are drawn."""
     assert subject.shots is not None
-    few = corpus.take(np.arange(min(SWEPT, len(corpus))))
+    few = some(corpus, SWEPT, seed)
     lines: dict[str, list[bootstrap.Estimate]] = {"right": [], "copied": [], "copied by chance": []}
     done: list[int] = []
     for k in SWEEP:
@@ -210,7 +216,8 @@ def vectors(subject: Subject, corpus: Corpus, seed: int) -> np.ndarray:
     draws = replace(draws, index=draws.index[:, :-1])
     states = collect_rows(subject, prompts.rows(subject, others, draws), forward.hidden_states, "hidden states")
     bare = prompts.rows(subject, corpus.text, prompts.drawn(subject, corpus, number=0, seed=seed))
-    return (patched_answers(subject, bare, states) == corpus.label[:, None]).astype(float)
+    begins = np.array(subject.verbaliser_ids())  # several answers may begin with one token
+    return (begins[patched_answers(subject, bare, states)] == begins[corpus.label][:, None]).astype(float)
 
 
 def _mean(values, weight=None) -> float:

@@ -17,9 +17,8 @@ from trueup.faults.fault import Difference
 from trueup.measure import bootstrap
 from trueup.run.answers import surprise
 from trueup.run.predict import session
-from trueup.run.prompts import with_pool
+from trueup.run.prompts import drawn, rows, with_pool
 from trueup.subject.subject import Subject
-from trueup.subject.wording import wording
 
 TEXTS, QUERIES = 60, 60
 """How many ordinary texts are read, and how many queries of each task in which copying is right are asked."""
@@ -45,7 +44,7 @@ def harm(
         able = draws.possible
         if able.any():
             told(key, (a.answer == corpus.label)[able].astype(float), (b.answer == corpus.label)[able].astype(float))
-    for name, before, queries in bystanders(subject, seed=seed, most=QUERIES):
+    for name, before, queries in bystanders(subject, "test", seed=seed, most=QUERIES):
         after = replace(repaired, classes=before.classes, template=before.template, confidence=before.confidence)
         (_, a), (_, b) = (asked(s, queries, "free", seed) for s in (before, after))
         told(f"accuracy of {name}", *((x.answer == queries.label).astype(float) for x in (a, b)))
@@ -59,23 +58,25 @@ def harm(
     return found
 
 
-def bystanders(subject: Subject, *, seed: int, most: int) -> Iterator[tuple[str, Subject, Corpus]]:
+def bystanders(subject: Subject, part: str, *, seed: int, most: int) -> Iterator[tuple[str, Subject, Corpus]]:
     """Tasks whose answer stands in the query, where copying is right: name, the subject asked for it, at most `most` queries.
 
-    A task that the tokenizer cannot spell, or that cannot be had, is left out with a note.
+    `part` is the split: a repair looks at ``calibration``, what it cost is told on ``test``. A task that the tokenizer cannot
+    spell, that is too long for the model, or that cannot be had, is left out with a note.
     """
     for task in tasks.TASKS.values():
         if not task.copying_is_right:
             continue
         try:
             data = tasks.load(task.name, seed=seed, progress=False)
-            queries = data.part("test")
+            queries = data.part(part)
+            queries = queries.take(np.arange(min(most, len(queries))))
             able = with_pool(subject, data.part("train"))
-            wording(able.tokenizer, able.template)  # type: ignore[arg-type]
+            rows(able, queries.text, drawn(able, queries, seed=seed))
         except TrueupError as e:
             session().note(f"Whether the repair harms the task {task.name} was not measured: {e}")
             continue
-        yield task.name, able, queries.take(np.arange(min(most, len(queries))))
+        yield task.name, able, queries
 
 
 def _mean(values, weight=None) -> float:

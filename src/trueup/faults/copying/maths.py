@@ -43,7 +43,7 @@ def penalised(
     return np.where(z.max(axis=1) >= other, best, -1)
 
 
-def shift(logits: Tensor, shown: Tensor, gold: int, *, right: bool = False) -> Tensor:
+def shift(logits: Tensor, shown: Tensor, gold: int, *, same: Tensor | None = None, right: bool = False) -> Tensor:
     """(r,) the prediction shift that attribution explains: max over shown classes of P - P(gold).
 
     With `right`, the gold answer stands in the demonstrations, and the shift is towards copying it: P(gold) - max over the
@@ -51,11 +51,14 @@ def shift(logits: Tensor, shown: Tensor, gold: int, *, right: bool = False) -> T
     is a "prediction shift"; that it is this one is reconstruction.
 
     Args:
-        logits: (r, C) of the classes' first tokens. shown: (C,) bool.
+        logits: (r, C) of the classes' first tokens. shown: (C,) bool. same: (C,) bool, classes that begin with the same token
+            as the gold one, which cannot be told from it by that token.
     """
     p = torch.softmax(logits.float(), dim=1)
     others = torch.ones_like(shown) if right else shown.clone()
     others[gold] = False
+    if same is not None:
+        others &= ~same
     rival = p[:, others].amax(dim=1) if bool(others.any()) else p.new_zeros(len(p))
     return p[:, gold] - rival if right else rival - p[:, gold]
 
@@ -69,3 +72,21 @@ def spread(attribution: NDArray[np.float32]) -> NDArray[np.float64]:
 def top(score: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """The `count` highest of a vector, highest first; ties go to the lower index."""
     return np.argsort(-score, kind="stable")[:count]
+
+
+def by_token(
+    first: NDArray[np.int64], choice: NDArray[np.int64], gold: NDArray[np.int64], shown: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """(n,) the class meant by a first token that several classes may begin with: the right one, else a shown one.
+
+    Args:
+        first: (C,) first token of each class. choice: (n,) class chosen by it. gold: (n,). shown: (n, C).
+    """
+    meant = choice.copy()
+    for i, c in enumerate(choice):
+        alike = first == first[c]
+        if alike[gold[i]]:
+            meant[i] = gold[i]
+        elif (alike & shown[i]).any():
+            meant[i] = int(np.flatnonzero(alike & shown[i])[0])
+    return meant

@@ -15,7 +15,7 @@ from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.errors import BadInput, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
-from trueup.faults.copying.audit import FEWEST, TITLES, asked
+from trueup.faults.copying.audit import FEWEST, TITLES, asked, some
 from trueup.faults.copying.harm import bystanders
 from trueup.faults.fault import Finding, NoRemedy, Remedy
 from trueup.measure import bootstrap
@@ -131,11 +131,12 @@ def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, res
     """Units are found on prompts of the pool, and chosen on the calibration split.
 
     Every candidate is screened with its units scaled at the last position alone, which costs one pass for all of them;
-    the best of each family are judged with the units scaled everywhere, as an adapter does it. One must lower wrong copies
-    above chance beyond its paired interval, with no accuracy lost on freely drawn demonstrations nor on the mixture of all
-    three ways of drawing, nor on tasks in which copying is right (first, last or largest of a list). Of those the one that
-    brings them nearest to chance wins (below it a model shuns what it is shown), if random units of the same layers and
-    number do not do as much.
+    the best are judged with the units scaled everywhere, as an adapter does it. One must lower wrong copies above chance
+    beyond its paired interval, and lose no accuracy on freely drawn demonstrations, none on
+    the mixture of all three ways of drawing, and at most 5 points over the tasks in which copying is right (first, last or
+    largest of a list).
+    Of those the one that brings them nearest to chance wins (below it a model shuns what it is shown), if at most one in 20
+    draws of random units of the same layers and number does as much.
     """
     if not finding.found:
         return NoRemedy(
@@ -156,25 +157,23 @@ def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, res
 
 def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, resamples: int) -> Adapted | NoRemedy:
     """The repair that calibration `queries` choose among the candidates that follow from attributions."""
-    few = queries.take(np.arange(min(SCREENED, len(queries))))
-    queries = queries.take(np.arange(min(JUDGED, len(queries))))
+    few, queries = some(queries, SCREENED, seed), some(queries, JUDGED, seed)
     made = candidates(found)
     if not made:
         return NoRemedy("No repair: in no layer do the attributions of units add up, so none can be told to copy.")
     plain, screened = screen(subject, few, made, seed)
     other = elsewhere(subject, made, seed)
     plainly = ask(subject, queries, seed)
-    base = judged(plainly, queries)
+    base, before = judged(plainly, queries), beside(subject, seed)
     rows = [row_of("as it is", 0, base, base, seed, resamples)]
     kept: list[tuple[Candidate, dict[str, Any]]] = []
     for i in finalists(made, plain, screened, other):
         with scaled(subject, made[i].scales):
-            got = judged(ask(subject, queries, seed), queries)
-        row = row_of(made[i].title, made[i].units, base, got, seed, resamples) | {
-            "elsewhere": None if np.isnan(other[i]) else float(other[i])
-        }
+            got, change = judged(ask(subject, queries, seed), queries), beside(subject, seed) - before
+        row = row_of(made[i].title, made[i].units, base, got, seed, resamples)
+        row["elsewhere"] = None if np.isnan(change) else change
         rows.append(row)
-        if row["high"] < 0 and got.no_worse(base) and not other[i] < -ALLOWED:
+        if row["high"] < 0 and got.no_worse(base) and not change < -ALLOWED:
             kept.append((made[i], row))
     rival = _penalty_row(plainly, queries, base, seed, resamples)
     about: dict[str, Any] = {
@@ -184,7 +183,7 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     if not kept:
         return NoRemedy(
             f"No repair: of {len(made)} ways to scale units, none lowers wrong copies measurably on calibration queries "
-            "without losing accuracy, here or where copying is right.", about,
+            "without losing accuracy here, or more than 5 points where copying is right.", about,
         )  # fmt: skip
     # Below chance is a fault as well: a model that shuns what it is shown.
     best, row = min(kept, key=lambda k: abs(k[1]["severity"]))
@@ -214,17 +213,20 @@ def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
     head = forward.live_head(subject)
     weight, bias = head.weight.detach().float(), head.bias.detach().float()
 
+    first = torch.tensor(subject.verbaliser_ids(), device=weight.device)
+
     def explained(mode: Mode) -> tuple[list[Row], np.ndarray, np.ndarray, Callable[[Tensor, int], Tensor]]:
         draws = prompts.drawn(subject, train, mode=mode, seed=seed)
-        able = np.flatnonzero(draws.possible)[:EXPLAINED]
+        able = np.flatnonzero(draws.possible)
+        able = np.sort(np.random.default_rng(seed).permutation(able)[:EXPLAINED])
         rows = prompts.rows(subject, train.take(able).text, draws.take(able))
         gold, shown = train.label[able], draws.shown[able]
 
         def readout(hidden: Tensor, i: int) -> Tensor:
             logits = hidden.float() @ weight.T + bias
-            return maths.shift(
-                logits, torch.as_tensor(shown[i], device=logits.device), int(gold[i]), right=mode == "always"
-            )
+            there = torch.as_tensor(shown[i], device=logits.device)
+            same = first == first[int(gold[i])]
+            return maths.shift(logits, there, int(gold[i]), same=same, right=mode == "always")
 
         return rows, gold, shown, readout
 
@@ -304,6 +306,7 @@ def screen(
     """
     head = forward.live_head(subject)
     weight, bias = head.weight.detach().float(), head.bias.detach().float()
+    first = np.array(subject.verbaliser_ids())
     one: dict[int, Tensor] = {min(made[0].scales): torch.tensor(1.0)}
     kept: list[dict[str, np.ndarray]] = [{} for _ in range(len(made) + 1)]
     for mode in modes:
@@ -315,7 +318,8 @@ def screen(
             logits = scaled_at_last(
                 subject, rows, lambda h, _: h.float() @ weight.T + bias, [one, *(c.scales for c in made)]
             )
-            answer[able] = logits.argmax(axis=2)
+            for c, choice in enumerate(logits.argmax(axis=2).T):
+                answer[able, c] = maths.by_token(first, choice, queries.label[able], draws.shown[able])
         for c in range(len(kept)):
             kept[c] |= _columns(mode, draws, answer[:, c], queries.label)
     return Judged(kept[0]), [Judged(k) for k in kept[1:]]
@@ -325,10 +329,17 @@ def elsewhere(subject: Subject, made: Sequence[Candidate], seed: int) -> np.ndar
     """(c,) change of accuracy, mean over the tasks in which copying is right, with a candidate's units scaled at the last
     position; nan where none of these tasks can be asked."""
     changes = []
-    for _, able, queries in bystanders(subject, seed=seed, most=BYSTANDERS):
+    for _, able, queries in bystanders(subject, "calibration", seed=seed, most=BYSTANDERS):
         plain, got = screen(able, queries, made, seed, ("free",))
         changes.append([j.mean("right") - plain.mean("right") for j in got])
     return np.mean(changes, axis=0) if changes else np.full(len(made), np.nan)
+
+
+def beside(subject: Subject, seed: int) -> float:
+    """Accuracy of the subject as it is, mean over the tasks in which copying is right; nan where none can be asked."""
+    of = bystanders(subject, "calibration", seed=seed, most=BYSTANDERS)
+    right = [(asked(able, queries, "free", seed)[1].answer == queries.label).mean() for _, able, queries in of]
+    return float(np.mean(right)) if right else float("nan")
 
 
 def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged], other: np.ndarray) -> list[int]:
