@@ -7,7 +7,7 @@ example's result does not depend on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,10 +149,15 @@ def live_head(subject: Subject) -> Head:
     return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
 
 
+def reader(subject: Subject) -> Callable[[Tensor], Tensor]:
+    """(..., d) features -> (..., K) logits, by the live head as it is now; found once, for many calls."""
+    head = live_head(subject)
+    return lambda x: x @ head.weight.to(x).T + head.bias.to(x)
+
+
 def logits(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Tensor:
     """(b, K) logits of the classifier, K >= C when a stand-in head carries more rows. `prompt` as in `features`."""
-    x, head = features(subject, batch, prompt), live_head(subject)
-    return x @ head.weight.to(x).T + head.bias.to(x)
+    return reader(subject)(features(subject, batch, prompt))
 
 
 def next_token_logits(subject: Subject, batch: Batch) -> Tensor:

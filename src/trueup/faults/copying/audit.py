@@ -55,14 +55,16 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
     kept: dict[str, np.ndarray] = {}
     for mode in MODES:
         draws, got = asked(subject, corpus, mode, seed)
-        kept |= {
-            f"asked_{mode}": draws.possible.astype(float),
-            f"answer_{mode}": got.answer,
-            f"right_{mode}": (got.answer == corpus.label).astype(float),
-            f"copied_{mode}": maths.copies(got.answer, corpus.label, draws.shown),
-            f"expected_{mode}": maths.expected(got.answer, corpus.label, draws.chance),
-        }
+        kept |= {f"{what}_{mode}": values for what, values in scored(draws, got.answer, corpus.label).items()}
     return kept
+
+
+def scored(draws: Draws, answer: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
+    """What every query answered, and what of it is right, a copy, and a copy by chance: arrays of n."""
+    return {
+        "asked": draws.possible.astype(float), "answer": answer, "right": (answer == gold).astype(float),
+        "copied": maths.copies(answer, gold, draws.shown), "expected": maths.expected(answer, gold, draws.chance),
+    }  # fmt: skip
 
 
 def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int, seed: int) -> Finding:
@@ -154,18 +156,14 @@ def charts(
         except BadInput:  # so many need more pairs, or more room, than there is
             break
         done.append(k)
-        rows = {
-            "right": (got.answer == few.label).astype(float),
-            "copied": maths.copies(got.answer, few.label, draws.shown),
-            "copied by chance": maths.expected(got.answer, few.label, draws.chance),
-        }
-        for name, values in rows.items():
-            lines[name].append(bootstrap.interval(_mean, values, seed=seed, resamples=resamples))
+        values = scored(draws, got.answer, few.label)
+        for name, what in {"right": "right", "copied": "copied", "copied by chance": "expected"}.items():
+            lines[name].append(bootstrap.interval(mean, values[what], seed=seed, resamples=resamples))
     try:
         given = vectors(subject, few.take(np.arange(min(VECTORS, len(few)))), seed)
     except BadInput:  # the pool is too small, or a prompt with another query too long: the audit does without
         given = np.empty((0, 0))
-    by_layer = [bootstrap.interval(_mean, v, seed=seed, resamples=resamples) for v in given.T]
+    by_layer = [bootstrap.interval(mean, v, seed=seed, resamples=resamples) for v in given.T]
     kinds: list[Mode] = [m for m in MODES if f"accuracy{_tail(m)}" in measures]
     bars = {"right": "accuracy", "copied": "copying", "copied by chance": "expected"}
     return (
@@ -220,7 +218,8 @@ def vectors(subject: Subject, corpus: Corpus, seed: int) -> np.ndarray:
     return (begins[patched_answers(subject, bare, states)] == begins[corpus.label][:, None]).astype(float)
 
 
-def _mean(values, weight=None) -> float:
+def mean(values, weight=None) -> float:
+    """The mean of one number per query, as a statistic of the bootstrap."""
     return float(np.average(values, weights=weight))
 
 
@@ -232,7 +231,7 @@ def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[...,
     """key -> statistic of the columns, title, which direction is better."""
     names = list(kept)
 
-    def mean(top: str, under: str, less: str | None = None) -> Callable[..., float]:
+    def share(top: str, under: str, less: str | None = None) -> Callable[..., float]:
         def statistic(*values, weight=None) -> float:
             at = dict(zip(names, values, strict=True))
             w = at[under] if weight is None else at[under] * weight
@@ -241,17 +240,17 @@ def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[...,
 
         return statistic
 
-    found = {"severity": (mean("copied_free", "asked_free", "expected_free"), "copied wrongly, above chance", "lower")}
+    found = {"severity": (share("copied_free", "asked_free", "expected_free"), "copied wrongly, above chance", "lower")}
     for m in MODES:
         if not kept[f"asked_{m}"].any():
             continue
         where = "" if m == "free" else f", {TITLES[m]}"
-        found[f"accuracy{_tail(m)}"] = (mean(f"right_{m}", f"asked_{m}"), f"accuracy{where}", "higher")
-        found[f"copying{_tail(m)}"] = (mean(f"copied_{m}", f"asked_{m}"), f"copied wrongly{where}", "lower")
-        found[f"expected{_tail(m)}"] = (mean(f"expected_{m}", f"asked_{m}"), f"copied by chance{where}", "lower")
+        found[f"accuracy{_tail(m)}"] = (share(f"right_{m}", f"asked_{m}"), f"accuracy{where}", "higher")
+        found[f"copying{_tail(m)}"] = (share(f"copied_{m}", f"asked_{m}"), f"copied wrongly{where}", "lower")
+        found[f"expected{_tail(m)}"] = (share(f"expected_{m}", f"asked_{m}"), f"copied by chance{where}", "lower")
     if kept["swapped"].any():
         found["follow"] = (
-            mean("followed", "swapped"),
+            share("followed", "swapped"),
             "copies that follow when the shown answer is exchanged",
             "lower",
         )

@@ -12,7 +12,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import Mode
 from trueup.corpus.read import read
 from trueup.errors import TrueupError
-from trueup.faults.copying.audit import asked
+from trueup.faults.copying.audit import asked, mean
 from trueup.faults.fault import Difference
 from trueup.measure import bootstrap
 from trueup.run.answers import surprise
@@ -20,6 +20,8 @@ from trueup.run.predict import session
 from trueup.run.prompts import drawn, rows, with_pool
 from trueup.subject.subject import Subject
 
+Bystander = tuple[str, Subject, Corpus]
+"""A task's name, the subject asked for it, and the queries."""
 TEXTS, QUERIES = 60, 60
 """How many ordinary texts are read, and how many queries of each task in which copying is right are asked."""
 
@@ -35,7 +37,7 @@ def harm(
     found: dict[str, Difference] = {}
 
     def told(key: str, before: np.ndarray, after: np.ndarray) -> None:
-        d = bootstrap.paired(_mean, (before,), (after,), seed, resamples)
+        d = bootstrap.paired(mean, (before,), (after,), seed, resamples)
         found[key] = Difference(d.value, d.low, d.high, d.p)
 
     kinds: tuple[tuple[str, Mode], ...] = (("accuracy", "free"), ("accuracy_always", "always"))
@@ -58,7 +60,7 @@ def harm(
     return found
 
 
-def bystanders(subject: Subject, part: str, *, seed: int, most: int) -> Iterator[tuple[str, Subject, Corpus]]:
+def bystanders(subject: Subject, part: str, *, seed: int, most: int) -> Iterator[Bystander]:
     """Tasks whose answer stands in the query, where copying is right: name, the subject asked for it, at most `most` queries.
 
     `part` is the split: a repair looks at ``calibration``, what it cost is told on ``test``. A task that the tokenizer cannot
@@ -77,7 +79,3 @@ def bystanders(subject: Subject, part: str, *, seed: int, most: int) -> Iterator
             session().note(f"Whether the repair harms the task {task.name} was not measured: {e}")
             continue
         yield task.name, able, queries
-
-
-def _mean(values, weight=None) -> float:
-    return float(np.average(values, weights=weight))

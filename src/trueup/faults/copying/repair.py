@@ -15,8 +15,8 @@ from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.errors import BadInput, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
-from trueup.faults.copying.audit import FEWEST, TITLES, asked, some
-from trueup.faults.copying.harm import bystanders
+from trueup.faults.copying.audit import FEWEST, TITLES, asked, scored, some
+from trueup.faults.copying.harm import Bystander, bystanders
 from trueup.faults.fault import Finding, NoRemedy, Remedy
 from trueup.measure import bootstrap
 from trueup.run import forward, prompts
@@ -162,17 +162,16 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     if not made:
         return NoRemedy("No repair: in no layer do the attributions of units add up, so none can be told to copy.")
     plain, screened = screen(subject, few, made, seed)
-    other = elsewhere(subject, made, seed)
+    others = list(bystanders(subject, "calibration", seed=seed, most=BYSTANDERS))
+    other = elsewhere(others, made, seed)
     plainly = ask(subject, queries, seed)
-    base, before = judged(plainly, queries), beside(subject, seed)
+    base, before = judged(plainly, queries), beside(others, seed)
     rows = [row_of("as it is", 0, base, base, seed, resamples)]
     kept: list[tuple[Candidate, dict[str, Any]]] = []
     for i in finalists(made, plain, screened, other):
         with scaled(subject, made[i].scales):
-            got, change = (
-                judged(ask(subject, queries, seed), queries),
-                (beside(subject, seed) - before).min(initial=np.inf),
-            )
+            got = judged(ask(subject, queries, seed), queries)
+            change = (beside(others, seed) - before).min(initial=np.inf)
         row = row_of(made[i].title, made[i].units, base, got, seed, resamples)
         row["elsewhere"] = float(change) if np.isfinite(change) else None
         rows.append(row)
@@ -213,10 +212,7 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
 def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
     """Integrated gradients of the prediction shift on every layer's units, for prompts about pairs of `train`."""
     train = train.relabel(subject.classes)
-    head = forward.live_head(subject)
-    weight, bias = head.weight.detach().float(), head.bias.detach().float()
-
-    first = torch.tensor(subject.verbaliser_ids(), device=weight.device)
+    logits_of, first = forward.reader(subject), torch.tensor(subject.verbaliser_ids(), device=subject.device)
 
     def explained(mode: Mode) -> tuple[list[Row], np.ndarray, np.ndarray, Callable[[Tensor, int], Tensor]]:
         draws = prompts.drawn(subject, train, mode=mode, seed=seed)
@@ -226,7 +222,7 @@ def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
         gold, shown = train.label[able], draws.shown[able]
 
         def readout(hidden: Tensor, i: int) -> Tensor:
-            logits = hidden.float() @ weight.T + bias
+            logits = logits_of(hidden.float())
             there = torch.as_tensor(shown[i], device=logits.device)
             same = first == first[int(gold[i])]
             return maths.shift(logits, there, int(gold[i]), same=same, right=mode == "always")
@@ -239,9 +235,9 @@ def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
             f"'{train.name}' has no {subject.shots.number if subject.shots else 0} pairs whose answers differ from a query's; "
             "give pairs with more than one answer, or lower --shots."
         )
-    beside, _, _, towards = explained("always")
+    held, _, _, towards = explained("always")
     wrong = attribute(subject, rows, readout, towards_zero())
-    right = attribute(subject, beside, towards, towards_zero()) if beside else None
+    right = attribute(subject, held, towards, towards_zero()) if held else None
     gap = np.concatenate([a.gap for a in (wrong, right) if a is not None])
     gap = np.quantile(gap, 0.9, axis=0)
     if (gap > COMPLETE).any():
@@ -270,21 +266,19 @@ def judged(told: Asked, queries: Corpus) -> Judged:
 
 
 def _columns(mode: Mode, draws: Draws, answer: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
-    there = np.where(draws.possible, 1.0, np.nan)
+    values = scored(draws, answer, gold)
     return {
-        f"right_{mode}": there * (answer == gold),
-        f"copied_{mode}": there * maths.copies(answer, gold, draws.shown),
-        f"expected_{mode}": there * maths.expected(answer, gold, draws.chance),
+        f"{what}_{mode}": np.where(draws.possible, values[what], np.nan) for what in ("right", "copied", "expected")
     }
 
 
 def candidates(found: Attributed) -> list[Candidate]:
     """The published grid (the top share of one layer at 0), and ours (the top units of all layers, at 0 or halved)."""
     depth, units = found.active.shape
-    made = []
+    made, published = [], found.published
     for layer in np.flatnonzero(found.sound).tolist():
-        for share in {max(1, round(s * units)): s for s in SHARES}.values():
-            chosen = maths.top(found.published[layer], max(1, round(share * units)))
+        for count, share in {max(1, round(s * units)): s for s in SHARES}.items():
+            chosen = maths.top(published[layer], count)
             scales = scales_of([(layer, int(u)) for u in chosen], units, 0.0)
             made.append(Candidate("published", f"published: the top {share:.1%} of layer {layer} at 0", scales))
     score = np.where(found.sound[:, None], found.contrasted, -np.inf)
@@ -307,9 +301,7 @@ def screen(
 
     Answers are told by their first tokens, among the classes.
     """
-    head = forward.live_head(subject)
-    weight, bias = head.weight.detach().float(), head.bias.detach().float()
-    first = np.array(subject.verbaliser_ids())
+    logits_of, first = forward.reader(subject), np.array(subject.verbaliser_ids())
     one: dict[int, Tensor] = {min(made[0].scales): torch.tensor(1.0)}
     kept: list[dict[str, np.ndarray]] = [{} for _ in range(len(made) + 1)]
     for mode in modes:
@@ -318,9 +310,7 @@ def screen(
         answer = np.full((len(queries), len(kept)), -1)
         if len(able):
             rows = prompts.rows(subject, queries.take(able).text, draws.take(able))
-            logits = scaled_at_last(
-                subject, rows, lambda h, _: h.float() @ weight.T + bias, [one, *(c.scales for c in made)]
-            )
+            logits = scaled_at_last(subject, rows, lambda h, _: logits_of(h.float()), [one, *(c.scales for c in made)])
             for c, choice in enumerate(logits.argmax(axis=2).T):
                 answer[able, c] = maths.by_token(first, choice, queries.label[able], draws.shown[able])
         for c in range(len(kept)):
@@ -328,20 +318,21 @@ def screen(
     return Judged(kept[0]), [Judged(k) for k in kept[1:]]
 
 
-def elsewhere(subject: Subject, made: Sequence[Candidate], seed: int) -> np.ndarray:
+def elsewhere(others: Sequence[Bystander], made: Sequence[Candidate], seed: int) -> np.ndarray:
     """(c,) change of accuracy of the task in which copying is right that suffers most, with a candidate's units scaled at the
     last position; nan where none of these tasks can be asked."""
     changes = []
-    for _, able, queries in bystanders(subject, "calibration", seed=seed, most=BYSTANDERS):
+    for _, able, queries in others:
         plain, got = screen(able, queries, made, seed, ("free",))
         changes.append([j.mean("right") - plain.mean("right") for j in got])
     return np.min(changes, axis=0) if changes else np.full(len(made), np.nan)
 
 
-def beside(subject: Subject, seed: int) -> np.ndarray:
-    """Accuracy of the subject as it is in each task in which copying is right, as far as they can be asked."""
-    of = bystanders(subject, "calibration", seed=seed, most=BYSTANDERS)
-    return np.array([(asked(able, queries, "free", seed)[1].answer == queries.label).mean() for _, able, queries in of])
+def beside(others: Sequence[Bystander], seed: int) -> np.ndarray:
+    """Accuracy in each task in which copying is right, of the live model as it is now."""
+    return np.array([
+        (asked(able, queries, "free", seed)[1].answer == queries.label).mean() for _, able, queries in others
+    ])  # fmt: skip
 
 
 def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged], other: np.ndarray) -> list[int]:
