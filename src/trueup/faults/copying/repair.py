@@ -31,7 +31,8 @@ from trueup.subject.units import scales_as_adapter, width_of
 EXPLAINED = 24
 """Prompts whose answers are attributed, of each kind."""
 SCREENED, JUDGED = 40, 200
-"""Calibration queries on which all candidates are screened, and on which the best of them are judged: 80 told a real repair from chance too seldom."""
+"""Calibration queries on which all candidates are screened, and on which the best of them are judged: 80 told a
+real repair from chance too seldom."""
 FINALISTS = 3
 """Candidates that are judged in full, beside the published choice."""
 BYSTANDERS, ALLOWED = 20, 0.05
