@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,15 @@ from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure,
 from trueup.report.bundle import Report
 
 UNIT = "share of examples"
+VOID = {"meta", "input", "link", "img", "br", "hr", "base", "source", "embed"}
+
+
+def heat(rows: Mapping[str, Sequence[float]], columns: Sequence[Any] = (0, 1, 2), **more: Any) -> Chart:
+    """A map of layers by heads."""
+    fields: dict[str, Any] = {"key": "mass", "title": "Where the weight lies", "x_title": "head", "y_title": "layer"}
+    fields |= {"reading": "A strong colour says where the weight lies.", "value_title": "share of the weight"}
+    series = tuple(Series(name, columns, values) for name, values in rows.items())
+    return Chart(**(fields | {"kind": "heat", "series": series} | more))
 
 
 def finding(name: str = "tilt", severity: float = 0.31, **more: Any) -> Finding:
@@ -125,3 +136,40 @@ def report(*comparisons: Comparison, **more: Any) -> Report:
 
 def with_before(c: Comparison, **more: Any) -> Comparison:
     return replace(c, before=replace(c.before, **more))
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with attributes, the text of scripts, and the text for readers."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> out of turn"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            attrs, before = self.scripts.pop()
+            self.scripts.append((attrs, before + data))
+        elif not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [a for t, a in self.elements if t == tag]

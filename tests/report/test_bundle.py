@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_cases import comparison, finding, report, with_before
+from report_cases import comparison, finding, heat, report, with_before
 
 from trueup.errors import BadInput
 from trueup.report import bundle
@@ -176,6 +176,73 @@ def test_a_well_sealed_but_wrong_file_is_refused(saved: Path, change) -> None:
     alter(saved, change)
     with pytest.raises(BadInput, match="damaged"):
         bundle.read(saved)
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> Path:
+    """A saved report whose first chart is a map of two rows, one cell of it empty."""
+    chart = heat({"layer 0": [0.1, -0.2, float("nan")], "layer 1": [0.3, 0.4, 0.5]})
+    return save(report(with_before(comparison(after=None), charts=(chart,)), examples={}), tmp_path / "map")
+
+
+def test_a_map_survives(mapped: Path) -> None:
+    chart = bundle.read(mapped).comparisons[0].before.charts[0]
+    assert (chart.kind, chart.value_title) == ("heat", "share of the weight")
+    assert [s.name for s in chart.series] == ["layer 0", "layer 1"]
+    assert math.isnan(chart.series[0].y[2])
+    assert page(bundle.read(mapped)) == (mapped / "report.html").read_text(encoding="utf-8")
+
+
+def _first_chart(data: dict) -> dict:
+    return data["comparisons"][0]["before"]["charts"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["series"][0].update(x=[0, 1]), "columns of unequal length"),
+        (
+            lambda c: c["series"][1].update(x=[0, 1], y=[0.3, 0.4]),
+            "the rows of the chart 'mass' have different columns",
+        ),
+        (lambda c: c["series"][1].update(x=[0, 1, 7]), "different columns"),
+        (lambda c: c["series"][1].update(y=[0.3, "0.4", 0.5]), "expected a number, got str"),
+        (lambda c: c["series"][0].update(name=3), "expected str"),
+        (lambda c: c.update(kind="heatmap"), "of kind 'heatmap'"),
+        (lambda c: c.update(value_title=None), "expected str"),
+        (lambda c: c.update(kind="bar") or c["series"][1].update(y=[0.3, None, 0.5]), "got NoneType"),
+    ],
+)
+def test_a_map_made_wrong_by_hand_is_refused(mapped: Path, change, words: str) -> None:
+    alter(mapped, lambda d: change(_first_chart(d)))
+    with pytest.raises(BadInput, match=words):
+        bundle.read(mapped)
+
+
+def test_a_map_made_otherwise_by_hand_is_read(mapped: Path) -> None:
+    """The same alterations, but right ones: an empty cell written as null, and other names for all columns."""
+
+    def change(data: dict) -> None:
+        for row in _first_chart(data)["series"]:
+            row["x"] = ["a", "b", "c"]
+        _first_chart(data)["series"][1]["y"][0] = None
+
+    alter(mapped, change)
+    chart = bundle.read(mapped).comparisons[0].before.charts[0]
+    assert chart.series[1].y[0] is None
+    assert list(chart.series[0].x) == ["a", "b", "c"]
+    assert "no value" in page(bundle.read(mapped))
+
+
+def test_a_report_from_before_maps_is_read(given: Report, saved: Path) -> None:
+    def change(data: dict) -> None:
+        for c in data["comparisons"]:
+            for f in (c["before"], c["after"]):
+                for chart in f["charts"] if f else ():
+                    del chart["value_title"]
+
+    alter(saved, change)
+    assert bundle.read(saved) == given
 
 
 def test_a_broken_archive_and_a_pickle_are_refused(saved: Path) -> None:

@@ -7,10 +7,9 @@ import hashlib
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
-from report_cases import comparison, finding, report, with_before
+from report_cases import Page, comparison, finding, report, with_before
 
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Series
 from trueup.report import html
@@ -19,56 +18,22 @@ from trueup.report.bundle import Report
 NAN = float("nan")
 EVIL = "</script><script>alert(1)</script>"
 EVIL += "<img src=http://evil.example/x onerror=alert(2)>\"'`{{7*7}}<!-- \u2028\u2029&amp;"
-VOID = {"meta", "input", "link", "img", "br", "hr", "base", "source", "embed"}
-
-
-class Page(HTMLParser):
-    """What a browser would see: elements with attributes, the text of scripts, and the text for readers."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[dict[str, str | None], str]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(source)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "script":
-            self.scripts.append((dict(attrs), ""))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag, f"</{tag}> out of turn"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            attrs, before = self.scripts.pop()
-            self.scripts.append((attrs, before + data))
-        elif not self.open or self.open[-1] != "style":
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [a for t, a in self.elements if t == tag]
 
 
 def evil_report(evil: str = EVIL) -> Report:
     chart = Chart(
         evil, evil, "line", evil, evil, evil, (Series(evil, [evil, "b"], [0.1, NAN]), Series("b", [1, 2], [3, 4]))
     )
+    heat = Chart(
+        "heat", evil, "heat", evil, evil, evil, (Series(evil, [evil, "b"], [0.1, NAN]), Series("b", [evil, "b"], [-3, 4])),
+        value_title=evil,
+    )  # fmt: skip
     flat = Chart("flat", evil, "bar", evil, evil, evil, (Series(evil, [evil], [0.1], [0.0], [0.2]),))
     one = finding(
         unit=evil,
         sentence=evil,
         measures={evil: Measure(1, 0, 2, evil, "lower", evil), "severity": Measure(1, 0, 2, evil, "lower", evil)},
-        charts=(chart, flat),
+        charts=(chart, flat, heat),
         details={evil: [evil, NAN]},
         provenance={"title": evil, "question": evil, "paper": evil, "departures": [evil, evil], evil: {evil: evil}},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from report_cases import comparison, report, with_before
+from report_cases import comparison, heat, report, with_before
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -28,6 +28,12 @@ def test_says_the_essentials() -> None:
         assert part in text
     assert "−0.260 [−0.320, −0.200]" in text
     assert "The batch was halved" in text
+
+
+def test_a_map_changes_nothing_in_the_terminal() -> None:
+    plain = comparison(after=None)
+    mapped = with_before(plain, charts=(heat({"layer 0": [0.1, NAN, -1.0]}),))
+    assert shown(report(mapped, examples={})) == shown(report(plain, examples={}))
 
 
 def measures(title: str, value: float) -> dict[str, Measure]:

@@ -253,16 +253,18 @@ def _measure(m: Measure) -> None:
 
 
 def _chart(chart: Chart) -> None:
-    for text in (chart.key, chart.title, chart.x_title, chart.y_title, chart.reading):
+    for text in (chart.key, chart.title, chart.x_title, chart.y_title, chart.reading, chart.value_title):
         _is(text, str)
-    if chart.kind not in ("line", "bar"):
+    if chart.kind not in ("line", "bar", "heat"):
         raise ValueError(f"a chart is of kind {chart.kind!r}")
     for s in chart.series:
         _is(s.name, str)
-        _numbers(*s.y)
+        _numbers(*(y for y in s.y if y is not None or chart.kind != "heat"))  # a cell of a map may be empty
         for other in (s.x, s.low, s.high):
             if other is not None and len(other) != len(s.y):
                 raise ValueError(f"the chart '{chart.key}' has columns of unequal length")
+        if chart.kind == "heat" and list(s.x) != list(chart.series[0].x):
+            raise ValueError(f"the rows of the chart '{chart.key}' have different columns")
 
 
 def _is(value: Any, kind: type) -> Any:

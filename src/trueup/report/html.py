@@ -18,8 +18,9 @@ from importlib import resources
 from typing import Any
 
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure
-from trueup.report import words
+from trueup.report import heat, words
 from trueup.report.bundle import Report, plain, untag
+from trueup.report.points import finite, is_number, name, thin
 
 MOST_BYTES = 5_000_000
 MOST_POINTS = 300
@@ -276,24 +277,21 @@ def _charts(
     for key in order:
         chart = pictures[key]
         drawn = [(w, c) for w, f in (("before", before), ("after", after)) if f for c in f.charts if c.key == key]
-        data, thinned = _rows(drawn, points)
         spot = f"{where}-chart-{len(shown) + 1}"
+        if chart.kind == "heat":
+            shown.append(_map(spot, chart, drawn, into, points))
+            continue
+        data, thinned = _rows(drawn, points)
         if any(r["y"] is not None for r in data):
             into[spot] = _spec(chart, data, len({s.name for _, c in drawn for s in c.series}))
         many = len({r["series"] for r in data}) > 1
         shown.append(
-            {
-                "id": spot,
+            _about(spot, chart, thinned)
+            | {
                 "drawn": spot in into,
                 "key": [w for w, _ in drawn],
-                "title": words.clean(chart.title, 160),
-                "reading": words.clean(chart.reading, 600),
-                "diagonal": chart.diagonal,
-                "thinned": thinned,
                 "bands": any(r["low"] is not None for r in data),
                 "many": many,
-                "x_title": words.clean(chart.x_title, 120),
-                "y_title": words.clean(chart.y_title, 120),
                 "rows": [
                     {
                         "when": r["when"],
@@ -311,41 +309,51 @@ def _charts(
     return shown
 
 
+def _about(spot: str, chart: Chart, thinned: bool) -> dict[str, Any]:
+    """What the page says of a chart of any kind."""
+    return {
+        "id": spot,
+        "kind": chart.kind,
+        "title": words.clean(chart.title, 160),
+        "reading": words.clean(chart.reading, 600),
+        "diagonal": chart.diagonal,
+        "thinned": thinned,
+        "x_title": words.clean(chart.x_title, 120),
+        "y_title": words.clean(chart.y_title, 120),
+    }
+
+
+def _map(
+    spot: str, chart: Chart, drawn: Sequence[tuple[str, Chart]], into: dict[str, Any], points: int
+) -> dict[str, Any]:
+    arranged = heat.arrange(drawn, points)
+    specs = heat.specs(arranged, chart, spot, _THEME)
+    into |= specs
+    return _about(spot, chart, arranged.thinned) | {"drawn": bool(specs)} | heat.shown(arranged, chart, spot)
+
+
 def _rows(drawn: Sequence[tuple[str, Chart]], points: int) -> tuple[list[dict[str, Any]], bool]:
     """The chart's points as rows; a series with more than `points` of them is thinned evenly, its ends kept."""
     data: list[dict[str, Any]] = []
     thinned = False
-    text = any(c.kind == "bar" or any(not _is_number(x) for s in c.series for x in s.x) for _, c in drawn)
+    text = any(c.kind == "bar" or any(not is_number(x) for s in c.series for x in s.x) for _, c in drawn)
     for when, chart in drawn:
         for s in chart.series:
             n = min(len(s.x), len(s.y))
-            keep = range(n)
-            if n > points:
-                thinned = True
-                keep = [round(i * (n - 1) / (points - 1)) for i in range(points)]
-            for i in keep:
+            thinned |= n > points
+            for i in thin(n, points):
                 x = s.x[i]
                 data.append(
                     {
                         "when": when,
                         "series": words.clean(s.name, 80),
-                        "x": (f"{x:g}" if _is_number(x) else words.clean(x, 80)) if text else _finite(x),
-                        "y": _finite(s.y[i]),
-                        "low": _finite(s.low[i]) if s.low is not None else None,
-                        "high": _finite(s.high[i]) if s.high is not None else None,
+                        "x": name(x) if text else finite(x),
+                        "y": finite(s.y[i]),
+                        "low": finite(s.low[i]) if s.low is not None else None,
+                        "high": finite(s.high[i]) if s.high is not None else None,
                     }
                 )
     return [r for r in data if r["x"] is not None], thinned
-
-
-def _is_number(x: Any) -> bool:
-    import numpy as np
-
-    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
-
-
-def _finite(x: Any) -> float | None:
-    return float(x) if math.isfinite(x) else None
 
 
 def _spec(chart: Chart, data: list[dict[str, Any]], series: int) -> dict[str, Any]:
