@@ -1,6 +1,6 @@
 """Speed against the usual way, in one process on one thread: equality first, then the ratio of the minimum of several.
 
-python bench/speed.py [heads] [features] [tangent] [staircase | staircase:MODEL:TOKENS:POINTS ...]
+python bench/speed.py [heads] [features] [tangent] [attention] [staircase | staircase:MODEL:TOKENS:POINTS ...]
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from trueup.run import forward, staircase
 from trueup.run.heads import HeadRun, train_heads, warm_start
 from trueup.run.predict import outputs, predict
 from trueup.run.tangent import expand
+from trueup.run.trace import LEAST, Sums, Trace
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.recipe import Lora, Prompt, fresh, prompt_embeddings
 from trueup.subject.subject import Head, Source, Subject, Template
 from trueup.subject.tiny import make_tokenizer
 from trueup.subject.units import down_of, layers_of
+from trueup.subject.wear import bare
 
 
 def seconds(f: Callable[[], object], repeats: int = 3) -> float:
@@ -243,13 +245,62 @@ def stairs(case: str, prompts: int = 8) -> None:
     )
 
 
+def attention(tokens: int = 512, slots: int = 10) -> None:
+    """What a prompt does to attention, reduced layer by layer, against keeping all maps of both passes and comparing them."""
+    words = Template("{text}", (" a", " b"))
+    subject = fresh("embedded:smollm2", Prompt(slots), ("a", "b"), template=words, max_length=1024, device="cpu")
+    plain, rng = bare(subject), np.random.default_rng(0)
+    ids = torch.tensor([rng.integers(5, 40000, tokens).tolist()])
+    batch = forward.Batch(ids, torch.ones_like(ids))
+    positions = {"position_ids": torch.arange(slots, slots + tokens)[None]}
+    named = [(s.base.config, s.base.config._attn_implementation) for s in (subject, plain)]
+
+    def usual() -> tuple[np.ndarray, np.ndarray]:
+        for config, _ in named:
+            config._attn_implementation = "eager"  # sdpa, the default, returns no maps
+        with torch.inference_mode():
+            now = forward.backbone(subject, ids, batch.mask, output_attentions=True).attentions
+            old = forward.backbone(plain, ids, batch.mask, output_attentions=True, **positions).attentions
+            change, mass = [], []
+            for a, b in zip(now, old, strict=True):
+                text = a[0, :, slots + 1 :, slots:]
+                left = text.sum(-1, keepdim=True)
+                moved, kept = (text / left - b[0, :, 1:]).abs().sum(-1) / 2, left[..., 0] >= LEAST
+                change.append(torch.where(kept, moved, 0.0).sum(-1) / kept.sum(-1).clamp(min=1))
+                mass.append(a[0, :, slots:, :slots].sum(-1).mean(-1))
+        for config, was in named:
+            config._attn_implementation = was
+        return torch.stack(change).numpy(), torch.stack(mass).numpy()
+
+    def ours() -> Trace:
+        sums = Sums(subject)
+        with torch.inference_mode():
+            sums.add(subject, plain, batch)
+        return sums.result()
+
+    usual()  # the first pass also brings the weights into memory
+    got: list[Trace] = []
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    fast_memory = peak(lambda: got.append(ours()))
+    slow_memory = peak(lambda: kept.append(usual()))
+    gap = max(float(np.abs(got[0].change - kept[0][0]).max()), float(np.abs(got[0].mass - kept[0][1]).max()))
+    assert gap <= 1e-5, gap
+    fast, slow = seconds(ours), seconds(usual)
+    print(
+        f"| attention with and without a prompt, SmolLM2, {tokens} tokens | all maps kept {slow:.2f} s, {slow_memory} "
+        f"| a layer at a time, bias subspace and quantiles too {fast:.2f} s, {fast_memory} | {slow / fast:.1f} x "
+        f"| change and mass differ by {gap:.0e} |",
+        flush=True,
+    )
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print("| what | the usual way | trueup | ratio | equality |\n|---|---|---|---|---|")
-    for name in sys.argv[1:] or ("heads", "features", "tangent", "staircase"):
+    for name in sys.argv[1:] or ("heads", "features", "tangent", "attention", "staircase"):
         kind, _, case = name.partition(":")
         if kind == "staircase":
             for one in [case] if case else STAIRS:
                 stairs(one)
         else:
-            {"heads": heads, "features": features, "tangent": tangent}[kind]()
+            {"heads": heads, "features": features, "tangent": tangent, "attention": attention}[kind]()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trueup.faults.copying import Copying
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
     from trueup.faults.overconfidence import Overconfidence
+    from trueup.faults.rigidity import Rigidity
     from trueup.report.bundle import Report
     from trueup.story import Job, check, faults_of, run_job
     from trueup.subject.load import load
@@ -38,13 +39,14 @@ _WHERE = {
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
     "Confounding": "faults.confounding", "Copying": "faults.copying", "Overconfidence": "faults.overconfidence",
+    "Rigidity": "faults.rigidity",
     "TrueupError": "errors",
     "BadInput": "errors", "Unsupported": "errors", "Unavailable": "errors",
 }  # fmt: skip
 
 __all__ = [
     "BadInput", "Comparison", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
-    "Overconfidence", "Remedy", "Report", "Subject", "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check",
+    "Overconfidence", "Remedy", "Report", "Rigidity", "Subject", "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check",
     "faults_of", "load", "read", "run_job", "tune",
 ]  # fmt: skip
 

@@ -83,7 +83,7 @@ class Job:
 
 
 def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[Fault]:
-    """Faults by name with their knobs set; all of them for no names.
+    """Faults by name with their knobs set; for no names all but those examined on request, unless a knob of theirs is set.
 
     Raises:
         BadInput: an unknown fault or knob.
@@ -93,15 +93,16 @@ def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] 
         if name not in known:
             raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
     chosen = []
-    for name in dict.fromkeys(names or known):
+    usual = [k for k, f in known.items() if not f.on_request or k in (knobs or {})]
+    for name in dict.fromkeys(names or usual):
         given = (knobs or {}).get(name, {})
-        allowed = [f.name for f in fields(known[name])]
+        allowed = known[name].knobs()
         for knob in given:
             if knob not in allowed:
                 raise BadInput(
                     f"'{name}' has no knob '{knob}'.{did_you_mean(knob, allowed)} It has {listing(allowed)}."
                 )
-        chosen.append(known[name](**{k: _knob(name, k, v, getattr(known[name](), k)) for k, v in given.items()}))
+        chosen.append(known[name](**{k: _knob(name, k, v, allowed[k]) for k, v in given.items()}))
     return chosen
 
 
@@ -145,7 +146,7 @@ def run_job(job: Job, out: Path, *, force: bool = False, progress: Progress | No
         with within(session):
             card = read_card(adapter_folder(job.adapter))
             subject, corpus, seed = open_job(job, card)
-            notes = _warnings(job, card, corpus)
+            notes = [*_warnings(job, card, corpus), *(() if job.faults else _unasked(faults, subject, corpus))]
             report = check(
                 subject,
                 corpus,
@@ -223,6 +224,7 @@ def _one(
 ) -> Comparison:
     from trueup.run.predict import session
 
+    fault = fault.prepared(subject, corpus, seed=seed)
     before = _told(fault, fault.audit(subject, test, seed=seed))
     if not repair:
         return Comparison(before, None, "No repair was asked for.")
@@ -380,7 +382,19 @@ def _told(fault: Fault, finding: Finding) -> Finding:
         "paper": fault.paper,
         "departures": list(fault.departures),
     }
-    return replace(finding, provenance={**finding.provenance, **about, "knobs": asdict(fault)})
+    return replace(
+        finding, provenance={**finding.provenance, **about, "knobs": {k: getattr(fault, k) for k in fault.knobs()}}
+    )
+
+
+def _unasked(faults: Sequence[Fault], subject: Subject, corpus: Corpus) -> list[str]:
+    """What could have been examined too, had it been asked for."""
+    asked = {f.name for f in faults}
+    return [
+        f"{f.name} was not examined: {f.on_request}. Ask for it with --fault {f.name}."
+        for f in each_fault()
+        if f.name not in asked and f().applies_to(subject, corpus) is None
+    ]
 
 
 def _warnings(job: Job, card: Mapping[str, Any], corpus: Corpus) -> list[str]:

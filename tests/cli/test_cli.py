@@ -404,7 +404,7 @@ def notes(out: Path) -> str:
 
 def test_no_note_on_the_split_the_adapter_was_tuned_with(checked: tuple[Path, Said]) -> None:
     said = findings(checked[0])["notes"]  # those that go with every check without --confounder and --shots
-    assert [n.partition(" was not examined: ")[0] for n in said] == ["confounding", "copying"]
+    assert [n.partition(" was not examined: ")[0] for n in said] == ["rigidity", "confounding", "copying"]
     assert "split" not in " ".join(said)
 
 

@@ -21,9 +21,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -79,19 +79,25 @@ class Chart:
     """A picture as data. The report draws before and after of the same `key` in one frame.
 
     Attributes:
-        kind: ``line`` or ``bar``.
+        kind: ``line``, ``bar``, or ``heat``: a map of cells, such as layer by head. Each series of a map is one row of
+            it: `name` is the row's label, `x` the columns (the same in every row), `y` the cells, NaN where there is no
+            value. The farther from 0, the stronger the colour: darker on a light page, lighter on a dark one. At most
+            100 rows and columns are drawn: choose which, where there are more.
+        x_title, y_title: the names of the axes; of a map, what its columns and its rows are.
         reading: one sentence that says how to read it.
         diagonal: draw y = x as a guide (reliability diagrams).
+        value_title: what a cell of a map is, with its unit ("attention mass on the prompt").
     """
 
     key: str
     title: str
-    kind: Literal["line", "bar"]
+    kind: Literal["line", "bar", "heat"]
     x_title: str
     y_title: str
     reading: str
     series: tuple[Series, ...]
     diagonal: bool = False
+    value_title: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,10 +210,24 @@ class Fault(ABC):
     unit: ClassVar[str]
     departures: ClassVar[tuple[str, ...]] = ()
     """What differs from the paper, or is reconstruction: one sentence each, for the report."""
+    on_request: ClassVar[str] = ""
+    """Why a check examines this fault only when it is named, as half a sentence; empty where it costs little."""
 
     @abstractmethod
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
         """None when the fault can be examined on `subject` with `corpus`, else the reason why not, as a sentence."""
+
+    def prepared(self, subject: Subject, corpus: Corpus, *, seed: int) -> Self:
+        """This fault with whatever its audits compare a subject with, learnt without looking at ``test``.
+
+        Before the first audit, once: the repaired subject is held against the same. Most faults need nothing.
+        """
+        return self
+
+    @classmethod
+    def knobs(cls) -> dict[str, Any]:
+        """The knobs a user can set, with their defaults. What `prepared` adds is none."""
+        return {f.name: getattr(cls(), f.name) for f in fields(cls) if f.metadata.get("knob", True)}
 
     @abstractmethod
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:

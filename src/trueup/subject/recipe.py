@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import peft
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trueup.errors import BadInput, Unsupported
 from trueup.subject import load as door
@@ -17,15 +18,28 @@ from trueup.subject.anatomy import Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, Template
 
+Part = Literal["", "query-key", "value-mlp"]
+
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adaptation (Hu et al., arXiv 2106.09685) of the family's query, key and value projections."""
+    """Low-rank adaptation (Hu et al., arXiv 2106.09685) of the family's query, key and value projections.
+
+    Attributes:
+        rank, alpha, dropout: B @ A of this rank, times alpha / rank, under dropout of the input.
+        targets: the ends of the adapted modules' names instead of the family's own.
+        layers: the adapted layers, counted from 0; empty for all.
+        part: ``query-key`` for the projections that decide where attention looks, ``value-mlp`` for value, up and down,
+            which decide what is read there and what becomes of it. Where query, key and value are one fused matrix, the
+            rows of B that belong to the other part stay at 0.
+    """
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    part: Part = ""
     name: ClassVar[str] = "lora"
     lr: ClassVar[float] = 1e-3
 
@@ -35,6 +49,50 @@ class Lora:
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, fan_in_fan_out=fused,
             target_modules=list(self.targets or anatomy.lora),
         )  # fmt: skip
+
+    def modules(self, net: Any, anatomy: Anatomy) -> dict[str, nn.Module]:
+        """The layers of the base that are adapted, by their full names in `net`, which may wear an adapter already.
+
+        Raises:
+            BadInput: no such layer or part, or a part beside targets. Unsupported: a part of a family without attention.
+        """
+        names = {"": self.targets or anatomy.lora, "query-key": (anatomy.query, anatomy.key),
+                 "value-mlp": (anatomy.value, anatomy.up, anatomy.down)}.get(self.part)  # fmt: skip
+        if names is None or (self.part and self.targets):
+            raise BadInput(
+                f"A LoRA cannot adapt the part {self.part!r} and the targets {self.targets}; give 'query-key' or "
+                "'value-mlp' and no targets, or targets alone."
+            )
+        if self.part and not anatomy.query:
+            raise Unsupported(
+                f"'{anatomy.model_type}' has no attention, so a LoRA has no part '{self.part}' of it to adapt; "
+                "leave the part out."
+            )
+        layers = net.base_model.get_submodule(anatomy.layers)
+        if wrong := [i for i in self.layers if not 0 <= i < len(layers)]:
+            raise BadInput(
+                f"There is no layer {wrong[0]}: the model has layers 0 to {len(layers) - 1}; give one of these."
+            )
+        top = next(n for n, m in net.named_modules() if m is layers)
+        if self.part:
+            found = [f"{top}.{i}.{name}" for i in self.layers or range(len(layers)) for name in dict.fromkeys(names)]
+        else:
+            ends, within = tuple(f".{n}" for n in names), tuple(f"{top}.{i}." for i in self.layers) or ("",)
+            found = [n for n, _ in net.named_modules() if f".{n}".endswith(ends) and n.startswith(within)]
+        return {n: _unwrapped(net.get_submodule(n)) for n in found}
+
+    def rows(self, net: Any, anatomy: Anatomy, name: str) -> Tensor | None:
+        """(out,) bool: the output rows of the module `name` that belong to the part; None where that is all of them.
+
+        Fused matrices hold blocks of queries, keys and values in GPT-2, and these three for each head in turn in BLOOM
+        and GPT-NeoX, as transformers' models of these families take them apart.
+        """
+        if not self.part or anatomy.query != anatomy.value or not name.endswith(f".{anatomy.query}"):
+            return None
+        out = _shape(_unwrapped(net.get_submodule(name)))[1]
+        blocks = 1 if anatomy.model_type == "gpt2" else int(getattr(net.config, anatomy.heads))
+        third = torch.arange(out) // (out // (3 * blocks)) % 3
+        return third == 2 if self.part == "value-mlp" else third < 2
 
 
 @dataclass(frozen=True)
@@ -135,6 +193,9 @@ def fresh(
         )  # fmt: skip
         net.config.pad_token_id = tokenizer.pad_token_id
         settings = recipe.config(anatomy, anatomy.sizes(config))
+        if isinstance(recipe, Lora) and (recipe.layers or recipe.part):
+            # Full names: BERT's "output.dense" is also the end of "attention.output.dense", in every layer.
+            settings.target_modules = set(recipe.modules(net, anatomy))  # type: ignore[attr-defined]
         settings.task_type = peft.TaskType.SEQ_CLS if template is None else peft.TaskType.CAUSAL_LM  # type: ignore[assignment]
         invented = [m for m in missing if not m.split(".")[0].endswith(anatomy.head_root) and ".position_ids" not in m]
         if template is None and not settings.is_prompt_learning:
@@ -148,6 +209,8 @@ def fresh(
             wrapped = peft.get_peft_model(net, settings)
             if isinstance(recipe, Prompt):
                 _start_from_text(wrapped, tokenizer, recipe)
+            if isinstance(recipe, Lora) and recipe.part:
+                _train_rows(wrapped, recipe, anatomy)
     settings.base_model_name_or_path = model
     return Subject(
         model=wrapped.to(device).eval(),
@@ -177,6 +240,30 @@ def recipe_of(subject: Subject) -> Recipe | None:
     return None
 
 
+def size_of(recipe: Recipe, subject: Subject) -> int:
+    """How many numbers a fresh adapter of this recipe on the subject's base trains and keeps, without a head's.
+
+    P-tuning counts as the prompt it makes. Rows of a LoRA that stay at 0 do not count.
+
+    Raises:
+        As `Lora.modules`.
+    """
+    net, anatomy = subject.base, subject.anatomy
+    if isinstance(recipe, Lora):
+        total = 0
+        for name, module in recipe.modules(net, anatomy).items():
+            (read, written), rows = _shape(module), recipe.rows(net, anatomy, name)
+            total += recipe.rank * (read + (written if rows is None else int(rows.sum())))
+        return total
+    sizes = anatomy.sizes(net.config)
+    if not isinstance(recipe, Prefix):
+        return recipe.tokens * sizes["token_dim"]
+    layers: Any = net.base_model.get_submodule(anatomy.layers)  # type: ignore[operator,union-attr]
+    # Fewer keys than queries where heads share them; a third of the rows where all three are one matrix.
+    keys = _shape(_unwrapped(layers[0].get_submodule(anatomy.key)))[1] // (3 if anatomy.query == anatomy.key else 1)
+    return recipe.tokens * sizes["num_layers"] * 2 * keys
+
+
 def prompt_embeddings(subject: Subject) -> Tensor | None:
     """The prompt as PEFT saves it, (tokens, width), on the CPU; None for adapters that are no prompt."""
     config = subject.peft_config
@@ -194,3 +281,42 @@ def _start_from_text(model: Any, tokenizer: Any, recipe: Prompt) -> None:
     with torch.no_grad():
         rows = model.word_embeddings(torch.tensor(ids)).float()
         model.prompt_encoder[model.active_adapter].embedding.weight.copy_(rows)
+
+
+class _SomeRows(nn.Linear):
+    """LoRA's B (out, rank) of which only the rows `keep` are used, so that the others get no gradient and stay at 0.
+
+    No hook and no change of the file: decay, checkpoints and merging see zero rows, and the mask is not saved.
+    """
+
+    keep: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight * self.keep)
+
+
+def _train_rows(wrapped: Any, recipe: Lora, anatomy: Anatomy) -> None:
+    net, adapter = wrapped.get_base_model(), wrapped.active_adapter
+    for name in recipe.modules(net, anatomy):
+        rows = recipe.rows(net, anatomy, name)
+        if rows is None:
+            continue
+        layer = net.get_submodule(name)
+        weight = layer.lora_B[adapter].weight
+        some = _SomeRows(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        some.weight = weight
+        some.register_buffer("keep", rows[:, None].to(weight), persistent=False)
+        layer.lora_B[adapter] = some
+
+
+def _unwrapped(module: Any) -> Any:
+    """The base's own layer, out of the adapter's wrapping where there is one."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer, or of GPT-2's Conv1D, whose weight is turned."""
+    if hasattr(module, "in_features"):
+        return module.in_features, module.out_features
+    read, written = map(int, module.weight.shape)
+    return read, written

@@ -47,6 +47,12 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
     return replace(subject, model=model, source=replace(subject.source, peft_type=kind), max_length=room, head=None)
 
 
+def bare(subject: Subject) -> Subject:
+    """The base alone, without the subject's adapter: new modules around the very same tensors. `subject` is left as it is."""
+    source = replace(subject.source, adapter=None, peft_type=None)
+    return replace(subject, model=_bare(subject).eval(), source=source, head=None)
+
+
 def _bare(subject: Subject) -> Any:
     """The base without adapter: new modules around the base's own tensors."""
     shared: dict[int, Any] = {}

@@ -1,0 +1,135 @@
+"""Rigidity: a prompt can only bias what attention reads, not re-aim it. Is the prompt the bottleneck, and which weights are not?
+
+Paper: Petrov, Torr and Bibi, arXiv 2310.19698 v2: a prompt or prefix is "potentially less expressive" and "may not be able
+to learn" a task that needs new attention. These are limits of a given model and a short prompt: long ones on models made for
+it approximate anything (arXiv 2402.14753), and deeper layers do move through what earlier ones changed (arXiv 2506.13674).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput
+from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
+from trueup.subject.subject import Subject
+
+if TYPE_CHECKING:
+    from trueup.faults.rigidity.audit import References
+
+KINDS = ("LORA", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
+
+
+@dataclass(frozen=True)
+class Rigidity(Fault):
+    """Can a prompt do this task, or are weights needed? Severity: accuracy below the best adapter of weights of its size.
+
+    Attributes:
+        threshold: accuracy above which it is called a fault, and the margin within which a prompt suffices.
+        epochs, tries: passes over the training examples, and learning rates tried, for every adapter it is compared with.
+        most: training examples they learn from, at most.
+        resamples: of every bootstrap.
+    """
+
+    threshold: float = 0.03
+    epochs: int = 4
+    tries: int = 3
+    most: int = 2000
+    resamples: int = 1000
+    learnt: References | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
+
+    def __post_init__(self) -> None:
+        if self.resamples < 10:
+            raise BadInput(f"The knob rigidity.resamples is {self.resamples}; give 10 or more.")
+        if not 0 < self.threshold < 1:
+            raise BadInput(f"The knob rigidity.threshold is {self.threshold}; give a number between 0 and 1.")
+        for name, least in (("epochs", 1), ("tries", 1), ("most", 20)):
+            if getattr(self, name) < least:
+                raise BadInput(f"The knob rigidity.{name} is {getattr(self, name)}; give {least} or more.")
+
+    name: ClassVar[str] = "rigidity"
+    title: ClassVar[str] = "Rigidity"
+    question: ClassVar[str] = "Can a prompt do this task at all, or do I need weights?"
+    paper: ClassVar[str] = "arXiv 2310.19698"
+    unit: ClassVar[str] = "accuracy below the best equal-sized adapter of weights"
+    on_request: ClassVar[str] = "it is about prompts, and trains a dozen small adapters to compare with"
+    departures: ClassVar[tuple[str, ...]] = (
+        "The paper proves what one layer cannot do and shows it on small transformers; the verdict on a real task is ours: "
+        "adapters of one size, trained with one effort and compared on held-out examples.",
+        "Encoders that take a soft prompt read their answer at its first token, whose own attention is trained: there the "
+        "theorem covers the text's tokens, not that one.",
+        "'Direct' and 'through inputs' are told apart by letting the adapter act in one layer at a time.",
+    )
+
+    def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
+        family = subject.anatomy.model_type
+        if subject.anatomy.kind == "state-space":
+            return f"'{family}' is a state-space model: it has no attention that a prompt could leave as it is."
+        if subject.shots is not None:
+            return (
+                "It is asked with demonstrations and no trained prompt; tune one to examine it: `trueup tune prompt`."
+            )
+        if subject.peft_config is None:
+            return (
+                "It has no adapter, so there is nothing to examine. Tune a prompt first: "
+                f"`trueup tune prompt {subject.source.base} --data ...`."
+            )
+        if subject.source.peft_type not in KINDS:
+            return f"Its adapter is of kind '{subject.source.peft_type}'; this was built for prompts, prefixes, p-tuning and LoRA."
+        if len(subject.classes) < 2:
+            return "There is one class, so every adapter is right."
+        return None
+
+    def prepared(self, subject: Subject, corpus: Corpus, *, seed: int) -> Rigidity:
+        from trueup.faults.rigidity.audit import references
+
+        learnt = references(subject, corpus, epochs=self.epochs, tries=self.tries, most=self.most, seed=seed)
+        return replace(self, learnt=learnt)
+
+    def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
+        from trueup.faults.rigidity.audit import audit
+
+        return audit(subject, corpus, self._learnt(), threshold=self.threshold, resamples=self.resamples, seed=seed)
+
+    def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
+        from trueup.faults.rigidity.repair import repair
+
+        return repair(
+            subject, corpus, finding, self._learnt(), epochs=self.epochs, tries=self.tries, most=self.most,
+            resamples=self.resamples, seed=seed,
+        )  # fmt: skip
+
+    def _learnt(self) -> References:
+        if self.learnt is None:
+            raise BadInput(
+                "Rigidity compares with adapters trained on the train split, and none are here yet; let them be trained "
+                "first: fault = fault.prepared(subject, corpus, seed=0)."
+            )
+        return self.learnt
+
+    def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
+        from trueup.faults.rigidity.audit import compare
+
+        return compare(before, after, resamples=self.resamples, seed=seed)
+
+    def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
+        from trueup.faults.rigidity.audit import examples
+
+        return examples(corpus, before, after)
+
+    def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
+        from trueup.faults.rigidity.planted import planted
+
+        return planted(case)
+
+    def null(self, subject: Subject) -> Remedy:
+        from trueup.faults.rigidity.repair import null_remedy
+
+        return null_remedy(subject)
+
+    def read(self, folder: Path, subject: Subject) -> Remedy:
+        from trueup.faults.adapted import read_adapted
+
+        return read_adapted(self.name, folder, subject)

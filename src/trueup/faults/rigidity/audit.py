@@ -1,0 +1,373 @@
+"""Subject + Corpus -> Finding: is the prompt the bottleneck, and what does it do inside?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput, Unsupported
+from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
+from trueup.faults.rigidity import maths
+from trueup.faults.rigidity.contest import Entrant, Kind, budget, left_out, on, rivals, trained
+from trueup.measure import bootstrap
+from trueup.run import forward, said
+from trueup.run.predict import collect_rows, predict
+from trueup.run.prompts import Row
+from trueup.run.trace import ByLayer, Trace, by_layer, frozen, slots, trace
+from trueup.run.train import Training
+from trueup.subject.subject import Subject
+
+FEWEST = 20
+"""Fewest examples an audit works with."""
+TEXTS, FEW = 48, 16
+"""Training texts that are looked at inside, and of these those that are run once for every layer."""
+SHOWN = 12
+"""Tokens that the report lists."""
+TELLING = 0.3
+"""Nats a token by which a text about the prompt must be likelier than about none: random prompts reached 0.2."""
+PROMPTS, WEIGHTS = ("prompt", "prefix"), ("query-key LoRA", "value-MLP LoRA")
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """What an audit compares with, learnt from ``train`` and chosen on ``calibration``.
+
+    Attributes:
+        texts: training texts to look inside with: the same for every audit, whatever it examines.
+        size: trained numbers of the subject's adapter, without its head. own: its accuracy on calibration.
+        entrants: adapters of about that size, by kind; empty where the subject's own adapter is one of weights.
+        left_out: kinds that could not take part, and why.
+    """
+
+    texts: Corpus
+    size: int
+    own: float
+    entrants: Mapping[str, Entrant]
+    left_out: Mapping[Kind, str]
+
+    def best(self, kinds: tuple[str, ...]) -> str:
+        """The kind with the highest accuracy on calibration, of equals the one with the lowest NLL; empty where none is."""
+        there = [k for k in kinds if k in self.entrants]
+        return max(there, key=lambda k: (score(self.entrants[k]).accuracy, -score(self.entrants[k]).nll), default="")
+
+
+def score(entrant: Entrant) -> Any:
+    """The attempt that was kept."""
+    return next(a for a in entrant.tried if a.lr == entrant.lr)
+
+
+def rates(tries: int) -> tuple[float, ...]:
+    """Factors of a kind's own learning rate, a factor of 3 apart."""
+    return tuple(float(3.0 ** (i - (tries - 1) / 2)) for i in range(tries))
+
+
+def references(subject: Subject, corpus: Corpus, *, epochs: int, tries: int, most: int, seed: int) -> References:
+    """Train the adapters that the subject is compared with, all at its own size and with the same effort.
+
+    Raises:
+        BadInput: no train or calibration examples, too few to train on, or no adapter.
+    """
+    corpus = limited(corpus.relabel(subject.classes), most, seed)
+    train, held = corpus.part("train"), corpus.part("calibration")
+    drawn = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(len(train))[:TEXTS]
+    own = float((predict(subject, held).predicted == held.label).mean())
+    size, entrants = budget(subject), {}
+    if slots(subject):
+        for rival in rivals(subject, size):
+            entrants[rival.kind] = trained(
+                subject, corpus, rival, rates=rates(tries), training=Training(epochs=epochs), seed=seed
+            )
+        if not any(k in entrants for k in WEIGHTS):
+            raise Unsupported(f"There is nothing to compare the prompt with: {next(iter(left_out(subject).values()))}")
+    barred = left_out(subject) if slots(subject) else {}
+    return References(train.take(np.sort(drawn)), size, own, entrants, barred)
+
+
+def limited(corpus: Corpus, most: int, seed: int) -> Corpus:
+    """At most `most` training examples, drawn at random; the other splits whole."""
+    train = np.flatnonzero(corpus.split == "train")
+    drawn = np.random.default_rng(np.random.SeedSequence([seed, 6])).permutation(train)[:most]
+    return corpus.take(np.sort(np.concatenate([drawn, np.flatnonzero(corpus.split != "train")])))
+
+
+def audit(
+    subject: Subject, corpus: Corpus, refs: References, *, threshold: float, resamples: int, seed: int
+) -> Finding:
+    """Examine on all of `corpus`; what happens inside is read on the references' texts.
+
+    Raises:
+        BadInput: fewer than 20 examples.
+    """
+    corpus = corpus.relabel(subject.classes)
+    if len(corpus) < FEWEST:
+        raise BadInput(
+            f"'{corpus.name}' gives {len(corpus)} examples to examine; rigidity needs at least {FEWEST}. Give more rows."
+        )
+    kept = columns(subject, corpus, refs)
+    virtual, rows = slots(subject), forward.tokenize(subject, refs.texts)
+    seen, alone = trace(subject, rows), by_layer(subject, rows[:FEW])
+    if virtual:
+        with frozen(subject, seen.shares):
+            kept["right_frozen"] = _right(subject, corpus)[0]
+    got = bootstrap.interval_many(_statistics(list(kept)), *kept.values(), seed=seed, resamples=resamples)
+    head, gap = got["severity"], got["gap"]
+    tolerance = maths.TOLERANCE[str(next(subject.model.parameters()).dtype).removeprefix("torch.")]
+    told = maths.verdict(gap.low, gap.high, threshold) if virtual else None
+    looks = maths.signature(
+        alone.change.max(axis=1), float(seen.residual[0].max()), float(seen.mass.max()), virtual, tolerance
+    )
+    names = names_of(refs)
+    measures = {
+        k: Measure(e.value, e.low, e.high, "accuracy", "higher", names[k]) for k, e in got.items() if k in names
+    }
+    if virtual:
+        title = "best adapter of weights less best prompt, at one size"
+        measures["gap"] = Measure(gap.value, gap.low, gap.high, "accuracy", "lower", title)
+    return Finding(
+        fault="rigidity", unit="accuracy below the best equal-sized adapter of weights", severity=head.value, low=head.low,
+        high=head.high, threshold=threshold, sentence=_sentence(refs, got, told, virtual, looks), measures=measures,
+        samples=kept, charts=charts(subject, seen, alone, measures),
+        details={
+            "verdict": told, "signature": looks,
+            "contest": {
+                "trained numbers of this adapter": refs.size,
+                "entrants": {
+                    k: {"trained numbers": e.rival.size, "learning rate": e.lr,
+                        "learning rate, NLL and accuracy on calibration": [[a.lr, a.nll, a.accuracy] for a in e.tried]}
+                    for k, e in refs.entrants.items()
+                },
+                "could not take part": dict(refs.left_out),
+            },
+            "inside": inside(subject, seen, alone, tolerance),
+            "what this prompt says": says(subject) if virtual else None,
+        },
+        provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
+                    "texts looked into": len(refs.texts)},
+    )  # fmt: skip
+
+
+def columns(subject: Subject, corpus: Corpus, refs: References) -> dict[str, np.ndarray]:
+    """(n,) arrays: what the subject answers, and whether it, each reference, the best of each side are right."""
+    right, answer = _right(subject, corpus)
+    kept = {"right": right, "answer": answer}
+    for kind, entrant in refs.entrants.items():
+        kept[f"right_{key_of(kind)}"], _ = _right(on(subject, entrant), corpus)
+    weights, prompt = refs.best(WEIGHTS), best_prompt(refs)
+    kept["best_weights"] = kept[f"right_{key_of(weights)}"] if weights else right
+    kept["best_prompt"] = kept[f"right_{key_of(prompt)}"] if prompt else right
+    return kept
+
+
+def _right(subject: Subject, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    predicted = predict(subject, corpus).predicted
+    return (predicted == corpus.label).astype(float), predicted
+
+
+def best_prompt(refs: References) -> str:
+    """The prompt to hold against weights: one tuned anew, or the subject's own (""), whichever does best on calibration."""
+    other = refs.best(PROMPTS)
+    return other if other and score(refs.entrants[other]).accuracy > refs.own else ""
+
+
+def key_of(kind: str) -> str:
+    return kind.replace("-", "_").replace(" ", "_").lower()
+
+
+def names_of(refs: References) -> dict[str, str]:
+    """What a reader calls each accuracy, by its key."""
+    names = {"accuracy": "this adapter", "accuracy_frozen": "this adapter, its prompt made a constant"}
+    for kind, e in refs.entrants.items():
+        anew = "tuned anew" if kind in PROMPTS else "instead"
+        names[f"accuracy_{key_of(kind)}"] = f"{kind} {anew} ({e.rival.size:,} numbers)"
+    return names
+
+
+def _statistics(kept: list[str]) -> dict[str, bootstrap.Statistic]:
+    """Statistics over the columns named `kept`, in that order."""
+
+    def mean(name: str, less: str = "") -> bootstrap.Statistic:
+        at, off = kept.index(name), kept.index(less) if less else None
+
+        def statistic(*c: np.ndarray, weight: np.ndarray | None = None) -> float:
+            return float(np.average(c[at] if off is None else c[at] - c[off], weights=weight))
+
+        return statistic
+
+    means = {k: mean(k) for k in kept if k.startswith("right")}
+    return {
+        "severity": mean("best_weights", "right"), "gap": mean("best_weights", "best_prompt"),
+        **{"accuracy" + k.removeprefix("right"): s for k, s in means.items()},
+    }  # fmt: skip
+
+
+def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
+    """Paired bootstrap differences, after minus before, of the severity and the accuracy."""
+    kept = ["right", "best_weights", "best_prompt"]
+    statistics = {k: s for k, s in _statistics(kept).items() if k != "gap"}
+    got = bootstrap.paired_many(
+        statistics, [before.samples[k] for k in kept], [after.samples[k] for k in kept], seed, resamples=resamples
+    )
+    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+
+
+def _sentence(
+    refs: References, got: Mapping[str, bootstrap.Estimate], told: str | None, virtual: int, looks: str
+) -> str:
+    own, head = got["accuracy"], got["severity"]
+    if not refs.entrants:
+        return f"It adapts weights already, so no prompt stands in its way ({own.value:.1%} right). {looks}"
+    weights = refs.best(WEIGHTS)
+    best = got[f"accuracy_{key_of(weights)}"].value
+    first = (
+        f"It is right on {own.value:.1%} of the examples, and a {weights} of {refs.entrants[weights].rival.size:,} trained "
+        f"numbers (this adapter: {refs.size:,}) on {best:.1%}: {head.value:+.1%} [{head.low:+.1%}, {head.high:+.1%}]."
+    )
+    if not virtual:
+        return first
+    gap, prompt = got["gap"], best_prompt(refs)
+    said_of = {
+        "weights needed": "Weights are needed",
+        "prompt suffices": "A prompt suffices",
+        "undecided": "It is undecided whether a prompt suffices",
+    }[told or ""]
+    whose = (
+        f"a {prompt} tuned anew with the same effort" if prompt else "this prompt, which tuning anew does not better,"
+    )
+    return (
+        f"{first} {said_of}: {whose} falls short of it by {gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]. Made a constant, the "
+        f"prompt leaves {got['accuracy_frozen'].value:.1%}."
+    )
+
+
+def charts(subject: Subject, seen: Trace, alone: ByLayer, measures: Mapping[str, Measure]) -> tuple[Chart, ...]:
+    """The contest, and per layer and head where attention goes, how it changes, and what the prompt pushes to."""
+    depth, heads = seen.change.shape
+    layers, columns = [f"layer {i}" for i in range(depth)], [float(i) for i in range(heads)]
+
+    def heat(key: str, title: str, cells: np.ndarray, value: str, reading: str) -> Chart:
+        rows = tuple(Series(layers[i], columns, cells[i].tolist()) for i in range(depth))
+        return Chart(key, title, "heat", "head", "layer", reading, rows, value_title=value)
+
+    bars = {k: m for k, m in measures.items() if k.startswith("accuracy")}
+    found = [
+        Chart(
+            "contest", "The same size, the same effort", "bar", "adapter", "share of examples right",
+            "Each kind was trained with about as many numbers and as many learning rates. Where adapters of weights stand "
+            "clearly above every prompt, the prompt is the bottleneck.",
+            (Series("right", [m.title for m in bars.values()], [m.value for m in bars.values()],
+                    [m.low for m in bars.values()], [m.high for m in bars.values()]),),
+        )
+    ]  # fmt: skip
+    if seen.shares.shape[-1]:
+        found.append(
+            heat("mass", "Attention on the prompt", seen.mass, "share of attention",
+                 "Near 1 a head is switched off for the text; near 0 it ignores the prompt.")
+        )  # fmt: skip
+    found.append(
+        heat("change", "Attention changed among the text's tokens", seen.change, "total variation",
+             "How far what the text's tokens look at among themselves moves from the base's: 0 not at all, 1 wholly. A prompt "
+             "leaves the first layer at 0 and moves later ones only through what it changed before them.")
+    )  # fmt: skip
+    if len(subject.classes) <= 8:
+        found.append(
+            Chart(
+                "push", "What each layer pushes to", "line", "layer", "change of the class logit, less the classes' mean",
+                "The adapter at work in one layer alone: which class it makes likelier, whatever the text.",
+                tuple(Series(c, [float(i) for i in range(depth)], alone.push[:, j].tolist())
+                      for j, c in enumerate(subject.classes)),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def inside(subject: Subject, seen: Trace, alone: ByLayer, tolerance: float) -> dict[str, Any]:
+    """D1 to D6 as numbers: per layer (of heads the mean or the largest), and the tokens that look at the prompt most."""
+
+    def listed(x: np.ndarray) -> list[float]:
+        return [float(f"{v:.4g}") for v in x]
+
+    found: dict[str, Any] = {
+        "rows": seen.rows, "tolerance": tolerance,
+        "layer 0: largest total variation": float(seen.worst[0].max()),
+        "layer 0: output less bias and shrinking": float(seen.residual[0].max()),
+        "total variation": listed(seen.change.mean(axis=1)),
+        "of it by the layer's own doing": listed(alone.change.mean(axis=1)),
+        "rows not compared": listed(seen.dropped.max(axis=1)),
+        "class probabilities moved by one layer alone": listed(alone.shifted),
+    }  # fmt: skip
+    if seen.shares.shape[-1]:
+        found |= {
+            "attention on the prompt": {q: listed(x.mean(axis=1)) for q, x in
+                                        zip(("10%", "50%", "90%"), seen.quantiles, strict=True)},
+            "bias: dimensions": [int(r) for r in maths.rank(seen.gram).max(axis=1)],
+            "bias: participation ratio": listed(maths.participation(seen.gram).mean(axis=1)),
+            "bias: mean pairwise cosine": listed(seen.cosine.mean(axis=1)),
+            "tokens that look at the prompt most": _tokens(subject, seen, most=True),
+            "and least": _tokens(subject, seen, most=False),
+            "class probabilities without any text": silent(subject),
+        }  # fmt: skip
+    return found
+
+
+def _tokens(subject: Subject, seen: Trace, *, most: bool) -> list[list[Any]]:
+    known = np.flatnonzero(~np.isnan(seen.tokens))
+    order = known[np.argsort(-seen.tokens[known] if most else seen.tokens[known], kind="stable")][:SHOWN]
+    words = subject.tokenizer.convert_ids_to_tokens(order.tolist())
+    return [[w, round(float(seen.tokens[i]), 4)] for w, i in zip(words, order, strict=True)]
+
+
+def silent(subject: Subject) -> dict[str, float]:
+    """Class probabilities when there is nothing but the prompt, and what a template or tokenizer puts around a text."""
+    tok = subject.tokenizer
+    ids = tok("" if subject.template is None else subject.template.fill(""))["input_ids"]
+    # Where nothing is put around it, one token must stand for the text: something has to look at a prefix.
+    row = Row(ids or [tok.eos_token_id if tok.eos_token_id is not None else tok.pad_token_id])
+    z = collect_rows(subject, [row], forward.logits, "no text")[0, : len(subject.classes)].astype(float)
+    e = np.exp(z - z.max())
+    return {c: round(float(p), 4) for c, p in zip(subject.classes, e / e.sum(), strict=True)}
+
+
+def says(subject: Subject) -> dict[str, Any]:
+    """The prompt read as words, with the caution that belongs to it."""
+    found: dict[str, Any] = {
+        "caution": "A hint and no evidence: nearest words often only show what the prompt was started from, and a model writes "
+        f"something fluent about any prompt. Texts that it would have written about any (a score below {TELLING}) are left out.",
+    }
+    try:
+        usual = said.usual_cosine(subject)
+        found[f"nearest tokens by cosine (of a token of the vocabulary usually {usual:.2f})"] = [
+            ", ".join(f"{n.token!r} {n.cosine:.2f}" for n in near) for near in said.nearest(subject, 3)
+        ]
+    except Unsupported as e:
+        found["nearest tokens"] = str(e)
+    try:
+        found["what the base model writes about it"] = [
+            f"{d.text!r} (layer {d.source} to {d.target}, score {d.score:+.2f})"
+            for d in said.described(subject)
+            if d.score >= TELLING
+        ]
+    except Unsupported as e:
+        found["what the base model writes about it"] = str(e)
+    return found
+
+
+def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
+    """What the best adapter of weights gets right and this one does not first; then what the repair changed."""
+    s = before.samples
+    missed = np.flatnonzero(s["best_weights"] > s["right"])[:100]
+    moved = np.flatnonzero(after.samples["answer"] != s["answer"])[:100] if after is not None else []
+    rows: list[dict[str, str | float | bool]] = []
+    for i in dict.fromkeys([*missed.tolist(), *list(moved)]):
+        row: dict[str, str | float | bool] = {
+            "text": str(corpus.text[i])[:400], "label": corpus.classes[int(corpus.label[i])],
+            "answered": corpus.classes[int(s["answer"][i])], "right": bool(s["right"][i]),
+            "weights right": bool(s["best_weights"][i]),
+        }  # fmt: skip
+        if after is not None:
+            row["answered after"] = corpus.classes[int(after.samples["answer"][i])]
+        rows.append(row)
+    return rows

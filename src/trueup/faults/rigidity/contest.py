@@ -1,0 +1,275 @@
+"""The contest at an equal budget: a prompt, a prefix and two kinds of LoRA, each with as many trained numbers.
+
+Method file, D8: a prompt cannot change what attention relates to what in its own layer, a LoRA of query and key can, and one
+of value and feed-forward changes what is read and computed instead. All start from the same base, seed and way of starting
+the last layer, learn from the same examples, and get the same number of learning rates; the published comparison gave
+LoRA and prefix rates that differ a hundredfold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput, listing
+from trueup.measure.calibration import nll
+from trueup.run import forward
+from trueup.run.heads import warm_start
+from trueup.run.predict import memo_key, predict, session, within
+from trueup.run.train import Training, train
+from trueup.subject import adapter as files
+from trueup.subject import load as door
+from trueup.subject.recipe import Lora, Part, Prefix, Prompt, Recipe, fresh, size_of
+from trueup.subject.subject import Subject
+from trueup.subject.wear import wear
+
+Kind = Literal["prompt", "prefix", "query-key LoRA", "value-MLP LoRA", "LoRA"]
+KINDS: tuple[Kind, ...] = ("prompt", "prefix", "query-key LoRA", "value-MLP LoRA")
+"""Who meets in the contest. The plain LoRA is the repair's."""
+PARTS: dict[Kind, Part] = {"query-key LoRA": "query-key", "value-MLP LoRA": "value-mlp"}
+RANKS = (1, 2, 4, 8, 16)
+"""Tried ranks of the repair."""
+RATES = (1 / 3, 1.0, 3.0)
+"""Tried learning rates, in units of the kind's own."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One entry of the contest: its kind, how to make it, and how many numbers it trains without the head."""
+
+    kind: Kind
+    recipe: Recipe
+    size: int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One learning rate tried: mean NLL (nats, inf where training diverged) and accuracy (then 0) on calibration."""
+
+    lr: float
+    nll: float
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Entrant:
+    """A trained rival.
+
+    Attributes:
+        lr: the learning rate kept, which has the lowest NLL on calibration. tried: every rate, in the order tried.
+        settings, tensors: the PEFT adapter, head included, as its files hold it.
+    """
+
+    rival: Rival
+    lr: float
+    tried: tuple[Attempt, ...]
+    settings: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def budget(subject: Subject) -> int:
+    """How many numbers the subject's own adapter brings, without the classification head.
+
+    P-tuning counts as the prompt it makes.
+
+    Raises:
+        BadInput: it has no adapter.
+    """
+    own = {k: t for k, t in files.adapter_tensors(subject).items() if _of_the_adapter(k)}
+    if not own:
+        raise BadInput(
+            f"'{subject.source.base}' has no adapter, so there is no budget to compete at. Tune one first: "
+            f"`trueup tune prompt {subject.source.base} --data ...`."
+        )
+    return sum(t.numel() for t in own.values())
+
+
+def _of_the_adapter(name: str) -> bool:
+    return name == "prompt_embeddings" or "lora_" in name or "ia3_" in name
+
+
+def left_out(subject: Subject) -> dict[Kind, str]:
+    """The kinds that cannot compete on this subject, each with a sentence that says why."""
+    anatomy, config = subject.anatomy, subject.base.config
+    kept = {k for k in files.adapter_tensors(subject) if not _of_the_adapter(k)}
+    # DistilBERT's head is a classifier and a pre_classifier.
+    beside = sorted(k for k in kept if not any(part.endswith(anatomy.head_root) for part in k.split(".")))
+    found: dict[Kind, str] = {}
+    if beside:
+        # Most often weights that the checkpoint lacks, drawn at random when the adapter was tuned.
+        names = listing([k.removeprefix("base_model.model.") for k in beside], 3)
+        reason = f"The subject's adapter brings {names} beside its head, which PEFT's prompts do not carry."
+        found |= {"prompt": reason, "prefix": reason}
+    width, words = int(getattr(config, anatomy.width)), subject.base.get_input_embeddings().weight.shape[1]  # type: ignore[operator,union-attr]
+    if width != words:
+        found["prompt"] = (
+            f"PEFT's prompt tuning does not run on a model whose embeddings ({words}) are not as wide as its layers ({width})."
+        )
+    if not anatomy.prefix:
+        found["prefix"] = f"PEFT's prefix tuning does not run on '{anatomy.model_type}'."
+    if not anatomy.query:
+        found |= dict.fromkeys(PARTS, f"'{anatomy.model_type}' has no attention to adapt.")
+    return found
+
+
+def rivals(subject: Subject, budget: int) -> list[Rival]:
+    """One rival of each kind that can compete, as near to the budget (in log ratio) as its kind gets.
+
+    A prompt or prefix takes at most half of the model's positions. A LoRA has rank 1 in as many layers as fit, at least one,
+    evenly spaced through the depth; where the budget is above rank 1 in every layer, the rank is raised.
+
+    Raises:
+        BadInput: a budget below 1.
+    """
+    if budget < 1:
+        raise BadInput(f"The budget is {budget} trained numbers; give 1 or more, such as 3840.")
+    barred = left_out(subject)
+    return [_rival(subject, kind, budget) for kind in KINDS if kind not in barred]
+
+
+def _rival(subject: Subject, kind: Kind, budget: int) -> Rival:
+    if kind in PARTS:
+        part = PARTS[kind]
+        depth = subject.anatomy.sizes(subject.base.config)["num_layers"]
+        few = [Lora(1, 2, layers=_spaced(k, depth), part=part) for k in range(1, depth)]
+        rank = _times(budget, size_of(Lora(1, 2, part=part), subject))
+        recipes: list[Recipe] = [*few, Lora(rank, 2 * rank, part=part)]
+    else:
+        cls = Prompt if kind == "prompt" else Prefix
+        most = door.position_limit(subject.base.config) // 2
+        recipes = [cls(min(most, _times(budget, size_of(cls(1), subject))))]
+    return min((Rival(kind, r, size_of(r, subject)) for r in recipes), key=lambda r: _off(r.size, budget))
+
+
+def _off(size: int, budget: int) -> float:
+    return abs(math.log(size / budget))
+
+
+def _times(budget: int, each: int) -> int:
+    """How many of `each` come nearest to the budget in log ratio; 1 at least."""
+    low = max(1, budget // each)
+    return min(low, low + 1, key=lambda n: _off(n * each, budget))
+
+
+def _spaced(number: int, depth: int) -> tuple[int, ...]:
+    """The middles of `number` equal stretches of the layers."""
+    return tuple((2 * i + 1) * depth // (2 * number) for i in range(number))
+
+
+def ladder(subject: Subject, budget: int) -> list[Rival]:
+    """LoRAs of query, key and value in every layer (``anatomy.lora``), of growing rank, all larger than the budget."""
+    steps = [Rival("LoRA", recipe, size_of(recipe, subject)) for recipe in (Lora(r, 2 * r) for r in RANKS)]
+    return [step for step in steps if step.size > budget]
+
+
+def on(subject: Subject, entrant: Entrant) -> Subject:
+    """The subject with the entrant's adapter and head in place of its own; `subject` is left as it is."""
+    return wear(subject, entrant.settings, entrant.tensors)
+
+
+def trained(
+    subject: Subject, corpus: Corpus, rival: Rival, *, rates: Sequence[float] = RATES, training: Training, seed: int
+) -> Entrant:
+    """The rival trained once per rate on the ``train`` examples; the lowest NLL on ``calibration`` is kept.
+
+    ``test`` is not read. Every try begins from the same fresh adapter and the same last layer, a linear probe of the features
+    under that fresh adapter (the language-model head where the subject answers with a word). What training gave is
+    remembered in the session's memo, where there is one, try by try.
+
+    Args:
+        rates: in units of the kind's own learning rate. Those at which training diverges count as tried.
+        training: the same for all; its `lr` is not read.
+
+    Raises:
+        BadInput: every rate diverged, or as `recipe.fresh` and `train`.
+    """
+    part, held = (corpus.part(split).relabel(subject.classes) for split in ("train", "calibration"))
+    source, now = subject.source, session()
+    new = fresh(
+        source.base, rival.recipe, subject.classes, template=subject.template, max_length=subject.max_length,
+        device=str(subject.device), seed=seed, revision=source.revision, allow_pickle=source.allow_pickle,
+        trust_remote_code=source.trust_remote_code,
+    )  # fmt: skip
+    # Taken here: it says what training begins with, and must not depend on what was tried before.
+    begin = "" if now.memo is None else _beginning(new, part, held, rival, training, seed)
+    parameters = [p for p in new.model.parameters() if p.requires_grad]
+    start: list[Tensor] = []
+    tried: list[Attempt] = []
+    best: dict[str, Tensor] = {}
+    failure: BadInput | None = None
+    for i, rate in enumerate(rates):
+        lr = rate * rival.recipe.lr
+        known = now.memo.get(f"{begin} {lr!r}") if now.memo else None
+        if known is None:
+            if not start:
+                if subject.template is None:
+                    warm_start(new, part)
+                start = [p.detach().clone() for p in parameters]
+            with torch.no_grad():
+                for p, value in zip(parameters, start, strict=True):
+                    p.copy_(value)
+            try:
+                attempt, tensors = _tried(new, part, held, lr, training, seed, f"{rival.kind} {i + 1}/{len(rates)}")
+            except BadInput as e:
+                failure = e
+                tried.append(Attempt(lr, math.inf, 0.0))
+                continue
+            if now.memo:
+                numbers = {"nll": np.array(attempt.nll), "accuracy": np.array(attempt.accuracy)}
+                # numpy has no bfloat16, and float32 holds each of its values.
+                now.memo.put(f"{begin} {lr!r}", numbers | {f"at {k}": v.float().numpy() for k, v in tensors.items()})
+        else:
+            attempt = Attempt(lr, float(known["nll"]), float(known["accuracy"]))
+            tensors = {k: torch.as_tensor(known[f"at {k}"]).to(v.dtype) for k, v in files.adapter_tensors(new).items()}
+            now.progress(f"tuning {rival.kind} {i + 1}/{len(rates)}", 1, 1)
+        if attempt.nll < min((a.nll for a in tried), default=math.inf):
+            best = tensors
+        tried.append(attempt)
+    if not best:
+        listed = ", ".join(f"{a.lr:g}" for a in tried)
+        raise BadInput(
+            f"No learning rate tried ({listed}) trains a {rival.kind} on '{corpus.name}'"
+            + (f": {failure}" if failure else "; give lower rates.")
+        )
+    kept = min(tried, key=lambda a: a.nll)
+    return Entrant(rival, kept.lr, tuple(tried), files.settings_of(new, new.peft_config), best)
+
+
+def _tried(
+    new: Subject, part: Corpus, held: Corpus, lr: float, training: Training, seed: int, name: str
+) -> tuple[Attempt, dict[str, Tensor]]:
+    """What `new` says of the calibration examples once it is trained at `lr`, and its adapter.
+
+    Raises:
+        BadInput: training diverged.
+    """
+    now = session()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "training":
+            now.progress(f"tuning {name}", done, total)
+
+    # The passes of training are asked for once: remembering each epoch's would fill the disk.
+    with within(replace(now, memo=None, progress=progress)):
+        train(new, part, training, lr=lr, seed=seed)
+        got = predict(new, held)
+    if not np.isfinite(got.probability).all():
+        return Attempt(lr, math.inf, 0.0), files.adapter_tensors(new)
+    right = float((got.predicted == held.label).mean())
+    return Attempt(lr, nll(got.probability, held.label), right), files.adapter_tensors(new)
+
+
+def _beginning(new: Subject, part: Corpus, held: Corpus, rival: Rival, training: Training, seed: int) -> str:
+    """What a try depends on, its learning rate apart: the fresh model, both corpora, the recipe, the training, the seed."""
+    settings = {k: v for k, v in asdict(training).items() if k != "lr"}
+    rest = [rival.kind, rival.recipe.name, asdict(rival.recipe), settings, seed, part.fingerprint, held.fingerprint]
+    rows = forward.tokenize(new, part) + forward.tokenize(new, held)
+    return memo_key(new, rows, f"rigidity {json.dumps(rest)}")

@@ -1,0 +1,122 @@
+"""Attention read, and changed, where it happens: one layer at a time, so that no pass ever holds all of its maps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trueup.run.predict import session, within
+from trueup.subject.mixers import mixer_of, offer
+from trueup.subject.subject import Subject
+from trueup.subject.units import layers_of
+
+Tap = Callable[[int, Tensor, Tensor], Tensor | None]
+"""(layer, weights (b, h, q, k) after the softmax, values (b, h, k, d)) -> the weights to use instead, or None for these."""
+
+_NAME = "trueup_tap"
+_taps: ContextVar[Mapping[int, tuple[int, Tap]]] = ContextVar("trueup_taps", default={})  # noqa: B039 (never written to)
+"""Layer and tap of every module of a tapped model's mixers, by its id."""
+
+
+@contextlib.contextmanager
+def tapped(subject: Subject, tap: Tap) -> Iterator[None]:
+    """Inside the block `tap` sees every layer's attention and may change it. Attention is computed openly meanwhile.
+
+    Whatever attention implementation the model was loaded with (some return no weights) comes back after the block.
+    Blocks may be inside each other; the inner one of the same model sees what the outer one left. Nothing that runs
+    inside is remembered on disk: the weights, by which a memory knows a model, are the same.
+    """
+    # A layer's mixer is known by any module in it: implementations differ in which one asks for attention.
+    outer = _taps.get()
+    mine = {
+        id(m): (i, _after(outer[id(m)][1], tap) if id(m) in outer else tap)
+        for i in range(len(layers_of(subject)))
+        for m in mixer_of(subject, i).modules()
+    }
+    config: Any = subject.base.config
+    old = config._attn_implementation
+    before = _taps.set({**outer, **mine})
+    hooks: list[Any] = []
+    try:
+        if subject.anatomy.model_type in _BY_HOOK:
+            new = not any(key in outer for key in mine)  # an outer block's hooks serve this one too
+            for i in range(len(layers_of(subject)) if new else 0):
+                hooks += _hooked(subject, i, mixer_of(subject, i))
+        else:
+            offer(_NAME, _attention)
+            config._attn_implementation = _NAME
+        with within(replace(session(), memo=None)):
+            yield
+    finally:
+        if config._attn_implementation != old:
+            config._attn_implementation = old
+        _taps.reset(before)
+        for hook in hooks:
+            hook.remove()
+
+
+def _after(first: Tap, then: Tap) -> Tap:
+    def both(layer: int, weights: Tensor, values: Tensor) -> Tensor | None:
+        changed = first(layer, weights, values)
+        again = then(layer, weights if changed is None else changed, values)
+        return changed if again is None else again
+
+    return both
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None, **_: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Attention in the open, as transformers' own eager functions compute it, with a tap after the softmax."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    layer, tap = _taps.get()[id(module)]
+    changed = tap(layer, weights, value)
+    weights = weights if changed is None else changed.to(value)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+_BY_HOOK = {"bloom": "attention_dropout", "mpnet": "dropout"}
+"""Families whose attention is not exchangeable, and the module of a mixer through which its weights pass."""
+
+
+def _hooked(subject: Subject, layer: int, mixer: nn.Module) -> Sequence[Any]:
+    heads = int(getattr(subject.base.config, subject.anatomy.heads))
+    seen: dict[str, Any] = {}
+
+    def enter(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen["cache"] = named.get("layer_past")
+
+    def projected(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if subject.anatomy.value == subject.anatomy.query:  # one matrix for all three, a head at a time
+            output = output.unflatten(-1, (heads, 3, -1))[..., 2, :]
+        else:
+            output = output.unflatten(-1, (heads, -1))
+        seen["values"] = output.transpose(1, 2)
+
+    def weighed(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        cache = seen["cache"]
+        values = seen["values"] if cache is None else cache.layers[layer].values
+        changed = _taps.get()[id(mixer)][1](layer, output, values)
+        return None if changed is None else changed.to(output)
+
+    leaf = subject.anatomy.value.rpartition(".")[2]
+    return [
+        mixer.register_forward_pre_hook(enter, with_kwargs=True),
+        mixer.get_submodule(leaf).register_forward_hook(projected),
+        mixer.get_submodule(_BY_HOOK[subject.anatomy.model_type]).register_forward_hook(weighed),
+    ]

@@ -1,0 +1,348 @@
+"""What an adapter does to attention: per layer and head, against the base on the same tokens at the same positions.
+
+Petrov, Torr and Bibi, arXiv 2310.19698: with a prefix, position i puts the mass alpha_i = sum_k a_ik on the prefix, and
+
+    A_pt[i, j] = (1 - alpha_i) A[i, j]                          attention among the text's own tokens, only shrunk
+    t_pt[i]    = sum_k a_ik v_k + (1 - alpha_i) t[i]            a bias, and the shrunk output of before
+
+both exact at layer 0, and at any layer that no earlier one has a prefix in front of. Maps are read one layer at a time and
+reduced on the spot; of the base's pass only what enters each layer is kept, and its attention is computed again beside the
+adapted one's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueup.run import forward
+from trueup.run.attention import tapped
+from trueup.run.forward import Batch, Row
+from trueup.run.predict import in_batches
+from trueup.subject.mixers import adapted_layers, mixer_of
+from trueup.subject.subject import Subject
+from trueup.subject.units import layers_of
+from trueup.subject.wear import bare
+
+BINS = 200
+"""Of the histograms that quantiles are read from: they are right to 1 / BINS."""
+LEAST = 0.05
+"""Rows with less mass on the text are left out of comparisons: what is left of them is rounding."""
+TOKENS = 2048
+"""Tokens of one batch: maps grow with the square of the length, so batches are smaller than a prediction's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """L layers, H heads, p virtual tokens (0 for an adapter of weights), over all rows of all texts.
+
+    Attributes:
+        change: (L, H) mean total variation between attention among the text's tokens, renormalised, and the base's: 0
+            where the adapter leaves it alone, 1 where nothing is looked at that was. worst: (L, H) the largest.
+        mass: (L, H) mean attention on the virtual tokens. quantiles: (3, L, H) its 0.1, 0.5 and 0.9 quantiles.
+        shares: (L, H, p) mean attention on each virtual token.
+        gram: (L, H, d, d) sum of b b^T over the biases b_i = sum_k a_ik v_k. cosine: (L, H) their mean pairwise cosine.
+        residual: (L, H) largest |t_pt - (1 - alpha) t - b| over the largest |t_pt|.
+        dropped: (L, H) share of rows that are not compared (see `LEAST`). rows: how many rows there are.
+        tokens: (V,) mean mass by token id, nan where it did not occur; over all layers and heads.
+    """
+
+    change: np.ndarray
+    worst: np.ndarray
+    mass: np.ndarray
+    quantiles: np.ndarray
+    shares: np.ndarray
+    gram: np.ndarray
+    cosine: np.ndarray
+    residual: np.ndarray
+    dropped: np.ndarray
+    rows: int
+    tokens: np.ndarray
+
+
+def trace(subject: Subject, rows: list[Row]) -> Trace:
+    """Look at `rows` (of `forward.tokenize`) through the adapter and without it.
+
+    Raises:
+        Unsupported: a state-space model.
+    """
+    base, sums = bare(subject), Sums(subject)
+    with torch.inference_mode():
+        for _ in in_batches(subject, rows, lambda s, b: sums.add(s, base, b), "tracing attention", tokens=TOKENS):
+            pass
+    return sums.result()
+
+
+def slots(subject: Subject) -> int:
+    """Virtual tokens that stand before the text; 0 for an adapter of weights."""
+    config = subject.peft_config
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+
+
+class Sums:
+    """What a trace adds up, batch by batch. `add` takes batches padded on either side."""
+
+    def __init__(self, subject: Subject):
+        depth, self.slots = len(layers_of(subject)), slots(subject)
+        self.layers: list[dict[str, Tensor]] = [{} for _ in range(depth)]
+        rows = int(subject.base.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
+        self.token_mass, self.token_count = np.zeros(rows), np.zeros(rows)
+        self.rows = 0
+
+    def add(self, subject: Subject, base: Subject, batch: Batch, *, shift: int | None = None) -> None:
+        """`shift`: where the base's positions begin; None is where they begin behind the virtual tokens."""
+        p, mask = self.slots, batch.mask.to(subject.device).bool()
+        n, ids = mask.shape[1], batch.ids.to(subject.device)
+        self.rows += int(mask.sum())
+        here: list[np.ndarray] = []
+
+        def look(layer: int, weights: Tensor, values: Tensor, before: Tensor, old: Tensor) -> None:
+            self._layer(subject, layer, weights[:, :, -n:].float(), values.float(), before.float(), old.float(), mask)
+            here.append(weights[:, :, -n:, :p].sum(dim=-1).float().mean(dim=1)[mask].cpu().numpy())
+
+        with _beside(subject, base, batch, look, p if shift is None else shift):
+            forward.backbone(subject, ids, mask.long(), **_positions(subject, mask, p, p), **_segments(subject, batch))
+        token = ids[mask].cpu().numpy()
+        np.add.at(self.token_mass, token, np.mean(here, axis=0))
+        np.add.at(self.token_count, token, 1)
+
+    def _layer(
+        self, subject: Subject, layer: int, weights: Tensor, values: Tensor, before: Tensor, old: Tensor, mask: Tensor
+    ) -> None:
+        p, heads = self.slots, weights.shape[1]
+        now, at = self.layers[layer], mask[:, None].expand(-1, heads, -1)
+        on_text, share = weights[..., p:], weights[..., :p]
+        mass, left = share.sum(dim=-1), on_text.sum(dim=-1)
+        variation = total_variation(on_text, before)
+        # The first token of a causal model sees itself alone: there is nothing it could look at instead.
+        alone = (before > 0).sum(dim=-1) < 2
+        kept = at & (left >= LEAST) & ~alone
+        bias = share @ values[:, :, :p]
+        got = weights @ values
+        off = (got - left[..., None] * (before @ old) - bias).abs().amax(dim=-1)
+        histogram = torch.zeros(heads, BINS, dtype=torch.float64, device=mass.device)
+        histogram.scatter_add_(
+            1, (mass * BINS).long().clamp(0, BINS - 1).transpose(0, 1).flatten(1), _flat(at.double())
+        )
+        vectors = (bias * at[..., None]).transpose(0, 1).flatten(1, 2).double()
+        length = vectors.norm(dim=-1, keepdim=True)
+        unit = torch.where(length > 0, vectors / length.clamp(min=1e-30), 0.0)
+        add = {
+            "variation": _sum(variation, kept), "kept": _sum(kept.double(), at), "all": _sum(at.double(), at),
+            "alone": _sum(alone.double(), at), "mass": _sum(mass, at), "histogram": histogram,
+            "share": _sum(share, at[..., None]), "gram": vectors.transpose(1, 2) @ vectors, "unit": unit.sum(dim=1),
+            "units": (length[..., 0] > 0).double().sum(dim=1),
+        }  # fmt: skip
+        most = {
+            "worst": (variation * kept).amax(dim=(0, 2)), "off": (off * at).amax(dim=(0, 2)),
+            "size": (got.abs().amax(dim=-1) * at).amax(dim=(0, 2)),
+        }  # fmt: skip
+        for k, v in add.items():
+            now[k] = now[k] + v if k in now else v
+        for k, v in most.items():
+            now[k] = torch.maximum(now[k], v) if k in now else v
+
+    def result(self) -> Trace:
+        def of(key: str) -> np.ndarray:
+            return torch.stack([layer[key] for layer in self.layers]).double().cpu().numpy()
+
+        every, kept = of("all"), of("kept")
+        steps = of("histogram").cumsum(axis=-1) / every[..., None]
+        quantiles = np.stack([((steps < q).sum(axis=-1) + 0.5) / BINS for q in (0.1, 0.5, 0.9)])
+        units = np.maximum(of("units"), 2)
+        cosine = ((of("unit") ** 2).sum(axis=-1) - units) / (units * (units - 1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            tokens = np.where(self.token_count > 0, self.token_mass / self.token_count, np.nan)
+            return Trace(
+                change=of("variation") / np.maximum(kept, 1), worst=of("worst"), mass=of("mass") / every,
+                quantiles=quantiles, shares=of("share") / every[..., None], gram=of("gram"), cosine=cosine,
+                residual=of("off") / np.maximum(of("size"), 1e-30), dropped=1 - kept / np.maximum(every - of("alone"), 1),
+                rows=self.rows, tokens=tokens,
+            )  # fmt: skip
+
+
+def total_variation(weights: Tensor, before: Tensor) -> Tensor:
+    """(..., j) attention on the text, of any mass, and the base's -> (...): half the L1 distance after renormalising.
+
+    Divided by its own sum and not by 1 - alpha, which is wrong by whole per cents in bfloat16.
+    """
+    total = weights.sum(dim=-1, keepdim=True)
+    return (weights / total.clamp(min=1e-30) - before).abs().sum(dim=-1) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class ByLayer:
+    """The adapter at work in one layer alone.
+
+    Attributes:
+        change: (L, H) mean total variation that the layer makes by itself, on the base's own inputs.
+        push: (L, C) mean change of the class logits, less their mean over classes. shifted: (L,) mean total variation
+            between the class probabilities with and without it.
+    """
+
+    change: np.ndarray
+    push: np.ndarray
+    shifted: np.ndarray
+
+
+def by_layer(subject: Subject, rows: list[Row]) -> ByLayer:
+    """What each layer's share of the adapter does by itself: the adapter is on in that layer, and off in the others.
+
+    A soft prompt is "on" in a layer where the text sees it.
+    """
+    base, depth, c = bare(subject), len(layers_of(subject)), len(subject.classes)
+    total: list[Any] = [0.0] * depth
+    compared: list[Any] = [0.0] * depth
+    push, shifted, count = np.zeros((depth, c)), np.zeros(depth), 0
+
+    def one(s: Subject, batch: Batch) -> None:
+        nonlocal count
+        mask = batch.mask.to(s.device).bool()
+        with acting(s, ()):
+            plain = forward.logits(s, batch)[:, :c].double()
+        for at in range(depth):
+
+            def look(layer: int, weights: Tensor, values: Tensor, before: Tensor, old: Tensor, at: int = at) -> None:
+                if layer == at:
+                    p = weights.shape[-1] - before.shape[-1]
+                    on_text = weights[:, :, -mask.shape[1] :, p:].float()
+                    kept = mask[:, None] & (on_text.sum(dim=-1) >= LEAST) & ((before > 0).sum(dim=-1) >= 2)
+                    total[at] = total[at] + _sum(total_variation(on_text, before.float()), kept)
+                    compared[at] = compared[at] + _sum(kept.double(), kept)
+
+            with acting(s, (at,)), _beside(s, base, batch, look, slots(s), only=at):
+                z = forward.logits(s, batch)[:, :c].double()
+            moved = z - plain
+            push[at] += (moved - moved.mean(dim=1, keepdim=True)).sum(dim=0).cpu().numpy()
+            shifted[at] += float((z.softmax(-1) - plain.softmax(-1)).abs().sum() / 2)
+        count += len(mask)
+
+    with torch.inference_mode():
+        for _ in in_batches(subject, rows, one, "one layer at a time", tokens=TOKENS):
+            pass
+    change = np.stack([(t / k.clamp(min=1)).cpu().numpy() for t, k in zip(total, compared, strict=True)])
+    return ByLayer(change, push / count, shifted / count)
+
+
+@contextlib.contextmanager
+def acting(subject: Subject, layers: Collection[int]) -> Iterator[None]:
+    """Inside the block the adapter acts in `layers` alone: there the text sees the virtual tokens, or weights are adapted.
+
+    A trained head stays as it is: it is what answers are read with.
+    """
+    p = slots(subject)
+    if p == 0:
+        tuners = [m for at, m in adapted_layers(subject) if at not in layers]
+        were = [(m, m._disable_adapters) for m in tuners]
+        try:
+            for m in tuners:
+                setattr(m, "_disable_adapters", True)  # noqa: B010 (the method that sets it also moves requires_grad)
+            yield
+        finally:
+            for m, was in were:
+                setattr(m, "_disable_adapters", was)  # noqa: B010
+        return
+
+    def hide(layer: int, weights: Tensor, values: Tensor) -> Tensor | None:
+        if layer in layers:
+            return None
+        out = weights.clone()
+        # A soft prompt's own rows come first, and see each other whatever the text sees.
+        text = out[:, :, p:] if weights.shape[2] == weights.shape[3] else out
+        text[..., :p] = 0
+        text /= text.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+        return out
+
+    with tapped(subject, hide):
+        yield
+
+
+@contextlib.contextmanager
+def frozen(subject: Subject, shares: np.ndarray) -> Iterator[None]:
+    """Inside the block every row of the text puts the same attention `shares` (L, H, p) on the virtual tokens.
+
+    What is left goes to the text in the proportions it had. So nothing that the virtual tokens add depends on the text:
+    each head gets a constant vector.
+    """
+    fixed = torch.as_tensor(shares, dtype=torch.float32, device=subject.device)
+
+    def freeze(layer: int, weights: Tensor, values: Tensor) -> Tensor:
+        out, p = weights.clone(), fixed.shape[-1]
+        text = out[:, :, p:] if weights.shape[2] == weights.shape[3] else out
+        left = text[..., p:].sum(dim=-1, keepdim=True).clamp(min=1e-30)
+        text[..., p:] *= (1 - fixed[layer].sum(dim=-1))[None, :, None, None].to(text) / left
+        text[..., :p] = fixed[layer][None, :, None, :].to(text)
+        return out
+
+    with tapped(subject, freeze):
+        yield
+
+
+@contextlib.contextmanager
+def _beside(
+    subject: Subject, base: Subject, batch: Batch, look: Any, shift: int, *, only: int | None = None
+) -> Iterator[None]:
+    """Inside the block a pass of `subject` calls look(layer, weights, values, base's weights, base's values) at each layer.
+
+    `only`: at this layer alone. Where another tap of the subject is at work, `look` sees what it left.
+    """
+    mask = batch.mask.to(subject.device).bool()
+    entered: list[tuple[Any, Any]] = []
+    depth = len(layers_of(base))
+    hooks = [
+        mixer_of(base, i).register_forward_pre_hook(lambda _, a, k: entered.append((a, k)), with_kwargs=True)
+        for i in range(depth)
+    ]
+    caught: list[tuple[Tensor, Tensor]] = []
+
+    def catch(_: int, weights: Tensor, values: Tensor) -> None:
+        caught.append((weights, values))
+
+    with tapped(base, lambda *_: None):
+        try:
+            given: dict[str, Any] = _positions(base, mask, shift, 0) | _segments(base, batch)
+            if base.anatomy.causal:
+                given["use_cache"] = False  # each layer is called a second time, and must not find itself there
+            forward.backbone(base, batch.ids.to(subject.device), mask.long(), **given)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def see(layer: int, weights: Tensor, values: Tensor) -> None:
+        if only is None or layer == only:
+            mixer_of(base, layer)(*entered[layer][0], **entered[layer][1])
+            look(layer, weights, values, *caught.pop())
+
+    with tapped(base, catch), tapped(subject, see):
+        yield
+
+
+def _positions(subject: Subject, mask: Tensor, shift: int, slots: int) -> dict[str, Tensor]:
+    """Explicit positions of (b, t) tokens padded on either side, from `shift` on; of `slots` soft-prompt tokens as well."""
+    family = subject.anatomy.model_type
+    if family == "bloom":  # knows distances only
+        return {}
+    first = subject.base.base_model.embeddings.padding_idx + 1 if family in ("roberta", "mpnet") else 0  # type: ignore[union-attr]
+    text = (mask.long().cumsum(dim=1) - 1).clamp(min=0) + shift
+    if slots and subject.soft_prompted:
+        text = torch.cat([torch.arange(slots, device=mask.device).expand(len(mask), -1), text], dim=1)
+    return {"position_ids": text + first}
+
+
+def _segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
+    return {} if batch.segments is None else {"token_type_ids": batch.segments.to(subject.device)}
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).flatten(1)
+
+
+def _sum(x: Tensor, where: Tensor) -> Tensor:
+    """(b, h, n, ...) -> (h, ...), in float64, over the rows of `where`."""
+    return torch.where(where, x, torch.zeros_like(x)).double().sum(dim=(0, 2))
