@@ -1,0 +1,234 @@
+"""The fault on planted cases: the verdict, what is chosen on what, the repair, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+
+import numpy as np
+import peft
+import pytest
+import torch
+
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput
+from trueup.faults.adapted import Adapted
+from trueup.faults.fault import Finding, NoRemedy
+from trueup.faults.rigidity import Rigidity, planted
+from trueup.faults.rigidity.audit import WEIGHTS, best_prompt, rates, score, silent
+from trueup.run.predict import Session, within
+from trueup.run.train import Training, train
+from trueup.store.cache import Memo
+from trueup.subject.quiet import quiet
+from trueup.subject.recipe import Lora, Prefix, PTuning, Recipe, fresh
+from trueup.subject.subject import Shots, Subject, Template
+from trueup.subject.tiny import kept_base
+
+QUICK = Rigidity(tries=1, resamples=200)
+"""One learning rate for each adapter."""
+
+
+@functools.cache
+def case(name: planted.Case) -> tuple[Subject, Corpus, Rigidity, Finding]:
+    subject, corpus = planted.planted(name)
+    fault = QUICK.prepared(subject, corpus, seed=0)
+    return subject, corpus, fault, fault.audit(subject, corpus.part("test"), seed=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _remembered(tmp_path_factory: pytest.TempPathFactory):
+    """Trainings that several tests ask for are done once."""
+    with within(Session(Memo(tmp_path_factory.mktemp("memo")))):
+        yield
+
+
+def worn(recipe: Recipe, name: planted.Case = "planted") -> tuple[Subject, Corpus]:
+    """The planted base with an adapter of another kind, tuned for a moment."""
+    _, corpus = planted.planted(name)
+    subject = fresh(str(planted._base()), recipe, corpus.classes, max_length=32, device="cpu", seed=0)
+    part = corpus.part("train").take(np.arange(120))
+    train(subject, part, Training(epochs=1), lr=1e-2, seed=0)
+    for p in subject.model.parameters():
+        p.requires_grad_(False)
+    return subject, corpus
+
+
+def test_weights_are_needed_where_a_prompt_cannot_look():
+    _, _, fault, finding = case("planted")
+    assert finding.found
+    assert finding.details["verdict"] == "weights needed"
+    assert "Weights are needed" in finding.sentence
+    s = finding.samples
+    assert finding.severity == pytest.approx(float((s["best_weights"] - s["right"]).mean()))
+    assert finding.measures["gap"].low > fault.threshold
+    assert finding.measures["accuracy_query_key_lora"].value > finding.measures["accuracy"].value + 0.1
+    assert finding.details["inside"]["layer 0: largest total variation"] < 1e-5
+    assert "does what a prompt can" in finding.details["signature"]
+    json.dumps(finding.as_dict(), allow_nan=False)
+    assert [c.kind for c in finding.charts] == ["bar", "heat", "heat", "line"]
+
+
+@pytest.mark.parametrize("name", ["healthy", "sham"])
+def test_a_prompt_suffices_where_weights_do_no_better(name: planted.Case):
+    _, _, _, finding = case(name)
+    assert not finding.found
+    assert finding.details["verdict"] == "prompt suffices"
+    assert "A prompt suffices" in finding.sentence
+
+
+def test_every_kind_has_one_size_and_one_effort():
+    _, _, fault, _ = case("planted")
+    assert fault.learnt is not None
+    learnt = fault.learnt
+    assert set(learnt.entrants) == {"prompt", "prefix", "query-key LoRA", "value-MLP LoRA"}
+    assert {len(e.tried) for e in learnt.entrants.values()} == {1}
+    assert all(0.7 < e.rival.size / learnt.size < 1.5 for e in learnt.entrants.values())
+    assert learnt.best(WEIGHTS) == max(WEIGHTS, key=lambda k: score(learnt.entrants[k]).accuracy)
+    assert rates(3) == pytest.approx((1 / 3, 1, 3))
+    assert rates(1) == (1.0,)
+
+
+def test_nothing_is_learnt_or_chosen_on_the_test_split():
+    subject, corpus, fault, finding = case("planted")
+    wrong = np.where(corpus.split == "test", 1 - corpus.label, corpus.label)
+    poisoned = replace(corpus, label=wrong)
+    again = QUICK.prepared(subject, poisoned, seed=0)
+    assert again.learnt is not None
+    assert fault.learnt is not None
+    for kind, entrant in fault.learnt.entrants.items():
+        other = again.learnt.entrants[kind]
+        assert all(torch.equal(v, other.tensors[k]) for k, v in entrant.tensors.items())
+    a, b = (f.repair(subject, c, finding, seed=0) for f, c in ((fault, corpus), (again, poisoned)))
+    assert isinstance(a, Adapted)
+    assert isinstance(b, Adapted)
+    assert a.describe() == b.describe()
+    # The control: calibration labels do matter.
+    turned = replace(corpus, label=np.where(corpus.split == "calibration", 1 - corpus.label, corpus.label))
+    assert isinstance(fault.repair(subject, turned, finding, seed=0), NoRemedy)
+
+
+def test_the_repair_is_the_smallest_that_closes_the_gap():
+    subject, corpus, fault, finding = case("planted")
+    remedy = fault.repair(subject, corpus, finding, seed=0)
+    assert isinstance(remedy, Adapted)
+    rows = remedy.card["candidates"]
+    chosen = next(r for r in rows if r["chosen"])
+    best = max(r["accuracy"] for r in rows)
+    assert chosen["accuracy"] >= best - 0.01
+    assert all(r["accuracy"] < best - 0.01 for r in rows[: rows.index(chosen)])
+    assert "(chosen)" in remedy.card["table"]
+    with remedy.on(subject) as repaired:
+        after = fault.audit(repaired, corpus.part("test"), seed=0)
+    assert after.severity < 0.5 * finding.severity
+    assert after.details["verdict"] is None
+    assert "re-aims attention" in after.details["signature"]
+
+
+def test_no_repair_where_nothing_is_better():
+    subject, corpus, fault, finding = case("healthy")
+    answer = fault.repair(subject, corpus, finding, seed=0)
+    assert isinstance(answer, NoRemedy)
+    assert "not measurably better" in answer.reason
+    assert len(answer.tried["candidates"]) >= 5
+
+
+def test_a_prompt_that_was_only_badly_tuned_is_tuned_anew():
+    """It falls short of weights, and so would not a better prompt: the repair is a prompt."""
+    subject, corpus = planted.planted("healthy")
+    with torch.no_grad():
+        subject.head_layer().weight.mul_(-1)
+    fault = QUICK.prepared(subject, corpus, seed=0)
+    assert fault.learnt is not None
+    finding = fault.audit(subject, corpus.part("test"), seed=0)
+    assert finding.found
+    assert finding.details["verdict"] == "prompt suffices"
+    assert best_prompt(fault.learnt) in ("prompt", "prefix")
+    assert "tuned anew" in finding.sentence
+    remedy = fault.repair(subject, corpus, finding, seed=0)
+    assert isinstance(remedy, Adapted)
+    assert remedy.settings["peft_type"] in ("PROMPT_TUNING", "PREFIX_TUNING")
+
+
+@pytest.mark.parametrize("recipe", [Prefix(4), PTuning(4, 16)], ids=lambda r: r.name)
+def test_prefixes_and_p_tuning_are_examined(recipe: Recipe):
+    subject, corpus = worn(recipe)
+    fault = QUICK.prepared(subject, corpus, seed=0)
+    finding = fault.audit(subject, corpus.part("test"), seed=0)
+    assert finding.details["verdict"] == "weights needed"
+    assert finding.details["inside"]["layer 0: largest total variation"] < 1e-5
+    said = finding.details["what this prompt says"]["nearest tokens"] if isinstance(recipe, Prefix) else None
+    assert said is None or "no rows to compare" in said or "prefix" in said.lower()
+    assert sum(silent(subject).values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_an_adapter_of_weights_has_no_prompt_for_a_bottleneck():
+    subject, corpus = worn(Lora(2))
+    fault = QUICK.prepared(subject, corpus, seed=0)
+    assert fault.learnt is not None
+    assert not fault.learnt.entrants  # nothing was trained
+    finding = fault.audit(subject, corpus.part("test"), seed=0)
+    assert (finding.severity, finding.low, finding.high, finding.found) == (0, 0, 0, False)
+    assert finding.details["verdict"] is None
+    assert "adapts weights already" in finding.sentence
+    assert [c.key for c in finding.charts] == ["contest", "change", "push"]
+    assert isinstance(fault.repair(subject, corpus, finding, seed=0), NoRemedy)
+
+
+def test_an_encoder_answers_from_its_prompt():
+    from trueup.faults.confounding.planted import FREE, corpus_of, subject_for
+
+    corpus = corpus_of(FREE, seed=2)
+    subject = subject_for(corpus.part("train"))
+    fault = replace(QUICK, most=200, epochs=1).prepared(subject, corpus, seed=0)
+    finding = fault.audit(subject, corpus.part("test"), seed=0)
+    assert finding.details["inside"]["layer 0: largest total variation"] < 1e-5
+    json.dumps(finding.as_dict(), allow_nan=False)
+
+
+def test_an_audit_that_was_not_prepared_says_so():
+    subject, corpus = planted.planted("planted")
+    with pytest.raises(BadInput, match=r"prepared\(subject, corpus, seed=0\)"):
+        Rigidity().audit(subject, corpus.part("test"), seed=0)
+
+
+def test_too_few_examples():
+    subject, corpus, fault, _ = case("planted")
+    with pytest.raises(BadInput, match="at least 20"):
+        fault.audit(subject, corpus.part("test").take(np.arange(19)), seed=0)
+    with pytest.raises(BadInput, match="calibration"):
+        QUICK.prepared(subject, corpus.part("train"), seed=0)
+
+
+def test_what_it_is_not_for():
+    subject, corpus = planted.planted("planted")
+
+    def reason(changed: Subject) -> str:
+        return Rigidity().applies_to(changed, corpus) or ""
+
+    assert reason(subject) == ""
+    template = Template("{text}", ("good", "bad"))
+    mamba = fresh(str(kept_base("mamba")), Lora(2), corpus.classes, template=template, device="cpu")
+    assert "state-space" in reason(mamba)
+    assert "no adapter" in reason(replace(subject, model=subject.base))
+    assert "demonstrations" in reason(replace(subject, template=replace(template, shots=Shots(2))))
+    assert "one class" in reason(replace(subject, classes=("yes",)))
+    with quiet():
+        net = peft.get_peft_model(
+            fresh(str(planted._base()), Lora(2), corpus.classes, device="cpu").model.unload(),
+            peft.IA3Config(task_type=peft.TaskType.SEQ_CLS),
+        )
+    scaled = replace(subject, model=net, source=replace(subject.source, peft_type="IA3"))
+    assert "IA3" in reason(scaled)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"), [("tries", 0), ("epochs", 0), ("most", 5), ("threshold", 1.0), ("resamples", 3)]
+)
+def test_bad_knobs_are_named(knob: str, value: float):
+    with pytest.raises(BadInput, match=rf"rigidity\.{knob}"):
+        Rigidity(**{knob: value})  # type: ignore[arg-type]
+
+
+def test_what_was_learnt_is_no_knob():
+    assert set(Rigidity.knobs()) == {"threshold", "epochs", "tries", "most", "resamples"}
