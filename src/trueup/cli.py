@@ -199,6 +199,26 @@ def demo(
             _print_report(done, out / "report")
 
 
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="rigidity: what a prefix can teach a small transformer.")],
+    out: Out,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions, from pretraining on.")] = 3,
+    width: Annotated[int, typer.Option("--width", min=8, help="Widest model; the paper's are 96 and 256.")] = 96,
+    steps: Annotated[float, typer.Option("--steps", help="Factor on all numbers of training steps.")] = 1.0,
+    force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Repeat a paper's own experiments, beside its published figures."""
+    with _sentences():
+        from trueup import experiments
+
+        module = experiments.named(name)
+        say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
+        result = module.run(out, module.Settings(seeds, width, steps), force=force, say=say)
+        say("")
+        say(module.table(result))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command ``trueup``. Exits; an option or argument that cannot be used is one sentence, too."""
     try:

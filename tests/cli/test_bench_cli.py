@@ -1,0 +1,42 @@
+"""`trueup bench`: a whole tiny run, and what cannot be run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_cases import trueup
+
+
+def test_bench_prints_and_writes_its_table(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trueup.experiments import rigidity
+
+    for name, n in (("TRAIN", 500), ("VALIDATION", 32), ("TEST", 32)):
+        monkeypatch.setattr(rigidity, name, n)
+    words = ("bench", "rigidity", "--seeds", 1, "--width", 8, "--steps", 0.001, "-o", "out")
+    said = trueup(*words)
+    assert said.code == 0, said.err
+    assert {p.name for p in (here / "out").iterdir()} == {"manifest.json", "rigidity.json", "rigidity.md"}
+    assert (here / "out" / "rigidity.md").read_text().strip() in said.out
+    assert "| 4 | 4 x 4 heads, width 8 | double histogram | LoRA of MLP, rank 1 | 320 | 92.4% |" in said.out
+    taken = trueup(*words)
+    assert (taken.code, taken.out) == (2, "")
+    assert "--force" in taken.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("bench", "rigidty", "-o", "out"), "Did you mean 'rigidity'?"),
+        (("bench", "rigidity", "--seeds", 0, "-o", "out"), "--seeds"),
+        (("bench", "rigidity", "--steps", 0, "-o", "out"), "--steps"),
+        (("bench", "rigidity"), "--out"),
+    ],
+)
+def test_what_cannot_be_run_is_one_sentence(words: tuple[object, ...], sentence: str, here: Path) -> None:
+    said = trueup(*words)
+    assert said.code == 2
+    assert sentence in said.err
+    assert "Traceback" not in said.err
+    assert said.err.count("\n") == 1
+    assert list(here.iterdir()) == []
