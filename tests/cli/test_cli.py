@@ -16,7 +16,7 @@ from cli_cases import FAST, Said, check_words, files_of, trueup, write_csv
 
 from trueup import __version__
 
-SUBCOMMANDS = ("check", "audit", "repair", "report", "tune", "demo")
+SUBCOMMANDS = ("check", "audit", "repair", "report", "tune", "bench", "demo")
 
 
 def findings(out: Path) -> dict:

@@ -179,11 +179,16 @@ def key_of(kind: str) -> str:
 
 def names_of(refs: References) -> dict[str, str]:
     """What a reader calls each accuracy, by its key."""
-    names = {"accuracy": "this adapter", "accuracy_frozen": "this adapter, its prompt made a constant"}
+    names = {"accuracy": "accuracy", "accuracy_frozen": "accuracy with its prompt made a constant"}
     for kind, e in refs.entrants.items():
         anew = "tuned anew" if kind in PROMPTS else "instead"
-        names[f"accuracy_{key_of(kind)}"] = f"{kind} {anew} ({e.rival.size:,} numbers)"
+        names[f"accuracy_{key_of(kind)}"] = f"accuracy of a {kind} {anew} ({e.rival.size:,} numbers)"
     return names
+
+
+def short(title: str) -> str:
+    """The name of a bar: of what the accuracy is."""
+    return title.removeprefix("accuracy").removeprefix(" of a ").removeprefix(" with ") or "this adapter"
 
 
 def _statistics(kept: list[str]) -> dict[str, bootstrap.Statistic]:
@@ -258,7 +263,7 @@ def charts(subject: Subject, seen: Trace, alone: ByLayer, measures: Mapping[str,
             "contest", "The same size, the same effort", "bar", "adapter", "share of examples right",
             "Each kind was trained with about as many numbers and as many learning rates. Where adapters of weights stand "
             "clearly above every prompt, the prompt is the bottleneck.",
-            (Series("right", [m.title for m in bars.values()], [m.value for m in bars.values()],
+            (Series("right", [short(m.title) for m in bars.values()], [m.value for m in bars.values()],
                     [m.low for m in bars.values()], [m.high for m in bars.values()]),),
         )
     ]  # fmt: skip
@@ -290,8 +295,10 @@ def inside(subject: Subject, seen: Trace, alone: ByLayer, tolerance: float) -> d
     def listed(x: np.ndarray) -> list[float]:
         return [float(f"{v:.4g}") for v in x]
 
+    config: Any = subject.base.config
     found: dict[str, Any] = {
         "rows": seen.rows, "tolerance": tolerance,
+        "attention": f"computed openly to be looked at; the model was loaded with '{config._attn_implementation}'",
         "layer 0: largest total variation": float(seen.worst[0].max()),
         "layer 0: output less bias and shrinking": float(seen.residual[0].max()),
         "total variation": listed(seen.change.mean(axis=1)),
