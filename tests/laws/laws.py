@@ -6,6 +6,7 @@ import functools
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,17 @@ def an_audit_leaves_the_subject_untouched(fault: Fault) -> None:
     before = subject.fingerprint
     fault.audit(subject, corpus.part("test"), seed=0)
     assert subject.fingerprint == before
+
+
+@law
+def what_is_prepared_leaves_the_subject_untouched_and_never_reads_test(fault: Fault) -> None:
+    subject, corpus = fault.planted("planted")
+    before = subject.fingerprint
+    turned = np.where(corpus.split == "test", (corpus.label + 1) % len(corpus.classes), corpus.label)
+    poisoned = fault.prepared(subject, replace(corpus, label=turned), seed=0)
+    assert subject.fingerprint == before
+    test = corpus.part("test")
+    assert _same(prepared(fault, "planted").audit(subject, test, seed=0), poisoned.audit(subject, test, seed=0))
 
 
 @law
@@ -176,7 +188,6 @@ def the_saved_remedy_is_a_plain_peft_adapter(fault: Fault) -> None:
 
 @law
 def an_unknown_architecture_is_refused_by_name(fault: Fault) -> None:
-    from dataclasses import replace
     from types import SimpleNamespace
 
     from trueup.subject.anatomy import anatomy_of

@@ -121,7 +121,8 @@ def test_loras_are_told_apart_from_inside(family: str, base_of: Any):
     assert whole.residual[0].max() > 1e-3  # the output changes all the same, and by no bias
     assert whole.shares.shape[-1] == 0
     assert whole.mass.max() == 0
-    told = maths.signature(alone.change.max(axis=1), float(whole.residual[0].max()), 0.0, 0, 1e-5)
+    first, residual = float(whole.change[0].max()), float(whole.residual[0].max())
+    told = maths.signature(first, alone.change.max(axis=1), residual, 0.0, 0, 1e-5, inside=False, elsewhere="")
     assert "it is no prompt" in told
 
 
@@ -242,9 +243,63 @@ def test_a_tap_is_gone_after_an_exception(base_of: Any):
     for family in ("llama", "bloom"):
         subject = tuned(base_of(family), Prompt(2))
         before, config = subject.fingerprint, subject.base.config._attn_implementation
-        with pytest.raises(ZeroDivisionError), tapped(subject, lambda *_: None):
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError), tapped(subject, lambda *_: 1 // 0):  # type: ignore[arg-type]
+            forward.logits(subject, padded(subject, "right"))
         assert (subject.fingerprint, subject.base.config._attn_implementation) == (before, config)
+
+
+def test_a_model_copied_inside_a_tap_goes_on(base_of: Any):
+    subject = tuned(base_of("llama"), Prompt(2))
+    with tapped(subject, lambda *_: None):
+        copied = bare(subject)
+    batch = padded(subject, "right")
+    got = forward.backbone(copied, batch.ids, batch.mask).last_hidden_state
+    want = forward.backbone(bare(subject), batch.ids, batch.mask).last_hidden_state
+    assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_a_pass_that_ran_out_of_memory_is_not_counted(base_of: Any, monkeypatch: pytest.MonkeyPatch):
+    subject = tuned(base_of("llama"), some(Prompt, 3))
+    rows = forward.tokenize(subject, CORPUS)
+    whole, failures = t.trace(subject, rows), iter([False, True] + [False] * 99)
+    reduced = t.Sums._reduced
+
+    def failing(*args: Any) -> Any:
+        if next(failures):
+            raise torch.OutOfMemoryError
+        return reduced(*args)
+
+    monkeypatch.setattr(t.Sums, "_reduced", failing)
+    again = t.trace(subject, rows)
+    assert again.rows == whole.rows
+    assert np.allclose(again.mass, whole.mass, atol=1e-6)
+    assert np.allclose(again.change, whole.change, atol=1e-6)
+
+
+def test_what_cannot_be_compared_is_nan_and_not_0(base_of: Any):
+    """One token sees itself alone, and one bias has no other to be like."""
+    subject = tuned(base_of("llama"), Prompt(2))
+    one = forward.tokenize(subject, CORPUS.take(np.array([2])))
+    got = t.trace(subject, one)
+    assert np.isnan(got.change).all()
+    assert np.isnan(got.cosine).all()
+    assert np.isfinite(got.mass).all()
+    two = forward.tokenize(subject, CORPUS.take(np.array([0])))
+    assert np.isfinite(t.trace(subject, two).change).all()
+
+
+def test_a_sharp_head_is_compared_all_the_same(base_of: Any):
+    """Rows that look at one token alone, to the last bit, are not taken for rows that can see no other."""
+    subject = tuned(base_of("llama"), some(Prompt, 3))
+    plain = t.trace(subject, forward.tokenize(subject, CORPUS)).dropped
+    with torch.no_grad():
+        for name, p in subject.model.named_parameters():
+            if "q_proj" in name:
+                p.mul_(400)
+    sharp = t.trace(subject, forward.tokenize(subject, CORPUS))
+    assert plain.max() == 0
+    assert sharp.dropped.max() > 0  # all on the prompt: not compared, and said so
+    assert sharp.worst[0][~np.isnan(sharp.worst[0])].max() <= 1e-4
 
 
 def test_a_state_space_model_has_nothing_to_look_at(base_of: Any):

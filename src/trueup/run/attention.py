@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -47,7 +47,7 @@ def tapped(subject: Subject, tap: Tap) -> Iterator[None]:
         if subject.anatomy.model_type in _BY_HOOK:
             new = not any(key in outer for key in mine)  # an outer block's hooks serve this one too
             for i in range(len(layers_of(subject)) if new else 0):
-                hooks += _hooked(subject, i, mixer_of(subject, i))
+                _hook(subject, i, mixer_of(subject, i), hooks)
         else:
             offer(_NAME, _attention)
             config._attn_implementation = _NAME
@@ -59,6 +59,15 @@ def tapped(subject: Subject, tap: Tap) -> Iterator[None]:
         _taps.reset(before)
         for hook in hooks:
             hook.remove()
+
+
+def _tapped(module: nn.Module, weights: Tensor, values: Tensor) -> Tensor:
+    """What the taps of `module` leave of the weights."""
+    if id(module) not in _taps.get():  # a copy made inside a block has its setting, and no tap
+        return weights
+    layer, tap = _taps.get()[id(module)]
+    changed = tap(layer, weights, values)
+    return weights if changed is None else changed.to(weights)
 
 
 def _after(first: Tap, then: Tap) -> Tap:
@@ -83,9 +92,7 @@ def _attention(
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    layer, tap = _taps.get()[id(module)]
-    changed = tap(layer, weights, value)
-    weights = weights if changed is None else changed.to(value)
+    weights = _tapped(module, weights, value)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -94,7 +101,7 @@ _BY_HOOK = {"bloom": "attention_dropout", "mpnet": "dropout"}
 """Families whose attention is not exchangeable, and the module of a mixer through which its weights pass."""
 
 
-def _hooked(subject: Subject, layer: int, mixer: nn.Module) -> Sequence[Any]:
+def _hook(subject: Subject, layer: int, mixer: nn.Module, hooks: list[Any]) -> None:
     heads = int(getattr(subject.base.config, subject.anatomy.heads))
     seen: dict[str, Any] = {}
 
@@ -108,15 +115,12 @@ def _hooked(subject: Subject, layer: int, mixer: nn.Module) -> Sequence[Any]:
             output = output.unflatten(-1, (heads, -1))
         seen["values"] = output.transpose(1, 2)
 
-    def weighed(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def weighed(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         cache = seen["cache"]
         values = seen["values"] if cache is None else cache.layers[layer].values
-        changed = _taps.get()[id(mixer)][1](layer, output, values)
-        return None if changed is None else changed.to(output)
+        return _tapped(mixer, output, values)
 
     leaf = subject.anatomy.value.rpartition(".")[2]
-    return [
-        mixer.register_forward_pre_hook(enter, with_kwargs=True),
-        mixer.get_submodule(leaf).register_forward_hook(projected),
-        mixer.get_submodule(_BY_HOOK[subject.anatomy.model_type]).register_forward_hook(weighed),
-    ]
+    hooks.append(mixer.register_forward_pre_hook(enter, with_kwargs=True))
+    hooks.append(mixer.get_submodule(leaf).register_forward_hook(projected))
+    hooks.append(mixer.get_submodule(_BY_HOOK[subject.anatomy.model_type]).register_forward_hook(weighed))

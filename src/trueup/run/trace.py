@@ -34,6 +34,7 @@ BINS = 200
 """Of the histograms that quantiles are read from: they are right to 1 / BINS."""
 LEAST = 0.05
 """Rows with less mass on the text are left out of comparisons: what is left of them is rounding."""
+MOST = ("worst", "off", "size")
 TOKENS = 2048
 """Tokens of one batch: maps grow with the square of the length, so batches are smaller than a prediction's."""
 
@@ -44,10 +45,12 @@ class Trace:
 
     Attributes:
         change: (L, H) mean total variation between attention among the text's tokens, renormalised, and the base's: 0
-            where the adapter leaves it alone, 1 where nothing is looked at that was. worst: (L, H) the largest.
+            where the adapter leaves it alone, 1 where nothing is looked at that was; nan where no row could be compared.
+            worst: (L, H) the largest.
         mass: (L, H) mean attention on the virtual tokens. quantiles: (3, L, H) its 0.1, 0.5 and 0.9 quantiles.
         shares: (L, H, p) mean attention on each virtual token.
-        gram: (L, H, d, d) sum of b b^T over the biases b_i = sum_k a_ik v_k. cosine: (L, H) their mean pairwise cosine.
+        gram: (L, H, d, d) sum of b b^T over the biases b_i = sum_k a_ik v_k. cosine: (L, H) their mean pairwise cosine, nan
+            below two of them.
         residual: (L, H) largest |t_pt - (1 - alpha) t - b| over the largest |t_pt|.
         dropped: (L, H) share of rows that are not compared (see `LEAST`). rows: how many rows there are.
         tokens: (V,) mean mass by token id, nan where it did not occur; over all layers and heads.
@@ -74,7 +77,9 @@ def trace(subject: Subject, rows: list[Row]) -> Trace:
     """
     base, sums = bare(subject), Sums(subject)
     with torch.inference_mode():
-        for _ in in_batches(subject, rows, lambda s, b: sums.add(s, base, b), "tracing attention", tokens=TOKENS):
+        for _ in in_batches(
+            subject, rows, lambda s, b: sums.add(s, base, b), "tracing attention", tokens=_tokens(subject, rows)
+        ):
             pass
     return sums.result()
 
@@ -83,6 +88,12 @@ def slots(subject: Subject) -> int:
     """Virtual tokens that stand before the text; 0 for an adapter of weights."""
     config = subject.peft_config
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+
+
+def _tokens(subject: Subject, rows: list[Row]) -> int:
+    """Tokens of text in a batch, so that with the virtual tokens they are `TOKENS`."""
+    longest = max(map(len, rows))
+    return max(1, TOKENS * longest // (longest + slots(subject)))
 
 
 class Sums:
@@ -99,54 +110,55 @@ class Sums:
         """`shift`: where the base's positions begin; None is where they begin behind the virtual tokens."""
         p, mask = self.slots, batch.mask.to(subject.device).bool()
         n, ids = mask.shape[1], batch.ids.to(subject.device)
-        self.rows += int(mask.sum())
         here: list[np.ndarray] = []
+        new: list[dict[str, Tensor]] = []
 
         def look(layer: int, weights: Tensor, values: Tensor, before: Tensor, old: Tensor) -> None:
-            self._layer(subject, layer, weights[:, :, -n:].float(), values.float(), before.float(), old.float(), mask)
-            here.append(weights[:, :, -n:, :p].sum(dim=-1).float().mean(dim=1)[mask].cpu().numpy())
+            text = weights[:, :, -n:].float()
+            new.append(self._reduced(text, values.float(), before.float(), old.float(), mask, subject.anatomy.causal))
+            here.append(text[..., :p].sum(dim=-1).mean(dim=1)[mask].cpu().numpy())
 
-        with _beside(subject, base, batch, look, p if shift is None else shift):
+        entered = _entered(base, batch, p if shift is None else shift)
+        with _beside(subject, base, entered, look):
             forward.backbone(subject, ids, mask.long(), **_positions(subject, mask, p, p), **_segments(subject, batch))
+        # Only now: a pass that runs out of memory is tried again in halves, and must not have counted.
+        for now, more in zip(self.layers, new, strict=True):
+            for k, v in more.items():
+                if k in now:
+                    v = torch.maximum(now[k], v) if k in MOST else now[k] + v
+                now[k] = v
+        self.rows += int(mask.sum())
         token = ids[mask].cpu().numpy()
         np.add.at(self.token_mass, token, np.mean(here, axis=0))
         np.add.at(self.token_count, token, 1)
 
-    def _layer(
-        self, subject: Subject, layer: int, weights: Tensor, values: Tensor, before: Tensor, old: Tensor, mask: Tensor
-    ) -> None:
+    def _reduced(
+        self, weights: Tensor, values: Tensor, before: Tensor, old: Tensor, mask: Tensor, causal: bool
+    ) -> dict[str, Tensor]:
+        """One layer of one batch, summed over its rows; what is in `MOST` is the largest."""
         p, heads = self.slots, weights.shape[1]
-        now, at = self.layers[layer], mask[:, None].expand(-1, heads, -1)
-        on_text, share = weights[..., p:], weights[..., :p]
+        at = mask[:, None].expand(-1, heads, -1)
+        on_text, share = weights[..., p:], torch.where(at[..., None], weights[..., :p], 0.0)
         mass, left = share.sum(dim=-1), on_text.sum(dim=-1)
-        variation = total_variation(on_text, before)
-        # The first token of a causal model sees itself alone: there is nothing it could look at instead.
-        alone = (before > 0).sum(dim=-1) < 2
-        kept = at & (left >= LEAST) & ~alone
+        variation, able = total_variation(on_text, before), _able(mask, causal)[:, None] & at
+        kept = able & (left >= LEAST)
         bias = share @ values[:, :, :p]
         got = weights @ values
         off = (got - left[..., None] * (before @ old) - bias).abs().amax(dim=-1)
         histogram = torch.zeros(heads, BINS, dtype=torch.float64, device=mass.device)
-        histogram.scatter_add_(
-            1, (mass * BINS).long().clamp(0, BINS - 1).transpose(0, 1).flatten(1), _flat(at.double())
-        )
-        vectors = (bias * at[..., None]).transpose(0, 1).flatten(1, 2).double()
+        histogram.scatter_add_(1, _flat((mass * BINS).long().clamp(0, BINS - 1)), _flat(at.double()))
+        vectors = bias.transpose(0, 1).flatten(1, 2).double()
         length = vectors.norm(dim=-1, keepdim=True)
         unit = torch.where(length > 0, vectors / length.clamp(min=1e-30), 0.0)
-        add = {
+        return {
             "variation": _sum(variation, kept), "kept": _sum(kept.double(), at), "all": _sum(at.double(), at),
-            "alone": _sum(alone.double(), at), "mass": _sum(mass, at), "histogram": histogram,
+            "able": _sum(able.double(), at), "mass": _sum(mass, at), "histogram": histogram,
             "share": _sum(share, at[..., None]), "gram": vectors.transpose(1, 2) @ vectors, "unit": unit.sum(dim=1),
             "units": (length[..., 0] > 0).double().sum(dim=1),
+            "worst": torch.where(kept, variation, 0.0).amax(dim=(0, 2)),
+            "off": torch.where(at, off, 0.0).amax(dim=(0, 2)),
+            "size": torch.where(at, got.abs().amax(dim=-1), 0.0).amax(dim=(0, 2)),
         }  # fmt: skip
-        most = {
-            "worst": (variation * kept).amax(dim=(0, 2)), "off": (off * at).amax(dim=(0, 2)),
-            "size": (got.abs().amax(dim=-1) * at).amax(dim=(0, 2)),
-        }  # fmt: skip
-        for k, v in add.items():
-            now[k] = now[k] + v if k in now else v
-        for k, v in most.items():
-            now[k] = torch.maximum(now[k], v) if k in now else v
 
     def result(self) -> Trace:
         def of(key: str) -> np.ndarray:
@@ -155,14 +167,15 @@ class Sums:
         every, kept = of("all"), of("kept")
         steps = of("histogram").cumsum(axis=-1) / every[..., None]
         quantiles = np.stack([((steps < q).sum(axis=-1) + 0.5) / BINS for q in (0.1, 0.5, 0.9)])
-        units = np.maximum(of("units"), 2)
+        units = np.where(of("units") < 2, np.nan, of("units"))
         cosine = ((of("unit") ** 2).sum(axis=-1) - units) / (units * (units - 1))
         with np.errstate(invalid="ignore", divide="ignore"):
+            change, worst = of("variation") / kept, np.where(kept > 0, of("worst"), np.nan)
             tokens = np.where(self.token_count > 0, self.token_mass / self.token_count, np.nan)
             return Trace(
-                change=of("variation") / np.maximum(kept, 1), worst=of("worst"), mass=of("mass") / every,
+                change=change, worst=worst, mass=of("mass") / every,
                 quantiles=quantiles, shares=of("share") / every[..., None], gram=of("gram"), cosine=cosine,
-                residual=of("off") / np.maximum(of("size"), 1e-30), dropped=1 - kept / np.maximum(every - of("alone"), 1),
+                residual=of("off") / np.maximum(of("size"), 1e-30), dropped=1 - kept / np.maximum(of("able"), 1),
                 rows=self.rows, tokens=tokens,
             )  # fmt: skip
 
@@ -197,36 +210,38 @@ def by_layer(subject: Subject, rows: list[Row]) -> ByLayer:
     A soft prompt is "on" in a layer where the text sees it.
     """
     base, depth, c = bare(subject), len(layers_of(subject)), len(subject.classes)
-    total: list[Any] = [0.0] * depth
-    compared: list[Any] = [0.0] * depth
+    total: list[np.ndarray] = []
+    compared: list[np.ndarray] = []
     push, shifted, count = np.zeros((depth, c)), np.zeros(depth), 0
 
     def one(s: Subject, batch: Batch) -> None:
-        nonlocal count
-        mask = batch.mask.to(s.device).bool()
+        nonlocal count, push, shifted
+        mask, entered = batch.mask.to(s.device).bool(), _entered(base, batch, slots(s))
+        able, n = _able(mask, s.anatomy.causal)[:, None], mask.shape[1]
         with acting(s, ()):
             plain = forward.logits(s, batch)[:, :c].double()
+        seen: list[tuple[Tensor, Tensor]] = []
+        moved, parted = np.zeros((depth, c)), np.zeros(depth)
         for at in range(depth):
 
-            def look(layer: int, weights: Tensor, values: Tensor, before: Tensor, old: Tensor, at: int = at) -> None:
-                if layer == at:
-                    p = weights.shape[-1] - before.shape[-1]
-                    on_text = weights[:, :, -mask.shape[1] :, p:].float()
-                    kept = mask[:, None] & (on_text.sum(dim=-1) >= LEAST) & ((before > 0).sum(dim=-1) >= 2)
-                    total[at] = total[at] + _sum(total_variation(on_text, before.float()), kept)
-                    compared[at] = compared[at] + _sum(kept.double(), kept)
+            def look(layer: int, weights: Tensor, values: Tensor, before: Tensor, old: Tensor) -> None:
+                on_text = weights[:, :, -n:, -n:].float()
+                kept = able & (on_text.sum(dim=-1) >= LEAST)
+                seen.append((_sum(total_variation(on_text, before.float()), kept), _sum(kept.double(), kept)))
 
-            with acting(s, (at,)), _beside(s, base, batch, look, slots(s), only=at):
+            with acting(s, (at,)), _beside(s, base, entered, look, only=at):
                 z = forward.logits(s, batch)[:, :c].double()
-            moved = z - plain
-            push[at] += (moved - moved.mean(dim=1, keepdim=True)).sum(dim=0).cpu().numpy()
-            shifted[at] += float((z.softmax(-1) - plain.softmax(-1)).abs().sum() / 2)
-        count += len(mask)
+            moved[at] = (z - plain - (z - plain).mean(dim=1, keepdim=True)).sum(dim=0).cpu().numpy()
+            parted[at] = float((z.softmax(-1) - plain.softmax(-1)).abs().sum() / 2)
+        total.append(torch.stack([t for t, _ in seen]).cpu().numpy())
+        compared.append(torch.stack([k for _, k in seen]).cpu().numpy())
+        push, shifted, count = push + moved, shifted + parted, count + len(mask)
 
     with torch.inference_mode():
-        for _ in in_batches(subject, rows, one, "one layer at a time", tokens=TOKENS):
+        for _ in in_batches(subject, rows, one, "one layer at a time", tokens=_tokens(subject, rows)):
             pass
-    change = np.stack([(t / k.clamp(min=1)).cpu().numpy() for t, k in zip(total, compared, strict=True)])
+    with np.errstate(invalid="ignore"):
+        change = np.sum(total, axis=0) / np.sum(compared, axis=0)
     return ByLayer(change, push / count, shifted / count)
 
 
@@ -284,35 +299,37 @@ def frozen(subject: Subject, shares: np.ndarray) -> Iterator[None]:
         yield
 
 
+Entered = list[tuple[Any, Any]]
+"""What each layer's mixer of the base was called with."""
+
+
+def _entered(base: Subject, batch: Batch, shift: int) -> Entered:
+    """A pass of the base on tokens whose positions begin at `shift`."""
+    mask, entered = batch.mask.to(base.device).bool(), []
+    given: dict[str, Any] = _positions(base, mask, shift, 0) | _segments(base, batch)
+    if base.anatomy.causal:
+        given["use_cache"] = False  # each layer is called a second time, and must not find itself there
+    mixers = [mixer_of(base, i) for i in range(len(layers_of(base)))]
+    with tapped(base, lambda *_: None):
+        hooks = [m.register_forward_pre_hook(lambda _, a, k: entered.append((a, k)), with_kwargs=True) for m in mixers]
+        try:
+            forward.backbone(base, batch.ids.to(base.device), mask.long(), **given)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return entered
+
+
 @contextlib.contextmanager
-def _beside(
-    subject: Subject, base: Subject, batch: Batch, look: Any, shift: int, *, only: int | None = None
-) -> Iterator[None]:
+def _beside(subject: Subject, base: Subject, entered: Entered, look: Any, *, only: int | None = None) -> Iterator[None]:
     """Inside the block a pass of `subject` calls look(layer, weights, values, base's weights, base's values) at each layer.
 
     `only`: at this layer alone. Where another tap of the subject is at work, `look` sees what it left.
     """
-    mask = batch.mask.to(subject.device).bool()
-    entered: list[tuple[Any, Any]] = []
-    depth = len(layers_of(base))
-    hooks = [
-        mixer_of(base, i).register_forward_pre_hook(lambda _, a, k: entered.append((a, k)), with_kwargs=True)
-        for i in range(depth)
-    ]
     caught: list[tuple[Tensor, Tensor]] = []
 
     def catch(_: int, weights: Tensor, values: Tensor) -> None:
         caught.append((weights, values))
-
-    with tapped(base, lambda *_: None):
-        try:
-            given: dict[str, Any] = _positions(base, mask, shift, 0) | _segments(base, batch)
-            if base.anatomy.causal:
-                given["use_cache"] = False  # each layer is called a second time, and must not find itself there
-            forward.backbone(base, batch.ids.to(subject.device), mask.long(), **given)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def see(layer: int, weights: Tensor, values: Tensor) -> None:
         if only is None or layer == only:
@@ -321,6 +338,11 @@ def _beside(
 
     with tapped(base, catch), tapped(subject, see):
         yield
+
+
+def _able(mask: Tensor, causal: bool) -> Tensor:
+    """(b, t) -> (b, t): rows that see two or more of the text's tokens: one that sees itself alone can look nowhere else."""
+    return mask & ((mask.long().cumsum(dim=1) if causal else mask.long().sum(dim=1, keepdim=True)) >= 2)
 
 
 def _positions(subject: Subject, mask: Tensor, shift: int, slots: int) -> dict[str, Tensor]:

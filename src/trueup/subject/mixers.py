@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from trueup.errors import Unsupported
+from trueup.subject.adapter import adapter_tensors
 from trueup.subject.subject import Subject
 from trueup.subject.units import layers_of
 
@@ -39,3 +40,25 @@ def adapted_layers(subject: Subject) -> list[tuple[int | None, BaseTunerLayer]]:
     """Every linear layer that the adapter changes, and the number of the block it stands in (None outside of them)."""
     block = {id(m): i for i, layer in enumerate(layers_of(subject)) for m in layer.modules()}
     return [(block.get(id(m)), m) for m in subject.base.modules() if isinstance(m, BaseTunerLayer)]
+
+
+def of_the_adapter(name: str) -> bool:
+    """Whether a weight in an adapter's file is its own kind of weight, and no part of the model that it brings whole."""
+    return name == "prompt_embeddings" or "lora_" in name or "ia3_" in name
+
+
+def brought_whole(subject: Subject) -> list[str]:
+    """Weights of the model, beside the head, that the adapter brings trained: most often none."""
+    root = subject.anatomy.head_root
+    kept = [k.removeprefix("base_model.model.") for k in adapter_tensors(subject) if not of_the_adapter(k)]
+    # DistilBERT's head is a classifier and a pre_classifier.
+    return sorted(k for k in kept if not (root and any(part.endswith(root) for part in k.split("."))))
+
+
+def changed_elsewhere(subject: Subject) -> list[str]:
+    """What an adapter of weights changes outside of the blocks' linear layers and the head, by name; often nothing.
+
+    Embeddings, for one: where they move, everything behind them attends otherwise, by no layer's own doing.
+    """
+    outside = any(at is None for at, _ in adapted_layers(subject))
+    return [*(["layers outside of the blocks"] if outside else []), *brought_whole(subject)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from dataclasses import replace
@@ -15,8 +16,8 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.adapted import Adapted
 from trueup.faults.fault import Finding, NoRemedy
-from trueup.faults.rigidity import Rigidity, planted
-from trueup.faults.rigidity.audit import WEIGHTS, best_prompt, rates, score, silent
+from trueup.faults.rigidity import Rigidity, maths, planted
+from trueup.faults.rigidity.audit import WEIGHTS, rates, silent
 from trueup.run.predict import Session, within
 from trueup.run.train import Training, train
 from trueup.store.cache import Memo
@@ -84,7 +85,7 @@ def test_every_kind_has_one_size_and_one_effort():
     assert set(learnt.entrants) == {"prompt", "prefix", "query-key LoRA", "value-MLP LoRA"}
     assert {len(e.tried) for e in learnt.entrants.values()} == {1}
     assert all(0.7 < e.rival.size / learnt.size < 1.5 for e in learnt.entrants.values())
-    assert learnt.best(WEIGHTS) == max(WEIGHTS, key=lambda k: score(learnt.entrants[k]).accuracy)
+    assert learnt.best(WEIGHTS) == max(WEIGHTS, key=lambda k: learnt.entrants[k].kept.accuracy)
     assert rates(3) == pytest.approx((1 / 3, 1, 3))
     assert rates(1) == (1.0,)
 
@@ -103,9 +104,11 @@ def test_nothing_is_learnt_or_chosen_on_the_test_split():
     assert isinstance(a, Adapted)
     assert isinstance(b, Adapted)
     assert a.describe() == b.describe()
-    # The control: calibration labels do matter.
-    turned = replace(corpus, label=np.where(corpus.split == "calibration", 1 - corpus.label, corpus.label))
-    assert isinstance(fault.repair(subject, turned, finding, seed=0), NoRemedy)
+    # The control: labels of the half that judges do matter.
+    held = replace(fault.learnt.held, label=1 - fault.learnt.held.label)
+    assert isinstance(
+        replace(fault, learnt=replace(fault.learnt, held=held)).repair(subject, corpus, finding, seed=0), NoRemedy
+    )
 
 
 def test_the_repair_is_the_smallest_that_closes_the_gap():
@@ -143,7 +146,7 @@ def test_a_prompt_that_was_only_badly_tuned_is_tuned_anew():
     finding = fault.audit(subject, corpus.part("test"), seed=0)
     assert finding.found
     assert finding.details["verdict"] == "prompt suffices"
-    assert best_prompt(fault.learnt) in ("prompt", "prefix")
+    assert fault.learnt.best_prompt in ("prompt", "prefix")
     assert "tuned anew" in finding.sentence
     remedy = fault.repair(subject, corpus, finding, seed=0)
     assert isinstance(remedy, Adapted)
@@ -183,7 +186,60 @@ def test_an_encoder_answers_from_its_prompt():
     fault = replace(QUICK, most=200, epochs=1).prepared(subject, corpus, seed=0)
     finding = fault.audit(subject, corpus.part("test"), seed=0)
     assert finding.details["inside"]["layer 0: largest total variation"] < 1e-5
+    assert "right_frozen" not in finding.samples  # a prompt that reads the text cannot be made a constant
+    assert "Made a constant" not in finding.sentence
+    assert "looks at the text by its own trained query" in finding.details["signature"]
+    assert [c.key for c in finding.charts] == ["contest", "mass", "change"]
     json.dumps(finding.as_dict(), allow_nan=False)
+
+
+def test_the_halves_of_calibration_do_not_meet():
+    _, corpus, fault, _ = case("planted")
+    learnt = fault.learnt
+    assert learnt is not None
+    chosen, held = learnt.corpus.part("calibration"), learnt.held
+    assert len(chosen) + len(held) == len(corpus.part("calibration"))
+    whole = sorted(zip(corpus.part("calibration").text, corpus.part("calibration").label.tolist(), strict=True))
+    both = [*zip(chosen.text, chosen.label.tolist(), strict=True), *zip(held.text, held.label.tolist(), strict=True)]
+    assert sorted(both) == whole
+
+
+def test_one_kind_that_cannot_be_trained_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    from trueup.faults.rigidity import audit
+
+    subject, corpus = planted.planted("planted")
+    plain = audit.trained
+
+    def broken(*args, **options):
+        if args[2].kind in diverging:
+            raise BadInput("No learning rate tried trains it.")
+        return plain(*args, **options)
+
+    monkeypatch.setattr(audit, "trained", broken)
+    diverging = {"prefix"}
+    fault = QUICK.prepared(subject, corpus, seed=0)
+    assert fault.learnt is not None
+    assert set(fault.learnt.entrants) == {"prompt", "query-key LoRA", "value-MLP LoRA"}
+    assert "No learning rate" in fault.learnt.left_out["prefix"]
+    diverging = set(WEIGHTS)
+    with pytest.raises(BadInput, match="nothing to compare the prompt with"):
+        QUICK.prepared(subject, corpus, seed=0)
+
+
+def test_a_half_precision_prompt_is_not_called_wrongly_wired():
+    """Deeper layers of two half-precision passes differ by rounding alone; the first one decides."""
+    subject, corpus, fault, _ = case("planted")
+    half = replace(subject, model=copy.deepcopy(subject.model).to(torch.bfloat16))
+    finding = fault.audit(half, corpus.part("test").take(np.arange(40)), seed=0)
+    assert "wiring is wrong" not in finding.details["signature"]
+    told = functools.partial(
+        maths.signature, residual=0.0, mass=0.5, virtual=4, tolerance=5e-3, inside=False, elsewhere=""
+    )
+    assert "does what a prompt can" in told(first=0.001, change=np.array([0.001, 0.02]))
+    assert "wiring is wrong" in told(first=0.02, change=np.array([0.02, 0.02]))
+    assert "also changes embed_tokens" in maths.signature(
+        0.1, np.ones(2), 1.0, 0.0, 0, 1e-5, inside=False, elsewhere="embed_tokens"
+    )
 
 
 def test_an_audit_that_was_not_prepared_says_so():
@@ -196,8 +252,13 @@ def test_too_few_examples():
     subject, corpus, fault, _ = case("planted")
     with pytest.raises(BadInput, match="at least 20"):
         fault.audit(subject, corpus.part("test").take(np.arange(19)), seed=0)
-    with pytest.raises(BadInput, match="calibration"):
-        QUICK.prepared(subject, corpus.part("train"), seed=0)
+    for bad, said in (
+        (corpus.part("train"), "0 calibration examples"),
+        (corpus.take(~((corpus.split == "test") & (np.cumsum(corpus.split == "test") > 5))), "5 test examples"),
+        (corpus.take(corpus.split != "train"), "no train"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            QUICK.prepared(subject, bad, seed=0)
 
 
 def test_what_it_is_not_for():
@@ -223,7 +284,7 @@ def test_what_it_is_not_for():
 
 
 @pytest.mark.parametrize(
-    ("knob", "value"), [("tries", 0), ("epochs", 0), ("most", 5), ("threshold", 1.0), ("resamples", 3)]
+    ("knob", "value"), [("tries", 0), ("tries", 2000), ("epochs", 0), ("most", 5), ("threshold", 1.0), ("resamples", 3)]
 )
 def test_bad_knobs_are_named(knob: str, value: float):
     with pytest.raises(BadInput, match=rf"rigidity\.{knob}"):

@@ -19,6 +19,7 @@ from trueup.subject.subject import Subject
 if TYPE_CHECKING:
     from trueup.faults.rigidity.audit import References
 
+MOST_TRIES = 9
 KINDS = ("LORA", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
 
 
@@ -48,6 +49,10 @@ class Rigidity(Fault):
         for name, least in (("epochs", 1), ("tries", 1), ("most", 20)):
             if getattr(self, name) < least:
                 raise BadInput(f"The knob rigidity.{name} is {getattr(self, name)}; give {least} or more.")
+        if self.tries > MOST_TRIES:
+            raise BadInput(
+                f"The knob rigidity.tries is {self.tries}; give at most {MOST_TRIES}: each is 3 times the last."
+            )
 
     name: ClassVar[str] = "rigidity"
     title: ClassVar[str] = "Rigidity"
@@ -60,6 +65,7 @@ class Rigidity(Fault):
         "adapters of one size, trained with one effort and compared on held-out examples.",
         "Encoders that take a soft prompt read their answer at its first token, whose own attention is trained: there the "
         "theorem covers the text's tokens, not that one.",
+        "Calibration examples are halved: one half chooses learning rates, kinds and the repair, the other judges the repair.",
         "'Direct' and 'through inputs' are told apart by letting the adapter act in one layer at a time.",
     )
 
@@ -78,6 +84,14 @@ class Rigidity(Fault):
             )
         if subject.source.peft_type not in KINDS:
             return f"Its adapter is of kind '{subject.source.peft_type}'; this was built for prompts, prefixes, p-tuning and LoRA."
+        virtual, window = (
+            int(getattr(config, name, None) or 0)
+            for config, name in ((subject.peft_config, "num_virtual_tokens"), (subject.base.config, "sliding_window"))
+        )
+        if subject.source.peft_type == "PREFIX_TUNING" and 0 < window <= virtual:
+            return (
+                f"Its prefix of {virtual} tokens is no shorter than the model's window of {window}, which cuts it off."
+            )
         if len(subject.classes) < 2:
             return "There is one class, so every adapter is right."
         return None
@@ -97,9 +111,8 @@ class Rigidity(Fault):
         from trueup.faults.rigidity.repair import repair
 
         return repair(
-            subject, corpus, finding, self._learnt(), epochs=self.epochs, tries=self.tries, most=self.most,
-            resamples=self.resamples, seed=seed,
-        )  # fmt: skip
+            subject, corpus, self._learnt(), epochs=self.epochs, tries=self.tries, resamples=self.resamples, seed=seed
+        )
 
     def _learnt(self) -> References:
         if self.learnt is None:

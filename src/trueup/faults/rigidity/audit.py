@@ -15,10 +15,11 @@ from trueup.faults.rigidity import maths
 from trueup.faults.rigidity.contest import Entrant, Kind, budget, left_out, on, rivals, trained
 from trueup.measure import bootstrap
 from trueup.run import forward, said
-from trueup.run.predict import collect_rows, predict
+from trueup.run.predict import collect_rows, predict, session
 from trueup.run.prompts import Row
 from trueup.run.trace import ByLayer, Trace, by_layer, frozen, slots, trace
 from trueup.run.train import Training
+from trueup.subject.mixers import changed_elsewhere
 from trueup.subject.subject import Subject
 
 FEWEST = 20
@@ -29,20 +30,25 @@ SHOWN = 12
 """Tokens that the report lists."""
 TELLING = 0.3
 """Nats a token by which a text about the prompt must be likelier than about none: random prompts reached 0.2."""
+UNEQUAL = 1.5
+"""Ratio of sizes above which two adapters are not compared."""
 PROMPTS, WEIGHTS = ("prompt", "prefix"), ("query-key LoRA", "value-MLP LoRA")
 
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """What an audit compares with, learnt from ``train`` and chosen on ``calibration``.
+    """What an audit compares with, learnt from ``train`` and chosen on the first half of ``calibration``.
 
     Attributes:
+        corpus: at most so many training examples, and that half. held: the other half, on which nothing was chosen.
         texts: training texts to look inside with: the same for every audit, whatever it examines.
-        size: trained numbers of the subject's adapter, without its head. own: its accuracy on calibration.
-        entrants: adapters of about that size, by kind; empty where the subject's own adapter is one of weights.
+        size: trained numbers of the subject's adapter, without its head. own: its accuracy on the first half.
+        entrants: adapters of one size, by kind; empty where the subject's own adapter is one of weights.
         left_out: kinds that could not take part, and why.
     """
 
+    corpus: Corpus
+    held: Corpus
     texts: Corpus
     size: int
     own: float
@@ -52,12 +58,13 @@ class References:
     def best(self, kinds: tuple[str, ...]) -> str:
         """The kind with the highest accuracy on calibration, of equals the one with the lowest NLL; empty where none is."""
         there = [k for k in kinds if k in self.entrants]
-        return max(there, key=lambda k: (score(self.entrants[k]).accuracy, -score(self.entrants[k]).nll), default="")
+        return max(there, key=lambda k: (self.entrants[k].kept.accuracy, -self.entrants[k].kept.nll), default="")
 
-
-def score(entrant: Entrant) -> Any:
-    """The attempt that was kept."""
-    return next(a for a in entrant.tried if a.lr == entrant.lr)
+    @property
+    def best_prompt(self) -> str:
+        """The prompt to hold against weights: one tuned anew, or the subject's own (""), whichever does better."""
+        other = self.best(PROMPTS)
+        return other if other and self.entrants[other].kept.accuracy > self.own else ""
 
 
 def rates(tries: int) -> tuple[float, ...]:
@@ -66,32 +73,59 @@ def rates(tries: int) -> tuple[float, ...]:
 
 
 def references(subject: Subject, corpus: Corpus, *, epochs: int, tries: int, most: int, seed: int) -> References:
-    """Train the adapters that the subject is compared with, all at its own size and with the same effort.
+    """Train the adapters that the subject is compared with, all of one size and with the same effort.
+
+    The size is the subject's own, or where no adapter of weights is so small, that of the smallest.
 
     Raises:
-        BadInput: no train or calibration examples, too few to train on, or no adapter.
+        BadInput: no train or calibration examples, too few of them, or weights that train at no learning rate.
     """
-    corpus = limited(corpus.relabel(subject.classes), most, seed)
-    train, held = corpus.part("train"), corpus.part("calibration")
-    drawn = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(len(train))[:TEXTS]
-    own = float((predict(subject, held).predicted == held.label).mean())
-    size, entrants = budget(subject), {}
-    if slots(subject):
-        for rival in rivals(subject, size):
-            entrants[rival.kind] = trained(
-                subject, corpus, rival, rates=rates(tries), training=Training(epochs=epochs), seed=seed
+    corpus = corpus.relabel(subject.classes)
+    for split, least in (("calibration", 2 * FEWEST), ("test", FEWEST)):
+        found = int((corpus.split == split).sum())
+        if found < least and (found or split == "calibration"):
+            raise BadInput(
+                f"'{corpus.name}' gives {found} {split} examples; rigidity needs at least {least}. Give more rows."
             )
+    train, first, held = parts(corpus, most, seed)
+    both = corpus.take(np.sort(np.concatenate([train, first])))
+    size, entrants, barred = budget(subject), {}, {}
+    if slots(subject):
+        barred = left_out(subject)
+        same = max([size, *(r.size for r in rivals(subject, size) if r.kind in WEIGHTS)])
+        for rival in rivals(subject, same):
+            if max(rival.size / same, same / rival.size) > UNEQUAL:
+                barred[rival.kind] = (
+                    f"It has {rival.size:,} numbers at the least or most, and the others about {same:,}."
+                )
+                continue
+            try:
+                entrants[rival.kind] = trained(
+                    subject, both, rival, rates=rates(tries), training=Training(epochs=epochs), seed=seed
+                )
+            except BadInput as e:
+                barred[rival.kind] = str(e)
         if not any(k in entrants for k in WEIGHTS):
-            raise Unsupported(f"There is nothing to compare the prompt with: {next(iter(left_out(subject).values()))}")
-    barred = left_out(subject) if slots(subject) else {}
-    return References(train.take(np.sort(drawn)), size, own, entrants, barred)
+            raise BadInput(
+                f"There is nothing to compare the prompt with. {' '.join(f'{k}: {v}' for k, v in barred.items())}"
+            )
+    choosing = corpus.take(first)
+    own = float((predict(subject, choosing).predicted == choosing.label).mean()) if entrants else float("nan")
+    drawn = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(train)[:TEXTS]
+    return References(both, corpus.take(held), corpus.take(np.sort(drawn)), size, own, entrants, barred)
 
 
-def limited(corpus: Corpus, most: int, seed: int) -> Corpus:
-    """At most `most` training examples, drawn at random; the other splits whole."""
-    train = np.flatnonzero(corpus.split == "train")
-    drawn = np.random.default_rng(np.random.SeedSequence([seed, 6])).permutation(train)[:most]
-    return corpus.take(np.sort(np.concatenate([drawn, np.flatnonzero(corpus.split != "train")])))
+def parts(corpus: Corpus, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows: at most `most` to train on, and the two halves of ``calibration``, drawn at random.
+
+    Raises:
+        BadInput: there are no training examples.
+    """
+    corpus.part("train")
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 6]))
+    train, calibration = (rng.permutation(np.flatnonzero(corpus.split == s)) for s in ("train", "calibration"))
+    half = len(calibration) // 2
+    return np.sort(train[:most]), np.sort(calibration[:half]), np.sort(calibration[half:])
 
 
 def audit(
@@ -109,45 +143,55 @@ def audit(
         )
     kept = columns(subject, corpus, refs)
     virtual, rows = slots(subject), forward.tokenize(subject, refs.texts)
+    if (loaded := subject.base.config._attn_implementation) != "eager":  # type: ignore[union-attr]
+        session().note(f"To be looked at, attention was computed openly: the model was loaded with '{loaded}'.")
     seen, alone = trace(subject, rows), by_layer(subject, rows[:FEW])
-    if virtual:
+    # An encoder answers at its soft prompt's first token: a prompt that reads the text cannot be made a constant.
+    inside_prompt = subject.soft_prompted and not subject.anatomy.causal
+    if virtual and not inside_prompt:
         with frozen(subject, seen.shares):
             kept["right_frozen"] = _right(subject, corpus)[0]
     got = bootstrap.interval_many(_statistics(list(kept)), *kept.values(), seed=seed, resamples=resamples)
     head, gap = got["severity"], got["gap"]
-    tolerance = maths.TOLERANCE[str(next(subject.model.parameters()).dtype).removeprefix("torch.")]
+    tolerance = maths.TOLERANCE.get(str(next(subject.model.parameters()).dtype).removeprefix("torch."), 1e-5)
     told = maths.verdict(gap.low, gap.high, threshold) if virtual else None
     looks = maths.signature(
-        alone.change.max(axis=1), float(seen.residual[0].max()), float(seen.mass.max()), virtual, tolerance
-    )
+        largest(seen.change[0]), np.nan_to_num(alone.change).max(axis=1), float(seen.residual[0].max()),
+        float(seen.mass.max()), virtual, tolerance, inside=inside_prompt, elsewhere=", ".join(changed_elsewhere(subject)),
+    )  # fmt: skip
     names = names_of(refs)
     measures = {
         k: Measure(e.value, e.low, e.high, "accuracy", "higher", names[k]) for k, e in got.items() if k in names
     }
     if virtual:
-        title = "best adapter of weights less best prompt, at one size"
+        title = "best adapter of weights less best prompt"
         measures["gap"] = Measure(gap.value, gap.low, gap.high, "accuracy", "lower", title)
     return Finding(
         fault="rigidity", unit="accuracy below the best equal-sized adapter of weights", severity=head.value, low=head.low,
         high=head.high, threshold=threshold, sentence=_sentence(refs, got, told, virtual, looks), measures=measures,
-        samples=kept, charts=charts(subject, seen, alone, measures),
+        samples=kept, charts=charts(subject, seen, None if inside_prompt else alone, measures),
         details={
             "verdict": told, "signature": looks,
+            "what this prompt says": says(subject) if virtual else None,
             "contest": {
                 "trained numbers of this adapter": refs.size,
                 "entrants": {
                     k: {"trained numbers": e.rival.size, "learning rate": e.lr,
-                        "learning rate, NLL and accuracy on calibration": [[a.lr, a.nll, a.accuracy] for a in e.tried]}
+                        "tried": "; ".join(f"{a.lr:.2g}: NLL {a.nll:.4f}, accuracy {a.accuracy:.4f}" for a in e.tried)}
                     for k, e in refs.entrants.items()
                 },
                 "could not take part": dict(refs.left_out),
             },
             "inside": inside(subject, seen, alone, tolerance),
-            "what this prompt says": says(subject) if virtual else None,
         },
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "texts looked into": len(refs.texts)},
     )  # fmt: skip
+
+
+def largest(x: np.ndarray) -> float:
+    """The largest number there is; 0 where there is none."""
+    return float(np.nan_to_num(x).max())
 
 
 def columns(subject: Subject, corpus: Corpus, refs: References) -> dict[str, np.ndarray]:
@@ -156,7 +200,7 @@ def columns(subject: Subject, corpus: Corpus, refs: References) -> dict[str, np.
     kept = {"right": right, "answer": answer}
     for kind, entrant in refs.entrants.items():
         kept[f"right_{key_of(kind)}"], _ = _right(on(subject, entrant), corpus)
-    weights, prompt = refs.best(WEIGHTS), best_prompt(refs)
+    weights, prompt = refs.best(WEIGHTS), refs.best_prompt
     kept["best_weights"] = kept[f"right_{key_of(weights)}"] if weights else right
     kept["best_prompt"] = kept[f"right_{key_of(prompt)}"] if prompt else right
     return kept
@@ -165,12 +209,6 @@ def columns(subject: Subject, corpus: Corpus, refs: References) -> dict[str, np.
 def _right(subject: Subject, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
     predicted = predict(subject, corpus).predicted
     return (predicted == corpus.label).astype(float), predicted
-
-
-def best_prompt(refs: References) -> str:
-    """The prompt to hold against weights: one tuned anew, or the subject's own (""), whichever does best on calibration."""
-    other = refs.best(PROMPTS)
-    return other if other and score(refs.entrants[other]).accuracy > refs.own else ""
 
 
 def key_of(kind: str) -> str:
@@ -224,31 +262,34 @@ def _sentence(
 ) -> str:
     own, head = got["accuracy"], got["severity"]
     if not refs.entrants:
-        return f"It adapts weights already, so no prompt stands in its way ({own.value:.1%} right). {looks}"
+        return f"It adapts weights already ({own.value:.1%} right), so it was compared with nothing. {looks}"
     weights = refs.best(WEIGHTS)
     best = got[f"accuracy_{key_of(weights)}"].value
     first = (
         f"It is right on {own.value:.1%} of the examples, and a {weights} of {refs.entrants[weights].rival.size:,} trained "
-        f"numbers (this adapter: {refs.size:,}) on {best:.1%}: {head.value:+.1%} [{head.low:+.1%}, {head.high:+.1%}]."
+        f"numbers (this adapter: {refs.size:,}) on {best:.1%}: {_points(head)} more."
     )
     if not virtual:
         return first
-    gap, prompt = got["gap"], best_prompt(refs)
     said_of = {
         "weights needed": "Weights are needed",
         "prompt suffices": "A prompt suffices",
         "undecided": "It is undecided whether a prompt suffices",
     }[told or ""]
-    whose = (
-        f"a {prompt} tuned anew with the same effort" if prompt else "this prompt, which tuning anew does not better,"
+    anew, prompt = refs.best(PROMPTS), refs.best_prompt
+    against = f"a {prompt} tuned anew with the same effort" if prompt else "this prompt"
+    none = "" if prompt else ", which one tuned anew did not better," if anew else ", as none could be tuned anew,"
+    constant = (
+        f" Made a constant, the prompt leaves {got['accuracy_frozen'].value:.1%}." if "accuracy_frozen" in got else ""
     )
-    return (
-        f"{first} {said_of}: {whose} falls short of it by {gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]. Made a constant, the "
-        f"prompt leaves {got['accuracy_frozen'].value:.1%}."
-    )
+    return f"{first} {said_of}: held against {against}{none} these weights gain {_points(got['gap'])}.{constant}"
 
 
-def charts(subject: Subject, seen: Trace, alone: ByLayer, measures: Mapping[str, Measure]) -> tuple[Chart, ...]:
+def _points(e: bootstrap.Estimate) -> str:
+    return f"{100 * e.value:+.1f} points [{100 * e.low:+.1f}, {100 * e.high:+.1f}]"
+
+
+def charts(subject: Subject, seen: Trace, alone: ByLayer | None, measures: Mapping[str, Measure]) -> tuple[Chart, ...]:
     """The contest, and per layer and head where attention goes, how it changes, and what the prompt pushes to."""
     depth, heads = seen.change.shape
     layers, columns = [f"layer {i}" for i in range(depth)], [float(i) for i in range(heads)]
@@ -277,11 +318,11 @@ def charts(subject: Subject, seen: Trace, alone: ByLayer, measures: Mapping[str,
              "How far what the text's tokens look at among themselves moves from the base's: 0 not at all, 1 wholly. A prompt "
              "leaves the first layer at 0 and moves later ones only through what it changed before them.")
     )  # fmt: skip
-    if len(subject.classes) <= 8:
+    if alone is not None and len(subject.classes) <= 8:
         found.append(
             Chart(
                 "push", "What each layer pushes to", "line", "layer", "change of the class logit, less the classes' mean",
-                "The adapter at work in one layer alone: which class it makes likelier, whatever the text.",
+                f"The adapter at work in one layer alone: which class it makes likelier, in the mean of {FEW} texts.",
                 tuple(Series(c, [float(i) for i in range(depth)], alone.push[:, j].tolist())
                       for j, c in enumerate(subject.classes)),
             )
@@ -292,17 +333,19 @@ def charts(subject: Subject, seen: Trace, alone: ByLayer, measures: Mapping[str,
 def inside(subject: Subject, seen: Trace, alone: ByLayer, tolerance: float) -> dict[str, Any]:
     """D1 to D6 as numbers: per layer (of heads the mean or the largest), and the tokens that look at the prompt most."""
 
-    def listed(x: np.ndarray) -> list[float]:
-        return [float(f"{v:.4g}") for v in x]
+    def listed(x: np.ndarray) -> str:
+        return ", ".join("none" if np.isnan(v) else f"{v:.3g}" for v in x)
 
-    config: Any = subject.base.config
+    def over_heads(x: np.ndarray) -> str:
+        kept = ~np.isnan(x)
+        return listed(np.where(kept.any(axis=1), np.nansum(x, axis=1) / np.maximum(kept.sum(axis=1), 1), np.nan))
+
     found: dict[str, Any] = {
         "rows": seen.rows, "tolerance": tolerance,
-        "attention": f"computed openly to be looked at; the model was loaded with '{config._attn_implementation}'",
-        "layer 0: largest total variation": float(seen.worst[0].max()),
+        "layer 0: largest total variation": largest(seen.worst[0]),
         "layer 0: output less bias and shrinking": float(seen.residual[0].max()),
-        "total variation": listed(seen.change.mean(axis=1)),
-        "of it by the layer's own doing": listed(alone.change.mean(axis=1)),
+        "total variation": over_heads(seen.change),
+        "of it by the layer's own doing": over_heads(alone.change),
         "rows not compared": listed(seen.dropped.max(axis=1)),
         "class probabilities moved by one layer alone": listed(alone.shifted),
     }  # fmt: skip
@@ -310,9 +353,9 @@ def inside(subject: Subject, seen: Trace, alone: ByLayer, tolerance: float) -> d
         found |= {
             "attention on the prompt": {q: listed(x.mean(axis=1)) for q, x in
                                         zip(("10%", "50%", "90%"), seen.quantiles, strict=True)},
-            "bias: dimensions": [int(r) for r in maths.rank(seen.gram).max(axis=1)],
+            "bias: dimensions": listed(maths.rank(seen.gram).max(axis=1)),
             "bias: participation ratio": listed(maths.participation(seen.gram).mean(axis=1)),
-            "bias: mean pairwise cosine": listed(seen.cosine.mean(axis=1)),
+            "bias: mean pairwise cosine": over_heads(seen.cosine),
             "tokens that look at the prompt most": _tokens(subject, seen, most=True),
             "and least": _tokens(subject, seen, most=False),
             "class probabilities without any text": silent(subject),
@@ -357,7 +400,7 @@ def says(subject: Subject) -> dict[str, Any]:
             for d in said.described(subject)
             if d.score >= TELLING
         ]
-    except Unsupported as e:
+    except (BadInput, Unsupported) as e:
         found["what the base model writes about it"] = str(e)
     return found
 

@@ -27,6 +27,7 @@ from trueup.run.predict import memo_key, predict, session, within
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
 from trueup.subject import load as door
+from trueup.subject.mixers import brought_whole, of_the_adapter
 from trueup.subject.recipe import Lora, Part, Prefix, Prompt, Recipe, fresh, size_of
 from trueup.subject.subject import Subject
 from trueup.subject.wear import wear
@@ -62,7 +63,7 @@ class Attempt:
 
 @dataclass(frozen=True, eq=False)
 class Entrant:
-    """A trained rival.
+    """A trained rival. `kept` is the attempt at its learning rate.
 
     Attributes:
         lr: the learning rate kept, which has the lowest NLL on calibration. tried: every rate, in the order tried.
@@ -75,6 +76,10 @@ class Entrant:
     settings: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
+    @property
+    def kept(self) -> Attempt:
+        return next(a for a in self.tried if a.lr == self.lr)
+
 
 def budget(subject: Subject) -> int:
     """How many numbers the subject's own adapter brings, without the classification head.
@@ -84,7 +89,7 @@ def budget(subject: Subject) -> int:
     Raises:
         BadInput: it has no adapter.
     """
-    own = {k: t for k, t in files.adapter_tensors(subject).items() if _of_the_adapter(k)}
+    own = {k: t for k, t in files.adapter_tensors(subject).items() if of_the_adapter(k)}
     if not own:
         raise BadInput(
             f"'{subject.source.base}' has no adapter, so there is no budget to compete at. Tune one first: "
@@ -93,21 +98,15 @@ def budget(subject: Subject) -> int:
     return sum(t.numel() for t in own.values())
 
 
-def _of_the_adapter(name: str) -> bool:
-    return name == "prompt_embeddings" or "lora_" in name or "ia3_" in name
-
-
 def left_out(subject: Subject) -> dict[Kind, str]:
     """The kinds that cannot compete on this subject, each with a sentence that says why."""
     anatomy, config = subject.anatomy, subject.base.config
-    kept = {k for k in files.adapter_tensors(subject) if not _of_the_adapter(k)}
-    # DistilBERT's head is a classifier and a pre_classifier.
-    beside = sorted(k for k in kept if not any(part.endswith(anatomy.head_root) for part in k.split(".")))
     found: dict[Kind, str] = {}
-    if beside:
+    if beside := brought_whole(subject):
         # Most often weights that the checkpoint lacks, drawn at random when the adapter was tuned.
-        names = listing([k.removeprefix("base_model.model.") for k in beside], 3)
-        reason = f"The subject's adapter brings {names} beside its head, which PEFT's prompts do not carry."
+        reason = (
+            f"The subject's adapter brings {listing(beside, 3)} beside its head, which PEFT's prompts do not carry."
+        )
         found |= {"prompt": reason, "prefix": reason}
     width, words = int(getattr(config, anatomy.width)), subject.base.get_input_embeddings().weight.shape[1]  # type: ignore[operator,union-attr]
     if width != words:

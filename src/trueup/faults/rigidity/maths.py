@@ -34,28 +34,50 @@ def verdict(low: float, high: float, margin: float) -> Verdict:
     return "prompt suffices" if high < margin else "undecided"
 
 
-def signature(change: NDArray, residual: float, mass: float, virtual: int, tolerance: float) -> str:
+def signature(
+    first: float,
+    change: NDArray,
+    residual: float,
+    mass: float,
+    virtual: int,
+    tolerance: float,
+    *,
+    inside: bool,
+    elsewhere: str,
+) -> str:
     """What kind of adapter this looks like from inside, as a sentence (method file, D7).
 
     Args:
-        change: (L,) largest mean total variation over heads that each layer makes by itself, on the base's inputs.
+        first: total variation in layer 0, the largest mean over heads. It alone is exact for a prompt in any number type.
+        change: (L,) the same of what each layer does by itself, on the base's inputs.
         residual: of layer 0 (`run.trace.Trace`). mass: largest mean attention on virtual tokens over layers and heads.
         virtual: virtual tokens, 0 for an adapter of weights.
+        inside: whether the answer is read at a virtual token, which looks at the text itself.
+        elsewhere: what the adapter changes outside of the layers that are looked at; empty for nothing.
     """
-    moved = int((change > tolerance).sum())
-    if moved:
-        what = f"It re-aims attention: {moved} of {len(change)} layers look elsewhere by their own doing"
-        return what + (", which a prompt cannot, so its wiring is wrong." if virtual else ".")
     if not virtual:
+        if elsewhere:
+            return f"It also changes {elsewhere}, so what its layers do by themselves cannot be told apart from that."
+        moved = int((change > tolerance).sum())
+        if moved:
+            return f"It re-aims attention: {moved} of {len(change)} layers look elsewhere by their own doing."
         return (
             "It leaves attention where it is in every layer, and changes what is read there or what becomes of it: an adapter of "
             "values or of the feed-forward part. The text keeps its whole attention, so it is no prompt."
         )
+    if first > tolerance:
+        return f"Its first layer looks elsewhere (total variation {first:.1e}), which a prompt cannot: its wiring is wrong."
     if residual > 10 * tolerance:
         return f"Attention keeps its proportions, but the output is more than a bias and a shrinking (residual {residual:.1e})."
+    does = "By itself no layer changes what the text's tokens look at among themselves; the prompt takes attention from them"
+    if inside:
+        return (
+            f"{does} (up to {mass:.0%} in the mean of a head). But this encoder answers at the prompt's first token, which looks "
+            "at the text by its own trained query: what that one reads, the theorem does not limit."
+        )
     if mass < 0.01:
         return "The model hardly looks at the virtual tokens: the prompt is as good as ignored."
     return (
-        "It does what a prompt can: in no layer does it change what the text's tokens look at among themselves; it takes "
-        f"attention from them (up to {mass:.0%} in the mean of a head) and adds a bias of at most {virtual} directions."
+        f"It does what a prompt can. {does} (up to {mass:.0%} in the mean of a head) and adds a bias of at most {virtual} "
+        "directions."
     )

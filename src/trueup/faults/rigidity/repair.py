@@ -2,60 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput
 from trueup.faults.adapted import Adapted, adapted
-from trueup.faults.fault import Finding, NoRemedy
-from trueup.faults.rigidity.audit import PROMPTS, WEIGHTS, References, limited, rates, score
+from trueup.faults.fault import NoRemedy
+from trueup.faults.rigidity.audit import PROMPTS, WEIGHTS, References, rates
 from trueup.faults.rigidity.contest import Entrant, ladder, on, trained
 from trueup.measure import bootstrap
-from trueup.run.predict import predict
+from trueup.run.predict import predict, session
 from trueup.run.train import Training
 from trueup.subject import adapter as files
 from trueup.subject.subject import Subject
 
 NEAR = 0.01
-"""Accuracy that some hundred calibration examples cannot tell: the smallest adapter this near to the best is taken."""
+"""Accuracy that some hundred examples cannot tell: the smallest adapter this near to the best is taken."""
 
 
 def repair(
-    subject: Subject, corpus: Corpus, finding: Finding, refs: References, *, epochs: int, tries: int, most: int,
-    resamples: int, seed: int,
-) -> Adapted | NoRemedy:  # fmt: skip
-    """Search upward from the subject's own size; choose on ``calibration``; never look at ``test``.
+    subject: Subject, corpus: Corpus, refs: References, *, epochs: int, tries: int, resamples: int, seed: int
+) -> Adapted | NoRemedy:
+    """Search upward from the subject's own size; choose on one half of ``calibration``, judge on the other.
 
     Candidates are the adapters of the contest, then LoRAs of query, key and value in all layers at growing rank, for as
     long as one rung is better than the one below it. Of those within `NEAR` of the best, a prompt comes before weights and
-    a small one before a large one. It must be better than the subject with the whole paired interval.
+    a small one before a large one. On the other half it must be better than the subject with the whole paired interval.
     """
     if not refs.entrants:
-        return NoRemedy("It adapts weights already, so there is no gap that smaller or other weights would close.")
-    corpus = limited(corpus.relabel(subject.classes), most, seed)
-    held = corpus.part("calibration")
+        return NoRemedy("It adapts weights already, so there is no gap that other weights were seen to close.")
     found = list(refs.entrants.values())
-    below = max(score(e).accuracy for e in found if e.rival.kind in WEIGHTS)
+    below = max(e.kept.accuracy for e in found if e.rival.kind in WEIGHTS)
     for rival in ladder(subject, refs.size):
-        rung = trained(subject, corpus, rival, rates=rates(tries), training=Training(epochs=epochs), seed=seed)
-        found.append(rung)
-        if score(rung).accuracy <= below + NEAR:
+        try:
+            rung = trained(subject, refs.corpus, rival, rates=rates(tries), training=Training(epochs=epochs), seed=seed)
+        except BadInput as e:
+            session().note(f"The search for the smallest LoRA ended at rank {getattr(rival.recipe, 'rank', 1)}: {e}")
             break
-        below = score(rung).accuracy
+        found.append(rung)
+        if rung.kept.accuracy <= below + NEAR:
+            break
+        below = rung.kept.accuracy
     found.sort(key=lambda e: (e.rival.kind not in PROMPTS, e.rival.size))
-    best = max(score(e).accuracy for e in found)
-    chosen = next(e for e in found if score(e).accuracy >= best - NEAR)
-    own = (predict(subject, held).predicted == held.label).astype(float)
-    new = (predict(on(subject, chosen), held).predicted == held.label).astype(float)
+    best = max(e.kept.accuracy for e in found)
+    chosen = next(e for e in found if e.kept.accuracy >= best - NEAR)
+    own, new = (
+        (predict(s, refs.held).predicted == refs.held.label).astype(float) for s in (subject, on(subject, chosen))
+    )
 
     def accuracy(right: np.ndarray, weight: np.ndarray | None = None) -> float:
         return float(np.average(right, weights=weight))
 
     gain = bootstrap.paired(accuracy, [own], [new], seed, resamples)
     rows = [_row(e, e is chosen) for e in found]
-    about = f"{gain.value:+.1%} [{gain.low:+.1%}, {gain.high:+.1%}] on calibration examples"
+    about = (
+        f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] on {len(own)} calibration examples that "
+        "chose nothing"
+    )
     name = _name(chosen)
     if gain.low <= 0:
         return NoRemedy(
@@ -63,24 +68,20 @@ def repair(
             f"measurably better: {about}.",
             {"candidates": rows},
         )
-    settings, tensors = _with_base(subject, chosen)
     card = {
-        "describe": f"{name[0].upper()}{name[1:]}, the smallest adapter that closes the gap, in place of one of {refs.size:,}: "
-        f"{about}.",
+        "describe": f"{name[0].upper()}{name[1:]} in place of an adapter of {refs.size:,}. It is the smallest within "
+        f"{100 * NEAR:g} point of the best of {len(found)}, and gains {about}.",
         "table": _markdown(rows, refs), "candidates": rows, "seed": seed, "pair": corpus.second is not None,
-        "examples": {"train": len(corpus.part("train")), "calibration": len(held)},
+        "examples": {"train": len(refs.corpus.part("train")), "chosen on": len(refs.corpus.part("calibration")),
+                     "judged on": len(own)},
         "gain": [gain.value, gain.low, gain.high],
     }  # fmt: skip
-    return adapted("rigidity", subject, settings, tensors, card)
+    return adapted("rigidity", subject, chosen.settings, chosen.tensors, card)
 
 
 def null_remedy(subject: Subject) -> Adapted:
     """The subject's own adapter in place of itself."""
     return adapted("rigidity", subject, *files.adapter_of(subject), {"describe": "Changes nothing."})
-
-
-def _with_base(subject: Subject, entrant: Entrant) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    return dict(entrant.settings) | {"inference_mode": True}, entrant.tensors
 
 
 def _name(e: Entrant) -> str:
@@ -93,7 +94,7 @@ def _name(e: Entrant) -> str:
 
 
 def _row(e: Entrant, chosen: bool) -> dict[str, Any]:
-    kept = score(e)
+    kept = e.kept
     return {
         "title": _name(e), "size": e.rival.size, "learning rate": e.lr, "accuracy": kept.accuracy, "nll": kept.nll,
         "chosen": chosen,
@@ -109,7 +110,7 @@ def _markdown(rows: list[dict[str, Any]], refs: References) -> str:
         for r in rows
     ]
     return (
-        "Each was trained with the same number of learning rates, of which calibration examples chose one; the figures are on "
-        "these examples, and so a little optimistic.\n\n"
+        "Each was trained with the same number of learning rates, of which one half of the calibration examples chose one; the "
+        "figures are on that half, and so a little optimistic.\n\n"
         "| adapter | trained numbers | learning rate | accuracy | NLL |\n|---|---|---|---|---|\n" + "\n".join(lines)
     )
