@@ -188,3 +188,34 @@ def test_few_shot_answers_and_pruned_units_of_the_embedded_decoder(tmp_path):
     with torch.no_grad():
         theirs = [plain(torch.tensor([row])).logits[0, -1, subject.verbaliser_ids()].numpy() for row in rows]
     assert np.allclose(theirs, ours, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["minilm", "smollm2"])
+def test_a_trained_prompt_leaves_the_first_layer_of_a_real_model_alone(name):
+    """The certificate of rigidity on real weights and real text, and its control: positions that do not match."""
+    import torch
+
+    from trueup.run import forward
+    from trueup.run.trace import Sums, by_layer, trace
+    from trueup.run.train import Training, train
+    from trueup.subject.subject import Template
+    from trueup.subject.wear import bare
+
+    corpus = trueup.read("embedded:tweets", seed=0, limit=240)
+    template = Template("{text}\nFeeling:", (" negative", " neutral", " positive")) if name == "smollm2" else None
+    subject = fresh(f"embedded:{name}", Prompt(6), corpus.classes, template=template, max_length=48, device="cpu")
+    part = corpus.part("train")
+    few = part.take(np.random.default_rng(0).permutation(len(part))[:24])
+    train(subject, few, Training(epochs=1, batch=8), lr=3e-2, seed=0)
+    rows = forward.tokenize(subject, few)[:8]
+    got = trace(subject, rows)
+    assert np.nanmax(got.worst[0]) <= 1e-5
+    assert got.residual[0].max() <= 1e-4 * max(1.0, got.mass[0].max())
+    assert got.mass[0].max() > 0.01
+    assert np.nanmax(got.change[1:]) > 0.01, "deeper layers move, through what the first one changed"
+    assert np.nanmax(by_layer(subject, rows[:2]).change) <= 1e-3, "and by themselves they do not"
+    if name == "minilm":
+        sums = Sums(subject)
+        with torch.inference_mode():
+            sums.add(subject, bare(subject), forward.collate(rows, subject.tokenizer.pad_token_id), shift=0)
+        assert np.nanmax(sums.result().worst[0]) > 0.01
