@@ -3,9 +3,15 @@
 ```python
 import trueup
 
+report = trueup.check(peft_model, frame, ["overconfidence"], tokenizer=tokenizer, text="review", label="stars")
+```
+
+on what you hold: a live model or a name, a data frame, a data set, a list of texts and labels, or a file. Or part by part:
+
+```python
 subject = trueup.load("embedded:minilm", adapter="my-lora")
 corpus = trueup.read("reviews.csv", text="review", label="stars")
-report = trueup.check(subject, corpus, trueup.faults_of(["overconfidence"]))
+finding = trueup.Overconfidence().audit(subject, corpus.part("test"), seed=0)
 ```
 
 Every repair is a plain PEFT adapter: `remedy.save(folder)` loads with ``PeftModel.from_pretrained`` where trueup is not
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import read
     from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported
+    from trueup.estimator import ConfidenceClassifier
     from trueup.faults.confounding import Confounding
     from trueup.faults.copying import Copying
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "story", "faults_of": "story",
-    "tune": "tuning", "TuneJob": "tuning",
+    "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
     "Confounding": "faults.confounding", "Copying": "faults.copying", "Overconfidence": "faults.overconfidence",
@@ -45,7 +52,7 @@ _WHERE = {
 }  # fmt: skip
 
 __all__ = [
-    "BadInput", "Comparison", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
+    "BadInput", "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
     "Overconfidence", "Remedy", "Report", "Rigidity", "Subject", "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check",
     "faults_of", "load", "read", "run_job", "tune",
 ]  # fmt: skip

@@ -60,6 +60,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Knobs = Annotated[
     list[str] | None, typer.Option("--set", metavar="FAULT.KNOB=VALUE", help="Set a fault's knob; repeatable.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print the findings as JSON instead of tables.")]
+Push = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the repaired adapter to the Hugging Face hub."),
+]
 
 
 class Kind(StrEnum):
@@ -86,10 +91,11 @@ def check(
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
+    as_json: Json = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Audit, repair, audit again, and tell what was gained and what it cost."""
     given = _given(locals(), "check")
-    _run_job(given, tuple(fault or ()), out, force, quiet)
+    _run_job(given, tuple(fault or ()), out, force, quiet, as_json, push_to_hub)
 
 
 @app.command()
@@ -100,10 +106,11 @@ def audit(
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Look for one fault and change nothing."""
     given = _given(locals(), "audit")
-    _run_job(given, (fault,), out, force, quiet)
+    _run_job(given, (fault,), out, force, quiet, as_json)
 
 
 @app.command()
@@ -114,22 +121,24 @@ def repair(
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
+    as_json: Json = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
     given = _given(locals(), "check")
-    _run_job(given, (fault,), out, force, quiet)
+    _run_job(given, (fault,), out, force, quiet, as_json, push_to_hub)
 
 
 @app.command()
 def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that check, audit or repair wrote.")],
+    as_json: Json = False,
 ) -> None:
     """Print a finished check again, and where its page is."""
     with _sentences():
         from trueup.report import bundle
 
         done = bundle.read(out)
-        _print_report(done, out)
+        _tell(done, out, False, as_json)
         raise typer.Exit(_verdict(done))
 
 
@@ -256,16 +265,36 @@ def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
     return given
 
 
-def _run_job(given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool) -> None:
+def _run_job(
+    given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool, as_json: bool,
+    repo: str | None = None,
+) -> None:  # fmt: skip
     with _sentences():
         from trueup.story import Job, run_job
 
         job = Job(**{**given, "knobs": _knobs(given["knobs"] or [])}, faults=faults)
+        if repo is not None:
+            from trueup.subject import hub
+
+            hub.allowed(repo)
         with _progress(quiet) as progress:
             done = run_job(job, out, force=force, progress=progress)
-        if not quiet:
-            _print_report(done, out)
+        _tell(done, out, quiet, as_json)
+        if repo is not None:
+            _push(out, repo, [c.adapter for c in done.comparisons if c.adapter], quiet or as_json)
         raise typer.Exit(_verdict(done))
+
+
+def _push(out: Path, repo: str, adapters: list[str], quiet: bool) -> None:
+    """One adapter goes to the top of the repository, several go to folders of their own."""
+    from trueup.subject import hub
+
+    if not adapters:
+        print("Nothing was pushed: no repair was made.", file=sys.stderr)
+    for name in adapters:
+        address = hub.push(out / name, repo, within=name if len(adapters) > 1 else None)
+        if not quiet:
+            print(f"Pushed: {name} to {address}")
 
 
 def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
@@ -303,6 +332,13 @@ def _tune_job(given: dict[str, Any], kind: str, options: dict[str, Any], trainin
 
 def _verdict(done: Any) -> int:
     return int(any(c.before.found for c in done.comparisons))
+
+
+def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        print((Path(out) / "findings.json").read_text(encoding="utf-8"), end="")
+    elif not quiet:
+        _print_report(done, out)
 
 
 def _print_report(done: Any, out: Path) -> None:

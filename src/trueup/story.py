@@ -163,25 +163,106 @@ def run_job(job: Job, out: Path, *, force: bool = False, progress: Progress | No
 
 
 def check(
-    subject: Subject,
-    corpus: Corpus,
-    faults: Sequence[Fault],
+    model: Any,
+    data: Any,
+    faults: Fault | str | Sequence[Fault | str] = (),
     *,
-    seed: int = 0,
+    adapter: str | None = None,
+    tokenizer: Any = None,
+    text: str = "text",
+    label: str = "label",
+    second: str | None = None,
+    confounder: str | Sequence[str] = (),
+    split: str | None = None,
+    limit: int | None = None,
+    classes: Sequence[str] | None = None,
+    template: str | None = None,
+    verbaliser: Sequence[str] | None = None,
+    shots: int | None = None,
+    max_length: int | None = None,
+    device: str | None = None,
+    seed: int | None = None,
     repair: bool = True,
-    save: Path | None = None,
+    save: str | Path | None = None,
     job: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Examine `subject` for each fault on the test split; repair on the others; examine again on the same test split.
+    """Examine a model for each fault on the test split; repair on the others; examine again on the same test split.
 
     Args:
+        model: a Subject; whatever `trueup.load` takes: a name, or a live PeftModel or transformers model, which stays as it
+            is.
+        data: a Corpus; whatever `trueup.read` takes: a name, a pandas or polars DataFrame, a ``datasets.Dataset`` or
+            ``DatasetDict``, a list of dicts, a pair (texts, labels).
+        faults: names, or faults with their knobs set; empty for all but those examined on request.
+        adapter, tokenizer, classes, template, verbaliser, shots, max_length, device: as in `trueup.load`, for a model that
+            is no Subject yet.
+        text, label, second, confounder, split, limit: as in `trueup.read`, for data that are no Corpus yet; `confounder`
+            are its attributes.
+        seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
+        repair: False stops after the first finding.
         save: a folder for the remedies, one subfolder per fault.
+        job: what the report keeps to repeat the check; by itself for a model and data given by name.
 
     Raises:
-        Unsupported: no fault applies to the subject. BadInput: the corpus cannot carry an audit.
+        Unsupported: no fault applies to the model. BadInput: the data cannot carry an audit, or an option is given for a
+            Subject or a Corpus, which have it settled.
     """
+    from trueup.corpus.corpus import Corpus
+    from trueup.run.predict import session, within
+    from trueup.subject.adapter import read_card
+    from trueup.subject.load import UNNAMED, adapter_folder
+    from trueup.subject.subject import Subject
+
+    given = [faults] if isinstance(faults, Fault | str) else list(faults)
+    chosen = [f for g in given for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
+    confounder = (confounder,) if isinstance(confounder, str) else tuple(confounder)
+    if isinstance(model, Subject):
+        _settled(
+            "A Subject", "load", adapter=adapter, tokenizer=tokenizer, classes=classes, template=template,
+            verbaliser=verbaliser, shots=shots, max_length=max_length, device=device,
+        )  # fmt: skip
+    if isinstance(data, Corpus):
+        _settled("A Corpus", "read", second=second, confounder=confounder, split=split, limit=limit)
+    with within(session()) as now:
+        if isinstance(model, Subject) and isinstance(data, Corpus):
+            subject, corpus, seed, notes = model, data, seed or 0, []
+        else:
+            asked = Job(
+                model=_called(model), data=_called(data), adapter=adapter, text=text, label=label, second=second,
+                confounder=confounder, split=split, limit=limit, faults=tuple(f.name for f in chosen) if given else (),
+                depth="check" if repair else "audit", seed=seed,
+                classes=None if classes is None else tuple(classes), template=template,
+                verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, max_length=max_length,
+                device=device,
+                knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
+            )  # fmt: skip
+            card = read_card(adapter_folder(adapter))
+            subject, corpus, seed = open_job(asked, card, model=model, data=data, tokenizer=tokenizer)
+            notes = _warnings(
+                asked if subject.shots is None else replace(asked, shots=subject.shots.number), card, corpus
+            )
+            if job is None and isinstance(model, str | Path) and isinstance(data, str | Path):
+                job = asdict(replace(asked, seed=seed))
+        subject, corpus = _agreed(subject, corpus, named=classes is not None)
+        if not given:
+            notes += _unasked(chosen, subject, corpus)
+        if subject.source.base == UNNAMED:
+            notes.append(
+                f"No name is known under which the base model's weights load again, so saved repairs say '{UNNAMED}', and repairs "
+                "that train again were not tried. Save the base with save_pretrained and load it from there to have both."
+            )
+        report = _examined(
+            subject, corpus, chosen, seed=seed, repair=repair, save=None if save is None else Path(save), job=job
+        )  # fmt: skip
+        return replace(report, notes=[*notes, *report.notes, *now.notes])
+
+
+def _examined(
+    subject: Subject, corpus: Corpus, faults: Sequence[Fault], *, seed: int, repair: bool, save: Path | None,
+    job: Mapping[str, Any] | None,
+) -> Report:  # fmt: skip
+    """The report of all faults that can be examined; its notes say which cannot, and why."""
     from trueup.report.bundle import Report
-    from trueup.run.predict import session
     from trueup.run.prompts import one_answer_each, with_pool
 
     if subject.shots is not None:
@@ -215,8 +296,48 @@ def check(
         comparisons=tuple(comparisons),
         examples=examples,
         provenance=provenance(subject, corpus, seed, job),
-        notes=[*(f"{name} was not examined: {reason}" for name, reason in reasons.items()), *session().notes],
+        notes=[f"{name} was not examined: {reason}" for name, reason in reasons.items()],
     )
+
+
+def _settled(what: str, how: str, **options: Any) -> None:
+    """Raises BadInput when an option is given that `what` has settled already."""
+    if named := [k for k, v in options.items() if v is not None and v != ()]:
+        raise BadInput(f"{what} has its {listing(named)} settled; give that to `trueup.{how}` instead, which makes it.")
+
+
+def _called(thing: Any) -> str:
+    """What a message calls a model or data: its name, or its kind."""
+    return str(thing) if isinstance(thing, str | Path) else type(thing).__name__
+
+
+def _set_knobs(fault: Fault) -> dict[str, Any]:
+    """The knobs of a fault that are not at their defaults."""
+    return {k: getattr(fault, k) for k, default in fault.knobs().items() if getattr(fault, k) != default}
+
+
+def _agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, Corpus]:
+    """Both with one set of class names, where one side has only numbers: the report's notes say which was taken for what.
+
+    A model without names has its logits in the data's own order of classes; labels that are numbers under a model with names
+    are places among its logits, as transformers' own trainer reads them. `named`: the user gave the names.
+    """
+    from trueup.run.predict import session
+
+    numbers = tuple(str(i) for i in range(len(subject.classes)))
+    if subject.shots is not None or named or subject.classes == corpus.classes:
+        return subject, corpus
+    if subject.classes == numbers and len(corpus.classes) == len(numbers):
+        session().note(
+            f"The model does not name its classes; its logits were taken to be in the data's order: {listing(corpus.classes)}."
+        )
+        return replace(subject, classes=corpus.classes), corpus
+    if set(corpus.classes) <= set(numbers) and not set(corpus.classes) & set(subject.classes):
+        names = tuple(subject.classes[int(c)] for c in corpus.classes)
+        pairs = ", ".join(f"{c} is '{n}'" for c, n in zip(corpus.classes, names, strict=True))
+        session().note(f"Labels that are numbers were read as places among the model's classes: {pairs}.")
+        return subject, replace(corpus, classes=names)
+    return subject, corpus
 
 
 def _one(
@@ -242,44 +363,47 @@ def _one(
         except (BadInput, Unsupported) as e:
             session().note(f"What the repair of {fault.name} cost elsewhere was not measured: {e}")
             harmed = {}
-    if save is not None:
-        remedy.save(save / fault.name)
-    return Comparison(
+    comparison = Comparison(
         before, after, remedy.describe(), fault.compare(before, after, seed=seed), harmed, fault.name if save else None
     )
+    if save is not None:
+        remedy.save(save / fault.name, comparison)
+    return comparison
 
 
-def open_job(job: Job, card: Mapping[str, Any]) -> tuple[Subject, Corpus, int]:
-    """The job's subject, corpus and seed; `card` stands beside its adapter. Data are read first: they fail fast."""
+def open_job(
+    job: Job, card: Mapping[str, Any], *, model: Any = None, data: Any = None, tokenizer: Any = None
+) -> tuple[Subject, Corpus, int]:
+    """The job's subject, corpus and seed; `card` stands beside its adapter. Data are read first: they fail fast.
+
+    Args:
+        model, data, tokenizer: objects that stand behind the job's names; None where the names are all there is.
+    """
+    from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import read
     from trueup.subject import load as door
-    from trueup.subject.subject import Shots
+    from trueup.subject.subject import Shots, Subject
 
     tuned = card.get("tuned") or {}
     same = _same_data(tuned.get("data"), job.data)
     seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
     limit = job.limit if job.limit is not None or not same else tuned.get("limit")
-    corpus = read(
-        job.data, text=job.text, label=job.label, second=job.second, attributes=job.confounder, split=job.split,
-        seed=seed, limit=limit, classes=job.classes,
-    )  # fmt: skip
-    classes, shots = job.classes, job.shots
+    corpus = data
+    if not isinstance(corpus, Corpus):
+        corpus = read(
+            job.data if data is None else data, text=job.text, label=job.label, second=job.second,
+            attributes=job.confounder, split=job.split, seed=seed, limit=limit, classes=job.classes,
+        )  # fmt: skip
+    subject, shots = model, job.shots
     if shots is None and job.data.startswith("task:") and not job.verbaliser and not card:
         shots = Shots().number
-    subject = door.load(
-        job.model, job.adapter, classes=classes, template=job.template, verbaliser=job.verbaliser,
-        shots=shots, max_length=job.max_length, device=job.device, revision=job.revision, allow_pickle=job.allow_pickle,
-        trust_remote_code=job.trust_remote_code,
-    )  # fmt: skip
-    if (
-        classes is None
-        and subject.shots is None
-        and subject.classes == tuple(str(i) for i in range(len(subject.classes)))
-    ):
-        # An adapter without names: its logits are taken to be in the data's own order of classes.
-        if len(corpus.classes) == len(subject.classes):
-            subject = replace(subject, classes=corpus.classes)
-    return subject, corpus, seed
+    if not isinstance(subject, Subject):
+        subject = door.load(
+            job.model if model is None else model, job.adapter, tokenizer=tokenizer, classes=job.classes,
+            template=job.template, verbaliser=job.verbaliser, shots=shots, max_length=job.max_length, device=job.device,
+            revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
+        )  # fmt: skip
+    return *_agreed(subject, corpus, named=job.classes is not None), seed
 
 
 def _same_data(a: str | None, b: str) -> bool:
@@ -391,7 +515,7 @@ def _unasked(faults: Sequence[Fault], subject: Subject, corpus: Corpus) -> list[
     """What could have been examined too, had it been asked for."""
     asked = {f.name for f in faults}
     return [
-        f"{f.name} was not examined: {f.on_request}. Ask for it with --fault {f.name}."
+        f"{f.name} was not examined: {f.on_request}. Ask for it by name: --fault {f.name}, or faults=['{f.name}']."
         for f in each_fault()
         if f.name not in asked and f().applies_to(subject, corpus) is None
     ]

@@ -339,6 +339,12 @@ def test_help(words: tuple[str, ...]) -> None:
     assert "Usage: trueup" in said.out
 
 
+def test_json_instead_of_tables(checked: tuple[Path, Said]) -> None:
+    said = trueup("report", checked[0], "--json")
+    assert json.loads(said.out) == findings(checked[0])
+    assert said.err == ""
+
+
 def test_no_arguments_print_the_help() -> None:
     said = trueup()
     assert "Usage: trueup" in said.out

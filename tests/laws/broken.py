@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from trueup.corpus.corpus import Corpus
-from trueup.faults.fault import Difference, Fault, Finding, Remedy
+from trueup.faults.fault import Comparison, Difference, Fault, Finding, Remedy
 from trueup.faults.overconfidence.planted import planted
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject
@@ -34,7 +34,7 @@ class BrokenRemedy(Remedy):
             next(subject.model.parameters()).add_(0.01)
         yield replace(subject, confidence=lambda z: np.random.default_rng(next(_count)).random(len(z)))
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         folder.mkdir(parents=True)
         files.write_adapter(folder, self.settings, self.tensors)
         return folder

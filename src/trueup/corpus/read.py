@@ -1,4 +1,4 @@
-"""From a file, a hub id or an embedded name to a Corpus; every failure is a sentence that says where and what next."""
+"""From a file, a hub id, an embedded name or an object to a Corpus; every failure is a sentence that says where and what next."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Table:
 
 
 def read(
-    source: str | Path,
+    source: str | Path | Any,
     *,
     text: str = "text",
     label: str = "label",
@@ -92,7 +92,9 @@ def read(
     Args:
         source: a csv, tsv, jsonl, json or parquet file; a Hugging Face dataset id, as ``ID`` or ``ID:CONFIG``; or
             ``embedded:NAME`` (see `trueup.corpus.embedded`), or ``task:NAME`` (pairs for in-context learning, which
-            bring their own splits; see `trueup.corpus.tasks`).
+            bring their own splits; see `trueup.corpus.tasks`). Or an object: a pandas or polars DataFrame, a
+            ``datasets.Dataset`` or ``DatasetDict``, a list of dicts, a dict of columns, or a pair (texts, labels); a
+            message then counts its rows from 0, or names them by their pandas index.
         text, label, second: columns of the text, of its class, and of the second text of a pair task.
         attributes: columns that should not matter (site, source, group). An embedded data set brings its own when
             none is named. A row without a value counts as the group ``(missing)``.
@@ -112,11 +114,17 @@ def read(
     """
     attributes = (attributes,) if isinstance(attributes, str) else tuple(attributes)
     _check_options(text, label, second, fractions, limit, seed)
-    name = str(source)
+    held = not isinstance(source, str | Path)
+    name = "" if held else str(source)
     if name.startswith("task:"):
         return _task(name, second, attributes, split, hub_split, classes, seed, limit, progress)
     given = split
-    path = None if name.startswith("embedded:") else _as_path(source)
+    wanted = [c for c in (text, label, second, split, *attributes) if c]
+    path = None if held or name.startswith("embedded:") else _as_path(source)
+    if held and hub_split is not None:
+        raise BadInput(
+            f"hub_split names a part of a hub dataset; of an object that you hold, give the part '{hub_split}' itself."
+        )
     if hub_split is not None and (path is not None or name.startswith("embedded:")):
         raise BadInput(f"'{name}' is no hub dataset, so it has no part '{hub_split}'. Leave hub_split out.")
     if name.startswith("embedded:"):
@@ -124,8 +132,12 @@ def read(
         attributes = attributes or tuple(a for a in natural if a not in (text, label, second))
     elif path is not None:
         table = read_file(path)
+    elif held:
+        from trueup.corpus.adopt import table_of
+
+        table, named, name = table_of(source, wanted, text=text, label=label)
+        given = given or named
     else:
-        wanted = [c for c in (text, label, second, split, *attributes) if c]
         table, named = _hub(name, wanted, label, hub_split)
         given = given or named
     _check_columns(table, [text, label, *([second] if second else []), *attributes, *([given] if given else [])])
@@ -703,6 +715,15 @@ def _hub(name: str, wanted: Sequence[str], label: str, hub_split: str | None) ->
     """The wanted columns of a hub dataset, and the column of their splits where the dataset names usable ones."""
     found = _load_hub(name, hub_split)
     parts: dict[str, Any] = dict(found) if isinstance(found, dict) else {hub_split or "train": found}
+    return of_parts(parts, f"'{name}'", wanted, label, "choose one with hub_split")
+
+
+def of_parts(
+    parts: Mapping[str, Any], source: str, wanted: Sequence[str], label: str, otherwise: str
+) -> tuple[Table, str | None]:
+    """The wanted columns of the parts of a data set of the datasets library, and the column of their splits where the
+    parts have usable names. `otherwise` is what to do about a part that cannot be used, as half a sentence.
+    """
     usable = {k: v for k, v in parts.items() if _hub_labelled(v, label)} or parts
     named = {k: v for k, v in usable.items() if k.lower() in SPLIT_NAMES}
     if len({SPLIT_NAMES[k.lower()] for k in named}) >= 2:
@@ -712,20 +733,21 @@ def _hub(name: str, wanted: Sequence[str], label: str, hub_split: str | None) ->
     elif named:
         chosen, column = named, None
     else:
-        raise BadInput(f"'{name}' has the splits {listing(parts)}, none of a known name. Choose one with hub_split.")
+        raise BadInput(f"{source} has the splits {listing(parts)}, none of a known name; {otherwise}.")
     first = next(iter(chosen.values()))
     here = [c for c in dict.fromkeys(wanted) if c in first.column_names]
     for k, v in chosen.items():
         if lacking := [c for c in here if c not in v.column_names]:
-            raise BadInput(f"Part '{k}' of '{name}' has no column {listing(lacking)}. Choose a part with hub_split.")
+            within = source[0].lower() + source[1:]
+            raise BadInput(f"Part '{k}' of {within} has no column {listing(lacking)}; {otherwise}.")
     if not any(len(v) for v in chosen.values()):
-        raise BadInput(f"'{name}' has no rows. Choose another part with hub_split.")
+        raise BadInput(f"{source} has no rows; {otherwise}.")
     columns: dict[str, list[Any]] = {c: [value for v in chosen.values() for value in v[c][:]] for c in here}
     columns[_HUB_SPLIT] = [k for k, v in chosen.items() for _ in range(len(v))]
     names = {c: list(f.names) for c, f in first.features.items() if type(f).__name__ == "ClassLabel" and f.names}
     at = [f"{k}[{i}]" for k, v in chosen.items() for i in range(len(v))]
     also = [c for c in first.column_names if c not in here]
-    return Table(columns, at, "row", f"'{name}'", names, also), column
+    return Table(columns, at, "row", source, names, also), column
 
 
 def _hub_labelled(part: Any, label: str) -> bool:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trueup.errors import BadInput
-from trueup.faults.fault import Remedy
+from trueup.faults.card import Card, page
+from trueup.faults.fault import Comparison, Remedy
 from trueup.store import atomic
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject, model_fingerprint
@@ -53,13 +54,13 @@ class Adapted(Remedy):
         else:
             yield wear(subject, self.settings, self.tensors)
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         folder = Path(folder)
         with atomic.new_folder(folder, force=folder.exists()) as new:
             files.write_adapter(new, self.settings, self.tensors)
             card = dict(self.card) | {"repairs": self.fault, "made_for": self.made_for, "words": self.head is not None}
             atomic.write_json(new / files.CARD, card)
-            atomic.write_text(new / "README.md", _readme(self))
+            atomic.write_text(new / "README.md", page(_card(self), comparison))
         return folder
 
     def describe(self) -> str:
@@ -116,7 +117,7 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
     return Adapted(fault, card["made_for"], settings, tensors, head, rest)
 
 
-def _readme(remedy: Adapted) -> str:
+def _card(remedy: Adapted) -> Card:
     card = remedy.card
     base, names = json.dumps(card["base"]).replace("`", "'"), card["classes"]
     classes = ", ".join(json.dumps(n, ensure_ascii=False).replace("`", "'") for n in names)
@@ -153,35 +154,26 @@ def _readme(remedy: Adapted) -> str:
             f". Where the prompt has more than {card['max_length']} tokens, trueup cuts `text` at its end until it fits; these "
             "lines do not, so cut it first"
         )
-    tried = f"\n## What was tried\n\n{card['table']}\n" if card.get("table") else ""
+    tried = (("What was tried", str(card["table"])),) if card.get("table") else ()
     if words and words.get("shots"):
-        return _few_shot(remedy, base, ", ".join(given) + pinned, pinned, options, where, tried)
-    return f"""---
-library_name: peft
-base_model: {base}
-tags: [trueup, {remedy.fault}, text-classification]
----
-
-# A repaired adapter ({remedy.fault})
-
-{remedy.describe()}
-
-Classes, in the order of the logits: {classes}. No trueup is needed:
-
-```python
-from transformers import AutoModelFor{kind}, AutoTokenizer
+        return _few_shot(remedy, ", ".join(given) + pinned, pinned, options, where, tried)
+    return Card(
+        remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(card["base"]), "text-classification",
+        f"Classes, in the order of the logits: {classes}.",
+        f"""from transformers import AutoModelFor{kind}, AutoTokenizer
 from peft import PeftModel
 base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned})
 model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})
 inputs = tok({text}, return_tensors="pt"{options})
-{read}
-```
+{read}""",
+        f"{where}. Give one text at a time, or pad as PEFT can bear it for this kind of adapter.",
+        tried,
+    )  # fmt: skip
 
-{where}. Give one text at a time, or pad as PEFT can bear it for this kind of adapter.
-{tried}"""
 
-
-def _few_shot(remedy: Adapted, base: str, given: str, pinned: str, options: str, where: str, tried: str) -> str:
+def _few_shot(
+    remedy: Adapted, given: str, pinned: str, options: str, where: str, tried: tuple[tuple[str, str], ...]
+) -> Card:
     """The card of an adapter whose subject answers from demonstrations in its prompt."""
     shape = remedy.card["shape"]
 
@@ -190,28 +182,17 @@ def _few_shot(remedy: Adapted, base: str, given: str, pinned: str, options: str,
         return " + ".join({"{text}": x, "{label}": "answer"}.get(p, repr(p)) for p in parts)
 
     line = shape["text"] if shape["text"] != shape["text"].rstrip() else shape["text"] + "\n"
-    return f"""---
-library_name: peft
-base_model: {base}
-tags: [trueup, {remedy.fault}, in-context-learning]
----
-
-# A repaired adapter ({remedy.fault})
-
-{remedy.describe()}
-
-It was made for prompts of {shape["shots"]["number"]} demonstrations and a query. No trueup is needed:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+    return Card(
+        remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(remedy.card["base"]), "text-generation",
+        f"It was made for prompts of {shape['shots']['number']} demonstrations and a query.",
+        f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import PeftModel
 base = AutoModelForCausalLM.from_pretrained(BASE, {given})
 model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})
 shown = "".join({joined(line, "text")} for text, answer in demonstrations)
 inputs = tok(shown + {joined(line.partition("{label}")[0].rstrip(), "query")}, return_tensors="pt"{options})
-answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])
-```
-
-`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; the answer ends where its line does.
-{where}.
-{tried}"""
+answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])""",
+        "`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; the answer ends where its line "
+        f"does.\n{where}.",
+        tried,
+    )  # fmt: skip

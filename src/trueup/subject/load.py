@@ -1,4 +1,4 @@
-"""From names to a Subject: the door through which every transformers and peft model comes in."""
+"""From names, or a live model, to a Subject: the door through which every transformers and peft model comes in."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
+UNNAMED = "your base model"
+"""The base's name in a Subject, and in what is saved from it, where no name is known under which its weights load again."""
+
 
 def load(
-    model: str,
+    model: str | Any,
     adapter: str | None = None,
     *,
+    tokenizer: Any = None,
     classes: Sequence[str] | None = None,
     template: str | None = None,
     verbaliser: Sequence[str] | None = None,
@@ -36,8 +40,10 @@ def load(
     """Load an adapted classifier, or with `shots` a causal model that learns from demonstrations in its prompt.
 
     Args:
-        model: a hub id, a local folder, or ``embedded:NAME``.
+        model: a hub id, a local folder, or ``embedded:NAME``; or a live PeftModel or transformers model, which is looked
+            at through a view and stays as it is (see `trueup.subject.adopt`).
         adapter: folder or hub id of a PEFT adapter (LoRA, prompt tuning, prefix tuning, p-tuning, IA3), or None.
+        tokenizer: of a live model; default the one under the name that its config remembers.
         classes: class names in the order of the logits. Default: the adapter's trueup card, the model's own label
             names, or (decided later by the corpus) nothing.
         template, verbaliser: for causal models that answer with a word: a prompt with ``{text}``, and one word per
@@ -52,6 +58,24 @@ def load(
         BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser.
         Unsupported: an architecture or adapter kind that trueup does not know. Unavailable: the hub is out of reach.
     """
+    if not isinstance(model, str | Path):
+        from trueup.subject.adopt import adopt
+
+        if adapter is not None or device is not None:
+            what = "adapter" if adapter is not None else "device"
+            raise BadInput(
+                f"A live model brings its own {what}, so '{adapter or device}' cannot be had with it; leave `{what}` out, or give "
+                "the model by its name."
+            )
+        return adopt(
+            model, tokenizer, classes=classes, template=template, verbaliser=verbaliser, shots=shots, max_length=max_length,
+            revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    if tokenizer is not None:
+        raise BadInput(
+            f"The tokenizer of '{model}' is loaded with it; leave `tokenizer` out, or give the model itself."
+        )
+    model = str(model)
     device = device_of(device)
     folder = adapter_folder(adapter)
     card = files.read_card(folder)
@@ -91,15 +115,8 @@ def load(
         rows = len(words)
     else:
         rows = head_rows or int(getattr(config, "num_labels", 0))
-        own = [str(v) for _, v in sorted((config.id2label or {}).items())]
-        if not names and len(own) == rows and not all(n.startswith("LABEL_") for n in own):
-            names = tuple(own)
-        names = names or tuple(str(i) for i in range(rows))
-    if len(names) != rows:
-        raise BadInput(
-            f"The classifier has {rows} classes, but {len(names)} class names were given: {listing(names)}. "
-            "Give one name per class, in the order of its logits."
-        )
+        names = names or own_names(config, rows)
+    check_names(names, rows)
     tokenizer = load_tokenizer(where, model, revision=revision, trust_remote_code=trust_remote_code)
     cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
     with torch.random.fork_rng():
@@ -144,6 +161,22 @@ def load(
     return subject
 
 
+def own_names(config: Any, rows: int) -> tuple[str, ...]:
+    """The class names of a classifier of `rows` classes: its config's own where they are names, else ``0``, ``1`` ..."""
+    own = tuple(str(v) for _, v in sorted((config.id2label or {}).items()))
+    named = len(own) == rows and not all(n.startswith("LABEL_") for n in own)
+    return own if named else tuple(str(i) for i in range(rows))
+
+
+def check_names(names: Sequence[str], rows: int) -> None:
+    """Raises BadInput when there is not one class name for each of `rows` classes."""
+    if len(names) != rows:
+        raise BadInput(
+            f"The classifier has {rows} classes, but {len(names)} class names were given: {listing(names)}. "
+            "Give one name per class, in the order of its logits."
+        )
+
+
 def best_device() -> str:
     """``cuda``, ``mps`` or ``cpu``: the first there is."""
     if torch.cuda.is_available():
@@ -172,7 +205,16 @@ def device_of(name: str | None) -> str:
 
 
 def resolve(model: str) -> str:
-    """A folder for ``embedded:`` names and local paths; a hub id otherwise, unchanged."""
+    """A folder for ``embedded:`` names and local paths; a hub id otherwise, unchanged.
+
+    Raises:
+        Unsupported: the base of a live model that has no name to be loaded by.
+    """
+    if model == UNNAMED:
+        raise Unsupported(
+            "The base model is live, and no name is known under which its weights load again. Save it with save_pretrained, "
+            "load it from that folder, and put the adapter on that."
+        )
     if model.startswith("embedded:"):
         from trueup.subject.embedded import folder_of
 
@@ -208,6 +250,11 @@ def load_tokenizer(where: str, name: str, **options: Any) -> Any:
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         except Exception as e:
             raise _explained(e, f"the tokenizer of {name}") from e
+    return padded(tokenizer, name)
+
+
+def padded(tokenizer: Any, name: str) -> Any:
+    """The tokenizer itself, given its end token to pad with where it has no padding token."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise BadInput(f"The tokenizer of '{name}' has neither a padding nor an end token; set one and save it.")

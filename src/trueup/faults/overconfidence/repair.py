@@ -19,7 +19,8 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
-from trueup.faults.fault import NoRemedy, Remedy
+from trueup.faults.card import Card, page
+from trueup.faults.fault import Comparison, NoRemedy, Remedy
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import (
@@ -71,7 +72,7 @@ class ConfidenceHead(Remedy):
             )
         yield replace(subject, head=self.head, confidence=self.score)
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         folder = Path(folder)
         with atomic.new_folder(folder, force=folder.exists()) as new:
             files.write_adapter(new, self.settings, self.tensors)
@@ -80,7 +81,7 @@ class ConfidenceHead(Remedy):
                 "score": _score_to_json(self.score),
             }  # fmt: skip
             atomic.write_json(new / files.CARD, card)
-            atomic.write_text(new / "README.md", _readme(self))
+            atomic.write_text(new / "README.md", page(_card(self), comparison))
         return folder
 
     def describe(self) -> str:
@@ -336,7 +337,7 @@ def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
     return maths.Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])
 
 
-def _readme(remedy: ConfidenceHead) -> str:
+def _card(remedy: ConfidenceHead) -> Card:
     c, k, card = len(remedy.classes), len(remedy.head.weight), remedy.card
     base, template = card.get("base"), card.get("template")
     given = ", ".join(
@@ -364,44 +365,33 @@ def _readme(remedy: ConfidenceHead) -> str:
         + (f"{_upwards(r['threshold'])} | {r['coverage']:.0%} |" if r["threshold"] is not None else "none | 0% |")
         for r in card.get("abstention", ())
     )
-    certified = (
-        f"\n## When to trust it\n\nWith probability {1 - card['delta']:.0%} over the draw of the calibration data, answering "
-        f"only at or above the threshold keeps the error rate among the answered at or below the wanted risk "
-        f"(Learn-then-Test). Each row holds by itself.\n\n"
-        f"| wanted risk | confidence at least | answered |\n|---|---|---|\n{rows}\n"
-        if rows
-        else ""
-    )
+    sections: list[tuple[str, str]] = []
+    if rows:
+        sections.append((
+            "When to trust it",
+            f"With probability {1 - card['delta']:.0%} over the draw of the calibration data, answering only at or above the "
+            "threshold keeps the error rate among the answered at or below the wanted risk (Learn-then-Test). Each row holds by "
+            f"itself.\n\n| wanted risk | confidence at least | answered |\n|---|---|---|\n{rows}",
+        ))  # fmt: skip
     tried = "\n".join(
         f"| {r['title']} | {r['source']} | {r['auc']:.3f} | {r['gain']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] |"
         for r in sorted(card.get("candidates", ()), key=lambda r: -r["auc"])
     )
-    table = (
-        "\n## What was tried\n\nError ROC-AUC on held-out calibration examples, out of fold, and its paired difference to the "
-        f"softmax response.\n\n| score | source | AUC | difference [95%] |\n|---|---|---|---|\n{tried}\n"
-        if tried
-        else ""
-    )
-    return f"""---
-library_name: peft
-base_model: {json.dumps(base)}
-tags: [trueup, uncertainty, text-classification]
----
-
-# A classifier that says when to trust it
-
-{remedy.describe()}
-
-The first {c} logits are the classifier's own, unchanged ({names}). No trueup is needed:
-
-```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    if tried:
+        sections.append((
+            "What was tried",
+            "Error ROC-AUC on held-out calibration examples, out of fold, and its paired difference to the softmax response."
+            f"\n\n| score | source | AUC | difference [95%] |\n|---|---|---|---|\n{tried}",
+        ))  # fmt: skip
+    return Card(
+        "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(base), "text-classification",
+        f"The first {c} logits are the classifier's own, unchanged ({names}).",
+        f"""from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from peft import PeftModel
 base = AutoModelForSequenceClassification.from_pretrained(BASE, {given})
 model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE)
 {prompt}out = model(**tok({texts}, return_tensors="pt"{cut})).logits.double()
-label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}
-```
-
-{where}. Give one text at a time, or pad as PEFT can bear it for this kind of adapter.
-{certified}{table}"""
+label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}""",
+        f"{where}. Give one text at a time, or pad as PEFT can bear it for this kind of adapter.",
+        tuple(sections),
+    )  # fmt: skip

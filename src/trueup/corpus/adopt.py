@@ -1,0 +1,114 @@
+"""From objects that a user already holds to a Table: frames, data sets, records, texts with labels.
+
+An object is known by the library it comes from, so that none is imported that is not already there. Rows are named as
+their owner names them: by a pandas index, by the part and place in a DatasetDict, else by place, counted from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from trueup.corpus.read import Table, of_parts
+from trueup.errors import BadInput, listing
+
+ACCEPTED = (
+    "a file name or a hub id, a pandas or polars DataFrame, a datasets.Dataset or DatasetDict, a list of dicts, a dict of "
+    "columns, or a pair (texts, labels)"
+)
+
+
+def table_of(source: Any, wanted: Sequence[str], *, text: str, label: str) -> tuple[Table, str | None, str]:
+    """The columns of `source`, the column of its splits where it brings them, and what it is called.
+
+    Args:
+        wanted: the columns that will be read. text, label: what a pair's two columns are called.
+
+    Raises:
+        BadInput: no kind of object that holds labelled texts, columns of unequal length or of one name, or no rows.
+    """
+    given: str | None = None
+    match _library(source), type(source).__name__:
+        case "pandas", _ if hasattr(source, "columns"):
+            name, table = "pandas DataFrame", _pandas(source)
+        case "polars", "LazyFrame":
+            raise BadInput("A polars LazyFrame holds no rows yet; give what its collect() returns.")
+        case "polars", _ if hasattr(source, "columns"):
+            name, table = (
+                "polars DataFrame",
+                _columns({c: source.get_column(c) for c in source.columns}, "polars DataFrame"),
+            )
+        case "datasets", kind if kind.startswith("Iterable"):
+            raise BadInput(
+                f"An {kind} is read as it streams; load it without streaming=True, or give a list of its rows."
+            )
+        case "datasets", kind if hasattr(source, "column_names"):
+            whole = not isinstance(source, Mapping)
+            # In plain values, whatever format the user has set for training.
+            parts = {k: v.with_format(None) for k, v in ({"": source} if whole else source).items()}
+            name, (table, given) = kind, of_parts(parts, f"The {kind}", wanted, label, "give one of its parts")
+            if whole:
+                table = replace(table, at=range(len(table)))
+        case _:
+            name, table = _plain(source, text, label)
+    if not len(table):
+        raise BadInput(f"{table.source} has no rows. Give one with rows.")
+    return table, given, name
+
+
+def _library(source: Any) -> str:
+    """``pandas``, ``polars`` or ``datasets`` for an object of theirs, of a subclass too; else an empty string."""
+    found = {c.__module__.partition(".")[0] for c in type(source).__mro__}
+    return next((k for k in ("pandas", "polars", "datasets") if k in found), "")
+
+
+def _plain(source: Any, text: str, label: str) -> tuple[str, Table]:
+    if isinstance(source, tuple) and len(source) == 2 and not any(isinstance(part, str) for part in source):
+        return "texts and labels", _columns(dict(zip((text, label), source, strict=True)), "pair of texts and labels")
+    if isinstance(source, Mapping) and source:
+        return "dict of columns", _columns(source, "dict of columns")
+    if isinstance(source, list) and all(isinstance(row, Mapping) for row in source):
+        names = list(dict.fromkeys(str(name) for row in source for name in row))
+        columns = {name: [row.get(name) for row in source] for name in names}
+        return "list of records", Table(columns, range(len(source)), "row", "The list of records", {})
+    if isinstance(source, list | tuple) and source and all(isinstance(row, str) for row in source):
+        raise BadInput("A list of texts has no labels, and an examination needs them; give the pair (texts, labels).")
+    raise BadInput(f"A {type(source).__name__} cannot be read as labelled texts. Give {ACCEPTED}.")
+
+
+def _columns(source: Mapping[Any, Any], kind: str) -> Table:
+    """A table of columns that are lists, arrays, tensors or series."""
+    columns = {str(name): _values(values, str(name), kind) for name, values in source.items()}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"'{k}' {v}" for k, v in lengths.items())
+        raise BadInput(f"The {kind} has columns of different lengths ({said}). Make them equal.")
+    return Table(columns, range(next(iter(lengths.values()), 0)), "row", f"The {kind}", {})
+
+
+def _values(values: Any, name: str, kind: str) -> list[Any]:
+    if _library(values) == "pandas":
+        return _without_gaps(values)
+    for method in ("tolist", "to_list", "to_pylist"):
+        if hasattr(values, method):
+            values = getattr(values, method)()
+            break
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise BadInput(
+            f"The {kind}, column '{name}': a {type(values).__name__} where a list of values belongs, one for each text."
+        )
+    return list(values)
+
+
+def _pandas(frame: Any) -> Table:
+    names = [str(c) for c in frame.columns]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise BadInput(f"The pandas DataFrame names {listing(twice)} more than once. Rename one of the columns.")
+    columns = {name: _without_gaps(frame.iloc[:, i]) for i, name in enumerate(names)}
+    return Table(columns, [str(i) for i in frame.index], "row", "The pandas DataFrame", {})
+
+
+def _without_gaps(series: Any) -> list[Any]:
+    """The values of a pandas series, None where it has none: it has several marks for that."""
+    return [None if gone else value for value, gone in zip(series.tolist(), series.isna().tolist(), strict=True)]

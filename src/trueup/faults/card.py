@@ -1,0 +1,127 @@
+"""The model card of a saved repair, in Hugging Face's format: what it is, what was measured, how to load it without trueup."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trueup.faults.fault import Comparison, Difference, Measure
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says besides what was measured.
+
+    Attributes:
+        fault: whose repair it is. title: the heading. describe: what the repair does, in a sentence.
+        base: the base model's name as the user gave it. task: the hub's name of what it is for.
+        opening: what stands before the lines of code. code: Python lines that load and use it with plain PEFT. closing:
+            what stands after them.
+        sections: further headings and their markdown, in order.
+    """
+
+    fault: str
+    title: str
+    describe: str
+    base: str
+    task: str
+    opening: str
+    code: str
+    closing: str
+    sections: tuple[tuple[str, str], ...] = ()
+
+
+def page(card: Card, comparison: Comparison | None) -> str:
+    """The card as markdown with front matter; with a comparison also what was measured on held-out examples."""
+    front: dict[str, Any] = {
+        "library_name": "peft",
+        "pipeline_tag": card.task,
+        "tags": ["trueup", card.fault, card.task],
+    }
+    if _is_hub_id(card.base):  # the hub refuses a card whose base model is a folder
+        front["base_model"] = card.base
+    parts = [f"# {card.title}", card.describe]
+    if comparison is not None and comparison.after is not None:
+        front["model-index"] = [_index(card, comparison)]
+        parts += ["## What was measured", _measured(comparison)]
+    parts += ["## How to use it", f"{card.opening} No trueup is needed:", f"```python\n{card.code}\n```", card.closing]
+    for heading, text in card.sections:
+        parts += [f"## {heading}", text]
+    parts += ["## Intended use and limits", _limits(card, comparison)]
+    # JSON is YAML too, and no name in it can end a line.
+    head = "\n".join(f"{k}: {json.dumps(v)}" for k, v in front.items())
+    return f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not name.startswith(".")
+
+
+def _index(card: Card, comparison: Comparison) -> dict[str, Any]:
+    after = comparison.after
+    assert after is not None
+    told = {
+        "severity": Measure(after.severity, after.low, after.high, after.unit, "lower", after.unit),
+        **after.measures,
+    }
+    metrics = [
+        {"type": key, "value": m.value, "name": f"{m.title} (95% interval {m.low:.4g} to {m.high:.4g})"}
+        for key, m in told.items()
+        if all(map(math.isfinite, (m.value, m.low, m.high)))
+    ]
+    dataset = {"name": "held-out examples of the user's data", "type": "held-out"}
+    return {"name": card.title, "results": [{"task": {"type": card.task}, "dataset": dataset, "metrics": metrics}]}
+
+
+def _measured(comparison: Comparison) -> str:
+    before, after = comparison.before, comparison.after
+    assert after is not None
+    rows = [("severity: " + before.unit, _of(before.severity, before.low, before.high),
+             _of(after.severity, after.low, after.high), _difference(comparison.differences, "severity"))]  # fmt: skip
+    for key, m in before.measures.items():
+        then = after.measures.get(key)
+        if then is not None and (m.value, m.low, m.high) != (then.value, then.low, then.high):
+            now = _of(then.value, then.low, then.high)
+            rows.append((m.title, _of(m.value, m.low, m.high), now, _difference(comparison.differences, key)))
+    table = "| | before | after | paired difference |\n|---|---|---|---|\n" + "\n".join(
+        f"| {cell(a)} | {b} | {c} | {d} |" for a, b, c, d in rows
+    )
+    harm = "\n".join(f"| {cell(k)} | {_of(d.value, d.low, d.high, sign=True)} |" for k, d in comparison.harm.items())
+    lost = (
+        f"\n\nWhat should have stayed as it was, after minus before:\n\n| | paired difference |\n|---|---|\n{harm}"
+        if harm
+        else ""
+    )
+    return f"On held-out examples that chose nothing; 95% intervals in brackets.\n\n{table}{lost}"
+
+
+def _difference(differences: Mapping[str, Difference], key: str) -> str:
+    d = differences.get(key)
+    return "" if d is None else _of(d.value, d.low, d.high, sign=True)
+
+
+def _of(value: float, low: float, high: float, *, sign: bool = False) -> str:
+    plus = "+" if sign else ""
+    return f"{value:{plus}.3f} [{low:{plus}.3f}, {high:{plus}.3f}]"
+
+
+def cell(text: object) -> str:
+    """Text that stays inside one cell of a markdown table."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+
+
+def _limits(card: Card, comparison: Comparison | None) -> str:
+    text = (
+        f"Made by trueup against {card.fault}, for the model and adapter it was made from, and for examples like those it was "
+        "measured on; elsewhere nothing is known. The base weights are unchanged. What the base model must not be used for, "
+        "this must not be used for either."
+    )
+    departures = () if comparison is None else comparison.before.provenance.get("departures") or ()
+    paper = "" if comparison is None else str(comparison.before.provenance.get("paper") or "")
+    if paper:
+        text += f"\n\nMethod: {cell(paper)}." + "".join(f"\n- {cell(d)}" for d in departures)
+    return text

@@ -1,0 +1,259 @@
+"""From a live model to a Subject: a view of it, so that the user's own model cannot be changed.
+
+The view has modules of its own around the very same storage: no weight is copied, and training modes, requires_grad,
+gradients, hooks, device and adapter state of the user's model are out of reach. A hook that the user has put there is part
+of what the model computes and runs in the view as well. What training changes later is seen by the view too.
+
+A saved repair names the base it belongs to, and some repairs load that base again. A live model remembers the name it came
+from, but may have been trained since; so where that checkpoint is on this machine, its weights are compared with the live
+ones. Without a name that holds, the base is called `load.UNNAMED`: a repair is saved all the same, to be put on the base
+that the user has, and repairs that need to load it again are not offered.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from trueup.errors import BadInput, TrueupError, Unsupported, did_you_mean, listing
+from trueup.subject import load as door
+from trueup.subject.adapter import KINDS
+from trueup.subject.anatomy import Anatomy, anatomy_of
+from trueup.subject.quiet import quiet
+from trueup.subject.subject import SoftmaxResponse, Source, Subject, head_layer
+
+
+def adopt(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    classes: Sequence[str] | None = None,
+    template: str | None = None,
+    verbaliser: Sequence[str] | None = None,
+    shots: int | None = None,
+    max_length: int | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Subject:
+    """A view of a live PeftModel or transformers model as a Subject; `model` and `tokenizer` stay as they are.
+
+    Args: as `trueup.load`.
+
+    Raises:
+        BadInput: no such model, a model without a head and no verbaliser, an adapter that is merged, switched off or one of
+            several active, weights on several devices, or no tokenizer. Unsupported: a family, adapter kind or task that
+            trueup does not know.
+    """
+    _check_kind(model)
+    base, settings = _opened(model)
+    anatomy = anatomy_of(base.config)
+    what = type(base).__name__
+    chosen = door.template_of(template, verbaliser, shots)
+    causal = what.endswith("ForCausalLM")
+    if chosen is not None and not anatomy.causal:
+        raise door.answers_with_no_word(anatomy, shots is not None)
+    if chosen is not None and not causal:
+        raise BadInput(f"A {what} answers with its head and not with a word; leave template, verbaliser and shots out.")
+    if causal and chosen is None:
+        raise BadInput(
+            f"A {what} has no classification head; give `template` and `verbaliser`, so that it answers with a word, or `shots`."
+        )
+    if not causal:
+        rows = _head_rows(base, anatomy)
+        names = tuple(classes or door.own_names(base.config, rows))
+    elif shots is not None:
+        rows, names = 0, ()
+    else:
+        words = tuple(verbaliser or ())
+        rows, names = len(words), tuple(classes or (w.strip() for w in words))
+    door.check_names(names, rows)
+    tokenizer = _tokenizer(tokenizer, base, revision=revision, trust_remote_code=trust_remote_code)
+    if chosen is not None and chosen.shots is None:
+        door.check_template(tokenizer, chosen)
+    name = base_name(base, settings, anatomy, revision)
+    view = view_of(model)
+    inside = view.get_base_model() if settings is not None else view
+    inside.config.pad_token_id = tokenizer.pad_token_id
+    return Subject(
+        model=view.eval(),
+        tokenizer=tokenizer,
+        anatomy=anatomy,
+        classes=names,
+        source=Source(name, None, _kind(settings), revision, allow_pickle, trust_remote_code),
+        max_length=min(
+            max_length or (256 if shots is None else 2048), door.position_limit(base.config, settings)
+        ),
+        template=chosen,
+        confidence=SoftmaxResponse(len(names)),
+    )  # fmt: skip
+
+
+def view_of(model: nn.Module) -> Any:
+    """A model with modules of its own around the storage of `model`; its parameters ask for no gradient.
+
+    Raises:
+        Unsupported: a module of it cannot be copied.
+    """
+    # Weights of a kind of their own (quantised ones) carry more than their storage and are shared as they are.
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) if type(p) is nn.Parameter else p
+        for p in model.parameters()
+    }
+    shared |= {id(b): b.detach() for b in model.buffers()}
+    with quiet():
+        try:
+            return copy.deepcopy(model, shared)
+        except Exception as e:
+            raise Unsupported(
+                f"No view can be had of this {type(model).__name__} ({' '.join(str(e).split())[:160]}). Take off what wraps it "
+                "(accelerator.unwrap_model), or save it and give its folder."
+            ) from e
+
+
+def base_name(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy, revision: str | None) -> str:
+    """The name under which the base's weights load again, as far as this machine can tell; else `load.UNNAMED`."""
+    remembered = getattr(base.config, "_name_or_path", "") or getattr(settings, "base_model_name_or_path", None) or ""
+    gone = str(remembered).startswith((".", "/", "~")) or str(remembered).count("/") > 1
+    if not remembered or (gone and not Path(remembered).is_dir()):
+        return door.UNNAMED
+    files = _weights_of(str(remembered), revision)
+    # A hub id that is not in the cache (any more) cannot be compared with, and is taken at its word.
+    return str(remembered) if not files or _same_weights(base, settings, anatomy, files) else door.UNNAMED
+
+
+def _check_kind(model: Any) -> None:
+    name = type(model).__name__
+    if isinstance(model, peft.PeftMixedModel):
+        raise Unsupported(f"A {name} mixes adapters of several kinds; give a PeftModel with one.")
+    if not isinstance(model, peft.PeftModel | transformers.PreTrainedModel):
+        raise BadInput(
+            f"A {name} is no model that can be examined. Give a PeftModel, a transformers model, or the name of one; a model "
+            "that something wraps (torch.compile, DistributedDataParallel, a pipeline) is given without the wrapping."
+        )
+    places = sorted({str(p.device) for p in model.parameters()})
+    if len(places) > 1 or "meta" in places:
+        raise BadInput(f"The model lies on {listing(places)}; put it on one device with model.to(...) first.")
+
+
+def _opened(model: Any) -> tuple[Any, peft.PeftConfig | None]:
+    """The transformers model inside, and the settings of the one active adapter."""
+    if not isinstance(model, peft.PeftModel):
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise Unsupported(
+                "The adapter was put in by transformers' own add_adapter or load_adapter; put it on with "
+                "PeftModel.from_pretrained(base, folder) instead, and give that."
+            )
+        return model, None
+    base, active = model.get_base_model(), list(model.active_adapters)
+    if len(active) != 1 or active[0] not in model.peft_config:
+        raise BadInput(f"The adapters {listing(active)} are active; activate exactly one with model.set_adapter(name).")
+    settings = model.peft_config[active[0]]
+    if _kind(settings) not in KINDS:
+        raise Unsupported(
+            f"The adapter '{active[0]}' is of kind '{_kind(settings)}', which trueup does not examine."
+            f"{did_you_mean(str(_kind(settings)), KINDS)} It examines {listing(KINDS)}."
+        )
+    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    if any(m.merged for m in layers):
+        raise BadInput("The adapter is merged into the base's weights; take it out with model.unmerge_adapter() first.")
+    if getattr(model, "_adapters_disabled", False) or any(m.disable_adapters for m in layers):
+        raise BadInput(
+            "The adapter is switched off; switch it on with model.enable_adapter_layers(), or give the base alone."
+        )
+    return base, settings
+
+
+def _kind(settings: peft.PeftConfig | None) -> str | None:
+    return None if settings is None else str(getattr(settings.peft_type, "value", settings.peft_type))
+
+
+def _head_rows(base: Any, anatomy: Anatomy) -> int:
+    what = type(base).__name__
+    if not what.endswith("ForSequenceClassification") or not anatomy.head:
+        raise Unsupported(
+            f"A {what} is no classifier of texts; give a ...ForSequenceClassification, or a ...ForCausalLM with a verbaliser."
+        )
+    try:
+        return head_layer(base, anatomy).out_features
+    except (AttributeError, AssertionError) as e:
+        raise Unsupported(
+            f"The head of this {what} is not '{anatomy.head}', the linear layer that '{anatomy.model_type}' has there; give the "
+            "model with its usual head."
+        ) from e
+
+
+def _tokenizer(given: Any, base: Any, **options: Any) -> Any:
+    remembered = str(getattr(base.config, "_name_or_path", "") or "")
+    if given is None:
+        try:
+            if not remembered:
+                raise BadInput("Its config remembers no name.")
+            return door.load_tokenizer(remembered, remembered, **options)
+        except TrueupError as e:
+            raise BadInput(
+                f"This {type(base).__name__} does not say which tokenizer it reads text with ({e}) Give it: tokenizer=..."
+            ) from e
+    if not isinstance(given, transformers.PreTrainedTokenizerBase):
+        raise BadInput(f"A {type(given).__name__} is no tokenizer of transformers; give what AutoTokenizer returns.")
+    # A copy: reading long texts sets its truncation, and a padding token may have to be named.
+    return door.padded(copy.deepcopy(given), remembered or type(base).__name__)
+
+
+def _weights_of(name: str, revision: str | None) -> list[Path]:
+    """The weight files of a folder, or of a hub id in the hub's cache; none where they are not on this machine."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(
+                snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=["*.safetensors"])
+            )
+        except Exception:  # not in the cache, or no name the hub could know
+            return []
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _same_weights(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy, files: list[Path]) -> bool:
+    """Whether the weights in `files` are those of `base`, wherever the two use the same name and shape.
+
+    Left out: the head where a saved repair carries it, and the weights that an adapter took its start off.
+    """
+    live: dict[str, Tensor] = {}
+    head: set[str] = set()
+    replaced = getattr(settings, "init_lora_weights", True) not in (True, False, "gaussian")
+    tuned = {n for n, m in base.named_modules() if replaced and isinstance(m, BaseTunerLayer)}
+    carried = settings is None
+    for name, tensor in base.state_dict().items():
+        if "modules_to_save." in name and f"{anatomy.head_root}." in name:
+            carried = True
+        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        live[plain] = tensor
+        if anatomy.head_root and plain.split(".")[0].endswith(anatomy.head_root):
+            head.add(plain)
+    skipped = {n for n in live if any(n.startswith(f"{t}.") for t in tuned)} | (head if carried else set())
+    compared: set[str] = set()
+    prefix = f"{base.base_model_prefix}."
+    for file in files:
+        with safe_open(str(file), "pt") as saved:
+            for key in saved.keys():  # noqa: SIM118
+                name = next((k for k in (key, prefix + key, key.removeprefix(prefix)) if k in live), None)
+                if name is None or name in skipped or not live[name].is_floating_point():
+                    continue
+                there, here = saved.get_tensor(key), live[name].detach()
+                if there.shape != here.shape:
+                    continue
+                if not torch.equal(there.to(here.dtype), here.cpu()):
+                    return False
+                compared.add(name)
+    return carried or head <= compared

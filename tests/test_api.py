@@ -1,0 +1,219 @@
+"""`trueup.check` on what a user holds: the same Finding as on the same rows in files, and a report in a notebook."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import peft
+import pytest
+import torch
+import transformers
+
+import trueup
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput, Unavailable, Unsupported
+from trueup.faults.overconfidence.planted import planted
+from trueup.subject import adapter as files
+from trueup.subject.load import UNNAMED
+from trueup.subject.quiet import quiet
+from trueup.subject.subject import model_fingerprint
+
+FAULT = trueup.Overconfidence(resamples=20, folds=2)
+CLASSES = ("negative", "positive")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """``data.csv`` and ``adapter``, for a tiny base."""
+    folder = tmp_path_factory.mktemp("home")
+    subject, corpus = planted("planted")
+    with open(folder / "data.csv", "w", newline="") as f:
+        rows = zip(corpus.text, (CLASSES[i] for i in corpus.label), strict=True)
+        csv.writer(f).writerows([("review", "mood"), *rows])
+    (folder / "adapter").mkdir()
+    files.save_tuned(subject, folder / "adapter")
+    (folder / "base").write_text(subject.source.base)
+    return folder
+
+
+def base_of_home(home: Path) -> str:
+    return (home / "base").read_text()
+
+
+def live(home: Path) -> tuple[Any, Any]:
+    """The PeftModel, in training mode, and its tokenizer."""
+    base = base_of_home(home)
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = transformers.AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32, num_labels=2)
+        model = peft.PeftModel.from_pretrained(net, home / "adapter", is_trainable=True)
+    return model.train(), transformers.AutoTokenizer.from_pretrained(base)
+
+
+def rows(home: Path) -> list[dict[str, str]]:
+    with open(home / "data.csv", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+@pytest.fixture(scope="module")
+def filed(home) -> trueup.Report:
+    """The check by names alone."""
+    return trueup.check(
+        base_of_home(home), home / "data.csv", FAULT, adapter=str(home / "adapter"), text="review", label="mood",
+        classes=CLASSES, max_length=32, device="cpu", seed=3,
+    )  # fmt: skip
+
+
+def same(a: trueup.Report, b: trueup.Report) -> None:
+    for one, other in zip(a.comparisons, b.comparisons, strict=True):
+        for f, g in ((one.before, other.before), (one.after, other.after)):
+            assert f is not None
+            assert g is not None
+            assert (f.severity, f.low, f.high, f.sentence) == (g.severity, g.low, g.high, g.sentence)
+            assert f.samples.keys() == g.samples.keys()
+            assert all(np.array_equal(f.samples[k], g.samples[k]) for k in f.samples)
+        assert one.remedy == other.remedy
+
+
+DATA = {
+    "pandas": lambda r: pd.DataFrame(r),
+    "polars": lambda r: pytest.importorskip("polars").DataFrame(r),
+    "Dataset": lambda r: datasets.Dataset.from_list(r),
+    "records": lambda r: r,
+    "pair": lambda r: ([x["review"] for x in r], [x["mood"] for x in r]),
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_what_a_user_holds_gives_the_findings_of_the_files(home, filed, kind):
+    model, tokenizer = live(home)
+    before = model_fingerprint(model)
+    report = trueup.check(
+        model, DATA[kind](rows(home)), FAULT, tokenizer=tokenizer, text="review", label="mood", classes=CLASSES,
+        max_length=32, seed=3,
+    )  # fmt: skip
+    same(report, filed)
+    assert model_fingerprint(model) == before
+    assert model.training
+    assert report.job == {}
+    assert "by names" not in report.title
+    assert report.provenance["data fingerprint"] == filed.provenance["data fingerprint"]
+    assert report.provenance["model fingerprint"] != ""
+
+
+def test_names_alone_keep_the_job_that_repeats_it(home, filed, tmp_path):
+    assert filed.job["knobs"] == {"overconfidence": {"folds": 2, "resamples": 20}}
+    assert "trueup check" in str(filed.provenance["command"])
+    job = trueup.Job.from_dict(json.loads(json.dumps(filed.job)))
+    same(trueup.run_job(job, tmp_path / "out"), filed)
+
+
+def test_parts_alone(home, filed):
+    model, tokenizer = live(home)
+    subject = trueup.load(model, tokenizer=tokenizer, classes=CLASSES, max_length=32)
+    corpus = trueup.read(pd.DataFrame(rows(home)), text="review", label="mood", classes=CLASSES, seed=3)
+    finding = FAULT.audit(subject, corpus.part("test"), seed=3)
+    assert finding.severity == filed.comparisons[0].before.severity
+    same(trueup.check(subject, corpus, [FAULT], seed=3), filed)
+    same(trueup.check(subject, (corpus.text, [CLASSES[i] for i in corpus.label]), [FAULT], classes=None, seed=3), filed)
+
+
+def test_faults_by_name_by_value_or_all(home):
+    subject, corpus = planted("planted")
+    for faults in ("overconfidence", ["overconfidence"], [FAULT], FAULT):
+        (one,) = trueup.check(subject, corpus, faults, repair=False).comparisons
+        assert one.before.fault == "overconfidence"
+    usual = trueup.check(subject, corpus, repair=False)
+    assert [c.before.fault for c in usual.comparisons] == ["overconfidence"]
+    assert any(n.startswith("confounding was not examined: ") for n in usual.notes)
+    with pytest.raises(BadInput, match=r"There is no fault 'overconfident'\. Did you mean 'overconfidence'"):
+        trueup.check(subject, corpus, ["overconfident"])
+
+
+def test_a_frame_with_a_confounder(home):
+    model, tokenizer = live(home)
+    frame = pd.DataFrame(rows(home))
+    frame["site"] = np.where(np.arange(len(frame)) % 3 > 0, "a", "b")
+    report = trueup.check(
+        model, frame, ["confounding"], tokenizer=tokenizer, text="review", label="mood", confounder="site", repair=False,
+        max_length=32,
+    )  # fmt: skip
+    assert report.comparisons[0].before.fault == "confounding"
+
+
+def test_numbers_for_classes_are_places_among_the_logits(home):
+    subject, corpus = planted("planted")
+    named = trueup.check(subject, corpus, FAULT, repair=False)
+    numbered = trueup.check(subject, replace(corpus, classes=("0", "1")), FAULT, repair=False)
+    assert numbered.comparisons[0].before.severity == named.comparisons[0].before.severity
+    assert (
+        "Labels that are numbers were read as places among the model's classes: 0 is 'negative', 1 is 'positive'."
+        in (numbered.notes)
+    )
+    nameless = trueup.check(replace(subject, classes=("0", "1")), corpus, FAULT, repair=False)
+    assert nameless.comparisons[0].before.severity == named.comparisons[0].before.severity
+    assert any("does not name its classes" in n and "'negative', 'positive'" in n for n in nameless.notes)
+    with pytest.raises(BadInput, match=r"labels that the classifier's head does not know: '0', '2'"):
+        trueup.check(subject, replace(corpus, classes=("0", "2")), FAULT, repair=False)
+
+
+def test_a_base_without_a_name_is_said_and_its_repair_saved(home, tmp_path):
+    model, tokenizer = live(home)
+    model.get_base_model().config._name_or_path = ""
+    model.peft_config["default"].base_model_name_or_path = None
+    report = trueup.check(
+        model, rows(home), [trueup.Overconfidence(resamples=20, folds=2, members=1)], tokenizer=tokenizer, text="review",
+        label="mood", max_length=32, seed=3, save=tmp_path / "saved",
+    )  # fmt: skip
+    assert any(n.startswith("No name is known under which the base model's weights load again") for n in report.notes)
+    assert any(n.startswith("No ensemble was tried. The base model is live") for n in report.notes)
+    settings = json.loads((tmp_path / "saved" / "overconfidence" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == UNNAMED
+    assert UNNAMED in (tmp_path / "saved" / "overconfidence" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tokenizer": object()}, r"A Subject has its 'tokenizer' settled; give that to `trueup\.load`"),
+        ({"classes": CLASSES, "device": "cpu"}, r"A Subject has its 'classes', 'device' settled"),
+        ({"split": "part"}, r"A Corpus has its 'split' settled; give that to `trueup\.read`"),
+        ({"confounder": "site"}, r"A Corpus has its 'confounder' settled"),
+    ],
+)
+def test_options_that_are_settled_are_refused(options, said):
+    subject, corpus = planted("planted")
+    with pytest.raises(BadInput, match=said):
+        trueup.check(subject, corpus, FAULT, **options)
+
+
+def test_a_live_model_is_untouched_by_a_check_that_fails(home):
+    model, tokenizer = live(home)
+    before = model_fingerprint(model)
+    with pytest.raises((BadInput, Unsupported, Unavailable)):
+        trueup.check(model, rows(home)[:30], FAULT, tokenizer=tokenizer, text="review", label="mood")
+    assert model_fingerprint(model) == before
+
+
+def test_importing_trueup_imports_no_library_of_models_or_frames():
+    code = (
+        "import sys, trueup; "
+        "print([m for m in ('torch', 'pandas', 'polars', 'datasets', 'sklearn', 'transformers') if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    for name in trueup.__all__:
+        assert getattr(trueup, name) is not None
+    assert isinstance(trueup.read(([f"text {i}" for i in range(40)], [i % 2 for i in range(40)])), Corpus)
