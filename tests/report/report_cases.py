@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Series
+from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Series, Slider
 from trueup.report.bundle import Report
 
+NAN = float("nan")
 UNIT = "share of examples"
+EVIL = "</script><script>alert(1)</script>"
+EVIL += "<img src=http://evil.example/x onerror=alert(2)>\"'`{{7*7}}<!-- \u2028\u2029&amp;"
 VOID = {"meta", "input", "link", "img", "br", "hr", "base", "source", "embed"}
 
 
@@ -22,6 +25,49 @@ def heat(rows: Mapping[str, Sequence[float]], columns: Sequence[Any] = (0, 1, 2)
     fields |= {"reading": "A strong colour says where the weight lies.", "value_title": "share of the weight"}
     series = tuple(Series(name, columns, values) for name, values in rows.items())
     return Chart(**(fields | {"kind": "heat", "series": series} | more))
+
+
+COVERAGE = tuple(round(0.05 * i, 2) for i in range(1, 21))
+MIXES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+
+
+def mixes(level: float) -> Chart:
+    """A line over the logarithm of a mix, with a slider that starts at 10**0."""
+    y = [level + 0.1 * x for x in MIXES]
+    line = Series("grip", MIXES, y, [v - 0.02 for v in y], [v + 0.02 for v in y])
+    return Chart(
+        "mixes", "Grip by mix", "line", "times as frequent", "grip", "A flat line does not care.", (line,),
+        log10=True, slider=Slider("Mix", 0.0),
+    )  # fmt: skip
+
+
+def refusing(risk: float, shift: float = 0.0) -> Chart:
+    """Risk against coverage of 200 examples: the share c of them have a confidence of at least 1 - c - `shift`."""
+    line = Series("risk", COVERAGE, [risk * c for c in COVERAGE], cut=[1 - c - shift for c in COVERAGE])
+    return Chart(
+        "refusing", "Risk against coverage", "line", "share answered", "errors among the answered",
+        "The lower on the left, the better.", (line,),
+        slider=Slider("Share answered", 0.8, examples=200, column="confidence"),
+    )  # fmt: skip
+
+
+def sliding() -> Report:
+    """One repaired fault with both sliders, and examples that they, the filters and the search choose from."""
+    before = finding(charts=(mixes(0.6), refusing(0.3)))
+    after = finding(severity=0.05, charts=(mixes(0.8), refusing(0.2, 0.1)))
+    rows = [
+        {
+            "text": f"line {i} is {'plumb' if i % 4 else 'bent'}",
+            "label": "ja" if i % 2 else "nein",
+            "predicted": "ja" if i % 3 else "nein",
+            "copied": i % 5 == 0,
+            "confidence": (i * 7 % 40) / 40,
+            "predicted after": "ja" if i % 2 else "nein",
+            "confidence after": (i * 11 % 40) / 40,
+        }
+        for i in range(40)
+    ]
+    return report(replace(comparison(), before=before, after=after), examples={"tilt": rows})
 
 
 def finding(name: str = "tilt", severity: float = 0.31, **more: Any) -> Finding:
@@ -132,6 +178,38 @@ def report(*comparisons: Comparison, **more: Any) -> Report:
         "notes": ["The batch was halved after running out of memory."],
     }  # fmt: skip
     return Report(**(fields | more))
+
+
+def evil_report(evil: str = EVIL) -> Report:
+    chart = Chart(
+        evil, evil, "line", evil, evil, evil, (Series(evil, [evil, "b"], [0.1, NAN]), Series("b", [1, 2], [3, 4]))
+    )
+    heat = Chart(
+        "heat", evil, "heat", evil, evil, evil, (Series(evil, [evil, "b"], [0.1, NAN]), Series("b", [evil, "b"], [-3, 4])),
+        value_title=evil,
+    )  # fmt: skip
+    flat = Chart("flat", evil, "bar", evil, evil, evil, (Series(evil, [evil], [0.1], [0.0], [0.2]),))
+    slid = Chart(
+        "slid", evil, "line", evil, evil, evil, (Series(evil, [0, 1, 2], [0.1, NAN, 0.3], cut=[2.0, 1.0, 0.0]),),
+        slider=Slider(evil, 2, 10, "n"),
+    )  # fmt: skip
+    one = finding(
+        unit=evil,
+        sentence=evil,
+        measures={evil: Measure(1, 0, 2, evil, "lower", evil), "severity": Measure(1, 0, 2, evil, "lower", evil)},
+        charts=(chart, flat, heat, slid),
+        details={evil: [evil, NAN]},
+        provenance={"title": evil, "question": evil, "paper": evil, "departures": [evil, evil], evil: {evil: evil}},
+    )
+    both = Comparison(one, one, evil, {evil: Difference(1, 0.5, 2, 0.1)}, {evil: Difference(1, 0.5, 2, 0.1)}, evil)
+    return Report(
+        evil,
+        {evil: evil},
+        (both,),
+        {"tilt": [{evil: evil, "n": 1.0, "b": True}]},
+        {"command": evil, evil: [evil]},
+        [evil],
+    )
 
 
 def with_before(c: Comparison, **more: Any) -> Comparison:

@@ -9,43 +9,13 @@ import re
 from dataclasses import replace
 
 import pytest
-from report_cases import Page, comparison, finding, report, with_before
+from report_cases import Page, comparison, evil_report, finding, report, with_before
 
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Series
 from trueup.report import html
 from trueup.report.bundle import Report
 
 NAN = float("nan")
-EVIL = "</script><script>alert(1)</script>"
-EVIL += "<img src=http://evil.example/x onerror=alert(2)>\"'`{{7*7}}<!-- \u2028\u2029&amp;"
-
-
-def evil_report(evil: str = EVIL) -> Report:
-    chart = Chart(
-        evil, evil, "line", evil, evil, evil, (Series(evil, [evil, "b"], [0.1, NAN]), Series("b", [1, 2], [3, 4]))
-    )
-    heat = Chart(
-        "heat", evil, "heat", evil, evil, evil, (Series(evil, [evil, "b"], [0.1, NAN]), Series("b", [evil, "b"], [-3, 4])),
-        value_title=evil,
-    )  # fmt: skip
-    flat = Chart("flat", evil, "bar", evil, evil, evil, (Series(evil, [evil], [0.1], [0.0], [0.2]),))
-    one = finding(
-        unit=evil,
-        sentence=evil,
-        measures={evil: Measure(1, 0, 2, evil, "lower", evil), "severity": Measure(1, 0, 2, evil, "lower", evil)},
-        charts=(chart, flat, heat),
-        details={evil: [evil, NAN]},
-        provenance={"title": evil, "question": evil, "paper": evil, "departures": [evil, evil], evil: {evil: evil}},
-    )
-    both = Comparison(one, one, evil, {evil: Difference(1, 0.5, 2, 0.1)}, {evil: Difference(1, 0.5, 2, 0.1)}, evil)
-    return Report(
-        evil,
-        {evil: evil},
-        (both,),
-        {"tilt": [{evil: evil, "n": 1.0, "b": True}]},
-        {"command": evil, evil: [evil]},
-        [evil],
-    )
 
 
 @pytest.fixture(scope="module")

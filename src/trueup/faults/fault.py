@@ -65,13 +65,38 @@ class Difference:
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or one set of bars, of a chart: x and y of equal length, and an optional band low..high."""
+    """One line, or one set of bars, of a chart: x and y of equal length, and an optional band low..high.
+
+    Attributes:
+        cut: under a chart's `slider` with a `column`: the value there that an example needs to be answered at each x.
+    """
 
     name: str
     x: Sequence[float] | Sequence[str]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    cut: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A place on the x axis of a line chart that the reader moves: the report says what every line is there.
+
+    It goes from one point of the lines to the next, so that each number it shows was measured.
+
+    Attributes:
+        label: what is moved ("share of texts answered").
+        start: the x where it stands at first.
+        examples: where x is the share of examples that are answered: of how many. The report counts the refused.
+        column: the column of the example table that decides which are refused (see `Series.cut`); with " after" behind
+            its name it is the repaired subject's. Empty where nothing is refused.
+    """
+
+    label: str
+    start: float
+    examples: int = 0
+    column: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +112,8 @@ class Chart:
         reading: one sentence that says how to read it.
         diagonal: draw y = x as a guide (reliability diagrams).
         value_title: what a cell of a map is, with its unit ("attention mass on the prompt").
+        log10: each x is the logarithm of what it stands for: the report shows 10**x, on a logarithmic axis.
+        slider: lets the reader move along the x axis of a line chart.
     """
 
     key: str
@@ -98,6 +125,8 @@ class Chart:
     series: tuple[Series, ...]
     diagonal: bool = False
     value_title: str = ""
+    log10: bool = False
+    slider: Slider | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +170,16 @@ class Finding:
     def from_dict(data: Mapping[str, Any], samples: Mapping[str, np.ndarray] | None = None) -> Finding:
         """The finding that `as_dict` wrote, with its per-example arrays put back."""
         rest = {k: v for k, v in data.items() if k not in ("found", "measures", "charts")}
-        charts = tuple(
-            Chart(**{**c, "series": tuple(Series(**s) for s in c["series"])}) for c in data.get("charts", ())
-        )
+        charts = tuple(_chart(c) for c in data.get("charts", ()))
         measures = {k: Measure(**m) for k, m in data.get("measures", {}).items()}
         return Finding(**rest, measures=measures, charts=charts, samples=dict(samples or {}))
+
+
+def _chart(data: Mapping[str, Any]) -> Chart:
+    """The chart that `Finding.as_dict` wrote, also before there were sliders."""
+    slider = data.get("slider")
+    series = tuple(Series(**s) for s in data["series"])
+    return Chart(**{**data, "series": series, "slider": Slider(**slider) if slider is not None else None})
 
 
 class Remedy(ABC):
@@ -160,8 +194,10 @@ class Remedy(ABC):
         """
 
     @abstractmethod
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         """Write a PEFT adapter and its card to `folder`, whole or not at all; returns the folder.
+
+        With a `comparison` the card also says what was measured before and after.
 
         The folder loads with ``PeftModel.from_pretrained`` where trueup is not installed.
         """

@@ -87,6 +87,26 @@ class Report:
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
+    def _repr_html_(self) -> str:
+        """The whole page for a notebook, in a frame of its own.
+
+        The frame is sandboxed without the notebook's origin: the page's scripts run there, and whatever they were, they could
+        not reach the notebook. The page is one attribute, so nothing of it is markup to the notebook.
+        """
+        from html import escape
+
+        from trueup.report import html
+
+        try:
+            page = html.page(self)
+        except BadInput as e:
+            lines = [self.title, *(c.before.sentence for c in self.comparisons), str(e)]
+            return f"<pre>{escape(chr(10).join(lines))}</pre>"
+        return (
+            f'<iframe title="{escape(self.title)}" sandbox="allow-scripts" srcdoc="{escape(page)}" '
+            'style="width: 100%; height: 720px; border: 0; resize: vertical; overflow: auto"></iframe>'
+        )
+
 
 def write(report: Report, folder: Path) -> None:
     """Write `report` into `folder`, which exists and is temporary: `trueup.store.atomic.new_folder` makes it whole.
@@ -259,12 +279,18 @@ def _chart(chart: Chart) -> None:
         raise ValueError(f"a chart is of kind {chart.kind!r}")
     for s in chart.series:
         _is(s.name, str)
-        _numbers(*(y for y in s.y if y is not None or chart.kind != "heat"))  # a cell of a map may be empty
-        for other in (s.x, s.low, s.high):
+        _numbers(
+            *(y for y in s.y if y is not None or chart.kind != "heat"), *(s.cut or ())
+        )  # a map's cell may be empty
+        for other in (s.x, s.low, s.high, s.cut):
             if other is not None and len(other) != len(s.y):
                 raise ValueError(f"the chart '{chart.key}' has columns of unequal length")
         if chart.kind == "heat" and list(s.x) != list(chart.series[0].x):
             raise ValueError(f"the rows of the chart '{chart.key}' have different columns")
+    if chart.slider is not None:
+        _numbers(chart.slider.start, chart.slider.examples)
+        for text in (chart.slider.label, chart.slider.column):
+            _is(text, str)
 
 
 def _is(value: Any, kind: type) -> Any:

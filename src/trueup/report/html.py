@@ -12,13 +12,14 @@ import json
 import math
 import re
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure
-from trueup.report import heat, words
+from trueup.report import examples, heat, slide, words
 from trueup.report.bundle import Report, plain, untag
 from trueup.report.points import finite, is_number, name, thin
 
@@ -26,7 +27,7 @@ MOST_BYTES = 5_000_000
 MOST_POINTS = 300
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
-_ARXIV = re.compile(r"(?:arXiv:\s*|https?://arxiv\.org/(?:abs|pdf)/)(\d{4}\.\d{4,5})", re.IGNORECASE)
+_ARXIV = re.compile(r"(?:arXiv:?\s*|https?://arxiv\.org/(?:abs|pdf)/)(\d{4}\.\d{4,5})", re.IGNORECASE)
 _DASH = {"before": [5, 3], "after": [1, 0]}
 _SHAPE = {"before": "square", "after": "circle"}
 _THEME: dict[str, Any] = {
@@ -112,11 +113,13 @@ def _render(report: Report, cell: int, points: int) -> str:
 
 
 def _fault(
-    spot: str, c: Comparison, examples: Sequence[Mapping[str, Any]], charts: dict[str, Any], cell: int, points: int
+    spot: str, c: Comparison, table: Sequence[Mapping[str, Any]], charts: dict[str, Any], cell: int, points: int
 ) -> dict[str, Any]:
     before, after = c.before, c.after
     state = words.state(c)
     known = {**(after.provenance if after else {}), **before.provenance}
+    pictures = _charts(spot, before, after, charts, points)
+    sliders = [{**p["slider"], "id": p["id"]} for p in pictures if p["slider"]]
     return {
         "id": spot,
         "title": words.title_of(before),
@@ -132,8 +135,8 @@ def _fault(
         "rows": [_row(r) for r in words.rows(c)],
         "harm": [_row(r) for r in words.harm_rows(c)],
         "harm_sentence": _hold(words.harm_sentence(c)),
-        "charts": _charts(spot, before, after, charts, points),
-        "examples": _examples(examples, cell),
+        "charts": pictures,
+        "examples": examples.shown(table, cell, sliders),
         "paper": _paper(known.get("paper")),
         "departures": _sentences(known.get("departures")),
         "details": [
@@ -195,27 +198,6 @@ def _strip(before: Finding, after: Finding | None) -> dict[str, Any] | None:
     }
 
 
-def _examples(table: Sequence[Mapping[str, Any]], cell: int) -> dict[str, Any] | None:
-    columns = list(dict.fromkeys(k for row in table for k in row))[:16]
-    if not columns:
-        return None
-
-    def show(value: Any) -> dict[str, Any]:
-        if value is None:
-            return {"text": "", "number": False}
-        if isinstance(value, bool):
-            return {"text": "yes" if value else "no", "number": False}
-        if isinstance(value, int | float):
-            return {"text": words.number(value), "number": True}
-        return {"text": words.clean(value, cell), "number": False}
-
-    cells = [[show(row.get(k)) for k in columns] for row in table]
-    heads = [
-        {"text": words.clean(k, 60), "number": all(row[i]["number"] for row in cells)} for i, k in enumerate(columns)
-    ]
-    return {"columns": heads, "rows": cells}
-
-
 def _paper(text: Any) -> dict[str, str] | None:
     if not text:
         return None
@@ -230,15 +212,20 @@ def _sentences(value: Any) -> list[str]:
 
 
 def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(words.clean(k, 80), v if isinstance(v, str) else _compact(v)) for k, v in _cut(values).items()]
+    return [(words.clean(k, 80), words.clean(_told(v), 600)) for k, v in list(values.items())[:60]]
 
 
-def _cut(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(k): words.clean(v, 600) if isinstance(v, str) else v for k, v in list(values.items())[:60]}
-
-
-def _compact(value: Any) -> str:
-    return words.clean(_dump(value), 600)
+def _told(value: Any) -> str:
+    """Lists and tables of plain values as a reader writes them; what is nested deeper as JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, Mapping | list | tuple) and not value):
+        return "none"
+    if isinstance(value, list | tuple) and not any(isinstance(v, Mapping | list | tuple) for v in value):
+        return ", ".join(_told(v) for v in value)
+    if isinstance(value, Mapping) and not any(isinstance(v, Mapping | list | tuple) for v in value.values()):
+        return ", ".join(f"{k} {_told(v)}" for k, v in value.items())
+    return _dump(value)
 
 
 def _pretty(value: Any, limit: int) -> str:
@@ -282,13 +269,15 @@ def _charts(
             shown.append(_map(spot, chart, drawn, into, points))
             continue
         data, thinned = _rows(drawn, points)
+        slider = slide.slider(chart, data)
         if any(r["y"] is not None for r in data):
-            into[spot] = _spec(chart, data, len({s.name for _, c in drawn for s in c.series}))
+            into[spot] = _spec(chart, data, len({s.name for _, c in drawn for s in c.series}), slider)
         many = len({r["series"] for r in data}) > 1
         shown.append(
             _about(spot, chart, thinned)
             | {
                 "drawn": spot in into,
+                "slider": slider,
                 "key": [w for w, _ in drawn],
                 "bands": any(r["low"] is not None for r in data),
                 "many": many,
@@ -329,7 +318,11 @@ def _map(
     arranged = heat.arrange(drawn, points)
     specs = heat.specs(arranged, chart, spot, _THEME)
     into |= specs
-    return _about(spot, chart, arranged.thinned) | {"drawn": bool(specs)} | heat.shown(arranged, chart, spot)
+    return (
+        _about(spot, chart, arranged.thinned)
+        | {"drawn": bool(specs), "slider": None}
+        | heat.shown(arranged, chart, spot)
+    )
 
 
 def _rows(drawn: Sequence[tuple[str, Chart]], points: int) -> tuple[list[dict[str, Any]], bool]:
@@ -347,32 +340,47 @@ def _rows(drawn: Sequence[tuple[str, Chart]], points: int) -> tuple[list[dict[st
                     {
                         "when": when,
                         "series": words.clean(s.name, 80),
-                        "x": name(x) if text else finite(x),
+                        "x": name(x) if text else slide.place(chart, finite(x)),
                         "y": finite(s.y[i]),
                         "low": finite(s.low[i]) if s.low is not None else None,
                         "high": finite(s.high[i]) if s.high is not None else None,
+                        "cut": finite(s.cut[i]) if s.cut is not None else None,
                     }
                 )
     return [r for r in data if r["x"] is not None], thinned
 
 
-def _spec(chart: Chart, data: list[dict[str, Any]], series: int) -> dict[str, Any]:
-    """The Vega-Lite specification: before and after in one frame, told apart by colour and by shape."""
+def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[str, Any] | None) -> dict[str, Any]:
+    """The Vega-Lite specification: before and after in one frame, told apart by colour and by shape.
+
+    With a slider, two layers show where it stands, from the data sets ``at`` and ``picked``, and ``usermeta`` tells the
+    page's script what it says.
+    """
     import altair as alt
 
     when = [w for w in ("before", "after") if any(r["when"] == w for r in data)]
-    for r in data:
-        r["line"] = f"{r['when']} · {r['series']}"
     names = list(dict.fromkeys(r["series"] for r in data))
     kind = "nominal" if isinstance(data[0]["x"], str) else "quantitative"
+    across = 60 // len({r["x"] for r in data})
+    data = [
+        {k: v for k, v in r.items() if k != "cut"}
+        | {"line": f"{r['when']} · {r['series']}", "x": _lines(r["x"], across) if kind == "nominal" else r["x"]}
+        for r in data
+    ]
     sort = list(dict.fromkeys(r["x"] for r in data)) if kind == "nominal" else alt.Undefined
-    x_axis = alt.Axis(title=words.clean(chart.x_title, 120), grid=False, labelAngle=0, labelOverlap=True, tickCount=6)
+    title = textwrap.wrap(words.clean(chart.x_title, 120), 44) or ""
+    x_axis = alt.Axis(title=title, grid=False, labelAngle=0, labelOverlap=True, tickCount=6)
+    if chart.log10 and kind == "quantitative":
+        x_axis.values = _decades([r["x"] for r in data])
+    if kind == "nominal":
+        x_axis.labelExpr = "split(datum.label, '\\n')"
     y_axis = alt.Axis(title=words.clean(chart.y_title, 120), tickCount=5)
     zero = chart.kind == "bar"
     if zero:
         scale = alt.Scale(paddingInner=0.4, paddingOuter=0.3)
     else:
-        scale = alt.Scale(zero=False) if kind == "quantitative" else alt.Scale()
+        logs: dict[str, Any] = {"type": "log", "nice": False} if chart.log10 else {"zero": False}
+        scale = alt.Scale(**logs) if kind == "quantitative" else alt.Scale()
     base = alt.Chart().encode(
         x=alt.X(
             field="x",
@@ -437,9 +445,17 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int) -> dict[str, An
         line = base.encode(y=y, detail=alt.Detail(field="line", type="nominal"))
         layers.append(line.mark_line(strokeWidth=2.25).encode(strokeDash=dash))
         if most <= 40:
-            scale = alt.Scale(domain=when, range=[_SHAPE[w] for w in when])
-            shape = alt.Shape(field="when", type="nominal", scale=scale, legend=None)
+            shape = alt.Shape(field="when", type="nominal", scale=_shapes(when), legend=None)
             layers.append(line.mark_point(size=44, filled=True, opacity=1).encode(shape=shape))
+        if slider:
+            at = slider["stops"][slider["start"]][0]
+            rule = alt.Chart(alt.InlineData(values=[{"x": at}], name="at"))
+            layers.insert(0, rule.mark_rule(color="var(--ink)", aria=False).encode(x=alt.X(field="x", type=kind)))
+            picked = base.properties(data=alt.InlineData(values=slider["picked"], name="picked"))
+            layers.append(
+                picked.mark_point(size=110, filled=True, opacity=1, stroke="var(--paper)", strokeWidth=2, aria=False)
+                .encode(y=y, shape=alt.Shape(field="when", type="nominal", legend=None, scale=_shapes(when)))
+            )  # fmt: skip
     picture = alt.layer(*layers, data=alt.Data(values=data)).properties(
         width="container",
         height=280,
@@ -449,7 +465,28 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int) -> dict[str, An
     spec = picture.to_dict()
     spec.pop("$schema", None)
     spec["config"] = _THEME
+    if slider:
+        spec["usermeta"] = {"slider": {k: slider[k] for k in ("stops", "lines")}}
     return spec
+
+
+def _lines(text: str, across: int) -> str:
+    """A name broken into at most three lines of some `across` characters, so that names on an axis stay whole."""
+    return "\n".join(textwrap.wrap(text, max(10, across), max_lines=3, placeholder="…"))
+
+
+def _decades(x: list[float]) -> list[float]:
+    """1, 2 and 5 times each power of ten within reach of `x`."""
+    low, high = min(x), max(x)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    places = [float(f"{m}e{p}") for p in powers for m in (1, 2, 5)]
+    return [v for v in places if low * 0.999 <= v <= high * 1.001]
+
+
+def _shapes(when: list[str]) -> Any:
+    import altair as alt
+
+    return alt.Scale(domain=when, range=[_SHAPE[w] for w in when])
 
 
 def _by_series(names: list[str], steps: list[float]) -> Any:

@@ -19,7 +19,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, listing
 from trueup.faults.confounding.maths import shortcut
-from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
+from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
 from trueup.measure import bootstrap, shift
 from trueup.measure.accuracy import accuracy, worst_group_accuracy
 from trueup.measure.calibration import nll
@@ -332,9 +332,12 @@ def _distance(features: NDArray, label: NDArray, group: NDArray, seed: int) -> f
 
 
 def _charts(m: Mixes, curve, layers, columns, names, groups, attribute) -> tuple[Chart, ...]:
-    axis = "coupling (1 as here, 0 none, -1 reversed)"
+    axis, slider = "coupling (1 as here, 0 none, -1 reversed)", Slider("Coupling in the test mix", 0.0)
     if m.alpha is not None:
-        axis = f"log10 of how many times as frequent '{names[1]}' is in {groups[1]} (0: none; here {np.log10(m.alpha):.2f})"
+        axis = f"how many times as frequent '{names[1]}' is in {groups[1]} as in {groups[0]} (1: no coupling; here {m.alpha:.3g})"
+        slider = Slider(
+            f"Test mix (alpha): '{names[1]}' so many times as frequent in {groups[1]} as in {groups[0]}", 0.0
+        )
     rates = []
     for z, name in enumerate(groups):
         rows = [(columns["label"] == y) & (columns["group"] == z) for y in range(len(names))]
@@ -347,6 +350,7 @@ def _charts(m: Mixes, curve, layers, columns, names, groups, attribute) -> tuple
             "shift", "What happens when the mix moves", "line", axis, "AUPRC",
             "How often each label and each group occur never moves, only which go together. A flat line does not care.",
             (Series("AUPRC", m.x.tolist(), [e.value for e in curve], [e.low for e in curve], [e.high for e in curve]),),
+            log10=m.alpha is not None, slider=slider,
         ),
         Chart(
             "presence", f"Where '{attribute}' can be read inside", "line", "layer (0: embeddings)", "balanced accuracy",

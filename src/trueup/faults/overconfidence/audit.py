@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
-from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
+from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
 from trueup.measure import bootstrap
 from trueup.measure import calibration as cal
 from trueup.measure import selective as sel
@@ -173,7 +173,8 @@ def charts(confidence: NDArray[np.float64], error: NDArray[np.bool_]) -> tuple[C
         Chart(
             "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
             "Answering only the surest texts should leave fewer errors: the lower the line on the left, the better.",
-            (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist()),),
+            (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist(), cut=curve.threshold[keep].tolist()),),
+            slider=Slider("Share of texts answered", 0.8, examples=len(error), column="confidence"),
         ),
         Chart(
             "reliability", "Reliability", "line", "stated confidence", "share that is right",

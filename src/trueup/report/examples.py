@@ -1,0 +1,100 @@
+"""The example table: its cells as text, and the filters that its columns allow.
+
+No fault is known by name. What a column means is read from how every fault names it: ``label`` is the truth, ``predicted`` or
+``answered`` what the model said, ``right`` whether it was right, ``confidence`` how sure it was; ``X after`` is ``X`` of the
+repaired subject; and any other column of truth values is a property that rows can be chosen by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from trueup.report import words
+
+MOST_COLUMNS = 16
+AFTER = " after"
+_SAID = ("predicted", "answered")
+
+Row = Mapping[str, Any]
+
+
+def shown(table: Sequence[Row], cell: int, sliders: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
+    """The table for the template: columns, rows of at most `cell` characters a cell, and the filters with their counts.
+
+    `sliders` are the fault's (see `slide.slider`): one that refuses examples by a column of this table is a filter too.
+    """
+    columns = list(dict.fromkeys(k for row in table for k in row))[:MOST_COLUMNS]
+    if not columns:
+        return None
+    cells = [[_cell(row.get(k), cell) for k in columns] for row in table]
+    heads = [
+        {"text": words.clean(k, 60), "number": all(row[i]["number"] for row in cells)} for i, k in enumerate(columns)
+    ]
+    filters: list[dict[str, Any]] = []
+    inside: list[list[int]] = [[] for _ in table]
+    for text, chosen, order in _filters(columns, table):
+        members = [i for i, row in enumerate(table) if chosen(row)]
+        if not members:
+            continue
+        for i in members:
+            inside[i].append(len(filters))
+        filters.append({"text": text, "count": len(members), "order": columns.index(order) if order else None})
+    refusing = [
+        {"id": f"{s['id']}-{when}", "slider": s["id"], "when": when, "column": columns.index(name)}
+        for s in sliders
+        for when, name in (("before", s["column"]), ("after", s["column"] + AFTER))
+        if s["column"] and name in columns and any(line["when"] == when for line in s["lines"])
+    ]
+    rows = [{"cells": line, "inside": " ".join(map(str, i))} for line, i in zip(cells, inside, strict=True)]
+    return {"columns": heads, "rows": rows, "filters": filters, "refusing": refusing}
+
+
+def _cell(value: Any, limit: int) -> dict[str, Any]:
+    """A cell as text; `exact` is what it is sorted and refused by, where it is a number."""
+    if value is None:
+        return {"text": "", "number": False, "exact": None}
+    if isinstance(value, bool):
+        return {"text": "yes" if value else "no", "number": False, "exact": None}
+    if isinstance(value, int | float):
+        return {
+            "text": words.number(value),
+            "number": True,
+            "exact": repr(float(value)) if math.isfinite(value) else None,
+        }
+    return {"text": words.clean(value, limit), "number": False, "exact": None}
+
+
+def _filters(columns: Sequence[str], table: Sequence[Row]) -> list[tuple[str, Callable[[Row], bool], str | None]]:
+    """Name, which rows, and the number column that sorts them, largest first."""
+    said = next((k for k in _SAID if k in columns), None)
+    sure = "confidence" if all(_number(r.get("confidence")) for r in table) else None
+    made: list[tuple[str, Callable[[Row], bool], str | None]] = []
+
+    def wrong(row: Row, after: str = "") -> bool:
+        return row.get("label") != row.get(f"{said}{after}")
+
+    judged = said is not None and "label" in columns
+    errors = "errors, surest first" if sure else "errors"
+    if "right" in columns:
+        made.append((errors, lambda r: r.get("right") is False, sure))
+    elif judged:
+        made.append((errors, wrong, sure))
+    for name in columns:
+        if name != "right" and all(isinstance(r.get(name), bool) for r in table):
+            made.append((words.clean(name, 60), lambda r, name=name: r.get(name) is True, None))
+    pairs = [
+        k for k in columns
+        if k + AFTER in columns and not any(_number(r.get(k)) for r in table)
+    ]  # fmt: skip
+    if pairs:
+        made.append(("changed by the repair", lambda r: any(r.get(k) != r.get(k + AFTER) for k in pairs), None))
+    if judged and said in pairs:
+        made.append(("put right by it", lambda r: wrong(r) and not wrong(r, AFTER), None))
+        made.append(("put wrong by it", lambda r: not wrong(r) and wrong(r, AFTER), None))
+    return made
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
