@@ -358,6 +358,7 @@ def _one(
         return Comparison(replace(before, details={**before.details, "tried": remedy.tried}), None, remedy.reason)
     with remedy.on(subject) as repaired:
         after = _told(fault, fault.audit(repaired, test, seed=seed))
+        after = replace(after, charts=(*after.charts, *remedy.charts()))
         try:
             harmed = fault.harm(subject, repaired, test, seed=seed)
         except (BadInput, Unsupported) as e:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trueup.errors import BadInput
 from trueup.faults.card import Card, page
-from trueup.faults.fault import Comparison, Remedy
+from trueup.faults.fault import Chart, Comparison, Remedy
 from trueup.store import atomic
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject, model_fingerprint
@@ -32,6 +32,7 @@ class Adapted(Remedy):
         head: stands in for the last layer of a subject that answers with words, whose repaired head is saved as that of
             a sequence classifier on the same base; None elsewhere.
         card: what is written beside the adapter: the choice and what was tried.
+        pictures: as `Remedy.charts`.
     """
 
     fault: str
@@ -40,6 +41,7 @@ class Adapted(Remedy):
     tensors: Mapping[str, Tensor]
     head: Head | None
     card: Mapping[str, Any]
+    pictures: tuple[Chart, ...] = ()
 
     @contextlib.contextmanager
     def on(self, subject: Subject) -> Iterator[Subject]:
@@ -66,10 +68,13 @@ class Adapted(Remedy):
     def describe(self) -> str:
         return str(self.card["describe"])
 
+    def charts(self) -> tuple[Chart, ...]:
+        return self.pictures
+
 
 def adapted(
     fault: str, subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], card: Mapping[str, Any],
-    *, head: Head | None = None,
+    *, head: Head | None = None, pictures: tuple[Chart, ...] = (),
 ) -> Adapted:  # fmt: skip
     """The remedy for `subject` that is this adapter. How to load it is added here.
 
@@ -86,7 +91,7 @@ def adapted(
     # A user may go on from the repaired adapter: what the loader reads in a card of its own stands here as well.
     if template is not None and head is None:
         about["template"] = template
-    return Adapted(fault, model_fingerprint(subject.model), settings, tensors, head, about | dict(card))
+    return Adapted(fault, model_fingerprint(subject.model), settings, tensors, head, about | dict(card), pictures)
 
 
 def with_head(fault: str, subject: Subject, head: Head, card: Mapping[str, Any]) -> Adapted:

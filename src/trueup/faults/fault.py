@@ -206,6 +206,10 @@ class Remedy(ABC):
     def describe(self) -> str:
         """One plain sentence: what the repair does."""
 
+    def charts(self) -> tuple[Chart, ...]:
+        """Pictures of the repair itself, for the report. They are not saved with the adapter."""
+        return ()
+
 
 @dataclass(frozen=True)
 class NoRemedy:

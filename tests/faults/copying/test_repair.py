@@ -317,3 +317,23 @@ def test_a_soft_prompt_gets_a_sentence(case, monkeypatch):
     assert c.remedy.endswith(".")
     if c.before.found:
         assert "give the base without its prompt, or a LoRA" in c.remedy
+
+
+def test_the_map_shows_the_strongest_unit_of_each_bin():
+    score = np.zeros((3, 130))
+    score[1, 77], score[2, 5], score[2, 4] = 0.4, -0.3, 0.2
+    chart = R.unit_map(score, {1: torch.ones(130)})
+    assert chart.kind == "heat"
+    assert [s.name for s in chart.series] == ["layer 0", "layer 1 (scaled)", "layer 2"]
+    assert len(chart.series[0].x) == len(chart.series[0].y) == 64
+    assert max(chart.series[1].y) == 0.4
+    at = chart.series[1].y.index(0.4)
+    assert chart.series[1].x[at] <= 77 < chart.series[1].x[at + 1]
+    assert min(chart.series[2].y) == -0.3  # the farthest from 0 of its bin, not the largest
+    assert set(chart.series[0].y) == {0.0}
+
+
+def test_the_repair_brings_its_map(remedy):
+    (chart,) = remedy.charts()
+    assert chart.key == "units"
+    assert any("(scaled)" in s.name for s in chart.series)

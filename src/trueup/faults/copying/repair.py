@@ -17,7 +17,7 @@ from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
 from trueup.faults.copying.audit import FEWEST, TITLES, asked, scored, some
 from trueup.faults.copying.harm import Bystander, bystanders
-from trueup.faults.fault import Finding, NoRemedy, Remedy
+from trueup.faults.fault import Chart, Finding, NoRemedy, Remedy, Series
 from trueup.measure import bootstrap
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers
@@ -52,6 +52,10 @@ COMPLETE = 0.05
 
 Scales = Mapping[int, Tensor]
 Asked = Mapping[Mode, tuple[Draws, Answers]]
+
+
+BINS = 64
+"""Columns of the map of units."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +211,32 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     )
     about["table"] = _markdown(about["candidates"], about["controls"])
     settings, tensors = scales_as_adapter(subject, best.scales)
-    return adapted("copying", subject, settings, tensors, {"describe": says, **about})
+    return adapted(
+        "copying",
+        subject,
+        settings,
+        tensors,
+        {"describe": says, **about},
+        pictures=(unit_map(found.contrasted, best.scales),),
+    )
+
+
+def unit_map(score: np.ndarray, scales: Scales) -> Chart:
+    """Layers by bins of neighbouring units: in each bin the score (layers, units) that is farthest from 0."""
+    depth, units = score.shape
+    bins = np.array_split(np.arange(units), min(units, BINS))
+    columns = [float(b[0]) for b in bins]
+    rows = []
+    for layer in range(depth):
+        cells = [float(score[layer, b][np.abs(score[layer, b]).argmax()]) for b in bins]
+        scaled_here = " (scaled)" if layer in scales else ""
+        rows.append(Series(f"layer {layer}{scaled_here}", columns, cells))
+    return Chart(
+        "units", "Which units copy", "heat", "unit", "layer",
+        "What a feed-forward unit adds to the probability of a shown answer where that is wrong, less what it adds to one that is "
+        "right: in each cell the strongest of its units. The repair scales units of the rows that say so.",
+        tuple(rows), value_title="added probability of a wrong copy",
+    )  # fmt: skip
 
 
 def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
