@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from report_cases import comparison, heat, report, with_before
 from rich.cells import cell_len
 from rich.console import Console
 
-from trueup.faults.fault import Measure
+from trueup.faults.fault import Chart, Measure, Series
 from trueup.report.bundle import Report
-from trueup.report.table import findings_table
+from trueup.report.table import findings_table, sparklines
 
 NAN = float("nan")
 
@@ -31,9 +32,28 @@ def test_says_the_essentials() -> None:
 
 
 def test_a_map_changes_nothing_in_the_terminal() -> None:
-    plain = comparison(after=None)
+    plain = with_before(comparison(after=None), charts=())
     mapped = with_before(plain, charts=(heat({"layer 0": [0.1, NAN, -1.0]}),))
     assert shown(report(mapped, examples={})) == shown(report(plain, examples={}))
+
+
+def test_lines_are_drawn_as_blocks_on_one_scale() -> None:
+    line = Chart("c", "Risk", "line", "x", "y", "Read.", (Series("all", [0.0, 1.0, 2.0], [0.0, 0.5, 1.0]),))
+    flat = replace(line, series=(Series("all", [0.0, 1.0, 2.0], [0.5, 0.5, NAN]),))
+    given = comparison()
+    assert given.after is not None
+    both = replace(given, before=replace(given.before, charts=(line,)), after=replace(given.after, charts=(flat,)))
+    assert sparklines(both) == ["Risk  ▁▅█ → ▅▅   0 to 1"]
+    assert sparklines(replace(both, after=None)) == ["Risk  ▁▅█  0 to 1"]
+    assert "▁▅█" in shown(report(both))
+    bars = replace(both, before=replace(given.before, charts=(replace(line, kind="bar"),)), after=None)
+    assert sparklines(bars) == []
+    many = Series("all", [float(i) for i in range(101)], [float(i) for i in range(101)])
+    long = replace(both, before=replace(given.before, charts=(replace(line, series=(many,)),)), after=None)
+    (row,) = sparklines(long)
+    assert "▁" in row
+    assert "█" in row, "thinned, with both ends"
+    assert len(row) < 80
 
 
 def measures(title: str, value: float) -> dict[str, Measure]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -15,6 +18,10 @@ from trueup.report.words import verdict
 __all__ = ["findings_table", "verdict"]
 
 WIDTH = 80
+
+SPARKS = 12
+"""Most points of a line drawn as blocks."""
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 _STYLE = {
     "repaired": "bold green",
@@ -80,6 +87,7 @@ def _fault(comparison: Comparison) -> list[RenderableType]:
             else:
                 table.add_row(_text(row.title), _value(row.before), _value(row.after), *_outcome(row))
         parts.append(table)
+    parts += [_text(line) for line in sparklines(comparison)]
     if comparison.after is not None:
         parts.append(_text(words.harm_sentence(comparison), "", 1000))
         harm = words.harm_rows(comparison)
@@ -94,6 +102,35 @@ def _fault(comparison: Comparison) -> list[RenderableType]:
         if comparison.remedy:
             parts.append(_text(f"Repair: {comparison.remedy}", "", 600))
     return parts
+
+
+def sparklines(comparison: Comparison) -> list[str]:
+    """The first line of each line chart as a row of blocks, before and after on one scale; at most 80 columns wide."""
+    after = {c.key: c for c in comparison.after.charts} if comparison.after is not None else {}
+    found = []
+    for chart in comparison.before.charts:
+        pair = [c for c in (chart, after.get(chart.key)) if c is not None and c.kind == "line" and c.series]
+        rows = [_thinned(c.series[0].y) for c in pair]
+        ends = [y for row in rows for y in row if math.isfinite(y)]
+        if not pair or len(rows[0]) < 3 or not ends:
+            continue
+        low, high = min(ends), max(ends)
+        drawn = " → ".join(_spark(row, low, high) for row in rows)
+        found.append(f"{words.clean(chart.title, 34)}  {drawn}  {words.number(low)} to {words.number(high)}")
+    return found
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    """At most `SPARKS` values, evenly spaced, the first and the last among them."""
+    last, most = len(values) - 1, min(len(values), SPARKS)
+    return [float(values[round(i * last / max(1, most - 1))]) for i in range(most)]
+
+
+def _spark(values: list[float], low: float, high: float) -> str:
+    top = len(_BLOCKS) - 1
+    return "".join(
+        _BLOCKS[round((y - low) / (high - low) * top) if high > low else 0] if math.isfinite(y) else " " for y in values
+    )
 
 
 def _table() -> Table:
