@@ -1,0 +1,228 @@
+"""The documentation as files: links, pages for every fault, command lines that are accepted, requests that are answered."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from pages import DOCS, PAGES, ROOT, Block, blocks, commands, prose
+
+from trueup.faults.fault import each_fault
+
+ALL = [*PAGES, DOCS / "log.md"]
+FAULTS = [f.name for f in each_fault()]
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(DOCS))
+
+
+@pytest.fixture(scope="session")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def anchors(text: str) -> set[str]:
+    """The places of a page that a link can name, as Python-Markdown names them."""
+    bare = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", bare, re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", t.lower()).strip()) for t in titles}
+
+
+# ------------------------------------------------------------------------------------------------------------ links
+
+
+@pytest.mark.parametrize("page", ALL, ids=named)
+def test_links_inside_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            assert target.startswith("https://"), target
+            continue
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.is_file(), f"{target} in {named(page)}"
+        assert there.is_relative_to(DOCS), f"{target} leaves docs, so the built site would not have it"
+        if anchor:
+            assert anchor in anchors(there.read_text(encoding="utf-8")), f"{target} in {named(page)}"
+
+
+def test_every_fault_has_a_page_and_its_charts() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    charts = (DOCS / "charts.md").read_text(encoding="utf-8")
+    tour = (DOCS / "tour.md").read_text(encoding="utf-8")
+    for name in FAULTS:
+        page = DOCS / "faults" / f"{name}.md"
+        assert page.is_file(), f"The fault '{name}' has no page; write docs/faults/{name}.md."
+        for part in ("fault", "details"):
+            assert f"<!-- trueup: {part} {name} -->" in page.read_text(encoding="utf-8")
+        assert f"faults/{name}.md" in navigation
+        assert f"<!-- trueup: charts {name} -->" in charts
+        assert f"faults/{name}.md" in tour
+    assert {p.stem for p in (DOCS / "faults").glob("*.md")} == set(FAULTS)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in ALL:
+        assert f": {named(page)}" in navigation
+
+
+def test_the_first_page_has_the_readmes_two_commands() -> None:
+    of_readme = blocks_of_text((ROOT / "README.md").read_text(encoding="utf-8"))
+    mine = [b.code for b in blocks(DOCS / "index.md")]
+    assert len(mine) == 2
+    assert all(code in of_readme for code in mine)
+
+
+def blocks_of_text(text: str) -> list[str]:
+    return re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+# --------------------------------------------------------------------------------------------------------- commands
+
+
+def written() -> list[tuple[str, list[str]]]:
+    """Every command line `trueup ...` in a shell block or in code inside a sentence, with where it stands."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "bash":
+                found += [(block.at, words) for words in commands(block.code) if words[0] == "trueup"]
+        for code in re.findall(r"(?<!`)`(trueup [a-z][^`]*)`", prose(page)):
+            (words,) = commands(code.replace("...", ""))
+            found.append((named(page), words))
+    return found
+
+
+def commands_of_trueup() -> dict:
+    import typer.main
+
+    from trueup.cli import app
+
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("at", "words"), written(), ids=lambda v: v if isinstance(v, str) else " ".join(v)[:60])
+def test_a_command_line_is_accepted(at: str, words: list[str]) -> None:
+    """Options and commands exist; a whole command (one that names its output) is parsed as the command line would."""
+    known = commands_of_trueup()
+    name, *rest = words[1:]
+    assert name in known, f"{at}: there is no command '{name}'"
+    options = {o for p in known[name].params for o in p.opts} | {"--help"}
+    assert {w for w in rest if w.startswith("-")} <= options, at
+    if "-o" in rest:
+        known[name].make_context(name, list(rest))
+    check_names(at, name, rest)
+
+
+def check_names(at: str, name: str, rest: list[str]) -> None:
+    from trueup.corpus import embedded, tasks
+    from trueup.subject.embedded import MODELS
+
+    given = [rest[i + 1] for i, w in enumerate(rest[:-1]) if w == "--fault"]
+    given += rest[:1] if name in ("audit", "repair") and rest else []
+    assert set(given) <= {*FAULTS, "FAULT"}, at
+    for i, word in enumerate(rest):
+        if word.startswith("embedded:"):
+            data = i and rest[i - 1] == "--data"
+            assert word.partition(":")[2] in (embedded.DATASETS if data else MODELS), at
+        if word.startswith("task:") and word != "task:NAME":
+            tasks.find(word)
+
+
+def test_knobs_that_are_named_exist() -> None:
+    for page in PAGES:
+        for fault, knob in re.findall(r"--set (\w+)\.(\w+)=", page.read_text(encoding="utf-8")):
+            if fault != "lengthiness" and knob != "KNOB":
+                assert knob in {f.name: f for f in each_fault()}[fault].knobs(), named(page)
+
+
+def test_a_wrong_command_would_be_noticed() -> None:
+    with pytest.raises(AssertionError):
+        test_a_command_line_is_accepted("here", ["trueup", "check", "MODEL", "--no-such-option", "x", "-o", "OUT"])
+    with pytest.raises(AssertionError):
+        test_a_command_line_is_accepted(
+            "here", ["trueup", "audit", "overconfident", "MODEL", "--data", "x", "-o", "OUT"]
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- generated
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "charts.md"], ids=named)
+def test_what_a_page_asks_of_the_code_is_answered(hooks: ModuleType, page: Path) -> None:
+    got = hooks.filled(page.read_text(encoding="utf-8"), named(page))
+    assert "<!-- trueup:" not in got
+    for name in FAULTS:
+        if page.stem == name:
+            cls = {f.name: f for f in each_fault()}[name]
+            assert cls.question in got
+            assert all(f"`{knob}`" in got for knob in cls.knobs())
+            knobs = got.partition("## Knobs")[2].partition("## What")[0]
+            assert "|  |" not in knobs, "a knob is not described in its docstring"
+
+
+def test_items_that_name_two_attributes_are_read(hooks: ModuleType) -> None:
+    got = hooks.items(
+        ["    a, b: two of them, and", "        more <here>. c: a third. None: of these."], ["a", "b", "c"]
+    )
+    assert got == ["`a`, `b`: two of them, and more &lt;here>.", "`c`: a third. None: of these."]
+    got = hooks.items(["    BadInput: no file. Unavailable: no network."], [], raises=True)
+    assert got == ["`BadInput`: no file.", "`Unavailable`: no network."]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_chart_of_a_planted_case_is_drawn_and_explained(hooks: ModuleType, name: str) -> None:
+    got = hooks.charts(name)
+    charts = hooks.finding(name).charts
+    assert charts
+    assert got.count("data:image/svg+xml;base64,") == len(charts)
+    for chart in charts:
+        assert chart.reading.strip().endswith(".")
+        assert f"### {chart.title}" in got
+
+
+def test_nothing_of_a_machine_stands_in_the_pages() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"(?<![\w.<:/])/(?:home|root|work|opt|tmp|usr|mnt)/", text), named(page)
+        assert "localhost" not in text
+
+
+# ----------------------------------------------------------------------------------------------------------- mkdocs
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("material") is None:
+        pytest.skip("mkdocs-material is not installed, so the site was not built: pip install 'trueup[docs]'.")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path / "site")],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for page in ALL:
+        built = named(page).removesuffix(".md").removesuffix("index")
+        html = (tmp_path / "site" / built / "index.html").read_text(encoding="utf-8")
+        assert "<!-- trueup:" not in html, named(page)
+        assert "fonts.googleapis" not in html
+    assert not (tmp_path / "site" / "hooks.py").exists()
+
+
+def test_the_marks_of_the_tour_are_known() -> None:
+    for block in blocks(DOCS / "tour.md"):
+        assert mark_is_known(block), f"{block.at}: mark the block 'run: fast', 'run: slow' or 'not run: why'"
+
+
+def mark_is_known(block: Block) -> bool:
+    return bool(re.fullmatch(r"run: (fast|slow)(, exit 0 or 1|, without trueup)?|not run: .+", block.mark))

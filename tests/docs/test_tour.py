@@ -1,0 +1,58 @@
+"""The tour, as it is written and in its order: the fast blocks always, all of them with the embedded model when slow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pages import DOCS, Block, blocks
+
+TOUR = blocks(DOCS / "tour.md")
+FAST = [b for b in TOUR if b.mark.startswith("run: fast")]
+SLOW = [b for b in TOUR if b.mark.startswith("run: slow")]
+SHELL = 'trueup() { "$PYTHON" -m trueup "$@"; }; python() { "$PYTHON" "$@"; }\nset -e\n'
+"""The tour's commands, of the interpreter that runs the tests."""
+
+
+def test_the_tour_has_both_kinds() -> None:
+    assert len(FAST) >= 3
+    assert len(SLOW) >= 5
+
+
+@pytest.mark.parametrize("block", FAST, ids=lambda b: b.at)
+def test_a_fast_block_runs(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert block.language == "python"
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.code, block.at, "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+def test_the_slow_blocks_run_in_their_order(tmp_path: Path) -> None:
+    said = []
+    for block in SLOW:
+        done = run(block, tmp_path)
+        allowed = (0, 1) if "exit 0 or 1" in block.mark else (0,)
+        assert done.returncode in allowed, (
+            f"{block.at}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        )
+        said.append(done.stdout)
+    assert (tmp_path / "out" / "report.html").is_file()
+    chance = next(s for s in said if "chance that it is right" in s).split()[-1]
+    assert 0 < float(chance) < 1
+
+
+def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
+    """One block in a process of its own, in the tour's folder."""
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if block.language == "bash":
+        words = ["bash", "-c", SHELL + block.code]
+    else:
+        hidden = "import sys; sys.modules['trueup'] = None\n" if "without trueup" in block.mark else ""
+        words = [sys.executable, "-c", hidden + block.code]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900)
