@@ -321,7 +321,14 @@ def test_the_rank_of_a_subspace_is_found():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "told"), [(0.05, 0.1, "weights needed"), (-0.1, 0.01, "prompt suffices"), (0.0, 0.1, "undecided")]
-)
-def test_the_verdict_needs_the_whole_interval(low: float, high: float, told: str):
-    assert maths.verdict(low, high, 0.03) == told
+    ("equal", "own", "told"),
+    [
+        ((0.05, 0.1), (0.04, 0.1), "weights needed"), ((-0.1, 0.01), (0.05, 0.1), "prompt suffices"),
+        ((0.0, 0.1), (0.05, 0.1), "undecided"), ((0.05, 0.1), (-0.03, 0.01), "undecided"),
+    ],
+)  # fmt: skip
+def test_the_verdict_needs_whole_intervals_against_both_prompts(
+    equal: tuple[float, float], own: tuple[float, float], told: str
+):
+    """A prompt on which more was spent, and which weights do not beat, leaves it open."""
+    assert maths.verdict(equal, own, 0.03) == told

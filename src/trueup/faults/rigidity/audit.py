@@ -42,7 +42,7 @@ class References:
     Attributes:
         corpus: at most so many training examples, and that half. held: the other half, on which nothing was chosen.
         texts: training texts to look inside with: the same for every audit, whatever it examines.
-        size: trained numbers of the subject's adapter, without its head. own: its accuracy on the first half.
+        size: trained numbers of the subject's adapter, without its head. own: its accuracy on that half.
         entrants: adapters of one size, by kind; empty where the subject's own adapter is one of weights.
         left_out: kinds that could not take part, and why.
     """
@@ -56,15 +56,8 @@ class References:
     left_out: Mapping[Kind, str]
 
     def best(self, kinds: tuple[str, ...]) -> str:
-        """The kind with the highest accuracy on calibration, of equals the one with the lowest NLL; empty where none is."""
-        there = [k for k in kinds if k in self.entrants]
-        return max(there, key=lambda k: (self.entrants[k].kept.accuracy, -self.entrants[k].kept.nll), default="")
-
-    @property
-    def best_prompt(self) -> str:
-        """The prompt to hold against weights: one tuned anew, or the subject's own (""), whichever does better."""
-        other = self.best(PROMPTS)
-        return other if other and self.entrants[other].kept.accuracy > self.own else ""
+        """The kind with the lowest NLL on calibration; empty where none is."""
+        return min((k for k in kinds if k in self.entrants), key=lambda k: self.entrants[k].kept.nll, default="")
 
 
 def rates(tries: int) -> tuple[float, ...]:
@@ -154,7 +147,7 @@ def audit(
     got = bootstrap.interval_many(_statistics(list(kept)), *kept.values(), seed=seed, resamples=resamples)
     head, gap = got["severity"], got["gap"]
     tolerance = maths.TOLERANCE.get(str(next(subject.model.parameters()).dtype).removeprefix("torch."), 1e-5)
-    told = maths.verdict(gap.low, gap.high, threshold) if virtual else None
+    told = maths.verdict((gap.low, gap.high), (head.low, head.high), threshold) if virtual else None
     looks = maths.signature(
         largest(seen.change[0]), np.nan_to_num(alone.change).max(axis=1), float(seen.residual[0].max()),
         float(seen.mass.max()), virtual, tolerance, inside=inside_prompt, elsewhere=", ".join(changed_elsewhere(subject)),
@@ -164,7 +157,7 @@ def audit(
         k: Measure(e.value, e.low, e.high, "accuracy", "higher", names[k]) for k, e in got.items() if k in names
     }
     if virtual:
-        title = "best adapter of weights less best prompt"
+        title = "best adapter of weights less best prompt of the same effort"
         measures["gap"] = Measure(gap.value, gap.low, gap.high, "accuracy", "lower", title)
     return Finding(
         fault="rigidity", unit="accuracy below the best equal-sized adapter of weights", severity=head.value, low=head.low,
@@ -200,7 +193,7 @@ def columns(subject: Subject, corpus: Corpus, refs: References) -> dict[str, np.
     kept = {"right": right, "answer": answer}
     for kind, entrant in refs.entrants.items():
         kept[f"right_{key_of(kind)}"], _ = _right(on(subject, entrant), corpus)
-    weights, prompt = refs.best(WEIGHTS), refs.best_prompt
+    weights, prompt = refs.best(WEIGHTS), refs.best(PROMPTS)
     kept["best_weights"] = kept[f"right_{key_of(weights)}"] if weights else right
     kept["best_prompt"] = kept[f"right_{key_of(prompt)}"] if prompt else right
     return kept
@@ -276,13 +269,17 @@ def _sentence(
         "prompt suffices": "A prompt suffices",
         "undecided": "It is undecided whether a prompt suffices",
     }[told or ""]
-    anew, prompt = refs.best(PROMPTS), refs.best_prompt
-    against = f"a {prompt} tuned anew with the same effort" if prompt else "this prompt"
-    none = "" if prompt else ", which one tuned anew did not better," if anew else ", as none could be tuned anew,"
+    prompt, gap = refs.best(PROMPTS), got["gap"]
+    if prompt:
+        gained = f"held against a {prompt} tuned with the same effort these weights gain {_points(gap)}"
+        if told == "undecided" and gap.low > head.high:
+            gained += ", against this prompt, on which more may have been spent, they do not"
+    else:
+        gained = "no prompt could be tuned with the same effort, so only this one was compared"
     constant = (
         f" Made a constant, the prompt leaves {got['accuracy_frozen'].value:.1%}." if "accuracy_frozen" in got else ""
     )
-    return f"{first} {said_of}: held against {against}{none} these weights gain {_points(got['gap'])}.{constant}"
+    return f"{first} {said_of}: {gained}.{constant}"
 
 
 def _points(e: bootstrap.Estimate) -> str:
