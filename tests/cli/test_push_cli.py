@@ -55,10 +55,10 @@ class Answer(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/api/repos/create":
             given = json.loads(body)
-            if given["name"] == "closed":
-                return self.say(403, {"error": "you may not"})
             self.server.made.append(given)
             self.say(200, {"url": f"http://127.0.0.1:{self.server.server_port}/me/{given['name']}", "id": "1"})
+        elif "/closed/" in self.path:
+            self.say(403, {"error": "you may not"})
         elif "/preupload/" in self.path:
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
