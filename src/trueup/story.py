@@ -225,7 +225,7 @@ def check(
         _settled("A Corpus", "read", second=second, confounder=confounder, split=split, limit=limit)
     with within(session()) as now:
         if isinstance(model, Subject) and isinstance(data, Corpus):
-            subject, corpus, seed, notes = model, data, seed or 0, []
+            (subject, corpus), seed, notes = _agreed(model, data, named=False), seed or 0, []
         else:
             asked = Job(
                 model=_called(model), data=_called(data), adapter=adapter, text=text, label=label, second=second,
@@ -243,7 +243,6 @@ def check(
             )
             if job is None and isinstance(model, str | Path) and isinstance(data, str | Path):
                 job = asdict(replace(asked, seed=seed))
-        subject, corpus = _agreed(subject, corpus, named=classes is not None)
         if not given:
             notes += _unasked(chosen, subject, corpus)
         if subject.source.base == UNNAMED:

@@ -99,7 +99,7 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
     if subject.anatomy.causal:
         return at_last(backbone(subject, ids, mask, prompt).last_hidden_state, mask)
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **_segments(subject, batch)}
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **segments(subject, batch)}
     model = subject.model
     if prompt is not None:
         model, given = subject.base, _in_front(subject, given, prompt)
@@ -127,7 +127,7 @@ def hidden_states(subject: Subject, batch: Batch) -> Tensor:
         if subject.anatomy.causal:
             states.append(backbone(subject, ids, mask).last_hidden_state)
         else:
-            states.append(backbone(subject, ids, mask, **_segments(subject, batch)).last_hidden_state)
+            states.append(backbone(subject, ids, mask, **segments(subject, batch)).last_hidden_state)
     finally:
         for hook in hooks:
             hook.remove()
@@ -165,7 +165,8 @@ def next_token_logits(subject: Subject, batch: Batch) -> Tensor:
     return subject.base.get_output_embeddings()(features(subject, batch))  # type: ignore[operator]
 
 
-def _segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
+def segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
+    """The argument that tells the two texts of a pair apart, where the tokenizer gave one."""
     return {} if batch.segments is None else {"token_type_ids": batch.segments.to(subject.device)}
 
 

@@ -120,7 +120,9 @@ class Sums:
 
         entered = _entered(base, batch, p if shift is None else shift)
         with _beside(subject, base, entered, look):
-            forward.backbone(subject, ids, mask.long(), **_positions(subject, mask, p, p), **_segments(subject, batch))
+            forward.backbone(
+                subject, ids, mask.long(), **_positions(subject, mask, p, p), **forward.segments(subject, batch)
+            )
         # Only now: a pass that runs out of memory is tried again in halves, and must not have counted.
         for now, more in zip(self.layers, new, strict=True):
             for k, v in more.items():
@@ -268,8 +270,7 @@ def acting(subject: Subject, layers: Collection[int]) -> Iterator[None]:
         if layer in layers:
             return None
         out = weights.clone()
-        # A soft prompt's own rows come first, and see each other whatever the text sees.
-        text = out[:, :, p:] if weights.shape[2] == weights.shape[3] else out
+        text = _rows_of_text(out, p)
         text[..., :p] = 0
         text /= text.sum(dim=-1, keepdim=True).clamp(min=1e-30)
         return out
@@ -289,7 +290,7 @@ def frozen(subject: Subject, shares: np.ndarray) -> Iterator[None]:
 
     def freeze(layer: int, weights: Tensor, values: Tensor) -> Tensor:
         out, p = weights.clone(), fixed.shape[-1]
-        text = out[:, :, p:] if weights.shape[2] == weights.shape[3] else out
+        text = _rows_of_text(out, p)
         left = text[..., p:].sum(dim=-1, keepdim=True).clamp(min=1e-30)
         text[..., p:] *= (1 - fixed[layer].sum(dim=-1))[None, :, None, None].to(text) / left
         text[..., :p] = fixed[layer][None, :, None, :].to(text)
@@ -306,7 +307,7 @@ Entered = list[tuple[Any, Any]]
 def _entered(base: Subject, batch: Batch, shift: int) -> Entered:
     """A pass of the base on tokens whose positions begin at `shift`."""
     mask, entered = batch.mask.to(base.device).bool(), []
-    given: dict[str, Any] = _positions(base, mask, shift, 0) | _segments(base, batch)
+    given: dict[str, Any] = _positions(base, mask, shift, 0) | forward.segments(base, batch)
     if base.anatomy.causal:
         given["use_cache"] = False  # each layer is called a second time, and must not find itself there
     mixers = [mixer_of(base, i) for i in range(len(layers_of(base)))]
@@ -357,8 +358,9 @@ def _positions(subject: Subject, mask: Tensor, shift: int, slots: int) -> dict[s
     return {"position_ids": text + first}
 
 
-def _segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
-    return {} if batch.segments is None else {"token_type_ids": batch.segments.to(subject.device)}
+def _rows_of_text(weights: Tensor, p: int) -> Tensor:
+    """(b, h, q, k) -> the rows of the text. A soft prompt's own come first, and see each other whatever the text sees."""
+    return weights[:, :, p:] if weights.shape[2] == weights.shape[3] else weights
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -273,7 +273,7 @@ def _sentence(
     if prompt:
         gained = f"held against a {prompt} tuned with the same effort these weights gain {_points(gap)}"
         if told == "undecided" and gap.low > head.high:
-            gained += ", against this prompt, on which more may have been spent, they do not"
+            gained += ", and less against this one, on which more may have been spent"
     else:
         gained = "no prompt could be tuned with the same effort, so only this one was compared"
     constant = (
