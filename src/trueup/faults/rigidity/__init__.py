@@ -111,7 +111,7 @@ class Rigidity(Fault):
         from trueup.faults.rigidity.repair import repair
 
         return repair(
-            subject, corpus, self._learnt(), epochs=self.epochs, tries=self.tries, resamples=self.resamples, seed=seed
+            subject, self._learnt(), epochs=self.epochs, tries=self.tries, resamples=self.resamples, seed=seed
         )
 
     def _learnt(self) -> References:

@@ -260,7 +260,7 @@ def _sentence(
     best = got[f"accuracy_{key_of(weights)}"].value
     first = (
         f"It is right on {own.value:.1%} of the examples, and a {weights} of {refs.entrants[weights].rival.size:,} trained "
-        f"numbers (this adapter: {refs.size:,}) on {best:.1%}: {_points(head)} more."
+        f"numbers (this adapter: {refs.size:,}) on {best:.1%}: {points(head)} more."
     )
     if not virtual:
         return first
@@ -271,7 +271,7 @@ def _sentence(
     }[told or ""]
     prompt, gap = refs.best(PROMPTS), got["gap"]
     if prompt:
-        gained = f"held against a {prompt} tuned with the same effort these weights gain {_points(gap)}"
+        gained = f"held against a {prompt} tuned with the same effort these weights gain {points(gap)}"
         if told == "undecided" and gap.low > head.high:
             gained += ", and less against this one, on which more may have been spent"
     else:
@@ -282,7 +282,8 @@ def _sentence(
     return f"{first} {said_of}: {gained}.{constant}"
 
 
-def _points(e: bootstrap.Estimate) -> str:
+def points(e: bootstrap.Estimate | bootstrap.PairedEstimate) -> str:
+    """A difference of accuracies in percentage points, with its interval."""
     return f"{100 * e.value:+.1f} points [{100 * e.low:+.1f}, {100 * e.high:+.1f}]"
 
 

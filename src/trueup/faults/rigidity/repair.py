@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.fault import NoRemedy
-from trueup.faults.rigidity.audit import PROMPTS, WEIGHTS, References, rates
+from trueup.faults.rigidity.audit import PROMPTS, WEIGHTS, References, points, rates
 from trueup.faults.rigidity.contest import Entrant, ladder, on, trained
 from trueup.measure import bootstrap
 from trueup.run.predict import predict, session
@@ -23,7 +22,7 @@ NEAR = 0.01
 
 
 def repair(
-    subject: Subject, corpus: Corpus, refs: References, *, epochs: int, tries: int, resamples: int, seed: int
+    subject: Subject, refs: References, *, epochs: int, tries: int, resamples: int, seed: int
 ) -> Adapted | NoRemedy:
     """Search upward from the subject's own size; choose on one half of ``calibration``, judge on the other.
 
@@ -57,10 +56,7 @@ def repair(
 
     gain = bootstrap.paired(accuracy, [own], [new], seed, resamples)
     rows = [_row(e, e is chosen) for e in found]
-    about = (
-        f"{100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] on {len(own)} calibration examples that "
-        "chose nothing"
-    )
+    about = f"{points(gain)} on {len(own)} calibration examples that chose nothing"
     name = _name(chosen)
     if gain.low <= 0:
         return NoRemedy(
@@ -71,7 +67,7 @@ def repair(
     card = {
         "describe": f"{name[0].upper()}{name[1:]} in place of an adapter of {refs.size:,}. It is the smallest within "
         f"{100 * NEAR:g} point of the best of {len(found)}, and gains {about}.",
-        "table": _markdown(rows, refs), "candidates": rows, "seed": seed, "pair": corpus.second is not None,
+        "table": _markdown(rows, refs), "candidates": rows, "seed": seed, "pair": refs.corpus.second is not None,
         "examples": {"train": len(refs.corpus.part("train")), "chosen on": len(refs.corpus.part("calibration")),
                      "judged on": len(own)},
         "gain": [gain.value, gain.low, gain.high],
