@@ -197,13 +197,18 @@ def fault(name: str, up: str = "") -> str:
     )
 
 
+def cell(text: str) -> str:
+    """Text as a cell of a table, where a bar would end it."""
+    return text.replace("|", "\\|")
+
+
 def details(name: str, up: str = "") -> str:
     cls = all_faults()[name]
     about: dict[str, str] = {}
     for item in items(_section(cls, "Attributes"), list(cls.knobs())):
         head, _, rest = item.partition(": ")
         about |= dict.fromkeys(re.findall(r"`(\w+)`", head), rest)
-    table = "\n".join(f"| `{k}` | `{v!r}` | {about.get(k, '')} |" for k, v in cls.knobs().items())
+    table = "\n".join(f"| `{k}` | `{v!r}` | {cell(about.get(k, ''))} |" for k, v in cls.knobs().items())
     return "\n\n".join(
         [
             "## Knobs",

@@ -11,7 +11,7 @@ import trueup
 
 ROOT = Path(trueup.__file__).parent
 FLOOR = {"errors": 0, "store": 1, "measure": 1, "corpus": 2, "subject": 2, "run": 3, "faults": 4, "report": 5, "story": 6,
-         "tuning": 6, "estimator": 6, "experiments": 6, "cli": 7, "__main__": 8, "__init__": 9}  # fmt: skip
+         "tuning": 6, "estimator": 6, "experiments": 6, "demo": 7, "cli": 8, "__main__": 9, "__init__": 10}  # fmt: skip
 DOORS = {
     "transformers": {"subject"}, "peft": {"subject"}, "tokenizers": {"subject"}, "accelerate": {"run"},
     "typer": {"cli"}, "rich": {"cli", "report", "store"}, "datasets": {"corpus"}, "pyarrow": {"corpus"},

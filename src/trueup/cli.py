@@ -179,31 +179,16 @@ def tune(
 @app.command()
 def demo(
     out: Out = Path("trueup-demo"),
-    data: Annotated[str, typer.Option("--data", help="Embedded data set.")] = "embedded:tweets",
-    limit: Annotated[int, typer.Option("--limit", min=200)] = 4000,
+    texts: Annotated[int, typer.Option("--texts", min=1000, help="How many film reviews to use.")] = 4000,
     quiet: Quiet = False,
 ) -> None:
-    """Everything on an embedded model and embedded data: tune a LoRA, check it, write the report."""
+    """Everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report."""
     with _sentences():
-        from trueup.story import Job, run_job
-        from trueup.subject.recipe import Lora
-        from trueup.tuning import TuneJob
-        from trueup.tuning import tune as run_tune
+        from trueup.demo import run
 
         say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
-        adapter = out / "adapter"
-        job = Job("embedded:minilm", data, adapter=str(adapter), limit=limit)
-        say(f"1/2  Tuning a LoRA on embedded:minilm with {limit} texts of {data} (MiniLM, 22.7 million weights).")
-        made = {"lr": 2e-3, "epochs": 2, "save_every": 20}
         with _progress(quiet) as progress:
-            tuned = run_tune(
-                TuneJob("embedded:minilm", data, Lora(), limit=limit, max_length=64, training=made), adapter, force=True,
-                progress=progress,
-            )  # fmt: skip
-        say(f"     Test accuracy {tuned.accuracy:.3f}. Adapter: {adapter}")
-        say("2/2  Checking it: audit, repair on calibration data, audit again on the same held-out test texts.")
-        with _progress(quiet) as progress:
-            done = run_job(job, out / "report", force=True, progress=progress)
+            done = run(out, texts=texts, say=say, progress=progress)
         if not quiet:
             _print_report(done, out / "report")
 

@@ -150,6 +150,30 @@ def test_remembered_outputs_are_identical_and_need_no_model(
         predict(subject, every)
 
 
+def test_another_last_layer_needs_no_other_pass(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Features do not know the head, so a repair of the head alone finds them; the logits are its own."""
+    every, passes, usual = corpus(), [], forward.features
+    monkeypatch.setattr(forward, "features", lambda *a: (passes.append(a), usual(*a))[1])
+    with within(Session(memo=Memo(tmp_path))):
+        first, states = predict(subject, every), hidden_states(subject, every)
+        done = len(passes)
+        with torch.no_grad():
+            subject.head_layer().weight.mul_(-1)
+            subject.head_layer().weight.requires_grad_(not subject.head_layer().weight.requires_grad)
+        again = predict(subject, every)
+        assert len(passes) == done > 0
+        assert np.array_equal(hidden_states(subject, every), states)
+        # Logits that are asked for as such go through the head, and are not taken from memory.
+        direct = [collect(subject, every, forward.logits, "logits") for _ in range(2)]
+        with torch.no_grad():
+            subject.head_layer().bias.add_(1)
+        moved = collect(subject, every, forward.logits, "logits")
+    np.testing.assert_allclose(again.logits, predict(subject, every).logits - 1, atol=1e-5)
+    assert np.abs(again.logits - first.logits).max() > 1e-3
+    assert np.array_equal(*direct)
+    np.testing.assert_allclose(moved, direct[0] + 1, atol=1e-5)
+
+
 def test_features_and_hidden_states_are_remembered_apart(subject: Subject, tmp_path: Path):
     with within(Session(memo=Memo(tmp_path))):
         x, h = predict(subject, corpus()).features, hidden_states(subject, corpus())

@@ -20,7 +20,7 @@ from trueup.subject import adapter as files
 from trueup.subject.load import load
 from trueup.subject.quiet import quiet
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
-from trueup.subject.subject import Source, Subject, Template, model_fingerprint
+from trueup.subject.subject import Source, Subject, Template, body_fingerprint, model_fingerprint
 from trueup.subject.wear import wear
 
 CLASSES = ("no", "yes")
@@ -91,6 +91,29 @@ def test_which_adapter_is_on_is_part_of_it(base_of: Callable[[str], Path]):
     assert now() != own
     model.unmerge_adapter()
     assert now() == own
+
+
+def test_the_body_is_all_but_the_head_and_the_modes(base_of: Callable[[str], Path]):
+    subject = lora(base_of("bert"))
+    own = body_fingerprint(subject)
+    subject.model.train()
+    with torch.no_grad():
+        subject.head_layer().weight.add_(1)
+    assert body_fingerprint(subject) == own
+    with torch.no_grad():
+        subject.base.get_input_embeddings().weight[7].add_(1e-3)
+    assert body_fingerprint(subject) != own
+
+
+def test_a_head_that_is_the_embeddings_is_body(base_of: Callable[[str], Path]):
+    """A decoder that answers with a word may read out by the very weights that read in."""
+    words = Template("{text} is", ("good", "bad"))
+    subject = fresh(str(base_of("gpt2")), Prompt(2), CLASSES, template=words, device="cpu")
+    own = body_fingerprint(subject)
+    assert subject.head_layer().weight is subject.base.get_input_embeddings().weight  # tied, as GPT-2 is
+    with torch.no_grad():
+        subject.head_layer().weight[7].add_(1e-3)
+    assert body_fingerprint(subject) != own
 
 
 def test_a_prompt_that_is_off_is_another_model(base_of: Callable[[str], Path]):

@@ -18,7 +18,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import Unavailable
 from trueup.run import forward
 from trueup.store.cache import Memo
-from trueup.subject.subject import Subject, model_fingerprint
+from trueup.subject.subject import Subject, body_fingerprint, model_fingerprint
 
 T = TypeVar("T")
 TOKENS = 4096
@@ -83,7 +83,7 @@ def predict(subject: Subject, corpus: Corpus) -> Outputs:
     Raises:
         BadInput: an example has no token. Unavailable: one example alone does not fit in memory.
     """
-    x = collect(subject, corpus, forward.features, "features")
+    x = collect(subject, corpus, forward.features, "features", head=False)
     return outputs(subject, x)
 
 
@@ -101,22 +101,26 @@ def outputs(subject: Subject, x: np.ndarray) -> Outputs:
 
 def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
     """(n, layers + 1, d) float32: the residual stream per example (see `forward.hidden_states`)."""
-    return collect(subject, corpus, forward.hidden_states, "hidden states")
+    return collect(subject, corpus, forward.hidden_states, "hidden states", head=False)
 
 
 def collect(
-    subject: Subject, corpus: Corpus, read: Callable[[Subject, forward.Batch], Tensor], stage: str
+    subject: Subject, corpus: Corpus, read: Callable[[Subject, forward.Batch], Tensor], stage: str, *, head: bool = True
 ) -> np.ndarray:
-    """`read` over the corpus: one float32 row per example, in the corpus' order."""
-    return collect_rows(subject, forward.tokenize(subject, corpus), read, stage)
+    """`read` over the corpus: one float32 row per example, in the corpus' order. `head` as in `collect_rows`."""
+    return collect_rows(subject, forward.tokenize(subject, corpus), read, stage, head=head)
 
 
 def collect_rows(
-    subject: Subject, ids: list[forward.Row], read: Callable[[Subject, forward.Batch], Tensor], stage: str
-) -> np.ndarray:
-    """`read` over rows of tokens: one float32 row each, in their order."""
+    subject: Subject, ids: list[forward.Row], read: Callable[[Subject, forward.Batch], Tensor], stage: str, *,
+    head: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """`read` over rows of tokens: one float32 row each, in their order.
+
+    `head` False: `read` sees nothing of the last linear layer, so what is remembered serves a repair of that layer too.
+    """
     now = session()
-    key = memo_key(subject, ids, stage) if now.memo else ""
+    key = memo_key(subject, ids, stage, head=head) if now.memo else ""
     if now.memo and (known := now.memo.get(key)) is not None:
         return known["rows"]
     rows: np.ndarray | None = None
@@ -195,10 +199,10 @@ def _fitting(order: list[int], ids: list[forward.Row], start: int, budget: int) 
     return order[start:stop]
 
 
-def memo_key(subject: Subject, ids: list[forward.Row], stage: str) -> str:
+def memo_key(subject: Subject, ids: list[forward.Row], stage: str, *, head: bool = True) -> str:
     what: list[Any] = [
         stage,
-        model_fingerprint(subject.model),
+        model_fingerprint(subject.model) if head else body_fingerprint(subject),
         subject.template and subject.template.words,
         ids,
         [r.segments for r in ids],

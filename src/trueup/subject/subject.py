@@ -228,9 +228,29 @@ def _raw(tensor: Tensor) -> bytes:
 def model_fingerprint(model: nn.Module) -> str:
     """sha256 over weights, buffers, hooks, training modes, requires_grad and adapter settings of a live model."""
     h = hashlib.sha256()
+    for name, module in model.named_modules():
+        h.update(f"{name}{module.training}".encode())
     for name, parameter in model.named_parameters():
-        h.update(f"{name}{parameter.requires_grad}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        h.update(_raw(parameter))
+        h.update(f"{name}{parameter.requires_grad}".encode())
+    return _computes(model, h)
+
+
+def body_fingerprint(subject: Subject) -> str:
+    """sha256 over what decides the input of the last linear layer, and every state before it, in eval mode.
+
+    Two classifiers that differ only in that layer's numbers, or in what is trained, have the same.
+    """
+    # An answer word's layer may share its weight with the embeddings, which stand at the other end.
+    head = () if subject.template is not None else tuple(map(id, subject.head_layer().parameters()))
+    return _computes(subject.model, hashlib.sha256(), without=head)
+
+
+def _computes(model: nn.Module, h: Any, without: tuple[int, ...] = ()) -> str:
+    """The digest of `h` and all that changes what the model computes in a given mode; parameters by id are left out."""
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in without:
+            h.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+            h.update(_raw(parameter))
     for name, buffer in model.named_buffers():
         h.update(name.encode() + _raw(buffer))
     for name, module in model.named_modules():
@@ -238,7 +258,7 @@ def model_fingerprint(model: nn.Module) -> str:
             len(module._forward_hooks), len(module._forward_pre_hooks),
             len(module._backward_hooks), len(module._backward_pre_hooks),
         )  # fmt: skip
-        h.update(f"{name}{module.training}{hooks}".encode())
+        h.update(f"{name}{hooks}".encode())
         # What of an adapter is no tensor and yet changes what is computed: its scale, and which of it is on.
         if isinstance(module, PeftModel):
             h.update(f"{module.active_adapter}{module._adapters_disabled}".encode())

