@@ -184,13 +184,14 @@ def demo(
 ) -> None:
     """Everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report."""
     with _sentences():
-        from trueup.demo import run
+        from trueup import demo as story
 
         say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
         with _progress(quiet) as progress:
-            done = run(out, texts=texts, say=say, progress=progress)
+            done = story.run(out, texts=texts, say=say, progress=progress)
         if not quiet:
             _print_report(done, out / "report")
+            print(story.onward(done, out))
 
 
 @app.command()

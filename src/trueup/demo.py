@@ -63,6 +63,17 @@ def run(out: Path, *, texts: int, say: Callable[[str], None], progress: Callable
     return run_job(check, report, force=True, progress=progress)
 
 
+def onward(done: Report, out: Path) -> str:
+    """What a user would do next, as a sentence: a confidence is learnt best for a classifier whose shortcut is gone."""
+    if not any(c.adapter == "confounding" for c in done.comparisons):
+        return f"Next, open {out / 'report' / 'report.html'}."
+    return (
+        "Repairs follow each other. The confidence of the classifier without its shortcut:\n"
+        f"trueup check {MODEL} --adapter {out / 'report' / 'confounding'} --data {out / 'data' / 'reviews.csv'} "
+        f"--confounder {COLUMN} -o {out / 'again'}"
+    )
+
+
 def _csv(corpus: Corpus) -> str:
     """The corpus as a file that `trueup.read` takes without an option."""
     to = io.StringIO()
