@@ -1,0 +1,66 @@
+"""The demo hides the shortcut that it says, and the commands it prints do what it did."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_cases import CLASSES, reviews, trueup
+
+from trueup import demo
+from trueup.corpus.corpus import Corpus
+
+SOURCES = ("imdb", "rotten_tomatoes")
+
+
+@pytest.fixture
+def small(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The demo on a tiny base and made-up reviews of two sources, each told by a word of its own."""
+    rng = np.random.default_rng(0)
+    rows = [(text, label, SOURCES[int(rng.integers(2))]) for text, label in reviews(3000)]
+    texts = [f"{'calm' if source == 'imdb' else 'loud'} {text} {i}" for i, (text, _, source) in enumerate(rows)]
+    corpus = Corpus(
+        texts, np.array([CLASSES.index(label) for _, label, _ in rows]), CLASSES, np.array(["test"] * len(rows)),
+        attributes={demo.COLUMN: np.array([source for *_, source in rows])},
+    )  # fmt: skip
+    monkeypatch.setattr(demo, "read", lambda *_, **__: corpus)
+    monkeypatch.setattr(demo, "MODEL", str(world / "bert"))
+    monkeypatch.setattr(demo, "TRAINING", {"lr": 0.01, "epochs": 4})
+    return here
+
+
+def test_what_it_prints_does_what_it_did(small: Path) -> None:
+    said = trueup("demo", "-o", "shown", "--texts", 1000)
+    assert said.code == 0, said.err
+    with open("shown/data/reviews.csv", encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    cells = Counter((r["source"], r["label"]) for r in rows)
+    assert sum(cells.values()) == 1000
+    assert cells == {
+        (SOURCES[0], "positive"): 125, (SOURCES[0], "negative"): 375,
+        (SOURCES[1], "positive"): 375, (SOURCES[1], "negative"): 125,
+    }  # fmt: skip
+    assert "Confounding" in said.out
+    assert "Overconfidence" in said.out
+    tune, check, onward = (line.strip() for line in said.out.splitlines() if line.strip().startswith("trueup "))
+    for command, made, same in ((tune, "adapter", "adapter"), (check, "report", "report/confounding")):
+        *words, flag, out = shlex.split(command)[1:]
+        assert (flag, out) == ("-o", f"shown/{made}")
+        again = trueup(*words, "-o", f"by-hand/{made}")
+        assert again.code in (0, 1), again.err
+        weights = "adapter_model.safetensors"
+        assert Path(f"by-hand/{same}/{weights}").read_bytes() == Path(f"shown/{same}/{weights}").read_bytes()
+    went_on = trueup(*shlex.split(onward)[1:])
+    assert went_on.code in (0, 1), went_on.err
+    assert "Overconfidence" in went_on.out
+
+
+def test_too_many_reviews_are_refused_before_anything_is_written(small: Path) -> None:
+    said = trueup("demo", "-o", "shown", "--texts", 100000)
+    assert said.code == 2
+    assert "can be drawn" in said.err
+    assert not Path("shown").exists()
