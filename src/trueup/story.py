@@ -403,7 +403,13 @@ def open_job(
             template=job.template, verbaliser=job.verbaliser, shots=shots, max_length=job.max_length, device=job.device,
             revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
-    return *_agreed(subject, corpus, named=job.classes is not None), seed
+    subject, corpus = _agreed(subject, corpus, named=job.classes is not None)
+    if data is None or isinstance(data, str | Path):
+        # A repair learns from this split, so its card has to say which it was, as that of `trueup tune` does.
+        own = {"seed": seed, "limit": limit, "train": corpus.part("train").fingerprint}
+        seen = {k: tuned.get(k) for k in own} if same else own
+        subject = replace(subject, source=replace(subject.source, seen=seen | {"data": job.data}))
+    return subject, corpus, seed
 
 
 def _same_data(a: str | None, b: str) -> bool:

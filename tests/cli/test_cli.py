@@ -46,6 +46,38 @@ def test_tune_writes_an_adapter_that_plain_peft_loads(world: Path) -> None:
     assert peft.PeftModel.from_pretrained(base, str(world / "adapter")).active_adapter == "default"
 
 
+def test_a_repaired_adapter_is_examined_on_what_it_has_not_seen(world: Path, tmp_path: Path) -> None:
+    """Its card hands on which split the adapter was tuned on, and the repair learnt from."""
+    from trueup.faults.confounding import Confounding
+    from trueup.story import Job, open_job
+    from trueup.subject.adapter import read_card
+
+    base, data = str(world / "bert"), str(world / "data.csv")
+    tuned = trueup(
+        "tune", "lora", base, "--data", data, "-o", tmp_path / "tuned", "--seed", 3, "--limit", 300, "--epochs", 1,
+    )  # fmt: skip
+    assert tuned.code == 0, tuned.err
+    first = open_job(Job(base, data, adapter=str(tmp_path / "tuned")), read_card(tmp_path / "tuned"))
+    Confounding().null(first[0]).save(tmp_path / "repaired")
+    again = open_job(Job(base, data, adapter=str(tmp_path / "repaired")), read_card(tmp_path / "repaired"))
+    assert (again[2], len(again[1])) == (first[2], len(first[1])) == (3, 300)
+    assert again[1].fingerprint == first[1].fingerprint
+    # One that came without a card, examined with a seed of the user's own.
+    (tmp_path / "tuned" / "trueup.json").unlink()
+    job = Job(base, data, adapter=str(tmp_path / "tuned"), seed=5, classes=("negative", "positive"))
+    bare = open_job(job, {})
+    Confounding().null(bare[0]).save(tmp_path / "repaired-5")
+    at_5 = open_job(Job(base, data, adapter=str(tmp_path / "repaired-5")), read_card(tmp_path / "repaired-5"))
+    assert at_5[2] == 5
+    assert at_5[1].part("test").fingerprint == bare[1].part("test").fingerprint != first[1].part("test").fingerprint
+    said = trueup(
+        "audit", "overconfidence", base, "--adapter", tmp_path / "repaired", "--data", data, "-o", tmp_path / "out"
+    )
+    assert said.code in (0, 1), said.err
+    assert "which examples the model was tuned on" not in said.out
+    assert "another split" not in said.out
+
+
 def test_check_writes_everything_and_tells_it(checked: tuple[Path, Said]) -> None:
     out, said = checked
     assert said.err == ""

@@ -91,6 +91,8 @@ def adapted(
     # A user may go on from the repaired adapter: what the loader reads in a card of its own stands here as well.
     if template is not None and head is None:
         about["template"] = template
+    if subject.source.seen is not None:
+        about["tuned"] = dict(subject.source.seen)
     return Adapted(fault, model_fingerprint(subject.model), settings, tensors, head, about | dict(card), pictures)
 
 

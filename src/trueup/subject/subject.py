@@ -91,8 +91,9 @@ class SoftmaxResponse:
 class Source:
     """Where a subject came from: the base's name as the user gave it, the adapter's folder or id, its PEFT type.
 
-    `allow_pickle` and `trust_remote_code` are what the user allowed, for a repair that loads the base again. They are no
-    part of what the subject is: two that differ in them alone are equal, with one fingerprint.
+    `allow_pickle` and `trust_remote_code` are what the user allowed, for a repair that loads the base again; `seen` says
+    which examples the adapter has learnt from (``data``, ``seed``, ``limit``, fingerprint of ``train``), for the card of a
+    repair. They are no part of what the subject is: two that differ in them alone are equal, with one fingerprint.
     """
 
     base: str
@@ -101,6 +102,7 @@ class Source:
     revision: str | None = None
     allow_pickle: bool = field(default=False, repr=False, compare=False)
     trust_remote_code: bool = field(default=False, repr=False, compare=False)
+    seen: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
