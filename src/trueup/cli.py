@@ -180,15 +180,16 @@ def tune(
 def demo(
     out: Out = Path("trueup-demo"),
     texts: Annotated[int, typer.Option("--texts", min=1000, help="How many film reviews to use.")] = 4000,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report."""
-    with _sentences():
+    with _sentences("The same command with --force begins anew."):
         from trueup import demo as story
 
         say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
         with _progress(quiet) as progress:
-            done = story.run(out, texts=texts, say=say, progress=progress)
+            done = story.run(out, texts=texts, say=say, progress=progress, force=force)
         if not quiet:
             _print_report(done, out / "report")
             print(story.onward(done, out))
@@ -340,15 +341,15 @@ def _print_report(done: Any, out: Path) -> None:
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """What trueup raises on purpose becomes one sentence on standard error and exit code 2."""
+def _sentences(again: str = "The same command goes on where it stopped.") -> Iterator[None]:
+    """What trueup raises on purpose becomes one sentence on standard error and exit code 2; `again` follows an interrupt."""
     try:
         yield
     except TrueupError as e:
         print(f"trueup: {e}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        print("trueup: stopped. The same command goes on where it stopped.", file=sys.stderr)
+        print(f"trueup: stopped. {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
+from trueup.errors import BadInput
 from trueup.measure import shift
 from trueup.report.bundle import Report
 from trueup.store import atomic
@@ -37,8 +39,19 @@ def coupled(size: int) -> Corpus:
     return mix.draw(corpus, COLUMN, shift.table_at([[1, 1], [1, 1]], ALPHA), size, seed=0)
 
 
-def run(out: Path, *, texts: int, say: Callable[[str], None], progress: Callable[[str, int, int], None]) -> Report:
-    """Write ``OUT/data/reviews.csv``, ``OUT/adapter`` and ``OUT/report``; `say` gets a line for each step."""
+def run(
+    out: Path, *, texts: int, say: Callable[[str], None], progress: Callable[[str, int, int], None], force: bool = False
+) -> Report:
+    """Write ``OUT/data/reviews.csv``, ``OUT/adapter`` and ``OUT/report``; `say` gets a line for each step.
+
+    Raises:
+        BadInput: `out` holds something and `force` is False. Also as `coupled`.
+    """
+    if not force and out.is_dir() and any(out.iterdir()):
+        raise BadInput(
+            f"The folder '{out}' exists and is not empty. Give another folder, or --force to replace 'data', 'adapter' and "
+            "'report' in it."
+        )
     corpus = coupled(texts)
     low, high = mix.groups_of(corpus, COLUMN)
     data, adapter, report = out / "data" / "reviews.csv", out / "adapter", out / "report"
@@ -49,15 +62,29 @@ def run(out: Path, *, texts: int, say: Callable[[str], None], progress: Callable
     with atomic.new_folder(data.parent, force=True) as folder:
         atomic.write_text(folder / data.name, _csv(corpus))
     say(
-        f"2/3  Tuning a LoRA on them (MiniLM, 22.7 million weights). The same by hand:\n     trueup tune lora {MODEL} "
-        f"--data {data} --max-length {MAX_LENGTH} --lr {TRAINING['lr']} --epochs {TRAINING['epochs']} -o {adapter}"
+        "2/3  Tuning a LoRA on them (MiniLM, 22.7 million weights). The same by hand:\n     "
+        + _command(
+            "tune",
+            "lora",
+            MODEL,
+            "--data",
+            data,
+            "--max-length",
+            MAX_LENGTH,
+            "--lr",
+            TRAINING["lr"],
+            "--epochs",
+            TRAINING["epochs"],
+            "-o",
+            adapter,
+        )
     )
     job = TuneJob(MODEL, str(data), Lora(), max_length=MAX_LENGTH, training=TRAINING)
     tuned = tune(job, adapter, force=True, progress=progress)
     say(
         f"     Test accuracy {tuned.accuracy:.3f}.\n3/3  Checking it: audit, repair on calibration data, audit again on the "
-        f"same held-out test texts. The same by hand:\n     trueup check {MODEL} --adapter {adapter} --data {data} "
-        f"--confounder {COLUMN} -o {report}"
+        "same held-out test texts. The same by hand:\n     "
+        + _command("check", MODEL, "--adapter", adapter, "--data", data, "--confounder", COLUMN, "-o", report)
     )
     check = Job(MODEL, str(data), adapter=str(adapter), confounder=(COLUMN,))
     return run_job(check, report, force=True, progress=progress)
@@ -67,11 +94,14 @@ def onward(done: Report, out: Path) -> str:
     """What a user would do next, as a sentence: a confidence is learnt best for a classifier whose shortcut is gone."""
     if not any(c.adapter == "confounding" for c in done.comparisons):
         return f"Next, open {out / 'report' / 'report.html'}."
-    return (
-        "Repairs follow each other. The confidence of the classifier without its shortcut:\n"
-        f"trueup check {MODEL} --adapter {out / 'report' / 'confounding'} --data {out / 'data' / 'reviews.csv'} "
-        f"--confounder {COLUMN} -o {out / 'again'}"
-    )
+    return "Repairs follow each other. The confidence of the classifier without its shortcut:\n" + _command(
+        "check", MODEL, "--adapter", out / "report" / "confounding", "--data", out / "data" / "reviews.csv", "--confounder",
+        COLUMN, "-o", out / "again",
+    )  # fmt: skip
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["trueup", *map(str, words)])
 
 
 def _csv(corpus: Corpus) -> str:

@@ -261,7 +261,7 @@ def _examined(
     job: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """The report of all faults that can be examined; its notes say which cannot, and why."""
-    from trueup.report.bundle import Report
+    from trueup.report.bundle import Report, plain
     from trueup.run.prompts import one_answer_each, with_pool
 
     if subject.shots is not None:
@@ -286,7 +286,7 @@ def _examined(
             reasons[fault.name] = str(e)
             continue
         comparisons.append(comparison)
-        examples[fault.name] = fault.examples(test, comparison.before, comparison.after)
+        examples[fault.name] = plain(fault.examples(test, comparison.before, comparison.after))
     if not comparisons:
         raise BadInput(f"No fault could be examined. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
     return Report(
@@ -347,12 +347,12 @@ def _one(
     fault = fault.prepared(subject, corpus, seed=seed)
     before = _told(fault, fault.audit(subject, test, seed=seed))
     if not repair:
-        return Comparison(before, None, "No repair was asked for.")
+        return Comparison(before, None, "Only an audit was asked for.")
     try:
         remedy = fault.repair(subject, corpus, before, seed=seed)
     except (BadInput, Unsupported) as e:
         # The finding stands without its repair.
-        remedy = NoRemedy(f"No repair: {e}")
+        remedy = NoRemedy(str(e))
     if isinstance(remedy, NoRemedy):
         return Comparison(replace(before, details={**before.details, "tried": remedy.tried}), None, remedy.reason)
     with remedy.on(subject) as repaired:
@@ -407,7 +407,9 @@ def open_job(
     if data is None or isinstance(data, str | Path):
         # A repair learns from this split, so its card has to say which it was, as that of `trueup tune` does.
         own = {"seed": seed, "limit": limit, "train": corpus.part("train").fingerprint}
-        seen = {k: tuned.get(k) for k in own} if same else own
+        seen = {k: tuned[k] for k in (*own, "also") if k in tuned} if same else own
+        if tuned and not same:
+            seen = seen | {"also": [*tuned.get("also", ()), tuned.get("data")]}
         subject = replace(subject, source=replace(subject.source, seen=seen | {"data": job.data}))
     return subject, corpus, seed
 
@@ -445,11 +447,16 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
     }
 
 
-def command_line(job: Mapping[str, Any]) -> str:
-    """The command that repeats a job."""
-    words = ["trueup", "check" if job.get("depth") == "check" else "audit"]
-    if job.get("depth") == "audit" and len(job.get("faults") or ()) == 1:
-        words.append(job["faults"][0])
+def command_line(job: Mapping[str, Any]) -> str | None:
+    """The command that repeats a job; None where no one command does.
+
+    The command line audits one fault at a time, and parts names at commas.
+    """
+    faults, audit = list(job.get("faults") or ()), job.get("depth") == "audit"
+    names = [*(job.get("classes") or ()), *(job.get("verbaliser") or ())]
+    if (audit and len(faults) != 1) or any("," in str(n) for n in names):
+        return None
+    words = ["trueup", *(["audit", faults[0]] if audit else ["check"])]
     words.append(str(job["model"]))
     for key, value in job.items():
         option = {"faults": "--fault", "max_length": "--max-length"}.get(key, "--" + key.replace("_", "-"))
@@ -458,7 +465,7 @@ def command_line(job: Mapping[str, Any]) -> str:
             or value is None
             or value is False
             or value in ((), [])
-            or (key == "faults" and words[1] == "audit")
+            or (key == "faults" and audit)
         ):
             continue
         if key in ("text", "label") and value == key:
@@ -534,7 +541,8 @@ def _warnings(job: Job, card: Mapping[str, Any], corpus: Corpus) -> list[str]:
     tuned, classes = card.get("tuned"), card.get("classes") or ()
     if set(classes) == set(corpus.classes):  # their order is no difference between the splits
         corpus = corpus.relabel(classes)
-    if not tuned and (job.adapter is not None or not (job.shots or job.data.startswith("task:"))):
+    earlier = any(_same_data(d, job.data) for d in (tuned or {}).get("also", ()))
+    if earlier or (not tuned and (job.adapter is not None or not (job.shots or job.data.startswith("task:")))):
         notes.append(
             "Nothing says which examples the model was tuned on; if some of these were among them, the audit flatters it."
         )

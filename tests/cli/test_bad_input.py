@@ -101,7 +101,6 @@ def test_too_few_calibration_examples(world: Path, here: Path) -> None:
     assert (said.code in (0, 1), said.err) == (True, "")
     (c,) = json.loads((here / "runs" / "out" / "findings.json").read_text())["comparisons"]
     assert c["after"] is None
-    assert c["remedy"].startswith("No repair: ")
     assert "15 calibration examples" in c["remedy"]
     assert "needs at least 20" in c["remedy"]
 

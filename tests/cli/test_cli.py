@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_cases import FAST, Said, check_words, files_of, trueup, write_csv
+from cli_cases import FAST, Said, check_words, files_of, reviews, trueup, write_csv
 
 from trueup import __version__
 
@@ -70,6 +70,14 @@ def test_a_repaired_adapter_is_examined_on_what_it_has_not_seen(world: Path, tmp
     at_5 = open_job(Job(base, data, adapter=str(tmp_path / "repaired-5")), read_card(tmp_path / "repaired-5"))
     assert at_5[2] == 5
     assert at_5[1].part("test").fingerprint == bare[1].part("test").fingerprint != first[1].part("test").fingerprint
+    # Tuned on these data, repaired on others, and examined on these again: something of them has been seen.
+    other = write_csv(tmp_path / "other.csv", reviews(400, seed=9))
+    elsewhere = open_job(Job(base, str(other), adapter=str(tmp_path / "repaired")), read_card(tmp_path / "repaired"))
+    Confounding().null(elsewhere[0]).save(tmp_path / "elsewhere")
+    back = trueup(
+        "audit", "overconfidence", base, "--adapter", tmp_path / "elsewhere", "--data", data, "-o", tmp_path / "back"
+    )
+    assert "which examples the model was tuned on" in back.out
     said = trueup(
         "audit", "overconfidence", base, "--adapter", tmp_path / "repaired", "--data", data, "-o", tmp_path / "out"
     )
@@ -168,6 +176,11 @@ def test_seed_zero_is_said_in_the_command() -> None:
     from trueup.story import command_line
 
     assert "--seed 0" in command_line({"model": "m", "data": "d", "depth": "check", "seed": 0})
+    one = {"model": "m", "data": "d", "depth": "audit", "faults": ("copying",)}
+    assert command_line(one) == "trueup audit copying m --data d -o OUT"
+    # What no one command does is not written as one that does something else.
+    assert command_line(one | {"faults": ()}) is command_line(one | {"faults": ("copying", "rigidity")}) is None
+    assert command_line(one | {"classes": ("yes, sir", "no")}) is None
     said = command_line({"model": "m", "data": "d", "depth": "check", "knobs": {"a": {"on": True, "x": 0.5}}})
     assert "--set a.on=true --set a.x=0.5" in said
 

@@ -34,9 +34,9 @@ def small(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_it_prints_does_what_it_did(small: Path) -> None:
-    said = trueup("demo", "-o", "shown", "--texts", 1000)
+    said = trueup("demo", "-o", "shown here", "--texts", 1000)
     assert said.code == 0, said.err
-    with open("shown/data/reviews.csv", encoding="utf-8", newline="") as f:
+    with open("shown here/data/reviews.csv", encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
     cells = Counter((r["source"], r["label"]) for r in rows)
     assert sum(cells.values()) == 1000
@@ -49,11 +49,11 @@ def test_what_it_prints_does_what_it_did(small: Path) -> None:
     tune, check, onward = (line.strip() for line in said.out.splitlines() if line.strip().startswith("trueup "))
     for command, made, same in ((tune, "adapter", "adapter"), (check, "report", "report/confounding")):
         *words, flag, out = shlex.split(command)[1:]
-        assert (flag, out) == ("-o", f"shown/{made}")
+        assert (flag, out) == ("-o", f"shown here/{made}")
         again = trueup(*words, "-o", f"by-hand/{made}")
         assert again.code in (0, 1), again.err
         weights = "adapter_model.safetensors"
-        assert Path(f"by-hand/{same}/{weights}").read_bytes() == Path(f"shown/{same}/{weights}").read_bytes()
+        assert Path(f"by-hand/{same}/{weights}").read_bytes() == Path(f"shown here/{same}/{weights}").read_bytes()
     went_on = trueup(*shlex.split(onward)[1:])
     assert went_on.code in (0, 1), went_on.err
     assert "Overconfidence" in went_on.out
@@ -64,3 +64,13 @@ def test_too_many_reviews_are_refused_before_anything_is_written(small: Path) ->
     assert said.code == 2
     assert "can be drawn" in said.err
     assert not Path("shown").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(small: Path) -> None:
+    Path("mine/data").mkdir(parents=True)
+    Path("mine/data/precious.txt").write_text("mine")
+    said = trueup("demo", "-o", "mine", "--texts", 1000)
+    assert said.code == 2
+    assert "'mine' exists and is not empty" in said.err
+    assert "--force" in said.err
+    assert [p.name for p in Path("mine").rglob("*.*")] == ["precious.txt"]

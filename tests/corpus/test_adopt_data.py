@@ -179,3 +179,9 @@ def test_no_library_of_frames_is_imported_for_other_data():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+def test_records_may_have_keys_that_are_no_text():
+    rows = [{0: r["text"], 1: r["label"]} for r in ROWS]
+    got = read(rows, text="0", label="1", seed=3)
+    assert got.text == read(ROWS, seed=3).text

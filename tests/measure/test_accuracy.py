@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from trueup.errors import BadInput
-from trueup.measure.accuracy import accuracy, mcnemar, worst_group_accuracy
+from trueup.measure.accuracy import accuracy, mcnemar, wilson, worst_group_accuracy
 
 
 def test_accuracy_counts_matches_of_numbers_and_of_names():
@@ -77,3 +78,16 @@ def test_mcnemar_keeps_its_level_and_has_power():
 def test_refuses(call):
     with pytest.raises(BadInput, match="give"):
         call()
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (0, 10), (10, 10), (3, 10), (77, 100), (1000, 1000)])
+def test_wilson_is_that_of_scipy(hits: int, n: int):
+    theirs = binomtest(hits, n).proportion_ci(method="wilson")
+    low, high = wilson(hits, n)
+    assert (float(low), float(high)) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_wilson_of_nothing_is_everything_and_it_takes_arrays():
+    low, high = wilson([0, 5], [0, 5])
+    assert (low[0], high[0]) == (0, 1)
+    assert (low[1], high[1]) == (pytest.approx(0.5655, abs=1e-4), 1)

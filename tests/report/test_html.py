@@ -140,6 +140,20 @@ def test_nan_everywhere() -> None:
     assert list(specs) == ["fault-1-chart-1"]
 
 
+def test_bars_whose_names_begin_alike_are_bars_of_their_own() -> None:
+    """A name is wrapped and cut to fit its bar; two that are cut alike must not be stacked on one place."""
+    names = [
+        f"a long name of a class that differs at its very end only and goes on and on and on and on, number {i}"
+        for i in range(6)
+    ]
+    chart = Chart("c", "t", "bar", "x", "y", "r", (Series("s", names, [0.1 * i for i in range(6)]),))
+    source = html.page(report(Comparison(finding(charts=(chart,)), None, "r"), examples={}))
+    (spec,) = json.loads(next(t for a, t in Page(source).scripts if a.get("type") == "application/json")).values()
+    values = spec["data"]["values"]
+    assert len({r["x"] for r in values}) == len({r["name"] for r in values}) == len(names)
+    assert spec["layer"][0]["encoding"]["y"]["stack"] is None
+
+
 def test_each_chart_has_words_and_numbers_beside_it(source: str) -> None:
     page = Page(source)
     specs = json.loads(next(t for a, t in page.scripts if a.get("type") == "application/json"))

@@ -70,11 +70,17 @@ def test_not_found_but_repaired_all_the_same() -> None:
     assert "A repair was made all the same, no measurable gain: severity went" in verdict(c)
 
 
+def test_not_found_and_made_worse_all_the_same() -> None:
+    c = comparison(before=0.03, after=0.5)
+    assert state(c) == "not found"
+    assert "A repair was made all the same and made it worse: severity went" in verdict(c)
+
+
 def test_no_remedy_gives_the_reason() -> None:
     c = comparison(before=0.4, after=None, remedy="No bob was heavy enough")
     assert state(c) == "found"
     assert verdict(c) == (
-        "Found, and no repair is offered: severity is 0.400 [0.360, 0.440] (share of examples; threshold 0.100). "
+        "Found, and not repaired: severity is 0.400 [0.360, 0.440] (share of examples; threshold 0.100). "
         "No bob was heavy enough."
     )
 
@@ -127,16 +133,18 @@ def test_an_exact_nothing_is_called_the_same() -> None:
     assert state(still) == "not repaired"
     assert "no measurable gain" in verdict(still)
     assert "the paired difference is exactly 0" in verdict(still)
-    assert (
-        words.harm_sentence(replace(still, harm={"accuracy": nothing}))
-        == "The repair did no measurable harm elsewhere."
-    )
+    assert words.harm_sentence(replace(still, harm={"accuracy": nothing})) == "No harm elsewhere was measured."
 
 
 def test_harm() -> None:
-    assert words.harm_sentence(comparison()) == "The repair cost something elsewhere: drag +0.800 [+0.200, +1.400]."
+    assert words.harm_sentence(comparison()) == (
+        "The repair cost something elsewhere: drag +0.800 [+0.200, +1.400]. Undecided, as the interval holds 0: accuracy "
+        "−0.002 [−0.011, +0.007]."
+    )
     calm = replace(comparison(), harm={"accuracy": Difference(-0.002, -0.01, 0.007, 0.6)})
-    assert words.harm_sentence(calm) == "The repair did no measurable harm elsewhere."
+    assert words.harm_sentence(calm) == (
+        "No harm elsewhere was measured. Undecided, as the interval holds 0: accuracy −0.002 [−0.010, +0.007]."
+    )
     unsure = replace(comparison(), harm={"gate": Difference(-0.05, -0.09, -0.01, 0.01)})
     assert "changed something that should have stayed: gate −0.050" in words.harm_sentence(unsure)
     for key, better in (("accuracy", 1), ("accuracy of last-of-list", 1), ("nll", -1), ("nats per token of text", -1)):

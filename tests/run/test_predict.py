@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trueup.store.cache import Memo
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.recipe import Lora, Prefix, Prompt, fresh
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Head, Subject, Template
 from trueup.subject.tiny import WORDS, make_base
 
 CLASSES = ("no", "yes")
@@ -172,6 +173,15 @@ def test_another_last_layer_needs_no_other_pass(subject: Subject, tmp_path: Path
     assert np.abs(again.logits - first.logits).max() > 1e-3
     assert np.array_equal(*direct)
     np.testing.assert_allclose(moved, direct[0] + 1, atol=1e-5)
+
+
+def test_a_stand_in_head_is_remembered_by_itself(subject: Subject, tmp_path: Path):
+    head = forward.live_head(subject)
+    other = replace(subject, head=Head(head.weight.detach() * 2, head.bias.detach() + 1))
+    with within(Session(memo=Memo(tmp_path))):
+        first, second, again = (collect(s, corpus(), forward.logits, "logits") for s in (subject, other, subject))
+    assert np.abs(first - second).max() > 0.1
+    assert np.array_equal(first, again)
 
 
 def test_features_and_hidden_states_are_remembered_apart(subject: Subject, tmp_path: Path):

@@ -267,6 +267,16 @@ def test_a_folder_that_is_gone_is_no_name(base_of):
     assert load(model, tokenizer=tokenizer_of(base_of("bert"))).source.base == "org/not-in-the-cache"
 
 
+def test_a_folder_whose_weights_cannot_be_compared_is_no_name(base_of, tmp_path):
+    """A pickled checkpoint may be of other weights than those in memory."""
+    live(base_of("bert")).save_pretrained(tmp_path / "pickled")
+    net = live(tmp_path / "pickled")
+    assert load(net, tokenizer=tokenizer_of(base_of("bert"))).source.base == str(tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(net.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    assert load(net, tokenizer=tokenizer_of(base_of("bert"))).source.base == UNNAMED
+
+
 def test_a_head_that_no_adapter_carries_must_stand_in_the_checkpoint(base_of, tmp_path):
     base, tok = base_of("bert"), tokenizer_of(base_of("bert"))
     config = peft.LoraConfig(r=2, target_modules=["query"])  # no task type: the head stays in the base

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +93,20 @@ def test_which_adapter_is_on_is_part_of_it(base_of: Callable[[str], Path]):
     assert now() != own
     model.unmerge_adapter()
     assert now() == own
+
+
+def test_what_only_the_config_says_is_part_of_it(base_of: Callable[[str], Path], tmp_path: Path):
+    """Two and four heads have the same weights."""
+    subject = lora(base_of("bert"))
+    folder = Path(shutil.copytree(base_of("bert"), tmp_path / "bert"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": config["num_attention_heads"] * 2}))
+    other, same = lora(folder), lora(Path(shutil.copytree(base_of("bert"), tmp_path / "elsewhere")))
+    assert all(torch.equal(a, b) for a, b in zip(subject.model.parameters(), other.model.parameters(), strict=True))
+    assert model_fingerprint(subject.model) != model_fingerprint(other.model)
+    assert body_fingerprint(subject) != body_fingerprint(other)
+    assert model_fingerprint(subject.model) == model_fingerprint(same.model)
+    assert body_fingerprint(subject) == body_fingerprint(same)
 
 
 def test_the_body_is_all_but_the_head_and_the_modes(base_of: Callable[[str], Path]):

@@ -69,8 +69,9 @@ def _plain(source: Any, text: str, label: str) -> tuple[str, Table]:
     if isinstance(source, Mapping) and source:
         return "dict of columns", _columns(source, "dict of columns")
     if isinstance(source, list) and all(isinstance(row, Mapping) for row in source):
-        names = list(dict.fromkeys(str(name) for row in source for name in row))
-        columns = {name: [row.get(name) for row in source] for name in names}
+        rows = [{str(name): value for name, value in row.items()} for row in source]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        columns = {name: [row.get(name) for row in rows] for name in names}
         return "list of records", Table(columns, range(len(source)), "row", "The list of records", {})
     if isinstance(source, list | tuple) and source and all(isinstance(row, str) for row in source):
         raise BadInput("A list of texts has no labels, and an examination needs them; give the pair (texts, labels).")

@@ -40,7 +40,9 @@ def shown(table: Sequence[Row], cell: int, sliders: Iterable[Mapping[str, Any]] 
             continue
         for i in members:
             inside[i].append(len(filters))
-        filters.append({"text": text, "count": len(members), "order": columns.index(order) if order else None})
+        filters.append(
+            {"text": text, "count": len(members), "order": columns.index(order) if order in columns else None}
+        )
     refusing = [
         {"id": f"{s['id']}-{when}", "slider": s["id"], "when": when, "column": columns.index(name)}
         for s in sliders

@@ -21,7 +21,7 @@ from typing import Any
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure
 from trueup.report import examples, heat, slide, words
 from trueup.report.bundle import Report, plain, untag
-from trueup.report.points import finite, is_number, name, thin
+from trueup.report.points import distinct, finite, is_number, name, thin
 
 MOST_BYTES = 5_000_000
 MOST_POINTS = 300
@@ -101,7 +101,7 @@ def _render(report: Report, cell: int, points: int) -> str:
         notes=[words.clean(n, 1000) for n in report.notes],
         provenance=_pairs({k: v for k, v in report.provenance.items() if k != "command"}),
         command=_command(report.provenance.get("command")),
-        job=_pretty(report.job, 20_000),
+        job=_pretty(report.job, 20_000) if report.job else "",
         csp=_policy(scripts),
         css=Markup(_file("page.css")),
         charts=Markup(_json(charts)) if charts else None,
@@ -334,13 +334,14 @@ def _rows(drawn: Sequence[tuple[str, Chart]], points: int) -> tuple[list[dict[st
         for s in chart.series:
             n = min(len(s.x), len(s.y))
             thinned |= n > points
+            places = distinct(name(x) for x in s.x) if text else []
             for i in thin(n, points):
                 x = s.x[i]
                 data.append(
                     {
                         "when": when,
                         "series": words.clean(s.name, 80),
-                        "x": name(x) if text else slide.place(chart, finite(x)),
+                        "x": places[i] if text else slide.place(chart, finite(x)),
                         "y": finite(s.y[i]),
                         "low": finite(s.low[i]) if s.low is not None else None,
                         "high": finite(s.high[i]) if s.high is not None else None,
@@ -362,9 +363,13 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
     names = list(dict.fromkeys(r["series"] for r in data))
     kind = "nominal" if isinstance(data[0]["x"], str) else "quantitative"
     across = 60 // len({r["x"] for r in data})
+    places = list(dict.fromkeys(r["x"] for r in data))
+    # Names that begin alike are cut alike, and bars of one name would be stacked.
+    wrapped = dict(zip(places, distinct(_lines(p, across) for p in places), strict=True)) if kind == "nominal" else {}
     data = [
         {k: v for k, v in r.items() if k != "cut"}
-        | {"line": f"{r['when']} · {r['series']}", "x": _lines(r["x"], across) if kind == "nominal" else r["x"]}
+        | {"line": f"{r['when']} · {r['series']}", "x": wrapped.get(r["x"], r["x"])}
+        | ({"name": r["x"]} if wrapped else {})
         for r in data
     ]
     sort = list(dict.fromkeys(r["x"] for r in data)) if kind == "nominal" else alt.Undefined
@@ -399,7 +404,10 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
             alt.Tooltip(field="when", type="nominal", title="repair"),
             alt.Tooltip(field="series", type="nominal", title="series"),
             alt.Tooltip(
-                field="x", type=kind, title=words.clean(chart.x_title, 60), format="" if kind == "nominal" else ".4~g"
+                field="name" if wrapped else "x",
+                type=kind,
+                title=words.clean(chart.x_title, 60),
+                format="" if wrapped else ".4~g",
             ),
             alt.Tooltip(field="y", type="quantitative", title=words.clean(chart.y_title, 60), format=".4~g"),
         ],
@@ -422,7 +430,7 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
     if chart.kind == "bar":
         side = alt.XOffset(field="line", type="nominal", sort=list(dict.fromkeys(r["line"] for r in data)))
         fade = {"opacity": _by_series(names, [1.0, 0.65, 0.4, 0.25])} if series > 1 else {}
-        layers.append(base.mark_bar(cornerRadiusEnd=2).encode(y=y, xOffset=side, **fade))
+        layers.append(base.mark_bar(cornerRadiusEnd=2).encode(y=y.stack(None), xOffset=side, **fade))
         if ranged:
             layers.append(
                 base.mark_rule(strokeWidth=1.5).encode(**ends_of, xOffset=side, color=alt.value("var(--ink)"))

@@ -123,7 +123,8 @@ def sparklines(comparison: Comparison) -> list[str]:
 def _thinned(values: Sequence[float]) -> list[float]:
     """At most `SPARKS` values, evenly spaced, the first and the last among them."""
     last, most = len(values) - 1, min(len(values), SPARKS)
-    return [float(values[round(i * last / max(1, most - 1))]) for i in range(most)]
+    taken = (values[round(i * last / max(1, most - 1))] for i in range(most))
+    return [math.nan if y is None else float(y) for y in taken]
 
 
 def _spark(values: list[float], low: float, high: float) -> str:

@@ -172,9 +172,11 @@ def verdict(comparison: Comparison) -> str:
         if after is None:
             return text
         none, course = _course(comparison, after)
+        if change(headline_difference(comparison), "lower") == "worse":
+            return f"{text} A repair was made all the same and made it worse: {course}."
         return f"{text} A repair was made all the same{none}: {course}."
     if after is None:
-        return f"Found, and no repair is offered: {now}. {_sentence(comparison.remedy)}".rstrip()
+        return f"Found, and not repaired: {now}. {_sentence(comparison.remedy)}".rstrip()
     if not _measured(after):
         return f"Found and not repaired: {now}, and after the repair it could not be measured."
     none, course = _course(comparison, after)
@@ -244,7 +246,7 @@ def _row(comparison: Comparison, key: str, difference: Difference | None) -> Row
     known = before or after
     title = clean(known.title if known else key.replace("_", " "), 120)
     unit = clean(known.unit, 120) if known else ""
-    better = known.better if known else _POLARITY.get(title.split()[0])
+    better = known.better if known else _POLARITY.get(title.partition(" ")[0])
     return Row(key, title, unit, better, before, after, difference, change(difference, better))
 
 
@@ -258,6 +260,7 @@ def harm_sentence(comparison: Comparison) -> str:
     groups = {
         "cost": [r for r in table if r.change == "worse"],
         "changed": [r for r in table if r.change == "changed"],
+        "unclear": [r for r in table if r.change == "no clear change"],
         "unknown": [r for r in table if r.change == "unknown"],
     }
     said = {k: ", ".join(f"{r.title} {interval(r.difference, sign=True)}" for r in v if r.difference)
@@ -267,8 +270,10 @@ def harm_sentence(comparison: Comparison) -> str:
         parts.append(f"The repair cost something elsewhere: {said['cost']}.")
     if said["changed"]:
         parts.append(f"The repair changed something that should have stayed: {said['changed']}.")
+    if not parts:
+        parts.append("No harm elsewhere was measured.")
+    if said["unclear"]:
+        parts.append(f"Undecided, as the interval holds 0: {said['unclear']}.")
     if said["unknown"]:
         parts.append(f"Not known: {said['unknown']}.")
-    if not parts:
-        parts.append("The repair did no measurable harm elsewhere.")
     return " ".join(parts)

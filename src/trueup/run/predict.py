@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trueup import __version__
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unavailable
 from trueup.run import forward
 from trueup.store.cache import Memo
-from trueup.subject.subject import Subject, body_fingerprint, model_fingerprint
+from trueup.subject.subject import Subject, body_fingerprint
 
 T = TypeVar("T")
 TOKENS = 4096
@@ -202,8 +203,8 @@ def _fitting(order: list[int], ids: list[forward.Row], start: int, budget: int) 
 def memo_key(subject: Subject, ids: list[forward.Row], stage: str, *, head: bool = True) -> str:
     what: list[Any] = [
         stage,
-        model_fingerprint(subject.model) if head else body_fingerprint(subject),
-        subject.template and subject.template.words,
+        subject.fingerprint if head else body_fingerprint(subject),
+        __version__,
         ids,
         [r.segments for r in ids],
     ]

@@ -110,11 +110,18 @@ def _check_tuned(path: Path, tuned: Any) -> None:
     """What `trueup tune` noted of itself may have been edited by hand: refused by file and key before anything reads it."""
     rows: list[tuple[str, Any, bool, str]] = [("tuned", tuned, isinstance(tuned, dict), "an object of settings")]
     if isinstance(tuned, dict):
+        also = tuned.get("also")
         whole = {k: type(tuned.get(k)) is int and tuned[k] >= 0 for k in ("seed", "limit")}
         rows = [
             ("tuned.data", tuned.get("data"), isinstance(tuned.get("data"), str), "the name of the data"),
             ("tuned.seed", tuned.get("seed"), whole["seed"], "a whole number, 0 or above"),
             ("tuned.limit", tuned.get("limit"), whole["limit"], "a whole number, 0 or above"),
+            (
+                "tuned.also",
+                also,
+                isinstance(also, list) and all(isinstance(d, str) for d in also),
+                "a list of names of data",
+            ),
             ("tuned.training", tuned.get("training"), isinstance(tuned.get("training"), dict), "an object of settings"),
         ]
     for key, value, right, wanted in rows:

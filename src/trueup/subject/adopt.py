@@ -127,8 +127,11 @@ def base_name(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy, rev
     if not remembered or (gone and not Path(remembered).is_dir()):
         return door.UNNAMED
     files = _weights_of(str(remembered), revision)
-    # A hub id that is not in the cache (any more) cannot be compared with, and is taken at its word.
-    return str(remembered) if not files or _same_weights(base, settings, anatomy, files) else door.UNNAMED
+    if not files:
+        # A hub id that is not in the cache (any more) cannot be compared with, and is taken at its word. A folder that is
+        # here could have been, but for its format.
+        return door.UNNAMED if Path(remembered).is_dir() else str(remembered)
+    return str(remembered) if _same_weights(base, settings, anatomy, files) else door.UNNAMED
 
 
 def _check_kind(model: Any) -> None:
@@ -256,4 +259,4 @@ def _same_weights(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy,
                 if not torch.equal(there.to(here.dtype), here.cpu()):
                     return False
                 compared.add(name)
-    return carried or head <= compared
+    return bool(compared) and (carried or head <= compared)

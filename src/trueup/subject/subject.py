@@ -247,8 +247,20 @@ def body_fingerprint(subject: Subject) -> str:
     return _computes(subject.model, hashlib.sha256(), without=head)
 
 
+_NAMING = {
+    "_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "id2label",
+    "label2id", "problem_type", "pad_token_id", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
+    "quantization_config", "auto_map",
+}  # fmt: skip
+"""Keys of a config that change nothing of what is computed, or stand in the weights themselves."""
+
+
 def _computes(model: nn.Module, h: Any, without: tuple[int, ...] = ()) -> str:
     """The digest of `h` and all that changes what the model computes in a given mode; parameters by id are left out."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    # Heads, eps, windows, factors: what the config says and no tensor does. Not what only names or loads it.
+    settings = {k: v for k, v in base.config.to_dict().items() if k not in _NAMING}  # type: ignore[union-attr, operator]
+    h.update(repr(sorted(settings.items())).encode())
     for name, parameter in model.named_parameters():
         if id(parameter) not in without:
             h.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())

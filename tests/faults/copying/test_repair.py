@@ -149,7 +149,7 @@ def test_where_nothing_is_copied_there_is_no_remedy(name):
     found = R.attributed(subject, corpus.part("train"), 0)
     got = R.choose(subject, corpus.part("calibration"), found, seed=0, resamples=60)
     assert isinstance(got, NoRemedy)
-    assert got.reason.startswith(f"No repair: of {got.tried['screened']} ways to scale units, none ")
+    assert got.reason.startswith(f"Of {got.tried['screened']} ways to scale units, none ")
     assert len(got.tried["candidates"]) > 2
 
 
@@ -313,7 +313,7 @@ def test_a_soft_prompt_gets_a_sentence(case, monkeypatch):
     report = story.check(subject, corpus, [FAULT], seed=0)
     (c,) = report.comparisons
     assert c.after is None
-    assert c.remedy.startswith("No repair: ")
+    assert c.remedy[0].isupper()
     assert c.remedy.endswith(".")
     if c.before.found:
         assert "give the base without its prompt, or a LoRA" in c.remedy

@@ -21,7 +21,7 @@ from trueup.errors import BadInput, listing
 from trueup.faults.confounding.maths import shortcut
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
 from trueup.measure import bootstrap, shift
-from trueup.measure.accuracy import accuracy, worst_group_accuracy
+from trueup.measure.accuracy import accuracy, wilson, worst_group_accuracy
 from trueup.measure.calibration import nll
 from trueup.measure.divergence import decodability, sliced_wasserstein
 from trueup.run.predict import hidden_states, predict, session
@@ -224,9 +224,9 @@ def audit(
     }
     layers = _inside(subject, corpus, label, group, seed)
     last, control = layers["probe"][-1], layers["control"][-1]
-    half = 1.96 * float(np.sqrt(max(last * (1 - last), 1e-4) / layers["examples"]))
+    low, high = wilson(last * layers["examples"], layers["examples"])
     measures["present"] = Measure(
-        last, last - half, last + half, "balanced accuracy of a linear probe", "lower", "presence of the attribute"
+        last, float(low), float(high), "balanced accuracy of a linear probe", "lower", "presence of the attribute"
     )
     layers["distance"] = _distance(out.features, label, group, seed)
     head = got["severity"]
@@ -341,8 +341,11 @@ def _charts(m: Mixes, curve, layers, columns, names, groups, attribute) -> tuple
     rates = []
     for z, name in enumerate(groups):
         rows = [(columns["label"] == y) & (columns["group"] == z) for y in range(len(names))]
+        right = np.array([(columns["predicted"][r] == y).sum() for y, r in enumerate(rows)])
+        many = np.array([r.sum() for r in rows])
+        low, high = wilson(right, many)
         rates.append(
-            Series(str(name), list(names), [float((columns["predicted"][r] == y).mean()) for y, r in enumerate(rows)])
+            Series(str(name), list(names), (right / np.maximum(many, 1)).tolist(), low.tolist(), high.tolist())
         )
     depth = list(range(len(layers["probe"])))
     return (
@@ -359,6 +362,7 @@ def _charts(m: Mixes, curve, layers, columns, names, groups, attribute) -> tuple
         ),
         Chart(
             "cells", "Accuracy by label and group", "bar", "label", "accuracy",
-            "Bars of one label should be equally high: where they are not, the group decides.", tuple(rates),
+            "Bars of one label should be equally high. Where their intervals lie apart, the group decides or goes with what "
+            "does.", tuple(rates),
         ),
     )  # fmt: skip

@@ -103,7 +103,7 @@ def repair(
             f"of {len(table)} repairs none lowered the drop on calibration examples with its whole interval and raised AUPRC "
             f"over all mixes (the best, {best['title']}: {best['severity']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}])"
         )
-    return NoRemedy(f"No repair: {said}.", {"candidates": table})
+    return NoRemedy(f"{said[0].upper()}{said[1:]}.", {"candidates": table})
 
 
 def _markdown(table: list[dict[str, Any]]) -> str:

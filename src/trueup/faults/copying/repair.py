@@ -165,7 +165,7 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     few, queries = some(queries, SCREENED, seed), some(queries, JUDGED, seed)
     made = candidates(found)
     if not made:
-        return NoRemedy("No repair: in no layer do the attributions of units add up, so none can be told to copy.")
+        return NoRemedy("In no layer do the attributions of units add up, so none can be told to copy.")
     plain, screened = screen(subject, few, made, seed)
     others = list(bystanders(subject, "calibration", seed=seed, most=BYSTANDERS))
     other = elsewhere(others, made, seed)
@@ -189,7 +189,7 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     }  # fmt: skip
     if not kept:
         return NoRemedy(
-            f"No repair: of {len(made)} ways to scale units, none lowers wrong copies measurably on calibration queries "
+            f"Of {len(made)} ways to scale units, none lowers wrong copies measurably on calibration queries "
             "without losing accuracy here, or more than 5 points where copying is right.", about,
         )  # fmt: skip
     # Below chance is a fault as well: a model that shuns what it is shown.
@@ -199,7 +199,7 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     beaten = sum(c <= about["controls"][0]["change"] for c in drawn)
     if beaten > RANDOM // 20:
         return NoRemedy(
-            f"No repair: scaling {best.units} units lowers wrong copies by {-row['change']:.1%} on calibration queries, but "
+            f"Scaling {best.units} units lowers wrong copies by {-row['change']:.1%} on calibration queries, but "
             f"{beaten} of {RANDOM} draws of as many random units of the same layers do as much.", about,
         )  # fmt: skip
     layers = sorted(best.scales)

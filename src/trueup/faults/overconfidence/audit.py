@@ -14,6 +14,7 @@ from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Sli
 from trueup.measure import bootstrap
 from trueup.measure import calibration as cal
 from trueup.measure import selective as sel
+from trueup.measure.accuracy import wilson
 from trueup.run.predict import predict
 from trueup.subject.subject import Subject
 
@@ -168,7 +169,7 @@ def charts(confidence: NDArray[np.float64], error: NDArray[np.bool_]) -> tuple[C
     curve = sel.risk_coverage(confidence, error)
     keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 200).round().astype(int))
     mean, accuracy, count = cal.reliability_curve(confidence, ~error, 12)
-    half = 1.96 * np.sqrt(np.clip(accuracy * (1 - accuracy), 1e-4, None) / np.maximum(count, 1))
+    low, high = wilson(accuracy * count, count)
     return (
         Chart(
             "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
@@ -180,10 +181,7 @@ def charts(confidence: NDArray[np.float64], error: NDArray[np.bool_]) -> tuple[C
             "reliability", "Reliability", "line", "stated confidence", "share that is right",
             "A confidence of 0.8 should be right 80% of the time: below the diagonal it promises too much.",
             (
-                Series(
-                    "right", mean.tolist(), accuracy.tolist(),
-                    np.clip(accuracy - half, 0, 1).tolist(), np.clip(accuracy + half, 0, 1).tolist(),
-                ),
+                Series("right", mean.tolist(), accuracy.tolist(), low.tolist(), high.tolist()),
             ),
             diagonal=True,
         ),

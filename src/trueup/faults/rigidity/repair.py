@@ -60,7 +60,7 @@ def repair(
     name = _name(chosen)
     if gain.low <= 0:
         return NoRemedy(
-            f"No repair: of {len(found)} adapters tuned anew, prompts and weights, the smallest of the best ({name}) is not "
+            f"Of {len(found)} adapters tuned anew, prompts and weights, the smallest of the best ({name}) is not "
             f"measurably better: {about}.",
             {"candidates": rows},
         )
