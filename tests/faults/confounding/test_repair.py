@@ -180,12 +180,12 @@ def test_when_no_family_helps_it_says_how_near_the_best_came(case, finding, monk
     monkeypatch.setattr(R, "FAMILIES", (Flipped(),))
     got = FAULT.repair(*case, finding, seed=0)
     assert isinstance(got, NoRemedy)
-    assert "of 1 repairs none lowered the drop" in got.reason
+    assert got.reason.startswith("Of 1 repairs none lowered the drop")
     assert [r["key"] for r in got.tried["candidates"]] == ["flipped"]
     monkeypatch.setattr(R, "FAMILIES", ())
     got = FAULT.repair(*case, finding, seed=0)
     assert isinstance(got, NoRemedy)
-    assert "no family of repairs goes with this subject" in got.reason
+    assert got.reason == "No family of repairs goes with this subject."
 
 
 def test_a_winner_that_cannot_be_saved_costs_the_repair_nothing(case, finding, remedy, monkeypatch):

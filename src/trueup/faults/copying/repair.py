@@ -30,8 +30,8 @@ from trueup.subject.units import scales_as_adapter, width_of
 
 EXPLAINED = 24
 """Prompts whose answers are attributed, of each kind."""
-SCREENED, JUDGED = 40, 200
-"""Calibration queries on which all candidates are screened, and on which the best of them are judged: 80 told a
+SCREENED, JUDGED = 80, 200
+"""Calibration queries on which all candidates are screened, and on which the best of them are judged: 40 and 80 told a
 real repair from chance too seldom."""
 FINALISTS = 3
 """Candidates that are judged in full, beside the published choice."""
@@ -42,7 +42,7 @@ SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 COUNTS = (1, 4, 16, 64, 256, 1024)
 """Ours: numbers of units, taken from all layers together."""
 FACTORS = (0.0, 0.5)
-"""Ours: what the units are multiplied by."""
+"""What the units are multiplied by: 0 is published, 0.5 ours."""
 RANDOM = 20
 """Draws of random units that a repair must beat."""
 PENALTIES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -303,14 +303,17 @@ def _columns(mode: Mode, draws: Draws, answer: np.ndarray, gold: np.ndarray) -> 
 
 
 def candidates(found: Attributed) -> list[Candidate]:
-    """The published grid (the top share of one layer at 0), and ours (the top units of all layers, at 0 or halved)."""
+    """The published grid (the top share of one layer at 0), the same halved, and ours (the top units of all layers, at 0
+    or halved). At 0 a layer's units can take copies below chance, and answers that were right to copy with them."""
     depth, units = found.active.shape
     made, published = [], found.published
     for layer in np.flatnonzero(found.sound).tolist():
         for count, share in {max(1, round(s * units)): s for s in SHARES}.items():
-            chosen = maths.top(published[layer], count)
-            scales = scales_of([(layer, int(u)) for u in chosen], units, 0.0)
-            made.append(Candidate("published", f"published: the top {share:.1%} of layer {layer} at 0", scales))
+            pairs = [(layer, int(u)) for u in maths.top(published[layer], count)]
+            for factor in FACTORS:
+                family = "softened" if factor else "published"
+                title = f"{family}: the top {share:.1%} of layer {layer} at {factor:g}"
+                made.append(Candidate(family, title, scales_of(pairs, units, factor)))
     score = np.where(found.sound[:, None], found.contrasted, -np.inf)
     order = np.argsort(-score, axis=None, kind="stable")
     positive = int((score > 0).sum())
