@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -105,6 +106,19 @@ def test_without_the_planted_units_nothing_is_copied_and_without_others_all_is(c
         some = [every[i] for i in rng.choice(len(every), len(PLANTED), replace=False)]
         with scaled(subject, scales(subject, some)):
             assert FAULT.audit(subject, test, seed=0).severity > 0.7 * finding.severity
+
+
+def test_every_choice_of_the_published_grid_is_tried_halved_as_well(found):
+    made = R.candidates(found)
+    pairs = list(itertools.pairwise(made))
+    grid = [(a, b) for a, b in pairs if a.family == "published"]
+    assert grid
+    for whole, half in grid:
+        assert half.family == "softened"
+        assert half.scales.keys() == whole.scales.keys()
+        for at, scale in whole.scales.items():
+            assert set(scale.tolist()) == {0.0, 1.0}
+            assert torch.equal(half.scales[at], (1 + scale) / 2)
 
 
 # ------------------------------------------------------------------------------------------------- what it costs
