@@ -185,14 +185,14 @@ def demo(
 ) -> None:
     """Everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report."""
     with _sentences("The same command with --force begins anew."):
-        from trueup import demo as story
+        from trueup.demo import onward, run
 
         say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
         with _progress(quiet) as progress:
-            done = story.run(out, texts=texts, say=say, progress=progress, force=force)
+            done = run(out, texts=texts, say=say, progress=progress, force=force)
         if not quiet:
             _print_report(done, out / "report")
-            print(story.onward(done, out))
+            print(onward(done, out))
 
 
 @app.command()

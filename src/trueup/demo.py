@@ -14,7 +14,6 @@ from pathlib import Path
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
-from trueup.errors import BadInput
 from trueup.measure import shift
 from trueup.report.bundle import Report
 from trueup.store import atomic
@@ -47,11 +46,7 @@ def run(
     Raises:
         BadInput: `out` holds something and `force` is False. Also as `coupled`.
     """
-    if not force and out.is_dir() and any(out.iterdir()):
-        raise BadInput(
-            f"The folder '{out}' exists and is not empty. Give another folder, or --force to replace 'data', 'adapter' and "
-            "'report' in it."
-        )
+    atomic.refuse_taken(out, force)
     corpus = coupled(texts)
     low, high = mix.groups_of(corpus, COLUMN)
     data, adapter, report = out / "data" / "reviews.csv", out / "adapter", out / "report"

@@ -261,7 +261,7 @@ def _examined(
     job: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """The report of all faults that can be examined; its notes say which cannot, and why."""
-    from trueup.report.bundle import Report, plain
+    from trueup.report.bundle import Report
     from trueup.run.prompts import one_answer_each, with_pool
 
     if subject.shots is not None:
@@ -286,7 +286,7 @@ def _examined(
             reasons[fault.name] = str(e)
             continue
         comparisons.append(comparison)
-        examples[fault.name] = plain(fault.examples(test, comparison.before, comparison.after))
+        examples[fault.name] = fault.examples(test, comparison.before, comparison.after)
     if not comparisons:
         raise BadInput(f"No fault could be examined. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
     return Report(

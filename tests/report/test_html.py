@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from report_cases import Page, comparison, evil_report, finding, report, with_before
 
@@ -216,3 +217,14 @@ def test_too_much_for_one_page_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 def with_no_charts() -> Report:
     return report(with_before(comparison(after=None), charts=()))
+
+
+def test_examples_may_hold_numpys_own_values_and_no_number() -> None:
+    rows = [
+        {"text": "plumb", "right": np.bool_(True), "n": np.float64("nan")},
+        {"text": "bent", "right": np.bool_(False), "n": 2},
+    ]
+    page = Page(html.page(report(comparison(), examples={"tilt": rows})))
+    assert "yes" in page.text
+    assert "n/a" in page.text
+    assert "True" not in page.text

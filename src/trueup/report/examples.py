@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from trueup.report import words
 
 MOST_COLUMNS = 16
@@ -25,6 +27,8 @@ def shown(table: Sequence[Row], cell: int, sliders: Iterable[Mapping[str, Any]] 
 
     `sliders` are the fault's (see `slide.slider`): one that refuses examples by a column of this table is a filter too.
     """
+    # numpy's own numbers and truth values are none of Python's, by which cells are shown and filtered.
+    table = [{k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()} for row in table]
     columns = list(dict.fromkeys(k for row in table for k in row))[:MOST_COLUMNS]
     if not columns:
         return None

@@ -100,10 +100,7 @@ def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: b
         return z.detach(), torch.stack(rows, dim=1)
 
     ids = forward.tokenize(subject, corpus)
-    head = forward.live_head(subject)
-    where = hashlib.sha256(
-        b"".join(t.detach().float().cpu().numpy().tobytes() for t in (prompt, head.weight, head.bias))
-    ).hexdigest()[:16]
+    where = hashlib.sha256(prompt.detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
     shape = (len(ids), classes - 1, prompt.numel())
     dtype = np.dtype(np.float16 if half else np.float32)
     now = session()

@@ -110,7 +110,7 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterat
         BadInput: `target` is a file, or a folder that is not empty and `force` is not given, or cannot be written.
     """
     target = Path(os.path.abspath(target))
-    _refuse_taken(target, force)
+    refuse_taken(target, force)
     temporary = _beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterat
         raise BadInput(_cannot_write(target, e)) from e
     try:
         yield temporary
-        _refuse_taken(target, force)
+        refuse_taken(target, force)
         try:
             _seal(temporary)
             _move_onto(temporary, target, force)
@@ -206,7 +206,8 @@ def _move_onto(temporary: Path, target: Path, force: bool) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _refuse_taken(target: Path, force: bool) -> None:
+def refuse_taken(target: Path, force: bool) -> None:
+    """Raises BadInput where `target` holds something and `force` is False, or is no folder to write to."""
     try:
         if target.is_dir():
             if not force and any(target.iterdir()):
