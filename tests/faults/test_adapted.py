@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from tokenizers import processors
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
@@ -112,6 +115,33 @@ def test_the_lines_of_words_that_became_a_head(base_of: Callable[[str], Path], t
     own = subject.own_head()
     head = Head(own.weight.flip(0) * 2, own.bias)
     check(with_head("confounding", subject, head, {"describe": "A head."}), subject, tmp_path, TEXT, SECOND)
+
+
+@pytest.mark.parametrize("as_head", [False, True])
+def test_the_lines_where_the_tokenizer_ends_every_text(as_head: bool, base_of: Callable[[str], Path], tmp_path: Path):
+    plain_base, base = str(base_of("gpt2")), str(shutil.copytree(base_of("gpt2"), tmp_path / "base"))
+    tok = transformers.AutoTokenizer.from_pretrained(base)
+    tok.eos_token = "[SEP]"
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [SEP]", special_tokens=[("[SEP]", tok.eos_token_id)]
+    )
+    tok.save_pretrained(base)
+    subject, plain = (
+        moved(fresh(b, Lora(2), CLASSES, template=TEMPLATE, max_length=MOST, device="cpu")) for b in (base, plain_base)
+    )
+    assert subject.tokenizer("good").input_ids[-1] == tok.eos_token_id
+    texts = corpus(TEXT, SECOND)
+    assert np.array_equal(predict(subject, texts).logits, predict(plain, texts).logits), "read where the text stops"
+    own = subject.own_head()
+    about = {"describe": "The same."}
+    head = Head(own.weight.flip(0) * 2, own.bias)
+    remedy = (
+        with_head("confounding", subject, head, about)
+        if as_head
+        else adapted("confounding", subject, *files.adapter_of(subject), about)
+    )
+    check(remedy, subject, tmp_path, TEXT[:2], SECOND[:2])
+    assert "v[:, :-1]" in (tmp_path / "remedy" / "README.md").read_text()
 
 
 def test_a_pinned_revision_is_pinned_for_the_words_too(base_of: Callable[[str], Path], tmp_path: Path):

@@ -20,6 +20,7 @@ from trueup.store import atomic
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject, model_fingerprint
 from trueup.subject.wear import wear
+from trueup.subject.wording import ends_texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,7 @@ def adapted(
         "segments": takes_segments or "token_type_ids" not in subject.tokenizer.model_input_names,
         "classes": list(subject.classes), "base": subject.source.base, "adapter": subject.source.adapter,
         "revision": subject.source.revision, "max_length": subject.max_length, "shape": template,
+        "ends": template is not None and ends_texts(subject.tokenizer),
         "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
     }  # fmt: skip
     # A user may go on from the repaired adapter: what the loader reads in a card of its own stands here as well.
@@ -144,6 +146,9 @@ def _card(remedy: Adapted) -> Card:
         text, options = " + ".join(p[1:-1] if p in ("{text}", "{second}") else repr(p) for p in parts), ""
     if not card.get("segments", True):
         options += ", return_token_type_ids=False"
+    options += ")"
+    if card.get("ends"):  # an answer comes where the text stops, not after a token that ends it
+        options += "\ninputs = {k: v[:, :-1] for k, v in inputs.items()}  # this tokenizer ends every text with a token"
     pinned = f", revision={card['revision']!r}" if card.get("revision") else ""
     read = "label = model(**inputs).logits.argmax(-1)"
     if words:
@@ -171,7 +176,7 @@ def _card(remedy: Adapted) -> Card:
 from peft import PeftModel
 base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned})
 model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})
-inputs = tok({text}, return_tensors="pt"{options})
+inputs = tok({text}, return_tensors="pt"{options}
 {read}""",
         f"{where}. Give one text at a time, or pad as PEFT can bear it for this kind of adapter.",
         tried,
@@ -197,7 +202,7 @@ from peft import PeftModel
 base = AutoModelForCausalLM.from_pretrained(BASE, {given})
 model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})
 shown = "".join({joined(line, "text")} for text, answer in demonstrations)
-inputs = tok(shown + {joined(line.partition("{label}")[0].rstrip(), "query")}, return_tensors="pt"{options})
+inputs = tok(shown + {joined(line.partition("{label}")[0].rstrip(), "query")}, return_tensors="pt"{options}
 answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])""",
         "`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; the answer ends where its line "
         f"does.\n{where}.",

@@ -19,6 +19,7 @@ from trueup.errors import BadInput, Unsupported
 from trueup.run import prompts
 from trueup.run.prompts import Row
 from trueup.subject.subject import Head, Subject
+from trueup.subject.wording import text_ids
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,17 @@ def tokenize(subject: Subject, corpus: Corpus) -> list[Row]:
 def _templated(subject: Subject, text: str, second: str | None) -> list[int]:
     tok, most = subject.tokenizer, subject.max_length
     assert subject.template is not None
-    ids = tok(subject.template.fill(text, second), verbose=False)["input_ids"]
+    ids = text_ids(tok, subject.template.fill(text, second))
     while len(ids) > most:
         body = tok(text, add_special_tokens=False, verbose=False)["input_ids"]
         keep = len(body) - (len(ids) - most)
         if keep < 1:
             raise BadInput(f"The template alone is longer than {most} tokens; shorten it or raise --max-length.")
         text = tok.decode(body[:keep])
-        shorter = tok(subject.template.fill(text, second), verbose=False)["input_ids"]
+        shorter = text_ids(tok, subject.template.fill(text, second))
         if len(shorter) >= len(ids):
             text = text[: max(1, len(text) // 2)]
-            shorter = tok(subject.template.fill(text, second), verbose=False)["input_ids"]
+            shorter = text_ids(tok, subject.template.fill(text, second))
         ids = shorter
     return ids
 

@@ -61,6 +61,11 @@ def wording(tokenizer: Any, template: Template) -> Wording:
     return Wording(rests[0][:shared], tuple(r[shared:] for r in rests), stop)
 
 
+def ends_texts(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts its end token after every text, which `text_ids` takes away again."""
+    return len(text_ids(tokenizer, "a")) < len(tokenizer("a", verbose=False)["input_ids"])
+
+
 def text_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text that is to be gone on with."""
     ids = tokenizer(text, verbose=False)["input_ids"]
