@@ -42,7 +42,7 @@ Split = Annotated[str | None, typer.Option("--split", help="Column that says tra
 Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of at most this many rows.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
 TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
-Classes = Annotated[str | None, typer.Option("--classes", help="Class names in the order of the logits: a,b,c.")]
+Classes = Annotated[str | None, typer.Option("--classes", help='Class names in the order of the logits: a,b,"c, d".')]
 TemplateText = Annotated[str | None, typer.Option("--template", help="Prompt of a causal model, with {text} in it.")]
 Verbaliser = Annotated[str | None, typer.Option("--verbaliser", help="Its answer words, one per class: ' good, bad'.")]
 ShotsOption = Annotated[
@@ -244,9 +244,11 @@ _JOB = (
 
 def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
     """The options that a Job shares with the command line, names split at commas."""
+    from trueup.story import names_in
+
     given = {k: options[k] for k in _JOB if k in options}
-    given["classes"] = tuple(options["classes"].split(",")) if options.get("classes") else None
-    given["verbaliser"] = tuple(options["verbaliser"].split(",")) if options.get("verbaliser") else None
+    for names in ("classes", "verbaliser"):
+        given[names] = names_in(options[names]) if options.get(names) else None
     if depth != "tune":
         given |= {"depth": depth, "confounder": tuple(options.get("confounder") or ()), "knobs": options.get("knobs")}
     return given

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -447,14 +449,25 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
     }
 
 
+def names_in(line: str) -> tuple[str, ...]:
+    """Names parted at commas; one that holds a comma stands in double quotes, as in a csv file."""
+    return tuple(name for row in csv.reader(io.StringIO(line, newline="")) for name in row)
+
+
+def one_line(names: Sequence[object]) -> str:
+    """The line that `names_in` reads as these names."""
+    line = io.StringIO()
+    csv.writer(line).writerow(names)
+    return line.getvalue().removesuffix("\r\n")
+
+
 def command_line(job: Mapping[str, Any]) -> str | None:
     """The command that repeats a job; None where no one command does.
 
-    The command line audits one fault at a time, and parts names at commas.
+    The command line audits one fault at a time.
     """
     faults, audit = list(job.get("faults") or ()), job.get("depth") == "audit"
-    names = [*(job.get("classes") or ()), *(job.get("verbaliser") or ())]
-    if (audit and len(faults) != 1) or any("," in str(n) for n in names):
+    if audit and len(faults) != 1:
         return None
     words = ["trueup", *(["audit", faults[0]] if audit else ["check"])]
     words.append(str(job["model"]))
@@ -476,7 +489,7 @@ def command_line(job: Mapping[str, Any]) -> str | None:
             for v in value:
                 words += [option, str(v)]
         elif isinstance(value, list | tuple):
-            words += [option, ",".join(map(str, value))]
+            words += [option, one_line(value)]
         else:
             words += [option, str(value)]
     for fault, knobs in (job.get("knobs") or {}).items():

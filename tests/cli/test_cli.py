@@ -186,7 +186,17 @@ def test_what_no_one_command_does_is_not_written_as_one_that_does_something_else
     one = {"model": "m", "data": "d", "depth": "audit", "faults": ("copying",)}
     assert command_line(one) == "trueup audit copying m --data d -o OUT"
     assert command_line(one | {"faults": ()}) is command_line(one | {"faults": ("copying", "rigidity")}) is None
-    assert command_line(one | {"classes": ("yes, sir", "no")}) is None
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("yes, sir", "no"), (' "so"', "a b", ""), ("two\nlines", '"'), ("one",)])
+def test_names_in_a_command_are_read_as_they_were_written(names: tuple[str, ...]) -> None:
+    from trueup.cli import _given
+    from trueup.story import command_line
+
+    said = command_line({"model": "m", "data": "d", "classes": names, "verbaliser": names})
+    words = shlex.split(said)
+    given = _given({k: words[words.index(f"--{k}") + 1] for k in ("classes", "verbaliser")}, "check")
+    assert given["classes"] == given["verbaliser"] == names
 
 
 def test_another_seed_is_another_run(world: Path, checked: tuple[Path, Said], here: Path) -> None:
