@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,7 +26,8 @@ from trueup.faults.overconfidence.planted import planted
 from trueup.subject import adapter as files
 from trueup.subject.load import UNNAMED
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import model_fingerprint
+from trueup.subject.subject import Head, SoftmaxResponse, model_fingerprint
+from trueup.subject.tiny import make_base
 
 FAULT = trueup.Overconfidence(resamples=20, folds=2)
 CLASSES = ("negative", "positive")
@@ -164,6 +166,66 @@ def test_numbers_for_classes_are_places_among_the_logits(home):
     assert any("does not name its classes" in n and "'negative', 'positive'" in n for n in nameless.notes)
     with pytest.raises(BadInput, match=r"labels that the classifier's head does not know: '0', '2'"):
         trueup.check(subject, replace(corpus, classes=("0", "2")), FAULT, repair=False)
+
+
+def test_logits_in_another_order_than_the_data_are_seen(home):
+    """An adapter trained on 'positive' and 'negative' in that order carries no names: the data's order is a guess."""
+    subject, corpus = planted("planted")
+    other = replace(corpus, classes=("positive", "negative"), label=corpus.label)
+    turned = read_again(other)
+    assert turned.classes == ("negative", "positive")
+    with pytest.raises(BadInput, match=r"right on \d.*% of the test texts, and on .*'positive', 'negative'.*--classes"):
+        trueup.check(replace(subject, classes=("0", "1")), turned, FAULT, repair=False)
+    settled = trueup.check(replace(subject, classes=("positive", "negative")), turned, FAULT, repair=False)
+    control = trueup.check(subject, corpus, FAULT, repair=False)
+    assert settled.comparisons[0].before.severity == control.comparisons[0].before.severity
+
+
+def read_again(corpus):
+    """The same examples with the class names in natural order, as a file of them would be read."""
+    classes = tuple(sorted(corpus.classes))
+    return replace(corpus, classes=classes, label=np.array([classes.index(corpus.classes[y]) for y in corpus.label]))
+
+
+def test_an_adapter_of_another_base_of_the_same_shapes_is_told(home, tmp_path):
+    """Its weights fit, and nothing but a name says that it belongs elsewhere."""
+    for name, theirs in (
+        ("another", "org/some-bert"),
+        ("own", base_of_home(home)),
+        ("moved", f"org/{Path(base_of_home(home)).name}"),
+    ):
+        shutil.copytree(home / "adapter", tmp_path / name)
+        config = tmp_path / name / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": theirs}))
+        notes = trueup.check(
+            base_of_home(home), home / "data.csv", FAULT, adapter=str(tmp_path / name), text="review", label="mood",
+            classes=CLASSES, max_length=32, repair=False,
+        ).notes  # fmt: skip
+        assert any("was made for 'org/some-bert'" in n for n in notes) == (name == "another"), notes
+
+
+def test_an_answer_word_of_several_tokens_is_told(home, tmp_path):
+    base = make_base("qwen2", tmp_path / "base")  # it spells letters
+    corpus = trueup.read(home / "data.csv", text="review", label="mood")
+    corpus = replace(corpus, text=[t[:20].lower() for t in corpus.text])
+    for words, said in ((("bad", "good"), True), (("b", "g"), False)):
+        notes = trueup.check(
+            str(base), corpus, FAULT, template="{text}", verbaliser=words, classes=CLASSES, max_length=32, repair=False
+        ).notes
+        assert any(n.startswith("Of an answer word the first token alone is read: 'b' of 'bad'") for n in notes) == said
+
+
+def test_a_class_that_is_never_answered_is_told(home):
+    subject, corpus = planted("planted")
+    three = replace(
+        corpus, classes=(*corpus.classes, "mixed"), label=np.where(np.arange(len(corpus)) % 7 == 0, 2, corpus.label)
+    )
+    own = subject.own_head()
+    wide = Head(torch.cat([own.weight, 0 * own.weight[:1]]), torch.cat([own.bias, own.bias[:1] * 0 - 100]))
+    silent = replace(subject, head=wide, classes=three.classes, confidence=SoftmaxResponse(3))
+    notes = trueup.check(silent, three, FAULT, repair=False).notes
+    assert any(n.startswith("The model never answers 'mixed (") for n in notes), notes
+    assert not any("never answers" in n for n in trueup.check(subject, corpus, FAULT, repair=False).notes)
 
 
 def test_a_base_without_a_name_is_said_and_its_repair_saved(home, tmp_path):

@@ -36,7 +36,8 @@ Text = Annotated[str, typer.Option("--text", help="Column of the text.")]
 Label = Annotated[str, typer.Option("--label", help="Column of the class.")]
 Second = Annotated[str | None, typer.Option("--second", help="Column of the second text of a pair.")]
 Confounder = Annotated[
-    list[str] | None, typer.Option("--confounder", help="Column that should not matter; repeatable.")
+    list[str] | None,
+    typer.Option("--confounder", help="Column that should not matter. Of several the first is examined."),
 ]
 Split = Annotated[str | None, typer.Option("--split", help="Column that says train / calibration / test.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of at most this many rows.")]

@@ -297,7 +297,7 @@ def _examined(
         comparisons=tuple(comparisons),
         examples=examples,
         provenance=provenance(subject, corpus, seed, job),
-        notes=[f"{name} was not examined: {reason}" for name, reason in reasons.items()],
+        notes=[*_unused(subject, test), *(f"{name} was not examined: {reason}" for name, reason in reasons.items())],
     )
 
 
@@ -329,16 +329,49 @@ def _agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, 
     if subject.shots is not None or named or subject.classes == corpus.classes:
         return subject, corpus
     if subject.classes == numbers and len(corpus.classes) == len(numbers):
+        subject = replace(subject, classes=corpus.classes)
+        _in_order(subject, corpus)
         session().note(
-            f"The model does not name its classes; its logits were taken to be in the data's order: {listing(corpus.classes)}."
+            f"The model does not name its classes; its logits were taken to be in the data's order: {listing(corpus.classes)}. If "
+            "it was trained in another, every figure here is wrong: give --classes."
         )
-        return replace(subject, classes=corpus.classes), corpus
+        return subject, corpus
     if set(corpus.classes) <= set(numbers) and not set(corpus.classes) & set(subject.classes):
         names = tuple(subject.classes[int(c)] for c in corpus.classes)
         pairs = ", ".join(f"{c} is '{n}'" for c, n in zip(corpus.classes, names, strict=True))
         session().note(f"Labels that are numbers were read as places among the model's classes: {pairs}.")
         return subject, replace(corpus, classes=names)
     return subject, corpus
+
+
+def _in_order(subject: Subject, corpus: Corpus) -> None:
+    """Raises BadInput when the model would be right measurably more often with its logits in another order."""
+    from trueup.measure.accuracy import best_order, wilson
+    from trueup.run.predict import predict
+
+    test = corpus.part("test")
+    predicted, n = predict(subject, test).predicted, len(test)
+    order = best_order(predicted, test.label, len(corpus.classes))
+    names = [corpus.classes[i] for i in order]
+    taken, other = int((predicted == test.label).sum()), int((order[predicted] == test.label).sum())
+    if wilson(other, n)[0] > wilson(taken, n)[1]:
+        raise BadInput(
+            f"The model does not name its classes. With its logits in the data's order, {listing(corpus.classes)}, it is right "
+            f"on {taken / n:.1%} of the test texts, and on {other / n:.1%} with them as {listing(names)}. Say "
+            "in which order it was trained: --classes, or classes=[...] in Python."
+        )
+
+
+def _unused(subject: Subject, test: Corpus) -> list[str]:
+    """A note on classes that the test texts have and the model never answers."""
+    from trueup.run.predict import predict
+
+    if subject.shots is not None:
+        return []
+    said = set(predict(subject, test).predicted.tolist())
+    silent = [f"{c} ({n} of {len(test)} test texts)" for i, c in enumerate(test.classes)
+              if i not in said and (n := int((test.label == i).sum()))]  # fmt: skip
+    return [f"The model never answers {listing(silent)}."] if silent else []
 
 
 def _one(
@@ -405,6 +438,8 @@ def open_job(
             template=job.template, verbaliser=job.verbaliser, shots=shots, max_length=job.max_length, device=job.device,
             revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
+    _same_base(subject)
+    _first_tokens(subject)
     subject, corpus = _agreed(subject, corpus, named=job.classes is not None)
     if data is None or isinstance(data, str | Path):
         # A repair learns from this split, so its card has to say which it was, as that of `trueup tune` does.
@@ -414,6 +449,32 @@ def open_job(
             seen = seen | {"also": [*tuned.get("also", ()), tuned.get("data")]}
         subject = replace(subject, source=replace(subject.source, seen=seen | {"data": job.data}))
     return subject, corpus, seed
+
+
+def _same_base(subject: Subject) -> None:
+    """Notes an adapter that says it was made for a base of another name: weights of equal shapes can be other weights."""
+    from trueup.run.predict import session
+
+    base, made_for = subject.source.base, getattr(subject.peft_config, "base_model_name_or_path", None)
+    if subject.source.adapter is None or not made_for or Path(made_for).name.lower() == Path(base).name.lower():
+        return
+    session().note(
+        f"The adapter says that it was made for '{made_for}', and was put on '{base}', where its shapes fit. If these are not the "
+        "same weights, every figure here is wrong."
+    )
+
+
+def _first_tokens(subject: Subject) -> None:
+    """Notes answer words of which a part alone is read."""
+    from trueup.run.predict import session
+
+    if subject.template is None or subject.shots is not None:
+        return
+    read = zip(
+        subject.template.words, subject.tokenizer.batch_decode([[i] for i in subject.verbaliser_ids()]), strict=True
+    )
+    if cut := [f"{first!r} of {word!r}" for word, first in read if first.strip() != word.strip()]:
+        session().note(f"Of an answer word the first token alone is read: {', '.join(cut)}.")
 
 
 def _same_data(a: str | None, b: str) -> bool:
@@ -433,9 +494,11 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
         "model": subject.source.base,
         "adapter": subject.source.adapter,
         "adapter kind": subject.source.peft_type,
-        "adapter settings": str(
-            {k: v for k, v in (config.to_dict() if config else {}).items() if v not in (None, {}, [])}
-        ),
+        "adapter settings": {
+            k: list(dict.fromkeys(sorted(v))) if isinstance(v, list | set) else str(getattr(v, "value", v))
+            for k, v in (config.to_dict() if config else {}).items()
+            if v not in (None, {}, [])
+        },
         "model fingerprint": subject.fingerprint[:16],
         "data": corpus.name,
         "data fingerprint": corpus.fingerprint[:16],

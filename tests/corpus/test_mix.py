@@ -64,7 +64,11 @@ def with_site(values, label, classes=("no", "yes")):
             with_site(list("aaabbb" * 2), [0, 2, 0, 1, 1, 1] * 2, ("x", "y", "z")),
             r"is settled by the label: each label",
         ),
-        (with_site(list("abcdefgh"), [0, 1] * 4), r"has 8 different values in 8 examples, as an id has; name a column"),
+        (with_site(list("abcdefgh"), [0, 1] * 4), r"in 8 examples, as an id has; merge or drop rare values, or name"),
+        (
+            with_site(["0.5", "-2", "1e3", "4", "5", "6.25", "7", "8"], [0, 1] * 4),
+            r"as an id has; cut its numbers into a few",
+        ),
         (
             with_site(list("abcdefghaa"), [0, 1, 0, 1, 2, 3, 0, 1, 3, 2], tuple("wxyz")),
             r"has 8 different values in 10 examples",

@@ -93,6 +93,38 @@ def test_hostile_text_survives(tmp_path, ending, texts):
     assert list(read(write(tmp_path / f"d{ending}", records)).text) == texts
 
 
+@pytest.mark.parametrize("sign", ";|\t,")
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_the_header_tells_what_parts_the_fields(tmp_path, sign, ending):
+    """Spreadsheets of half the world write semicolons, and a byte order mark before them."""
+    odd = [r | {"text": f"{r['text']}, {i}; a | b"} for i, r in enumerate(rows())]
+    path = as_csv(tmp_path / f"d{ending}", odd, sign)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    corpus = read(path, attributes=["site"])
+    assert list(corpus.text) == [r["text"] for r in odd]
+    assert list(corpus.attributes["site"]) == [r["site"] for r in odd]
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_data_set_saved_to_disk_is_what_it_was(tmp_path, parts):
+    import datasets
+
+    whole = datasets.Dataset.from_list(rows(40))
+    held = datasets.DatasetDict(train=whole.select(range(20)), test=whole.select(range(20, 40))) if parts else whole
+    held.save_to_disk(str(tmp_path / "kept"))
+    here, there = read(held, attributes=["site"]), read(tmp_path / "kept", attributes=["site"])
+    assert here.fingerprint == there.fingerprint
+    assert there.name == str(tmp_path / "kept")
+    (tmp_path / "kept" / ("dataset_dict.json" if parts else "state.json")).write_text("{")
+    with pytest.raises(BadInput, match="saved to disk, but cannot be read"):
+        read(tmp_path / "kept")
+
+
+def test_a_blank_group_is_a_missing_one(tmp_path):
+    odd = [r | {"site": ["", " ", "s1"][i % 3]} for i, r in enumerate(rows())]
+    assert set(read(as_csv(tmp_path / "d.csv", odd), attributes=["site"]).attributes["site"]) == {"(missing)", "s1"}
+
+
 def test_a_text_may_be_longer_than_the_csv_module_likes(tmp_path):
     records = [r | {"text": r["text"] + "x" * 200_000} for r in rows(6)]
     limit = csv.field_size_limit()
@@ -314,8 +346,10 @@ WRONG = {
     "quote.csv": (HEAD + GOOD + '"never closed,a\nmore,b\n', "line 14: the quotes of the record"),
     "stray.csv": (HEAD + '"a" b,c\n', "line 2: the quotes of the record"),
     "twice.csv": ("text,label,text\na,b,c\n", "the header names 'text' more than once"),
-    "semicolon.csv": ("text;label\na;b\n", "looks separated by semicolons"),
-    "comma.tsv": (HEAD + GOOD, "looks separated by commas"),
+    "semicolon.csv": (
+        "text;label\na;b\na;b;c\n",
+        "line 3: 3 fields found, 2 expected ('text', 'label'). Put fields that hold a semicolon",
+    ),
     "latin.csv": ((HEAD + GOOD).encode() + "café,a\n".encode("latin-1"), "byte 0xE9 at offset 184 (line 14)"),
     "bom_latin.csv": (b"\xef\xbb\xbftext,label\ncaf\xe9,a\n", "byte 0xE9 at offset 17 (line 2)"),
     "utf16.csv": ((HEAD + GOOD).encode("utf-16"), "is in UTF-16"),

@@ -164,3 +164,18 @@ def test_more_than_half_nan_and_no_less(nan_in_100, said):
 def test_refuses(call):
     with pytest.raises(BadInput, match="give"):
         call()
+
+
+def test_the_interval_of_a_biased_statistic_is_around_its_value():
+    """A small calibration error: the plain interval lies above it, the moved one around it, and never below 0."""
+    p = np.repeat([0.6, 0.8, 0.9], 100)
+    y = np.arange(300) % 100 < np.repeat([61, 80, 90], 100)
+    z = np.roll(y, 7)
+    ece = {"ece": expected_calibration_error, "mean": lambda p, y, weight=None: float(np.average(y, weights=weight))}
+    plain = interval_many(ece, p, y, seed=0, resamples=300)
+    moved = interval_many(ece, p, y, seed=0, resamples=300, biased=["ece"])
+    assert plain["ece"].low > plain["ece"].value, "the control"
+    assert 0 <= moved["ece"].low < moved["ece"].value < moved["ece"].high
+    assert moved["mean"] == plain["mean"]
+    d = paired_many(ece, [p, y], [p**3, z], seed=0, resamples=300, biased=["ece"])["ece"]
+    assert d.low < d.value < d.high

@@ -166,7 +166,7 @@ def test_unknown_embedded_model():
     [
         ("vit", transformers.ViTConfig(), ("'vit'", "'bert'", "'mamba2'", "anatomy.py")),
         ("gpt_neo", transformers.GPTNeoConfig(), ("'gpt_neo'", "Did you mean 'gpt_neox'?", "'bloom'")),
-        ("qwen3", transformers.Qwen3Config(), ("'qwen3'", "Did you mean 'qwen2'?")),
+        ("qwen2_moe", transformers.Qwen2MoeConfig(), ("'qwen2_moe'", "Did you mean 'qwen2'?")),
     ],
 )
 def test_unknown_architecture_is_refused_by_name(model_type: str, config: Any, words: tuple[str, ...], tmp_path: Path):
@@ -176,6 +176,31 @@ def test_unknown_architecture_is_refused_by_name(model_type: str, config: Any, w
 
     assert all(f"'{f}'" in sentence for f in FAMILIES), "the list is whole"
     assert ("Did you mean" in sentence) == (model_type != "vit")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"problem_type": "multi_label_classification", "num_labels": 3}, ("any number of labels", "one class")),
+        ({"problem_type": "regression", "num_labels": 2}, ("gives 2 numbers", "regression")),
+        ({"num_labels": 1}, ("gives 1 number and", "one logit for each class")),
+        ({"problem_type": "single_label_classification", "num_labels": 3}, ()),
+    ],
+)
+def test_a_head_that_chooses_no_class_is_refused(
+    options: dict[str, Any], words: tuple[str, ...], kept: Any, tmp_path: Path
+):
+    with quiet():
+        net = transformers.AutoModelForSequenceClassification.from_pretrained(kept["bert"], **options)
+        net.save_pretrained(tmp_path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(kept["bert"])
+        tokenizer.save_pretrained(tmp_path)
+    if not words:
+        assert load(str(tmp_path), device="cpu").classes == load(net, tokenizer=tokenizer).classes == ("0", "1", "2")
+        return
+    said(Unsupported, *words, model=str(tmp_path))
+    with pytest.raises(Unsupported, match=words[0]):
+        load(net, tokenizer=tokenizer)
 
 
 def test_base_without_head_and_without_adapter(kept: dict[str, Path]):

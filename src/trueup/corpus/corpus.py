@@ -76,12 +76,23 @@ class Corpus:
         classes = tuple(classes)
         unknown = [c for i, c in enumerate(self.classes) if c not in classes and bool((self.label == i).any())]
         if unknown:
-            raise BadInput(
-                f"'{self.name}' has labels that the classifier's head does not know: {listing(unknown)}. "
-                f"The head knows {listing(classes)}. Rename or drop those rows, or use the adapter trained on them."
-            )
+            raise BadInput(self._unknown(unknown, classes))
         place = np.array([classes.index(c) if c in classes else -1 for c in self.classes], dtype=np.int64)
         return replace(self, label=place[self.label], classes=classes)
+
+    def _unknown(self, unknown: Sequence[str], classes: Sequence[str]) -> str:
+        found = f"'{self.name}' has labels that the classifier's head does not know: {listing(unknown)}. "
+        found += f"The head knows {listing(classes)}. "
+        if set(classes) == set(map(str, range(len(classes)))) and len(self.classes) <= len(classes):
+            given = ", ".join(f'"{c}"' if "," in c else c for c in self.classes)
+            return found + (
+                "It has numbers in place of names: say which name belongs to which, in the order of its logits "
+                f"(`--classes {given}{', ...' * (len(self.classes) < len(classes))}`, or `classes=[...]` in Python)."
+            )
+        if near := [(c, k) for c in unknown for k in classes if c.casefold().strip() == k.casefold().strip()]:
+            told = listing([f"{c} for {k}" for c, k in near])
+            return found + f"Some differ in case or spaces alone ({told}): write the data's labels as the head does."
+        return found + "Rename or drop those rows, or use the adapter trained on them."
 
     @property
     def fingerprint(self) -> str:

@@ -70,8 +70,8 @@ def groups_of(corpus: Corpus, attribute: str) -> tuple[str, ...]:
         )
     if 2 * groups.size > len(corpus):
         raise BadInput(
-            f"{here} has {groups.size} different values in {len(corpus)} examples, as an id has; name a column of few "
-            "values with `--confounder COLUMN`, or merge values."
+            f"{here} has {groups.size} different values in {len(corpus)} examples, as an id has; {_fewer(groups)}, or name a "
+            "column of few values with `--confounder COLUMN`."
         )
     table = _counted(corpus, member, groups.size)
     present = table[table.sum(axis=1) > 0] > 0
@@ -91,9 +91,18 @@ def groups_of(corpus: Corpus, attribute: str) -> tuple[str, ...]:
     if not np.median(present):
         raise BadInput(
             f"{here} has {groups.size} values, and {(~present).sum()} of the {present.size} combinations of label and "
-            "value have no example; merge or drop rare values, or name another column with `--confounder COLUMN`."
+            f"value have no example; {_fewer(groups)}, or name another column with `--confounder COLUMN`."
         )
     return tuple(str(g) for g in groups)
+
+
+def _fewer(groups: NDArray[np.str_]) -> str:
+    """How the values of a column become fewer."""
+    try:
+        np.asarray(groups, dtype=np.float64)
+    except ValueError:
+        return "merge or drop rare values"
+    return "cut its numbers into a few ranges (`pandas.qcut` does)"
 
 
 def group_index(corpus: Corpus, attribute: str, groups: Sequence[str] | None = None) -> Whole:

@@ -90,11 +90,12 @@ def read(
     """Read labelled text, check it strictly, and give every example a split.
 
     Args:
-        source: a csv, tsv, jsonl, json or parquet file; a Hugging Face dataset id, as ``ID`` or ``ID:CONFIG``; or
-            ``embedded:NAME`` (see `trueup.corpus.embedded`), or ``task:NAME`` (pairs for in-context learning, which
-            bring their own splits; see `trueup.corpus.tasks`). Or an object: a pandas or polars DataFrame, a
-            ``datasets.Dataset`` or ``DatasetDict``, a list of dicts, a dict of columns, or a pair (texts, labels); a
-            message then counts its rows from 0, or names them by their pandas index.
+        source: a csv (whatever sign parts its fields), tsv, jsonl, json or parquet file; a folder written by
+            ``datasets``' save_to_disk; a Hugging Face dataset id, as ``ID`` or ``ID:CONFIG``; or ``embedded:NAME`` (see
+            `trueup.corpus.embedded`), or ``task:NAME`` (pairs for in-context learning, which bring their own splits; see
+            `trueup.corpus.tasks`). Or an object: a pandas or polars DataFrame, a ``datasets.Dataset`` or ``DatasetDict``,
+            a list of dicts, a dict of columns, or a pair (texts, labels); a message then counts its rows from 0, or names
+            them by their pandas index.
         text, label, second: columns of the text, of its class, and of the second text of a pair task.
         attributes: columns that should not matter (site, source, group). An embedded data set brings its own when
             none is named. A row without a value counts as the group ``(missing)``.
@@ -120,7 +121,8 @@ def read(
         return _task(name, second, attributes, split, hub_split, classes, seed, limit, progress)
     given = split
     wanted = [c for c in (text, label, second, split, *attributes) if c]
-    path = None if held or name.startswith("embedded:") else _as_path(source)
+    saved = None if held or name.startswith("embedded:") else _saved(Path(name).expanduser())
+    path = None if held or saved is not None or name.startswith("embedded:") else _as_path(source)
     if held and hub_split is not None:
         raise BadInput(
             f"hub_split names a part of a hub dataset; of an object that you hold, give the part '{hub_split}' itself."
@@ -132,11 +134,11 @@ def read(
         attributes = attributes or tuple(a for a in natural if a not in (text, label, second))
     elif path is not None:
         table = read_file(path)
-    elif held:
+    elif held or saved is not None:
         from trueup.corpus.adopt import table_of
 
-        table, named, name = table_of(source, wanted, text=text, label=label)
-        given = given or named
+        table, named, kind = table_of(source if saved is None else saved, wanted, text=text, label=label)
+        given, name = given or named, name or kind
     else:
         table, named = _hub(name, wanted, label, hub_split)
         given = given or named
@@ -145,7 +147,7 @@ def read(
     texts = _texts(table, text)
     seconds = _texts(table, second) if second else None
     label_index, class_names = _labels(table, label, classes)
-    groups = {a: np.array(["(missing)" if _absent(v) else _plain(v) for v in table.columns[a]]) for a in attributes}
+    groups = {a: np.array([_group(v) for v in table.columns[a]]) for a in attributes}
     keys = same_key(texts, seconds)
     parts = _given_splits(table, given) if given else None
 
@@ -339,6 +341,11 @@ def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
 
 
+def _group(value: Any) -> str:
+    said = "" if _absent(value) else _plain(value)
+    return said if said.strip() else "(missing)"
+
+
 def _plain(value: Any) -> str:
     """A label or attribute as text; a whole number loses its point (1.0 is 1)."""
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
@@ -451,6 +458,20 @@ def natural_order(name: str) -> tuple[Any, ...]:
 # Files
 
 
+def _saved(folder: Path) -> Any:
+    """The data set that ``datasets``' save_to_disk wrote to `folder`; None where it wrote none."""
+    if not (folder / "dataset_dict.json").is_file() and not (folder / "state.json").is_file():
+        return None
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as e:  # arrow and json raise kinds of their own
+        raise BadInput(
+            f"'{folder}' looks like a data set that was saved to disk, but cannot be read ({e}). Save it again."
+        ) from e
+
+
 def _as_path(source: str | Path) -> Path | None:
     """The file that `source` names, or None when it can only be a hub id."""
     path = Path(source).expanduser()
@@ -540,6 +561,7 @@ def _long_fields() -> Iterator[None]:
 
 def _delimited(text: str, path: Path, delimiter: str) -> Table:
     source = f"'{path}'"
+    delimiter = _sign(text, delimiter)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     at: list[int] = []
@@ -555,10 +577,9 @@ def _delimited(text: str, path: Path, delimiter: str) -> Table:
                     header = row
                     _check_header(header, source, start)
                 elif len(row) != len(header):
-                    sign = "comma" if delimiter == "," else "tab"
                     raise BadInput(
                         f"{source}, line {start}: {len(row)} field{'s' * (len(row) != 1)} found, {len(header)} "
-                        f"expected ({listing(header, 6)}). Put fields that hold a {sign} or a line break in double "
+                        f"expected ({listing(header, 6)}). Put fields that hold a {SIGNS[delimiter]} or a line break in double "
                         "quotes."
                     )
                 else:
@@ -580,12 +601,15 @@ def _check_header(header: Sequence[str], source: str, line: int) -> None:
         raise BadInput(
             f"{source}, line {line}: the header names {listing(twice)} more than once. Rename one of the columns."
         )
-    if len(header) == 1 and (other := next((d for d in ("\t", ";", ",", "|") if d in header[0]), None)):
-        said = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars"}[other]
-        raise BadInput(
-            f"{source}, line {line}: the header is one field, {header[0]!r}, and looks separated by {said}. Use commas "
-            "in a .csv file and tabs in a .tsv file."
-        )
+
+
+SIGNS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+
+
+def _sign(text: str, usual: str) -> str:
+    """What parts the fields: `usual`, unless that leaves the header whole and another sign stands in it."""
+    first = next(line for line in text.splitlines() if line.strip())
+    return usual if usual in first else max(SIGNS, key=lambda sign: (first.count(sign), sign == usual))
 
 
 def _json_lines(text: str, path: Path) -> Table:

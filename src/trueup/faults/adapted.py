@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trueup.errors import BadInput
+from trueup.faults import loading
 from trueup.faults.card import Card, page
 from trueup.faults.fault import Chart, Comparison, Remedy
 from trueup.store import atomic
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject, model_fingerprint
 from trueup.subject.wear import wear
-from trueup.subject.wording import ends_texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +81,8 @@ def adapted(
 
     `card` says what was chosen, in `table` (markdown) what was tried, and with `pair` that its examples are pairs of texts.
     """
-    template = None if subject.template is None else subject.template.for_card()
-    takes_segments = not subject.anatomy.causal and getattr(subject.base.config, "type_vocab_size", 0) > 1
-    about = {
-        "segments": takes_segments or "token_type_ids" not in subject.tokenizer.model_input_names,
-        "classes": list(subject.classes), "base": subject.source.base, "adapter": subject.source.adapter,
-        "revision": subject.source.revision, "max_length": subject.max_length, "shape": template,
-        "ends": template is not None and ends_texts(subject.tokenizer),
-        "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
-    }  # fmt: skip
+    about: dict[str, Any] = loading.facts(subject) | {"classes": list(subject.classes)}
+    template = about["shape"]
     # A user may go on from the repaired adapter: what the loader reads in a card of its own stands here as well.
     if template is not None and head is None:
         about["template"] = template
@@ -127,65 +120,27 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
 
 
 def _card(remedy: Adapted) -> Card:
-    card = remedy.card
-    base, names = json.dumps(card["base"]).replace("`", "'"), card["classes"]
+    card, names = remedy.card, remedy.card["classes"]
     classes = ", ".join(json.dumps(n, ensure_ascii=False).replace("`", "'") for n in names)
-    shape = card.get("shape")
-    words = shape if remedy.head is None else None
-    given = [f"dtype={card['dtype']!r}"]
-    if not words:
-        given = [f"num_labels={len(names)}", "ignore_mismatched_sizes=True", *given]
-    kind = "CausalLM" if words else "SequenceClassification"
-    text, options = (
-        "text, second" if card.get("pair") else "text",
-        f", truncation=True, max_length={card['max_length']}",
-    )
-    if shape is not None:
-        # Joined and not replaced, so that braces inside a text stay what they are.
-        parts = [p for p in re.split(r"(\{text\}|\{second\})", shape["text"]) if p]
-        text, options = " + ".join(p[1:-1] if p in ("{text}", "{second}") else repr(p) for p in parts), ""
-    if not card.get("segments", True):
-        options += ", return_token_type_ids=False"
-    options += ")"
-    if card.get("ends"):  # an answer comes where the text stops, not after a token that ends it
-        options += "\ninputs = {k: v[:, :-1] for k, v in inputs.items()}  # this tokenizer ends every text with a token"
-    pinned = f", revision={card['revision']!r}" if card.get("revision") else ""
+    words = card.get("shape") if remedy.head is None else None
+    tried = (("What was tried", str(card["table"])),) if card.get("table") else ()
+    if words and words.get("shots"):
+        return _few_shot(remedy, tried)
     read = "label = model(**inputs).logits.argmax(-1)"
     if words:
         read = (
             f"words = [tok(w, add_special_tokens=False)['input_ids'][0] for w in {list(words['words'])!r}]\n"
             "label = model(**inputs).logits[:, -1, words].argmax(-1)"
         )
-    where = f"`BASE` is {base}, and `FOLDER` is this one"
-    if str(card["base"]).startswith("embedded:"):
-        where += (
-            ". The base is a folder in trueup's cache (`trueup.subject.load.resolve` names it; a copy serves anywhere)"
-        )
-    if shape is not None and not shape.get("shots"):
-        where += (
-            f". Where the prompt has more than {card['max_length']} tokens, trueup cuts `text` at its end until it fits; these "
-            "lines do not, so cut it first"
-        )
-    tried = (("What was tried", str(card["table"])),) if card.get("table") else ()
-    if words and words.get("shots"):
-        return _few_shot(remedy, ", ".join(given) + pinned, pinned, options, where, tried)
     return Card(
         remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(card["base"]), "text-classification",
         f"Classes, in the order of the logits: {classes}.",
-        f"""from transformers import AutoModelFor{kind}, AutoTokenizer
-from peft import PeftModel
-base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned})
-model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})
-inputs = tok({text}, return_tensors="pt"{options}
-{read}""",
-        f"{where}. Give one text at a time, or pad as PEFT can bear it for this kind of adapter.",
-        tried,
+        f"{loading.load_lines(card, None if words else len(names))}\n{loading.input_lines(card)}\n{read}",
+        loading.closing(card), tried,
     )  # fmt: skip
 
 
-def _few_shot(
-    remedy: Adapted, given: str, pinned: str, options: str, where: str, tried: tuple[tuple[str, str], ...]
-) -> Card:
+def _few_shot(remedy: Adapted, tried: tuple[tuple[str, str], ...]) -> Card:
     """The card of an adapter whose subject answers from demonstrations in its prompt."""
     shape = remedy.card["shape"]
 
@@ -194,17 +149,15 @@ def _few_shot(
         return " + ".join({"{text}": x, "{label}": "answer"}.get(p, repr(p)) for p in parts)
 
     line = shape["text"] if shape["text"] != shape["text"].rstrip() else shape["text"] + "\n"
+    asked = "shown + " + joined(line.partition("{label}")[0].rstrip(), "query")
     return Card(
         remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(remedy.card["base"]), "text-generation",
         f"It was made for prompts of {shape['shots']['number']} demonstrations and a query.",
-        f"""from transformers import AutoModelForCausalLM, AutoTokenizer
-from peft import PeftModel
-base = AutoModelForCausalLM.from_pretrained(BASE, {given})
-model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})
+        f"""{loading.load_lines(remedy.card, None)}
 shown = "".join({joined(line, "text")} for text, answer in demonstrations)
-inputs = tok(shown + {joined(line.partition("{label}")[0].rstrip(), "query")}, return_tensors="pt"{options}
+{loading.input_lines(remedy.card, asked)}
 answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])""",
         "`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; the answer ends where its line "
-        f"does.\n{where}.",
+        f"does.\n{loading.closing(remedy.card)}",
         tried,
     )  # fmt: skip

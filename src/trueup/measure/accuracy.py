@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 
 from trueup.measure._rows import column, counts, mean, truth
@@ -65,6 +66,21 @@ def mcnemar(correct_before: ArrayLike, correct_after: ArrayLike) -> float:
     after = truth(correct_after, "correct_after", before.size)
     worse, better = int((before & ~after).sum()), int((~before & after).sum())
     return float(binomtest(worse, worse + better, 0.5).pvalue) if worse + better else 1.0
+
+
+def best_order(predicted: ArrayLike, label: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """The order of the classes under which the predictions are right most often: an assignment problem (Kuhn 1955).
+
+    Args:
+        predicted: (n,) places among the logits, 0 to `classes` - 1. label: (n,) class numbers.
+
+    Returns: (classes,) the class that stands at each place.
+    Raises: BadInput on empty columns, or columns of unequal length.
+    """
+    label = column(label, "label")
+    table = np.zeros((classes, classes), np.int64)
+    np.add.at(table, (column(predicted, "predicted", label.size), label), 1)
+    return linear_sum_assignment(table, maximize=True)[1]
 
 
 def wilson(hits: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,15 +74,28 @@ def interval(
 
 
 def interval_many(
-    statistics: Mapping[str, Statistic], *arrays: ArrayLike, seed: Seed, resamples: int = 1000, level: float = 0.95
+    statistics: Mapping[str, Statistic],
+    *arrays: ArrayLike,
+    seed: Seed,
+    resamples: int = 1000,
+    level: float = 0.95,
+    biased: Collection[str] = (),
 ) -> dict[str, Estimate]:
-    """:func:`interval` for several statistics of the same columns, all on the same resamples."""
+    """:func:`interval` for several statistics of the same columns, all on the same resamples.
+
+    Args:
+        biased: names of statistics that rows drawn twice push to one side, as they do a calibration error. Their draws are
+            moved so that their mean is the value (a statistic that is never negative stays so).
+    """
     (columns,), n = _columns(arrays)
     drawn = _drawn(statistics, [columns], n, seed, resamples, level)
     found = {}
     for i, (name, statistic) in enumerate(statistics.items()):
-        low, high = _percentiles(drawn[:, 0, i], level)
-        found[name] = Estimate(float(statistic(*columns)), low, high, level)
+        value, draws = float(statistic(*columns)), drawn[:, 0, i]
+        if name in biased:
+            draws = np.maximum(_moved(draws, value), min(0.0, float(np.nanmin(draws, initial=np.inf))))
+        low, high = _percentiles(draws, level)
+        found[name] = Estimate(value, low, high, level)
     return found
 
 
@@ -119,8 +132,9 @@ def paired_many(
     seed: Seed,
     resamples: int = 1000,
     level: float = 0.95,
+    biased: Collection[str] = (),
 ) -> dict[str, PairedEstimate]:
-    """:func:`paired` for several statistics of the same columns, all on the same resamples."""
+    """:func:`paired` for several statistics of the same columns, all on the same resamples; `biased` as there."""
     (before, after), n = _columns(before_arrays, after_arrays)
     drawn = _drawn(statistics, [before, after], n, seed, resamples, level)
     found = {}
@@ -128,6 +142,8 @@ def paired_many(
         with np.errstate(invalid="ignore"):
             difference = drawn[:, 1, i] - drawn[:, 0, i]
             value = float(np.subtract(statistic(*after), statistic(*before)))
+        if name in biased:
+            difference = _moved(difference, value)
         low, high = _percentiles(difference, level)
         kept = difference[~np.isnan(difference)]
         p = math.nan
@@ -184,6 +200,11 @@ def _takes_weight(statistic: Statistic) -> bool:
         return "weight" in inspect.signature(statistic).parameters
     except (TypeError, ValueError):
         return False
+
+
+def _moved(draws: NDArray[np.float64], value: float) -> NDArray[np.float64]:
+    kept = draws[~np.isnan(draws)]
+    return draws + (value - kept.mean() if kept.size else 0.0)
 
 
 def _percentiles(draws: NDArray[np.float64], level: float) -> tuple[float, float]:

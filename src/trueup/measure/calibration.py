@@ -60,8 +60,7 @@ def expected_calibration_error(
 
     Guo et al. 2017 (arXiv 1706.04599) eq. 3, but over the equal-mass bins of :func:`reliability_curve` (as in Nixon
     et al. 2019, arXiv 1904.01685), not equal-width ones. It is biased upwards by the order of sqrt(bins / n): compare
-    only equal n, and expect a bootstrap interval of a small ECE to lie above its value (in a paired
-    difference most of that cancels).
+    only equal n. Rows drawn twice push it up further, so `bootstrap` is told that it is `biased`.
 
     Args:
         confidence: (n,) probability of the predicted class.

@@ -168,7 +168,10 @@ def verdict(comparison: Comparison) -> str:
         if before.high <= before.threshold:
             text = f"Not found: {now}, and its interval does not rise above the threshold."
         else:
-            text = f"Not found: {now}, and its interval reaches across the threshold, so it may be chance."
+            text = (
+                f"Not found: {now}, and its interval reaches across the threshold, so it may be chance; more test examples "
+                "would tell."
+            )
         if after is None:
             return text
         none, course = _course(comparison, after)

@@ -93,11 +93,16 @@ def _mamba_like(model_type: str) -> Anatomy:
     )  # fmt: skip
 
 
+ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+"""One architecture under three names."""
+COUNTS_FROM_PADDING = (*ROBERTAS, "mpnet")
+"""Families whose first token has the position after that of padding."""
+
 FAMILIES: dict[str, Anatomy] = {
     a.model_type: a
     for a in (
         _bert_like("bert", "classifier"),
-        _bert_like("roberta", "classifier.out_proj"),
+        *(_bert_like(name, "classifier.out_proj") for name in ROBERTAS),
         _bert_like("electra", "classifier.out_proj"),
         Anatomy(
             "distilbert", "encoder", "transformer.layer",
@@ -121,7 +126,7 @@ FAMILIES: dict[str, Anatomy] = {
         ),
         _neox_like("bloom", "h", "self_attention", heads="n_head", depth="n_layer"),
         _neox_like("gpt_neox", "layers", "attention"),
-        *map(_llama_like, ("llama", "mistral", "qwen2", "gemma", "gemma3_text")),
+        *map(_llama_like, ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text")),
         *map(_mamba_like, ("mamba", "mamba2")),
     )
 }  # fmt: skip

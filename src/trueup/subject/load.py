@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
-from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
+from trueup.subject.anatomy import COUNTS_FROM_PADDING, FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
@@ -115,6 +115,7 @@ def load(
         rows = len(words)
     else:
         rows = head_rows or int(getattr(config, "num_labels", 0))
+        check_kind(config, rows, model)
         names = names or own_names(config, rows)
     check_names(names, rows)
     tokenizer = load_tokenizer(where, model, revision=revision, trust_remote_code=trust_remote_code)
@@ -166,6 +167,21 @@ def own_names(config: Any, rows: int) -> tuple[str, ...]:
     own = tuple(str(v) for _, v in sorted((config.id2label or {}).items()))
     named = len(own) == rows and not all(n.startswith("LABEL_") for n in own)
     return own if named else tuple(str(i) for i in range(rows))
+
+
+def check_kind(config: Any, rows: int, name: str) -> None:
+    """Raises Unsupported when a head of `rows` outputs does not choose one class of several."""
+    kind = getattr(config, "problem_type", None)
+    if kind == "multi_label_classification":
+        raise Unsupported(
+            f"'{name}' gives each text any number of labels (problem_type multi_label_classification); trueup examines classifiers "
+            "that give each text one class. Give one of those, or a classifier for one of its labels."
+        )
+    if kind == "regression" or rows == 1:
+        raise Unsupported(
+            f"The head of '{name}' gives {rows} number{'s' * (rows != 1)} and no choice between classes (a regression); trueup "
+            "examines classifiers. Give a model with one logit for each class, two for yes and no."
+        )
 
 
 def check_names(names: Sequence[str], rows: int) -> None:
@@ -331,7 +347,7 @@ def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
         BadInput: fewer than 4.
     """
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1_000_000
-    offset = 2 if config.model_type in ("roberta", "mpnet") else 0
+    offset = 2 if config.model_type in COUNTS_FROM_PADDING else 0
     virtual = int(getattr(settings, "num_virtual_tokens", 0) or 0)
     room = int(positions) - offset - virtual
     if room < 4:

@@ -50,6 +50,8 @@ _GROUPED = _SMALL | {"num_key_value_heads": 2, "head_dim": 8}
 SIZES: dict[str, dict[str, Any]] = {
     "bert": _SMALL,
     "roberta": _SMALL,
+    "xlm-roberta": _SMALL,
+    "camembert": _SMALL,
     "electra": _SMALL | {"embedding_size": 32},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 128},
     "mpnet": _SMALL,
@@ -60,6 +62,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama": _GROUPED,
     "mistral": _GROUPED | {"sliding_window": None},
     "qwen2": _SMALL | {"num_key_value_heads": 2},
+    "qwen3": _GROUPED,
     "gemma": _GROUPED,
     "gemma3_text": _GROUPED | {"sliding_window": 64},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
@@ -93,8 +96,8 @@ def make_tokenizer(words: list[str] | None = None, *, pair: bool = False) -> tra
 def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny random base model of `family` and its tokenizer to `folder`, as a pre-trained checkpoint would be."""
     encoder = FAMILIES[family].kind == "encoder"
-    if family == "qwen2":
-        # transformers reads every Qwen2 tokenizer as byte-level BPE, so this one spells letters.
+    if family.startswith("qwen"):
+        # transformers reads every Qwen tokenizer as byte-level BPE, so this one spells letters.
         letters = {w: i for i, w in enumerate([*SPECIAL, *"Ġabcdefghijklmnopqrstuvwxyz"])}
         tokenizer = transformers.Qwen2Tokenizer(vocab=letters, merges=[], unk_token="[UNK]", pad_token="[PAD]")
     else:

@@ -73,6 +73,8 @@ MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
 }  # fmt: skip
 """key -> statistic of (confidence, error, probability, label), title, unit, which direction is better."""
 
+BIASED = ("ece",)
+"""Measures that resampling pushes upwards."""
 COLUMNS = ("confidence", "error", "probability", "label")
 
 
@@ -92,10 +94,13 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     error = out.predicted != corpus.label
     wrong, right = int(error.sum()), int((~error).sum())
     if wrong < FEWEST_ERRORS or right < FEWEST_ERRORS:
-        few = f"only {wrong} errors" if wrong < right else f"only {right} right predictions"
+        few, many = (f"only {wrong} errors", "right") if wrong < right else (f"only {right} right predictions", "wrong")
+        least, share = min(wrong, right), max(wrong, right) / len(corpus)
+        rows = f"about {FEWEST_ERRORS * len(corpus) // least:,}" if least else "many more"
+        advice = "" if wrong < right else " Check that labels and classes agree as well."
         raise BadInput(
-            f"There are {few} among {len(corpus)} examples of '{corpus.name}', so the ranking of errors cannot be measured "
-            f"(it needs {FEWEST_ERRORS} of each). Give more or harder examples, and check that labels and classes agree."
+            f"There are {few} among {len(corpus)} examples of '{corpus.name}' ({share:.1%} are {many}), so the ranking of errors "
+            f"cannot be measured: it needs {FEWEST_ERRORS} of each, so {rows} test examples like these.{advice}"
         )
     columns = {"confidence": out.confidence, "error": error, "probability": out.probability, "label": corpus.label}
     return _finding(subject, columns, out.predicted, threshold, resamples, seed)
@@ -111,7 +116,7 @@ def _finding(
 ) -> Finding:
     values = [columns[k] for k in COLUMNS]
     statistics = {"severity": severity} | {k: m[0] for k, m in MEASURES.items()}
-    got = bootstrap.interval_many(statistics, *values, seed=seed, resamples=resamples)
+    got = bootstrap.interval_many(statistics, *values, seed=seed, resamples=resamples, biased=BIASED)
     head = got["severity"]
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]
@@ -137,8 +142,9 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
     """Paired bootstrap differences, after minus before, of the severity and every measure."""
     statistics = {"severity": severity} | {k: m[0] for k, m in MEASURES.items()}
     got = bootstrap.paired_many(
-        statistics, [before.samples[k] for k in COLUMNS], [after.samples[k] for k in COLUMNS], seed, resamples=resamples
-    )
+        statistics, [before.samples[k] for k in COLUMNS], [after.samples[k] for k in COLUMNS], seed, resamples=resamples,
+        biased=BIASED,
+    )  # fmt: skip
     return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
 
 

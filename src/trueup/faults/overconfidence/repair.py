@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
+from trueup.faults import loading
 from trueup.faults.card import Card, page
 from trueup.faults.fault import Comparison, NoRemedy, Remedy
 from trueup.faults.overconfidence import maths
@@ -190,14 +191,10 @@ def repair(
             f"Reads the confidence from {row['title']}: {row['gain']:+.3f} error ROC-AUC [{row['low']:+.3f}, {row['high']:+.3f}] "
             "over the softmax response on validation. Predicted classes are unchanged."
         )
-    card = {
+    card = loading.facts(subject) | {
         "describe": f"{sentence} {_promise(abstention, delta)}",
         "chosen": chosen, "candidates": table, "abstention": abstention, "delta": delta, "seed": seed,
-        "revision": subject.source.revision,
         "pair": corpus.second is not None,
-        "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
-        "base": subject.source.base, "adapter": subject.source.adapter, "max_length": subject.max_length,
-        "template": None if subject.template is None else subject.template.for_card(),
         "examples": {"chosen on": len(choose), "certified on": len(certify), "train": len(tuned_on)},
     }  # fmt: skip
     try:
@@ -338,28 +335,8 @@ def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
 
 
 def _card(remedy: ConfidenceHead) -> Card:
-    c, k, card = len(remedy.classes), len(remedy.head.weight), remedy.card
-    base, template = card.get("base"), card.get("template")
-    given = ", ".join(
-        [f"num_labels={k}", "ignore_mismatched_sizes=True", f"dtype={card.get('dtype')!r}"]
-        + ([f"revision={card['revision']!r}"] if card.get("revision") else [])
-    )
-    prompt, texts, cut = (
-        "",
-        "text, second" if card.get("pair") else "text",
-        f", truncation=True, max_length={card.get('max_length')}",
-    )
-    if template:
-        # A cut at the end would take the question away; trueup cuts the example instead.
-        fill = f"{template['text']!r}.replace('{{text}}', text, 1)"
-        if card.get("pair"):
-            fill += ".replace('{second}', second, 1)"
-        prompt = f"text = {fill}  # shorten text so that this has at most {card.get('max_length')} tokens\n"
-        texts, cut = "text", ""
+    c, card = len(remedy.classes), remedy.card
     names = ", ".join(json.dumps(n, ensure_ascii=False).replace("`", "'") for n in remedy.classes)
-    where = f"`BASE` is {json.dumps(base).replace('`', chr(39))}"
-    if str(base).startswith("embedded:"):
-        where += ", a folder in trueup's cache (`trueup.subject.load.resolve` names it; a copy of it serves anywhere)"
     rows = "\n".join(
         f"| {100 * r['risk']:g}% | "
         + (f"{_upwards(r['threshold'])} | {r['coverage']:.0%} |" if r["threshold"] is not None else "none | 0% |")
@@ -384,14 +361,11 @@ def _card(remedy: ConfidenceHead) -> Card:
             f"\n\n| score | source | AUC | difference [95%] |\n|---|---|---|---|\n{tried}",
         ))  # fmt: skip
     return Card(
-        "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(base), "text-classification",
+        "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",
         f"The first {c} logits are the classifier's own, unchanged ({names}).",
-        f"""from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from peft import PeftModel
-base = AutoModelForSequenceClassification.from_pretrained(BASE, {given})
-model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE)
-{prompt}out = model(**tok({texts}, return_tensors="pt"{cut})).logits.double()
+        f"""{loading.load_lines(card, len(remedy.head.weight))}
+{loading.input_lines(card)}
+out = model(**inputs).logits.double()
 label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}""",
-        f"{where}. Give one text at a time, or pad as PEFT can bear it for this kind of adapter.",
-        tuple(sections),
+        loading.closing(card), tuple(sections),
     )  # fmt: skip

@@ -1,0 +1,79 @@
+"""How a card says that a repaired adapter is loaded and asked with plain PEFT, in lines that say what trueup says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from trueup.subject.subject import Subject
+from trueup.subject.wording import ends_texts
+
+
+def facts(subject: Subject) -> dict[str, Any]:
+    """What the lines need to know of a subject; a card adds ``pair`` where its examples are pairs of texts."""
+    causal, prompted = (
+        subject.anatomy.causal,
+        subject.peft_config is not None and subject.peft_config.is_prompt_learning,
+    )
+    takes_segments = not causal and getattr(subject.base.config, "type_vocab_size", 0) > 1
+    return {
+        "base": subject.source.base, "adapter": subject.source.adapter, "revision": subject.source.revision,
+        "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."), "max_length": subject.max_length,
+        "shape": None if subject.template is None else subject.template.for_card(),
+        "segments": takes_segments or "token_type_ids" not in subject.tokenizer.model_input_names,
+        "ends": subject.template is not None and ends_texts(subject.tokenizer),
+        "pads": not causal and not prompted,
+    }  # fmt: skip
+
+
+def load_lines(about: Mapping[str, Any], rows: int | None) -> str:
+    """The lines that make `model` and `tok`: a classifier of `rows` logits, or a model that writes for None."""
+    kind = "CausalLM" if rows is None else "SequenceClassification"
+    given = [f"dtype={about['dtype']!r}"]
+    if rows is not None:
+        given = [f"num_labels={rows}", "ignore_mismatched_sizes=True", *given]
+    pinned = f", revision={about['revision']!r}" if about.get("revision") else ""
+    return f"""from transformers import AutoModelFor{kind}, AutoTokenizer
+from peft import PeftModel
+base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned})
+model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})"""
+
+
+def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
+    """The lines that make `inputs` of ``text``, and ``second`` for pairs, or of the Python expression `text`."""
+    shape, options = about.get("shape"), f", truncation=True, max_length={about['max_length']}"
+    if shape is not None:
+        options = ""
+    if text is None and shape is not None:
+        # Joined and not replaced, so that braces inside a text stay what they are.
+        parts = [p for p in re.split(r"(\{text\}|\{second\})", shape["text"]) if p]
+        text = " + ".join(p[1:-1] if p in ("{text}", "{second}") else repr(p) for p in parts)
+    text = text or ("text, second" if about.get("pair") else "text")
+    if not about.get("segments", True):
+        options += ", return_token_type_ids=False"
+    lines = f'inputs = tok({text}, return_tensors="pt"{options})'
+    if about.get("ends"):  # an answer comes where the text stops, not after a token that ends it
+        lines += "\ninputs = {k: v[:, :-1] for k, v in inputs.items()}  # this tokenizer ends every text with a token"
+    return lines
+
+
+def closing(about: Mapping[str, Any]) -> str:
+    """What stands after the lines: what their names mean, and what they do not do."""
+    shape, base = about.get("shape"), json.dumps(about["base"]).replace("`", "'")
+    text = f"`BASE` is {base}, and `FOLDER` is this one."
+    if str(about["base"]).startswith("embedded:"):
+        text += (
+            " The base is a folder in trueup's cache (`trueup.subject.load.resolve` names it; a copy serves anywhere)."
+        )
+    if shape is not None and shape.get("shots"):
+        return text
+    if shape is not None:
+        text += (
+            f" Where the prompt has more than {about['max_length']} tokens, trueup cuts `text` at its end until it fits; these "
+            "lines do not, so cut it first."
+        )
+    if about.get("pads"):
+        return text + " For several texts at once give lists, and `padding=True`."
+    return text + " Give one text at a time: among padding, these lines would read the answer at the wrong token."
