@@ -96,11 +96,11 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     if wrong < FEWEST_ERRORS or right < FEWEST_ERRORS:
         few, many = (f"only {wrong} errors", "right") if wrong < right else (f"only {right} right predictions", "wrong")
         least, share = min(wrong, right), max(wrong, right) / len(corpus)
-        rows = f"about {FEWEST_ERRORS * len(corpus) // least:,}" if least else "many more"
+        rows = f"at least {FEWEST_ERRORS * len(corpus) // least:,}" if least else "many more"
         advice = "" if wrong < right else " Check that labels and classes agree as well."
         raise BadInput(
             f"There are {few} among {len(corpus)} examples of '{corpus.name}' ({share:.1%} are {many}), so the ranking of errors "
-            f"cannot be measured: it needs {FEWEST_ERRORS} of each, so {rows} test examples like these.{advice}"
+            f"cannot be measured: it needs {FEWEST_ERRORS} of each. Give {rows} test examples, or harder ones.{advice}"
         )
     columns = {"confidence": out.confidence, "error": error, "probability": out.probability, "label": corpus.label}
     return _finding(subject, columns, out.predicted, threshold, resamples, seed)
