@@ -116,7 +116,9 @@ def test_too_few_errors(world: Path, here: Path) -> None:
     corpus = Corpus(texts, np.zeros(300, np.int64), subject.classes, np.full(300, "test"))
     answers = [subject.classes[i] for i in predict(subject, corpus).predicted]
     write_csv(here / "data.csv", zip(texts, answers, strict=True))
-    refused(*check_of(world, "data.csv"), says=("only 0 errors", "data.csv", "Give many more test examples, or harder ones"))
+    refused(
+        *check_of(world, "data.csv"), says=("only 0 errors", "data.csv", "Give many more test examples, or harder ones")
+    )
 
 
 def test_unknown_embedded_names(world: Path, here: Path) -> None:

@@ -166,7 +166,15 @@ def test_reductions_equal_those_of_whole_maps(family: str, kind: Any, base_of: A
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [("bert", Prompt), ("bloom", Prefix), ("gemma", Prompt), ("mpnet", Prompt)]
+    ("family", "kind"),
+    [
+        ("bert", Prompt),
+        ("bloom", Prefix),
+        ("gemma", Prompt),
+        ("mpnet", Prompt),
+        ("deberta-v2", Prompt),
+        ("modernbert", Prompt),
+    ],
 )
 def test_what_is_seen_does_not_depend_on_the_batch(family: str, kind: Any, base_of: Any):
     subject = tuned(base_of(family), some(kind, 4))
@@ -182,7 +190,16 @@ def test_what_is_seen_does_not_depend_on_the_batch(family: str, kind: Any, base_
 
 @pytest.mark.parametrize(
     ("family", "recipe"),
-    [("llama", Prefix(4)), ("bert", Prompt(4)), ("bloom", Prefix(4)), ("gpt2", Lora(2)), ("mpnet", Lora(2))],
+    [
+        ("llama", Prefix(4)),
+        ("bert", Prompt(4)),
+        ("bloom", Prefix(4)),
+        ("gpt2", Lora(2)),
+        ("mpnet", Lora(2)),
+        ("deberta-v2", Lora(2)),
+        ("modernbert", Lora(2)),
+        ("xlm-roberta", Lora(2)),
+    ],
 )
 def test_one_layer_at_a_time(family: str, recipe: Recipe, base_of: Any):
     """On everywhere is as it is, on nowhere is the base, on in one layer lies between; and nothing is left behind."""
@@ -211,7 +228,15 @@ def test_one_layer_at_a_time(family: str, recipe: Recipe, base_of: Any):
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [("llama", Prefix), ("bert", Prompt), ("bloom", Prompt), ("mpnet", Prompt)]
+    ("family", "kind"),
+    [
+        ("llama", Prefix),
+        ("bert", Prompt),
+        ("bloom", Prompt),
+        ("mpnet", Prompt),
+        ("deberta-v2", Prompt),
+        ("modernbert", Prompt),
+    ],
 )
 def test_frozen_attention_on_the_prompt_is_the_same_for_every_text(family: str, kind: Any, base_of: Any):
     """Every row of the text has the given shares, the rest keeps its proportions; as it was, shares differ (control)."""

@@ -79,7 +79,9 @@ def state(model: Any) -> tuple[str, list[Any]]:
     ] + [model.config.to_dict() if not isinstance(model, peft.PeftModel) else model.get_base_model().config.to_dict()]
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2", "llama", "mpnet"])
+@pytest.mark.parametrize(
+    "family", ["bert", "roberta", "distilbert", "gpt2", "llama", "mpnet", "deberta-v2", "modernbert"]
+)
 def test_a_live_model_says_what_its_files_say(base_of, tmp_path, family):
     base = base_of(family)
     adapter = saved(base, tmp_path / "adapter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from trueup.corpus.corpus import Corpus
-from trueup.errors import TrueupError, Unsupported
+from trueup.errors import BadInput, TrueupError, Unsupported
 from trueup.run import forward
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
@@ -174,7 +176,8 @@ def test_anatomy_names_parts_that_run_once_per_layer(family: str, base_of: Any):
     assert sizes[anatomy.down][1] == width
     assert sizes[anatomy.up][0] == width
     if anatomy.kind != "state-space":
-        assert sizes[anatomy.up][1] == sizes[anatomy.down][0], "what goes up comes down"
+        gated = family == "modernbert"  # the gate is one matrix with what goes up
+        assert sizes[anatomy.up][1] == (1 + gated) * sizes[anatomy.down][0], "what goes up comes down"
         assert sizes[anatomy.query][0] == sizes[anatomy.key][0] == sizes[anatomy.value][0] == width
         fused = anatomy.query == anatomy.key
         assert sizes[anatomy.query][1] == (3 if fused else 1) * sizes[anatomy.mixer_out][0]
@@ -351,6 +354,27 @@ def test_narrow_electra_refuses_prompts(tmp_path: Path):
             fresh(str(tmp_path), recipe, CLASSES, device="cpu")
     subject = fresh(str(tmp_path), Lora(), CLASSES, device="cpu")
     assert predict(subject, corpus()).logits.shape == (len(TEXT), 3)
+
+
+def test_a_layer_that_the_checkpoint_lacks_travels_with_the_adapter(base_of: Any, tmp_path: Path):
+    """DeBERTa is published without the pooler of its classifier: what PEFT saves by itself would not bring it back."""
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(base_of("deberta-v2"), base)
+    kept = load_file(str(base / "model.safetensors"))
+    save_file(
+        {k: v for k, v in kept.items() if not k.startswith("pooler.")},
+        str(base / "model.safetensors"),
+        {"format": "pt"},
+    )
+    subject = fresh(str(base), Lora(2), CLASSES, max_length=32, device="cpu")
+    perturb(subject.model)
+    folder.mkdir()
+    files.save_tuned(subject, folder)
+    logits = predict(subject, corpus()).logits
+    assert apart(predict(reload(base, folder, "head"), corpus()).logits, logits) <= TOLERANCE
+    assert apart(plain_logits(plainly_loaded(base, folder, 3), subject), logits) <= TOLERANCE
+    with pytest.raises(BadInput, match=r"lacks the weights pooler\.dense\.bias.*cannot carry; use `tune lora`"):
+        fresh(str(base), Prompt(2), CLASSES, device="cpu")
 
 
 def test_every_family_has_a_tiny_model_and_every_refusal_is_a_trueup_error():

@@ -97,7 +97,7 @@ def _attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-_BY_HOOK = {"bloom": "attention_dropout", "mpnet": "dropout"}
+_BY_HOOK = {"bloom": "attention_dropout", "deberta-v2": "dropout", "mpnet": "dropout"}
 """Families whose attention is not exchangeable, and the module of a mixer through which its weights pass."""
 
 

@@ -111,6 +111,16 @@ FAMILIES: dict[str, Anatomy] = {
             width="dim", heads="n_heads", depth="n_layers", prefix=False,
         ),
         Anatomy(
+            "deberta-v2", "encoder", "encoder.layer",
+            "attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj", "attention.output.dense",
+            "intermediate.dense", "output.dense", "classifier", "classifier", ("query_proj", "key_proj", "value_proj"),
+            prefix=False,
+        ),
+        Anatomy(
+            "modernbert", "encoder", "layers", "attn.Wqkv", "attn.Wqkv", "attn.Wqkv", "attn.Wo",
+            "mlp.Wi", "mlp.Wo", "classifier", "classifier", ("Wqkv",), prefix=False,
+        ),
+        Anatomy(
             "mpnet", "encoder", "encoder.layer",
             "attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o",
             "intermediate.dense", "output.dense", "classifier.out_proj", "classifier", ("q", "k", "v"), prefix=False,

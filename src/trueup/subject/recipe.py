@@ -84,13 +84,13 @@ class Lora:
     def rows(self, net: Any, anatomy: Anatomy, name: str) -> Tensor | None:
         """(out,) bool: the output rows of the module `name` that belong to the part; None where that is all of them.
 
-        Fused matrices hold blocks of queries, keys and values in GPT-2, and these three for each head in turn in BLOOM
-        and GPT-NeoX, as transformers' models of these families take them apart.
+        Fused matrices hold blocks of queries, keys and values in GPT-2 and ModernBERT, and these three for each head in
+        turn in BLOOM and GPT-NeoX, as transformers' models of these families take them apart.
         """
         if not self.part or anatomy.query != anatomy.value or not name.endswith(f".{anatomy.query}"):
             return None
         out = _shape(_unwrapped(net.get_submodule(name)))[1]
-        blocks = 1 if anatomy.model_type == "gpt2" else int(getattr(net.config, anatomy.heads))
+        blocks = 1 if anatomy.model_type in ("gpt2", "modernbert") else int(getattr(net.config, anatomy.heads))
         third = torch.arange(out) // (out // (3 * blocks)) % 3
         return third == 2 if self.part == "value-mlp" else third < 2
 
@@ -200,7 +200,7 @@ def fresh(
         invented = [m for m in missing if not m.split(".")[0].endswith(anatomy.head_root) and ".position_ids" not in m]
         if template is None and not settings.is_prompt_learning:
             # Weights that the checkpoint lacks are drawn at random; an adapter that did not carry them could not be loaded.
-            settings.modules_to_save = sorted({anatomy.head_root, *(".".join(m.split(".")[1:-1]) for m in invented)})  # type: ignore[attr-defined]
+            settings.modules_to_save = sorted({anatomy.head_root, *(m.rpartition(".")[0] for m in invented)})  # type: ignore[attr-defined]
         elif invented:
             raise BadInput(
                 f"'{model}' lacks the weights {', '.join(invented[:3])}, which this kind of adapter cannot carry; use `tune lora`."

@@ -54,6 +54,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "camembert": _SMALL,
     "electra": _SMALL | {"embedding_size": 32},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 128},
+    "deberta-v2": _SMALL
+    | {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "position_buckets": 16,
+        "pooler_hidden_size": 32,
+    },
+    "modernbert": _SMALL | {"local_attention": 64, "classifier_pooling": "mean"},
     "mpnet": _SMALL,
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "opt": _SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -110,10 +119,13 @@ def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
     with torch.random.fork_rng(), torch.no_grad(), quiet():
         torch.manual_seed(seed)
         cls = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
+        if family in ("deberta-v2", "modernbert"):  # a layer before the last one stands outside of the backbone
+            cls = transformers.AutoModelForSequenceClassification
         model = cls.from_config(config)
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
-        model.eval().save_pretrained(folder)
+        kept = {k: v for k, v in model.state_dict().items() if not k.startswith("classifier.")}
+        model.eval().save_pretrained(folder, state_dict=kept)
         tokenizer.save_pretrained(folder)
     return folder
 

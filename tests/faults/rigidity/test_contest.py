@@ -34,7 +34,7 @@ TEMPLATE = Template("say {text} now", ("bad", "good"))
 FILLER = ("the", "film", "was", "it", "very", "cat", "dog", "mat", "sat", "on")
 TRAINING = Training(epochs=1, batch=16)
 ATTENTION = [f for f, a in FAMILIES.items() if a.query]
-FUSED = ("gpt2", "bloom", "gpt_neox")
+FUSED = ("gpt2", "bloom", "gpt_neox", "modernbert")
 LORAS: tuple[Kind, ...] = ("query-key LoRA", "value-MLP LoRA")
 DEPTH = 7
 
@@ -285,7 +285,7 @@ def test_a_part_changes_its_own_rows_alone(made: Any, family: str, kind: Kind, t
 
 def thirds(family: str, matrix: torch.Tensor, heads: int) -> tuple[torch.Tensor, ...]:
     """Query, key and value rows of a fused matrix (3 d, d), as transformers' own code takes them apart."""
-    if family == "gpt2":
+    if family in ("gpt2", "modernbert"):
         return matrix.split(len(matrix) // 3)
     each = matrix.view(heads, 3, -1, matrix.shape[-1])
     return tuple(each[:, i].reshape(-1, matrix.shape[-1]) for i in range(3))
