@@ -23,6 +23,8 @@ import trueup
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.faults.overconfidence.planted import planted
+from trueup.run import predict
+from trueup.story import _weights
 from trueup.subject import adapter as files
 from trueup.subject.load import UNNAMED
 from trueup.subject.quiet import quiet
@@ -181,6 +183,15 @@ def test_logits_in_another_order_than_the_data_are_seen(home):
     assert settled.comparisons[0].before.severity == control.comparisons[0].before.severity
 
 
+def test_the_pass_over_the_test_texts_is_made_once(home, monkeypatch):
+    (subject, corpus), passes, real = planted("planted"), [], predict.in_batches
+    monkeypatch.setattr(predict, "in_batches", lambda *a, **k: passes.append(1) or real(*a, **k))
+    trueup.check(subject, corpus, FAULT, repair=False)
+    named = len(passes)
+    trueup.check(replace(subject, classes=("0", "1")), corpus, FAULT, repair=False)
+    assert len(passes) == 2 * named == 2
+
+
 def read_again(corpus):
     """The same examples with the class names in natural order, as a file of them would be read."""
     classes = tuple(sorted(corpus.classes))
@@ -202,6 +213,23 @@ def test_an_adapter_of_another_base_of_the_same_shapes_is_told(home, tmp_path):
             classes=CLASSES, max_length=32, repair=False,
         ).notes  # fmt: skip
         assert any("was made for 'org/some-bert'" in n for n in notes) == (name == "another"), notes
+
+
+def test_a_snapshot_of_the_hub_and_a_checkpoint_have_names_of_their_own(tmp_path, monkeypatch):
+    base = tmp_path / "models--org--some-bert" / "snapshots" / "0af3"
+    base.mkdir(parents=True)
+    monkeypatch.chdir(base)
+    assert _weights(".") == _weights(str(base)) == _weights("org/Some-BERT") != _weights("org/other")
+    assert _weights("runs/a/checkpoint-500") != _weights("runs/b/checkpoint-500")
+
+
+def test_settings_of_any_shape_are_told(home):
+    subject, corpus = planted("planted")
+    subject.peft_config.layer_replication = [[0, 2], [1, 2]]
+    told = trueup.check(subject, corpus, FAULT, repair=False).provenance["adapter settings"]
+    assert told["layer_replication"] == "[[0, 2], [1, 2]]"
+    assert told["peft_type"] == "LORA"
+    assert told["target_modules"] == sorted(told["target_modules"])
 
 
 def test_an_answer_word_of_several_tokens_is_told(home, tmp_path):

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,6 +23,7 @@ from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
     from trueup.report.bundle import Report
+    from trueup.run.predict import Session
     from trueup.subject.subject import Subject
 
 Progress = Callable[[str, int, int], None]
@@ -210,7 +212,6 @@ def check(
             Subject or a Corpus, which have it settled.
     """
     from trueup.corpus.corpus import Corpus
-    from trueup.run.predict import session, within
     from trueup.subject.adapter import read_card
     from trueup.subject.load import UNNAMED, adapter_folder
     from trueup.subject.subject import Subject
@@ -225,7 +226,7 @@ def check(
         )  # fmt: skip
     if isinstance(data, Corpus):
         _settled("A Corpus", "read", second=second, confounder=confounder, split=split, limit=limit)
-    with within(session()) as now:
+    with _remembering() as now:
         if isinstance(model, Subject) and isinstance(data, Corpus):
             (subject, corpus), seed, notes = _agreed(model, data, named=False), seed or 0, []
         else:
@@ -256,6 +257,21 @@ def check(
             subject, corpus, chosen, seed=seed, repair=repair, save=None if save is None else Path(save), job=job
         )  # fmt: skip
         return replace(report, notes=[*notes, *report.notes, *now.notes])
+
+
+@contextmanager
+def _remembering() -> Iterator[Session]:
+    """The session, with a memory of passes through the model: its own, or one that ends with the block."""
+    from trueup.run.predict import session, within
+    from trueup.store.cache import Memo
+
+    now = session()
+    if now.memo is not None:
+        with within(now):
+            yield now
+        return
+    with tempfile.TemporaryDirectory(prefix="trueup-") as folder, within(replace(now, memo=Memo(Path(folder)))) as kept:
+        yield kept
 
 
 def _examined(
@@ -345,21 +361,21 @@ def _agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, 
 
 
 def _in_order(subject: Subject, corpus: Corpus) -> None:
-    """Raises BadInput when the model would be right measurably more often with its logits in another order."""
-    from trueup.measure.accuracy import best_order, wilson
+    """Raises BadInput when another order of the model's logits than the data's is far and surely better."""
+    from trueup.measure.accuracy import surer_order
     from trueup.run.predict import predict
 
     test = corpus.part("test")
-    predicted, n = predict(subject, test).predicted, len(test)
-    order = best_order(predicted, test.label, len(corpus.classes))
+    predicted = predict(subject, test).predicted
+    if (found := surer_order(predicted, test.label, len(corpus.classes))) is None:
+        return
+    order, share = found
     names = [corpus.classes[i] for i in order]
-    taken, other = int((predicted == test.label).sum()), int((order[predicted] == test.label).sum())
-    if wilson(other, n)[0] > wilson(taken, n)[1]:
-        raise BadInput(
-            f"The model does not name its classes. With its logits in the data's order, {listing(corpus.classes)}, it is right "
-            f"on {taken / n:.1%} of the test texts, and on {other / n:.1%} with them as {listing(names)}. Say "
-            "in which order it was trained: --classes, or classes=[...] in Python."
-        )
+    raise BadInput(
+        f"The model does not name its classes. With its logits in the data's order, {listing(corpus.classes)}, it is right on "
+        f"{(predicted == test.label).mean():.1%} of the test texts, and on {share:.1%} as {listing(names)}. Say in which order it "
+        "was trained: `--classes`, or classes=[...] in Python; if the data's order is right, give that."
+    )
 
 
 def _unused(subject: Subject, test: Corpus) -> list[str]:
@@ -456,12 +472,21 @@ def _same_base(subject: Subject) -> None:
     from trueup.run.predict import session
 
     base, made_for = subject.source.base, getattr(subject.peft_config, "base_model_name_or_path", None)
-    if subject.source.adapter is None or not made_for or Path(made_for).name.lower() == Path(base).name.lower():
+    if subject.source.adapter is None or not made_for or _weights(made_for) == _weights(base):
         return
     session().note(
         f"The adapter says that it was made for '{made_for}', and was put on '{base}', where its shapes fit. If these are not the "
         "same weights, every figure here is wrong."
     )
+
+
+def _weights(name: str) -> str:
+    """What tells two names of models apart: the last part of a hub id or path, and of a Trainer's checkpoint the whole path."""
+    path = Path(name).resolve() if Path(name).exists() else Path(name)
+    hub = next((p for p in path.parts if p.startswith("models--")), None)  # a snapshot in the hub's cache
+    if hub is not None:
+        return hub.rpartition("--")[2].lower()
+    return str(path) if path.name.startswith("checkpoint-") else path.name.lower()
 
 
 def _first_tokens(subject: Subject) -> None:
@@ -478,8 +503,8 @@ def _first_tokens(subject: Subject) -> None:
 
 
 def _same_data(a: str | None, b: str) -> bool:
-    """Whether two names are of the same data: equal, or of one file."""
-    return a == b or (a is not None and Path(a).is_file() and Path(b).is_file() and os.path.samefile(a, b))
+    """Whether two names are of the same data: equal, or of one file or folder."""
+    return a == b or (a is not None and Path(a).exists() and Path(b).exists() and os.path.samefile(a, b))
 
 
 def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -495,7 +520,9 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
         "adapter": subject.source.adapter,
         "adapter kind": subject.source.peft_type,
         "adapter settings": {
-            k: list(dict.fromkeys(sorted(v))) if isinstance(v, list | set) else str(getattr(v, "value", v))
+            k: sorted(set(v))
+            if isinstance(v, list | set) and all(isinstance(x, str) for x in v)
+            else str(getattr(v, "value", v))
             for k, v in (config.to_dict() if config else {}).items()
             if v not in (None, {}, [])
         },

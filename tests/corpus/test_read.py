@@ -105,6 +105,20 @@ def test_the_header_tells_what_parts_the_fields(tmp_path, sign, ending):
     assert list(corpus.attributes["site"]) == [r["site"] for r in odd]
 
 
+def test_what_parts_the_fields_is_looked_for_outside_of_quotes(tmp_path):
+    body = "".join(f"text {i};{'ab'[i % 2]};0\n" for i in range(12))
+    for name, head in (
+        ("quoted", '"text";label;"a, b, c"\n'),
+        ("often", "text;label;score (0,1)\n"),
+        ("excel", "sep=;\ntext;label;n\n"),
+    ):
+        assert len(read(raw(tmp_path / f"{name}.csv", head + body))) == 12
+    tabs = body.replace(";", "\t")
+    assert len(read(raw(tmp_path / "d.tsv", "text\tlabel\tone (a, b; c; d; e)\n" + tabs))) == 12
+    with pytest.raises(BadInput, match="line 14: 1 field found, 3 expected"):
+        read(raw(tmp_path / "bad.csv", "sep=;\ntext;label;n\n" + body.replace("text 11;b;0", "alone")))
+
+
 @pytest.mark.parametrize("parts", [False, True])
 def test_a_data_set_saved_to_disk_is_what_it_was(tmp_path, parts):
     import datasets
@@ -115,6 +129,8 @@ def test_a_data_set_saved_to_disk_is_what_it_was(tmp_path, parts):
     here, there = read(held, attributes=["site"]), read(tmp_path / "kept", attributes=["site"])
     assert here.fingerprint == there.fingerprint
     assert there.name == str(tmp_path / "kept")
+    with pytest.raises(BadInput, match="is no hub dataset"):
+        read(tmp_path / "kept", hub_split="train[:10]")
     (tmp_path / "kept" / ("dataset_dict.json" if parts else "state.json")).write_text("{")
     with pytest.raises(BadInput, match="saved to disk, but cannot be read"):
         read(tmp_path / "kept")

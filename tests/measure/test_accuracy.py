@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from trueup.errors import BadInput
-from trueup.measure.accuracy import accuracy, mcnemar, wilson, worst_group_accuracy
+from trueup.measure.accuracy import accuracy, best_order, mcnemar, surer_order, wilson, worst_group_accuracy
 
 
 def test_accuracy_counts_matches_of_numbers_and_of_names():
@@ -91,3 +93,36 @@ def test_wilson_of_nothing_is_everything_and_it_takes_arrays():
     low, high = wilson([0, 5], [0, 5])
     assert (low[0], high[0]) == (0, 1)
     assert (low[1], high[1]) == (pytest.approx(0.5655, abs=1e-4), 1)
+
+
+def test_the_best_order_is_the_best_of_all():
+    rng = np.random.default_rng(0)
+    for k in (2, 3, 4):
+        predicted, label = rng.integers(0, k, 60), rng.integers(0, k, 60) % max(2, k - 1)  # a class that never occurs
+        order = best_order(predicted, label, k)
+        assert sorted(order) == list(range(k))
+        assert (order[predicted] == label).sum() == max(
+            (np.array(p)[predicted] == label).sum() for p in permutations(range(k))
+        )
+    # Round in a ring, which is not its own inverse.
+    assert best_order([0, 1, 2], [1, 2, 0], 3).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(("classes", "n"), [(2, 60), (5, 200), (20, 200), (77, 600)])
+def test_a_surer_order_is_no_matter_of_choice(classes: int, n: int):
+    """A weak model, a silent one and one that chance turned a little are left alone; a turned one is not."""
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        label, guess = rng.integers(0, classes, n), rng.integers(0, classes, n)
+        weak = np.where(rng.random(n) < 0.05, label, guess)
+        assert surer_order(weak, label, classes) is None
+        skewed = np.where(rng.random(n) < 0.7, 0, label)
+        assert surer_order(np.full(n, classes - 1), skewed, classes) is None
+        turned = np.where(rng.random(n) < 0.7, (label + 1) % classes, guess)
+        assert surer_order((turned - 1) % classes, label, classes) is None
+        found.append(surer_order(turned, label, classes))
+    assert all(
+        f is not None and (f[0][(np.arange(classes) + 1) % classes] == np.arange(classes)).mean() > 0.9 for f in found
+    )
+    assert surer_order([0], [1], 2) is None

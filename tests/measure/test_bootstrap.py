@@ -170,12 +170,17 @@ def test_the_interval_of_a_biased_statistic_is_around_its_value():
     """A small calibration error: the plain interval lies above it, the moved one around it, and never below 0."""
     p = np.repeat([0.6, 0.8, 0.9], 100)
     y = np.arange(300) % 100 < np.repeat([61, 80, 90], 100)
-    z = np.roll(y, 7)
     ece = {"ece": expected_calibration_error, "mean": lambda p, y, weight=None: float(np.average(y, weights=weight))}
     plain = interval_many(ece, p, y, seed=0, resamples=300)
     moved = interval_many(ece, p, y, seed=0, resamples=300, biased=["ece"])
     assert plain["ece"].low > plain["ece"].value, "the control"
     assert 0 <= moved["ece"].low < moved["ece"].value < moved["ece"].high
     assert moved["mean"] == plain["mean"]
-    d = paired_many(ece, [p, y], [p**3, z], seed=0, resamples=300, biased=["ece"])["ece"]
-    assert d.low < d.value < d.high
+    fine = np.linspace(0.5, 1, 300)
+    level = np.repeat(fine.reshape(15, 20).mean(axis=1), 20)
+    hits = np.tile(np.arange(20), 15) < (20 * level).round()  # right to a twentieth in each of 15 bins
+    sides = [fine, hits], [np.full(300, hits.mean()), hits]
+    before = paired_many(ece, *sides, seed=0, resamples=300)["ece"]
+    after = paired_many(ece, *sides, seed=0, resamples=300, biased=["ece"])["ece"]
+    assert before.high < before.value < after.high, "the control"
+    assert after.low < after.value == before.value

@@ -201,6 +201,10 @@ def test_a_head_that_chooses_no_class_is_refused(
     said(Unsupported, *words, model=str(tmp_path))
     with pytest.raises(Unsupported, match=words[0]):
         load(net, tokenizer=tokenizer)
+    # An adapter that brings a head of its own was tuned to choose one class.
+    (tmp_path / "adapter").mkdir()
+    files.save_tuned(fresh(str(tmp_path), Lora(2), ("a", "b", "c"), device="cpu"), tmp_path / "adapter")
+    assert load(str(tmp_path), str(tmp_path / "adapter"), device="cpu").classes == ("0", "1", "2")
 
 
 def test_base_without_head_and_without_adapter(kept: dict[str, Path]):

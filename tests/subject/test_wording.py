@@ -144,6 +144,8 @@ def test_a_token_that_ends_every_text_is_not_part_of_what_goes_on():
     assert tok("ab")["input_ids"][-1] == tok.eos_token_id
     assert text_ids(tok, "ab") == plain
     assert spelt(tok, *wording(tok, shots(SHOT, "3", "14")).answers) == ["3", "14"]
+    # One that the text writes itself is a part of it, whether the tokenizer adds its own or not.
+    assert text_ids(tok, "ab<end>") == [*plain, tok.eos_token_id] == text_ids(byte_level(eos="<end>"), "ab<end>")
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,9 @@ class Corpus:
         found = f"'{self.name}' has labels that the classifier's head does not know: {listing(unknown)}. "
         found += f"The head knows {listing(classes)}. "
         if set(classes) == set(map(str, range(len(classes)))) and len(self.classes) <= len(classes):
-            given = ", ".join(f'"{c}"' if "," in c else c for c in self.classes)
             return found + (
-                "It has numbers in place of names: say which name belongs to which, in the order of its logits "
-                f"(`--classes {given}{', ...' * (len(self.classes) < len(classes))}`, or `classes=[...]` in Python)."
+                f"It has numbers in place of names: give all {len(classes)} names in the order of its logits (`--classes`, or "
+                "`classes=[...]` in Python)."
             )
         if near := [(c, k) for c in unknown for k in classes if c.casefold().strip() == k.casefold().strip()]:
             told = listing([f"{c} for {k}" for c, k in near])

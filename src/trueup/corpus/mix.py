@@ -99,7 +99,7 @@ def groups_of(corpus: Corpus, attribute: str) -> tuple[str, ...]:
 def _fewer(groups: NDArray[np.str_]) -> str:
     """How the values of a column become fewer."""
     try:
-        np.asarray(groups, dtype=np.float64)
+        np.asarray(groups[groups != "(missing)"], dtype=np.float64)
     except ValueError:
         return "merge or drop rare values"
     return "cut its numbers into a few ranges (`pandas.qcut` does)"

@@ -127,7 +127,7 @@ def read(
         raise BadInput(
             f"hub_split names a part of a hub dataset; of an object that you hold, give the part '{hub_split}' itself."
         )
-    if hub_split is not None and (path is not None or name.startswith("embedded:")):
+    if hub_split is not None and (path is not None or saved is not None or name.startswith("embedded:")):
         raise BadInput(f"'{name}' is no hub dataset, so it has no part '{hub_split}'. Leave hub_split out.")
     if name.startswith("embedded:"):
         table, natural = _embedded(name, progress)
@@ -561,7 +561,9 @@ def _long_fields() -> Iterator[None]:
 
 def _delimited(text: str, path: Path, delimiter: str) -> Table:
     source = f"'{path}'"
-    delimiter = _sign(text, delimiter)
+    told = re.match(r"sep=([,;\t|])\r?\n", text)  # a line by which Excel says it
+    delimiter = told[1] if told else _sign(text, delimiter)
+    text = text if told is None else "\n" + text[told.end() :]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     at: list[int] = []
@@ -607,9 +609,11 @@ SIGNS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
 def _sign(text: str, usual: str) -> str:
-    """What parts the fields: `usual`, unless that leaves the header whole and another sign stands in it."""
-    first = next(line for line in text.splitlines() if line.strip())
-    return usual if usual in first else max(SIGNS, key=lambda sign: (first.count(sign), sign == usual))
+    """What parts the fields, by the header: `usual` where it stands there, unless a semicolon stands in a .csv more often."""
+    first = re.sub(r'"(?:[^"]|"")*"', "", next(line for line in text.splitlines() if line.strip()))
+    if usual in first and not (usual == "," and first.count(";") > first.count(",")):
+        return usual
+    return max(SIGNS, key=lambda sign: (first.count(sign), sign == usual))
 
 
 def _json_lines(text: str, path: Path) -> Table:

@@ -13,10 +13,7 @@ from trueup.subject.wording import ends_texts
 
 def facts(subject: Subject) -> dict[str, Any]:
     """What the lines need to know of a subject; a card adds ``pair`` where its examples are pairs of texts."""
-    causal, prompted = (
-        subject.anatomy.causal,
-        subject.peft_config is not None and subject.peft_config.is_prompt_learning,
-    )
+    causal = subject.anatomy.causal
     takes_segments = not causal and getattr(subject.base.config, "type_vocab_size", 0) > 1
     return {
         "base": subject.source.base, "adapter": subject.source.adapter, "revision": subject.source.revision,
@@ -24,7 +21,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "shape": None if subject.template is None else subject.template.for_card(),
         "segments": takes_segments or "token_type_ids" not in subject.tokenizer.model_input_names,
         "ends": subject.template is not None and ends_texts(subject.tokenizer),
-        "pads": not causal and not prompted,
+        "causal": causal,
     }  # fmt: skip
 
 
@@ -74,6 +71,6 @@ def closing(about: Mapping[str, Any]) -> str:
             f" Where the prompt has more than {about['max_length']} tokens, trueup cuts `text` at its end until it fits; these "
             "lines do not, so cut it first."
         )
-    if about.get("pads"):
-        return text + " For several texts at once give lists, and `padding=True`."
-    return text + " Give one text at a time: among padding, these lines would read the answer at the wrong token."
+    if about.get("causal", True):
+        return text + " Give one text at a time: among padding the answer may be read at the wrong token."
+    return text + " For several texts at once give lists, and `padding=True`."

@@ -9,6 +9,9 @@ from scipy.stats import binomtest
 
 from trueup.measure._rows import column, counts, mean, truth
 
+SURE = 1e-4
+"""The p-value below which `surer_order` takes an order for surely better."""
+
 
 def accuracy(predicted: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:
     """Share of examples whose prediction equals the label.
@@ -81,6 +84,33 @@ def best_order(predicted: ArrayLike, label: ArrayLike, classes: int) -> NDArray[
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (column(predicted, "predicted", label.size), label), 1)
     return linear_sum_assignment(table, maximize=True)[1]
+
+
+def surer_order(predicted: ArrayLike, label: ArrayLike, classes: int) -> tuple[NDArray[np.int64], float] | None:
+    """An order of the classes under which predictions are right far and surely more often than as they are, if there is one.
+
+    Each half of the rows judges the order that the other half likes best: the best of many is better by choice alone. It
+    has to beat every constant answer as well (Wilson interval), since predictions that hardly vary tell nothing of an order.
+
+    Args:
+        predicted, label, classes: as in `best_order`.
+
+    Returns: the order of all rows, as in `best_order`, and the share that is right in halves; None where McNemar's p is
+        above `SURE` or the gain is none.
+    Raises: BadInput as `best_order`.
+    """
+    label = column(label, "label")
+    predicted = column(predicted, "predicted", label.size)
+    half, named = np.arange(label.size) % 2 == 1, np.empty(label.size, np.int64)
+    if not half.any():
+        return None
+    for rows in (half, ~half):
+        named[rows] = best_order(predicted[~rows], label[~rows], classes)[predicted[rows]]
+    here, there = predicted == label, named == label
+    constant = np.bincount(label).max() / label.size
+    if there.sum() <= here.sum() or wilson(there.sum(), label.size)[0] <= constant or mcnemar(here, there) > SURE:
+        return None
+    return best_order(predicted, label, classes), float(there.mean())
 
 
 def wilson(hits: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

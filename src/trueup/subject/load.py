@@ -115,7 +115,7 @@ def load(
         rows = len(words)
     else:
         rows = head_rows or int(getattr(config, "num_labels", 0))
-        check_kind(config, rows, model)
+        check_kind(config, rows, model, own=not head_rows)
         names = names or own_names(config, rows)
     check_names(names, rows)
     tokenizer = load_tokenizer(where, model, revision=revision, trust_remote_code=trust_remote_code)
@@ -169,13 +169,16 @@ def own_names(config: Any, rows: int) -> tuple[str, ...]:
     return own if named else tuple(str(i) for i in range(rows))
 
 
-def check_kind(config: Any, rows: int, name: str) -> None:
-    """Raises Unsupported when a head of `rows` outputs does not choose one class of several."""
-    kind = getattr(config, "problem_type", None)
+def check_kind(config: Any, rows: int, name: str, *, own: bool = True) -> None:
+    """Raises Unsupported when a head of `rows` outputs does not choose one class of several.
+
+    `own`: the head came with `config`, and not with an adapter that was trained otherwise.
+    """
+    kind = getattr(config, "problem_type", None) if own else None
     if kind == "multi_label_classification":
         raise Unsupported(
-            f"'{name}' gives each text any number of labels (problem_type multi_label_classification); trueup examines classifiers "
-            "that give each text one class. Give one of those, or a classifier for one of its labels."
+            f"'{name}' gives each text any number of labels (problem_type multi_label_classification in its config); trueup "
+            "examines classifiers that give each text one class. If it does, set problem_type to null; else give another model."
         )
     if kind == "regression" or rows == 1:
         raise Unsupported(

@@ -63,12 +63,11 @@ def wording(tokenizer: Any, template: Template) -> Wording:
 
 def ends_texts(tokenizer: Any) -> bool:
     """Whether the tokenizer puts its end token after every text, which `text_ids` takes away again."""
-    return len(text_ids(tokenizer, "a")) < len(tokenizer("a", verbose=False)["input_ids"])
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text that is to be gone on with."""
+    """The tokens of a text that is to be gone on with. An end token that the text itself writes stays."""
     ids = tokenizer(text, verbose=False)["input_ids"]
-    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text by themselves
-        ids = ids[:-1]
-    return ids
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and ends_texts(tokenizer) else ids

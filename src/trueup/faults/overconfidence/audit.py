@@ -96,7 +96,7 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     if wrong < FEWEST_ERRORS or right < FEWEST_ERRORS:
         few, many = (f"only {wrong} errors", "right") if wrong < right else (f"only {right} right predictions", "wrong")
         least, share = min(wrong, right), max(wrong, right) / len(corpus)
-        rows = f"at least {FEWEST_ERRORS * len(corpus) // least:,}" if least else "many more"
+        rows = f"at least {-(-FEWEST_ERRORS * len(corpus) // least):,}" if least else "many more"
         advice = "" if wrong < right else " Check that labels and classes agree as well."
         raise BadInput(
             f"There are {few} among {len(corpus)} examples of '{corpus.name}' ({share:.1%} are {many}), so the ranking of errors "
