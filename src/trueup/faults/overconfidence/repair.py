@@ -116,12 +116,9 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
 
 def null_remedy(subject: Subject) -> ConfidenceHead:
     """The head as it is, read by the softmax response: changes no prediction and no confidence."""
-
-    c = len(subject.classes)
+    c, card = len(subject.classes), loading.facts(subject) | {"describe": "Changes nothing."}
     # sigmoid(log-odds of SR) is SR itself: the identity, in the form every remedy has.
-    return _remedy(
-        subject, None, maths.Calibrated(maths.ResponseLogOdds(c), 1.0, 0.0), {"describe": "Changes nothing."}
-    )
+    return _remedy(subject, None, maths.Calibrated(maths.ResponseLogOdds(c), 1.0, 0.0), card)
 
 
 def repair(
