@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from trueup.corpus.corpus import Corpus
-from trueup.corpus.read import same_key
+from trueup.corpus.read import MISSING, same_key
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.measure.shift import feasible_alphas, table_at
 
@@ -99,7 +99,7 @@ def groups_of(corpus: Corpus, attribute: str) -> tuple[str, ...]:
 def _fewer(groups: NDArray[np.str_]) -> str:
     """How the values of a column become fewer."""
     try:
-        np.asarray(groups[groups != "(missing)"], dtype=np.float64)
+        np.asarray(groups[groups != MISSING], dtype=np.float64)
     except ValueError:
         return "merge or drop rare values"
     return "cut its numbers into a few ranges (`pandas.qcut` does)"

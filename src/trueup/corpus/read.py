@@ -121,8 +121,9 @@ def read(
         return _task(name, second, attributes, split, hub_split, classes, seed, limit, progress)
     given = split
     wanted = [c for c in (text, label, second, split, *attributes) if c]
-    saved = None if held or name.startswith("embedded:") else _saved(Path(name).expanduser())
-    path = None if held or saved is not None or name.startswith("embedded:") else _as_path(source)
+    local = not held and not name.startswith("embedded:")
+    saved = _saved(Path(name).expanduser()) if local else None
+    path = _as_path(source) if local and saved is None else None
     if held and hub_split is not None:
         raise BadInput(
             f"hub_split names a part of a hub dataset; of an object that you hold, give the part '{hub_split}' itself."
@@ -341,9 +342,13 @@ def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
 
 
+MISSING = "(missing)"
+"""The group of a row without a value."""
+
+
 def _group(value: Any) -> str:
     said = "" if _absent(value) else _plain(value)
-    return said if said.strip() else "(missing)"
+    return said if said.strip() else MISSING
 
 
 def _plain(value: Any) -> str:

@@ -121,7 +121,6 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
 
 def _card(remedy: Adapted) -> Card:
     card, names = remedy.card, remedy.card["classes"]
-    classes = ", ".join(json.dumps(n, ensure_ascii=False).replace("`", "'") for n in names)
     words = card.get("shape") if remedy.head is None else None
     tried = (("What was tried", str(card["table"])),) if card.get("table") else ()
     if words and words.get("shots"):
@@ -134,7 +133,7 @@ def _card(remedy: Adapted) -> Card:
         )
     return Card(
         remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(card["base"]), "text-classification",
-        f"Classes, in the order of the logits: {classes}.",
+        f"Classes, in the order of the logits: {loading.class_names(names)}.",
         f"{loading.load_lines(card, None if words else len(names))}\n{loading.input_lines(card)}\n{read}",
         loading.closing(card), tried,
     )  # fmt: skip

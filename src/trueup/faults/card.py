@@ -90,9 +90,8 @@ def _measured(comparison: Comparison) -> str:
     table = "| | before | after | paired difference |\n|---|---|---|---|\n" + "\n".join(
         f"| {cell(a)} | {b} | {c} | {d} |" for a, b, c, d in rows
     )
-    titles = {k: m.title for k, m in before.measures.items()}
     harm = "\n".join(
-        f"| {cell(titles.get(k, k.replace('_', ' ')))} | {_of(d.value, d.low, d.high, sign=True)} |"
+        f"| {cell(comparison.title(k))} | {_of(d.value, d.low, d.high, sign=True)} |"
         for k, d in comparison.harm.items()
     )
     lost = (

@@ -238,6 +238,11 @@ class Comparison:
     harm: Mapping[str, Difference] = field(default_factory=dict)
     adapter: str | None = None
 
+    def title(self, key: str) -> str:
+        """What a measure is called; the key in words where neither finding has it, as in the harm table."""
+        known = self.before.measures.get(key) or (self.after and self.after.measures.get(key))
+        return known.title if known else key.replace("_", " ")
+
 
 @dataclass(frozen=True)
 class Fault(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trueup.subject.subject import Subject
@@ -40,9 +40,8 @@ model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_
 
 def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
     """The lines that make `inputs` of ``text``, and ``second`` for pairs, or of the Python expression `text`."""
-    shape, options = about.get("shape"), f", truncation=True, max_length={about['max_length']}"
-    if shape is not None:
-        options = ""
+    shape = about.get("shape")
+    options = "" if shape is not None else f", truncation=True, max_length={about['max_length']}"
     if text is None and shape is not None:
         # Joined and not replaced, so that braces inside a text stay what they are.
         parts = [p for p in re.split(r"(\{text\}|\{second\})", shape["text"]) if p]
@@ -54,6 +53,11 @@ def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
     if about.get("ends"):  # an answer comes where the text stops, not after a token that ends it
         lines += "\ninputs = {k: v[:, :-1] for k, v in inputs.items()}  # this tokenizer ends every text with a token"
     return lines
+
+
+def class_names(names: Sequence[str]) -> str:
+    """The classes for a sentence of a card; no name in it can end a line or write code."""
+    return ", ".join(json.dumps(n, ensure_ascii=False).replace("`", "'") for n in names)
 
 
 def closing(about: Mapping[str, Any]) -> str:

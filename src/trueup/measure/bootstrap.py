@@ -134,7 +134,10 @@ def paired_many(
     level: float = 0.95,
     biased: Collection[str] = (),
 ) -> dict[str, PairedEstimate]:
-    """:func:`paired` for several statistics of the same columns, all on the same resamples; `biased` as there."""
+    """:func:`paired` for several statistics of the same columns, all on the same resamples.
+
+    `biased` as in :func:`interval_many`.
+    """
     (before, after), n = _columns(before_arrays, after_arrays)
     drawn = _drawn(statistics, [before, after], n, seed, resamples, level)
     found = {}

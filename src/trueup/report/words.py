@@ -247,7 +247,7 @@ def _row(comparison: Comparison, key: str, difference: Difference | None) -> Row
     before = comparison.before.measures.get(key)
     after = comparison.after.measures.get(key) if comparison.after else None
     known = before or after
-    title = clean(known.title if known else key.replace("_", " "), 120)
+    title = clean(comparison.title(key), 120)
     unit = clean(known.unit, 120) if known else ""
     better = known.better if known else _POLARITY.get(title.partition(" ")[0])
     return Row(key, title, unit, better, before, after, difference, change(difference, better))

@@ -25,7 +25,6 @@ from trueup.run import forward
 from trueup.run.attention import tapped
 from trueup.run.forward import Batch, Row
 from trueup.run.predict import in_batches
-from trueup.subject.anatomy import COUNTS_FROM_PADDING
 from trueup.subject.mixers import adapted_layers, mixer_of
 from trueup.subject.subject import Subject
 from trueup.subject.units import layers_of
@@ -349,10 +348,10 @@ def _able(mask: Tensor, causal: bool) -> Tensor:
 
 def _positions(subject: Subject, mask: Tensor, shift: int, slots: int) -> dict[str, Tensor]:
     """Explicit positions of (b, t) tokens padded on either side, from `shift` on; of `slots` soft-prompt tokens as well."""
-    family = subject.anatomy.model_type
-    if family == "bloom":  # knows distances only
+    anatomy = subject.anatomy
+    if anatomy.model_type == "bloom":  # knows distances only
         return {}
-    first = subject.base.base_model.embeddings.padding_idx + 1 if family in COUNTS_FROM_PADDING else 0  # type: ignore[union-attr]
+    first = subject.base.base_model.embeddings.padding_idx + 1 if anatomy.after_padding else 0  # type: ignore[union-attr]
     text = (mask.long().cumsum(dim=1) - 1).clamp(min=0) + shift
     if slots and subject.soft_prompted:
         text = torch.cat([torch.arange(slots, device=mask.device).expand(len(mask), -1), text], dim=1)

@@ -70,7 +70,7 @@ def adopt(
         )
     if not causal:
         rows = _head_rows(base, anatomy)
-        door.check_kind(base.config, rows, what)
+        door.check_head(base.config, rows, what)
         names = tuple(classes or door.own_names(base.config, rows))
     elif shots is not None:
         rows, names = 0, ()

@@ -27,6 +27,8 @@ class Anatomy:
         lora: the layers that LoRA adapts unless told otherwise.
         width, heads, depth: names of the config's fields for hidden size, attention heads, layers.
         prefix: whether PEFT's prefix tuning runs on this family.
+        in_turn: a fused matrix holds query, key and value rows of each head in turn; else all queries, all keys, all values.
+        after_padding: the first token has the position after that of padding, and not 0.
     """
 
     model_type: str
@@ -45,6 +47,8 @@ class Anatomy:
     heads: str = "num_attention_heads"
     depth: str = "num_hidden_layers"
     prefix: bool = True
+    in_turn: bool = False
+    after_padding: bool = False
 
     @property
     def causal(self) -> bool:
@@ -61,12 +65,12 @@ class Anatomy:
         return {"token_dim": width, "num_layers": int(getattr(config, self.depth)), "num_attention_heads": heads}
 
 
-def _bert_like(model_type: str, head: str) -> Anatomy:
+def _bert_like(model_type: str, head: str, **names: Any) -> Anatomy:
     return Anatomy(
         model_type, "encoder", "encoder.layer",
         "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
         "intermediate.dense", "output.dense", head, "classifier", ("query", "key", "value"),
-        prefix=model_type != "electra",
+        prefix=model_type != "electra", **names,
     )  # fmt: skip
 
 
@@ -82,7 +86,7 @@ def _neox_like(model_type: str, layers: str, attention: str, **names: Any) -> An
     fused = f"{attention}.query_key_value"
     return Anatomy(
         model_type, "decoder", layers, fused, fused, fused, f"{attention}.dense",
-        "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "score", "score", ("query_key_value",), **names,
+        "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "score", "score", ("query_key_value",), in_turn=True, **names,
     )  # fmt: skip
 
 
@@ -93,16 +97,13 @@ def _mamba_like(model_type: str) -> Anatomy:
     )  # fmt: skip
 
 
-ROBERTAS = ("roberta", "xlm-roberta", "camembert")
-"""One architecture under three names."""
-COUNTS_FROM_PADDING = (*ROBERTAS, "mpnet")
-"""Families whose first token has the position after that of padding."""
-
 FAMILIES: dict[str, Anatomy] = {
     a.model_type: a
     for a in (
         _bert_like("bert", "classifier"),
-        *(_bert_like(name, "classifier.out_proj") for name in ROBERTAS),
+        *(  # one architecture under three names
+            _bert_like(name, "classifier.out_proj", after_padding=True) for name in ("roberta", "xlm-roberta", "camembert")
+        ),
         _bert_like("electra", "classifier.out_proj"),
         Anatomy(
             "distilbert", "encoder", "transformer.layer",
@@ -124,6 +125,7 @@ FAMILIES: dict[str, Anatomy] = {
             "mpnet", "encoder", "encoder.layer",
             "attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o",
             "intermediate.dense", "output.dense", "classifier.out_proj", "classifier", ("q", "k", "v"), prefix=False,
+            after_padding=True,
         ),
         Anatomy(
             "gpt2", "decoder", "h", "attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj",

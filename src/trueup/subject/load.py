@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
-from trueup.subject.anatomy import COUNTS_FROM_PADDING, FAMILIES, Anatomy, anatomy_of
+from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
@@ -115,7 +115,7 @@ def load(
         rows = len(words)
     else:
         rows = head_rows or int(getattr(config, "num_labels", 0))
-        check_kind(config, rows, model, own=not head_rows)
+        check_head(config, rows, model, own=not head_rows)
         names = names or own_names(config, rows)
     check_names(names, rows)
     tokenizer = load_tokenizer(where, model, revision=revision, trust_remote_code=trust_remote_code)
@@ -169,7 +169,7 @@ def own_names(config: Any, rows: int) -> tuple[str, ...]:
     return own if named else tuple(str(i) for i in range(rows))
 
 
-def check_kind(config: Any, rows: int, name: str, *, own: bool = True) -> None:
+def check_head(config: Any, rows: int, name: str, *, own: bool = True) -> None:
     """Raises Unsupported when a head of `rows` outputs does not choose one class of several.
 
     `own`: the head came with `config`, and not with an adapter that was trained otherwise.
@@ -350,7 +350,7 @@ def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
         BadInput: fewer than 4.
     """
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1_000_000
-    offset = 2 if config.model_type in COUNTS_FROM_PADDING else 0
+    offset = 2 if anatomy_of(config).after_padding else 0
     virtual = int(getattr(settings, "num_virtual_tokens", 0) or 0)
     room = int(positions) - offset - virtual
     if room < 4:

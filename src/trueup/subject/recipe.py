@@ -84,13 +84,12 @@ class Lora:
     def rows(self, net: Any, anatomy: Anatomy, name: str) -> Tensor | None:
         """(out,) bool: the output rows of the module `name` that belong to the part; None where that is all of them.
 
-        Fused matrices hold blocks of queries, keys and values in GPT-2 and ModernBERT, and these three for each head in
-        turn in BLOOM and GPT-NeoX, as transformers' models of these families take them apart.
+        Fused matrices hold blocks of queries, keys and values, or these three for each head in turn (`anatomy.in_turn`).
         """
         if not self.part or anatomy.query != anatomy.value or not name.endswith(f".{anatomy.query}"):
             return None
         out = _shape(_unwrapped(net.get_submodule(name)))[1]
-        blocks = 1 if anatomy.model_type in ("gpt2", "modernbert") else int(getattr(net.config, anatomy.heads))
+        blocks = int(getattr(net.config, anatomy.heads)) if anatomy.in_turn else 1
         third = torch.arange(out) // (out // (3 * blocks)) % 3
         return third == 2 if self.part == "value-mlp" else third < 2
 

@@ -333,7 +333,6 @@ def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
 
 def _card(remedy: ConfidenceHead) -> Card:
     c, card = len(remedy.classes), remedy.card
-    names = ", ".join(json.dumps(n, ensure_ascii=False).replace("`", "'") for n in remedy.classes)
     rows = "\n".join(
         f"| {100 * r['risk']:g}% | "
         + (f"{_upwards(r['threshold'])} | {r['coverage']:.0%} |" if r["threshold"] is not None else "none | 0% |")
@@ -359,7 +358,7 @@ def _card(remedy: ConfidenceHead) -> Card:
         ))  # fmt: skip
     return Card(
         "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",
-        f"The first {c} logits are the classifier's own, unchanged ({names}).",
+        f"The first {c} logits are the classifier's own, unchanged ({loading.class_names(remedy.classes)}).",
         f"""{loading.load_lines(card, len(remedy.head.weight))}
 {loading.input_lines(card)}
 out = model(**inputs).logits.double()
