@@ -638,7 +638,7 @@ def _unasked(faults: Sequence[Fault], subject: Subject, corpus: Corpus) -> list[
 
 
 def _warnings(job: Job, card: Mapping[str, Any], corpus: Corpus) -> list[str]:
-    from trueup.corpus.read import leaked
+    from trueup.corpus.split import leaked
 
     notes = []
     tuned, classes = card.get("tuned"), card.get("classes") or ()

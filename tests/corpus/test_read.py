@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trueup.corpus import read as module
-from trueup.corpus.read import leaked, natural_order, read, split_rows, stratified_subset
+from trueup.corpus.files import KINDS
+from trueup.corpus.read import read
+from trueup.corpus.split import leaked, split_rows, stratified_subset
+from trueup.corpus.values import natural_order
 from trueup.errors import BadInput, TrueupError, Unavailable
 
 
@@ -638,4 +640,4 @@ def test_reading_a_file_imports_neither_torch_nor_datasets(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    assert module.KINDS
+    assert KINDS

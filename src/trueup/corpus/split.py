@@ -1,0 +1,139 @@
+"""Which example belongs to which split: as its source says, or stratified, by a seed, with equal texts never apart."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trueup.corpus.corpus import SPLITS, Corpus
+from trueup.corpus.table import Table
+from trueup.corpus.values import absent, plain
+from trueup.errors import BadInput, listing
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("calibration", "calib", "cal", "validation", "valid", "val", "dev", "development"), "calibration"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""What a split column or a hub split may be called, in lower case, and which split that is."""
+
+
+def split_rows(
+    keys: Sequence[Any], label: np.ndarray, *, seed: int, fractions: Sequence[float] = (0.6, 0.2, 0.2)
+) -> np.ndarray:
+    """(n,) of `SPLITS`: stratified by `label`, the same for the same seed, rows of equal key never apart.
+
+    Where no key repeats, a split holds its fraction of each class to within one row; a class with three keys or more
+    is in all three splits, a smaller one goes to train first and test next.
+    """
+    return _assign(keys, label, SPLITS, fractions, seed)
+
+
+def stratified_subset(stratum: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Sorted indices of `size` random rows, the share of each stratum kept to within one row."""
+    values, place, counts = np.unique(stratum, return_inverse=True, return_counts=True)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
+    quota = _apportion(min(size, len(stratum)), counts)
+    chosen = [rng.permutation(np.flatnonzero(place == i))[: quota[i]] for i in range(len(values))]
+    return np.sort(np.concatenate(chosen))
+
+
+def same_key(texts: Sequence[str], seconds: Sequence[str] | None) -> list[Any]:
+    """What makes two examples the same for leakage: the text, or the pair, but for white space."""
+    first = [" ".join(t.split()) for t in texts]
+    return first if seconds is None else list(zip(first, (" ".join(t.split()) for t in seconds), strict=True))
+
+
+def leaked(corpus: Corpus) -> np.ndarray:
+    """(n,) bool: test examples whose text also occurs in train or calibration (only a given split can have any)."""
+    keys = same_key(corpus.text, corpus.second)
+    seen = {k for k, s in zip(keys, corpus.split, strict=True) if s != "test"}
+    return np.array([s == "test" and k in seen for k, s in zip(keys, corpus.split, strict=True)], dtype=bool)
+
+
+def named_split(table: Table, column: str) -> np.ndarray:
+    """(n,) of `SPLITS`: what a column says by one of `SPLIT_NAMES`.
+
+    Raises:
+        BadInput: a name that is none of them, or one split alone.
+    """
+    values = ["" if absent(v) else plain(v).strip() for v in table.columns[column]]
+    unknown = [i for i, v in enumerate(values) if v.lower() not in SPLIT_NAMES]
+    if unknown:
+        found = sorted({values[i] or "(empty)" for i in unknown})
+        raise BadInput(
+            f"{table.source}, column '{column}': no split is called {listing(found, 5)} ({table.where(unknown, 3)}). "
+            "Use train, calibration (or validation, dev) and test, or leave the split column out to have the rows "
+            "split here."
+        )
+    parts = np.array([SPLIT_NAMES[v.lower()] for v in values], dtype="U11")
+    if len(set(parts)) == 1:
+        raise BadInput(
+            f"{table.source}, column '{column}': every row says '{values[0]}'. Name at least train and test, or leave "
+            "the split column out to have the rows split here."
+        )
+    return parts
+
+
+def complete(
+    parts: np.ndarray, keys: Sequence[Any], label: np.ndarray, seed: int, fractions: Sequence[float]
+) -> np.ndarray:
+    """Named splits, where one held-out part of the two is named: that part divided into calibration and test."""
+    held_out = [s for s in ("calibration", "test") if (parts == s).any()]
+    if len(held_out) != 1:
+        return parts
+    rows = np.flatnonzero(parts == held_out[0]).tolist()
+    parts = parts.copy()
+    parts[rows] = _assign([keys[i] for i in rows], label[rows], ("calibration", "test"), fractions[1:], seed)
+    return parts
+
+
+def check_split(parts: np.ndarray, label: np.ndarray, keys: Sequence[Any], table: Table) -> None:
+    """Raises BadInput unless two classes or more are in all three splits."""
+    whole = [c for c in np.unique(label) if len(set(parts[label == c])) == len(SPLITS)]
+    if len(whole) < 2:
+        counts = [0, *sorted(len({keys[i] for i in np.flatnonzero(label == c).tolist()}) for c in np.unique(label))]
+        raise BadInput(
+            f"{table.source} has too few rows for three splits ({len(keys)} rows, and {counts[-2]} different texts in "
+            "the second largest class; 3 is the least). Give more rows, or a larger limit."
+        )
+
+
+def _assign(
+    keys: Sequence[Any], label: np.ndarray, names: Sequence[str], fractions: Sequence[float], seed: int
+) -> np.ndarray:
+    rows: dict[Any, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        rows[key].append(i)
+    # A group of equal texts counts for the class that most of its rows have.
+    by_class: dict[int, list[list[int]]] = defaultdict(list)
+    for group in rows.values():
+        votes = Counter(int(label[i]) for i in group)
+        by_class[min(votes, key=lambda c: (-votes[c], c))].append(group)
+    part = np.empty(len(keys), dtype="U11")
+    for c in sorted(by_class):
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 0, c]))
+        groups = [by_class[c][i] for i in rng.permutation(len(by_class[c]))]
+        groups.sort(key=len, reverse=True)  # stable: the large first, so that the small can level them out
+        sizes = [len(g) for g in groups]
+        room = _apportion(sum(sizes), np.asarray(fractions))
+        empty = set(range(len(names))) if len(groups) >= len(names) else set()
+        for n, group in enumerate(groups):
+            among = sorted(empty) if len(groups) - n <= len(empty) else range(len(names))
+            at = max(among, key=lambda j: (room[j], j in empty, -j))
+            room[at] -= len(group)
+            empty.discard(at)
+            part[group] = names[at]
+    return part
+
+
+def _apportion(total: int, weights: np.ndarray) -> np.ndarray:
+    """Whole shares of `total` in proportion to `weights`, by largest remainder."""
+    exact = total * weights / weights.sum()
+    share = np.floor(exact + 1e-9).astype(int)
+    for i in np.argsort(share - exact, kind="stable")[: total - share.sum()]:
+        share[i] += 1
+    return share

@@ -1,0 +1,38 @@
+"""The columns of a source as they were found, and where each row stands: what every way of reading ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns as they were found, and where each row is.
+
+    Attributes:
+        columns: name -> one value per row, None where a row has none.
+        at: the number of each row for a message; unit: what it counts (``line``, ``record``, ``row``).
+        names: class names of integer label columns, where the source carries them.
+        also: columns that exist but were not read.
+    """
+
+    columns: Mapping[str, list[Any]]
+    at: Sequence[int | str]
+    unit: str
+    source: str
+    names: Mapping[str, Sequence[str]]
+    also: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def where(self, index: Sequence[int], most: int = 5) -> str:
+        """``line 3``, or ``lines 3, 9 and 12``, or ``lines 3, 9, 12, 15, 20 and 31 more``."""
+        shown = [str(self.at[i]) for i in index[:most]]
+        if len(index) == 1:
+            return f"{self.unit} {shown[0]}"
+        if len(index) > most:
+            return f"{self.unit}s {', '.join(shown)} and {len(index) - most} more"
+        return f"{self.unit}s {', '.join(shown[:-1])} and {shown[-1]}"
