@@ -34,14 +34,15 @@ if TYPE_CHECKING:
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
     from trueup.faults.overconfidence import Overconfidence
     from trueup.faults.rigidity import Rigidity
+    from trueup.job import Job, faults_of
     from trueup.report.bundle import Report
-    from trueup.story import Job, check, faults_of, run_job
+    from trueup.story import check, run_job
     from trueup.subject.load import load
     from trueup.subject.subject import Subject
     from trueup.tuning import TuneJob, tune
 
 _WHERE = {
-    "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "story", "faults_of": "story",
+    "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "job", "faults_of": "job",
     "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",

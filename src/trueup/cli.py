@@ -245,7 +245,7 @@ _JOB = (
 
 def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
     """The options that a Job shares with the command line, names split at commas."""
-    from trueup.story import names_in
+    from trueup.job import names_in
 
     given = {k: options[k] for k in _JOB if k in options}
     for names in ("classes", "verbaliser"):
@@ -260,7 +260,8 @@ def _run_job(
     repo: str | None = None,
 ) -> None:  # fmt: skip
     with _sentences():
-        from trueup.story import Job, run_job
+        from trueup.job import Job
+        from trueup.story import run_job
 
         job = Job(**{**given, "knobs": _knobs(given["knobs"] or [])}, faults=faults)
         if repo is not None:

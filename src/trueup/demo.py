@@ -14,10 +14,11 @@ from pathlib import Path
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
+from trueup.job import Job
 from trueup.measure import shift
 from trueup.report.bundle import Report
 from trueup.store import atomic
-from trueup.story import Job, run_job
+from trueup.story import run_job
 from trueup.subject.recipe import Lora
 from trueup.tuning import TuneJob, tune
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueup.errors import BadInput
-from trueup.story import scratch
+from trueup.store import atomic
 
 if TYPE_CHECKING:
     from trueup.subject.recipe import Recipe
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TuneJob:
-    """One training as data. `recipe` is the kind of adapter, `training` how to train it; the rest as in `check.Job`."""
+    """One training as data. `recipe` is the kind of adapter, `training` how to train it; the rest as in `trueup.Job`."""
 
     model: str
     data: str
@@ -67,7 +67,6 @@ def tune(
     from trueup.run.heads import warm_start
     from trueup.run.predict import Session, predict, within
     from trueup.run.train import Training, processes, train
-    from trueup.store import atomic
     from trueup.subject.adapter import CARD, save_tuned
     from trueup.subject.load import template_of
     from trueup.subject.recipe import Lora, fresh
@@ -80,7 +79,7 @@ def tune(
     training = Training(**job.training)
     template = template_of(job.template, job.verbaliser)
     out = Path(out)
-    with scratch(out, mine=processes().rank == 0) as work, processes().writing(out, force) as new:
+    with atomic.work_folder(out, mine=processes().rank == 0) as work, processes().writing(out, force) as new:
         corpus = read(
             job.data, text=job.text, label=job.label, second=job.second, split=job.split, seed=job.seed, limit=job.limit,
             classes=job.classes,

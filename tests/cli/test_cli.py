@@ -49,7 +49,8 @@ def test_tune_writes_an_adapter_that_plain_peft_loads(world: Path) -> None:
 def test_a_repaired_adapter_is_examined_on_what_it_has_not_seen(world: Path, tmp_path: Path) -> None:
     """Its card hands on which split the adapter was tuned on, and the repair learnt from."""
     from trueup.faults.confounding import Confounding
-    from trueup.story import Job, open_job
+    from trueup.job import Job
+    from trueup.opening import open_job
     from trueup.subject.adapter import read_card
 
     base, data = str(world / "bert"), str(world / "data.csv")
@@ -173,7 +174,7 @@ def test_job_json_repeats_the_run(checked: tuple[Path, Said], here: Path) -> Non
 
 def test_seed_zero_is_said_in_the_command() -> None:
     """An adapter's card may bring another seed than 0, so a command that left 0 out would not repeat the run."""
-    from trueup.story import command_line
+    from trueup.job import command_line
 
     assert "--seed 0" in command_line({"model": "m", "data": "d", "depth": "check", "seed": 0})
     said = command_line({"model": "m", "data": "d", "depth": "check", "knobs": {"a": {"on": True, "x": 0.5}}})
@@ -181,7 +182,7 @@ def test_seed_zero_is_said_in_the_command() -> None:
 
 
 def test_what_no_one_command_does_is_not_written_as_one_that_does_something_else() -> None:
-    from trueup.story import command_line
+    from trueup.job import command_line
 
     one = {"model": "m", "data": "d", "depth": "audit", "faults": ("copying",)}
     assert command_line(one) == "trueup audit copying m --data d -o OUT"
@@ -191,7 +192,7 @@ def test_what_no_one_command_does_is_not_written_as_one_that_does_something_else
 @pytest.mark.parametrize("names", [("a", "b"), ("yes, sir", "no"), (' "so"', "a b", ""), ("two\nlines", '"'), ("one",)])
 def test_names_in_a_command_are_read_as_they_were_written(names: tuple[str, ...]) -> None:
     from trueup.cli import _given
-    from trueup.story import command_line
+    from trueup.job import command_line
 
     said = command_line({"model": "m", "data": "d", "classes": names, "verbaliser": names})
     words = shlex.split(said)
@@ -469,7 +470,7 @@ def notes(out: Path) -> str:
 
 def test_no_note_on_the_split_the_adapter_was_tuned_with(checked: tuple[Path, Said]) -> None:
     said = findings(checked[0])["notes"]  # those that go with every check without --confounder and --shots
-    assert [n.partition(" was not examined: ")[0] for n in said] == ["rigidity", "confounding", "copying"]
+    assert [n.partition(" was not examined: ")[0] for n in said] == ["confounding", "copying", "rigidity"]
     assert "split" not in " ".join(said)
 
 

@@ -427,8 +427,7 @@ def run(
         BadInput: `out` is there already and `force` is not given.
     """
     out = Path(out)
-    work = out.parent / f".{out.name}.work"
-    with atomic.new_folder(out, force=force) as new:
+    with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         work.mkdir(parents=True, exist_ok=True)
         rows = []
         for family in FAMILIES:
@@ -438,9 +437,6 @@ def run(
         result = {"settings": asdict(settings), "rows": rows, "versions": {"torch": str(torch.__version__)}}
         atomic.write_json(new / "rigidity.json", result)
         atomic.write_text(new / "rigidity.md", table(result))
-    for file in work.iterdir():
-        file.unlink()
-    work.rmdir()
     return result
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from trueup.errors import BadInput, listing
+from trueup.errors import BadInput, Unsupported, listing
 
 MANIFEST = "manifest.json"
 STALE_SECONDS = 24 * 3600
@@ -129,6 +129,31 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterat
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def work_folder(out: Path, *, mine: bool = True) -> Iterator[Path]:
+    """Where a job keeps finished work until its folder is whole: beside the folder, hidden. Only its owner clears it.
+
+    Enter it before the folder is made, so that it goes last: a kill in between costs nothing. After input that cannot
+    be used it goes as well, unless an earlier run that was killed had left it.
+    """
+    out = Path(os.path.abspath(out))
+    work = out.parent / f".{out.name}.work"
+    if not mine:
+        yield work
+        return
+    earlier, absent = work.exists(), [p for p in out.parents if not p.exists()]
+    try:
+        yield work
+    except (BadInput, Unsupported):
+        if not earlier:
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):
+                for folder in absent:
+                    folder.rmdir()
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def verify(folder: str | os.PathLike[str], *, contents: bool = True) -> None:

@@ -1,0 +1,163 @@
+"""What was asked, as data: a Job, its faults with their knobs, and the command line that says the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from trueup.errors import BadInput, did_you_mean, listing
+from trueup.faults.fault import Fault, each_fault
+
+
+@dataclass(frozen=True)
+class Job:
+    """One check as data: what the command line says, and what ``job.json`` keeps to repeat it.
+
+    Attributes:
+        model, adapter, template, verbaliser, shots, classes, max_length, device, revision, allow_pickle,
+            trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) are asked with 4 shots unless told
+            otherwise.
+        data, text, label, second, confounder, split, limit: as in `trueup.read`; `confounder` are its attributes.
+        faults: names; empty for every fault that applies.
+        depth: ``audit`` stops after the first finding, ``check`` repairs and audits again.
+        seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0, so that
+            a tuned adapter is examined on the split it has not seen.
+        knobs: fault name -> knob -> value.
+    """
+
+    model: str
+    data: str
+    adapter: str | None = None
+    text: str = "text"
+    label: str = "label"
+    second: str | None = None
+    confounder: tuple[str, ...] = ()
+    split: str | None = None
+    limit: int | None = None
+    faults: tuple[str, ...] = ()
+    depth: Literal["audit", "check"] = "check"
+    seed: int | None = None
+    classes: tuple[str, ...] | None = None
+    template: str | None = None
+    verbaliser: tuple[str, ...] | None = None
+    shots: int | None = None
+    max_length: int | None = None
+    device: str | None = None
+    revision: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    knobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Job:
+        """The job that ``job.json`` holds.
+
+        Raises:
+            BadInput: a key is unknown, or `model` or `data` is missing.
+        """
+        known = {f.name for f in fields(Job)}
+        for key in data:
+            if key not in known:
+                raise BadInput(f"A job has no setting '{key}'.{did_you_mean(key, known)} It has {listing(known, 99)}.")
+        for key in ("model", "data"):
+            if key not in data:
+                raise BadInput(f"The job does not say which {key}; add it.")
+        tuples = {k: tuple(v) for k, v in data.items() if isinstance(v, list)}
+        return Job(**{**data, **tuples})
+
+
+def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[Fault]:
+    """Faults by name with their knobs set; for no names all but those examined on request, unless a knob of theirs is set.
+
+    Raises:
+        BadInput: an unknown fault or knob.
+    """
+    known = {f.name: f for f in each_fault()}
+    for name in [*names, *(knobs or {})]:
+        if name not in known:
+            raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
+    chosen = []
+    usual = [k for k, f in known.items() if not f.on_request or k in (knobs or {})]
+    for name in dict.fromkeys(names or usual):
+        given = (knobs or {}).get(name, {})
+        allowed = known[name].knobs()
+        for knob in given:
+            if knob not in allowed:
+                raise BadInput(
+                    f"'{name}' has no knob '{knob}'.{did_you_mean(knob, allowed)} It has {listing(allowed)}."
+                )
+        chosen.append(known[name](**{k: _knob(name, k, v, allowed[k]) for k, v in given.items()}))
+    return chosen
+
+
+def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
+    """`value`, when it is of the default's kind; a whole number serves where a fraction is meant."""
+    kind = type(default)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind is float and whole:
+        value = float(value)
+    if kind is str:  # a column may be named 2024 or true
+        return value if isinstance(value, str) else json.dumps(value)
+    right = whole if kind is int else isinstance(value, kind)
+    if not right or (kind is float and not math.isfinite(value)):
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+        raise BadInput(
+            f"The knob {fault}.{knob} is {names.get(kind, kind.__name__)}, such as {default}, but {value!r} was given. "
+            f"Correct it, for example --set {fault}.{knob}={default}."
+        )
+    return value
+
+
+def names_in(line: str) -> tuple[str, ...]:
+    """Names parted at commas; one that holds a comma stands in double quotes, as in a csv file."""
+    return tuple(name for row in csv.reader(io.StringIO(line, newline="")) for name in row)
+
+
+def one_line(names: Sequence[object]) -> str:
+    """The line that `names_in` reads as these names."""
+    line = io.StringIO()
+    csv.writer(line).writerow(names)
+    return line.getvalue().removesuffix("\r\n")
+
+
+def command_line(job: Mapping[str, Any]) -> str | None:
+    """The command that repeats a job; None where no one command does.
+
+    The command line audits one fault at a time.
+    """
+    faults, audit = list(job.get("faults") or ()), job.get("depth") == "audit"
+    if audit and len(faults) != 1:
+        return None
+    words = ["trueup", *(["audit", faults[0]] if audit else ["check"])]
+    words.append(str(job["model"]))
+    for key, value in job.items():
+        option = {"faults": "--fault", "max_length": "--max-length"}.get(key, "--" + key.replace("_", "-"))
+        if (
+            key in ("model", "depth", "knobs")
+            or value is None
+            or value is False
+            or value in ((), [])
+            or (key == "faults" and audit)
+        ):
+            continue
+        if key in ("text", "label") and value == key:
+            continue
+        if value is True:
+            words.append(option)
+        elif key in ("faults", "confounder"):
+            for v in value:
+                words += [option, str(v)]
+        elif isinstance(value, list | tuple):
+            words += [option, one_line(value)]
+        else:
+            words += [option, str(value)]
+    for fault, knobs in (job.get("knobs") or {}).items():
+        for knob, value in knobs.items():
+            words += ["--set", f"{fault}.{knob}={json.dumps(value)}"]
+    return shlex.join([*words, "-o", "OUT"])

@@ -1,0 +1,173 @@
+"""From the names in a Job to a Subject and a Corpus that agree with each other, and what a reader must know of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trueup.errors import BadInput, listing
+from trueup.job import Job
+
+if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
+    from trueup.subject.subject import Subject
+
+
+def open_job(
+    job: Job, card: Mapping[str, Any], *, model: Any = None, data: Any = None, tokenizer: Any = None
+) -> tuple[Subject, Corpus, int]:
+    """The job's subject, corpus and seed, with notes to the session. Data are read first: they fail fast.
+
+    Args:
+        card: what stands beside the adapter.
+        model, data, tokenizer: objects that stand behind the job's names; None where the names are all there is.
+    """
+    from trueup.corpus.corpus import Corpus
+    from trueup.corpus.read import read
+    from trueup.subject import load as door
+    from trueup.subject.subject import Shots, Subject
+
+    tuned = card.get("tuned") or {}
+    same = _same_data(tuned.get("data"), job.data)
+    seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
+    limit = job.limit if job.limit is not None or not same else tuned.get("limit")
+    corpus = data
+    if not isinstance(corpus, Corpus):
+        corpus = read(
+            job.data if data is None else data, text=job.text, label=job.label, second=job.second,
+            attributes=job.confounder, split=job.split, seed=seed, limit=limit, classes=job.classes,
+        )  # fmt: skip
+    subject, shots = model, job.shots
+    if shots is None and job.data.startswith("task:") and not job.verbaliser and not card:
+        shots = Shots().number
+    if not isinstance(subject, Subject):
+        subject = door.load(
+            job.model if model is None else model, job.adapter, tokenizer=tokenizer, classes=job.classes,
+            template=job.template, verbaliser=job.verbaliser, shots=shots, max_length=job.max_length, device=job.device,
+            revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
+        )  # fmt: skip
+    _same_base(subject)
+    _first_tokens(subject)
+    subject, corpus = agreed(subject, corpus, named=job.classes is not None)
+    _tuned_on(job, subject, corpus, card)
+    if data is None or isinstance(data, str | Path):
+        # A repair learns from this split, so its card has to say which it was, as that of `trueup tune` does.
+        own = {"seed": seed, "limit": limit, "train": corpus.part("train").fingerprint}
+        seen = {k: tuned[k] for k in (*own, "also") if k in tuned} if same else own
+        if tuned and not same:
+            seen = seen | {"also": [*tuned.get("also", ()), tuned.get("data")]}
+        subject = replace(subject, source=replace(subject.source, seen=seen | {"data": job.data}))
+    return subject, corpus, seed
+
+
+def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, Corpus]:
+    """Both with one set of class names, where one side has only numbers: the report's notes say which was taken for what.
+
+    A model without names has its logits in the data's own order of classes; labels that are numbers under a model with names
+    are places among its logits, as transformers' own trainer reads them. `named`: the user gave the names.
+    """
+    from trueup.run.predict import session
+
+    numbers = tuple(str(i) for i in range(len(subject.classes)))
+    if subject.shots is not None or named or subject.classes == corpus.classes:
+        return subject, corpus
+    if subject.classes == numbers and len(corpus.classes) == len(numbers):
+        subject = replace(subject, classes=corpus.classes)
+        _in_order(subject, corpus)
+        session().note(
+            f"The model does not name its classes; its logits were taken to be in the data's order: {listing(corpus.classes)}. If "
+            "it was trained in another, every figure here is wrong: give --classes."
+        )
+        return subject, corpus
+    if set(corpus.classes) <= set(numbers) and not set(corpus.classes) & set(subject.classes):
+        names = tuple(subject.classes[int(c)] for c in corpus.classes)
+        pairs = ", ".join(f"{c} is '{n}'" for c, n in zip(corpus.classes, names, strict=True))
+        session().note(f"Labels that are numbers were read as places among the model's classes: {pairs}.")
+        return subject, replace(corpus, classes=names)
+    return subject, corpus
+
+
+def _in_order(subject: Subject, corpus: Corpus) -> None:
+    """Raises BadInput when another order of the model's logits than the data's is far and surely better."""
+    from trueup.measure.accuracy import surer_order
+    from trueup.run.predict import predict
+
+    test = corpus.part("test")
+    predicted = predict(subject, test).predicted
+    if (found := surer_order(predicted, test.label, len(corpus.classes))) is None:
+        return
+    order, share = found
+    names = [corpus.classes[i] for i in order]
+    raise BadInput(
+        f"The model does not name its classes. With its logits in the data's order, {listing(corpus.classes)}, it is right on "
+        f"{(predicted == test.label).mean():.1%} of the test texts, and on {share:.1%} as {listing(names)}. Say in which order it "
+        "was trained: `--classes`, or classes=[...] in Python; if the data's order is right, give that."
+    )
+
+
+def _same_base(subject: Subject) -> None:
+    """Notes an adapter that says it was made for a base of another name: weights of equal shapes can be other weights."""
+    from trueup.run.predict import session
+
+    base, made_for = subject.source.base, getattr(subject.peft_config, "base_model_name_or_path", None)
+    if subject.source.adapter is None or not made_for or _weights(made_for) == _weights(base):
+        return
+    session().note(
+        f"The adapter says that it was made for '{made_for}', and was put on '{base}', where its shapes fit. If these are not the "
+        "same weights, every figure here is wrong."
+    )
+
+
+def _weights(name: str) -> str:
+    """What tells two names of models apart: the last part of a hub id or path, and of a Trainer's checkpoint the whole path."""
+    path = Path(name).resolve() if Path(name).exists() else Path(name)
+    hub = next((p for p in path.parts if p.startswith("models--")), None)  # a snapshot in the hub's cache
+    if hub is not None:
+        return hub.rpartition("--")[2].lower()
+    return str(path) if path.name.startswith("checkpoint-") else path.name.lower()
+
+
+def _first_tokens(subject: Subject) -> None:
+    """Notes answer words of which a part alone is read."""
+    from trueup.run.predict import session
+
+    if subject.template is None or subject.shots is not None:
+        return
+    read = zip(
+        subject.template.words, subject.tokenizer.batch_decode([[i] for i in subject.verbaliser_ids()]), strict=True
+    )
+    if cut := [f"{first!r} of {word!r}" for word, first in read if first.strip() != word.strip()]:
+        session().note(f"Of an answer word the first token alone is read: {', '.join(cut)}.")
+
+
+def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any]) -> None:
+    """Notes what is known, or not known, of the examples that the model was tuned on: some may stand in the test split."""
+    from trueup.corpus.split import leaked
+    from trueup.run.predict import session
+
+    tuned, classes = card.get("tuned"), card.get("classes") or ()
+    if set(classes) == set(corpus.classes):  # their order is no difference between the splits
+        corpus = corpus.relabel(classes)
+    earlier = any(_same_data(d, job.data) for d in (tuned or {}).get("also", ()))
+    untuned = job.adapter is None and (subject.shots is not None or job.data.startswith("task:"))
+    if earlier or not (tuned or untuned):
+        session().note(
+            "Nothing says which examples the model was tuned on; if some of these were among them, the audit flatters it."
+        )
+    elif tuned and _same_data(tuned.get("data"), job.data) and tuned.get("train") != corpus.part("train").fingerprint:
+        session().note(
+            "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
+            f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."
+        )
+    if job.split and (shared := int(leaked(corpus).sum())):
+        session().note(
+            f"{shared} test texts also stand in the other splits of column '{job.split}'; their results flatter."
+        )
+
+
+def _same_data(a: str | None, b: str) -> bool:
+    """Whether two names are of the same data: equal, or of one file or folder."""
+    return a == b or (a is not None and Path(a).exists() and Path(b).exists() and os.path.samefile(a, b))
