@@ -6,6 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import chi2
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from trueup.errors import BadInput
@@ -14,11 +16,13 @@ from trueup.measure.shift import (
     alpha_of,
     auprc,
     auprc_at,
+    coupled_as,
     false_positive_gap,
     feasible_alphas,
     joint,
     mirrored,
     reweighted,
+    same_coupling,
     slope_on_log_alpha,
     table_at,
     tilted,
@@ -131,6 +135,53 @@ def test_a_strength_out_of_reach_is_a_sentence(monkeypatch):
     assert tilted(even, 2).sum(axis=0) == pytest.approx(np.ones(4))
     with pytest.raises(BadInput, match="give a strength nearer 0"):
         tilted(even, 100)
+
+
+def test_a_coupling_moves_to_other_margins():
+    rng = np.random.default_rng(0)
+    for shape in ((2, 2), (3, 4)):
+        a, b = rng.random(shape) + 0.1, rng.random(shape) + 0.1
+        moved = coupled_as(a, b)
+        assert moved.sum(axis=0) == pytest.approx(a.sum(axis=0))
+        assert moved.sum(axis=1) == pytest.approx(a.sum(axis=1))
+        assert log_odds(moved) == pytest.approx(log_odds(b), abs=1e-9)
+        assert coupled_as(b, b) == pytest.approx(b)
+        assert coupled_as(a, np.ones(shape)) == pytest.approx(tilted(a, 0))
+    with pytest.raises(BadInput, match="no mass at y=1, z=0"):
+        coupled_as(np.ones((2, 2)), [[1, 1], [0, 1]])
+    with pytest.raises(BadInput, match="two of one shape"):
+        coupled_as(np.ones((2, 2)), np.ones((2, 3)))
+
+
+def test_the_same_coupling_is_the_likelihood_ratio_of_logistic_regressions():
+    """Oracle: y on z, s and their product against y on z and s, fitted by scikit-learn without a penalty."""
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        a, b = rng.integers(5, 60, (2, 2)), rng.integers(5, 60, (2, 2))
+        y, z, s, n = (
+            v.ravel() for v in (*np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), np.stack([a, b], axis=-1))
+        )
+
+        def deviance(x, y=y, n=n):
+            fit = LogisticRegression(C=np.inf, max_iter=5000, tol=1e-10).fit(x, y, sample_weight=n)
+            return -2 * (n * fit.predict_log_proba(x)[np.arange(len(y)), y]).sum()
+
+        ratio = deviance(np.stack([z, s], axis=1)) - deviance(np.stack([z, s, z * s], axis=1))
+        assert same_coupling(a, b) == pytest.approx(chi2.sf(ratio, 1), abs=1e-4)
+
+
+def test_the_same_coupling_is_rejected_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    joint = np.array([[0.4, 0.2, 0.1], [0.05, 0.1, 0.15]])
+    other = coupled_as(np.outer([0.4, 0.6], [0.2, 0.5, 0.3]), joint)  # other margins, the same odds ratios
+    p = [
+        same_coupling(*(rng.multinomial(500, t.ravel()).reshape(2, 3) for t in (joint, other))) for _ in range(400)
+    ]  # fmt: skip
+    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.085
+    reversed_ = rng.multinomial(500, tilted(joint, -1).ravel()).reshape(2, 3)
+    assert same_coupling(rng.multinomial(500, joint.ravel()).reshape(2, 3), reversed_) < 1e-6
+    assert same_coupling([[10, 20], [30, 0]], [[20, 40], [60, 0]]) == pytest.approx(1), "an empty cell in both"
+    assert same_coupling([[10, 0], [30, 0]], [[20, 0], [60, 0]]) == 1, "one group is no coupling"
 
 
 def test_mirrored_turns_alpha_where_it_can_and_the_odds_elsewhere():

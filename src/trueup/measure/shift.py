@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import chdtrc, xlogy
 
 from trueup.errors import BadInput
 from trueup.measure._rows import Floats, column, counts, levels, score
@@ -102,17 +103,70 @@ def tilted(table: ArrayLike, strength: float) -> Floats:
         raise BadInput(f"strength is {strength}; give a finite number, such as -1.")
     if strength == 1:
         return t.copy()
-    row, col = np.log(t.sum(axis=1)), np.log(t.sum(axis=0))
-    cells = strength * np.log(t / t.max())
+    fitted = _fitted(strength * np.log(t / t.max()), t)
+    if fitted is None:
+        raise BadInput(
+            f"A table of these margins at strength {strength:g} has cells too near 0 to be found; give a strength nearer 0."
+        )
+    return fitted
+
+
+def _fitted(cells: Floats, margins: Floats) -> Floats | None:
+    """exp(`cells`) brought to the margins of a table by proportional fitting, in logs; None where that does not end."""
+    row, col = np.log(margins.sum(axis=1)), np.log(margins.sum(axis=0))
     for _ in range(STEPS):
         cells = cells + (row - np.logaddexp.reduce(cells, axis=1))[:, None]
         off = col - np.logaddexp.reduce(cells, axis=0)
         cells = cells + off
         if np.abs(off).max() <= 1e-12:
             return np.exp(cells)
-    raise BadInput(
-        f"A table of these margins at strength {strength:g} has cells too near 0 to be found; give a strength nearer 0."
-    )
+    return None
+
+
+def coupled_as(table: ArrayLike, other: ArrayLike) -> Floats:
+    """The table with the margins of `table` and the odds ratios of `other`, of one shape: the coupling of `other`, there.
+
+    Proportional fitting as in :func:`tilted`. Where both have the same margins it is `other`.
+
+    Raises: BadInput on other shapes, or a cell of `other` without mass (add 1/2 to counts, for example).
+    """
+    t, o = _mass(table), _mass(other)
+    if t.shape != o.shape:
+        raise BadInput(f"The tables are {t.shape} and {o.shape}; give two of one shape.")
+    if not o.all():
+        c, g = np.argwhere(o == 0)[0]
+        raise BadInput(
+            f"The other table has no mass at y={c}, z={g}, so its coupling has no end; add 1/2 to each count."
+        )
+    fitted = _fitted(np.log(o), t)
+    if fitted is None:
+        raise BadInput("No table of these margins has these odds ratios to be found: its cells are too near 0.")
+    return fitted
+
+
+def same_coupling(a: ArrayLike, b: ArrayLike) -> float:
+    """p-value of the hypothesis that two tables of counts (C, G) have the same odds ratios, whatever their margins.
+
+    The likelihood-ratio test of no three-way interaction (Bishop, Fienberg and Holland 1975, chapter 3), with (C - 1)(G - 1)
+    degrees of freedom; the expected counts by proportional fitting. A row or column that is empty in both tables counts not.
+
+    Raises: BadInput on tables of other shapes.
+    """
+    n = np.stack([_mass(a, margins=False), _mass(b, margins=False)])
+    n = n[:, n.sum(axis=(0, 2)) > 0][:, :, n.sum(axis=(0, 1)) > 0]
+    expected = np.ones_like(n)
+    for _ in range(STEPS):
+        before = expected
+        for axis in range(3):
+            here = expected.sum(axis=axis, keepdims=True)
+            expected = expected * np.divide(
+                n.sum(axis=axis, keepdims=True), here, out=np.zeros_like(here), where=here > 0
+            )
+        if np.abs(expected - before).max() <= 1e-9 * n.sum():
+            break
+    freedom = (n.shape[1] - 1) * (n.shape[2] - 1)
+    ratio = 2 * float(xlogy(n, np.divide(n, expected, out=np.ones_like(n), where=expected > 0)).sum())
+    return float(chdtrc(freedom, max(ratio, 0.0))) if freedom else 1.0
 
 
 def mirrored(table: ArrayLike) -> Floats:

@@ -12,6 +12,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.confounding import Confounding
 from trueup.faults.confounding.audit import COLUMNS, TITLES, mixes, statistics, use
+from trueup.faults.confounding.planted import corpus_of as planted_corpus
 from trueup.faults.confounding.planted import planted
 from trueup.measure import shift
 from trueup.run.predict import Session, predict, within
@@ -168,6 +169,102 @@ def test_knobs_out_of_range(knobs, says):
         Confounding(**knobs)
 
 
+# ---------------------------------------------------------------------------------------- the coupling of the training
+
+
+def with_test(corpus: Corpus, rates: tuple[float, float]) -> Corpus:
+    """The corpus with test examples of which the sites have these shares of the positive class."""
+    other = planted_corpus(rates, seed=5)
+    a, b = corpus.split != "test", other.split == "test"
+    return Corpus(
+        [*np.array(corpus.text, dtype=object)[a], *np.array(other.text, dtype=object)[b]],
+        np.concatenate([corpus.label[a], other.label[b]]), corpus.classes, np.concatenate([corpus.split[a], other.split[b]]),
+        attributes={"site": np.concatenate([corpus.attributes["site"][a], other.attributes["site"][b]])}, name=corpus.name,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rates", [(0.3, 0.3), (0.5, 0.1)], ids=["balanced", "reversed"])
+def test_a_shortcut_is_found_on_examples_that_do_not_have_it(cases, found, rates):
+    """What training did counts: the examined examples are weighted to its coupling."""
+    subject, corpus = cases["planted"]
+    moved = with_test(corpus, rates)
+    with within(Session()) as here:
+        blind = FAULT.audit(subject, moved.part("test"), seed=0)
+        seeing = FAULT.prepared(subject, moved, seed=0).audit(subject, moved.part("test"), seed=0)
+    assert not blind.found
+    assert seeing.found
+    assert seeing.severity == pytest.approx(found["planted"].severity, abs=0.08)
+    assert seeing.sentence.startswith("As in the training examples, 'positive' is")
+    assert any("couple the label and 'site' otherwise than the training examples" in n for n in here.notes)
+    weak = rates == (0.3, 0.3)
+    assert any("hardly go together in these data" in n for n in here.notes) == weak, "said of the blind audit"
+    # The differences are of the same tables.
+    after = FAULT.prepared(cases["sham"][0], moved, seed=0).audit(cases["sham"][0], moved.part("test"), seed=0)
+    assert FAULT.compare(seeing, after, seed=0)["severity"].value == pytest.approx(after.severity - seeing.severity)
+
+
+def test_where_training_and_test_go_together_alike_the_examples_are_taken_as_they_are(cases, found):
+    for case in ("planted", "healthy", "sham"):
+        subject, corpus = cases[case]
+        ready = FAULT.prepared(subject, corpus, seed=0)
+        f = ready.audit(subject, corpus.part("test"), seed=0)
+        assert (f.severity, f.low, f.high, f.sentence) == (
+            found[case].severity, found[case].low, found[case].high, found[case].sentence,
+        )  # fmt: skip
+        assert "trained" not in ready.knobs()
+
+
+def test_training_without_one_cell_still_has_a_coupling(cases):
+    """The strongest shortcut of all: no positive example at one site in training."""
+    subject, corpus = cases["planted"]
+    gone = (corpus.split == "train") & (corpus.label == 1) & (corpus.attributes["site"] == "calm")
+    whole = corpus.take(~gone)
+    f = FAULT.prepared(subject, whole, seed=0).audit(subject, whole.part("test"), seed=0)
+    assert f.details["alpha"] > 20
+    assert f.found
+
+
+def test_a_mirror_that_these_margins_do_not_allow_is_named(cases):
+    subject, corpus = cases["planted"]
+    test = corpus.part("test")
+    cell = 2 * test.label + (test.attributes["site"] == "loud")
+    rng = np.random.default_rng(0)
+    # P(y=1) = P(z=1) = 0.6 at alpha 4: a quarter is not feasible.
+    sizes = shift.table_at(np.outer([0.4, 0.6], [0.4, 0.6]), 4.0).ravel() * 300
+    rows = np.concatenate([rng.choice(np.flatnonzero(cell == c), round(n), replace=True) for c, n in enumerate(sizes)])
+    f = FAULT.audit(subject, test.take(np.sort(rows)), seed=0)
+    assert "(the odds ratio turned round: alpha 0.4" in f.sentence
+    assert "odds ratio" not in FAULT.audit(subject, test, seed=0).sentence
+
+
+def test_values_that_only_the_examined_examples_have(cases):
+    subject, corpus = cases["planted"]
+    site = corpus.attributes["site"].copy()
+    site[np.flatnonzero(corpus.split == "test")[:200]] = "new"
+    with pytest.raises(BadInput, match=r"has values that were not seen before: 'new'\. Known are 'calm', 'loud'"):
+        FAULT.prepared(subject, renamed(corpus, list(site)), seed=0)
+    everywhere = corpus.attributes["site"].copy()
+    everywhere[::4] = "new"
+    assert FAULT.prepared(subject, renamed(corpus, list(everywhere)), seed=0).trained is not None
+    elsewhere = corpus.attributes["site"].copy()
+    elsewhere[np.flatnonzero(corpus.split != "test")[:200]] = "old"
+    with within(Session()) as here:
+        FAULT.prepared(subject, renamed(corpus, list(elsewhere)), seed=0)
+    assert here.notes == ["No examined example has site 'old', so nothing is said about it."]
+
+
+def test_groups_lie_apart_where_the_features_tell_them(found, cases):
+    measure = found["planted"].measures["distance"]
+    chance = float(measure.unit.rpartition(" ")[2])
+    assert measure.low > 2 * chance
+    assert measure.low < measure.value < measure.high
+    _, corpus = cases["planted"]
+    rng = np.random.default_rng(0)
+    dealt = renamed(corpus, [("calm", "loud")[i] for i in rng.integers(0, 2, len(corpus))])
+    none = FAULT.audit(cases["planted"][0], dealt.part("test"), seed=0).measures["distance"]
+    assert none.low < float(none.unit.rpartition(" ")[2]) < none.high
+
+
 # ------------------------------------------------------------------------------------------- more classes and groups
 
 
@@ -229,12 +326,15 @@ def sure(of: np.ndarray, classes: int = 2) -> np.ndarray:
     return np.eye(classes)[of]
 
 
-def test_every_measure_is_better_in_its_own_direction():
+@pytest.mark.parametrize("way", ["more", "less"])
+def test_every_measure_is_better_in_its_own_direction(way):
     """A classifier that knows the label against one that knows the group: `better` must point from the second to the first."""
     label, group = synthetic()
-    stats = statistics(mixes(label, group, 2, 2))
+    group = group if way == "more" else 1 - group
+    stats = statistics(mixes(shift.joint(label, group, 2, 2)))
+    guess = group if way == "more" else 1 - group
     right = {k: f(sure(label), label, label, group) for k, f in stats.items()}
-    shortcut = {k: f(sure(group), group, label, group) for k, f in stats.items()}
+    shortcut = {k: f(sure(guess), guess, label, group) for k, f in stats.items()}
     assert right["severity"] == pytest.approx(0)
     assert shortcut["severity"] > 0.1
     for key, (_, _, better) in TITLES.items():
@@ -274,7 +374,7 @@ def test_every_statistic_takes_weights_as_repeated_rows(found):
     s = found["planted"].samples
     weight = np.random.default_rng(0).integers(0, 3, len(s["label"]))
     drawn = np.repeat(np.arange(len(weight)), weight)
-    stats = statistics(mixes(s["label"], s["group"], 2, 2))
+    stats = statistics(mixes(shift.joint(s["label"], s["group"], 2, 2)))
     for key, f in stats.items():
         a, b = f(*(s[k] for k in COLUMNS), weight=weight), f(*(s[k][drawn] for k in COLUMNS))
         assert a == pytest.approx(b, abs=1e-9), key
@@ -360,5 +460,7 @@ def test_of_two_columns_the_first_is_examined_and_a_note_names_the_other(cases, 
     ]
     with within(Session()) as now:
         f = replace(FAULT, attribute="parity").audit(subject, two, seed=0)
-    assert (f.details["attribute"], now.notes) == ("parity", [])
+    assert f.details["attribute"] == "parity"
+    assert len(now.notes) == 1
+    assert "'parity' hardly go together in these data" in now.notes[0], "which it never had to do with"
     assert not f.found, "the control: a column that says nothing"

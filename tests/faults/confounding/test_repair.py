@@ -12,18 +12,22 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from scipy.special import softmax
 
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapted import Adapted
 from trueup.faults.confounding import Confounding
 from trueup.faults.confounding import repair as R
+from trueup.faults.confounding.audit import use
 from trueup.faults.confounding.candidates import (
     FAMILIES,
+    STRENGTHS,
     Change,
     Evidence,
     Flipped,
     FunctionForm,
     Hybrid,
+    LastLayer,
     LoraArithmetic,
     Relinearised,
 )  # fmt: skip
@@ -31,6 +35,7 @@ from trueup.faults.confounding.maths import PromptVector, shortcut
 from trueup.faults.confounding.planted import planted
 from trueup.faults.fault import NoRemedy
 from trueup.run import forward
+from trueup.run.heads import fit_head
 from trueup.run.predict import Session, predict, within
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
@@ -177,12 +182,25 @@ def test_a_repaired_last_layer_is_not_repaired_again(case, finding):
 
 
 def test_when_no_family_helps_it_says_how_near_the_best_came(case, finding, monkeypatch):
-    monkeypatch.setattr(R, "FAMILIES", (Flipped(),))
+    class Still(Flipped):
+        def variants(self, e):
+            return [e.variant("as it is", Change(prompt=e.prompt))]
+
+    still = Still("still", "nothing at all", "a test")
+    # The flipped control is no repair, so it neither counts nor comes best.
+    monkeypatch.setattr(R, "FAMILIES", (Flipped(), still))
     got = FAULT.repair(*case, finding, seed=0)
     assert isinstance(got, NoRemedy)
     assert got.reason.startswith("Of 1 repairs none lowered the drop")
-    assert [r["key"] for r in got.tried["candidates"]] == ["flipped"]
-    monkeypatch.setattr(R, "FAMILIES", ())
+    assert "(the best, nothing at all: +0.000" in got.reason
+    assert [r["key"] for r in got.tried["candidates"]] == ["flipped", "still"]
+    monkeypatch.setattr(R, "FAMILIES", (Flipped(), FunctionForm(), still))
+    got = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(got, NoRemedy)
+    assert got.reason == (
+        "'hybrid arithmetic on the function' helped, but no adapter computes it; no other of 2 repairs did."
+    )
+    monkeypatch.setattr(R, "FAMILIES", (Flipped(),))
     got = FAULT.repair(*case, finding, seed=0)
     assert isinstance(got, NoRemedy)
     assert got.reason == "No family of repairs goes with this subject."
@@ -215,6 +233,45 @@ def test_a_winner_that_cannot_be_saved_costs_the_repair_nothing(case, finding, r
     assert "helped and cannot be saved: The head cannot be replaced." in none.reason
 
 
+def test_use_after_another_last_layer_is_told_out_of_fold(case):
+    """A last layer says less of the group of the examples that it learnt from than of others."""
+    subject, corpus = case
+    e = R.evidence(subject, corpus, "site", 0.0, 0)
+    few = np.concatenate(
+        [np.flatnonzero((e.held.label == y) & (e.held_group == z))[:12] for y in (0, 1) for z in (0, 1)]
+    )
+    e = replace(e, held=e.held.take(few), held_group=e.held_group[few], memory={})
+    variant = next(v for v in LastLayer("dfr").variants(e) if v.name == "C = 0.1, calibration")
+    said = re.search(r"([\d.]+) after \(", R._inside(e, variant, 20))
+    assert said is not None
+    out_of_fold = use(variant.held, variant.held.argmax(axis=1), e.held.label, e.held_group)
+    assert float(said.group(1)) == pytest.approx(out_of_fold, abs=6e-4)
+    inside = variant.predict(e.held)
+    in_sample = use(inside, inside.argmax(axis=1), e.held.label, e.held_group)
+    assert in_sample < out_of_fold - 6e-4, "the control: the two would be printed otherwise"
+
+
+def test_the_back_door_adjustment_is_near_the_mean_over_groups(case):
+    """Oracle: sum_z P(z) P(y | x, z). The control: the layer without its part for the group answers for a group that is none."""
+    subject, corpus = case
+    e = R.evidence(subject, corpus, "site", 0.0, 0)
+    rng = np.random.default_rng(0)
+    rows = np.flatnonzero((e.held_group == 1) | (rng.random(len(e.held)) < 0.11))
+    group, held = e.held_group[rows], e.held.take(rows)
+    e = replace(e, held=held, held_group=group, train=held, train_group=group, memory={})
+    variant = LastLayer("backdoor").variants(e)[-1]
+    x, one_hot = predict(subject, held).features.astype(float), np.eye(2)[group]
+    twice = [np.concatenate([v, v]) for v in (x, one_hot)]
+    w, b, of_group = fit_head(
+        twice[0], np.concatenate([held.label] * 2), 2, strength=STRENGTHS[-1], extra=twice[1]
+    )  # fmt: skip
+    each = [softmax(x @ w.T + b + of_group[:, z], axis=1)[:, 1] for z in (0, 1)]
+    wanted = (1 - group.mean()) * each[0] + group.mean() * each[1]
+    assert np.abs(each[1] - each[0]).mean() > 0.1
+    assert np.abs(variant.predict(held)[:, 1] - wanted).mean() < 0.01
+    assert np.abs(softmax(x @ w.T + b, axis=1)[:, 1] - wanted).mean() > 0.03
+
+
 def test_less_used_is_said_only_when_its_interval_says_so(case, remedy):
     subject, corpus = case
     e, own = R.evidence(subject, corpus, "site", 0.0, 0), subject.own_head()
@@ -224,7 +281,7 @@ def test_less_used_is_said_only_when_its_interval_says_so(case, remedy):
     rng, by_eye = np.random.default_rng(0), 0
     for _ in range(8):
         noise = torch.tensor(rng.normal(size=own.weight.shape), dtype=torch.float32)
-        said = R._inside(e, Change(head=Head(own.weight + 0.1 * noise, own.bias)), 100)
+        said = R._inside(e, e.variant("noise", Change(head=Head(own.weight + 0.1 * noise, own.bias))), 100)
         found = re.search(r"by ([\d.]+) before and ([\d.]+) after \([-+.\d]+ \[[-+.\d]+, ([-+.\d]+)\]\)", said)
         assert found is not None, said
         fell = found.group(3).startswith("-")
@@ -232,7 +289,7 @@ def test_less_used_is_said_only_when_its_interval_says_so(case, remedy):
         assert ("is not measurably less used" in said) == (not fell), said
         by_eye += float(found.group(2)) < float(found.group(1)) and not fell
     assert by_eye, "the control: a fall that the interval does not bear out"
-    assert "is not measurably less used" in R._inside(e, Change(), 100)
+    assert "is not measurably less used" in R._inside(e, e.variant("as it is", Change()), 100)
 
 
 @pytest.mark.parametrize("split", ["train", "calibration"])

@@ -6,14 +6,17 @@ its authors' public code (DeconDTN). What is reconstruction is said where it is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
 from trueup.subject.subject import Subject
+
+if TYPE_CHECKING:
+    from trueup.faults.confounding.audit import Trained
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Confounding(Fault):
     Attributes:
         threshold: severity above which it is called a fault.
         attribute: the column to examine; empty for the first of the corpus' attributes.
-        alpha: P(y=1|z=1)/P(y=1|z=0) under which the model was trained; 0 takes that of the examined examples.
+        alpha: P(y=1|z=1)/P(y=1|z=0) under which the model was trained; 0 takes that of the examined examples, or of the
+            training examples where those are clearly coupled otherwise.
         retrain: also try repairs that train an adapter again (an ordinary confounder prompt or LoRA, GroupDRO,
             resampling, importance weights). Each costs about one training.
         resamples: of every bootstrap.
@@ -34,6 +38,7 @@ class Confounding(Fault):
     alpha: float = 0.0
     retrain: bool = False
     resamples: int = 1000
+    trained: Trained | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
 
     def __post_init__(self) -> None:
         if self.resamples < 10:
@@ -67,12 +72,17 @@ class Confounding(Fault):
             return "No column was named that should not matter; name one with --confounder COLUMN."
         return None
 
+    def prepared(self, subject: Subject, corpus: Corpus, *, seed: int) -> Confounding:
+        from trueup.faults.confounding.audit import attribute_of, trained_on
+
+        return replace(self, trained=trained_on(subject, corpus, attribute_of(corpus, self.attribute)))
+
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
         from trueup.faults.confounding.audit import audit
 
         return audit(
-            subject, corpus, attribute=self.attribute, alpha=self.alpha, threshold=self.threshold, resamples=self.resamples,
-            seed=seed,
+            subject, corpus, attribute=self.attribute, alpha=self.alpha, trained=self.trained, threshold=self.threshold,
+            resamples=self.resamples, seed=seed,
         )  # fmt: skip
 
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:

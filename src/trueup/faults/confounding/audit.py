@@ -7,7 +7,7 @@ that the draws of `corpus.mix` average to it).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,13 @@ from trueup.subject.subject import Subject
 POINTS = 9
 REACH = 5.0
 """The curve goes from coupling 1/5 to 5 and further where the data's own coupling is stronger."""
+DIFFERENT = 0.01
+"""p-value below which training and examined examples are coupled differently. Else the examined ones are taken as they are:
+weights would add noise alone."""
+REDRAWN, DIRECTIONS = 50, 64
+"""Bootstrap draws and directions of the distance between groups, whose interval is normal."""
+FREE = 1.25
+"""A coupling from 1 / FREE to FREE is so weak that turning it round shows hardly anything, whatever the classifier does."""
 COLUMNS = ("probability", "predicted", "label", "group")
 
 
@@ -70,31 +77,86 @@ class Mixes:
     alpha: float | None
 
 
-def mixes(label: NDArray, group: NDArray, classes: int, groups: int, alpha: float = 0.0) -> Mixes:
-    """The tables that go with audited examples, whose own coupling counts as the training's unless `alpha` says more.
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """How often each class occurs in each group among the examples that the subject was trained on: `counts` (C, G)."""
+
+    groups: tuple[str, ...]
+    counts: NDArray
+
+    def among(self, groups: Sequence[str]) -> NDArray:
+        """The columns of `groups`; a group that training did not have has none of any class."""
+        place = {g: i for i, g in enumerate(self.groups)}
+        return np.stack(
+            [self.counts[:, place[g]] if g in place else np.zeros(len(self.counts)) for g in groups], axis=1
+        )
+
+
+def trained_on(subject: Subject, corpus: Corpus, attribute: str) -> Trained | None:
+    """The table of the ``train`` split; None where it has no examples, or the attribute has one value there.
+
+    Raises:
+        BadInput: the attribute cannot be examined, or examined examples have a value of it that no other split has.
+    """
+    corpus = corpus.relabel(subject.classes)
+    mix.groups_of(corpus.part("test"), attribute)
+    others, tested = (
+        np.unique(corpus.attributes[attribute][rows]) for rows in (corpus.split != "test", corpus.split == "test")
+    )
+    if len(others):
+        mix.group_index(corpus.part("test"), attribute, [str(v) for v in others])
+    if gone := sorted(set(map(str, others)) - set(map(str, tested))):
+        session().note(f"No examined example has {attribute} {listing(gone)}, so nothing is said about {_it(gone)}.")
+    train = corpus.take(corpus.split == "train")
+    groups = tuple(str(v) for v in np.unique(train.attributes[attribute]))
+    return Trained(groups, mix.counts(train, attribute, groups)) if len(groups) > 1 else None
+
+
+def _it(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "them"
+
+
+def coupling(
+    label: NDArray, group: NDArray, classes: int, groups: int, alpha: float = 0.0, trained: NDArray | None = None
+) -> tuple[NDArray, bool]:
+    """The joint table (C, G) that counts as the training's, with the margins of these examples; and whether it is not theirs.
+
+    `alpha`, where given. Else these examples' own, unless the training examples `trained` (C, G) clearly have another.
 
     Raises:
         BadInput: `alpha` is not feasible with the margins of these examples, or given for more than 2 x 2 cells.
     """
     full = shift.joint(label, group, classes, groups)
+    there = full.sum(axis=1) > 0  # a class of the head that no example has keeps a row of zeros
+    own = full[there]
+    if alpha and own.shape != (2, 2):
+        raise BadInput(
+            f"confounding.alpha goes with two classes and two groups; here are {len(own)} and {groups}. Leave it out: the "
+            "coupling of the examples is taken."
+        )
+    here = own
+    if alpha:
+        here = shift.table_at(own, alpha)
+    elif trained is not None and shift.same_coupling(own * len(label), trained[there]) < DIFFERENT:
+        # Half an example more in each cell: training may have had none of one.
+        here = shift.coupled_as(own, trained[there] + 0.5)
+    full[there] = here
+    return full, here is not own
+
+
+def mixes(here: NDArray) -> Mixes:
+    """The tables that go with a coupling `here` (C, G)."""
     # A class of the head that no example has stays out of the tables, and comes back as a row of zeros.
-    there = full.sum(axis=1) > 0
+    there = here.sum(axis=1) > 0
     if not there.all():
-        m = mixes(np.cumsum(there)[label] - 1, group, int(there.sum()), groups, alpha)
-        wide = [np.zeros_like(full) for _ in range(3 + len(m.tables))]
+        m = mixes(here[there])
+        wide = [np.zeros_like(here) for _ in range(3 + len(m.tables))]
         for w, t in zip(wide, (m.here, m.balanced, m.mirrored, *m.tables), strict=True):
             w[there] = t
         return Mixes(wide[0], wide[1], wide[2], m.x, tuple(wide[3:]), m.alpha)
-    own, binary = full, full.shape == (2, 2)
-    if alpha and not binary:
-        raise BadInput(
-            f"confounding.alpha goes with two classes and two groups; here are {classes} and {groups}. Leave it out: the "
-            "coupling of the examples is taken."
-        )
-    here = shift.table_at(own, alpha) if alpha else own
     balanced = here.sum(axis=1, keepdims=True) * here.sum(axis=0, keepdims=True)
     mirrored = shift.mirrored(here)
-    if not binary:
+    if here.shape != (2, 2):
         x = np.linspace(-1, 1, POINTS)
         return Mixes(here, balanced, mirrored, x, tuple(shift.tilted(here, float(s)) for s in x), None)
     a = shift.alpha_of(here)
@@ -123,7 +185,9 @@ def statistics(m: Mixes) -> dict[str, Callable[..., float]]:
 
     def slope(*columns, weight=None) -> float:
         values = np.array([f(*columns, weight=weight) for f in curve])
-        return float(np.polyfit(m.x, values, 1)[0]) if len(m.x) > 1 else float("nan")
+        # Uphill towards the coupling of training, on whichever side that lies.
+        towards = -1.0 if m.alpha is not None and m.alpha < 1 else 1.0
+        return towards * float(np.polyfit(m.x, values, 1)[0]) if len(m.x) > 1 else float("nan")
 
     def level(*columns, weight=None) -> float:
         return float(np.mean([f(*columns, weight=weight) for f in curve]))
@@ -174,7 +238,11 @@ TITLES: dict[str, tuple[str, str, str]] = {
     "auprc_balanced": ("AUPRC, mix without coupling", "average precision", "higher"),
     "auprc_mirrored": ("AUPRC, coupling reversed", "average precision", "higher"),
     "level": ("AUPRC, mean over all mixes", "average precision", "higher"),
-    "slope": ("slope of the shift curve", "average precision per unit of its axis", "lower"),
+    "slope": (
+        "slope of the shift curve, towards the coupling of training",
+        "average precision per unit of its axis",
+        "lower",
+    ),
     "use": ("use of the attribute", "probability moved by the group at a given label", "lower"),
     "accuracy": ("accuracy", "share of examples", "higher"),
     "worst_group_accuracy": ("accuracy of the worst (label, group) cell", "share of the cell", "higher"),
@@ -186,9 +254,10 @@ TITLES: dict[str, tuple[str, str, str]] = {
 
 
 def audit(
-    subject: Subject, corpus: Corpus, *, attribute: str, alpha: float, threshold: float, resamples: int, seed: int
-) -> Finding:
-    """Examine on all of `corpus`.
+    subject: Subject, corpus: Corpus, *, attribute: str, alpha: float, trained: Trained | None, threshold: float,
+    resamples: int, seed: int,
+) -> Finding:  # fmt: skip
+    """Examine on all of `corpus`; the coupling of training is `alpha`, or that of the examples `trained` on, or their own.
 
     Raises:
         BadInput: the column is missing, constant or tied to the label, or a (label, group) cell has fewer than 10 examples.
@@ -213,7 +282,9 @@ def audit(
         "probability": probability, "predicted": out.probability[:, present].argmax(axis=1), "label": label, "group": group,
     }  # fmt: skip
     names = tuple(subject.classes[i] for i in present)
-    m = mixes(label, group, len(present), len(groups), alpha)
+    learnt = None if trained is None else trained.among(groups)[present]
+    here, other = coupling(label, group, len(present), len(groups), alpha, learnt)
+    m = mixes(here)
     values = [columns[k] for k in COLUMNS]
     wanted = statistics(m)
     curve = {f"curve{i}": at(t) for i, t in enumerate(m.tables)}
@@ -228,36 +299,55 @@ def audit(
     measures["present"] = Measure(
         last, float(low), float(high), "balanced accuracy of a linear probe", "lower", "presence of the attribute"
     )
-    layers["distance"] = _distance(out.features, label, group, seed)
+    far, spread, apart = _distance(out.features, label, group, seed)
+    measures["distance"] = Measure(
+        far, max(0.0, far - 1.96 * spread), far + 1.96 * spread, f"standard deviations; by chance {apart:.3f}", "lower",
+        "sliced Wasserstein distance of the groups' last features",
+    )  # fmt: skip
     head = got["severity"]
-    coupling = (
+    together = (
         f"'{names[1]}' is {m.alpha:.3g} times as frequent among {attribute}={groups[1]} as among {attribute}={groups[0]}"
         if m.alpha is not None
         else f"the labels go with {attribute} ({len(groups)} values)"
     )
-    when = "At the given coupling" if alpha else "As the data are"
+    when = "At the given coupling" if alpha else "As in the training examples" if other else "As the data are"
     sentence = (
-        f"{when}, {coupling}, and AUPRC is {got['auprc'].value:.3f}; were the coupling reversed, it would be "
+        f"{when}, {together}, and AUPRC is {got['auprc'].value:.3f}; were the coupling reversed{_reversed(m)}, it would be "
         f"{got['auprc_mirrored'].value:.3f}: a drop of {head.value:.3f} [{head.low:.3f}, {head.high:.3f}]."
     )
+    if other and not alpha:
+        session().note(
+            f"confounding: the examined examples couple the label and '{attribute}' otherwise than the training examples do, "
+            "whose coupling was taken; the examined ones were weighted to it."
+        )
+    elif m.alpha is not None and not alpha and 1 / FREE < m.alpha < FREE:
+        session().note(
+            f"confounding: the label and '{attribute}' hardly go together in these data, so reversing that shows little. Of a "
+            "classifier that was trained on other data, look at the use of the attribute and the slope of its curve, or give "
+            "the coupling it was trained under: --set confounding.alpha=5, for example."
+        )
     return Finding(
         fault="confounding", unit="AUPRC lost when the coupling is reversed", severity=head.value, low=head.low,
         high=head.high, threshold=threshold, sentence=sentence, measures=measures,
         charts=_charts(m, [got[k] for k in curve], layers, columns, names, groups, attribute),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "alpha": m.alpha,
-                 "given_alpha": alpha, "cells": mix.counts(corpus, attribute, groups)[present].tolist(), "layers": layers,
+                 "here": here.tolist(), "cells": mix.counts(corpus, attribute, groups)[present].tolist(), "layers": layers,
                  "chance of the probe": control},
         samples=columns,
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus), "attribute": attribute},
     )  # fmt: skip
 
 
+def _reversed(m: Mixes) -> str:
+    """Which coupling the reversed one is, where these margins do not go with 1 / alpha."""
+    if m.alpha is None or abs(shift.alpha_of(m.mirrored) * m.alpha - 1) < 0.01:
+        return ""
+    return f" (the odds ratio turned round: alpha {shift.alpha_of(m.mirrored):.3g}, for 1/alpha does not go with these margins)"
+
+
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
     """Paired bootstrap differences, after minus before, of the severity and every measure of the predictions."""
-    label, group = before.samples["label"], before.samples["group"]
-    m = mixes(
-        label, group, before.samples["probability"].shape[1], int(group.max()) + 1, float(before.details["given_alpha"])
-    )
+    m = mixes(np.array(before.details["here"]))
     got = bootstrap.paired_many(
         statistics(m),
         [before.samples[k] for k in COLUMNS],
@@ -272,7 +362,7 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
     """The 100 surest errors that say what the shortcut would, and up to 100 predictions that the repair turned."""
     s = before.samples
     names, groups = before.details["classes"], before.details["groups"]
-    here = mixes(s["label"], s["group"], len(names), len(groups), float(before.details["given_alpha"])).here
+    here = np.array(before.details["here"])
     follows = (s["predicted"] == shortcut(here)[s["group"]]) & (s["predicted"] != s["label"])
     sure = s["probability"].max(axis=1)
     order = np.lexsort((-sure, ~follows))[:100]
@@ -321,14 +411,31 @@ def _inside(subject: Subject, corpus: Corpus, label: NDArray, group: NDArray, se
     }
 
 
-def _distance(features: NDArray, label: NDArray, group: NDArray, seed: int) -> float:
-    """Sliced Wasserstein distance between the groups' features, in standard deviations: mean over labels, worst pair."""
+def _distance(features: NDArray, label: NDArray, group: NDArray, seed: int) -> tuple[float, float, float]:
+    """Sliced Wasserstein distance between the groups' features, in standard deviations: mean over labels, worst pair.
+
+    Its value, the standard deviation over `REDRAWN` bootstrap draws within cells, and what groups dealt out at random give.
+    """
     x = (features - features.mean(axis=0)) / (features.std(axis=0).mean() + 1e-9)
-    far = []
-    for y in np.unique(label):
-        parts = [x[(label == y) & (group == z)] for z in np.unique(group)]
-        far.append(max(sliced_wasserstein(a, b, seed=seed) for i, a in enumerate(parts) for b in parts[:i]))
-    return float(np.mean(far))
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 9]))
+    rows = [np.flatnonzero(label == y) for y in np.unique(label)]
+
+    def far(draw: Callable[[NDArray], NDArray], group: NDArray) -> float:
+        cells = [[x[draw(r[group[r] == z])] for z in np.unique(group)] for r in rows]
+        return float(np.mean([
+            max(sliced_wasserstein(a, b, projections=DIRECTIONS, seed=seed) for i, a in enumerate(parts) for b in parts[:i])
+            for parts in cells
+        ]))  # fmt: skip
+
+    def dealt() -> NDArray:
+        mixed = group.copy()
+        for r in rows:
+            mixed[r] = rng.permutation(group[r])
+        return mixed
+
+    again = [far(lambda cell: rng.choice(cell, len(cell)), group) for _ in range(REDRAWN)]
+    chance = [far(lambda cell: cell, dealt()) for _ in range(5)]
+    return far(lambda cell: cell, group), float(np.std(again)), float(np.mean(chance))
 
 
 def _charts(m: Mixes, curve, layers, columns, names, groups, attribute) -> tuple[Chart, ...]:

@@ -43,6 +43,8 @@ STRENGTHS = (1e-3, 1e-2, 1e-1)
 KEPT = 0.95
 """Share of the AUPRC at the data's own coupling that the control rule keeps (task arithmetic, arXiv 2212.04089)."""
 FOLDS = 5
+CONTROL = "control"
+"""The source of a family that is tried to show what must not help."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +242,7 @@ class Flipped(Family):
 
     key: str = "flipped"
     title: str = "control: hybrid arithmetic with the polarity flipped"
-    source: str = "control"
+    source: str = CONTROL
 
     def possible(self, e: Evidence) -> bool:
         return e.prompt is not None
@@ -358,6 +360,9 @@ class Relinearised(Family):
 class LastLayer(Family):
     """A last layer fitted again on features of train and calibration: `how` says on which and how.
 
+    The back-door adjustment is its linear form: a layer fitted beside the groups, whose part in the logits is then held at its
+    mean. For two classes it ranks as sum_z P(z) P(y | x, z) nearly does; what it says as a chance is an approximation.
+
     With `after`, on those of the re-linearised prompt, so that prompt and last layer change together.
     """
 
@@ -411,8 +416,8 @@ class LastLayer(Family):
         biased = e.subject.template is None and e.subject.head_layer().bias is not None
         own = e.subject.own_head()
 
-        def on(features, label, group, strength, weight, extra=None):
-            w, b, _ = fit_head(features, label, e.classes, strength=strength, weight=weight, extra=extra, biased=biased)
+        def on(features, label, group, strength, weight):
+            w, b, _ = fit_head(features, label, e.classes, strength=strength, weight=weight, biased=biased)
             return w, b
 
         def balanced(strength: float, both: bool):
@@ -443,7 +448,10 @@ class LastLayer(Family):
         def backdoor(strength: float):
             def fit(x, z, yx, yz, gx, gz):
                 features, label, group = np.concatenate([x, z]), np.concatenate([yx, yz]), np.concatenate([gx, gz])
-                return on(features, label, group, strength, None, extra=np.eye(int(group.max()) + 1)[group])
+                one_hot = np.eye(int(group.max()) + 1)[group]
+                w, b, of_group = fit_head(features, label, e.classes, strength=strength, extra=one_hot, biased=biased)
+                # sum_z P(z) P(y | x, z) is no linear layer; the logits' mean over P(z) is one.
+                return w, b + of_group @ one_hot.mean(axis=0) * biased
 
             return fit
 
@@ -582,7 +590,9 @@ FAMILIES: tuple[Family, ...] = (
     TangentBoth(),
     LastLayer("dfr", "dfr", "last layer again, balanced (DFR)", "arXiv 2204.02937"),
     LastLayer("leace", "leace", "attribute erased before the last layer (LEACE)", "arXiv 2306.03819"),
-    LastLayer("backdoor", "backdoor", "back-door adjustment of the last layer", "Pearl 2009, section 3.3"),
+    LastLayer(
+        "backdoor", "backdoor", "back-door adjustment of the last layer", "Pearl 2009, section 3.3; of the logits"
+    ),
     OrdinaryBoth(),
     LoraArithmetic(),
     Retrained("group-dro", "group-dro", "trained again, GroupDRO", "arXiv 1911.08731"),

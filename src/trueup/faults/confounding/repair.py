@@ -17,8 +17,8 @@ from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, Unsupported, listing
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import maths
-from trueup.faults.confounding.audit import attribute_of, mixes, statistics, use
-from trueup.faults.confounding.candidates import FAMILIES, Change, Evidence, score
+from trueup.faults.confounding.audit import attribute_of, coupling, mixes, statistics, use
+from trueup.faults.confounding.candidates import CONTROL, FAMILIES, Change, Evidence, Variant, score
 from trueup.faults.fault import Finding, NoRemedy
 from trueup.measure import bootstrap
 from trueup.measure.divergence import decodability
@@ -78,12 +78,14 @@ def repair(
     }  # fmt: skip
     while winners:
         won = best_of(winners)
-        row, change = won
+        row, variant = won
+        change = variant.change
+        assert change is not None
         describe = (
             f"{row['title'][0].upper()}{row['title'][1:]} ({row['variant']}): on the calibration examples, which chose it, the "
             f"drop under a reversed coupling of the label and '{attribute}' moved by {row['severity']:+.3f} [{row['low']:+.3f}, "
             f"{row['high']:+.3f}], AUPRC over all mixes from {row['level before']:.3f} to {row['level']:.3f}. "
-            f"{_inside(e, change, resamples)}"
+            f"{_inside(e, variant, resamples)}"
         )
         try:
             return remedy_of(subject, change, about | {"describe": describe, "chosen": row["key"]})
@@ -91,16 +93,21 @@ def repair(
             row["saveable"], row["refused"] = False, str(why)
             session().note(f"The repair '{row['title']}' helped and was passed over, because it cannot be saved: {why}")
             winners.remove(won)
-    best, refused = max(table, key=lambda r: r["level"], default=None), [r for r in table if "refused" in r]
+    repairs = [r for r in table if r["source"] != CONTROL]
+    refused, functions = [r for r in repairs if "refused" in r], [r for r in repairs if _helps(r) and not r["saveable"]]
+    best = max(repairs, key=lambda r: r["level"], default=None)
     if refused:
         said = (
             f"{listing([r['title'] for r in refused])} helped and cannot be saved: {refused[0]['refused'].rstrip('.')}"
         )
+    elif functions:
+        helped = listing([r["title"] for r in functions])
+        said = f"{helped} helped, but no adapter computes it; no other of {len(repairs)} repairs did"
     elif best is None:
         said = "no family of repairs goes with this subject"
     else:
         said = (
-            f"of {len(table)} repairs none lowered the drop on calibration examples with its whole interval and raised AUPRC "
+            f"of {len(repairs)} repairs none lowered the drop on calibration examples with its whole interval and raised AUPRC "
             f"over all mixes (the best, {best['title']}: {best['severity']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}])"
         )
     return NoRemedy(f"{said[0].upper()}{said[1:]}.", {"candidates": table})
@@ -121,10 +128,17 @@ def _markdown(table: list[dict[str, Any]]) -> str:
     )
 
 
-def _inside(e: Evidence, change: Change, resamples: int) -> str:
+def _helps(row: Mapping[str, Any]) -> bool:
+    """Whether the drop fell with its whole interval, and AUPRC over all mixes rose."""
+    return row["high"] < 0 and row["gain"] > 0
+
+
+def _inside(e: Evidence, variant: Variant, resamples: int) -> str:
     """Whether the attribute is less used or less present afterwards, on calibration examples, as a sentence."""
-    outs = (e.own, predict(change.on(e.subject), e.held))
-    old, new = ([out.probability, out.predicted, e.held.label, e.held_group] for out in outs)
+    assert variant.change is not None
+    outs = (e.own, predict(variant.change.on(e.subject), e.held))
+    # What a last layer that learnt from these examples says of them is out of fold.
+    old, new = ([p, p.argmax(axis=1), e.held.label, e.held_group] for p in (e.own.probability, variant.held))
     used, moved = (use(*old), use(*new)), bootstrap.paired(use, old, new, e.seed, resamples)
     (before, chance), (after, _) = (decodability(out.features, e.held_group, e.held.label, seed=e.seed) for out in outs)
     fell = before - after > 0.25 * max(before - chance, 1e-9)
@@ -159,7 +173,8 @@ def evidence(subject: Subject, corpus: Corpus, attribute: str, alpha: float, see
         tuned_on = tuned_on.take(np.sort(rng.permutation(len(tuned_on))[:FIT]))
     held = parts["calibration"]
     z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
-    m = mixes(held.label, z_held, len(subject.classes), len(groups), alpha)
+    learnt = mix.counts(parts["train"], attribute, groups)
+    m = mixes(coupling(held.label, z_held, len(subject.classes), len(groups), alpha, learnt)[0])
     prompt = start = None
     if subject.soft_prompted:
         soft = prompt_embeddings(subject)
@@ -207,13 +222,13 @@ def start_of(subject: Subject) -> NDArray | None:
 
 def tried(
     e: Evidence, *, retrain: bool, resamples: int, seed: int
-) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], Change]]]:
+) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], Variant]]]:
     """Every possible family's chosen variant on the calibration examples as a table, and those that clearly help."""
     possible = [f for f in FAMILIES if f.possible(e) and (retrain or not f.costly)]
     before = e.own.probability
     wanted = {k: statistics(e.mixes)[k] for k in ("severity", "level")}
     table: list[dict[str, Any]] = []
-    winners: list[tuple[dict[str, Any], Change]] = []
+    winners: list[tuple[dict[str, Any], Variant]] = []
 
     def columns(probability: NDArray) -> list[NDArray]:
         return [probability, probability.argmax(axis=1), e.held.label, e.held_group]
@@ -234,13 +249,13 @@ def tried(
             "gain": d["level"].value, "gain low": d["level"].low,
         }  # fmt: skip
         table.append(row)
-        if variant.change is not None and row["high"] < 0 and row["gain"] > 0:
-            winners.append((row, variant.change))
+        if variant.change is not None and _helps(row):
+            winners.append((row, variant))
         session().progress("trying repairs", i + 1, len(possible))
     return table, winners
 
 
-def best_of(winners: list[tuple[dict[str, Any], Change]]) -> tuple[dict[str, Any], Change]:
+def best_of(winners: list[tuple[dict[str, Any], Variant]]) -> tuple[dict[str, Any], Variant]:
     """Of those within `NEAR` of the best AUPRC over all mixes, the one whose drop is nearest to 0."""
     best = max(row["level"] for row, _ in winners)
     near = [w for w in winners if w[0]["level"] >= best - NEAR]
