@@ -154,6 +154,30 @@ def test_a_frame_with_a_confounder(home):
     assert report.comparisons[0].before.fault == "confounding"
 
 
+def test_what_is_held_out_is_enough_for_an_audit(home):
+    model, tokenizer = live(home)
+    corpus = planted("planted")[1]
+    frame = pd.DataFrame(rows(home)).assign(part=corpus.split)
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "text": "review",
+        "label": "mood",
+        "classes": CLASSES,
+        "max_length": 32,
+    }
+    held = frame[frame["part"] != "train"]
+    alone, whole = (trueup.check(model, f, FAULT, split="part", repair=False, **options) for f in (held, frame))
+    assert alone.provenance["examples"]["train"] == 0 < whole.provenance["examples"]["train"]
+    a, b = (r.comparisons[0].before for r in (alone, whole))
+    assert (a.severity, a.low, a.high, a.sentence) == (b.severity, b.low, b.high, b.sentence)
+    # Who names the splits says what was held out; nobody else knows.
+    ignorant = "Nothing says which examples the model was tuned on"
+    assert not any(n.startswith(ignorant) for n in [*alone.notes, *whole.notes])
+    assert any(n.startswith(ignorant) for n in trueup.check(model, frame, FAULT, repair=False, **options).notes)
+    with pytest.raises(BadInput, match=r"no test examples|every row says 'train'"):
+        trueup.check(model, frame[frame["part"] == "train"], FAULT, split="part", repair=False, **options)
+
+
 def test_numbers_for_classes_are_places_among_the_logits(home):
     subject, corpus = planted("planted")
     named = trueup.check(subject, corpus, FAULT, repair=False)

@@ -1,6 +1,7 @@
 """argv -> Job -> exit code: the only place for typer, printing and exiting.
 
-Exit codes: 0 no fault above its threshold, 1 a fault was found, 2 the input cannot be used (one sentence says why).
+Exit codes: 0 no fault was shown; 1 a fault was found; 2 the input cannot be used, or a fault asked for by name could not be
+examined (one sentence says why); 3 an error of trueup itself; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -20,8 +23,14 @@ import typer
 from trueup import __version__
 from trueup.errors import BadInput, TrueupError, Unavailable
 
+CODES = (
+    "Exit code 0: no fault was shown. 1: a fault was found. 2: the input cannot be used, or a fault asked for by name could "
+    "not be examined. 3: an error of trueup itself. 130: interrupted."
+)
+
 app = typer.Typer(
     name="trueup", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    epilog=CODES,
     help="Find, repair and prove repaired the quiet faults of adapted language models. Every repair is a plain PEFT adapter.",
 )  # fmt: skip
 
@@ -44,13 +53,26 @@ Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
 TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
 Classes = Annotated[str | None, typer.Option("--classes", help='Class names in the order of the logits: a,b,"c, d".')]
-TemplateText = Annotated[str | None, typer.Option("--template", help="Prompt of a causal model, with {text} in it.")]
+TemplateText = Annotated[
+    str | None, typer.Option("--template", help=r"Prompt of a causal model, with {text} in it; \n is a line break.")
+]
 Verbaliser = Annotated[str | None, typer.Option("--verbaliser", help="Its answer words, one per class: ' good, bad'.")]
 ShotsOption = Annotated[
     int | None,
     typer.Option("--shots", min=0, help="Demonstrations before each query; --template is one: '{text} -> {label}'."),
 ]
-MaxLength = Annotated[int | None, typer.Option("--max-length", min=4, help="Longest input in tokens.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length", min=4, help="Longest input in tokens; default the adapter's, else 256, and 2048 with --shots."
+    ),
+]
+TuneMaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length", min=4, help="Longest input in tokens; default 256, or less where the model takes less."
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default the fastest there is.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of the model on the hub.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")]
@@ -84,7 +106,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog=CODES)
 def check(
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
@@ -99,7 +121,7 @@ def check(
     _run_job(given, tuple(fault or ()), out, force, quiet, as_json, push_to_hub)
 
 
-@app.command()
+@app.command(epilog=CODES)
 def audit(
     fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to look for.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
@@ -114,7 +136,7 @@ def audit(
     _run_job(given, (fault,), out, force, quiet, as_json)
 
 
-@app.command()
+@app.command(epilog=CODES)
 def repair(
     fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to repair.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
@@ -129,7 +151,7 @@ def repair(
     _run_job(given, (fault,), out, force, quiet, as_json, push_to_hub)
 
 
-@app.command()
+@app.command(epilog=CODES)
 def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that check, audit or repair wrote.")],
     as_json: Json = False,
@@ -148,17 +170,34 @@ def tune(
     kind: Annotated[Kind, typer.Argument(help="Kind of adapter.")],
     model: Model, data: Data, out: Out, text: Text = "text", label: Label = "label", second: Second = None,
     split: Split = None, limit: Limit = None, seed: TuneSeed = 0, classes: Classes = None,
-    template: TemplateText = None, verbaliser: Verbaliser = None, max_length: MaxLength = None, device: Device = None,
+    template: TemplateText = None, verbaliser: Verbaliser = None, max_length: TuneMaxLength = None, device: Device = None,
     revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA: rank (alpha is twice it).")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Prompt, prefix, p-tuning: virtual tokens.")] = None,
-    start: Annotated[str | None, typer.Option("--start", help="Prompt: the words whose embeddings it starts from.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1)] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1)] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA: rank; default 8 (alpha is twice it).")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Prompt, prefix, p-tuning: virtual tokens; default 10.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            help="Prompt: the words whose embeddings it starts from; default 'Classify the text by its meaning:'.",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            "--lr", min=0.0, help="Peak learning rate; default 0.001 for p-tuning and lora, 0.01 for prompt and prefix."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Passes over the training examples at most, the best one kept; default 4."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Examples per step; default 32.")] = None,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Train an adapter the usual way: a plain PEFT adapter, and for prompts their starting point P0."""
+    """Train an adapter the usual way: a plain PEFT adapter, and for prompts P0, the untrained prompt, kept for the repair of
+    confounding."""
     given = _given(locals(), "tune")
     with _sentences():
         job = _tune_job(given, kind.value, {"rank": rank, "tokens": tokens, "start": start},
@@ -229,6 +268,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
+    except Exception:
+        # Python's own exit code for it is 1, which here says that a fault was found.
+        traceback.print_exc()
+        command = shlex.join(["trueup", *(sys.argv[1:] if argv is None else argv)])
+        print(f"trueup: this is an error of trueup. Please report it with the lines above and the command: {command}",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(3)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -322,7 +368,15 @@ def _tune_job(given: dict[str, Any], kind: str, options: dict[str, Any], trainin
 
 
 def _verdict(done: Any) -> int:
-    return int(any(c.before.found for c in done.comparisons))
+    """The exit code of a report. A fault asked for by name that was not examined is told on standard error."""
+    examined = {c.before.fault for c in done.comparisons}
+    missed = [f"{name} was not examined: " for name in done.job.get("faults") or () if name not in examined]
+    for note in done.notes:
+        if note.startswith(tuple(missed)):
+            print(f"trueup: {note}", file=sys.stderr)
+    if any(c.before.found for c in done.comparisons):
+        return 1
+    return 2 if missed else 0
 
 
 def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:

@@ -55,7 +55,7 @@ def open_job(
     _tuned_on(job, subject, corpus, card)
     if data is None or isinstance(data, str | Path):
         # A repair learns from this split, so its card has to say which it was, as that of `trueup tune` does.
-        own = {"seed": seed, "limit": limit, "train": corpus.part("train").fingerprint}
+        own = {"seed": seed, "limit": limit, "train": _train(corpus)}
         seen = {k: tuned[k] for k in (*own, "also") if k in tuned} if same else own
         if tuned and not same:
             seen = seen | {"also": [*tuned.get("also", ()), tuned.get("data")]}
@@ -153,11 +153,11 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
         corpus = corpus.relabel(classes)
     earlier = any(_same_data(d, job.data) for d in (tuned or {}).get("also", ()))
     untuned = job.adapter is None and (subject.shots is not None or job.data.startswith("task:"))
-    if earlier or not (tuned or untuned):
+    if earlier or not (tuned or untuned or job.split):  # who names the splits says what was held out
         session().note(
             "Nothing says which examples the model was tuned on; if some of these were among them, the audit flatters it."
         )
-    elif tuned and _same_data(tuned.get("data"), job.data) and tuned.get("train") != corpus.part("train").fingerprint:
+    elif tuned and _same_data(tuned.get("data"), job.data) and tuned.get("train") != _train(corpus):
         session().note(
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
             f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."
@@ -166,6 +166,11 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
         session().note(
             f"{shared} test texts also stand in the other splits of column '{job.split}'; their results flatter."
         )
+
+
+def _train(corpus: Corpus) -> str:
+    """The fingerprint of the training examples, of which there may be none: audits need only those held out."""
+    return corpus.take(corpus.split == "train").fingerprint
 
 
 def _same_data(a: str | None, b: str) -> bool:

@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trueup.errors import BadInput
 from trueup.store import atomic
 
 if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
     from trueup.subject.recipe import Recipe
 
 
@@ -104,6 +107,7 @@ def tune(
             )
             test = corpus.part("test")
             right = float((predict(subject, test).predicted == test.label).mean())
+            _learnt(test, right)
         if new is not None:
             card = {
                 "classes": list(corpus.classes),
@@ -123,3 +127,16 @@ def tune(
         sum(p.numel() for p in subject.model.parameters() if p.requires_grad),
         sum(p.numel() for p in subject.model.parameters()), tuple(session.notes),
     )  # fmt: skip
+
+
+def _learnt(test: Corpus, right: float) -> None:
+    """Notes a test accuracy `right` that a classifier which does not read its text would have, too."""
+    from trueup.run.predict import session
+
+    counts = np.bincount(test.label, minlength=len(test.classes))
+    commonest = int(counts.argmax())
+    if right <= (share := float(counts[commonest] / len(test))):
+        session().note(
+            f"The test accuracy of {right:.3f} is not above the {share:.3f} of always answering '{test.classes[commonest]}': so "
+            "it has not learnt the task. Try more --epochs, another --lr or another kind of adapter."
+        )

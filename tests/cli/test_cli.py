@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -110,6 +112,66 @@ def test_the_exit_code_is_the_verdict(world: Path, here: Path) -> None:
         assert said.code == code
         assert said.err == ""
         assert trueup("report", here / f"out-{code}").code == code
+
+
+@pytest.mark.parametrize(("threshold", "code"), [(0.99, 2), (0.01, 1)])
+def test_a_fault_asked_for_that_could_not_be_examined_is_no_clean_bill(
+    world: Path, here: Path, threshold: float, code: int
+) -> None:
+    words = [*check_words(world), "--set", f"overconfidence.threshold={threshold}", "-o", "out", "--quiet"]
+    said = trueup(*words, "--fault", "overconfidence", "--fault", "confounding")
+    why = "confounding was not examined: No column was named that should not matter; name one with --confounder COLUMN."
+    assert (said.code, said.err) == (code, f"trueup: {why}\n")
+    assert [c["before"]["fault"] for c in findings(here / "out")["comparisons"]] == ["overconfidence"]
+    again = trueup("report", "out")
+    assert (again.code, again.err) == (said.code, said.err)
+    if code == 2:  # what nobody asked for by name is a note and no more
+        said = trueup(*words, "--force")
+        assert (said.code, said.err) == (0, "")
+        assert why in notes(here / "out")
+
+
+def test_a_crash_is_not_a_fault_found(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trueup import story
+    from trueup.errors import BadInput
+
+    words = [str(w) for w in [*check_words(world), "--label", "the label", "-o", "out"]]
+    raised: list[BaseException] = [RuntimeError("it broke"), BadInput("It is bad. Mend it."), KeyboardInterrupt()]
+
+    def breaks(*_: object, **__: object) -> None:
+        raise raised.pop(0)
+
+    monkeypatch.setattr(story, "open_job", breaks)
+    crashed = trueup(*words)
+    assert (crashed.code, crashed.out) == (3, "")
+    *lines, last = crashed.err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "RuntimeError: it broke"
+    assert last.startswith("trueup: ")
+    assert "report it" in last
+    assert last.endswith(shlex.join(["trueup", *words]))
+    assert trueup(*words) == Said(2, "", "trueup: It is bad. Mend it.\n")
+    assert trueup(*words).code == 130
+    assert not (here / "out").exists()
+
+
+def test_what_is_held_out_is_enough_for_a_check(world: Path, adapter: Path, here: Path) -> None:
+    (adapter / "trueup.json").unlink()
+    parts = ["train"] * 60 + ["calibration"] * 120 + ["test"] * 160
+    rows = [(*r, p) for r, p in zip(reviews(len(parts)), parts, strict=True)]
+    for name, kept in (("held", rows[60:]), ("all", rows)):
+        write_csv(here / f"{name}.csv", kept, ("text", "label", "part"))
+        said = trueup(
+            "check", world / "bert", "--adapter", adapter, "--data", f"{name}.csv", "--split", "part", "--classes",
+            "negative,positive", *FAST, "-o", name,
+        )  # fmt: skip
+        assert (said.code in (0, 1), said.err) == (True, "")
+        assert "which examples the model was tuned on" not in notes(here / name)
+    (held,), (whole,) = (findings(here / name)["comparisons"] for name in ("held", "all"))
+    assert findings(here / "held")["provenance"]["examples"] == {"train": 0, "calibration": 120, "test": 160}
+    assert held["after"] is not None
+    for key in ("severity", "low", "high", "sentence"):
+        assert held["before"][key] == whole["before"][key]
 
 
 def test_audit_writes_no_adapter_and_repair_does(world: Path, here: Path) -> None:
@@ -235,9 +297,10 @@ def test_a_tuned_adapter_is_examined_on_the_split_it_has_not_seen(world: Path, h
 def test_a_causal_model_that_answers_with_a_word(world: Path, here: Path) -> None:
     said = trueup(
         "tune", "prompt", world / "gpt2", "--data", world / "data.csv", "--tokens", 3, "--epochs", 2, "-o", "adapter",
-        "--template", "{text} is", "--verbaliser", "negative,positive",
+        "--template", r"{text}\nis", "--verbaliser", "negative,positive",
     )  # fmt: skip
     assert said.code == 0, said.err
+    assert json.loads((here / "adapter" / "trueup.json").read_text())["template"]["text"] == "{text}\nis"
     said = trueup("check", world / "gpt2", "--adapter", "adapter", "--data", world / "data.csv", *FAST, "-o", "out")
     assert said.code in (0, 1), said.err
     assert (here / "out" / "overconfidence" / "README.md").is_file()
@@ -317,7 +380,7 @@ def test_a_killed_tune_ends_bit_for_bit_as_if_it_had_not_been(world: Path, here:
     assert not (here / "out").exists()
     job = TuneJob(*map(str, words), Lora(rank=2, dropout=0.1), training={"epochs": 2, "save_every": 4})
     assert ("went on from step" in "".join(tune(job, here / "out").notes)) == (at > 4)
-    assert tune(job, here / "whole").notes == ()
+    assert "went on" not in "".join(tune(job, here / "whole").notes)
     assert files_of(here / "out") == files_of(here / "whole")
     assert not (here / ".out.work").exists()
 
@@ -342,7 +405,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(world: Path, here: Path)
     assert not (here / "out").exists()
     other = {"negative": "positive", "positive": "negative"}
     write_csv(turned, [(t, other[c]) for t, c in rows])
-    assert tune(job, here / "out").notes == ()
+    assert "went on" not in "".join(tune(job, here / "out").notes)
     tune(job, here / "whole")
     assert files_of(here / "out") == files_of(here / "whole")
 
@@ -397,6 +460,37 @@ def test_help(words: tuple[str, ...]) -> None:
     assert said.code == 0
     assert said.err == ""
     assert "Usage: trueup" in said.out
+
+
+def test_the_help_of_tune_says_what_the_code_does() -> None:
+    from trueup import cli
+    from trueup.run.train import Training
+    from trueup.subject.load import LENGTH
+    from trueup.subject.recipe import RECIPES, Lora, Prompt
+
+    helps = {
+        k: h.__metadata__[0].help for k, h in get_type_hints(cli.tune, include_extras=True).items() if k != "return"
+    }
+    training = Training()
+    for name, value in {
+        "rank": Lora().rank, "tokens": Prompt().tokens, "start": repr(Prompt().start), "epochs": training.epochs,
+        "batch": training.batch, "max_length": LENGTH,
+    }.items():  # fmt: skip
+        assert re.search(rf"default {re.escape(str(value))}(?![\d.]\d)", helps[name]), name
+    assert {r().tokens for k, r in RECIPES.items() if k != "lora"} == {Prompt().tokens}
+    for lr in {r.lr for r in RECIPES.values()}:
+        assert f"{lr} for {' and '.join(k for k, r in RECIPES.items() if r.lr == lr)}" in helps["lr"]
+    assert f"else {LENGTH}," in get_type_hints(cli.check, include_extras=True)["max_length"].__metadata__[0].help
+    assert "P0, the untrained prompt, kept for the repair of confounding" in " ".join(
+        trueup("tune", "--help").out.split()
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("check",), ("audit",), ("repair",), ("report",)])
+def test_the_help_says_what_the_exit_codes_mean(words: tuple[str, ...]) -> None:
+    from trueup.cli import CODES
+
+    assert CODES in " ".join(trueup(*words, "--help").out.split())
 
 
 def test_json_instead_of_tables(checked: tuple[Path, Said]) -> None:
@@ -490,6 +584,19 @@ def test_a_note_when_nothing_says_what_it_was_tuned_on(world: Path, adapter: Pat
     words = [world / "bert", "--adapter", adapter, "--data", world / "data.csv", *FAST]
     trueup("audit", "overconfidence", *words, "-o", "out")
     assert "Nothing says which examples the model was tuned on" in notes(here / "out")
+
+
+def test_a_note_when_tuning_taught_nothing(world: Path, here: Path) -> None:
+    rows = reviews(400)
+    few = [r for r in rows if r[1] == "positive"][:40]
+    write_csv(here / "data.csv", [*few, *(r for r in rows if r[1] == "negative")])
+    words = ["tune", "lora", world / "bert", "--data", "data.csv", "--rank", 2, "--max-length", 32]
+    idle = trueup(*words, "--epochs", 1, "--lr", 1e-9, "-o", "idle")
+    assert re.search(r"accuracy of 0\.\d+ is not above the 0\.\d+ of always answering 'negative'", idle.out), idle.out
+    assert idle.code == 0
+    words[4] = world / "data.csv"
+    learnt = trueup(*words, "--epochs", 4, "--lr", 0.01, "-o", "learnt")
+    assert "always answering" not in learnt.out
 
 
 def test_a_note_when_memory_ran_out(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

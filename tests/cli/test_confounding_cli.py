@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 from pathlib import Path
@@ -145,6 +146,20 @@ def test_a_column_that_cannot_be_used_costs_the_other_faults_nothing(sick: Path,
     assert [c["before"]["fault"] for c in report["comparisons"]] == ["overconfidence"]
     (note,) = [n for n in report["notes"] if n.startswith("confounding was not examined: ")]
     assert "is 'all' in every example" in note
+
+
+def test_without_training_examples_the_finding_stands_and_the_repair_says_what_to_add(sick: Path, here: Path) -> None:
+    with open(sick / "data.csv", newline="") as f:
+        header, *rows = csv.reader(f)
+    write_csv(here / "held.csv", [r for r in rows if r[2] != "train"], header)
+    said = trueup(*words(sick, "--confounder", "site", "--fault", "confounding", "-o", "out", data=here / "held.csv"))
+    assert (said.code, said.err) == (1, "")
+    (c,) = told(here / "out")["comparisons"]
+    assert c["after"] is None
+    assert (
+        "has no train examples, and they are needed here. Add some and say 'train' in the column of `--split`"
+        in c["remedy"]
+    )
 
 
 def test_a_finding_without_a_repair_is_still_a_finding(sick: Path, here: Path) -> None:

@@ -164,3 +164,15 @@ def test_too_few_pairs(sick: Path, here: Path, keep: dict[str, int], says: str) 
     assert says in said.err
     assert not (here / "out").exists()
     assert audit(1).code in (0, 1), "the control: with one more it is examined"
+
+
+def test_demonstrations_need_training_examples(sick: Path, here: Path) -> None:
+    write_csv(here / "held.csv", [r for r in pairs_of(sick) if r[2] != "train"], HEADER)
+    said = trueup(*words(sick, *ASKED, "--split", "part", "-o", "out", data="held.csv", command="audit"))
+    assert (said.code, said.out) == (2, "")
+    assert (
+        "'held.csv' has no train examples, and they are needed here. Add some and say 'train' in the column of `--split`"
+        in said.err
+    )
+    assert said.err.count("\n") == 1
+    assert not (here / "out").exists()

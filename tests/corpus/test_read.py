@@ -331,6 +331,17 @@ def test_a_single_held_out_part_becomes_two(tmp_path):
         assert sorted(held_out) == ["calibration"] * 5 + ["test"] * 5
 
 
+@pytest.mark.parametrize(
+    ("names", "counts"), [(["dev", "test"], (0, 20, 20)), (["test"], (0, 20, 20)), (["dev"], (0, 20, 20))]
+)
+def test_what_is_held_out_may_be_all_there_is(tmp_path, names, counts):
+    records = [r | {"part": names[i // 2 % len(names)]} for i, r in enumerate(rows(40))]
+    corpus = read(write(tmp_path / "d.csv", records), split="part")
+    assert tuple(int((corpus.split == s).sum()) for s in ("train", "calibration", "test")) == counts
+    with pytest.raises(BadInput, match="has no train examples"):
+        corpus.part("train")
+
+
 def test_leakage_of_a_given_split_is_seen(tmp_path):
     records = [r | {"part": ["train", "dev", "test"][i % 3]} for i, r in enumerate(rows(12))]
     records[2]["text"] = records[0]["text"] + " "
@@ -451,7 +462,7 @@ def test_split_columns_that_cannot_be_used(tmp_path):
     with pytest.raises(BadInput, match=r"no split is called 'extra' \(line 2\)\. Use train"):
         read(path, split="part")
     write(path, [r | {"part": "train"} for r in rows()])
-    with pytest.raises(BadInput, match="every row says 'train'"):
+    with pytest.raises(BadInput, match=r"every row says 'train'.*Name some test, or leave the split column out"):
         read(path, split="part")
     with pytest.raises(BadInput, match=r"no column 'prat'\. Did you mean 'part'"):
         read(path, split="prat")

@@ -172,6 +172,35 @@ def test_what_a_page_asks_of_the_code_is_answered(hooks: ModuleType, page: Path)
             assert all(len(re.findall(r"(?<!\\)\|", r)) == 4 for r in rows), "a bar in a docstring ends its cell"
 
 
+def test_every_fault_says_what_a_check_needs_to_examine_it(hooks: ModuleType) -> None:
+    assert set(hooks.NEEDS) == set(FAULTS)
+    options = {o for p in commands_of_trueup()["check"].params for o in p.opts}
+    for need in hooks.NEEDS.values():
+        assert set(re.findall(r"--[\w-]+", need)) <= options
+    for cls in each_fault():
+        assert (f"--fault {cls.name}" in hooks.NEEDS[cls.name]) == bool(cls.on_request)
+
+
+def test_all_data_and_tasks_are_told(hooks: ModuleType) -> None:
+    from trueup.corpus.embedded import DATASETS
+    from trueup.corpus.tasks import TASKS
+
+    data, tasks = hooks.data(), hooks.tasks()
+    for d in DATASETS.values():
+        (row,) = [r for r in data.splitlines() if f"`embedded:{d.name}`" in r]
+        assert all(f"`{a}`" in row for a in d.attributes)
+    assert all(f"`task:{name}`" in tasks for name in TASKS)
+    nouns = (DOCS / "nouns.md").read_text(encoding="utf-8")
+    assert "<!-- trueup: data -->" in nouns
+    assert "<!-- trueup: tasks -->" in nouns
+
+
+def test_no_page_reads_the_extra_logit_as_a_confidence() -> None:
+    for page in [*PAGES, ROOT / "README.md"]:
+        for code in re.findall(r"^```python.*?^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            assert not re.search(r"logits\[[^\]]*\]\.sigmoid\(\)", code), page.name
+
+
 def test_items_that_name_two_attributes_are_read(hooks: ModuleType) -> None:
     got = hooks.items(
         ["    a, b: two of them, and", "        more <here>. c: a third. None: of these."], ["a", "b", "c"]

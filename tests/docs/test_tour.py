@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pages import DOCS, Block, blocks
+
+import trueup
+from trueup.corpus.corpus import Corpus
+from trueup.run.predict import predict
 
 TOUR = blocks(DOCS / "tour.md")
 FAST = [b for b in TOUR if b.mark.startswith("run: fast")]
@@ -34,17 +40,30 @@ def test_a_fast_block_runs(
 
 @pytest.mark.slow
 def test_the_slow_blocks_run_in_their_order(tmp_path: Path) -> None:
-    said = []
+    said = {}
     for block in SLOW:
         done = run(block, tmp_path)
         allowed = (0, 1) if "exit 0 or 1" in block.mark else (0,)
         assert done.returncode in allowed, (
             f"{block.at}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         )
-        said.append(done.stdout)
+        said[block] = done.stdout
     assert (tmp_path / "out" / "report.html").is_file()
-    chance = next(s for s in said if "chance that it is right" in s).split()[-1]
-    assert 0 < float(chance) < 1
+    (used,) = [b for b in SLOW if "without trueup" in b.mark]
+    shown = [line.rpartition(": ")[2] for line in said[used].splitlines()[-2:]]
+    (text,) = re.findall(r'^text = "(.*)"$', used.code, re.MULTILINE)
+    cls, chance = asked(text, tmp_path)
+    assert int(shown[0]) == cls
+    assert float(shown[1]) == pytest.approx(chance, abs=1e-3)
+
+
+def asked(text: str, folder: Path) -> tuple[int, float]:
+    """The class and the confidence that trueup itself reads out of the tour's repair."""
+    subject = trueup.load("embedded:minilm", adapter=str(folder / "adapter"))
+    one = Corpus([text], np.array([0]), subject.classes, np.array(["test"]))
+    with trueup.Overconfidence().read(folder / "out" / "overconfidence", subject).on(subject) as repaired:
+        got = predict(repaired, one)
+    return int(got.predicted[0]), float(got.confidence[0])
 
 
 def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:

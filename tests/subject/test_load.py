@@ -20,7 +20,7 @@ from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.load import load, position_limit
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prompt, fresh
+from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.subject import Subject, Template
 from trueup.subject.tiny import SIZES, make_base
 
@@ -389,9 +389,47 @@ def test_adapter_made_for_another_family(kept: dict[str, Path]):
         )  # fmt: skip
 
 
-def test_prompt_of_another_width(kept: dict[str, Path], tmp_path: Path):
-    other = variant("bert", tmp_path / "other", hidden_size=16, intermediate_size=24)
-    said(BadInput, "does not fit", "Give the base model", model=str(other), adapter=str(kept["prompt"]))
+@pytest.mark.parametrize(
+    ("family", "recipe", "sizes", "key", "has", "wants"),
+    [
+        ("bert", Prompt(4), {"hidden_size": 16}, "token_dim", 32, 16),
+        ("gpt2", Prompt(4), {"n_embd": 16}, "token_dim", 32, 16),
+        ("gpt2", PTuning(4, 16), {"n_embd": 16}, "token_dim", 32, 16),
+        ("gpt2", Prefix(4), {"n_embd": 16}, "token_dim", 32, 16),
+        ("bert", Prefix(4), {"num_hidden_layers": 3}, "num_layers", 2, 3),
+        ("gpt2", Prefix(4), {"n_head": 2}, "num_attention_heads", 4, 2),
+        ("llama", Prefix(4), {"num_key_value_heads": 4}, "token_dim", 16, 32),  # two heads of width 8 for four queries
+    ],
+)
+def test_prompt_made_for_another_size(
+    family: str,
+    recipe: Any,
+    sizes: dict[str, int],
+    key: str,
+    has: int,
+    wants: int,
+    kept: dict[str, Path],
+    tmp_path: Path,
+):
+    """PEFT makes it by its own settings, so that only the base tells."""
+    words = {} if family == "bert" else {"template": "say {text} now", "verbaliser": ["good", "bad"]}
+    template = Template("say {text} now", ("good", "bad")) if words else None
+    adapter, other = tmp_path / "made", variant(family, tmp_path / "other", **sizes)
+    tuned(kept[family], adapter, recipe, template)
+    said(
+        BadInput, f"The adapter '{adapter}' does not fit '{other}'", f"made for '{kept[family]}'",
+        f"its {key} is {has}, and for this model it would be {wants}. Give the base model it was trained on.",
+        model=str(other), adapter=str(adapter), **words,
+    )  # fmt: skip
+    fits = load(str(kept[family]), str(adapter), device="cpu", **words)
+    assert predict(fits, CORPUS).logits.shape == (3, 2)
+
+
+def test_prompt_settings_without_sizes_are_filled_in(copy: Any, kept: dict[str, Path]):
+    folder = copy("prompt")
+    edit(folder / "adapter_config.json", token_dim=None, num_layers=None, num_attention_heads=None)
+    bare, whole = (load(str(kept["bert"]), str(f), device="cpu") for f in (folder, kept["prompt"]))
+    assert np.array_equal(predict(bare, CORPUS).logits, predict(whole, CORPUS).logits)
 
 
 # ------------------------------------------------------------------------------------------ words and class names
@@ -464,6 +502,18 @@ def test_settings_are_read_by_whitelist_and_run_nothing(
     with quiet(), pytest.raises(AttributeError, match="from_pretrained"):  # Evil is no model class
         peft.AutoPeftModel.from_pretrained(str(tmp_path / "prompt"), import_allowlist=["evil_module"])
     assert marker.exists()
+
+
+@pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM"])
+def test_an_adapter_for_another_task_is_refused_by_its_name(task: str, copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    edit(folder / "adapter_config.json", task_type=task)
+    with pytest.raises(
+        Unsupported, match=f"was trained for the task '{task}', and trueup examines classifiers of whole"
+    ):
+        load(str(kept["bert"]), str(folder), device="cpu")
+    edit(folder / "adapter_config.json", task_type=None)  # the control
+    load(str(kept["bert"]), str(folder), device="cpu")
 
 
 def test_every_key_that_matters_is_kept(kept: dict[str, Path]):

@@ -164,6 +164,14 @@ def test_demonstrations_that_cannot_be_used(text, says):
     assert says in str(e.value)
 
 
+@pytest.mark.parametrize(("words", "shots"), [(["bad", "good"], None), (None, 2)])
+def test_a_line_break_as_a_shell_hands_it_over(words, shots):
+    meant = "Review: {text}\nSentiment:\t{label}"
+    typed = r"Review: {text}\nSentiment:\t{label}"
+    assert typed != meant
+    assert template_of(typed, words, shots).text == template_of(meant, words, shots).text == meant
+
+
 def test_the_usual_demonstration():
     assert template_of(None, None, 3) == Template(SHOT, (), Shots(3))
     with pytest.raises(BadInput, match="bring their own answers"):

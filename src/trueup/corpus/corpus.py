@@ -64,7 +64,10 @@ class Corpus:
             raise BadInput(f"There is no split '{split}'; use one of {listing(SPLITS)}.")
         chosen = self.take(self.split == split)
         if not len(chosen):
-            raise BadInput(f"'{self.name}' has no {split} examples; give a split column that names some, or more rows.")
+            raise BadInput(
+                f"'{self.name}' has no {split} examples, and they are needed here. Add some and say '{split}' in the column of "
+                "`--split`, or leave that out to have all rows split by trueup."
+            )
         return chosen
 
     def relabel(self, classes: Sequence[str]) -> Corpus:

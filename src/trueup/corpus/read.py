@@ -47,8 +47,9 @@ def read(
         attributes: columns that should not matter (site, source, group). An embedded data set brings its own when
             none is named. A row without a value counts as the group ``(missing)``.
         split: a column that says which split a row belongs to (`SPLIT_NAMES`). Without it the rows are split here:
-            stratified by class, by `seed`, and equal texts always into the same split. A source that names its
-            training part and only one other has that other part divided into calibration and test.
+            stratified by class, by `seed`, and equal texts always into the same split. A source that names only one
+            held-out part has it divided into calibration and test; one that names no training part has no ``train``
+            examples, which an audit does without.
         fractions: shares of train, calibration and test.
         classes: class names in the order of the classifier's logits. Default: the names that the source carries,
             else the labels found, in natural order (numbers by value).

@@ -58,7 +58,7 @@ def named_split(table: Table, column: str) -> np.ndarray:
     """(n,) of `SPLITS`: what a column says by one of `SPLIT_NAMES`.
 
     Raises:
-        BadInput: a name that is none of them, or one split alone.
+        BadInput: a name that is none of them, or nothing held out.
     """
     values = ["" if absent(v) else plain(v).strip() for v in table.columns[column]]
     unknown = [i for i, v in enumerate(values) if v.lower() not in SPLIT_NAMES]
@@ -70,10 +70,10 @@ def named_split(table: Table, column: str) -> np.ndarray:
             "split here."
         )
     parts = np.array([SPLIT_NAMES[v.lower()] for v in values], dtype="U11")
-    if len(set(parts)) == 1:
+    if set(parts) == {"train"}:
         raise BadInput(
-            f"{table.source}, column '{column}': every row says '{values[0]}'. Name at least train and test, or leave "
-            "the split column out to have the rows split here."
+            f"{table.source}, column '{column}': every row says '{values[0]}', and a test needs rows that are held out. Name "
+            "some test, or leave the split column out to have the rows split here."
         )
     return parts
 

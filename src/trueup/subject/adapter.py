@@ -26,6 +26,9 @@ KINDS: dict[str, type[peft.PeftConfig]] = {
 }
 """The adapter kinds trueup examines, by PEFT's own name."""
 
+TASKS = ("SEQ_CLS", "CAUSAL_LM", None)
+"""The tasks of adapters trueup examines, by PEFT's own name; one that names none says by its head what it is."""
+
 CARD = "trueup.json"
 """What trueup adds beside PEFT's two files: class names, template, seed, fingerprints. PEFT ignores it."""
 
@@ -36,7 +39,7 @@ def read_config(folder: Path) -> peft.PeftConfig:
     """The PEFT config in `folder`, read as untrusted input: known kinds only, known keys only, no code mapping.
 
     Raises:
-        BadInput: no adapter here, or broken JSON. Unsupported: a kind of adapter trueup does not examine.
+        BadInput: no adapter here, or broken JSON. Unsupported: a kind or task of adapter trueup does not examine.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
@@ -56,6 +59,11 @@ def read_config(folder: Path) -> peft.PeftConfig:
         raise Unsupported(
             f"The adapter in '{folder}' is of kind '{kind}', which trueup does not examine.{did_you_mean(kind, KINDS)} "
             f"It examines {listing(KINDS)}."
+        )
+    if (task := raw.get("task_type")) not in TASKS:
+        raise Unsupported(
+            f"The adapter in '{folder}' was trained for the task '{task}', and trueup examines classifiers of whole texts: "
+            f"{listing([t for t in TASKS if t])}."
         )
     return config_of(raw)
 

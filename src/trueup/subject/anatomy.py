@@ -64,6 +64,15 @@ class Anatomy:
         heads = int(getattr(config, self.heads, 0) or 1)
         return {"token_dim": width, "num_layers": int(getattr(config, self.depth)), "num_attention_heads": heads}
 
+    def prefix_sizes(self, config: Any) -> dict[str, Any]:
+        """`sizes` of a prefix, whose keys and values are as many and as wide as the model's own: PEFT counts heads that share
+        them (grouped-query attention) once."""
+        sizes, shared = self.sizes(config), getattr(config, "num_key_value_heads", None)
+        if shared is None:
+            return sizes
+        wide = getattr(config, "head_dim", None) or sizes["token_dim"] // sizes["num_attention_heads"]
+        return sizes | {"token_dim": wide * shared, "num_attention_heads": shared}
+
 
 def _bert_like(model_type: str, head: str, **names: Any) -> Anatomy:
     return Anatomy(

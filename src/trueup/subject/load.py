@@ -18,6 +18,9 @@ from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
+LENGTH = 256
+"""Longest input of a classifier in tokens, unless told otherwise."""
+
 UNNAMED = "your base model"
 """The base's name in a Subject, and in what is saved from it, where no name is known under which its weights load again."""
 
@@ -153,7 +156,7 @@ def load(
             allow_pickle,
             trust_remote_code,
         ),
-        max_length=min(max_length or card.get("max_length") or (256 if shots is None else 2048), room),
+        max_length=min(max_length or card.get("max_length") or (LENGTH if shots is None else 2048), room),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
     )
@@ -314,6 +317,11 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, b
         BadInput: the adapter was made for another base model (name, layers or sizes differ).
     """
     other = f"The adapter '{adapter}' does not fit '{base}'{_made_for(settings)}"
+    for key, own in _prompt_sizes(net.config, settings).items():
+        if (given := getattr(settings, key)) not in (None, own):
+            raise BadInput(
+                f"{other}: its {key} is {given}, and for this model it would be {own}. Give the base model it was trained on."
+            )
     with quiet():
         try:
             made_for = settings.base_model_name_or_path
@@ -385,9 +393,9 @@ def template_of(text: str | None, words: Sequence[str] | None, shots: int | None
     Raises:
         BadInput: a text without words to answer with, or a demonstration without a place for its answer.
     """
+    text = _as_meant(text or "")
     if shots is not None:
-        # A shell hands over a line break as it was typed.
-        text = (text or SHOT).replace("\\n", "\n").replace("\\t", "\t")
+        text = text or SHOT
         if shots < 0:
             raise BadInput(f"There cannot be {shots} demonstrations; give --shots 4 or another number.")
         if words:
@@ -407,6 +415,11 @@ def template_of(text: str | None, words: Sequence[str] | None, shots: int | None
     if text:
         raise BadInput("A template needs --verbaliser, one word per class, for the model to answer with.")
     return None
+
+
+def _as_meant(text: str) -> str:
+    r"""A template as typed, with its ``\n`` and ``\t`` for what they stand for: a shell hands them over as two characters."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def check_template(tokenizer: Any, template: Template) -> None:
@@ -447,6 +460,14 @@ def adapter_folder(adapter: str | None) -> Path | None:
 def _head_rows(tensors: dict[str, Tensor], anatomy: Anatomy) -> int:
     ends = f".{anatomy.head}.weight"
     return next((int(v.shape[0]) for k, v in tensors.items() if anatomy.head and k.endswith(ends)), 0)
+
+
+def _prompt_sizes(config: Any, settings: peft.PeftConfig) -> dict[str, int]:
+    """The sizes that a prompt or prefix must have on a model: PEFT builds it by its own, so on any base it fits itself."""
+    anatomy = anatomy_of(config)
+    if isinstance(settings, peft.PrefixTuningConfig):
+        return anatomy.prefix_sizes(config)
+    return {"token_dim": anatomy.sizes(config)["token_dim"]} if settings.is_prompt_learning else {}
 
 
 def _made_for(settings: peft.PeftConfig | None) -> str:

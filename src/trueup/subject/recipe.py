@@ -217,7 +217,7 @@ def fresh(
         anatomy=anatomy,
         classes=tuple(classes),
         source=Source(model, None, settings.peft_type.value, revision, allow_pickle, trust_remote_code),  # type: ignore[union-attr]
-        max_length=min(max_length or 256, door.position_limit(config, settings)),
+        max_length=min(max_length or door.LENGTH, door.position_limit(config, settings)),
         template=template,
         confidence=SoftmaxResponse(len(classes)),
     )

@@ -29,7 +29,8 @@ class Rigidity(Fault):
 
     Attributes:
         threshold: accuracy above which it is called a fault, and the margin within which a prompt suffices.
-        epochs, tries: passes over the training examples, and learning rates tried, for every adapter it is compared with.
+        epochs: passes over the training examples, for every adapter it is compared with.
+        tries: learning rates tried for each of these adapters.
         most: training examples they learn from, at most.
         resamples: of every bootstrap.
     """
