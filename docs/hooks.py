@@ -9,6 +9,8 @@ A page asks for it with a comment on a line of its own:
 ``<!-- trueup: function NAME -->``   a function: signature and docstring
 ``<!-- trueup: charts NAME -->``     a fault's charts, drawn from an audit of its planted case
 ``<!-- trueup: laws -->``            the laws of the seam
+``<!-- trueup: data -->``            a table of the embedded data sets
+``<!-- trueup: tasks -->``           a table of the in-context tasks
 
 Docstrings are read here and not by mkdocstrings: its parsers warn at items that name two attributes at once
 (``low, high: ...``), and a strict build would fail on them.
@@ -34,6 +36,13 @@ SECTION = re.compile(r"(Attributes|Args|Parameters|Raises|Returns|Yields): *(.*)
 GREY = "#808080"
 QUICK = {"tries": 1}
 """Knobs with which planted cases are audited: one learning rate for each adapter that is compared with."""
+NEEDS = {
+    "overconfidence": "a classifier: a head, or answer words (`--verbaliser`)",
+    "confounding": "`--confounder COLUMN` (embedded data that have such a column bring it)",
+    "copying": "a causal model asked with `--shots N` (a `task:NAME` brings 4)",
+    "rigidity": "`--fault rigidity`, and an adapter that is a prompt, a prefix, p-tuning or a LoRA",
+}
+"""What a check must be given before it examines a fault; what is missing stands in the report's notes."""
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -171,11 +180,16 @@ def paper(text: str) -> str:
 
 def faults(up: str = "") -> str:
     rows = [
-        f"| [{c.title}]({up}faults/{c.name}.md) | {c.question} | {c.unit} | {paper(c.paper)} | "
-        f"{'on request' if c.on_request else 'always, where it applies'} |"
+        f"| [{c.title}]({up}faults/{c.name}.md) | {c.question} | {c.unit} | {paper(c.paper)} | {needs(c)} |"
         for c in all_faults().values()
     ]
-    return "| fault | question | severity | paper | examined |\n|---|---|---|---|---|\n" + "\n".join(rows)
+    head = "| fault | question | severity | paper | what a check needs to examine it |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
+
+
+def needs(cls: Any) -> str:
+    """What a check must be given before it examines the fault."""
+    return NEEDS.get(cls.name) or (f"`--fault {cls.name}`" if cls.on_request else "what it applies to")
 
 
 def fault(name: str, up: str = "") -> str:
@@ -184,7 +198,7 @@ def fault(name: str, up: str = "") -> str:
     asked = (
         f"only when it is named (`--fault {name}`): {cls.on_request}"
         if cls.on_request
-        else "in every check that it applies to"
+        else f"in every check that it applies to. It needs {needs(cls)}"
     )
     return "\n\n".join(
         [
@@ -249,6 +263,30 @@ def logged(name: str, up: str) -> str:
             anchor = slug if not seen[slug] else f"{slug}_{seen[slug]}"
             out.append(f"- [{title}]({up}log.md#{anchor})")
     return "\n".join(out) or "The log has no entry for this fault yet."
+
+
+def data(up: str = "") -> str:
+    from trueup.corpus.embedded import DATASETS
+
+    rows = [
+        f"| `embedded:{d.name}` | {cell(d.title)} | {', '.join(f'`{a}`' for a in d.attributes) or 'none'} | {d.kept:,} | "
+        f"{d.package.megabytes:g} MB | {cell(d.licence)} |"
+        for d in DATASETS.values()
+    ]
+    head = "| name | what it is: its classes | columns for `--confounder` | texts | download | licence |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+
+
+def tasks(up: str = "") -> str:
+    from trueup.corpus.tasks import TASKS
+
+    rows = [
+        f"| `task:{t.name}` | {cell(t.title)} | {t.kind} | {'yes' if t.copying_is_right else 'no'} | "
+        f"{' + '.join(s.package.name for s in t.sources) or 'made here'} |"
+        for t in TASKS.values()
+    ]
+    head = "| name | what is asked | kind | the answer stands in the query | pairs from |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 
 def laws(up: str = "") -> str:
@@ -390,4 +428,5 @@ def _colour(names: list[str]) -> dict[str, Any]:
 
 ANSWERS: dict[str, Callable[..., str]] = {
     "faults": faults, "fault": fault, "details": details, "noun": noun, "function": function, "charts": charts, "laws": laws,
+    "data": data, "tasks": tasks,
 }  # fmt: skip
