@@ -116,9 +116,9 @@ def run(work: Path, name: str, alpha: float, seed: int, model: str, cheap: bool,
     told.write_text(json.dumps({"rows": rows, "dropped": {str(k): v for k, v in made.dropped.items()}}))
 
 
-Row = tuple[str, np.ndarray, int]
+Row = tuple[str, np.ndarray, list[float]]
 """Title, means over the runs of level, AUPRC at alpha_train and at its inverse, drop, slope, paired change of the level with
-its ends, and how many runs."""
+its ends; and that change in each run. The ends are means of the runs' own: they hold no variation between seeds."""
 
 
 def measured(work: Path) -> dict[tuple[str, str, str], list[Row]]:
@@ -130,7 +130,8 @@ def measured(work: Path) -> dict[tuple[str, str, str], list[Row]]:
         for key, title, numbers in _measured(path, float(alpha)):
             of.setdefault(key, (title, []))[1].append(numbers)
     means = {
-        k: [(title, np.mean(rows, axis=0), len(rows)) for title, rows in of.values()] for k, of in runs.items()
+        k: [(title, np.mean(rows, axis=0), [float(r[5]) for r in rows]) for title, rows in of.values()]
+        for k, of in runs.items()
     }  # fmt: skip
     return {k: sorted(rows, key=lambda r: -r[1][5]) for k, rows in means.items()}
 
@@ -163,14 +164,16 @@ def _measured(path: Path, alpha: float) -> Iterator[tuple[str, str, np.ndarray]]
 def table(work: Path) -> None:
     """Every run as markdown."""
     for (model, name, alpha), rows in measured(work).items():
-        print(f"\n**{model}, {name}, alpha_train {alpha}, {max(n for *_, n in rows)} seed(s)**\n")
+        print(f"\n**{model}, {name}, alpha_train {alpha}, {max(len(each) for *_, each in rows)} seed(s)**\n")
         print(
-            "| method | level | at alpha_train | at 1/alpha_train | drop | slope | level, against the task prompt [95%] | runs |"
+            "| method | level | at alpha_train | at 1/alpha_train | drop | slope | level, less the task prompt's [95%] | each seed |"
         )
         print("|---|---|---|---|---|---|---|---|")
-        for title, m, n in rows:
+        for title, m, each in rows:
             numbers = " | ".join(f"{v:.3f}" for v in m[:5])
-            print(f"| {title} | {numbers} | {m[5]:+.3f} [{m[6]:+.3f}, {m[7]:+.3f}] | {n} |")
+            print(
+                f"| {title} | {numbers} | {m[5]:+.3f} [{m[6]:+.3f}, {m[7]:+.3f}] | {', '.join(f'{v:+.3f}' for v in each)} |"
+            )
 
 
 def picture(work: Path, out: Path) -> None:
