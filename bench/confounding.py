@@ -166,7 +166,7 @@ def table(work: Path) -> None:
     for (model, name, alpha), rows in measured(work).items():
         print(f"\n**{model}, {name}, alpha_train {alpha}, {max(len(each) for *_, each in rows)} seed(s)**\n")
         print(
-            "| method | level | at alpha_train | at 1/alpha_train | drop | slope | level, less the task prompt's [95%] | each seed |"
+            "| method | level | at alpha_train | at 1/alpha_train | drop | slope | change of the level [95%] | each seed |"
         )
         print("|---|---|---|---|---|---|---|---|")
         for title, m, each in rows:
