@@ -370,7 +370,9 @@ def _tune_job(given: dict[str, Any], kind: str, options: dict[str, Any], trainin
 def _verdict(done: Any) -> int:
     """The exit code of a report. A fault asked for by name that was not examined is told on standard error."""
     examined = {c.before.fault for c in done.comparisons}
-    missed = [f"{name} was not examined: " for name in done.job.get("faults") or () if name not in examined]
+    # Who names a column that should not matter asks for confounding.
+    asked = done.job.get("faults") or (["confounding"] if done.job.get("confounder") else [])
+    missed = [f"{name} was not examined: " for name in asked if name not in examined]
     for note in done.notes:
         if note.startswith(tuple(missed)):
             print(f"trueup: {note}", file=sys.stderr)
@@ -380,10 +382,15 @@ def _verdict(done: Any) -> int:
 
 
 def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:
-    if as_json:
-        print((Path(out) / "findings.json").read_text(encoding="utf-8"), end="")
-    elif not quiet:
-        _print_report(done, out)
+    try:
+        if as_json:
+            print((Path(out) / "findings.json").read_text(encoding="utf-8"), end="")
+        elif not quiet:
+            _print_report(done, out)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # A reader that has gone (`| head`) is no fault of the model: the exit code stays the verdict's.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_report(done: Any, out: Path) -> None:
@@ -391,7 +398,11 @@ def _print_report(done: Any, out: Path) -> None:
 
     from trueup.report.table import findings_table
 
-    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(findings_table(done))
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich itself would exit 1, which here says that a fault was found
+
+    Plain(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(findings_table(done))
     print(f"Report: {Path(out) / 'report.html'}")
     for c in done.comparisons:
         if c.adapter:

@@ -152,7 +152,7 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
     if set(classes) == set(corpus.classes):  # their order is no difference between the splits
         corpus = corpus.relabel(classes)
     earlier = any(_same_data(d, job.data) for d in (tuned or {}).get("also", ()))
-    untuned = job.adapter is None and (subject.shots is not None or job.data.startswith("task:"))
+    untuned = subject.peft_config is None and (subject.shots is not None or job.data.startswith("task:"))
     if earlier or not (tuned or untuned or job.split):  # who names the splits says what was held out
         session().note(
             "Nothing says which examples the model was tuned on; if some of these were among them, the audit flatters it."

@@ -138,5 +138,5 @@ def _learnt(test: Corpus, right: float) -> None:
     if right <= (share := float(counts[commonest] / len(test))):
         session().note(
             f"The test accuracy of {right:.3f} is not above the {share:.3f} of always answering '{test.classes[commonest]}': so "
-            "it has not learnt the task. Try more --epochs, another --lr or another kind of adapter."
+            "accuracy does not show that it learnt the task. Try more --epochs, another --lr or another kind of adapter."
         )

@@ -131,6 +131,20 @@ def test_a_fault_asked_for_that_could_not_be_examined_is_no_clean_bill(
         assert why in notes(here / "out")
 
 
+def test_a_reader_that_has_gone_changes_no_verdict(world: Path, here: Path) -> None:
+    """As in `trueup report OUT | head -1`: a broken pipe would exit 1, which says that a fault was found."""
+    words = ["audit", "overconfidence", *check_words(world)[1:], "--set", "overconfidence.threshold=0.99"]
+    assert trueup(*words, "-o", "out").code == 0
+    for more in ([], ["--json"]):
+        command = [sys.executable, "-m", "trueup", "report", str(here / "out"), *more]
+        done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert done.stdout is not None
+        assert done.stderr is not None
+        done.stdout.close()
+        assert done.stderr.read() == b""
+        assert done.wait() == 0
+
+
 def test_a_crash_is_not_a_fault_found(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trueup import story
     from trueup.errors import BadInput

@@ -182,6 +182,10 @@ def test_the_same_coupling_is_rejected_as_often_as_it_says():
     assert same_coupling(rng.multinomial(500, joint.ravel()).reshape(2, 3), reversed_) < 1e-6
     assert same_coupling([[10, 20], [30, 0]], [[20, 40], [60, 0]]) == pytest.approx(1), "an empty cell in both"
     assert same_coupling([[10, 0], [30, 0]], [[20, 0], [60, 0]]) == 1, "one group is no coupling"
+    few = same_coupling([[10, 20], [30, 10]], [[20, 10], [10, 30]])
+    assert same_coupling([[10, 20, 9], [30, 10, 9]], [[20, 10, 0], [10, 30, 0]]) == few, "nor one that one side lacks"
+    with pytest.raises(BadInput, match="two of one shape"):
+        same_coupling(np.ones((2, 2)), np.ones((2, 3)))
 
 
 def test_mirrored_turns_alpha_where_it_can_and_the_odds_elsewhere():

@@ -123,6 +123,13 @@ def _fitted(cells: Floats, margins: Floats) -> Floats | None:
     return None
 
 
+def _alike(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Both tables, of one shape. Raises BadInput."""
+    if a.shape != b.shape:
+        raise BadInput(f"The tables are {a.shape} and {b.shape}; give two of one shape.")
+    return a, b
+
+
 def coupled_as(table: ArrayLike, other: ArrayLike) -> Floats:
     """The table with the margins of `table` and the odds ratios of `other`, of one shape: the coupling of `other`, there.
 
@@ -130,9 +137,7 @@ def coupled_as(table: ArrayLike, other: ArrayLike) -> Floats:
 
     Raises: BadInput on other shapes, or a cell of `other` without mass (add 1/2 to counts, for example).
     """
-    t, o = _mass(table), _mass(other)
-    if t.shape != o.shape:
-        raise BadInput(f"The tables are {t.shape} and {o.shape}; give two of one shape.")
+    t, o = _alike(_mass(table), _mass(other))
     if not o.all():
         c, g = np.argwhere(o == 0)[0]
         raise BadInput(
@@ -148,12 +153,16 @@ def same_coupling(a: ArrayLike, b: ArrayLike) -> float:
     """p-value of the hypothesis that two tables of counts (C, G) have the same odds ratios, whatever their margins.
 
     The likelihood-ratio test of no three-way interaction (Bishop, Fienberg and Holland 1975, chapter 3), with (C - 1)(G - 1)
-    degrees of freedom; the expected counts by proportional fitting. A row or column that is empty in both tables counts not.
+    degrees of freedom; the expected counts by proportional fitting. A row or column that is empty in one of them says nothing.
 
     Raises: BadInput on tables of other shapes.
     """
-    n = np.stack([_mass(a, margins=False), _mass(b, margins=False)])
-    n = n[:, n.sum(axis=(0, 2)) > 0][:, :, n.sum(axis=(0, 1)) > 0]
+    n = np.stack(_alike(_mass(a, margins=False), _mass(b, margins=False)))
+    n = n[:, (n.sum(axis=2) > 0).all(axis=0)]
+    n = n[:, :, (n.sum(axis=1) > 0).all(axis=0)]
+    freedom = (n.shape[1] - 1) * (n.shape[2] - 1)
+    if freedom < 1:
+        return 1.0
     expected = np.ones_like(n)
     for _ in range(STEPS):
         before = expected
@@ -164,9 +173,8 @@ def same_coupling(a: ArrayLike, b: ArrayLike) -> float:
             )
         if np.abs(expected - before).max() <= 1e-9 * n.sum():
             break
-    freedom = (n.shape[1] - 1) * (n.shape[2] - 1)
     ratio = 2 * float(xlogy(n, np.divide(n, expected, out=np.ones_like(n), where=expected > 0)).sum())
-    return float(chdtrc(freedom, max(ratio, 0.0))) if freedom else 1.0
+    return float(chdtrc(freedom, max(ratio, 0.0)))
 
 
 def mirrored(table: ArrayLike) -> Floats:

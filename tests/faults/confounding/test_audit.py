@@ -11,9 +11,10 @@ from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.confounding import Confounding
-from trueup.faults.confounding.audit import COLUMNS, TITLES, mixes, statistics, use
+from trueup.faults.confounding.audit import COLUMNS, TITLES, coupled_otherwise, coupling, mixes, statistics, use
 from trueup.faults.confounding.planted import corpus_of as planted_corpus
 from trueup.faults.confounding.planted import planted
+from trueup.faults.confounding.repair import evidence
 from trueup.measure import shift
 from trueup.run.predict import Session, predict, within
 from trueup.subject.recipe import Lora, fresh
@@ -172,6 +173,10 @@ def test_knobs_out_of_range(knobs, says):
 # ---------------------------------------------------------------------------------------- the coupling of the training
 
 
+def odds(table: np.ndarray) -> float:
+    return float(table[1, 1] * table[0, 0] / (table[0, 1] * table[1, 0]))
+
+
 def with_test(corpus: Corpus, rates: tuple[float, float]) -> Corpus:
     """The corpus with test examples of which the sites have these shares of the positive class."""
     other = planted_corpus(rates, seed=5)
@@ -214,13 +219,71 @@ def test_where_training_and_test_go_together_alike_the_examples_are_taken_as_the
         assert "trained" not in ready.knobs()
 
 
+def test_a_training_split_that_is_coupled_less_hides_nothing(cases, found):
+    """An adapter from elsewhere need not have learnt from what is called ``train``: the stronger coupling is reversed."""
+    subject, corpus = cases["planted"]
+    cell = 2 * corpus.label + (corpus.attributes["site"] == "loud")
+    few = min(((corpus.split == "train") & (cell == c)).sum() for c in range(4))
+    dropped = np.concatenate([np.flatnonzero((corpus.split == "train") & (cell == c))[few:] for c in range(4)])
+    even = corpus.take(np.setdiff1d(np.arange(len(corpus)), dropped))
+    f = FAULT.prepared(subject, even, seed=0).audit(subject, even.part("test"), seed=0)
+    assert f.sentence == found["planted"].sentence
+
+
+def test_a_group_that_training_did_not_have_is_neutral(cases):
+    examined = np.array([[900.0, 900, 900], [100, 100, 100]])
+    trained = np.array([[9800.0, 8200, 0], [200, 1800, 0]])
+    assert coupled_otherwise(examined, trained)
+    label = np.repeat([0, 0, 0, 1, 1, 1], examined.ravel().astype(int))
+    group = np.repeat([0, 1, 2, 0, 1, 2], examined.ravel().astype(int))
+    here = coupling(label, group, 2, 3, trained=trained)
+    rate = here[1] / here.sum(axis=0)
+    assert rate[0] < 0.5 * rate[2]
+    assert rate[1] > 1.5 * rate[2]
+    assert rate[2] == pytest.approx(0.1, abs=0.01), "as often as anywhere"
+    assert not coupled_otherwise(examined, np.array([[9800.0, 0, 0], [200, 0, 0]])), "one group is no coupling"
+    assert not coupled_otherwise(examined, np.zeros((2, 3))), "nor is none"
+
+
+def test_training_at_other_sites_than_the_examined_says_nothing_of_them(cases, found):
+    subject, corpus = cases["planted"]
+    site = [
+        s if part == "test" else f"{s} clinic" for s, part in zip(corpus.attributes["site"], corpus.split, strict=True)
+    ]
+    alone = renamed(corpus, ["clinic" if part == "train" else s for s, part in zip(site, corpus.split, strict=True)])
+    f = FAULT.prepared(subject, alone, seed=0).audit(subject, alone.part("test"), seed=0)
+    assert f.severity == found["planted"].severity
+    with pytest.raises(BadInput, match="not seen before: 'calm', 'loud'"):
+        FAULT.prepared(subject, renamed(corpus, site), seed=0)
+
+
+def test_the_repair_moves_its_examples_where_the_audit_moved_its_own(cases):
+    """Calibration examples too few to show that they are coupled otherwise are weighted all the same."""
+    subject, corpus = cases["planted"]
+    moved = with_test(corpus, (0.3, 0.3))
+    held = np.flatnonzero(moved.split == "calibration")
+    cell = 2 * moved.label[held] + (moved.attributes["site"][held] == "loud")
+    few = np.concatenate([held[cell == c][:12] for c in range(4)])
+    small = moved.take(np.sort(np.concatenate([np.flatnonzero(moved.split != "calibration"), few])))
+    ready = FAULT.prepared(subject, small, seed=0)
+    finding = ready.audit(subject, small.part("test"), seed=0)
+    assert finding.details["of training"]
+    e = evidence(subject, small, "site", 0.0, 0, of_training=True)
+    there, here = np.array(finding.details["here"]), e.mixes.here  # of other margins, so alpha differs
+    assert odds(here) == pytest.approx(odds(there))
+    assert odds(here) > 5
+    assert shift.alpha_of(evidence(subject, small, "site", 0.0, 0).mixes.here) == pytest.approx(1), "the control"
+
+
 def test_training_without_one_cell_still_has_a_coupling(cases):
     """The strongest shortcut of all: no positive example at one site in training."""
     subject, corpus = cases["planted"]
     gone = (corpus.split == "train") & (corpus.label == 1) & (corpus.attributes["site"] == "calm")
     whole = corpus.take(~gone)
     f = FAULT.prepared(subject, whole, seed=0).audit(subject, whole.part("test"), seed=0)
-    assert f.details["alpha"] > 20
+    assert 20 < f.details["alpha"] < 200
+    many = coupling(np.tile([0, 1], 200), np.repeat([0, 1], 200), 2, 2, trained=np.array([[1e5, 1e5], [0, 1e5]]))
+    assert shift.alpha_of(many) < 200, "however many the others are"
     assert f.found
 
 

@@ -96,32 +96,35 @@ def trained_on(subject: Subject, corpus: Corpus, attribute: str) -> Trained | No
     """The table of the ``train`` split; None where it has no examples, or the attribute has one value there.
 
     Raises:
-        BadInput: the attribute cannot be examined, or examined examples have a value of it that no other split has.
+        BadInput: the attribute cannot be examined; or training had several values of it, and the examined examples have one
+            that no other split has.
     """
     corpus = corpus.relabel(subject.classes)
     mix.groups_of(corpus.part("test"), attribute)
     others, tested = (
         np.unique(corpus.attributes[attribute][rows]) for rows in (corpus.split != "test", corpus.split == "test")
     )
-    if len(others):
-        mix.group_index(corpus.part("test"), attribute, [str(v) for v in others])
-    if gone := sorted(set(map(str, others)) - set(map(str, tested))):
-        session().note(f"No examined example has {attribute} {listing(gone)}, so nothing is said about {_it(gone)}.")
     train = corpus.take(corpus.split == "train")
     groups = tuple(str(v) for v in np.unique(train.attributes[attribute]))
+    if len(groups) > 1:
+        mix.group_index(corpus.part("test"), attribute, [str(v) for v in others])
+    if gone := sorted(set(map(str, others)) - set(map(str, tested))):
+        session().note(
+            f"No examined example has {attribute} {listing(gone)}, so nothing is said about {it_or_them(gone)}."
+        )
     return Trained(groups, mix.counts(train, attribute, groups)) if len(groups) > 1 else None
 
 
-def _it(names: Sequence[str]) -> str:
+def it_or_them(names: Sequence[str]) -> str:
     return "it" if len(names) == 1 else "them"
 
 
 def coupling(
     label: NDArray, group: NDArray, classes: int, groups: int, alpha: float = 0.0, trained: NDArray | None = None
-) -> tuple[NDArray, bool]:
-    """The joint table (C, G) that counts as the training's, with the margins of these examples; and whether it is not theirs.
+) -> NDArray:
+    """The joint table (C, G) that counts as the training's, with the margins of these examples.
 
-    `alpha`, where given. Else these examples' own, unless the training examples `trained` (C, G) clearly have another.
+    At `alpha`, where given; else coupled as the counts `trained` (C, G); else as these examples are.
 
     Raises:
         BadInput: `alpha` is not feasible with the margins of these examples, or given for more than 2 x 2 cells.
@@ -134,14 +137,45 @@ def coupling(
             f"confounding.alpha goes with two classes and two groups; here are {len(own)} and {groups}. Leave it out: the "
             "coupling of the examples is taken."
         )
-    here = own
     if alpha:
-        here = shift.table_at(own, alpha)
-    elif trained is not None and shift.same_coupling(own * len(label), trained[there]) < DIFFERENT:
-        # Half an example more in each cell: training may have had none of one.
-        here = shift.coupled_as(own, trained[there] + 0.5)
-    full[there] = here
-    return full, here is not own
+        full[there] = shift.table_at(own, alpha)
+    elif trained is not None:
+        full[there] = shift.coupled_as(own, _filled(trained[there]))
+    return full
+
+
+def coupled_otherwise(examined: NDArray, trained: NDArray) -> bool:
+    """Whether training (counts, (C, G)) was clearly coupled, clearly otherwise than what is examined, and not just more weakly.
+
+    A weaker coupling of the same kind would only make the same question harder to answer.
+    """
+    rows, columns = trained.sum(axis=1) > 0, trained.sum(axis=0) > 0
+    if rows.sum() < 2 or columns.sum() < 2 or shift.same_coupling(examined, trained) >= DIFFERENT:
+        return False
+    alone = trained[rows][:, columns]
+    free = alone.sum(axis=1, keepdims=True) * alone.sum(axis=0, keepdims=True) / alone.sum()
+    if shift.same_coupling(alone, 1e6 * free) >= DIFFERENT:  # so many that they have no noise of their own
+        return False
+    a, b = (_interaction(t) for t in (examined, _filled(trained)))
+    return float((a * b).sum()) < 0 or float((b * b).sum()) > float((a * a).sum())
+
+
+def _interaction(table: NDArray) -> NDArray:
+    """What the logs of the cells hold beyond rows and columns: 0 where label and group are independent."""
+    logs = np.log(table)
+    return logs - logs.mean(axis=0) - logs.mean(axis=1, keepdims=True) + logs.mean()
+
+
+def _filled(trained: NDArray) -> NDArray:
+    """The counts with a little in every cell: independent where training had none of a group or class, and, where it lacked
+    a combination, a hundredth of all examples (or half an example a cell) spread as if there were no coupling."""
+    t = np.asarray(trained, np.float64)
+    if t.all():
+        return t
+    rows, columns = t.sum(axis=1, keepdims=True), t.sum(axis=0, keepdims=True)
+    t = t + (columns == 0) * rows / rows.sum() + (rows == 0) * (columns + (columns == 0)) / columns.sum()
+    free = t.sum(axis=1, keepdims=True) * t.sum(axis=0, keepdims=True) / t.sum() ** 2
+    return t + max(t.size / 2, t.sum() / 100) * free
 
 
 def mixes(here: NDArray) -> Mixes:
@@ -239,8 +273,8 @@ TITLES: dict[str, tuple[str, str, str]] = {
     "auprc_mirrored": ("AUPRC, coupling reversed", "average precision", "higher"),
     "level": ("AUPRC, mean over all mixes", "average precision", "higher"),
     "slope": (
-        "slope of the shift curve, towards the coupling of training",
-        "average precision per unit of its axis",
+        "slope of the shift curve",
+        "average precision per unit of its axis, towards the training's coupling",
         "lower",
     ),
     "use": ("use of the attribute", "probability moved by the group at a given label", "lower"),
@@ -282,8 +316,10 @@ def audit(
         "probability": probability, "predicted": out.probability[:, present].argmax(axis=1), "label": label, "group": group,
     }  # fmt: skip
     names = tuple(subject.classes[i] for i in present)
-    learnt = None if trained is None else trained.among(groups)[present]
-    here, other = coupling(label, group, len(present), len(groups), alpha, learnt)
+    cells = mix.counts(corpus, attribute, groups)[present]
+    learnt = None if trained is None or alpha else trained.among(groups)[present]
+    other = learnt is not None and coupled_otherwise(cells, learnt)
+    here = coupling(label, group, len(present), len(groups), alpha, learnt if other else None)
     m = mixes(here)
     values = [columns[k] for k in COLUMNS]
     wanted = statistics(m)
@@ -315,12 +351,12 @@ def audit(
         f"{when}, {together}, and AUPRC is {got['auprc'].value:.3f}; were the coupling reversed{_reversed(m)}, it would be "
         f"{got['auprc_mirrored'].value:.3f}: a drop of {head.value:.3f} [{head.low:.3f}, {head.high:.3f}]."
     )
-    if other and not alpha:
+    if other:
         session().note(
             f"confounding: the examined examples couple the label and '{attribute}' otherwise than the training examples do, "
             "whose coupling was taken; the examined ones were weighted to it."
         )
-    elif m.alpha is not None and not alpha and 1 / FREE < m.alpha < FREE:
+    if m.alpha is not None and not alpha and 1 / FREE < m.alpha < FREE:
         session().note(
             f"confounding: the label and '{attribute}' hardly go together in these data, so reversing that shows little. Of a "
             "classifier that was trained on other data, look at the use of the attribute and the slope of its curve, or give "
@@ -331,7 +367,7 @@ def audit(
         high=head.high, threshold=threshold, sentence=sentence, measures=measures,
         charts=_charts(m, [got[k] for k in curve], layers, columns, names, groups, attribute),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "alpha": m.alpha,
-                 "here": here.tolist(), "cells": mix.counts(corpus, attribute, groups)[present].tolist(), "layers": layers,
+                 "here": here.tolist(), "of training": other, "cells": cells.tolist(), "layers": layers,
                  "chance of the probe": control},
         samples=columns,
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus), "attribute": attribute},

@@ -17,7 +17,7 @@ from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, Unsupported, listing
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import maths
-from trueup.faults.confounding.audit import attribute_of, coupling, mixes, statistics, use
+from trueup.faults.confounding.audit import attribute_of, coupling, it_or_them, mixes, statistics, use
 from trueup.faults.confounding.candidates import CONTROL, FAMILIES, Change, Evidence, Variant, score
 from trueup.faults.fault import Finding, NoRemedy
 from trueup.measure import bootstrap
@@ -68,7 +68,7 @@ def repair(
             f"The drop of {finding.severity:.3f} [{finding.low:.3f}, {finding.high:.3f}] is not clearly above the threshold of "
             f"{finding.threshold:g}, so there is nothing to repair."
         )
-    e = evidence(subject, corpus, attribute, alpha, seed)
+    e = evidence(subject, corpus, attribute, alpha, seed, of_training=finding.details["of training"])
     resamples = min(resamples, RESAMPLES)
     table, winners = tried(e, retrain=retrain, resamples=resamples, seed=seed)
     about = {
@@ -101,8 +101,8 @@ def repair(
             f"{listing([r['title'] for r in refused])} helped and cannot be saved: {refused[0]['refused'].rstrip('.')}"
         )
     elif functions:
-        helped = listing([r["title"] for r in functions])
-        said = f"{helped} helped, but no adapter computes it; no other of {len(repairs)} repairs did"
+        helped = [r["title"] for r in functions]
+        said = f"{listing(helped)} helped, but no adapter computes {it_or_them(helped)}; no other of {len(repairs)} repairs did"
     elif best is None:
         said = "no family of repairs goes with this subject"
     else:
@@ -151,8 +151,13 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> str:
     )
 
 
-def evidence(subject: Subject, corpus: Corpus, attribute: str, alpha: float, seed: int) -> Evidence:
-    """What the families learn from: at most `FIT` training examples, all calibration examples, the prompt and its start."""
+def evidence(
+    subject: Subject, corpus: Corpus, attribute: str, alpha: float, seed: int, *, of_training: bool = False
+) -> Evidence:
+    """What the families learn from: at most `FIT` training examples, all calibration examples, the prompt and its start.
+
+    `of_training`: the calibration examples are weighted to the coupling of the training examples, as the audit did.
+    """
     # What must not be looked at is not even in hand.
     corpus = corpus.take(corpus.split != "test")
     groups = mix.groups_of(corpus, attribute)
@@ -173,8 +178,8 @@ def evidence(subject: Subject, corpus: Corpus, attribute: str, alpha: float, see
         tuned_on = tuned_on.take(np.sort(rng.permutation(len(tuned_on))[:FIT]))
     held = parts["calibration"]
     z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
-    learnt = mix.counts(parts["train"], attribute, groups)
-    m = mixes(coupling(held.label, z_held, len(subject.classes), len(groups), alpha, learnt)[0])
+    learnt = mix.counts(parts["train"], attribute, groups) if of_training else None
+    m = mixes(coupling(held.label, z_held, len(subject.classes), len(groups), alpha, learnt))
     prompt = start = None
     if subject.soft_prompted:
         soft = prompt_embeddings(subject)
