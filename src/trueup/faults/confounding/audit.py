@@ -63,7 +63,7 @@ class Mixes:
     """Joint tables of label and group, (C, G) shares with the same margins, at which a classifier is looked at.
 
     Attributes:
-        here: the coupling of the data. balanced: none. mirrored: the coupling reversed.
+        here: the coupling that counts as the training's. balanced: none. mirrored: the coupling reversed.
         x, tables: the curve, from reversed to as here and beyond. `x` is log10 alpha for two classes and two groups, and
             the strength of the coupling (1 as here, 0 none, -1 reversed) for more.
         alpha: P(y=1|z=1) / P(y=1|z=0) of `here`; None for more than two classes or groups.
