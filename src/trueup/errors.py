@@ -6,7 +6,7 @@ The command line turns any :class:`TrueupError` into one printed sentence and ex
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 
 
 class TrueupError(Exception):
@@ -29,6 +29,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest of `known`, or an empty string. Starts with a space, to be appended."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def it_or_them(things: Sized) -> str:
+    """What a message calls things that it has named: ``it`` for one, ``them`` for more."""
+    return "it" if len(things) == 1 else "them"
 
 
 def listing(names: Iterable[object], most: int = 12) -> str:

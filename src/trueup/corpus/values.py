@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trueup.corpus.table import Table
-from trueup.errors import BadInput, did_you_mean, listing
+from trueup.errors import BadInput, did_you_mean, it_or_them, listing
 
 MISSING = "(missing)"
 """The group of a row without a value."""
@@ -57,9 +57,7 @@ def text_column(table: Table, column: str) -> list[str]:
         )
     empty = [i for i, v in enumerate(values) if absent(v) or not v.strip()]
     if empty:
-        raise BadInput(
-            f"{here}: no text in {table.where(empty)}. Fill in or delete {'it' if len(empty) == 1 else 'them'}."
-        )
+        raise BadInput(f"{here}: no text in {table.where(empty)}. Fill in or delete {it_or_them(empty)}.")
     if all(_NUMBER.fullmatch(v) for v in values):
         raise BadInput(
             f"{here}: numbers where text belongs (such as '{values[0]}' in {table.where([0])}). Name the column that "
@@ -100,7 +98,7 @@ def label_column(table: Table, column: str, classes: Sequence[str] | None) -> tu
     ]
     if lacking:
         raise BadInput(
-            f"{here}: no label in {table.where(lacking)}. Fill in or delete {'it' if len(lacking) == 1 else 'them'}"
+            f"{here}: no label in {table.where(lacking)}. Fill in or delete {it_or_them(lacking)}"
             f"{', or choose another part with hub_split' if names is not None else ''}."
         )
     if names is not None:

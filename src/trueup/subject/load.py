@@ -18,8 +18,8 @@ from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
-LENGTH = 256
-"""Longest input of a classifier in tokens, unless told otherwise."""
+LENGTH, SHOTS_LENGTH = 256, 2048
+"""Longest input in tokens, unless told otherwise: of a classifier, and of a query with its demonstrations."""
 
 UNNAMED = "your base model"
 """The base's name in a Subject, and in what is saved from it, where no name is known under which its weights load again."""
@@ -156,7 +156,7 @@ def load(
             allow_pickle,
             trust_remote_code,
         ),
-        max_length=min(max_length or card.get("max_length") or (LENGTH if shots is None else 2048), room),
+        max_length=min(max_length or card.get("max_length") or (LENGTH if shots is None else SHOTS_LENGTH), room),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
-from trueup.errors import BadInput, listing
+from trueup.errors import BadInput, it_or_them, listing
 from trueup.faults.confounding.maths import shortcut
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
 from trueup.measure import bootstrap, shift
@@ -113,10 +113,6 @@ def trained_on(subject: Subject, corpus: Corpus, attribute: str) -> Trained | No
             f"No examined example has {attribute} {listing(gone)}, so nothing is said about {it_or_them(gone)}."
         )
     return Trained(groups, mix.counts(train, attribute, groups)) if len(groups) > 1 else None
-
-
-def it_or_them(names: Sequence[str]) -> str:
-    return "it" if len(names) == 1 else "them"
 
 
 def coupling(

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
-from trueup.errors import BadInput, Unsupported, listing
+from trueup.errors import BadInput, Unsupported, it_or_them, listing
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import maths
-from trueup.faults.confounding.audit import attribute_of, coupling, it_or_them, mixes, statistics, use
+from trueup.faults.confounding.audit import attribute_of, coupling, mixes, statistics, use
 from trueup.faults.confounding.candidates import CONTROL, FAMILIES, Change, Evidence, Variant, score
 from trueup.faults.fault import Finding, NoRemedy
 from trueup.measure import bootstrap
