@@ -8,20 +8,25 @@ import json
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trueup import __version__
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unavailable
 from trueup.run import forward
+from trueup.run.proof import equal
 from trueup.store.cache import Memo
 from trueup.subject.subject import Subject, body_fingerprint
 
 T = TypeVar("T")
+VERSIONS = [__version__, *(version(p) for p in ("torch", "transformers", "peft"))]
+"""What computed a remembered pass: a library that was exchanged since may compute another."""
 TOKENS = 4096
 """Tokens of one batch, padding included. Halved, with a note, as often as memory runs out."""
 
@@ -125,6 +130,7 @@ def collect_rows(
     if now.memo and (known := now.memo.get(key)) is not None:
         return known["rows"]
     rows: np.ndarray | None = None
+    proven(subject, ids)
     with torch.inference_mode():
         for take, got in in_batches(subject, ids, read, stage):
             got = got.float().cpu().numpy()
@@ -134,6 +140,34 @@ def collect_rows(
     if now.memo:
         now.memo.put(key, {"rows": rows})
     return rows
+
+
+PROVEN_ON = 64
+"""Tokens of the example on which a model is held against itself."""
+_PROVEN: WeakKeyDictionary[nn.Module, set[tuple[bool, bool]]] = WeakKeyDictionary()
+
+
+def proven(subject: Subject, ids: list[forward.Row]) -> None:
+    """Once for each model: what its features and its head say of the shortest example is what the model itself says.
+
+    Raises:
+        Unsupported: it is not, but for rounding, or the libraries cannot run the model as it is.
+    """
+    how = subject.template is None, subject.shots is None
+    if how in _PROVEN.setdefault(subject.model, set()):
+        return
+    what = f"The way from features to logits of a {type(subject.base).__name__}"
+    # The beginning of an example is one: a long prompt has too many logits of a whole vocabulary.
+    short = forward.Row(min(ids, key=len)[:PROVEN_ON])
+    try:
+        with torch.inference_mode(), evaluating(subject):
+            own, ours = forward.own_logits(subject, short)
+    except (RuntimeError, MemoryError) as e:
+        if out_of_memory(e):  # said where the whole example does not fit
+            return
+        raise
+    equal(ours, own, what, "the logits")
+    _PROVEN[subject.model].add(how)
 
 
 def in_batches(
@@ -204,7 +238,7 @@ def memo_key(subject: Subject, ids: list[forward.Row], stage: str, *, head: bool
     what: list[Any] = [
         stage,
         subject.fingerprint if head else body_fingerprint(subject),
-        __version__,
+        VERSIONS,
         ids,
         [r.segments for r in ids],
     ]

@@ -83,8 +83,6 @@ def adopt(
         door.check_template(tokenizer, chosen)
     name = base_name(base, settings, anatomy, revision)
     view = view_of(model)
-    inside = view.get_base_model() if settings is not None else view
-    inside.config.pad_token_id = tokenizer.pad_token_id
     return Subject(
         model=view.eval(),
         tokenizer=tokenizer,

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
+from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
@@ -348,7 +348,29 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, b
             )
     with quiet():
         peft.set_peft_model_state_dict(model, tensors)
+    check_runs(model)
     return model
+
+
+def check_runs(model: peft.PeftModel) -> None:
+    """One token through a prompt or prefix as PEFT runs it, so that what it cannot run is said before anything is made of it.
+
+    Raises:
+        Unsupported: this PEFT cannot run it with this transformers.
+    """
+    settings: Any = model.peft_config[model.active_adapter]  # type: ignore[index]
+    if not settings.is_prompt_learning:
+        return
+    ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with quiet(), torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception as e:  # whatever the libraries disagree on
+        base = type(model.get_base_model()).__name__
+        raise Unsupported(
+            f"PEFT {peft.__version__} cannot run an adapter of kind '{settings.peft_type.value}' on a {base} of transformers "
+            f"{transformers.__version__}: {' '.join(str(e).split())[:160]} Take another kind, such as a LoRA or a prompt. Or: {TESTED}"
+        ) from e
 
 
 def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
