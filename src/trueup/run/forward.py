@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,10 @@ from trueup.run.prompts import Row
 from trueup.subject import past
 from trueup.subject.subject import Head, Subject
 from trueup.subject.wording import text_ids
+
+
+CUT = 0.05
+"""Share of texts that are longer than the model reads (see `cut`) above which a reader is warned."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,20 @@ def tokenize(subject: Subject, corpus: Corpus) -> list[Row]:
         if not row:
             raise BadInput(f"Example {i + 1} of '{corpus.name}' becomes no token at all; drop it or give it text.")
     return rows
+
+
+def cut(subject: Subject, corpus: Corpus) -> np.ndarray:
+    """(n,) bool: the examples that are longer than ``subject.max_length`` tokens, of which the model reads a beginning."""
+    tok, second = subject.tokenizer, corpus.second
+    if subject.shots is not None:  # refused, and never cut
+        return np.zeros(len(corpus), dtype=bool)
+    if subject.template is None:
+        pairs: tuple[Any, ...] = (list(corpus.text),) if second is None else (list(corpus.text), list(second))
+        lengths = list(map(len, tok(*pairs, truncation=False, verbose=False)["input_ids"]))
+    else:
+        pairs = tuple(zip(corpus.text, [None] * len(corpus) if second is None else second, strict=True))
+        lengths = [len(text_ids(tok, subject.template.fill(*pair))) for pair in pairs]
+    return np.array(lengths) > subject.max_length
 
 
 def _templated(subject: Subject, text: str, second: str | None) -> list[int]:

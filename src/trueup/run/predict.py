@@ -33,15 +33,21 @@ TOKENS = 4096
 
 @dataclass
 class Session:
-    """What runs share during one job: a memory of finished passes, progress, and notes for the report."""
+    """What runs share during one job: a memory of finished passes, progress, notes for the report, and warnings for its head."""
 
     memo: Memo | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     def note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
+
+    def warn(self, sentence: str) -> None:
+        """A note that a reader must see before any figure."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
 
 
 _session: ContextVar[Session | None] = ContextVar("trueup_session", default=None)
@@ -168,6 +174,22 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
         raise
     equal(ours, own, what, "the logits")
     _PROVEN[subject.model].add(how)
+
+
+def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4) -> None:
+    """A remedy that changes nothing must give the same logits of the first `texts` examples, but for rounding.
+
+    Raises:
+        Unsupported: it does not, so what the machinery of the repair adds cannot be told from the repair.
+    """
+    rows = forward.tokenize(subject, corpus.take(np.arange(min(texts, len(corpus)))))
+    read = forward.logits if subject.shots is None else forward.next_token_logits
+
+    def said(s: Subject) -> Tensor:
+        with torch.inference_mode(), evaluating(s):
+            return read(s, forward.collate(rows, s.tokenizer.pad_token_id))
+
+    equal(said(same), said(subject), "A repair that changes nothing", "the logits")
 
 
 def in_batches(

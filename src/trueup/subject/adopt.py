@@ -90,7 +90,7 @@ def adopt(
         classes=names,
         source=Source(name, None, _kind(settings), revision, allow_pickle, trust_remote_code),
         max_length=min(
-            max_length or (door.LENGTH if shots is None else door.SHOTS_LENGTH), door.position_limit(base.config, settings)
+            max_length or door.most_tokens(base.config, tokenizer, settings), door.position_limit(base.config, settings)
         ),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),

@@ -18,8 +18,8 @@ from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
-LENGTH, SHOTS_LENGTH = 256, 2048
-"""Longest input in tokens, unless told otherwise: of a classifier, and of a query with its demonstrations."""
+LENGTH = 256
+"""Longest input in tokens of an adapter that trueup trains, unless told otherwise."""
 
 UNNAMED = "your base model"
 """The base's name in a Subject, and in what is saved from it, where no name is known under which its weights load again."""
@@ -53,7 +53,7 @@ def load(
             class. Default: the adapter's trueup card.
         shots: demonstrations before each query; the answers are then the data's own class names, and `template` is one
             demonstration with ``{text}`` and ``{label}`` (default `SHOT`).
-        max_length: longest input in tokens; default the card's, else 256 (with `shots`, 2048) or what the model can take.
+        max_length: longest input in tokens; default the card's, else what the model and its tokenizer take.
         device: ``cpu``, ``cuda`` ...; default the fastest there is.
         revision: of the model on the hub. allow_pickle, trust_remote_code: never on by themselves.
 
@@ -143,6 +143,7 @@ def load(
     if chosen is not None and chosen.shots is None:
         check_template(tokenizer, chosen)
     room = position_limit(config, settings)
+    usual = card.get("max_length") or most_tokens(config, tokenizer, settings)
     subject = Subject(
         model=net.eval().to(device),
         tokenizer=tokenizer,
@@ -156,7 +157,7 @@ def load(
             allow_pickle,
             trust_remote_code,
         ),
-        max_length=min(max_length or card.get("max_length") or (LENGTH if shots is None else SHOTS_LENGTH), room),
+        max_length=min(max_length or usual, room),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
     )
@@ -389,6 +390,11 @@ def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
             "Take fewer tokens."
         )
     return room
+
+
+def most_tokens(config: Any, tokenizer: Any, settings: peft.PeftConfig | None = None) -> int:
+    """`position_limit`, or less where the tokenizer says that it cuts earlier (``model_max_length``, as pipelines do)."""
+    return min(position_limit(config, settings), max(4, int(min(tokenizer.model_max_length, 1e9))))
 
 
 def answers_with_no_word(anatomy: Anatomy, shots: bool = False) -> Unsupported:
