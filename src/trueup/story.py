@@ -282,6 +282,8 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
         "model": subject.source.base,
         "adapter": subject.source.adapter,
         "adapter kind": subject.source.peft_type,
+        "revision": subject.source.revision,
+        "tokenizer": subject.source.tokenizer or subject.source.base,
         "adapter settings": {
             k: sorted(set(v))
             if isinstance(v, list | set) and all(isinstance(x, str) for x in v)
