@@ -47,9 +47,7 @@ _NEVER = ("auto_mapping", "runtime_config", "eva_config", "corda_config", "lora_
 _UNMERGED = ("ADAPTION_PROMPT", "LILY", "POLY", "SHADOW", "XLORA")
 """Kinds that are no prompt and that PEFT cannot merge into a base."""
 
-MERGE = (
-    "Merge it into its base (PEFT's merge_and_unload) and give the merged model, or the folder it is saved to without --adapter."
-)
+MERGE = "Merge it into its base (PEFT's merge_and_unload) and give the merged model, or the folder it is saved to without --adapter."
 """The next step for an adapter that changes weights in a way that trueup does not read."""
 
 
@@ -110,7 +108,9 @@ def check_folder(folder: Path, called: str) -> None:
     if below:
         last = f"{called.rstrip('/')}/{below[-1]}"
         here = folder.is_dir() and Path(called).expanduser().is_dir()
-        fetch = "" if here else f" Fetch it first: `hf download {called} --include '{below[-1]}/*' --local-dir {called}`."
+        fetch = (
+            "" if here else f" Fetch it first: `hf download {called} --include '{below[-1]}/*' --local-dir {called}`."
+        )
         raise BadInput(
             f"'{called}' holds {len(below)} adapter{'s' * (len(below) > 1)} in folders below it: {listing(below)}. Give "
             f"{'that folder' if len(below) == 1 else 'one of these folders'}: --adapter {last}.{fetch}"
@@ -307,10 +307,32 @@ def adapter_tensors(subject: Subject) -> dict[str, Tensor]:
     if subject.peft_config is None:
         return {}
     state = peft.get_peft_model_state_dict(
-        subject.model, adapter_name=subject.model.active_adapter,
-        save_embedding_layers=bool(subject.source.vocabulary),
-    )  # fmt: skip
+        subject.model, adapter_name=subject.model.active_adapter, save_embedding_layers=False
+    )
+    if subject.source.vocabulary:
+        state |= embeddings_of(subject.model)
     return {k: v.detach().to("cpu").contiguous().clone() for k, v in state.items()}
+
+
+def embeddings_of(model: Any) -> dict[str, Tensor]:
+    """The embeddings of a live PeftModel under the names that PEFT saves them by, and those that it leaves out.
+
+    Where one of the two embeddings is adapted, PEFT saves that one alone, and new rows of the other would be lost.
+    """
+    name, base = model.active_adapter, model.get_base_model()
+    own, every = (
+        peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=e) for e in (False, True)
+    )
+    found = {k: v for k, v in every.items() if k not in own}
+    words, heads = base.get_input_embeddings(), base.get_output_embeddings()
+    tied = heads is not None and heads.weight is words.weight
+    for module in (words,) if heads is None or tied else (words, heads):
+        at = next(n for n, m in model.named_modules() if m is module)
+        if isinstance(module, nn.Embedding | nn.Linear):
+            found |= {f"{at}.{k}": v for k, v in module.state_dict().items()}
+        elif isinstance(module, BaseTunerLayer):
+            found |= {f"{at}.base_layer.{k}": v for k, v in module.get_base_layer().state_dict().items()}
+    return found
 
 
 def settings_of(subject: Subject, config: peft.PeftConfig) -> dict[str, Any]:
@@ -350,6 +372,11 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
         )
     biased = not words and subject.head_layer().bias is not None
     if not biased and bool(head.bias.abs().max() > 0):
+        if bool(subject.own_head().bias.abs().max() > 0):
+            raise Unsupported(
+                f"The adapter adds a bias to the head (lora_bias), and the classification head of '{anatomy.model_type}' has none, "
+                "so no other head can be saved in its place. Train the adapter without lora_bias."
+            )
         raise Unsupported(f"The classification head of '{anatomy.model_type}' has no bias; give a head without one.")
     config = subject.peft_config
     prompt = config is not None and config.is_prompt_learning

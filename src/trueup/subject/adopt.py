@@ -62,7 +62,7 @@ def adopt(
     anatomy = anatomy_of(base.config)
     what = type(base).__name__
     chosen = door.template_of(template, verbaliser, shots)
-    causal = what.endswith("ForCausalLM")
+    causal = what.endswith(("ForCausalLM", "LMHeadModel"))
     if chosen is not None and not anatomy.causal:
         raise door.answers_with_no_word(anatomy, shots is not None)
     if chosen is not None and not causal:
@@ -85,13 +85,13 @@ def adopt(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer, another, differs = _tokenizer(tokenizer, base, **options)
     rows = len(base.get_input_embeddings().weight)
-    if another:
+    before = _as_it_was(base, **options)
+    resized = before is not None and settings is not None and getattr(before, "vocab_size", rows) != rows
+    if another or resized:
         tokens.check_rows(tokenizer, rows, "The tokenizer")
     if chosen is not None and chosen.shots is None:
         door.check_template(tokenizer, chosen)
     name = base_name(base, settings, anatomy, revision)
-    before = _as_it_was(base, **options)
-    resized = before is not None and settings is not None and getattr(before, "vocab_size", rows) != rows
     unnamed = before is not None and before.id2label == base.config.id2label and not classes
     view = view_of(model)
     inside = view.get_base_model() if settings is not None else view

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
@@ -38,14 +37,16 @@ def map_of(layer: Any, rows: Sequence[int] | None = None) -> tuple[Tensor, Tenso
     and its bias, DoRA (Liu et al., arXiv 2402.09353, equation 5), IA3 (Liu et al., arXiv 2205.05638) and single trained tokens.
 
     Raises:
-        Unsupported: another kind of layer, which need not be linear.
+        Unsupported: another kind of layer, which need not be linear. A variant of LoRA that is none is found by `prove`.
     """
     layer = active(layer)
 
     def some(tensor: Tensor) -> Tensor:
         return tensor if rows is None else tensor[torch.as_tensor(rows, device=tensor.device)]
 
-    if isinstance(layer, AuxiliaryTrainingWrapper):  # single trained tokens: its weight is the base's with these rows put in
+    if isinstance(
+        layer, AuxiliaryTrainingWrapper
+    ):  # single trained tokens: its weight is the base's with these rows put in
         bias = getattr(layer.original_module, "bias", None)
         return some(layer.weight), None if bias is None else some(bias)
     if not isinstance(layer, BaseTunerLayer):
@@ -72,19 +73,14 @@ def map_of(layer: Any, rows: Sequence[int] | None = None) -> tuple[Tensor, Tenso
 
 def _with_lora(layer: Any, name: str, weight: Tensor, bias: Tensor | None, some: Any) -> tuple[Tensor, Tensor | None]:
     down, up, scale = layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
-    variant = layer.lora_variant.get(name)
-    added = some(up.weight).to(weight) @ down.weight.to(weight) * scale
-    if variant is None:
-        if up.bias is not None:
-            more = some(up.bias).to(weight) * scale
-            bias = more if bias is None else bias + more
-        return weight + added, bias
-    magnitude = layer.lora_magnitude_vector[name] if name in layer.lora_magnitude_vector else None
-    if type(magnitude) is not DoraLinearLayer:
-        raise _no_matrix(f"LoRA of the variant {type(variant).__name__}")
-    whole = weight + added
+    whole = weight + some(up.weight).to(weight) @ down.weight.to(weight) * scale
+    if up.bias is not None:
+        more = some(up.bias).to(weight) * scale
+        bias = more if bias is None else bias + more
+    if name not in layer.lora_magnitude_vector:
+        return whole, bias
     length = whole.norm(dim=1, keepdim=True).detach()  # as in training: no gradient goes through the length
-    return some(magnitude.weight).to(whole).unsqueeze(1) / length * whole, bias
+    return some(layer.lora_magnitude_vector[name].weight).to(whole).unsqueeze(1) / length * whole, bias
 
 
 def prove(layer: Any, rows: Sequence[int], what: str) -> None:

@@ -144,16 +144,18 @@ def load(
             other = f"The adapter '{adapter}' does not fit '{model}'{_made_for(settings)}"
             resized = fit_vocabulary(net, tensors, other)
             net, brought = attach(net, settings, tensors, other=other)
-            if resized or brought:
-                vocabulary = len(net.get_input_embeddings().weight)
+            vocabulary = len(net.get_input_embeddings().weight) if resized or brought else 0
             missing = [m for m in missing if not any(m in k for k in tensors)]
     if missing:
         raise BadInput(
             f"'{model}' lacks the weights {listing(missing, 4)}, and no adapter brings them: it would answer at random. "
             "Tune an adapter first: `trueup tune lora " + model + " --data ...`."
         )
-    if another:
-        tokens.check_rows(tokenizer, len(net.get_input_embeddings().weight), f"The tokenizer beside the adapter '{adapter}'")
+    if another or vocabulary:
+        whose = (
+            f"The tokenizer beside the adapter '{adapter}'" if tokens.has_one(folder) else f"The tokenizer of '{model}'"
+        )
+        tokens.check_rows(tokenizer, len(net.get_input_embeddings().weight), whose)
     if chosen is not None and chosen.shots is None:
         check_template(tokenizer, chosen)
     room = position_limit(config, settings)
@@ -229,9 +231,7 @@ def _tokenizer(
         found = ["the base has none that could be read"]
     if not found:
         return own, ()
-    return own, (
-        f"Texts are read with the tokenizer beside the adapter, which is not the base's: {'; '.join(found)}.",
-    )
+    return own, (f"Texts are read with the tokenizer beside the adapter, which is not the base's: {'; '.join(found)}.",)
 
 
 def fit_vocabulary(net: Any, tensors: dict[str, Tensor], other: str) -> bool:
@@ -243,7 +243,10 @@ def fit_vocabulary(net: Any, tensors: dict[str, Tensor], other: str) -> bool:
     """
     heads, words = net.get_output_embeddings(), net.get_input_embeddings()
     ends = {"weight": 0, "base_layer.weight": 0, "token_adapter.base_layer.weight": 0, "original_module.weight": 0}
-    sides = ((words, ends | {"lora_embedding_A": 1}), (heads, ends | {"bias": 0, "base_layer.bias": 0, "lora_B.weight": 0}))
+    sides = (
+        (words, ends | {"lora_embedding_A": 1}),
+        (heads, ends | {"bias": 0, "base_layer.bias": 0, "lora_B.weight": 0}),
+    )
     rows: set[int] = set()
     whole: list[Any] = []
     for module, sizes in sides:
@@ -418,7 +421,7 @@ def load_base(
 
 
 def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, other: str) -> tuple[Any, bool]:
-    """`net` with the adapter on it, and whether the adapter brought embeddings of the base with it.
+    """`net` with the adapter on it, and whether the adapter brought other embeddings than those of the base with it.
 
     PEFT only warns when keys do not match; here every key must find its place. `other` begins the sentence when one does not.
 
@@ -436,11 +439,7 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
             model = peft.get_peft_model(net, settings)
             settings.base_model_name_or_path = made_for  # get_peft_model writes the local folder over it
             expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-            embeddings = {
-                k: v
-                for k, v in peft.get_peft_model_state_dict(model, save_embedding_layers=True).items()
-                if k not in expected
-            }
+            embeddings = files.embeddings_of(model)
         except Exception as e:
             raise BadInput(f"{other}: {e}. Give the base model it was trained on.") from e
     absent, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected) - set(embeddings))
@@ -462,7 +461,7 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
     there = {k for k in brought if torch.equal(embeddings[k].cpu(), tensors[k].to(embeddings[k].dtype).cpu())}
     with quiet():
         peft.set_peft_model_state_dict(model, {k: v for k, v in tensors.items() if k not in there})
-    return model, bool(brought)
+    return model, brought > there
 
 
 def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:

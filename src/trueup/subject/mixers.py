@@ -40,7 +40,9 @@ def adapted_layers(subject: Subject) -> list[tuple[int | None, BaseTunerLayer]]:
     """Every layer that the adapter changes, apart from the head, and the number of its block (None outside of them)."""
     block = {id(m): i for i, layer in enumerate(layers_of(subject)) for m in layer.modules()}
     heads = tuple(f"{n}." for n in subject.head_roots())
-    tuners = [m for n, m in subject.base.named_modules() if isinstance(m, BaseTunerLayer) and not f"{n}.".startswith(heads)]
+    tuners = [
+        m for n, m in subject.base.named_modules() if isinstance(m, BaseTunerLayer) and not f"{n}.".startswith(heads)
+    ]
     return [(block.get(id(m)), m) for m in tuners]
 
 
