@@ -80,7 +80,7 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
     nameless = "The model does not name its classes"
     if subject.source.borrowed and set(subject.classes) != set(corpus.classes):
         # The base's names are those of the task it was trained for, and the adapter's head is of another.
-        nameless = f"The adapter brings a head and no class names, and the base's are not the data's ({listing(subject.classes, 4)})"
+        nameless = f"The adapter's head brings no class names, and the base's are not the data's ({listing(subject.classes, 4)})"
         subject = replace(subject, classes=numbers)
     if subject.classes == corpus.classes:
         return subject, corpus

@@ -432,17 +432,12 @@ def test_a_tokenizer_of_a_resized_vocabulary(base_of: Any, tmp_path: Path):
     assert len({tuple(r) for r in expected.round(4).tolist()}) == 3, "the new tokens matter"
     out = Overconfidence().null(subject).save(tmp_path / "out")
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    scope: dict[str, Any] = {
-        "BASE": str(base),
-        "FOLDER": str(out),
-        "text": RARE.text[0],
-        "second": None,
-        "torch": torch,
-    }
+    scope: dict[str, Any] = {"BASE": str(base), "FOLDER": str(out), "text": RARE.text[0]}
     with torch.no_grad(), quiet():
         exec(code, scope)  # the card's own lines
     assert scope["tok"].get_vocab() == more.get_vocab()
-    assert apart(scope["model"](**scope["tok"](RARE.text[0], return_tensors="pt")).logits[0, :2].detach().numpy(), expected[0]) <= TOLERANCE  # fmt: skip
+    got = plain_text(scope["model"], scope["tok"], list(RARE.text))
+    assert apart(got[:, :2], expected) <= TOLERANCE
 
 
 def test_a_hub_adapter_brings_its_tokenizer(spare: Any, monkeypatch: pytest.MonkeyPatch):
@@ -615,7 +610,7 @@ def test_numbers_that_are_none_are_named(plain_lora: Any):
     ("kind", "step"),
     [
         ("VERA", "Merge it into its base (PEFT's merge_and_unload)"),
-        ("ADALORA", "or the folder it is saved to without --adapter"),
+        ("ADALORA", "or its saved folder without --adapter"),
         ("MULTITASK_PROMPT_TUNING", "PEFT cannot merge such an adapter into its base, so tune one of these kinds"),
         ("CPT", "`trueup tune lora MODEL --data ...`"),
         ("ADAPTION_PROMPT", "PEFT cannot merge such an adapter"),

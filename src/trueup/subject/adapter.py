@@ -47,7 +47,9 @@ _NEVER = ("auto_mapping", "runtime_config", "eva_config", "corda_config", "lora_
 _UNMERGED = ("ADAPTION_PROMPT", "LILY", "POLY", "SHADOW", "XLORA")
 """Kinds that are no prompt and that PEFT cannot merge into a base."""
 
-MERGE = "Merge it into its base (PEFT's merge_and_unload) and give the merged model, or the folder it is saved to without --adapter."
+MERGE = (
+    "Merge it into its base (PEFT's merge_and_unload) and give the merged model, or its saved folder without --adapter."
+)
 """The next step for an adapter that changes weights in a way that trueup does not read."""
 
 
