@@ -44,20 +44,25 @@ def load(
 ) -> Subject:
     """Load an adapted classifier, or with `shots` a causal model that learns from demonstrations in its prompt.
 
+    What stands beside the adapter comes with it: a tokenizer of its own, embeddings that PEFT saved (the base's are resized to
+    them), the revision of the base. `Source.told` says so where it matters.
+
     Args:
         model: a hub id, a local folder, or ``embedded:NAME``; or a live PeftModel or transformers model, which is looked
             at through a view and stays as it is (see `trueup.subject.adopt`).
         adapter: folder or hub id of a PEFT adapter (LoRA, prompt tuning, prefix tuning, p-tuning, IA3), or None.
-        tokenizer: of a live model; default the one under the name that its config remembers.
+        tokenizer: of a live model; default the one under the name that its config remembers. By name: the adapter's, where its
+            folder has one, else the model's.
         classes: class names in the order of the logits. Default: the adapter's trueup card, the model's own label
-            names, or (decided later by the corpus) nothing.
+            names, or (decided later by the corpus) nothing. A base's names under an adapter that brings a head of its own count
+            only where they are the data's.
         template, verbaliser: for causal models that answer with a word: a prompt with ``{text}``, and one word per
-            class. Default: the adapter's trueup card.
+            class, of which the first token after the prompt is read. Default: the adapter's trueup card.
         shots: demonstrations before each query; the answers are then the data's own class names, and `template` is one
             demonstration with ``{text}`` and ``{label}`` (default `SHOT`).
         max_length: longest input in tokens; default the card's, else 256 (with `shots`, 2048) or what the model can take.
         device: ``cpu``, ``cuda`` ...; default the fastest there is.
-        revision: of the model on the hub. allow_pickle, trust_remote_code: never on by themselves.
+        revision: of the model on the hub; default the one that the adapter was made for. allow_pickle, trust_remote_code: never on by themselves.
 
     Raises:
         BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser.
@@ -363,6 +368,8 @@ def read_model_config(where: str, name: str, **options: Any) -> Any:
                 f"'{name}' is a PEFT adapter, not a model. Give the base model first and this folder as --adapter {name}."
             )
         found = sorted(p.name for p in path.iterdir())
+        if below := sorted(p.parent.name for p in path.glob("*/config.json")):
+            raise BadInput(f"'{name}' holds models in folders below it: {listing(below)}. Give one of these folders.")
         raise BadInput(f"'{name}' holds no model: there is no config.json in it (found {listing(found, 6)}).")
     if path.is_file():
         raise BadInput(f"'{name}' is a file, not a model folder. Give the folder that holds its config.json.")
@@ -450,10 +457,11 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
             else f"the base has no place for {listing(extra, 3)}"
         )
         raise BadInput(f"{other}: {what}. Give the base model it was trained on.")
+    places = {**expected, **embeddings}
     for k, v in tensors.items():
-        if v.shape != (place := {**expected, **embeddings}[k].shape):
+        if v.shape != places[k].shape:
             raise BadInput(
-                f"{other}: '{k}' is {tuple(v.shape)} in the adapter and {tuple(place)} in the model. "
+                f"{other}: '{k}' is {tuple(v.shape)} in the adapter and {tuple(places[k].shape)} in the model. "
                 "Give the base model it was trained on."
             )
     # A base whose embeddings these are already is not written to: others may share them.
