@@ -27,7 +27,6 @@ def open_job(
     """
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import read
-    from trueup.run.predict import session
     from trueup.subject import load as door
     from trueup.subject.subject import Shots, Subject
 
@@ -50,8 +49,6 @@ def open_job(
             template=job.template, verbaliser=job.verbaliser, shots=shots, max_length=job.max_length, device=job.device,
             revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
-    for sentence in subject.source.told:
-        session().note(sentence)
     _same_base(subject)
     _first_tokens(subject)
     subject, corpus = agreed(subject, corpus, named=job.classes is not None)

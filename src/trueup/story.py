@@ -206,7 +206,11 @@ def _examined(
         comparisons=tuple(comparisons),
         examples=examples,
         provenance=provenance(subject, corpus, seed, job),
-        notes=[*_unused(subject, test), *(f"{name} was not examined: {reason}" for name, reason in reasons.items())],
+        notes=[
+            *subject.source.told,
+            *_unused(subject, test),
+            *(f"{name} was not examined: {reason}" for name, reason in reasons.items()),
+        ],
     )
 
 

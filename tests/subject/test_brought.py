@@ -23,6 +23,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
+import trueup
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.loading import facts, load_lines
@@ -343,6 +344,20 @@ def test_the_adapters_own_tokenizer_is_used_and_travels_with_a_repair(spare: Any
     )
     fresh = beside(subject, Lora(2), seed=0)
     assert fresh.tokenizer.get_vocab() == own.get_vocab()
+
+
+def test_a_report_says_which_tokenizer_was_used(spare: Any):
+    base, folder, _ = spare
+    rng = np.random.default_rng(0)
+    text = [" ".join(rng.choice(["superb", "dreadful", "good", "bad", "film", "was"], 5)) for _ in range(120)]
+    data = Corpus(text, rng.integers(0, 2, 120), ("0", "1"), np.array(["train", "calibration", "test"] * 40))
+    report = trueup.check(
+        str(base), data, [Overconfidence(resamples=20)], adapter=str(folder), device="cpu", repair=False
+    )
+    assert any("it has 2 more tokens, 'superb', 'dreadful'" in n for n in report.notes)
+    assert report.provenance["tokenizer"] == str(folder)
+    given = trueup.check(load(str(base), str(folder), device="cpu"), data, [Overconfidence(resamples=20)], repair=False)
+    assert any("it has 2 more tokens" in n for n in given.notes)
 
 
 def test_a_given_tokenizer_that_is_another_travels_as_well(spare: Any, tmp_path: Path):

@@ -62,7 +62,8 @@ def load(
             demonstration with ``{text}`` and ``{label}`` (default `SHOT`).
         max_length: longest input in tokens; default the card's, else 256 (with `shots`, 2048) or what the model can take.
         device: ``cpu``, ``cuda`` ...; default the fastest there is.
-        revision: of the model on the hub; default the one that the adapter was made for. allow_pickle, trust_remote_code: never on by themselves.
+        revision: of the model on the hub; default the one that the adapter was made for.
+        allow_pickle, trust_remote_code: never on by themselves.
 
     Raises:
         BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser.
