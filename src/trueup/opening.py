@@ -72,13 +72,20 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
     from trueup.run.predict import session
 
     numbers = tuple(str(i) for i in range(len(subject.classes)))
-    if subject.shots is not None or named or subject.classes == corpus.classes:
+    if subject.shots is not None or named:
+        return subject, corpus
+    nameless = "The model does not name its classes"
+    if subject.source.borrowed and set(subject.classes) != set(corpus.classes):
+        # The base's names are those of the task it was trained for, and the adapter's head is of another.
+        nameless = f"The adapter's head brings no class names, and the base's are not the data's ({listing(subject.classes, 4)})"
+        subject = replace(subject, classes=numbers)
+    if subject.classes == corpus.classes:
         return subject, corpus
     if subject.classes == numbers and len(corpus.classes) == len(numbers):
         subject = replace(subject, classes=corpus.classes)
         _in_order(subject, corpus)
         session().note(
-            f"The model does not name its classes; its logits were taken to be in the data's order: {listing(corpus.classes)}. If "
+            f"{nameless}; its logits were taken to be in the data's order: {listing(corpus.classes)}. If "
             "it was trained in another, every figure here is wrong: give --classes."
         )
         return subject, corpus

@@ -211,7 +211,11 @@ def _examined(
         comparisons=tuple(comparisons),
         examples=examples,
         provenance=provenance(subject, corpus, seed, job) | _length(subject, test),
-        notes=[*_unused(subject, test), *(f"{name} was not examined: {reason}" for name, reason in reasons.items())],
+        notes=[
+            *subject.source.told,
+            *_unused(subject, test),
+            *(f"{name} was not examined: {reason}" for name, reason in reasons.items()),
+        ],
         crashes=crashes.told,
     )
 
@@ -354,6 +358,8 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
         "model": subject.source.base,
         "adapter": subject.source.adapter,
         "adapter kind": subject.source.peft_type,
+        "revision": subject.source.revision,
+        "tokenizer": subject.source.tokenizer or subject.source.base,
         "adapter settings": {
             k: sorted(set(v))
             if isinstance(v, list | set) and all(isinstance(x, str) for x in v)

@@ -20,6 +20,7 @@ from trueup.errors import BadInput, Unsupported
 from trueup.run import prompts
 from trueup.run.prompts import Row
 from trueup.subject import past
+from trueup.subject.linear import map_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.wording import text_ids
 
@@ -160,14 +161,10 @@ def hidden_states(subject: Subject, batch: Batch) -> Tensor:
 
 
 def live_head(subject: Subject) -> Head:
-    """The head's parameters as they are (trainable where the adapter trains them), or the stand-in head."""
+    """The head as it is (trainable where the adapter trains it, with what an adapter adds to it), or the stand-in head."""
     if subject.head is not None:
         return subject.head
-    layer = subject.head_layer()
-    weight, bias = layer.weight, getattr(layer, "bias", None)
-    if subject.template is not None:
-        rows = subject.verbaliser_ids()
-        weight, bias = weight[rows], None if bias is None else bias[rows]
+    weight, bias = map_of(subject.head_layer(), None if subject.template is None else subject.verbaliser_ids())
     return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
 
 

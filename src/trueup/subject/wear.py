@@ -35,7 +35,8 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
         config.init_lora_weights = True
     try:
         with torch.random.fork_rng():  # PEFT draws a start for what is overwritten at once
-            model = door.attach(base, config, dict(tensors), base=subject.source.base, adapter="the repaired adapter")
+            other = f"The adapter 'the repaired adapter' does not fit '{subject.source.base}'"
+            model, _ = door.attach(base, config, dict(tensors), other=other)
         for p in model.parameters():
             p.requires_grad_(False)
     finally:  # PEFT froze the base, whose parameters are the subject's own

@@ -61,6 +61,23 @@ def wording(tokenizer: Any, template: Template) -> Wording:
     return Wording(rests[0][:shared], tuple(r[shared:] for r in rests), stop)
 
 
+def first_tokens(tokenizer: Any, template: Template) -> list[int]:
+    """The token that each class word starts with where it follows the prompt.
+
+    A tokenizer may spell a word otherwise by itself: Llama-2's and Mistral's begin every text with a space of their own, and
+    would start ``" good"`` and ``" bad"`` with the same token. Where a word melts into the prompt's last token, or no two
+    words could be told apart after it, it is spelt by itself.
+    """
+    before = text_ids(tokenizer, stem := template.fill("x", "x"))
+    alone = [tokenizer(w, add_special_tokens=False, verbose=False)["input_ids"][:1] for w in template.words]
+    chosen = []
+    for word, own in zip(template.words, alone, strict=True):
+        whole = text_ids(tokenizer, stem + word)
+        after = whole[len(before) :] if whole[: len(before)] == before else []
+        chosen.append(after[:1] if after and tokenizer.decode(after).strip() == word.strip() else own)
+    return [ids[0] for ids in (chosen if len({tuple(c) for c in chosen}) == len(chosen) else alone)]
+
+
 def ends_texts(tokenizer: Any) -> bool:
     """Whether the tokenizer puts its end token after every text, which `text_ids` takes away again."""
     ids = tokenizer("a", verbose=False)["input_ids"]
