@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueup.errors import BadInput, listing
+import numpy as np
+
+from trueup.errors import BadInput, TrueupError, listing
 from trueup.job import Job
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ def open_job(
     _first_tokens(subject)
     subject, corpus = agreed(subject, corpus, named=job.classes is not None)
     _tuned_on(job, subject, corpus, card)
+    if model is None or isinstance(model, str | Path):
+        _on_a_full_base(job, subject, corpus)
     if data is None or isinstance(data, str | Path):
         # A repair learns from this split, so its card has to say which it was, as that of `trueup tune` does.
         own = {"seed": seed, "limit": limit, "train": _train(corpus)}
@@ -125,6 +129,41 @@ def _same_base(subject: Subject) -> None:
     session().note(
         f"The adapter says that it was made for '{made_for}', and was put on '{base}', where its shapes fit. If these are not the "
         "same weights, every figure here is wrong."
+    )
+
+
+COMPARED = 200
+"""Test texts on which an adapter is tried on the quantised base that it was trained on."""
+
+
+def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
+    """Notes an adapter that was trained on a quantised base and is examined on the full one, with what that makes, measured."""
+    from trueup.run.predict import predict, session
+    from trueup.subject import adapter as files
+    from trueup.subject import load as door
+
+    settings = files.trained_on(door.adapter_folder(job.adapter), subject.peft_config)
+    if settings is None or subject.quantised or subject.shots is not None:
+        return
+    bits = 4 if settings.get("load_in_4bit") else 8
+    said = f"The adapter was trained on a base in {bits} bits, and is examined on the full one."
+    try:
+        own = door.load(
+            job.model, job.adapter, classes=subject.classes, template=job.template, verbaliser=job.verbaliser,
+            max_length=subject.max_length, device=job.device, revision=job.revision, allow_pickle=job.allow_pickle,
+            trust_remote_code=job.trust_remote_code, quantised=settings,
+        )  # fmt: skip
+    except (TrueupError, ImportError) as e:
+        session().note(f"{said} What that changes could not be measured ({' '.join(str(e).split())[:160]})")
+        return
+    some = corpus.relabel(subject.classes).part("test")
+    some = some.take(np.arange(min(COMPARED, len(some))))
+    full, there = predict(subject, some), predict(own, some)
+    session().note(
+        f"{said} On {len(some)} test texts it is right on {(full.predicted == some.label).mean():.1%} here and on "
+        f"{(there.predicted == some.label).mean():.1%} there; {(full.predicted != there.predicted).mean():.1%} of the answers "
+        f"differ, and the confidences by {np.abs(full.confidence - there.confidence).mean():.3f} on average. Who serves it in "
+        f"{bits} bits gives trueup that model instead: a live one, from Python."
     )
 
 

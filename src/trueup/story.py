@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.job import Job, command_line, faults_of
@@ -213,6 +215,7 @@ def _examined(
         provenance=provenance(subject, corpus, seed, job) | _length(subject, test),
         notes=[
             *subject.source.told,
+            *_padded(subject, test),
             *_unused(subject, test),
             *(f"{name} was not examined: {reason}" for name, reason in reasons.items()),
         ],
@@ -250,6 +253,25 @@ class _Crashes:
             f"trueup crashed there ({type(e).__name__}: {said}). Please report it with {crash_file(fault.name)}, which lies in the "
             "output folder and holds the traceback."
         )
+
+
+PADDED = 400
+"""Test texts on which PEFT's own answers in padded batches are told beside those of one text at a time."""
+
+
+def _padded(subject: Subject, test: Corpus) -> list[str]:
+    """Why a user's own figure of a soft-prompted decoder classifier differs: what PEFT says of it in padded batches."""
+    from trueup.run.predict import padded_answers, predict
+
+    if not (subject.soft_prompted and subject.anatomy.causal and subject.template is None and subject.head is None):
+        return []
+    some = test.take(np.arange(min(PADDED, len(test))))
+    batched, alone = padded_answers(subject, some), predict(subject, some).predicted
+    return [
+        f"PEFT itself is right on {(batched == some.label).mean():.1%} of {len(some)} test texts in padded batches of 8, and on "
+        f"{(alone == some.label).mean():.1%} one text at a time, which is what is examined here. In a batch it reads a "
+        "prompt-tuned classifier of this kind at the padding (PEFT issue 764), so a figure from batches is another one."
+    ]
 
 
 def _length(subject: Subject, test: Corpus) -> dict[str, str]:

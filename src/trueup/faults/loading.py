@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trueup.subject.load import UNNAMED
 from trueup.subject.subject import Subject
 from trueup.subject.wording import ends_texts
 
@@ -22,8 +23,18 @@ def facts(subject: Subject) -> dict[str, Any]:
         "segments": takes_segments or "token_type_ids" not in subject.tokenizer.model_input_names,
         "ends": subject.template is not None and ends_texts(subject.tokenizer),
         "ids": None if subject.template is None or subject.shots is not None else subject.verbaliser_ids(),
+        "quantised": _quantised(subject), "pad": None if subject.template is not None else subject.pad_token_id,
         "causal": causal, "own tokenizer": subject.source.tokenizer is not None, "vocabulary": subject.source.vocabulary,
     }  # fmt: skip
+
+
+def _quantised(subject: Subject) -> Any:
+    """The settings under which a live base was quantised; None where its own folder says so, or it is not."""
+    settings = getattr(subject.base.config, "quantization_config", None)
+    if settings is None or subject.source.base != UNNAMED:
+        return None
+    told = settings if isinstance(settings, dict) else settings.to_dict()
+    return {k: v for k, v in told.items() if not k.startswith("_")}
 
 
 def load_lines(about: Mapping[str, Any], logits: int | None) -> str:
@@ -32,10 +43,14 @@ def load_lines(about: Mapping[str, Any], logits: int | None) -> str:
     given = [f"dtype={about['dtype']!r}"]
     if logits is not None:
         given = [f"num_labels={logits}", "ignore_mismatched_sizes=True", *given]
+    if about.get("quantised"):
+        given.append(f"quantization_config={about['quantised']!r}")
     pinned = f", revision={about['revision']!r}" if about.get("revision") else ""
     words = "FOLDER" if about.get("own tokenizer") else f"BASE{pinned}"
     rows = about.get("vocabulary")
     wider = f"\nbase.resize_token_embeddings({rows}, mean_resizing=False)" if rows else ""
+    if logits is not None and about.get("causal"):  # a decoder's classifier reads the last token that is not this one
+        wider += f"\nbase.config.pad_token_id = {about.get('pad')}"
     return f"""from transformers import AutoModelFor{kind}, AutoTokenizer
 from peft import PeftModel
 base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned}){wider}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from trueup.errors import BadInput, Unsupported, did_you_mean, listing
 from trueup.subject.anatomy import Anatomy
 from trueup.subject.linear import active, map_of
+from trueup.subject.sharing import state_of
 from trueup.subject.subject import Head, Subject
 
 KINDS: dict[str, type[peft.PeftConfig]] = {
@@ -195,6 +196,29 @@ def config_of(raw: Mapping[str, Any]) -> peft.PeftConfig:
     return cls(**kept)
 
 
+_TRAINED_ON = "The following `bitsandbytes` quantization config was used during training:"
+
+
+def trained_on(folder: Path | None, settings: peft.PeftConfig | None) -> dict[str, Any] | None:
+    """The quantisation of the base that an adapter was trained on, as settings of bitsandbytes; None where nothing says so.
+
+    PEFT wrote it into the adapter's README.md until 0.6; later only a base's name tells (``...-bnb-4bit``).
+    """
+    page = folder / "README.md" if folder is not None else None
+    if page is not None and page.is_file():
+        told = page.read_text(encoding="utf-8", errors="replace").partition(_TRAINED_ON)[2]
+        said = dict(re.findall(r"^- (\w+): ([\w.]+)$", told.split("#")[0], re.M))
+        for bits in ("load_in_4bit", "load_in_8bit"):
+            if said.get(bits) == "True":
+                kind = {"bnb_4bit_quant_type": said.get("bnb_4bit_quant_type", "fp4"),
+                        "bnb_4bit_use_double_quant": said.get("bnb_4bit_use_double_quant") == "True"}  # fmt: skip
+                return {bits: True} | (kind if bits == "load_in_4bit" else {})
+    name = str(getattr(settings, "base_model_name_or_path", None) or "").lower()
+    if re.search(r"bnb-4bit(-\w+)?$", name):
+        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return None
+
+
 def started(config: peft.PeftConfig, which: str) -> tuple[str, ...]:
     """What a reader must know of how a LoRA was started, in sentences; `config` is changed to what can be loaded.
 
@@ -308,11 +332,12 @@ def adapter_tensors(subject: Subject) -> dict[str, Tensor]:
     """
     if subject.peft_config is None:
         return {}
+    model = subject.model
     state = peft.get_peft_model_state_dict(
-        subject.model, adapter_name=subject.model.active_adapter, save_embedding_layers=False
+        model, state_of(model), adapter_name=model.active_adapter, save_embedding_layers=False
     )
     if subject.source.vocabulary:
-        state |= embeddings_of(subject.model)
+        state |= embeddings_of(model)
     return {k: v.detach().to("cpu").contiguous().clone() for k, v in state.items()}
 
 
@@ -323,7 +348,8 @@ def embeddings_of(model: Any) -> dict[str, Tensor]:
     """
     name, base = model.active_adapter, model.get_base_model()
     own, every = (
-        peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=e) for e in (False, True)
+        peft.get_peft_model_state_dict(model, state_of(model), adapter_name=name, save_embedding_layers=e)
+        for e in (False, True)
     )
     found = {k: v for k, v in every.items() if k not in own}
     words, heads = base.get_input_embeddings(), base.get_output_embeddings()
@@ -331,9 +357,9 @@ def embeddings_of(model: Any) -> dict[str, Tensor]:
     for module in (words,) if heads is None or tied else (words, heads):
         at = next(n for n, m in model.named_modules() if m is module)
         if isinstance(module, nn.Embedding | nn.Linear):
-            found |= {f"{at}.{k}": v for k, v in module.state_dict().items()}
+            found |= {f"{at}.{k}": v for k, v in state_of(module).items()}
         elif isinstance(module, BaseTunerLayer):
-            found |= {f"{at}.base_layer.{k}": v for k, v in module.get_base_layer().state_dict().items()}
+            found |= {f"{at}.base_layer.{k}": v for k, v in state_of(module.get_base_layer()).items()}
     return found
 
 
@@ -412,7 +438,7 @@ def _whole(module: Any) -> dict[str, Tensor]:
     if isinstance(module, BaseTunerLayer):
         weight, bias = map_of(module)
         return {"weight": weight} | ({} if bias is None else {"bias": bias})
-    state = {k: v for k, v in module.state_dict().items() if "." not in k}
+    state = {k: v for k, v in state_of(module).items() if "." not in k}
     return state | {f"{n}.{k}": v for n, part in module.named_children() for k, v in _whole(part).items()}
 
 

@@ -32,6 +32,7 @@ from trueup.subject import tokens
 from trueup.subject.anatomy import Anatomy, anatomy_of
 from trueup.subject.linear import map_of
 from trueup.subject.quiet import quiet
+from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, head_layer
 
 
@@ -92,6 +93,8 @@ def adopt(
     if chosen is not None and chosen.shots is None:
         door.check_template(tokenizer, chosen)
     name = base_name(base, settings, anatomy, revision)
+    if getattr(base.config, "quantization_config", None) is not None and not hasattr(before, "quantization_config"):
+        name = door.UNNAMED  # the weights under that name are not quantised
     unnamed = before is not None and before.id2label == base.config.id2label and not classes
     view = view_of(model)
     subject = Subject(
@@ -120,15 +123,13 @@ def view_of(model: nn.Module) -> Any:
     Raises:
         Unsupported: a module of it cannot be copied.
     """
-    # Weights of a kind of their own (quantised ones) carry more than their storage and are shared as they are.
     shared: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False) if type(p) is nn.Parameter else p
-        for p in model.parameters()
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters() if type(p) is nn.Parameter
     }
     shared |= {id(b): b.detach() for b in model.buffers()}
     with quiet():
         try:
-            return copy.deepcopy(model, shared)
+            return copy_of(model, shared)
         except Exception as e:
             raise Unsupported(
                 f"No view can be had of this {type(model).__name__} ({' '.join(str(e).split())[:160]}). Take off what wraps it "
@@ -186,7 +187,9 @@ def _opened(model: Any) -> tuple[Any, peft.PeftConfig | None]:
         raise BadInput(
             "The adapter is switched off; switch it on with model.enable_adapter_layers(), or give the base alone."
         )
-    state = peft.get_peft_model_state_dict(model, adapter_name=active[0], save_embedding_layers=False)
+    state = peft.get_peft_model_state_dict(
+        model, state_of(model), adapter_name=active[0], save_embedding_layers=False
+    )
     files.check_numbers(state, f"The adapter '{active[0]}'")
     return base, settings
 
@@ -274,7 +277,7 @@ def _same_weights(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy,
     replaced = getattr(settings, "init_lora_weights", True) not in (True, False, "gaussian")
     tuned = {n for n, m in base.named_modules() if replaced and isinstance(m, BaseTunerLayer)}
     carried = settings is None
-    for name, tensor in base.state_dict().items():
+    for name, tensor in state_of(base).items():
         if "modules_to_save." in name and f"{anatomy.head_root}." in name:
             carried = True
         plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from trueup.subject import adapter as files
 from trueup.subject import linear, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
+from trueup.subject.sharing import state_of
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template
 from trueup.subject.wording import first_tokens
 
@@ -41,6 +42,7 @@ def load(
     revision: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    quantised: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Load an adapted classifier, or with `shots` a causal model that learns from demonstrations in its prompt.
 
@@ -64,6 +66,7 @@ def load(
         device: ``cpu``, ``cuda`` ...; default the fastest there is.
         revision: of the model on the hub; default the one that the adapter was made for.
         allow_pickle, trust_remote_code: never on by themselves.
+        quantised: settings of bitsandbytes under which the base is loaded, such as ``{"load_in_4bit": True}``; needs that package.
 
     Raises:
         BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser.
@@ -142,7 +145,8 @@ def load(
         # fingerprint however often it is loaded.
         torch.manual_seed(0)
         net, missing = load_base(
-            cls, where, model, device=device, allow_pickle=allow_pickle, **options, **({} if causal else {"num_labels": rows}),
+            cls, where, model, device=device, allow_pickle=allow_pickle, quantised=quantised, **options,
+            **({} if causal else {"num_labels": rows}),
         )  # fmt: skip
         net.config.pad_token_id = tokenizer.pad_token_id
         vocabulary = 0
@@ -404,7 +408,8 @@ def padded(tokenizer: Any, name: str) -> Any:
 
 
 def load_base(
-    cls: Any, where: str, name: str, *, device: str | None = None, allow_pickle: bool = False, **options: Any
+    cls: Any, where: str, name: str, *, device: str | None = None, allow_pickle: bool = False,
+    quantised: Mapping[str, Any] | None = None, **options: Any,
 ) -> tuple[Any, list[str]]:
     """The base model in float32 on the CPU (the checkpoint's own type elsewhere), and the weights it had to invent.
 
@@ -417,6 +422,11 @@ def load_base(
             "Save it again with safe_serialization=True, or pass --allow-pickle if you trust its author."
         )
     dtype = torch.float32 if (device or best_device()) == "cpu" else "auto"
+    if quantised is not None:
+        heads = sorted({a.head_root for a in FAMILIES.values() if a.head_root} | {"lm_head"})
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            **quantised, bnb_4bit_compute_dtype=torch.float32 if dtype == torch.float32 else None, llm_int8_skip_modules=heads
+        )  # fmt: skip
     with quiet():
         try:
             net, info = cls.from_pretrained(
@@ -447,7 +457,7 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
             made_for = settings.base_model_name_or_path
             model = peft.get_peft_model(net, settings)
             settings.base_model_name_or_path = made_for  # get_peft_model writes the local folder over it
-            expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+            expected = peft.get_peft_model_state_dict(model, state_of(model), save_embedding_layers=False)
             embeddings = files.embeddings_of(model)
         except Exception as e:
             raise BadInput(f"{other}: {e}. Give the base model it was trained on.") from e
@@ -605,7 +615,7 @@ def adapter_folder(adapter: str | None) -> Path | None:
         raise BadInput(f"There is no adapter folder '{adapter}'. Check the path, or give a hub id such as 'org/name'.")
     from huggingface_hub import snapshot_download
 
-    wanted = ["adapter_*", f"*/{files.SETTINGS}", files.CARD, *tokens.FILES]
+    wanted = ["adapter_*", f"*/{files.SETTINGS}", files.CARD, *tokens.FILES, "README.md"]
     try:
         path = Path(snapshot_download(adapter, allow_patterns=wanted))
     except Exception as e:

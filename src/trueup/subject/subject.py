@@ -166,6 +166,11 @@ class Subject:
         return self.source.peft_type in ("PROMPT_TUNING", "P_TUNING")
 
     @property
+    def quantised(self) -> bool:
+        """Whether the base's weights are kept in fewer bits than they compute in."""
+        return getattr(self.base.config, "quantization_config", None) is not None  # type: ignore[union-attr]
+
+    @property
     def pad_token_id(self) -> int | None:
         """The token that the model itself takes for padding; None where its config names none."""
         return self.base.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
