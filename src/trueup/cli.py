@@ -1,7 +1,7 @@
 """argv -> Job -> exit code: the only place for typer, printing and exiting.
 
 Exit codes: 0 no fault was shown; 1 a fault was found; 2 the input cannot be used, or a fault asked for by name could not be
-examined (one sentence says why); 3 an error of trueup itself; 130 interrupted.
+examined (one sentence says why); 3 an error of trueup itself, which costs other faults nothing; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trueup.errors import BadInput, TrueupError, Unavailable
 
 CODES = (
     "Exit code 0: no fault was shown. 1: a fault was found. 2: the input cannot be used, or a fault asked for by name could "
-    "not be examined. 3: an error of trueup itself. 130: interrupted."
+    "not be examined. 3: an error of trueup itself; the findings of the other faults are in the output folder. 130: interrupted."
 )
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ ShotsOption = Annotated[
 MaxLength = Annotated[
     int | None,
     typer.Option(
-        "--max-length", min=4, help="Longest input in tokens; default the adapter's, else 256, and 2048 with --shots."
+        "--max-length", min=4, help="Longest input in tokens; default what trueup tuned the adapter at, else what the model takes."
     ),
 ]
 TuneMaxLength = Annotated[
@@ -268,7 +268,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
-    except Exception:
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException:  # a panic of a library written in Rust is no Exception
         # Python's own exit code for it is 1, which here says that a fault was found.
         traceback.print_exc()
         command = shlex.join(["trueup", *(sys.argv[1:] if argv is None else argv)])
@@ -368,7 +370,9 @@ def _tune_job(given: dict[str, Any], kind: str, options: dict[str, Any], trainin
 
 
 def _verdict(done: Any) -> int:
-    """The exit code of a report. A fault asked for by name that was not examined is told on standard error."""
+    """The exit code of a report. A fault asked for by name that was not examined is told on standard error, and so is a crash."""
+    from trueup.report.bundle import crash_file
+
     examined = {c.before.fault for c in done.comparisons}
     # Who names a column that should not matter asks for confounding.
     asked = done.job.get("faults") or (["confounding"] if done.job.get("confounder") else [])
@@ -376,6 +380,13 @@ def _verdict(done: Any) -> int:
     for note in done.notes:
         if note.startswith(tuple(missed)):
             print(f"trueup: {note}", file=sys.stderr)
+    if done.crashes:
+        print(
+            f"trueup: this is an error of trueup. Please report it with {', '.join(map(crash_file, done.crashes))} in the output "
+            "folder, which holds the traceback. The rest of the report stands.",
+            file=sys.stderr,
+        )
+        return 3
     if any(c.before.found for c in done.comparisons):
         return 1
     return 2 if missed else 0

@@ -9,6 +9,10 @@ import difflib
 from collections.abc import Iterable, Sized
 
 
+TESTED = "Install the versions of the libraries that trueup was tested with (its constraints.txt names them)."
+"""The next step where a library does not do what trueup knows of it."""
+
+
 class TrueupError(Exception):
     """Base of every error that trueup raises on purpose. Its text is a sentence for the user, next step included."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueup.errors import BadInput, Unsupported, listing
+from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.job import Job, command_line, faults_of
 from trueup.opening import agreed, open_job
@@ -152,7 +153,7 @@ def check(
         report = _examined(
             subject, corpus, chosen, seed=seed, repair=repair, save=None if save is None else Path(save), job=job
         )  # fmt: skip
-        return replace(report, notes=[*now.notes, *report.notes, *unasked])
+        return replace(report, notes=[*now.notes, *report.notes, *unasked], warnings=now.warnings)
 
 
 @contextmanager
@@ -188,29 +189,86 @@ def _examined(
         raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
     alone = len(faults) - len(reasons) == 1
     comparisons, examples = [], {}
+    crashes = _Crashes(subject)
     for fault in faults:
         if fault.name in reasons:
             continue
         try:
-            comparison = _one(fault, subject, corpus, test, seed=seed, repair=repair, save=save)
-        except (BadInput, Unsupported) as e:
-            # What one fault cannot use must not cost the findings of the others.
+            comparison = _one(fault, subject, corpus, test, crashes, seed=seed, repair=repair, save=save)
+            shown = fault.examples(test, comparison.before, comparison.after)
+        except BaseException as e:  # a panic of a tokenizer written in Rust is no Exception
+            # What one fault cannot use, or where it crashes, must not cost the findings of the others.
             if alone:
                 raise
-            reasons[fault.name] = str(e)
+            reasons[fault.name] = crashes.survived(e, fault)
             continue
         comparisons.append(comparison)
-        examples[fault.name] = fault.examples(test, comparison.before, comparison.after)
+        examples[fault.name] = shown
     if not comparisons:
-        raise BadInput(f"No fault could be examined. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
+        raise crashes.last or BadInput(
+            f"No fault could be examined. {' '.join(f'{k}: {v}' for k, v in reasons.items())}"
+        )
     return Report(
         title=f"{subject.source.adapter or subject.source.base} on {corpus.name}",
         job=dict(job or {}),
         comparisons=tuple(comparisons),
         examples=examples,
-        provenance=provenance(subject, corpus, seed, job),
+        provenance=provenance(subject, corpus, seed, job) | _length(subject, test),
         notes=[*_unused(subject, test), *(f"{name} was not examined: {reason}" for name, reason in reasons.items())],
+        crashes=crashes.told,
     )
+
+
+class _Crashes:
+    """The crashes of single faults that the run survives: a sentence for the report, and the traceback for a file."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject, self.whole = subject, subject.fingerprint
+        self.told: dict[str, str] = {}
+        self.last: BaseException | None = None
+
+    def survived(self, e: BaseException, fault: Fault) -> str:
+        """Why there is no finding, or no repair, of `fault`. Raises `e` again where the run must not go on.
+
+        That is after an interrupt, and where a crash left the model otherwise than it was.
+        """
+        from trueup.report.bundle import crash_file
+        from trueup.run.predict import out_of_memory
+
+        if isinstance(e, TrueupError):
+            return str(e)
+        if isinstance(e, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise e
+        if out_of_memory(e):
+            return "Memory ran out. Lower --max-length or --limit, or take a smaller model."
+        if self.subject.fingerprint != self.whole:
+            raise e
+        self.told[fault.name], self.last = "".join(traceback.format_exception(e)), e
+        said = " ".join(str(e).split())[:200]
+        return (
+            f"trueup crashed there ({type(e).__name__}: {said}). Please report it with {crash_file(fault.name)}, which lies in the "
+            "output folder and holds the traceback."
+        )
+
+
+def _length(subject: Subject, test: Corpus) -> dict[str, str]:
+    """How long an input may be, and how many test texts are longer: for the provenance, and from 5% on a warning."""
+    from trueup.run.forward import CUT, cut
+    from trueup.run.predict import session
+    from trueup.subject.load import most_tokens
+
+    longer = cut(subject, test)
+    if longer.mean() > CUT:
+        room = most_tokens(subject.base.config, subject.tokenizer, subject.peft_config)
+        cure = f"The model takes up to {room}: raise --max-length." if room > subject.max_length else "The model takes no more."
+        session().warn(
+            f"{longer.mean():.0%} of the test texts are longer than {subject.max_length} tokens, and the model reads their "
+            f"beginnings alone. {cure}"
+        )
+    return {
+        "longest input": f"{subject.max_length} tokens",
+        "test texts cut there": f"{int(longer.sum())} of {len(test)} ({longer.mean():.1%})",
+    }
 
 
 def _settled(what: str, how: str, **options: Any) -> None:
@@ -242,19 +300,33 @@ def _unused(subject: Subject, test: Corpus) -> list[str]:
 
 
 def _one(
-    fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, *, seed: int, repair: bool, save: Path | None
-) -> Comparison:
-    from trueup.run.predict import session
-
+    fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, crashes: _Crashes, *, seed: int, repair: bool,
+    save: Path | None,
+) -> Comparison:  # fmt: skip
     fault = fault.prepared(subject, corpus, seed=seed)
     before = _told(fault, fault.audit(subject, test, seed=seed))
     if not repair:
         return Comparison(before, None, "Only an audit was asked for.")
     try:
-        remedy = fault.repair(subject, corpus, before, seed=seed)
-    except (BadInput, Unsupported) as e:
+        return _repaired(fault, subject, corpus, test, before, seed=seed, save=save)
+    except BaseException as e:
         # The finding stands without its repair.
-        remedy = NoRemedy(str(e))
+        return Comparison(before, None, crashes.survived(e, fault))
+
+
+def _repaired(
+    fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, before: Finding, *, seed: int, save: Path | None
+) -> Comparison:
+    from trueup.run.predict import session, unchanged
+
+    try:
+        nothing = fault.null(subject)
+    except (BadInput, Unsupported):
+        nothing = None  # the repair says why
+    if nothing is not None:
+        with nothing.on(subject) as same:
+            unchanged(subject, same, test)
+    remedy = fault.repair(subject, corpus, before, seed=seed)
     if isinstance(remedy, NoRemedy):
         return Comparison(replace(before, details={**before.details, "tried": remedy.tried}), None, remedy.reason)
     with remedy.on(subject) as repaired:

@@ -67,6 +67,7 @@ def tune(
         TrueupError: the input cannot be used; nothing is written.
     """
     from trueup.corpus.read import read
+    from trueup.run.forward import CUT, cut
     from trueup.run.heads import warm_start
     from trueup.run.predict import Session, predict, within
     from trueup.run.train import Training, processes, train
@@ -92,8 +93,14 @@ def tune(
             seed=job.seed, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
         part = corpus.part("train")
+        longer = cut(subject, part).mean()
         work.mkdir(parents=True, exist_ok=True)
         session = Session(progress=progress or (lambda stage, done, total: None))
+        if longer > CUT:
+            session.note(
+                f"{longer:.0%} of the training texts are longer than {subject.max_length} tokens, and their beginnings alone are "
+                "learnt from. Raise --max-length where the model takes more."
+            )
         with within(session):
             if template is None and not isinstance(job.recipe, Lora):
                 warm_start(subject, part)

@@ -133,6 +133,9 @@ class Parrot(torch.nn.Module):
             states[:, self.start - 1 + i, token] = 1.0
         return transformers.modeling_outputs.BaseModelOutputWithPast(last_hidden_state=states)
 
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        return transformers.modeling_outputs.CausalLMOutput(logits=self.head(self.base_model(input_ids).last_hidden_state))
+
     def get_output_embeddings(self) -> torch.nn.Module:
         return self.head
 

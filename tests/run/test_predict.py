@@ -195,11 +195,11 @@ def test_features_and_hidden_states_are_remembered_apart(subject: Subject, tmp_p
 def out_of_memory_above(largest: int, sizes: list[int]) -> Callable[[Subject, forward.Batch], torch.Tensor]:
     plain = forward.features
 
-    def read(subject: Subject, batch: forward.Batch) -> torch.Tensor:
+    def read(subject: Subject, batch: forward.Batch, prompt: None = None) -> torch.Tensor:
         sizes.append(len(batch.ids))
         if len(batch.ids) > largest:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return plain(subject, batch)
+        return plain(subject, batch, prompt)
 
     return read
 

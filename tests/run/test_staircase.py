@@ -463,7 +463,44 @@ def test_an_unknown_ending_of_the_backbone_is_refused(base_of: Any, monkeypatch:
         return out
 
     monkeypatch.setattr(staircase, "backbone", doubled)
-    with pytest.raises(Unsupported, match=r"'llama' does after its last layer is not what trueup knows"):
+    with pytest.raises(Unsupported, match=r"'llama' does not give what the model itself gives: the final hidden states"):
+        attribute(subject, ROWS, readout)
+
+
+def behind(self: Any, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return torch.cat([self.keys.roll(1, 2), keys], dim=2), torch.cat([self.values, values], dim=2)
+
+
+def lost(self: Any, *_: Any, **__: Any) -> Tensor:
+    return (self.recurrent * 0).repeat_interleave(self.rows, dim=0).as_subclass(staircase._Unwritten)
+
+
+@pytest.mark.parametrize(
+    ("family", "what", "changed"),
+    [
+        *((f, "_Shared.update", behind) for f in ("llama", "gpt2", "bloom")),
+        *((f, "_State.get_recurrent_state", lost) for f in ("mamba", "mamba2")),
+    ],
+)  # fmt: skip
+def test_a_library_that_changes_underneath_is_refused_and_gives_no_number(
+    family: str, what: str, changed: Any, base_of: Any, monkeypatch: pytest.MonkeyPatch
+):
+    subject = bare(base_of(family))
+    attribute(subject, ROWS, readout)
+    owner, name = what.split(".")
+    monkeypatch.setattr(getattr(staircase, owner), name, changed)
+    for run in (
+        lambda: attribute(subject, ROWS, readout),
+        lambda: scaled_at_last(subject, ROWS, readout, [{0: torch.tensor(0.5)}]),
+    ):
+        with pytest.raises(Unsupported, match=r"does not give what the model itself gives: .*constraints\.txt"):
+            run()
+
+
+def test_a_layer_without_a_memory_is_refused(base_of: Any, monkeypatch: pytest.MonkeyPatch):
+    subject = bare(base_of("llama"))
+    monkeypatch.setattr(staircase.past, "named", lambda arguments: [])
+    with pytest.raises(Unsupported, match=r"'llama' do not take the keys and values of earlier tokens in one argument"):
         attribute(subject, ROWS, readout)
 
 

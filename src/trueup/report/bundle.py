@@ -4,6 +4,7 @@
 findings.json                       the comparisons, example tables, provenance and notes
 samples/<fault>-<before|after>.npz  per-example arrays, in the audited corpus' order
 job.json                            the job that makes this folder again
+crash-<fault>.txt                   the traceback of a fault whose examination or repair crashed
 ```
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 from trueup.errors import BadInput, TrueupError
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure
 
-FORMAT = 1
+FORMAT = 2
 MOST_EXAMPLES = 200
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -43,6 +44,8 @@ class Report:
         provenance: versions, device, dtype, threads, fingerprints, seed; the command line under ``command`` (a string,
             or a list of words).
         notes: sentences about the run ("The batch was halved after running out of memory.").
+        warnings: sentences that a reader must see before any figure.
+        crashes: fault name -> traceback of its crash, which cost no other fault its finding.
 
     The page also shows these keys of a finding's own provenance, when they are there: ``title``, ``question``,
     ``paper`` (text; an arXiv number in it becomes a link), ``departures`` (a sentence or a list of them).
@@ -58,6 +61,8 @@ class Report:
     examples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    crashes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [c.before.fault for c in self.comparisons]
@@ -69,6 +74,9 @@ class Report:
                 raise BadInput(f"The fault '{name}' occurs twice in one report: give each fault once.")
             if c.after is not None and c.after.fault != name:
                 raise BadInput(f"A comparison holds '{name}' before and '{c.after.fault}' after: compare one fault.")
+        for name in self.crashes:
+            if not _NAME.fullmatch(name):  # it becomes a file's name
+                raise BadInput(f"{name!r} cannot be a fault's name: use letters, digits, '_' and '-', 64 at most.")
         for name, table in self.examples.items():
             if name not in names:
                 raise BadInput(f"There are examples for '{name}', which is not in the report: give its comparison too.")
@@ -122,6 +130,13 @@ def write(report: Report, folder: Path) -> None:
         _write_arrays(folder / "samples" / f"{name}-{when}.npz", arrays, f"{name}, {when} the repair")
     write_text(folder / "findings.json", _dump(_payload(report)))
     write_text(folder / "job.json", _dump(report.job))
+    for name, traceback in report.crashes.items():
+        write_text(folder / crash_file(name), plain(traceback))
+
+
+def crash_file(fault: str) -> str:
+    """The file of the output folder that holds the traceback of a fault's crash."""
+    return f"crash-{fault}.txt"
 
 
 def read(folder: Path) -> Report:
@@ -154,6 +169,8 @@ def read(folder: Path) -> Report:
             examples={_is(k, str): [dict(r) for r in v] for k, v in data["examples"].items()},
             provenance=_is(data["provenance"], dict),
             notes=[_is(n, str) for n in data["notes"]],
+            warnings=[_is(w, str) for w in data["warnings"]],
+            crashes={n: (folder / crash_file(n)).read_text(encoding="utf-8") for n in data["crashes"] if _NAME.fullmatch(n)},
         )
     except TrueupError:
         raise
@@ -188,6 +205,8 @@ def _payload(report: Report) -> dict[str, Any]:
         "examples": {k: [dict(r) for r in v] for k, v in report.examples.items()},
         "provenance": dict(report.provenance),
         "notes": list(report.notes),
+        "warnings": list(report.warnings),
+        "crashes": list(report.crashes),
     }
 
 

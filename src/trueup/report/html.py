@@ -99,6 +99,7 @@ def _render(report: Report, cell: int, points: int) -> str:
         summary=_summary(report),
         faults=faults,
         notes=[words.clean(n, 1000) for n in report.notes],
+        warnings=[words.clean(w, 1000) for w in report.warnings],
         provenance=_pairs({k: v for k, v in report.provenance.items() if k != "command"}),
         command=_command(report.provenance.get("command")),
         job=_pretty(report.job, 20_000) if report.job else "",

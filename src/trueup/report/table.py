@@ -43,7 +43,9 @@ def findings_table(report: Report) -> RenderableType:
     its measures with the paired difference and whether it got better (only where the interval excludes 0), and what
     the repair cost. Text from data is shown as text: no markup or escape sequence in it is obeyed.
     """
-    parts: list[RenderableType] = [_text(report.title, "bold", 200), _summary(report)]
+    parts: list[RenderableType] = [_text(report.title, "bold", 200)]
+    parts += [_text(f"Warning: {w}", "bold yellow", 600) for w in report.warnings]
+    parts.append(_summary(report))
     for comparison in report.comparisons:
         parts += _fault(comparison)
     if report.notes:

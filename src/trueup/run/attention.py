@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trueup.run.predict import session, within
+from trueup.subject import past
 from trueup.subject.mixers import mixer_of, offer
 from trueup.subject.subject import Subject
 from trueup.subject.units import layers_of
@@ -106,7 +107,7 @@ def _hook(subject: Subject, layer: int, mixer: nn.Module, hooks: list[Any]) -> N
     seen: dict[str, Any] = {}
 
     def enter(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen["cache"] = named.get("layer_past")
+        seen["cache"] = next((named[name] for name in past.named(named)), None)
 
     def projected(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if subject.anatomy.value == subject.anatomy.query:  # one matrix for all three, a head at a time

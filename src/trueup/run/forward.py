@@ -8,9 +8,10 @@ example's result does not depend on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,13 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.run import prompts
 from trueup.run.prompts import Row
+from trueup.subject import past
 from trueup.subject.subject import Head, Subject
 from trueup.subject.wording import text_ids
+
+
+CUT = 0.05
+"""Share of texts that are longer than the model reads (see `cut`) above which a reader is warned."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,20 @@ def tokenize(subject: Subject, corpus: Corpus) -> list[Row]:
         if not row:
             raise BadInput(f"Example {i + 1} of '{corpus.name}' becomes no token at all; drop it or give it text.")
     return rows
+
+
+def cut(subject: Subject, corpus: Corpus) -> np.ndarray:
+    """(n,) bool: the examples that are longer than ``subject.max_length`` tokens, of which the model reads a beginning."""
+    tok, second = subject.tokenizer, corpus.second
+    if subject.shots is not None:  # refused, and never cut
+        return np.zeros(len(corpus), dtype=bool)
+    if subject.template is None:
+        pairs: tuple[Any, ...] = (list(corpus.text),) if second is None else (list(corpus.text), list(second))
+        lengths = list(map(len, tok(*pairs, truncation=False, verbose=False)["input_ids"]))
+    else:
+        pairs = tuple(zip(corpus.text, [None] * len(corpus) if second is None else second, strict=True))
+        lengths = [len(text_ids(tok, subject.template.fill(*pair))) for pair in pairs]
+    return np.array(lengths) > subject.max_length
 
 
 def _templated(subject: Subject, text: str, second: str | None) -> list[int]:
@@ -99,7 +119,7 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
         raise Unsupported("Only a prompt-tuned subject takes a prompt; tune one: `trueup tune prompt`.")
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
     if subject.anatomy.causal:
-        return at_last(backbone(subject, ids, mask, prompt).last_hidden_state, mask)
+        return at_last(backbone(subject, ids, mask, prompt).last_hidden_state, read_up_to(subject, ids, mask))
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **segments(subject, batch)}
     model = subject.model
     if prompt is not None:
@@ -133,7 +153,8 @@ def hidden_states(subject: Subject, batch: Batch) -> Tensor:
         for hook in hooks:
             hook.remove()
     if subject.anatomy.causal:
-        return torch.stack([at_last(h, mask) for h in states], dim=1)
+        here = read_up_to(subject, ids, mask)
+        return torch.stack([at_last(h, here) for h in states], dim=1)
     weight = mask.unsqueeze(-1) / mask.sum(dim=1, keepdim=True).unsqueeze(-1)
     return torch.stack([(h[:, -ids.shape[1] :] * weight).sum(dim=1) for h in states], dim=1)
 
@@ -171,6 +192,35 @@ def segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     return {} if batch.segments is None else {"token_type_ids": batch.segments.to(subject.device)}
 
 
+def own_logits(subject: Subject, row: Row) -> tuple[Tensor, Tensor]:
+    """What the transformers or PEFT model itself says of one example, unpadded, and what `features` and the head say.
+
+    (K,) each: the classes, the class words, or the whole vocabulary where answers are read from demonstrations.
+    """
+    subject = replace(subject, head=None)
+    batch = collate([row], 0)
+    given = {"input_ids": batch.ids.to(subject.device), "attention_mask": batch.mask.to(subject.device)}
+    said = subject.model(**given, **segments(subject, batch)).logits[0]
+    if subject.shots is not None:
+        return said[-1], next_token_logits(subject, batch)[0]
+    own = said if subject.template is None else said[-1, subject.verbaliser_ids()]
+    return own, logits(subject, batch)[0]
+
+
+def read_up_to(subject: Subject, ids: Tensor, mask: Tensor) -> Tensor:
+    """(b, t) a mask that ends at the token where a causal model's answer is read, most often the last one.
+
+    A classifier's is the rightmost token that is not the pad token: transformers reads it there, also where the tokenizer
+    ends every text with an end token that serves to pad as well. With a soft prompt it reads at the very end.
+    """
+    pad = subject.pad_token_id
+    if subject.template is not None or subject.soft_prompted or pad is None:
+        return mask
+    place = torch.arange(ids.shape[1], device=ids.device)
+    last = (place * ((ids != pad) & mask.bool())).amax(dim=1, keepdim=True)
+    return (place <= last).long()
+
+
 def at_last(states: Tensor, mask: Tensor) -> Tensor:
     """(b, d): `states` (b, t, d) at each example's last real token, by its mask (b, t') over the text alone, t' <= t."""
     # A prompt in front makes `states` longer than `mask`; the last real token sits that much further on.
@@ -189,7 +239,7 @@ def backbone(subject: Subject, ids: Tensor, mask: Tensor, prompt: Tensor | None 
     if config.peft_type.value == "PREFIX_TUNING":
         if not subject.anatomy.prefix:
             raise Unsupported(f"Prefix tuning does not run on '{subject.anatomy.model_type}'; use a prompt or a LoRA.")
-        given["past_key_values"] = subject.model.get_prompt(batch_size=len(ids))
+        given[past.argument(net)] = subject.model.get_prompt(batch_size=len(ids))  # type: ignore[arg-type]
         given["attention_mask"] = torch.cat([mask.new_ones(len(mask), config.num_virtual_tokens), mask], dim=1)
         return net(**given)  # type: ignore[operator]
     if prompt is None:

@@ -8,35 +8,46 @@ import json
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trueup import __version__
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unavailable
 from trueup.run import forward
+from trueup.run.proof import equal
 from trueup.store.cache import Memo
 from trueup.subject.subject import Subject, body_fingerprint
 
 T = TypeVar("T")
+VERSIONS = [__version__, *(version(p) for p in ("torch", "transformers", "peft"))]
+"""What computed a remembered pass: a library that was exchanged since may compute another."""
 TOKENS = 4096
 """Tokens of one batch, padding included. Halved, with a note, as often as memory runs out."""
 
 
 @dataclass
 class Session:
-    """What runs share during one job: a memory of finished passes, progress, and notes for the report."""
+    """What runs share during one job: a memory of finished passes, progress, notes for the report, and warnings for its head."""
 
     memo: Memo | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     def note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
+
+    def warn(self, sentence: str) -> None:
+        """A note that a reader must see before any figure."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
 
 
 _session: ContextVar[Session | None] = ContextVar("trueup_session", default=None)
@@ -125,6 +136,7 @@ def collect_rows(
     if now.memo and (known := now.memo.get(key)) is not None:
         return known["rows"]
     rows: np.ndarray | None = None
+    proven(subject, ids)
     with torch.inference_mode():
         for take, got in in_batches(subject, ids, read, stage):
             got = got.float().cpu().numpy()
@@ -134,6 +146,50 @@ def collect_rows(
     if now.memo:
         now.memo.put(key, {"rows": rows})
     return rows
+
+
+PROVEN_ON = 64
+"""Tokens of the example on which a model is held against itself."""
+_PROVEN: WeakKeyDictionary[nn.Module, set[tuple[bool, bool]]] = WeakKeyDictionary()
+
+
+def proven(subject: Subject, ids: list[forward.Row]) -> None:
+    """Once for each model: what its features and its head say of the shortest example is what the model itself says.
+
+    Raises:
+        Unsupported: it is not, but for rounding, or the libraries cannot run the model as it is.
+    """
+    how = subject.template is None, subject.shots is None
+    if how in _PROVEN.setdefault(subject.model, set()):
+        return
+    what = f"The way from features to logits of a {type(subject.base).__name__}"
+    # The beginning of an example is one: a long prompt has too many logits of a whole vocabulary.
+    short = forward.Row(min(ids, key=len)[:PROVEN_ON])
+    try:
+        with torch.inference_mode(), evaluating(subject):
+            own, ours = forward.own_logits(subject, short)
+    except (RuntimeError, MemoryError) as e:
+        if out_of_memory(e):  # said where the whole example does not fit
+            return
+        raise
+    equal(ours, own, what, "the logits")
+    _PROVEN[subject.model].add(how)
+
+
+def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4) -> None:
+    """A remedy that changes nothing must give the same logits of the first `texts` examples, but for rounding.
+
+    Raises:
+        Unsupported: it does not, so what the machinery of the repair adds cannot be told from the repair.
+    """
+    rows = forward.tokenize(subject, corpus.take(np.arange(min(texts, len(corpus)))))
+    read = forward.logits if subject.shots is None else forward.next_token_logits
+
+    def said(s: Subject) -> Tensor:
+        with torch.inference_mode(), evaluating(s):
+            return read(s, forward.collate(rows, s.tokenizer.pad_token_id))
+
+    equal(said(same), said(subject), "A repair that changes nothing", "the logits")
 
 
 def in_batches(
@@ -204,7 +260,7 @@ def memo_key(subject: Subject, ids: list[forward.Row], stage: str, *, head: bool
     what: list[Any] = [
         stage,
         subject.fingerprint if head else body_fingerprint(subject),
-        __version__,
+        VERSIONS,
         ids,
         [r.segments for r in ids],
     ]

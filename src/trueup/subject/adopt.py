@@ -83,8 +83,6 @@ def adopt(
         door.check_template(tokenizer, chosen)
     name = base_name(base, settings, anatomy, revision)
     view = view_of(model)
-    inside = view.get_base_model() if settings is not None else view
-    inside.config.pad_token_id = tokenizer.pad_token_id
     return Subject(
         model=view.eval(),
         tokenizer=tokenizer,
@@ -92,7 +90,7 @@ def adopt(
         classes=names,
         source=Source(name, None, _kind(settings), revision, allow_pickle, trust_remote_code),
         max_length=min(
-            max_length or (door.LENGTH if shots is None else door.SHOTS_LENGTH), door.position_limit(base.config, settings)
+            max_length or door.most_tokens(base.config, tokenizer, settings), door.position_limit(base.config, settings)
         ),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),

@@ -12,14 +12,14 @@ import torch
 import transformers
 from torch import Tensor
 
-from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
+from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template, verbaliser_ids
 
-LENGTH, SHOTS_LENGTH = 256, 2048
-"""Longest input in tokens, unless told otherwise: of a classifier, and of a query with its demonstrations."""
+LENGTH = 256
+"""Longest input in tokens of an adapter that trueup trains, unless told otherwise."""
 
 UNNAMED = "your base model"
 """The base's name in a Subject, and in what is saved from it, where no name is known under which its weights load again."""
@@ -53,7 +53,7 @@ def load(
             class. Default: the adapter's trueup card.
         shots: demonstrations before each query; the answers are then the data's own class names, and `template` is one
             demonstration with ``{text}`` and ``{label}`` (default `SHOT`).
-        max_length: longest input in tokens; default the card's, else 256 (with `shots`, 2048) or what the model can take.
+        max_length: longest input in tokens; default the card's, else what the model and its tokenizer take.
         device: ``cpu``, ``cuda`` ...; default the fastest there is.
         revision: of the model on the hub. allow_pickle, trust_remote_code: never on by themselves.
 
@@ -143,6 +143,7 @@ def load(
     if chosen is not None and chosen.shots is None:
         check_template(tokenizer, chosen)
     room = position_limit(config, settings)
+    usual = card.get("max_length") or most_tokens(config, tokenizer, settings)
     subject = Subject(
         model=net.eval().to(device),
         tokenizer=tokenizer,
@@ -156,7 +157,7 @@ def load(
             allow_pickle,
             trust_remote_code,
         ),
-        max_length=min(max_length or card.get("max_length") or (LENGTH if shots is None else SHOTS_LENGTH), room),
+        max_length=min(max_length or usual, room),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
     )
@@ -348,7 +349,29 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, b
             )
     with quiet():
         peft.set_peft_model_state_dict(model, tensors)
+    check_runs(model)
     return model
+
+
+def check_runs(model: peft.PeftModel) -> None:
+    """One token through a prompt or prefix as PEFT runs it, so that what it cannot run is said before anything is made of it.
+
+    Raises:
+        Unsupported: this PEFT cannot run it with this transformers.
+    """
+    settings: Any = model.peft_config[model.active_adapter]  # type: ignore[index]
+    if not settings.is_prompt_learning:
+        return
+    ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with quiet(), torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception as e:  # whatever the libraries disagree on
+        base = type(model.get_base_model()).__name__
+        raise Unsupported(
+            f"PEFT {peft.__version__} cannot run an adapter of kind '{settings.peft_type.value}' on a {base} of transformers "
+            f"{transformers.__version__}: {' '.join(str(e).split())[:160]} Take another kind, such as a LoRA or a prompt. Or: {TESTED}"
+        ) from e
 
 
 def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
@@ -367,6 +390,11 @@ def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
             "Take fewer tokens."
         )
     return room
+
+
+def most_tokens(config: Any, tokenizer: Any, settings: peft.PeftConfig | None = None) -> int:
+    """`position_limit`, or less where the tokenizer says that it cuts earlier (``model_max_length``, as pipelines do)."""
+    return min(position_limit(config, settings), max(4, int(min(tokenizer.model_max_length, 1e9))))
 
 
 def answers_with_no_word(anatomy: Anatomy, shots: bool = False) -> Unsupported:

@@ -210,6 +210,7 @@ def fresh(
                 _start_from_text(wrapped, tokenizer, recipe)
             if isinstance(recipe, Lora) and recipe.part:
                 _train_rows(wrapped, recipe, anatomy)
+            door.check_runs(wrapped)  # type: ignore[arg-type]
     settings.base_model_name_or_path = model
     return Subject(
         model=wrapped.to(device).eval(),

@@ -152,6 +152,11 @@ class Subject:
         """True when the adapter is a prompt of embeddings before the text: prompt tuning or p-tuning, not prefix tuning."""
         return self.source.peft_type in ("PROMPT_TUNING", "P_TUNING")
 
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that the model itself takes for padding; None where its config names none."""
+        return self.base.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
+
     def own_head(self) -> Head:
         """The classifier's last linear layer, or the rows of the language-model head at the verbaliser's tokens.
 
@@ -192,7 +197,8 @@ class Subject:
         Two subjects with equal fingerprints are the same model in the same state.
         """
         h = hashlib.sha256(model_fingerprint(self.model).encode())
-        h.update(repr((self.classes, self.source, self.max_length, self.template, self.confidence)).encode())
+        said = (self.classes, self.source, self.max_length, self.template, self.confidence, self.pad_token_id)
+        h.update(repr(said).encode())
         h.update(repr(self.shots and self.shots.pool).encode())
         for t in (self.head.weight, self.head.bias) if self.head else ():
             h.update(_raw(t))
@@ -244,7 +250,7 @@ def body_fingerprint(subject: Subject) -> str:
     """
     # An answer word's layer may share its weight with the embeddings, which stand at the other end.
     head = () if subject.template is not None else tuple(map(id, subject.head_layer().parameters()))
-    return _computes(subject.model, hashlib.sha256(), without=head)
+    return _computes(subject.model, hashlib.sha256(repr(subject.pad_token_id).encode()), without=head)
 
 
 _NAMING = {

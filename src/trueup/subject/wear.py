@@ -12,6 +12,7 @@ import torch
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
+from trueup.errors import Unsupported
 from trueup.subject import adapter as files
 from trueup.subject import load as door
 from trueup.subject.quiet import quiet
@@ -45,6 +46,23 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
     # A prompt takes positions that the subject's own adapter may have left to the text.
     room = min(subject.max_length, door.position_limit(subject.base.config, config))
     return replace(subject, model=model, source=replace(subject.source, peft_type=kind), max_length=room, head=None)
+
+
+def cannot_run(subject: Subject, config: peft.PeftConfig) -> str | None:
+    """Why PEFT cannot run a prompt or prefix with these settings on the subject's base, by trying; None where it can."""
+    base = _bare(subject)
+    wanted = [(p, p.requires_grad) for p in base.parameters()]
+    config.task_type = peft.TaskType.SEQ_CLS if subject.template is None else peft.TaskType.CAUSAL_LM
+    try:
+        with torch.random.fork_rng(), quiet():
+            model = peft.get_peft_model(base, config)
+            door.check_runs(model.eval().to(subject.device))  # type: ignore[arg-type]
+    except Unsupported as e:
+        return str(e)
+    finally:
+        for p, flag in wanted:
+            p.requires_grad_(flag)
+    return None
 
 
 def bare(subject: Subject) -> Subject:

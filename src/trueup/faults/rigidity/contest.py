@@ -30,7 +30,7 @@ from trueup.subject import load as door
 from trueup.subject.mixers import brought_whole, of_the_adapter
 from trueup.subject.recipe import Lora, Part, Prefix, Prompt, Recipe, fresh, size_of
 from trueup.subject.subject import Subject
-from trueup.subject.wear import wear
+from trueup.subject.wear import cannot_run, wear
 
 Kind = Literal["prompt", "prefix", "query-key LoRA", "value-MLP LoRA", "LoRA"]
 KINDS: tuple[Kind, ...] = ("prompt", "prefix", "query-key LoRA", "value-MLP LoRA")
@@ -115,6 +115,8 @@ def left_out(subject: Subject) -> dict[Kind, str]:
         )
     if not anatomy.prefix:
         found["prefix"] = f"PEFT's prefix tuning does not run on '{anatomy.model_type}'."
+    elif reason := cannot_run(subject, Prefix(1).config(anatomy, anatomy.sizes(config))):
+        found["prefix"] = reason
     if not anatomy.query:
         found |= dict.fromkeys(PARTS, f"'{anatomy.model_type}' has no attention to adapt.")
     return found
