@@ -451,7 +451,11 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per stage on standard error, with the time that remains; nothing when that is no terminal."""
+    """On standard error: first a note on untested versions; then, on a terminal, a bar per stage with the time that remains."""
+    from trueup.versions import untested
+
+    if not quiet and (note := untested()):
+        print(f"trueup: {note}", file=sys.stderr)
     if quiet or not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return

@@ -19,6 +19,7 @@ from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.job import Job, command_line, faults_of
 from trueup.opening import agreed, open_job
 from trueup.store import atomic
+from trueup.versions import untested
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
@@ -127,6 +128,8 @@ def check(
     if isinstance(data, Corpus):
         _settled("A Corpus", "read", second=second, confounder=confounder, split=split, limit=limit)
     with _remembering() as now:
+        if note := untested():
+            now.note(note)
         if isinstance(model, Subject) and isinstance(data, Corpus):
             (subject, corpus), seed = agreed(model, data, named=False), seed or 0
         else:

@@ -592,6 +592,17 @@ def test_a_note_when_the_split_is_another(world: Path, here: Path) -> None:
     assert notes(here / "turned") == "", "the order of the classes is no other split"
 
 
+@pytest.mark.parametrize(("tested", "words", "told"), [("<1", (), True), ("<1", ("-q",), False), (">=1", (), False)])
+def test_a_note_at_start_and_in_the_report_on_untested_versions(
+    world: Path, here: Path, monkeypatch: pytest.MonkeyPatch, tested: str, words: tuple[str, ...], told: bool
+) -> None:
+    monkeypatch.setattr("trueup.versions.requires", lambda name: [f"transformers{tested}"])
+    said = trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "out", *words)
+    note = f"trueup {__version__} was not tested with transformers "
+    assert said.err.startswith(f"trueup: {note}") == told
+    assert (note in notes(here / "out")) == (tested == "<1"), "the report says it, whatever was printed"
+
+
 def test_a_note_when_nothing_says_what_it_was_tuned_on(world: Path, adapter: Path, here: Path) -> None:
     (adapter / "trueup.json").unlink()
     words = [world / "bert", "--adapter", adapter, "--data", world / "data.csv", *FAST]
