@@ -95,6 +95,8 @@ def tune(
         work.mkdir(parents=True, exist_ok=True)
         session = Session(progress=progress or (lambda stage, done, total: None))
         with within(session):
+            for sentence in corpus.notes:
+                session.note(sentence)
             if template is None and not isinstance(job.recipe, Lora):
                 warm_start(subject, part)
             history = train(

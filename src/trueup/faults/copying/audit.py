@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import MODES, Draws, Mode
+from trueup.corpus.split import POOL_FRACTIONS
 from trueup.errors import BadInput
 from trueup.faults.copying import maths
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
@@ -85,8 +87,8 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     corpus = corpus.relabel(subject.classes)
     if len(corpus) < FEWEST:
         raise BadInput(
-            f"'{corpus.name}' gives {len(corpus)} queries to examine; copying needs at least {FEWEST}. Give more pairs, or a "
-            "larger test split."
+            f"'{corpus.name}' gives {len(corpus)} queries to examine; copying needs at least {FEWEST}. Give "
+            f"{math.ceil(FEWEST / POOL_FRACTIONS[-1])} pairs or more to have so many split off, or a larger test split."
         )
     kept = columns(subject, corpus, seed)
     follow, tested = _followed(subject, corpus, kept["answer_free"], seed)
