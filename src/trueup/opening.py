@@ -36,15 +36,17 @@ def open_job(
     same = _same_data(tuned.get("data"), job.data)
     seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
     limit = job.limit if job.limit is not None or not same else tuned.get("limit")
+    subject, shots = model, job.shots
+    if shots is None and job.data.startswith("task:") and not job.verbaliser and not card:
+        shots = Shots().number
+    asked = (card.get("template") or {}).get("shots") if shots is None else shots
     corpus = data
     if not isinstance(corpus, Corpus):
         corpus = read(
             job.data if data is None else data, text=job.text, label=job.label, second=job.second,
             attributes=job.confounder, split=job.split, seed=seed, limit=limit, classes=job.classes,
+            answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
         )  # fmt: skip
-    subject, shots = model, job.shots
-    if shots is None and job.data.startswith("task:") and not job.verbaliser and not card:
-        shots = Shots().number
     if not isinstance(subject, Subject):
         subject = door.load(
             job.model if model is None else model, job.adapter, tokenizer=tokenizer, classes=job.classes,
@@ -75,6 +77,8 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
     """
     from trueup.run.predict import session
 
+    for sentence in corpus.notes:
+        session().note(sentence)
     numbers = tuple(str(i) for i in range(len(subject.classes)))
     if subject.shots is not None or named:
         return subject, corpus

@@ -68,9 +68,13 @@ class Template:
 
     def prompt(self, text: str, demonstrations: Sequence[tuple[str, str]] = ()) -> str:
         """The few-shot prompt of one query: a line for each demonstration, then the query's, up to where the answer goes."""
-        line = self.text if self.text != self.text.rstrip() else self.text + "\n"
-        shown = "".join(_filled(line, {"{text}": x, "{label}": y}) for x, y in demonstrations)
-        return shown + _filled(line.partition("{label}")[0].rstrip(), {"{text}": text})
+        shown = "".join(_filled(self.line, {"{text}": x, "{label}": y}) for x, y in demonstrations)
+        return shown + _filled(self.line.partition("{label}")[0].rstrip(), {"{text}": text})
+
+    @property
+    def line(self) -> str:
+        """What one demonstration is made from: the text, on a line of its own where nothing else parts it from the next."""
+        return self.text if self.text != self.text.rstrip() else self.text + "\n"
 
 
 def _filled(text: str, parts: Mapping[str, str]) -> str:

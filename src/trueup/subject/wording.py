@@ -16,12 +16,14 @@ class Wording:
     Attributes:
         lead: tokens that every answer starts with (a space before a digit): they belong to the query.
         answers: the tokens of each class after that, in the classes' order.
-        stop: the text that ends an answer.
+        stop: the text that ends an answer, as the tokenizer writes it: empty where it knows no line break.
+        end: tokens of that, one at the least.
     """
 
     lead: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
     stop: str
+    end: int
 
     @property
     def longest(self) -> int:
@@ -39,7 +41,7 @@ def wording(tokenizer: Any, template: Template) -> Wording:
     before = text_ids(tokenizer, stem)
     gap = template.text.partition("{label}")[0]
     gap = gap[len(gap.rstrip()) :]
-    stop = template.text.partition("{label}")[2].lstrip(" ") or "\n"
+    stop = tokenizer(template.line.partition("{label}")[2].lstrip(" ") or "\n", add_special_tokens=False)["input_ids"]
     rests: list[tuple[int, ...]] = []
     for word in template.words:
         whole = text_ids(tokenizer, stem + gap + word)
@@ -58,7 +60,9 @@ def wording(tokenizer: Any, template: Template) -> Wording:
     shared = 0
     while all(len(r) > shared + 1 for r in rests) and len({r[shared] for r in rests}) == 1 and len(rests) > 1:
         shared += 1
-    return Wording(rests[0][:shared], tuple(r[shared:] for r in rests), stop)
+    return Wording(
+        rests[0][:shared], tuple(r[shared:] for r in rests), tokenizer.decode(stop).lstrip(" "), max(1, len(stop))
+    )
 
 
 def first_tokens(tokenizer: Any, template: Template) -> list[int]:
