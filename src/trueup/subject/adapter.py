@@ -239,7 +239,7 @@ def started(config: peft.PeftConfig, which: str) -> tuple[str, ...]:
             "init_lora_weights to true in adapter_config.json."
         )
     if start == "loftq" and not (torch.cuda.is_available() and find_spec("bitsandbytes")):
-        bits = config.loftq_config.get("loftq_bits", 4)
+        bits = dict(config.loftq_config).get("loftq_bits", 4)  # type: ignore[call-overload, arg-type]
         config.init_lora_weights, config.loftq_config = True, {}
         return (
             f"{which} was started by LoftQ beside base weights rounded to {bits} bits. PEFT makes these again on a CUDA device "
@@ -446,7 +446,7 @@ def _apart(
     subject: Subject, settings: dict[str, Any], tensors: dict[str, Tensor], roots: list[str]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The adapter without what it adds to the modules `roots`, or brings of them where they are a language model's head."""
-    live = {n: m for n, m in subject.base.named_modules() if isinstance(m, LoraLayer | IA3Layer)}
+    live: dict[str, Any] = {n: m for n, m in subject.base.named_modules() if isinstance(m, LoraLayer | IA3Layer)}
     gone = {n for n in live if any(f"{n}.".startswith(f"{r}.") for r in roots)}
     left = gone | set(roots) if subject.template is not None else gone
     if subject.template is not None:
