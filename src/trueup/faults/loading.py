@@ -34,7 +34,7 @@ def _quantised(subject: Subject) -> Any:
     if settings is None or subject.source.base != UNNAMED:
         return None
     told = settings if isinstance(settings, dict) else settings.to_dict()
-    return {k: v for k, v in told.items() if not k.startswith("_")}
+    return {k: getattr(v, "value", v) for k, v in told.items() if not k.startswith("_")}
 
 
 def load_lines(about: Mapping[str, Any], logits: int | None) -> str:
