@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueup.errors import BadInput, listing
+import numpy as np
+
+from trueup.errors import BadInput, TrueupError, listing
 from trueup.job import Job
 
 if TYPE_CHECKING:
@@ -34,15 +36,17 @@ def open_job(
     same = _same_data(tuned.get("data"), job.data)
     seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
     limit = job.limit if job.limit is not None or not same else tuned.get("limit")
+    subject, shots = model, job.shots
+    if shots is None and job.data.startswith("task:") and not job.verbaliser and not card:
+        shots = Shots().number
+    asked = (card.get("template") or {}).get("shots") if shots is None else shots
     corpus = data
     if not isinstance(corpus, Corpus):
         corpus = read(
             job.data if data is None else data, text=job.text, label=job.label, second=job.second,
             attributes=job.confounder, split=job.split, seed=seed, limit=limit, classes=job.classes,
+            answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
         )  # fmt: skip
-    subject, shots = model, job.shots
-    if shots is None and job.data.startswith("task:") and not job.verbaliser and not card:
-        shots = Shots().number
     if not isinstance(subject, Subject):
         subject = door.load(
             job.model if model is None else model, job.adapter, tokenizer=tokenizer, classes=job.classes,
@@ -53,6 +57,8 @@ def open_job(
     _first_tokens(subject)
     subject, corpus = agreed(subject, corpus, named=job.classes is not None)
     _tuned_on(job, subject, corpus, card)
+    if model is None or isinstance(model, str | Path):
+        _on_a_full_base(job, subject, corpus)
     if data is None or isinstance(data, str | Path):
         # A repair learns from this split, so its card has to say which it was, as that of `trueup tune` does.
         own = {"seed": seed, "limit": limit, "train": _train(corpus)}
@@ -71,14 +77,23 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
     """
     from trueup.run.predict import session
 
+    for sentence in corpus.notes:
+        session().note(sentence)
     numbers = tuple(str(i) for i in range(len(subject.classes)))
-    if subject.shots is not None or named or subject.classes == corpus.classes:
+    if subject.shots is not None or named:
+        return subject, corpus
+    nameless = "The model does not name its classes"
+    if subject.source.borrowed and set(subject.classes) != set(corpus.classes):
+        # The base's names are those of the task it was trained for, and the adapter's head is of another.
+        nameless = f"The adapter's head brings no class names, and the base's are not the data's ({listing(subject.classes, 4)})"
+        subject = replace(subject, classes=numbers)
+    if subject.classes == corpus.classes:
         return subject, corpus
     if subject.classes == numbers and len(corpus.classes) == len(numbers):
         subject = replace(subject, classes=corpus.classes)
         _in_order(subject, corpus)
         session().note(
-            f"The model does not name its classes; its logits were taken to be in the data's order: {listing(corpus.classes)}. If "
+            f"{nameless}; its logits were taken to be in the data's order: {listing(corpus.classes)}. If "
             "it was trained in another, every figure here is wrong: give --classes."
         )
         return subject, corpus
@@ -118,6 +133,41 @@ def _same_base(subject: Subject) -> None:
     session().note(
         f"The adapter says that it was made for '{made_for}', and was put on '{base}', where its shapes fit. If these are not the "
         "same weights, every figure here is wrong."
+    )
+
+
+COMPARED = 200
+"""Test texts on which an adapter is tried on the quantised base that it was trained on."""
+
+
+def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
+    """Notes an adapter that was trained on a quantised base and is examined on the full one, with what that makes, measured."""
+    from trueup.run.predict import predict, session
+    from trueup.subject import adapter as files
+    from trueup.subject import load as door
+
+    settings = files.trained_on(door.adapter_folder(job.adapter), subject.peft_config)
+    if settings is None or subject.quantised or subject.shots is not None:
+        return
+    bits = 4 if settings.get("load_in_4bit") else 8
+    said = f"The adapter was trained on a base in {bits} bits, and is examined on the full one."
+    try:
+        own = door.load(
+            job.model, job.adapter, classes=subject.classes, template=job.template, verbaliser=job.verbaliser,
+            max_length=subject.max_length, device=job.device, revision=job.revision, allow_pickle=job.allow_pickle,
+            trust_remote_code=job.trust_remote_code, quantised=settings,
+        )  # fmt: skip
+    except (TrueupError, ImportError) as e:
+        session().note(f"{said} What that changes could not be measured ({' '.join(str(e).split())[:160]})")
+        return
+    some = corpus.relabel(subject.classes).part("test")
+    some = some.take(np.arange(min(COMPARED, len(some))))
+    full, there = predict(subject, some), predict(own, some)
+    session().note(
+        f"{said} On {len(some)} test texts it is right on {(full.predicted == some.label).mean():.1%} here and on "
+        f"{(there.predicted == some.label).mean():.1%} there; {(full.predicted != there.predicted).mean():.1%} of the answers "
+        f"differ, and the confidences by {np.abs(full.confidence - there.confidence).mean():.3f} on average. Who serves it in "
+        f"{bits} bits gives trueup that model instead: a live one, from Python."
     )
 
 

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.job import Job, command_line, faults_of
@@ -214,7 +216,12 @@ def _examined(
         comparisons=tuple(comparisons),
         examples=examples,
         provenance=provenance(subject, corpus, seed, job) | _length(subject, test),
-        notes=[*_unused(subject, test), *(f"{name} was not examined: {reason}" for name, reason in reasons.items())],
+        notes=[
+            *subject.source.told,
+            *_padded(subject, test),
+            *_unused(subject, test),
+            *(f"{name} was not examined: {reason}" for name, reason in reasons.items()),
+        ],
         crashes=crashes.told,
     )
 
@@ -249,6 +256,25 @@ class _Crashes:
             f"trueup crashed there ({type(e).__name__}: {said}). Please report it with {crash_file(fault.name)}, which lies in the "
             "output folder and holds the traceback."
         )
+
+
+PADDED = 400
+"""Test texts on which PEFT's own answers in padded batches are told beside those of one text at a time."""
+
+
+def _padded(subject: Subject, test: Corpus) -> list[str]:
+    """Why a user's own figure of a soft-prompted decoder classifier differs: what PEFT says of it in padded batches."""
+    from trueup.run.predict import padded_answers, predict
+
+    if not (subject.soft_prompted and subject.anatomy.causal and subject.template is None and subject.head is None):
+        return []
+    some = test.take(np.arange(min(PADDED, len(test))))
+    batched, alone = padded_answers(subject, some), predict(subject, some).predicted
+    return [
+        f"PEFT itself is right on {(batched == some.label).mean():.1%} of {len(some)} test texts in padded batches of 8, and on "
+        f"{(alone == some.label).mean():.1%} one text at a time, which is what is examined here. In a batch it reads a "
+        "prompt-tuned classifier of this kind at the padding (PEFT issue 764), so a figure from batches is another one."
+    ]
 
 
 def _length(subject: Subject, test: Corpus) -> dict[str, str]:
@@ -357,6 +383,8 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
         "model": subject.source.base,
         "adapter": subject.source.adapter,
         "adapter kind": subject.source.peft_type,
+        "revision": subject.source.revision,
+        "tokenizer": subject.source.tokenizer or subject.source.base,
         "adapter settings": {
             k: sorted(set(v))
             if isinstance(v, list | set) and all(isinstance(x, str) for x in v)

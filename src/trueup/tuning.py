@@ -102,6 +102,8 @@ def tune(
                 "learnt from. Raise --max-length where the model takes more."
             )
         with within(session):
+            for sentence in corpus.notes:
+                session.note(sentence)
             if template is None and not isinstance(job.recipe, Lora):
                 warm_start(subject, part)
             history = train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -164,6 +165,72 @@ def test_too_few_pairs(sick: Path, here: Path, keep: dict[str, int], says: str) 
     assert says in said.err
     assert not (here / "out").exists()
     assert audit(1).code in (0, 1), "the control: with one more it is examined"
+
+
+def open_pairs(n: int) -> list[tuple[str, str]]:
+    """Pairs no two of which have one answer, in words that the planted model knows."""
+    from trueup.faults.copying import planted as P
+
+    words = [*P.ANSWERS, *P.FILLERS]
+    names = [f"{a} {b}" for a in words for b in words if a != b][:n]
+    return [(f"{name} key{i % 12}", name) for i, name in enumerate(names)]
+
+
+def test_with_shots_answers_need_not_be_classes(sick: Path, here: Path) -> None:
+    """120 different answers in 120 rows: no classes to a classifier, and nothing odd to a prompt."""
+    write_csv(here / "open.csv", open_pairs(120), ("x", "y"))
+    said = trueup(*words(sick, *ASKED, "-o", "out", command="audit", data=here / "open.csv"))
+    assert said.code in (0, 1), said
+    found = told(here / "out")
+    assert found["provenance"]["examples"] == {"train": 48, "calibration": 36, "test": 36}
+    assert len(found["provenance"]["classes"]) == 120
+    assert found["comparisons"][0]["before"]["provenance"]["pool"] == 48
+    # The control: without shots the same column does not hold classes.
+    bare = trueup("audit", "overconfidence", sick / "base", "--data", here / "open.csv", *ASKED[:4], "-o", "bare")
+    assert bare.code == 2
+    assert "120 different labels in 120 rows, so it does not hold classes" in bare.err
+
+
+@pytest.mark.parametrize("n", [25, 34])
+def test_few_pairs_with_shots_are_split_and_what_they_are_too_few_for_is_said(sick: Path, here: Path, n: int) -> None:
+    write_csv(here / "few.csv", open_pairs(n), ("x", "y"))
+    said = trueup(*words(sick, *ASKED, "-o", "out", command="audit", data=here / "few.csv"))
+    if n == 34:
+        assert said.code in (0, 1), said
+        assert told(here / "out")["provenance"]["examples"] == {"train": 14, "calibration": 10, "test": 10}
+        return
+    assert (said.code, said.out) == (2, "")
+    assert (
+        "gives 7 queries to examine; copying needs at least 10. Give 34 pairs or more to have so many split off, or a larger "
+        "test split." in said.err
+    )
+    bare = trueup("audit", "overconfidence", sick / "base", "--data", here / "few.csv", *ASKED[:4], "-o", "bare")
+    assert "too few rows for three splits" in bare.err
+
+
+def test_an_adapter_that_was_made_for_shots_reads_answers_too(done: tuple[Path, Said], sick: Path, here: Path) -> None:
+    write_csv(here / "open.csv", open_pairs(120), ("x", "y"))
+    said = trueup(
+        *words(sick, "--text", "x", "--label", "y", "--adapter", done[0] / "copying", "-o", "out", command="audit",
+               data=here / "open.csv")
+    )  # fmt: skip
+    assert said.code in (0, 1), said
+    assert told(here / "out")["comparisons"][0]["before"]["provenance"]["shots"] == 4
+
+
+def test_answers_that_went_on_after_a_class_are_told(sick: Path, here: Path) -> None:
+    """The planted model says its answer again and again. To a prompt whose lines end with a word it never says, that is more."""
+
+    def notes(template: str, out: str) -> list[str]:
+        asked = ("--text", "x", "--label", "y", "--shots", 4, "--template", template)
+        assert trueup(*words(sick, *asked, "-o", out, command="audit")).code in (0, 1)
+        return [n for n in told(here / out)["notes"] if "went on after a class's name" in n]
+
+    (note,) = notes("{text} {label} film", "more")
+    assert re.match(
+        r"\d+ of \d+ answers went on after a class's name and were counted as no class, such as '\w+ \w+", note
+    )
+    assert notes("{text} {label}", "whole") == [], "the control"
 
 
 def test_demonstrations_need_training_examples(sick: Path, here: Path) -> None:

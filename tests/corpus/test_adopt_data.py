@@ -97,6 +97,86 @@ def test_the_order_of_class_names_is_that_of_the_feature():
     assert read(made.cast_column("label", datasets.ClassLabel(names=["z", "a"]))).classes == ("z", "a")
 
 
+STEPS = ("low", "mid", "high")
+
+
+def stepped(ordered: bool = True, categories: tuple[Any, ...] = STEPS, only: int = 3) -> pd.DataFrame:
+    label = pd.Categorical([categories[i % only] for i in range(N)], categories=list(categories), ordered=ordered)
+    return pd.DataFrame({"text": TEXT, "label": label})
+
+
+def enumerated(only: int = 3) -> Any:
+    pl = polars()
+    return pl.DataFrame(
+        {"text": TEXT, "label": [STEPS[i % only] for i in range(N)]}, schema_overrides={"label": pl.Enum(STEPS)}
+    )
+
+
+IN_ORDER = {
+    "pandas": lambda folder, only: stepped(only=only),
+    "columns": lambda folder, only: {"text": TEXT, "label": stepped(only=only)["label"]},
+    "pair": lambda folder, only: (TEXT, stepped(only=only)["label"]),
+    "pair of a Categorical": lambda folder, only: (TEXT, stepped(only=only)["label"].array),
+    "polars": lambda folder, only: enumerated(only),
+    "polars, pair": lambda folder, only: (TEXT, enumerated(only)["label"]),
+    "parquet": lambda folder, only: kept(stepped(only=only), folder),
+    "parquet, row groups": lambda folder, only: kept(stepped(only=only), folder, row_group_size=7),
+    "parquet, polars": lambda folder, only: kept(enumerated(only), folder),
+}
+
+
+def kept(frame: Any, folder: Any, **how: Any) -> Any:
+    path = folder / "d.parquet"
+    frame.to_parquet(path, **how) if isinstance(frame, pd.DataFrame) else frame.write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", IN_ORDER)
+@pytest.mark.parametrize("only", [3, 2])
+def test_a_stated_order_is_the_order_of_the_classes_used_or_not(kind, only, tmp_path):
+    """Unused ones stay, as those of a ClassLabel do: a head has a logit for each."""
+    got = read(IN_ORDER[kind](tmp_path, only))
+    assert got.classes == STEPS
+    assert [got.classes[i] for i in got.label] == [STEPS[i % only] for i in range(N)]
+    assert read(IN_ORDER[kind](tmp_path, only), classes=["high", "mid", "low"]).classes == ("high", "mid", "low")
+
+
+def test_a_split_does_not_depend_on_a_stated_order():
+    as_text = stepped().astype({"label": str})
+    assert read(as_text).classes == ("high", "low", "mid"), "the control: no order is stated"
+    assert list(read(stepped()).split) == list(read(as_text).split)
+
+
+def test_categories_without_an_order_state_none(tmp_path):
+    loose = stepped(ordered=False, only=2)
+    assert read(loose).classes == read(kept(loose, tmp_path)).classes == ("low", "mid")
+    pl = polars()
+    found = pl.DataFrame({"text": TEXT, "label": [STEPS[i % 3] for i in range(N)]}).with_columns(
+        pl.col("label").cast(pl.Categorical)
+    )
+    assert read(found).classes == read(kept(found, tmp_path)).classes == ("high", "low", "mid")
+
+
+def test_a_file_that_lost_the_order_states_none(tmp_path):
+    """Written without dictionaries, the values come back in the order of appearance, and still say that they are ordered."""
+    shuffled = stepped().iloc[::-1]
+    path = kept(shuffled, tmp_path, use_dictionary=False)
+    assert tuple(pd.read_parquet(path)["label"].cat.categories) != STEPS, "the control: pandas has lost it too"
+    assert read(path).classes == ("high", "low", "mid")
+
+
+def test_numbers_may_be_ordered_and_a_gap_is_no_class():
+    got = read(stepped(categories=(3, 1, 2)))
+    assert got.classes == ("3", "1", "2")
+    assert [got.classes[i] for i in got.label] == [str((3, 1, 2)[i % 3]) for i in range(N)]
+    assert read(stepped(categories=(3.0, 1.0, 2.0))).classes == ("3", "1", "2")
+    assert read(stepped(categories=("low", "high", "nan"), only=2)).classes == ("low", "high")
+    holed = stepped()
+    holed.loc[7, "label"] = None
+    with pytest.raises(BadInput, match=r"no label in row 7\."):
+        read(holed)
+
+
 def test_the_parts_of_a_datasetdict_are_its_splits():
     def part(a: int, b: int) -> datasets.Dataset:
         return datasets.Dataset.from_list(ROWS[a:b])

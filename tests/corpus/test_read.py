@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
+import io
 import json
+import lzma
+import pickle
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trueup.corpus import files
 from trueup.corpus.files import KINDS
 from trueup.corpus.read import read
 from trueup.corpus.split import leaked, split_rows, stratified_subset
-from trueup.corpus.values import natural_order
+from trueup.corpus.values import MARKS, MISSING, WORDS, missing, natural_order
 from trueup.errors import BadInput, TrueupError, Unavailable
 
 
@@ -228,6 +237,146 @@ def test_an_absent_attribute_is_a_group_of_its_own(tmp_path):
     assert corpus.attributes["site"][3] == "(missing)"
 
 
+# -- missing values that are written out
+
+
+def test_the_words_for_missing_are_those_of_pandas():
+    from pandas._libs.parsers import STR_NA_VALUES
+
+    assert (MARKS | WORDS) - {"NAN", "NaT"} == STR_NA_VALUES
+    assert not MARKS & WORDS
+    for v in (*MARKS, *WORDS, " nan ", None, float("nan"), np.float32("nan"), pd.NA, pd.NaT):
+        assert missing(v), v
+    for v in ("none", "Nan", "na", "nothing", "0", 0, 0.0, False, "-", "?"):
+        assert not missing(v), v
+
+
+def sites(path: Path, values: list) -> Path:
+    return write(path, [r | {"site": values[i % len(values)]} for i, r in enumerate(rows(len(values) * 12))])
+
+
+@pytest.mark.parametrize("word", sorted((MARKS | WORDS) - {"", "NA"}))
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_group_written_as_missing_is_missing(tmp_path, word, ending):
+    corpus = read(
+        sites(tmp_path / f"d{ending}", ["north", word, "south", "" if ending == ".csv" else None]), attributes=["site"]
+    )
+    assert corpus.attributes["site"].tolist() == ["north", MISSING, "south", MISSING] * 12
+    (note,) = corpus.notes
+    assert f"Column 'site': '{word}' (12 of 48 rows) was read as no value" in note
+
+
+def test_a_frame_that_pandas_wrote_or_turned_to_text_has_one_missing_group(tmp_path):
+    frame = pd.DataFrame(rows()).assign(site=[None if i % 4 == 0 else f"s{i % 3}" for i in range(20)])
+    want = read(frame, attributes=["site"])
+    assert (want.attributes["site"] == MISSING).sum() == 5
+    assert want.notes == (), "the control: nothing was taken for anything"
+    frame.to_csv(tmp_path / "d.csv", index=False, na_rep="nan")
+    as_text = frame.assign(site=[str(v) for v in frame["site"]])
+    for made, word in (
+        (tmp_path / "d.csv", "nan"),
+        (as_text, str(frame["site"][0])),
+        (frame.astype({"site": "string"}), ""),
+    ):
+        got = read(made, attributes=["site"])
+        assert got.attributes["site"].tolist() == want.attributes["site"].tolist()
+        assert [f"Column 'site': '{word}' (5 of 20 rows)" in n for n in got.notes] == [True] * bool(word)
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        (["NA", "EU", "US"], True),
+        (["NA", "EMEA", "APAC", ""], True),
+        (["NA", "ZA", "BW"], True),
+        (["NA", "north", "south"], False),
+        (["NA", "EU", "south"], False),
+        (["NA", "", "nan"], False),
+        (["NA", "1", "2"], False),
+    ],
+)
+def test_na_among_codes_is_a_code(tmp_path, values, kept):
+    corpus = read(sites(tmp_path / "d.csv", values), attributes=["site"])
+    assert corpus.attributes["site"][0] == ("NA" if kept else MISSING)
+    assert any("was read as a code like the other values" in n for n in corpus.notes) is kept
+    assert any("'NA'" in n and "read as no value" in n for n in corpus.notes) is not kept
+
+
+def test_a_label_written_as_missing_is_refused_or_a_class_by_its_name(tmp_path):
+    for mark in sorted(MARKS - {""}):
+        path = write(tmp_path / "d.csv", [*rows(), {"text": "more", "label": mark, "site": "s"}])
+        with pytest.raises(BadInput, match="no label in line 22"):
+            read(path)
+    for word in sorted(WORDS):
+        corpus = read(
+            write(tmp_path / "d.csv", [r | {"label": word if i < 4 else r["label"]} for i, r in enumerate(rows())])
+        )
+        assert word in corpus.classes
+        (note,) = corpus.notes
+        assert f"Column 'label': '{word}' (4 of 20 rows) was read as a class of that name" in note
+        assert read(tmp_path / "d.csv", classes=["no", "yes", word]).notes == (), "who names it means it"
+    path = write(tmp_path / "d.csv", [r | {"label": "nan" if i % 2 else "no"} for i, r in enumerate(rows())])
+    assert read(path, classes=["nan", "no"]).classes == ("nan", "no")
+    assert read(write(tmp_path / "e.csv", rows()), attributes=["site"]).notes == ()
+
+
+# -- answers, which are no classes
+
+
+def pairs(n: int, answers: int | None = None) -> list[dict]:
+    return [{"text": f"query number {i}", "label": f"answer {i % (answers or n)}"} for i in range(n)]
+
+
+def parted(corpus) -> list[int]:
+    return [int((corpus.split == s).sum()) for s in ("train", "calibration", "test")]
+
+
+def test_any_number_of_answers_will_do(tmp_path):
+    path = write(tmp_path / "d.csv", pairs(150))
+    with pytest.raises(BadInput, match="150 different labels in 150 rows, so it does not hold classes"):
+        read(path)
+    corpus = read(path, answers=True)
+    assert parted(corpus) == [60, 45, 45]
+    assert [corpus.classes[i] for i in corpus.label] == [p["label"] for p in pairs(150)]
+    assert corpus.fingerprint == read(path, answers=True).fingerprint
+    assert corpus.fingerprint != read(path, answers=True, seed=1).fingerprint
+    assert parted(read(path, answers=True, fractions=(0.6, 0.2, 0.2))) == [90, 30, 30]
+    assert sum(parted(read(path, answers=True, limit=20))) == 20
+
+
+def test_few_pairs_are_split_where_classes_could_not_be(tmp_path):
+    path = write(tmp_path / "d.csv", pairs(25))
+    with pytest.raises(BadInput, match="too few rows for three splits"):
+        read(path)
+    assert parted(read(path, answers=True)) == [10, 8, 7]
+    assert min(parted(read(write(path, pairs(3)), answers=True))) == 1
+    with pytest.raises(BadInput, match=r"has 2 different texts, too few for three splits; 3 is the least"):
+        read(write(path, [*pairs(2), *pairs(2)]), answers=True)
+
+
+def test_answers_split_as_classes_do_by_text_and_by_a_column(tmp_path):
+    corpus = read(write(tmp_path / "d.csv", [p for p in pairs(12) for _ in range(3)]), answers=True)
+    assert all(len(set(corpus.split[3 * i : 3 * i + 3])) == 1 for i in range(12))
+    named = [p | {"part": "train" if i < 20 else "dev"} for i, p in enumerate(pairs(40))]
+    assert parted(read(write(tmp_path / "d.csv", named), split="part", answers=True)) == [20, 10, 10]
+    assert parted(read(tmp_path / "d.csv", split="part", answers=True, limit=20)) == [10, 5, 5]
+
+
+def test_what_is_wrong_with_an_answer_is_still_said(tmp_path):
+    for bad, said in (("", "no label in line 5"), ("nan", "no label in line 5")):
+        with pytest.raises(BadInput, match=said):
+            read(
+                write(tmp_path / "d.csv", [p | {"label": bad} if i == 3 else p for i, p in enumerate(pairs(20))]),
+                answers=True,
+            )
+    corpus = read(
+        write(tmp_path / "d.csv", [p | {"label": "None"} if i == 3 else p for i, p in enumerate(pairs(20))]),
+        answers=True,
+    )
+    assert "Column 'label': 'None' (1 of 20 rows) was read as an answer of that name" in corpus.notes[0]
+    assert read(write(tmp_path / "d.csv", pairs(20, answers=1)), answers=True).classes == ("answer 0",)
+
+
 # -- splits
 
 
@@ -363,6 +512,23 @@ def raw(path: Path, data: str | bytes) -> Path:
     return path
 
 
+def zipped(members: dict[str, str]) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as z:
+        for name, data in members.items():
+            z.writestr(name, data)
+    return made.getvalue()
+
+
+def tarred(name: str, data: str) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as t:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        t.addfile(member, io.BytesIO(data.encode()))
+    return made.getvalue()
+
+
 HEAD = "text,label\n"
 GOOD = "".join(f"some text {i},{'ab'[i % 2]}\n" for i in range(12))
 
@@ -408,8 +574,91 @@ WRONG = {
     "none.json": ("[]", "has columns but no rows"),
     "not.parquet": ("PAR1 but not really", "is not a readable parquet file"),
     "sheet.xlsx": ("PK", "ends in '.xlsx', which trueup does not read"),
+    "utf16le.csv": (
+        (HEAD + GOOD).encode("utf-16-le"),
+        "is in UTF-16LE. Save it as UTF-8 (`iconv -f UTF-16LE -t UTF-8`)",
+    ),
+    "utf16be.tsv": ((HEAD + GOOD).encode("utf-16-be"), "is in UTF-16BE. Save it as UTF-8"),
+    "utf32.csv": ((HEAD + GOOD).encode("utf-32"), "is in UTF-32. Save it as UTF-8 (`iconv -f UTF-32 -t UTF-8`)"),
+    "xz.csv": (lzma.compress((HEAD + GOOD).encode()), "is packed with xz. Unpack it (`xz -dk`) and give that file"),
+    "d.csv.xz": (lzma.compress((HEAD + GOOD).encode()), "is packed with xz"),
+    "bz2.csv": (bz2.compress((HEAD + GOOD).encode()), "is packed with bzip2. Unpack it (`bzip2 -dk`)"),
+    "zst.jsonl": (b"\x28\xb5\x2f\xfd" + bytes(40), "is packed with zstd"),
+    "zip.csv": (
+        zipped({"in/side.csv": HEAD + GOOD}),
+        "is a zip archive. Unpack it and give the file in it; there are 'in/side.csv'.",
+    ),
+    "other.zip": (zipped({"a.txt": "x"}), "is a zip archive. Unpack it and give the file in it."),
+    "torn.zip": (zipped({"a.csv": "x"})[:60], "is a zip archive"),
+    "excel.csv": (
+        zipped({"docProps/app.xml": "", "xl/workbook.xml": ""}),
+        "is an Excel workbook. Save its sheet as 'CSV UTF-8'",
+    ),
+    "excel.xlsx": (zipped({"[Content_Types].xml": "", "xl/workbook.xml": ""}), "is an Excel workbook"),
+    "calc.csv": (
+        zipped({"mimetype": "application/vnd.oasis.opendocument.spreadsheet", "content.xml": ""}),
+        "an OpenDocument file",
+    ),
+    "old.csv": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "is an old Office file (such as .xls)"),
+    "columns.csv": (
+        b"PAR1" + bytes(30) + b"PAR1",
+        "is a parquet file. Let its name end in .parquet and give that file",
+    ),
+    "page.csv": (
+        "\n<!DOCTYPE html>\n<html><body>Sign in, please</body></html>",
+        "is a web page or XML, as a download leaves",
+    ),
+    "page.json": (b"\xef\xbb\xbf<HTML><p>404</p></HTML>", "is a web page or XML"),
+    "page.parquet": ("<html>429</html>", "is a web page or XML"),
+    "pointer.csv": (
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+        "pointer of Git LFS to data that are not",
+    ),
+    "pickle.csv": (pickle.dumps(["a", "b"], protocol=4), "is a pickle, which can run code and is not opened"),
+    "tar.csv": (tarred("a.csv", HEAD + GOOD), "is a tar archive. Unpack it and give the file in it"),
+    "tar.csv.gz": (gzip.compress(tarred("a.csv", HEAD + GOOD)), "is a tar archive"),
+    "d.tar.gz": (gzip.compress(tarred("a.csv", HEAD + GOOD)), "ends in '.tar.gz', which trueup does not read"),
+    "twice.csv.gz": (gzip.compress(gzip.compress(b"text")), "is packed with gzip twice"),
+    "nothing.csv.gz": (gzip.compress(b""), "unpacks to nothing (0 bytes)"),
+    "ends.csv.gz": (gzip.compress((HEAD + GOOD).encode())[:-12], "is a gzip file that cannot be unpacked"),
+    "spoilt.csv": (gzip.compress((HEAD + GOOD).encode())[:12] + b"\xff" * 60, "is a gzip file that cannot be unpacked"),
+    "rows.csv.gz": (gzip.compress((HEAD + GOOD + "a,b,c\n").encode()), "line 14: 3 fields found, 2 expected"),
+    "not.parquet.gz": (gzip.compress(b"not really"), "is not a readable parquet file"),
     "noending": (HEAD + GOOD, "ends in '', which trueup does not read"),
 }
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_gzip_file_is_what_it_holds(tmp_path, ending, named):
+    plain = write(tmp_path / f"p{ending}", rows())
+    packed = tmp_path / (f"d{ending}.gz" if named else f"d{ending}")
+    half = len(plain.read_bytes()) // 2
+    # Two members, one after the other, are one file: bgzip and `cat` make such.
+    packed.write_bytes(gzip.compress(plain.read_bytes()[:half]) + gzip.compress(plain.read_bytes()[half:]))
+    assert read(packed, attributes=["site"]).fingerprint == read(plain, attributes=["site"]).fingerprint
+    assert read(str(packed)).fingerprint == read(plain).fingerprint
+
+
+def test_what_pandas_packs_is_read(tmp_path):
+    pd.DataFrame(rows()).to_csv(tmp_path / "d.csv.gz", index=False)
+    pd.DataFrame(rows()).to_json(tmp_path / "d.jsonl.gz", orient="records", lines=True)
+    plain = read(write(tmp_path / "d.csv", rows())).fingerprint
+    assert read(tmp_path / "d.csv.gz").fingerprint == read(tmp_path / "d.jsonl.gz").fingerprint == plain
+    with pytest.raises(BadInput, match=r"Did you mean 'd\.csv\.gz'\?|Data files in .*'d\.csv\.gz', 'd\.jsonl\.gz'"):
+        read(tmp_path / "dd.csv.gz")
+    with pytest.raises(BadInput, match=r"in it there are 'd\.csv', 'd\.csv\.gz', 'd\.jsonl\.gz'"):
+        read(tmp_path)
+
+
+def test_a_gzip_file_may_not_unpack_to_what_no_memory_holds(tmp_path, monkeypatch):
+    text = (HEAD + GOOD).encode()
+    path = raw(tmp_path / "d.csv.gz", gzip.compress(text))
+    monkeypatch.setattr(files, "UNPACKED", len(text))
+    assert len(read(path)) == 12, "the control: just as much as may be"
+    monkeypatch.setattr(files, "UNPACKED", len(text) - 1)
+    with pytest.raises(BadInput, match=r"unpacks to more than .* GiB, .*Unpack it yourself \(`gunzip -k`\)"):
+        read(path)
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
+from trueup.run import answers as reading
 from trueup.run import predict as runs
 from trueup.run import prompts
-from trueup.run.answers import answers
+from trueup.run.answers import answers, in_full
 from trueup.run.prompts import Row, drawn, rows, with_pool
 from trueup.subject.anatomy import anatomy_of
 from trueup.subject.load import SHOT, load, template_of
@@ -51,19 +52,18 @@ def generated(subject: Subject, row: Row, tokens: int) -> list[int]:
     return got[0, len(row) :].tolist()
 
 
-def first_words(subject: Subject, asked: list[Row]) -> list[int]:
-    return [generated(subject, r, 1)[0] for r in asked]
+def exact_match(said: list[str], stop: str, classes: tuple[str, ...]) -> list[int]:
+    """The outside reading: the text up to the word that ends an answer, stripped, or no class at all."""
+    cut = [" ".join(s.split()[: s.split().index(stop)]) if stop in s.split() else "" for s in said]
+    return [classes.index(c) if c in classes else -1 for c in cut]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_of_one_token_are_the_word_that_transformers_generates(family: str, base_of: Callable[[str], Path]):
+def test_the_logits_are_those_of_transformers(family: str, base_of: Callable[[str], Path]):
     subject, pairs = few_shot(base_of(family), WORDED)
     asked = rows(subject, pairs.text, drawn(subject, pairs))
     got = answers(subject, asked)
-    want = first_words(subject, asked)
-    spoken = [subject.tokenizer.decode([t]) for t in want]
-    assert got.answer.tolist() == [WORDED.index(w) if w in WORDED else -1 for w in spoken]
-    assert len(set(spoken)) > 1, "the control: not every prompt is answered alike"
+    assert len({generated(subject, r, 1)[0] for r in asked}) > 1, "the control: not every prompt is answered alike"
     with torch.no_grad():
         plain = subject.model(torch.tensor([list(asked[0])])).logits[0, -1].numpy()
     ids = subject.verbaliser_ids()
@@ -72,34 +72,48 @@ def test_answers_of_one_token_are_the_word_that_transformers_generates(family: s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_answer_of_several_tokens_is_read_to_its_end(family: str, base_of: Callable[[str], Path]):
+def test_an_answer_is_what_transformers_writes_up_to_what_ends_it(family: str, base_of: Callable[[str], Path]):
+    """Whatever ends an answer: each word in turn, under classes of one to three words that the model says."""
     subject, pairs = few_shot(base_of(family), WORDED)
     asked = rows(subject, pairs.text, drawn(subject, pairs))
-    said = [subject.tokenizer.decode(generated(subject, r, 3)) for r in asked]
-    common = max(set(said), key=said.count)
-    one, two = common.split()[0], " ".join(common.split()[:2])
-    for classes in ((common, "cat dog"), (two, f"{two} {two}"), (f"{one} bad bad", "dog"), (one, "dog mat")):
-        named = tuple(dict.fromkeys(classes))
-        other = with_pool(replace(subject), replace(pairs, classes=named, label=np.arange(len(pairs)) % len(named)))
+    said = [subject.tokenizer.decode(generated(subject, r, 16)) for r in asked]
+    found = {"class": 0, "more": 0, "other": 0}
+    for stop in WORDS:
+        begun = [s.split()[: n + 1] for s in said for n in range(3)]
+        classes = tuple(dict.fromkeys(" ".join(w) for w in begun if stop not in w))
+        classes = (*classes[:: 2 if len(classes) > 12 else 1], "film film film calm", "calm")
+        other = with_pool(subject, replace(pairs, classes=classes, label=np.arange(len(pairs)) % len(classes)))
         # The demonstrations stay as they were: what is asked here is how an answer is read.
-        lead = wording(other.tokenizer, other.template).lead  # type: ignore[arg-type]
-        begun = [Row([*r, *lead]) for r in asked]
-        got = answers(other, begun).answer
-        want = []
-        for r in begun:
-            words = subject.tokenizer.decode([*lead, *generated(subject, r, 8)]).split()
-            hits = [i for i, c in enumerate(named) if words[: len(c.split())] == c.split()]
-            # One that begins another class counts only where an answer ends, which "now" does.
-            ends = [
-                i for i in hits
-                if words[len(named[i].split()) :][:1] == ["now"]
-                or not any(c != named[i] and c.startswith(named[i]) for c in named)
-            ]  # fmt: skip
-            want.append(max(ends, key=lambda i: len(named[i])) if ends else -1)
-        assert got.tolist() == want, classes
-    # The control: the whole of what is said most often is an answer.
-    whole = with_pool(subject, replace(pairs, classes=(common, "cat dog"), label=np.arange(len(pairs)) % 2))
-    assert (answers(whole, asked).answer == 0).sum() == said.count(common)
+        other = replace(other, template=replace(other.template, text=f"{{text}} say {{label}} {stop}\n"))
+        assert wording(other.tokenizer, other.template).lead == ()  # type: ignore[arg-type]
+        got = answers(other, asked)
+        want = exact_match(said, stop, classes)
+        assert got.answer.tolist() == want, stop
+        starts = [any(s == c or s.startswith(f"{c} ") for c in classes) for s in said]
+        found["class"] += sum(w >= 0 for w in want)
+        found["more"] += int(got.beyond.sum())
+        found["other"] += sum(w < 0 and not s for w, s in zip(want, starts, strict=True))
+        assert not (got.beyond & (got.answer >= 0)).any()
+        assert not (got.beyond & ~np.array(starts)).any()
+    assert min(found.values()) > 0, f"the control: every kind of answer occurs ({found})"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_sign_for_the_line_s_end_an_answer_ends_with_its_words(family: str, base_of: Callable[[str], Path]):
+    subject, pairs = few_shot(base_of(family), WORDED)
+    asked = rows(subject, pairs.text, drawn(subject, pairs))
+    said = [subject.tokenizer.decode(generated(subject, r, 4)) for r in asked]
+    common = max(set(said), key=said.count).split()
+    for classes in ((common[0], "calm loud"), (" ".join(common[:2]), common[0]), (" ".join(common[:3]), "calm")):
+        named = tuple(dict.fromkeys(classes))
+        other = with_pool(subject, replace(pairs, classes=named, label=np.arange(len(pairs)) % len(named)))
+        other = replace(other, template=replace(other.template, text="{text} say {label}\n"))
+        words = wording(other.tokenizer, other.template)  # type: ignore[arg-type]
+        assert (words.stop, words.end, words.lead) == ("", 1, ())
+        whole = [[c for c in named if s.split()[: len(c.split())] == c.split()] for s in said]
+        want = [named.index(max(w, key=len)) if w else -1 for w in whole]
+        assert answers(other, asked).answer.tolist() == want, classes
+        assert max(want) >= 0, "the control"
 
 
 def test_an_answer_does_not_depend_on_its_batch(base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch):
@@ -151,15 +165,20 @@ def letters(eos: str = "<end>") -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def told(says: str, *classes: str, ends: bool = False, template: str | None = None) -> int:
-    """What is understood of a model that says this, and ends there or goes on with noughts."""
+def parrot(
+    says: str, *classes: str, ends: bool = False, template: str | None = None, own_end: int | None = None
+) -> tuple[Subject, list[Row]]:
+    """A subject that says this to the one prompt, and ends there or goes on with noughts."""
     tok = letters()
     before = (template or SHOT).partition("{label}")[0]
+    end = tok.eos_token_id if own_end is None else own_end
     script = [
         *tok(before[len(before.rstrip()) :] + says)["input_ids"],
-        *([tok.eos_token_id] if ends else tok("0" * 20)["input_ids"]),
+        *([end] if ends else tok("0" * 20)["input_ids"]),
     ]
     model = Parrot([], len(tok)).eval()
+    if own_end is not None:
+        model.generation_config = transformers.GenerationConfig(eos_token_id=[own_end])
     line = template_of(template, None, 1)
     pairs = Corpus(["a", "b", "c"], np.arange(3) % len(classes), classes, np.array(["train"] * 3))
     subject = with_pool(Subject(model, tok, anatomy_of(model.config), (), Source("parrot"), 256, line), pairs)
@@ -167,7 +186,12 @@ def told(says: str, *classes: str, ends: bool = False, template: str | None = No
     lead = wording(tok, subject.template).lead  # type: ignore[arg-type]
     assert tuple(script[: len(lead)]) == lead
     model.script, model.start = script[len(lead) :], len(row)
-    return int(answers(subject, asked).answer[0])
+    return subject, asked
+
+
+def told(says: str, *classes: str, **options: Any) -> int:
+    """What is understood of a model that says this."""
+    return int(answers(*parrot(says, *classes, **options)).answer[0])
 
 
 @pytest.mark.parametrize(
@@ -178,13 +202,38 @@ def told(says: str, *classes: str, ends: bool = False, template: str | None = No
         ("34\n", ("3", "30"), False, -1),
         ("3", ("3", "30"), True, 0),  # and so does the end of the text
         ("3 now", ("3", "30"), False, -1),
-        ("34\n", ("3", "5"), False, 0),  # no class goes on, so the first words decide
-        ("São", ("São", "Rio"), False, 0),  # a letter of two tokens
+        ("34\n", ("3", "5"), False, -1),  # another number, although no class goes on
+        ("10\n", ("1", "2"), False, -1),
+        ("1.5\n", ("1", "2"), False, -1),
+        ("1,5\n", ("1", "2"), False, -1),
+        ("b,k,s\n", ("b", "k", "s"), False, -1),
+        ("b;k\n", ("b", "k"), False, -1),
+        ("b k\n", ("b", "k"), False, -1),
+        ("b\n", ("b", "k"), False, 0),
+        ("b", ("b", "k"), True, 0),
+        ("b  \n", ("b", "k"), False, 0),  # stripped
+        ("b\r\n", ("b", "k"), False, 0),
+        ("Paris or London\n", ("Paris", "London"), False, -1),
+        ("Parisian\n", ("Paris", "London"), False, -1),
+        ("Paris.\n", ("Paris", "London"), False, 0),  # closed like a sentence
+        ("Paris.", ("Paris", "London"), True, 0),
+        ("Paris. \n", ("Paris", "London"), False, 0),
+        ("Paris...\n", ("Paris", "London"), False, -1),
+        ("Paris. It is large.\n", ("Paris", "London"), False, -1),
+        ("Paris.\n", ("Paris", "Paris."), False, 1),  # unless a class has it
+        ("New York\n", ("New York", "New"), False, 0),
+        ("New\n", ("New York", "New"), False, 1),
+        ("New Yor\n", ("New York", "New"), False, -1),
+        ("b, k\n", ("b", "b, k"), False, 1),
+        ("São\n", ("São", "Rio"), False, 0),  # a letter of two tokens
+        ("São", ("São", "Rio"), False, -1),
+        ("Sé\n", ("S", "Rio"), False, -1),
         ("ré", ("ré", "r"), True, 0),
         ("r", ("ré", "r"), True, 1),
-        ("中文", ("中文", "中国"), False, 0),
+        ("中文\n", ("中文", "中国"), False, 0),
         ("中", ("中文", "中国"), True, -1),
         ("\n3", ("3", "30"), False, -1),  # an empty answer is none
+        ("", ("3", "30"), True, -1),
         ("xyz", ("3", "30"), False, -1),
     ],
 )
@@ -197,18 +246,62 @@ def test_where_an_answer_ends(says: str, classes: tuple[str, ...], ends: bool, a
     [
         ("{text} -> {label}, ", "3, x", ("3", "30"), 0),
         ("{text} -> {label}, ", "30, x", ("3", "30"), 1),
+        ("{text} -> {label}, ", "3\n", ("3", "30"), 0),  # a line break ends every answer
+        ("{text} -> {label}, ", "3;", ("3", "30"), -1),
+        ("{text} -> {label}; ", "b,k; x", ("b", "k"), -1),
+        ("{text} -> {label}; ", "b; k", ("b", "k"), 0),
         ("Q: {text}\nA:\n{label}\n\n", "3\n", ("3", "30"), 0),  # an answer on a line of its own
         ("Q: {text}\nA:\n{label}\n\n", "30\n", ("3", "30"), 1),
-        ("{text} -> {label}.\n", "1.5", ("1", "1.5"), 1),  # what ends an answer may stand in one
+        ("{text} -> {label}.\n", "1.5.\n", ("1", "1.5"), 1),  # what ends an answer may stand in one
         ("{text} -> {label}.\n", "1.\n", ("1", "1.5"), 0),
-        ("{text} -> {label} now\n", "fine", ("fine", "find"), 0),
-        ("{text} -> {label} now\n", "in now", ("i", "in"), 1),
-        ("{text} -> {label} now\n", "i now", ("i", "in"), 0),
+        ("{text} -> {label}.\n", "1.7.\n", ("1", "1.5"), -1),
+        ("{text} -> {label}.", "1.7.\n", ("1", "1.5"), -1),  # the line break that a demonstration gets belongs to it
+        ("{text} -> {label}.", "1.\n", ("1", "1.5"), 0),
+        ("{text} -> {label} now\n", "fine now\n", ("fine", "find"), 0),
+        ("{text} -> {label} now\n", "in now\n", ("i", "in"), 1),
+        ("{text} -> {label} now\n", "i now\n", ("i", "in"), 0),
+        ("{text} -> {label} now\n", "i nowhere", ("i", "in"), -1),
         ("{text} -> {label} now\n", "i the", ("i", "in"), -1),
+        ("{text} <a>{label}</a> ", "i</a> ", ("i", "in"), 0),
+        ("{text} <a>{label}</a> ", "i</b> ", ("i", "in"), -1),
     ],
 )
 def test_what_ends_an_answer_is_what_the_template_says(template: str, says: str, classes: tuple[str, ...], answer: int):
     assert told(says, *classes, template=template) == answer
+
+
+def test_a_model_s_own_end_tokens_end_an_answer():
+    """Chat models end their turn with a token that is not the tokenizer's."""
+    tok = letters()
+    assert told("b", "b", "k", ends=True, own_end=tok.unk_token_id) == 0
+    assert told("b", "b", "k", ends=True, own_end=None) == 0
+    subject, asked = parrot("b", "b", "k", ends=True, own_end=tok.unk_token_id)
+    del subject.model.generation_config
+    assert answers(subject, asked).answer.tolist() == [-1], "the control: to others it is a token like any"
+
+
+@pytest.mark.parametrize(
+    ("says", "beyond", "written"),
+    [("b,k,s\n", True, "b,k,s"), ("b\n", False, "b"), ("x,b\n", False, "x,b"), ("b", True, "b" + "0" * 11)],
+)
+def test_an_answer_that_went_on_is_known_and_read_in_full(says: str, beyond: bool, written: str):
+    subject, asked = parrot(says, "b", "k")
+    assert answers(subject, asked).beyond.tolist() == [beyond]
+    assert in_full(subject, asked[0]) == written
+
+
+def test_an_answer_is_read_no_longer_than_it_may_be_a_class(monkeypatch: pytest.MonkeyPatch):
+    """The cost: one pass for the first token, and one more for every further token that a class has or that ends it."""
+    for says, passes in (("xyz\n", 1), ("b\n", 2), ("bx\n", 2), ("kind\n", 5), ("kiss\n", 3)):
+        subject, asked = parrot(says, "b", "kind")
+        seen: list[int] = []
+        monkeypatch.setattr(
+            reading, "collect_rows", lambda s, r, *a, seen=seen: seen.append(len(r)) or runs.collect_rows(s, r, *a)
+        )
+        lead = len(wording(subject.tokenizer, subject.template).lead)  # type: ignore[arg-type]
+        assert lead == 1
+        answers(subject, asked)
+        assert seen == [1] * passes, says
 
 
 # -------------------------------------------------------------------------------------------------------- the prompts
@@ -295,7 +388,8 @@ def test_the_longest_prompt_has_room_for_its_answer(base_of: Callable[[str], Pat
         except BadInput:
             continue
         lengths.append(len(asked[0]))
-        assert answers(subject, asked).answer.tolist() == [0]
+        got = answers(subject, asked)
+        assert (got.answer.tolist(), got.beyond.tolist()) == ([-1], [True])
     assert max(lengths) == 128 - wording(subject.tokenizer, subject.template).longest  # type: ignore[arg-type]
 
 

@@ -138,6 +138,9 @@ def test_folder_without_config_says_what_is_there(tmp_path: Path):
     empty = tmp_path / "empty"
     empty.mkdir()
     said(BadInput, "holds no model", "found none", model=str(empty))
+    (tmp_path / "checkpoint-60").mkdir()
+    (tmp_path / "checkpoint-60" / "config.json").write_text("{}")
+    said(BadInput, "in folders below it: 'checkpoint-60'", "Give one of these folders", model=str(tmp_path))
 
 
 def test_adapter_folder_given_as_the_model(kept: dict[str, Path]):

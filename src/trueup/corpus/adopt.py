@@ -82,11 +82,12 @@ def _plain(source: Any, text: str, label: str) -> tuple[str, Table]:
 def _columns(source: Mapping[Any, Any], kind: str) -> Table:
     """A table of columns that are lists, arrays, tensors or series."""
     columns = {str(name): _values(values, str(name), kind) for name, values in source.items()}
+    order = {str(name): stated for name, values in source.items() if (stated := _order(values))}
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"'{k}' {v}" for k, v in lengths.items())
         raise BadInput(f"The {kind} has columns of different lengths ({said}). Make them equal.")
-    return Table(columns, range(next(iter(lengths.values()), 0)), "row", f"The {kind}", {})
+    return Table(columns, range(next(iter(lengths.values()), 0)), "row", f"The {kind}", {}, order=order)
 
 
 def _values(values: Any, name: str, kind: str) -> list[Any]:
@@ -108,7 +109,21 @@ def _pandas(frame: Any) -> Table:
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise BadInput(f"The pandas DataFrame names {listing(twice)} more than once. Rename one of the columns.")
     columns = {name: _without_gaps(frame.iloc[:, i]) for i, name in enumerate(names)}
-    return Table(columns, [str(i) for i in frame.index], "row", "The pandas DataFrame", {})
+    order = {name: stated for i, name in enumerate(names) if (stated := _order(frame.iloc[:, i]))}
+    return Table(columns, [str(i) for i in frame.index], "row", "The pandas DataFrame", {}, order=order)
+
+
+def _order(values: Any) -> list[Any]:
+    """The values in the order that a pandas Categorical or a polars Enum states; else none.
+
+    Only where it says that they are ordered: other categories stand in the order in which they were found or sorted.
+    """
+    kind = getattr(values, "dtype", None)
+    if _library(values) == "pandas" and getattr(kind, "ordered", False):
+        return list(kind.categories)  # type: ignore[union-attr]
+    if _library(values) == "polars" and type(kind).__name__ == "Enum":
+        return kind.categories.to_list()  # type: ignore[union-attr]
+    return []
 
 
 def _without_gaps(series: Any) -> list[Any]:

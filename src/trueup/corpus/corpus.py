@@ -27,6 +27,7 @@ class Corpus:
         second: n strings (the second sentence of a pair task), or None.
         attributes: column name -> (n,) array of strings; columns that should not matter (site, source, group).
         name: where it came from, for messages and provenance.
+        notes: what a reader must know of how it was read, as sentences.
     """
 
     text: Sequence[str]
@@ -36,6 +37,7 @@ class Corpus:
     second: Sequence[str] | None = None
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
     name: str = "corpus"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.text)

@@ -1,13 +1,16 @@
-"""From a data file (csv, tsv, jsonl, json, parquet) to a Table, strict about form; contents are `values`' affair."""
+"""From a data file (csv, tsv, jsonl, json, parquet; also in gzip) to a Table, strict about form; contents are `values`' affair."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
 import sys
 import threading
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,11 +30,35 @@ _OTHER_FILES = re.compile(
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
 
 
+UNPACKED = 2**30
+"""The most bytes that a gzip file may unpack to: some kilobytes can be made to unpack to what no memory holds."""
+
+_OTHERS = (
+    (b"\xfd7zXZ\0", "packed with xz. Unpack it (`xz -dk`)"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd. Unpack it (`zstd -d`)"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive. Unpack it"),
+    (b"Rar!\x1a", "a RAR archive. Unpack it"),
+    (b"PAR1", "a parquet file. Let its name end in .parquet"),
+    (b"\xd0\xcf\x11\xe0", "an old Office file (such as .xls). Save its sheet as 'CSV UTF-8'"),
+    (b"ARROW1", "an arrow (feather) file. Write it as parquet"),
+    (b"SQLite format 3\0", "an SQLite database. Write its table as .csv"),
+    (b"%PDF-", "a PDF. Write its table as .csv"),
+    (b"\x80\x04\x95", "a pickle, which can run code and is not opened. Write it as .csv or parquet"),
+    (b"version https://git-lfs", "the pointer of Git LFS to data that are not here. Fetch them (`git lfs pull`)"),
+)
+"""What else a file may be, by its first bytes, and what to do: as the end of a sentence, "... and give that file"."""
+
+
+def kind_of(path: Path) -> str:
+    """The ending that says what a file holds; a ``.gz`` after it says how it is packed."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def data_file(source: str | Path) -> Path | None:
     """The file that `source` names, or None when it can only be a hub id."""
     path = Path(source).expanduser()
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in KINDS)
+        inside = sorted(p.name for p in path.iterdir() if kind_of(p) in KINDS)
         if not inside and isinstance(source, str) and _HUB_ID.fullmatch(source):
             return None  # a folder that happens to be called like a dataset of the hub
         raise BadInput(f"'{source}' is a folder. Name one data file; in it there are {listing(inside)}.")
@@ -39,7 +66,7 @@ def data_file(source: str | Path) -> Path | None:
         return path
     looks_like_file = (
         isinstance(source, Path)
-        or path.suffix.lower() in KINDS
+        or kind_of(path) in KINDS
         or _OTHER_FILES.search(path.name)
         or not _HUB_ID.fullmatch(str(source))
     )
@@ -47,7 +74,7 @@ def data_file(source: str | Path) -> Path | None:
         return None
     if not path.parent.is_dir():
         raise BadInput(f"There is no file '{source}': the folder '{path.parent}' does not exist. Correct the path.")
-    siblings = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in KINDS)
+    siblings = sorted(p.name for p in path.parent.iterdir() if kind_of(p) in KINDS)
     raise BadInput(
         f"There is no file '{source}'.{did_you_mean(path.name, siblings)} "
         f"Data files in '{path.parent}': {listing(siblings)}. Correct the path."
@@ -56,19 +83,25 @@ def data_file(source: str | Path) -> Path | None:
 
 def read_file(path: Path) -> Table:
     """The columns of one data file, strictly checked for form (not for content)."""
-    kind = path.suffix.lower()
-    if kind not in KINDS:
-        raise BadInput(
-            f"'{path}' ends in '{path.suffix}', which trueup does not read. Convert it to one of {listing(KINDS)} "
-            "(and give it that ending)."
-        )
+    kind = kind_of(path)
     try:
-        if path.stat().st_size == 0:
+        with open(path, "rb") as f:
+            packed = (head := f.read(1024))[:2] == b"\x1f\x8b"
+        _refuse_others(path, head, kind)
+        if kind not in KINDS:
+            raise BadInput(
+                f"'{path}' ends in '{''.join(path.suffixes[-2:]) if packed else path.suffix}', which trueup does not read. Convert "
+                f"it to one of {listing(KINDS)} (and give it that ending)."
+            )
+        if not head:
             raise BadInput(f"'{path}' is empty (0 bytes). Give a file with rows.")
+        raw = _unpacked(path) if packed else None
+        if raw is not None:
+            _refuse_others(path, raw[:1024], kind)
         if kind == ".parquet":
-            table = _parquet(path)
+            table = _parquet(path, raw)
         else:
-            text = _decode(path)
+            text = _decode(path, path.read_bytes() if raw is None else raw)
             if not text.strip():
                 raise BadInput(f"'{path}' is empty (only blank lines). Give a file with rows.")
             if kind in (".csv", ".tsv"):
@@ -84,10 +117,66 @@ def read_file(path: Path) -> Table:
     return table
 
 
-def _decode(path: Path) -> str:
-    raw = path.read_bytes()
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise BadInput(f"'{path}' is in UTF-16. Save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`), then give that file.")
+def _refuse_others(path: Path, head: bytes, kind: str) -> None:
+    """Raises BadInput when a file begins as one of another kind does, whatever its name."""
+    found = next((f"{what} and give that file" for magic, what in _OTHERS if head.startswith(magic)), None)
+    if head.startswith(b"PAR1") and kind == ".parquet":
+        return
+    if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
+        found = "packed with bzip2. Unpack it (`bzip2 -dk`) and give that file"
+    elif head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        found = _archive(path)
+    elif re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|\?xml)", head, re.IGNORECASE):
+        found = "a web page or XML, as a download leaves that failed or needs a login. Fetch the data again"
+    elif head[257:262] == b"ustar":
+        found = "a tar archive. Unpack it and give the file in it"
+    if found:
+        raise BadInput(f"'{path}' is {found}.")
+
+
+def _archive(path: Path) -> str:
+    """What a zip file is, and what to do: spreadsheets are zip files too."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            names = z.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        names = []
+    if any(n.startswith("xl/") for n in names):
+        return "an Excel workbook. Save its sheet as 'CSV UTF-8' and give that file, or give the frame of pandas.read_excel"
+    if "mimetype" in names and "content.xml" in names:
+        return "an OpenDocument file. Save its sheet as .csv in UTF-8 and give that file"
+    inside = [n for n in names if kind_of(Path(n)) in KINDS]
+    return "a zip archive. Unpack it and give the file in it" + (f"; there are {listing(inside, 3)}" if inside else "")
+
+
+def _unpacked(path: Path) -> bytes:
+    """What a gzip file holds, at most `UNPACKED` bytes."""
+    try:
+        with gzip.open(path) as f:
+            raw = f.read(UNPACKED + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise BadInput(f"'{path}' is a gzip file that cannot be unpacked ({e}). Write or fetch it again.") from e
+    if not raw:
+        raise BadInput(f"'{path}' unpacks to nothing (0 bytes). Give a file with rows.")
+    if len(raw) > UNPACKED:
+        raise BadInput(
+            f"'{path}' unpacks to more than {UNPACKED / 2**30:g} GiB, the most that is read from a gzip file. Unpack it yourself "
+            "(`gunzip -k`) and give that file, or give fewer rows."
+        )
+    if raw[:2] == b"\x1f\x8b":
+        raise BadInput(f"'{path}' is packed with gzip twice. Unpack it once (`gunzip`) and give that file.")
+    return raw
+
+
+def _decode(path: Path, raw: bytes) -> str:
+    marks = {
+        "UTF-32": (b"\xff\xfe\0\0", b"\0\0\xfe\xff"), "UTF-16": (b"\xff\xfe", b"\xfe\xff"),
+    }  # fmt: skip
+    coded = next((name for name, starts in marks.items() if raw.startswith(starts)), None)
+    if coded is None and b"\0" in raw[:2]:  # a text has no such sign in front, and one without the mark has
+        coded = "UTF-16LE" if raw[:1] != b"\0" else "UTF-16BE"
+    if coded:
+        raise BadInput(f"'{path}' is in {coded}. Save it as UTF-8 (`iconv -f {coded} -t UTF-8`), then give that file.")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -247,25 +336,45 @@ def _records(records: Sequence[dict[str, Any]], at: Sequence[int], unit: str, so
     return Table({name: [r.get(name) for r in records] for name in names}, at, unit, source, {})
 
 
-def _parquet(path: Path) -> Table:
+def _parquet(path: Path, raw: bytes | None) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     source = f"'{path}'"
     try:
-        with open(path, "rb") as f:
+        with open(path, "rb") if raw is None else io.BytesIO(raw) as f:
             file = pq.ParquetFile(f)
             twice = [name for name, n in Counter(file.schema_arrow.names).items() if n > 1]
             if twice:
                 raise BadInput(f"{source} names the column {listing(twice)} more than once. Rename one of them.")
-            found = file.read()
+            found, order = file.read(), _ordered(file)
         columns = dict(zip(found.column_names, (c.to_pylist() for c in found.columns), strict=True))
     except (pa.ArrowException, ValueError) as e:
         raise BadInput(
             f"{source} is not a readable parquet file ({str(e).splitlines()[0]}). Write it again, or give the data as "
             ".csv or .jsonl."
         ) from e
-    return Table(columns, list(range(1, found.num_rows + 1)), "row", source, _class_names(found.schema.metadata))
+    names = _class_names(found.schema.metadata)
+    return Table(columns, list(range(1, found.num_rows + 1)), "row", source, names, order=order)
+
+
+def _ordered(file: Any) -> dict[str, list[Any]]:
+    """The values of each column that was an ordered pandas Categorical or a polars Enum, in the order that these state.
+
+    Where a column was written without its dictionary the order is lost: pandas itself then reads the order of appearance.
+    """
+    import pyarrow as pa
+
+    whole = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    kept = {
+        g.column(j).path_in_schema for g in whole[:1] for j in range(g.num_columns) if g.column(j).has_dictionary_page
+    }
+    order = {}
+    for field in file.schema_arrow:
+        if pa.types.is_dictionary(field.type) and field.type.ordered and field.name in kept:
+            values = file.read(columns=[field.name]).column(0).unify_dictionaries()
+            order[field.name] = values.chunk(0).dictionary.to_pylist()
+    return order
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trueup.corpus.files import KINDS
+from trueup.corpus.files import KINDS, kind_of
 from trueup.corpus.split import SPLIT_NAMES
 from trueup.corpus.table import Table
 from trueup.errors import BadInput, Unavailable, did_you_mean, listing
@@ -84,7 +84,7 @@ def _load_hub(name: str, hub_split: str | None) -> Any:
     from datasets.utils import logging as datasets_logging
 
     repo, _, config = name.partition(":")
-    near = did_you_mean(repo, sorted(p.name for p in Path().iterdir() if p.suffix.lower() in KINDS))
+    near = did_you_mean(repo, sorted(p.name for p in Path().iterdir() if kind_of(p) in KINDS))
     loud, bars = datasets_logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets_logging.set_verbosity_error()
     datasets.disable_progress_bars()

@@ -13,7 +13,16 @@ from trueup.corpus.adopt import table_of
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.files import data_file, read_file
 from trueup.corpus.hub import PART, hub_table, saved_to_disk
-from trueup.corpus.split import check_split, complete, named_split, same_key, split_rows, stratified_subset
+from trueup.corpus.split import (
+    FRACTIONS,
+    POOL_FRACTIONS,
+    check_split,
+    complete,
+    named_split,
+    same_key,
+    split_rows,
+    stratified_subset,
+)
 from trueup.corpus.table import Table
 from trueup.corpus.values import group_column, label_column, natural_order, text_column
 from trueup.errors import BadInput, did_you_mean, listing
@@ -28,8 +37,9 @@ def read(
     attributes: Sequence[str] = (),
     split: str | None = None,
     seed: int = 0,
-    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    fractions: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
+    answers: bool = False,
     limit: int | None = None,
     hub_split: str | None = None,
     progress: bool = True,
@@ -37,7 +47,7 @@ def read(
     """Read labelled text, check it strictly, and give every example a split.
 
     Args:
-        source: a csv (whatever sign parts its fields), tsv, jsonl, json or parquet file; a folder written by
+        source: a csv (whatever sign parts its fields), tsv, jsonl, json or parquet file, also in gzip; a folder written by
             ``datasets``' save_to_disk; a Hugging Face dataset id, as ``ID`` or ``ID:CONFIG``; or ``embedded:NAME`` (see
             `trueup.corpus.embedded`), or ``task:NAME`` (pairs for in-context learning, which bring their own splits; see
             `trueup.corpus.tasks`). Or an object: a pandas or polars DataFrame, a ``datasets.Dataset`` or ``DatasetDict``,
@@ -45,14 +55,19 @@ def read(
             them by their pandas index.
         text, label, second: columns of the text, of its class, and of the second text of a pair task.
         attributes: columns that should not matter (site, source, group). An embedded data set brings its own when
-            none is named. A row without a value counts as the group ``(missing)``.
+            none is named. A row without a value counts as the group ``(missing)``, also where the value is a word that
+            libraries write for none (`trueup.corpus.values.WORDS`); `Corpus.notes` then says so.
         split: a column that says which split a row belongs to (`SPLIT_NAMES`). Without it the rows are split here:
             stratified by class, by `seed`, and equal texts always into the same split. A source that names only one
             held-out part has it divided into calibration and test; one that names no training part has no ``train``
             examples, which an audit does without.
-        fractions: shares of train, calibration and test.
-        classes: class names in the order of the classifier's logits. Default: the names that the source carries,
-            else the labels found, in natural order (numbers by value).
+        fractions: shares of train, calibration and test. Default: 0.6, 0.2, 0.2; with `answers` 0.4, 0.3, 0.3.
+        classes: class names in the order of the classifier's logits. Default: the names that the source carries (a
+            ``ClassLabel``, the categories of an ordered pandas Categorical or a polars Enum, used or not), else the labels
+            found, in natural order (numbers by value).
+        answers: the labels are what a few-shot prompt is to answer, and no classes: any number of different ones will do, no
+            split is stratified by them, and ``train`` is the pool of demonstrations. `trueup.check` and the command line
+            decide it by `shots`.
         limit: keep a random subset of this size, stratified by class.
         hub_split: one split of a hub dataset (``train``, ``train[:2000]``), which is then split here.
         progress: show a bar on standard error while an embedded data set is fetched.
@@ -62,6 +77,7 @@ def read(
         Unavailable: a hub or embedded data set cannot be fetched.
     """
     attributes = (attributes,) if isinstance(attributes, str) else tuple(attributes)
+    fractions = fractions or (POOL_FRACTIONS if answers else FRACTIONS)
     _check_options(text, label, second, fractions, limit, seed)
     name = str(source) if isinstance(source, str | Path) else ""
     if name.startswith("task:"):
@@ -74,34 +90,39 @@ def read(
 
     texts = text_column(table, text)
     seconds = text_column(table, second) if second else None
-    label_index, class_names = label_column(table, label, classes)
-    groups = {a: group_column(table, a) for a in attributes}
+    label_index, class_names, notes = label_column(table, label, classes, answers=answers)
+    groups: dict[str, np.ndarray] = {}
+    for a in attributes:
+        groups[a], more = group_column(table, a)
+        notes += more
     keys = same_key(texts, seconds)
     parts = named_split(table, given) if given else None
 
-    if len(np.unique(label_index)) < 2:
+    if len(np.unique(label_index)) < 2 and not answers:
         raise BadInput(
             f"{table.source} has only one class in column '{label}': '{class_names[label_index[0]]}'. "
             "Give data with at least two classes, or another label column."
         )
     # Random choices count classes in natural order, so that a split does not depend on the order of the head's logits.
     ordered = sorted({class_names[i] for i in label_index}, key=natural_order)
-    by_name = np.array([ordered.index(c) if c in ordered else -1 for c in class_names], dtype=np.int64)
+    by_name = {c: i for i, c in enumerate(ordered)}
+    stratum = np.array([0 if answers else by_name[class_names[i]] for i in label_index], dtype=np.int64)
     if limit is not None and limit < len(texts):
-        stratum = by_name[label_index]
         if parts is not None:
-            stratum = np.array([f"{p} {c}" for p, c in zip(parts, stratum, strict=True)])
-        kept = stratified_subset(stratum, limit, seed)
+            kept = stratified_subset(np.array([f"{p} {c}" for p, c in zip(parts, stratum, strict=True)]), limit, seed)
+        else:
+            kept = stratified_subset(stratum, limit, seed)
         texts, keys = [texts[i] for i in kept], [keys[i] for i in kept]
         seconds = None if seconds is None else [seconds[i] for i in kept]
-        label_index, groups = label_index[kept], {a: v[kept] for a, v in groups.items()}
+        label_index, stratum = label_index[kept], stratum[kept]
+        groups = {a: v[kept] for a, v in groups.items()}
         parts = None if parts is None else parts[kept]
     if parts is None:
-        parts = split_rows(keys, by_name[label_index], seed=seed, fractions=fractions)
-        check_split(parts, label_index, keys, table)
+        parts = split_rows(keys, stratum, seed=seed, fractions=fractions)
+        check_split(parts, None if answers else label_index, keys, table)
     else:
-        parts = complete(parts, keys, by_name[label_index], seed, fractions)
-    return Corpus(texts, label_index, class_names, parts, seconds, groups, name)
+        parts = complete(parts, keys, stratum, seed, fractions)
+    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes)
 
 
 def _task(

@@ -21,8 +21,14 @@ SPLIT_NAMES = {
 """What a split column or a hub split may be called, in lower case, and which split that is."""
 
 
+FRACTIONS = (0.6, 0.2, 0.2)
+"""Usual shares of train, calibration and test."""
+POOL_FRACTIONS = (0.4, 0.3, 0.3)
+"""The same where `train` is the pool of demonstrations; queries come from the other two."""
+
+
 def split_rows(
-    keys: Sequence[Any], label: np.ndarray, *, seed: int, fractions: Sequence[float] = (0.6, 0.2, 0.2)
+    keys: Sequence[Any], label: np.ndarray, *, seed: int, fractions: Sequence[float] = FRACTIONS
 ) -> np.ndarray:
     """(n,) of `SPLITS`: stratified by `label`, the same for the same seed, rows of equal key never apart.
 
@@ -91,8 +97,16 @@ def complete(
     return parts
 
 
-def check_split(parts: np.ndarray, label: np.ndarray, keys: Sequence[Any], table: Table) -> None:
-    """Raises BadInput unless two classes or more are in all three splits."""
+def check_split(parts: np.ndarray, label: np.ndarray | None, keys: Sequence[Any], table: Table) -> None:
+    """Raises BadInput unless two classes or more are in all three splits; without labels, unless all three have rows."""
+    if label is None:
+        if len(set(parts)) < len(SPLITS):
+            n = len(set(keys))
+            raise BadInput(
+                f"{table.source} has {n} different text{'s' * (n != 1)}, too few for three splits; 3 is the least. Give more "
+                "rows, or a larger limit."
+            )
+        return
     whole = [c for c in np.unique(label) if len(set(parts[label == c])) == len(SPLITS)]
     if len(whole) < 2:
         counts = [0, *sorted(len({keys[i] for i in np.flatnonzero(label == c).tolist()}) for c in np.unique(label))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -16,6 +16,7 @@ class Table:
         at: the number of each row for a message; unit: what it counts (``line``, ``record``, ``row``).
         names: class names of integer label columns, where the source carries them.
         also: columns that exist but were not read.
+        order: the values of a column in the order that the source states for them, those that do not occur included.
     """
 
     columns: Mapping[str, list[Any]]
@@ -24,6 +25,7 @@ class Table:
     source: str
     names: Mapping[str, Sequence[str]]
     also: Sequence[str] = ()
+    order: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.at)

@@ -15,14 +15,34 @@ from trueup.errors import BadInput, did_you_mean, it_or_them, listing
 MISSING = "(missing)"
 """The group of a row without a value."""
 
+MARKS = frozenset(
+    ("", "nan", "NaN", "NAN", "-nan", "-NaN", "NaT", "<NA>", "#N/A", "#N/A N/A", "#NA", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
+)  # fmt: skip
+"""What libraries write for a missing value, and nobody for a name."""
+WORDS = frozenset(("None", "null", "NULL", "NA", "N/A", "n/a"))
+"""What they write for it as well, and what may be a name. With `MARKS` it is what ``pandas.read_csv`` takes for missing (and
+NAN and NaT).
+
+As a group such a word is missing too, and joins the empty cells: it stays a group of its rows, under another name. As a label it
+is a class: a column of labels is complete or refused, and a head that does not know the class says so by name.
+"""
+_CODE = re.compile(r"[A-Z]{2,5}")
+
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 _WHOLE = re.compile(r"-?\d+", re.ASCII)
 _WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+", re.ASCII)
 
 
 def absent(value: Any) -> bool:
-    """Whether a cell has no value: None, or a float NaN."""
-    return value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
+    """Whether a cell has no value: None, a float NaN, or one of pandas' own marks."""
+    if isinstance(value, (float, np.floating)):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell that is to name a group names none: `absent`, or one of `MARKS` and `WORDS`."""
+    return absent(value) or (isinstance(value, str) and value.strip() in MARKS | WORDS)
 
 
 def plain(value: Any) -> str:
@@ -32,10 +52,36 @@ def plain(value: Any) -> str:
     return str(value)
 
 
-def group_column(table: Table, column: str) -> np.ndarray:
-    """(n,) of strings: the group of each row."""
-    said = ["" if absent(v) else plain(v) for v in table.columns[column]]
-    return np.array([s if s.strip() else MISSING for s in said])
+def group_column(table: Table, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(n,) of strings, the group of each row, and notes on words that were read as no name.
+
+    "NA" among codes of two to five capital letters (EU, US, EMEA) is one of them: North America, or Namibia.
+    """
+    values = table.columns[column]
+    none = [missing(v) for v in values]
+    others = {plain(v).strip() for v, gone in zip(values, none, strict=True) if not gone}
+    code = [isinstance(v, str) and v.strip() == "NA" for v in values]
+    kept = any(code) and bool(others) and all(_CODE.fullmatch(s) for s in others)
+    if kept:
+        none = [gone and not na for gone, na in zip(none, code, strict=True)]
+    said = np.array([MISSING if gone else plain(v) for v, gone in zip(values, none, strict=True)])
+    words = [v.strip() for v, gone in zip(values, none, strict=True) if gone and isinstance(v, str) and v.strip()]
+    notes = []
+    if words:
+        notes.append(
+            f"{_told(column, words, values)} was read as no value, so the group is '{MISSING}'. Where it is a group's name, write "
+            "it otherwise."
+        )
+    if kept:
+        notes.append(
+            f"{_told(column, ['NA'] * sum(code), values)} was read as a code like the other values "
+            f"({', '.join(sorted(others)[:3])}). Where no value is meant, leave the cells empty."
+        )
+    return said, tuple(notes)
+
+
+def _told(column: str, words: Sequence[str], values: Sequence[Any]) -> str:
+    return f"Column '{column}': {listing(dict.fromkeys(words))} ({len(words)} of {len(values)} rows)"
 
 
 def text_column(table: Table, column: str) -> list[str]:
@@ -74,8 +120,11 @@ def text_column(table: Table, column: str) -> list[str]:
     return values
 
 
-def label_column(table: Table, column: str, classes: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(n,) int64 class indices and the names of the classes: `classes`, else the source's, else those found, in natural order.
+def label_column(
+    table: Table, column: str, classes: Sequence[str] | None, *, answers: bool = False
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
+    """(n,) int64 class indices, the names of the classes (`classes`, else the source's, else those found, in natural order), and
+    notes on names that may stand for a missing label. With `answers` any number of different ones will do.
 
     Raises:
         BadInput: a missing, nested or unknown label, a name given twice, or a column that holds no classes.
@@ -91,10 +140,9 @@ def label_column(table: Table, column: str, classes: Sequence[str] | None) -> tu
     names = table.names.get(column)
     if names is not None and not all(absent(v) or isinstance(v, (int, np.integer)) for v in values):
         names = None  # the values are the names already
+    marks = MARKS - set(map(str, classes or ()))
     lacking = [
-        i
-        for i, v in enumerate(values)
-        if absent(v) or str(v).strip().lower() in ("", "nan") or (names is not None and v == -1)
+        i for i, v in enumerate(values) if absent(v) or str(v).strip() in marks or (names is not None and v == -1)
     ]
     if lacking:
         raise BadInput(
@@ -111,9 +159,11 @@ def label_column(table: Table, column: str, classes: Sequence[str] | None) -> tu
             )
         said = [names[int(v)] for v in values]
     else:
-        said = [plain(v).strip() for v in values]
+        stated = [v for v in table.order.get(column, ()) if not (absent(v) or str(v).strip() in marks)]
+        said = [plain(v).strip() for v in (*values, *stated)]
         if all(_WHOLE.fullmatch(s) or _WHOLE_FLOAT.fullmatch(s) for s in said):
             said = [_WHOLE_FLOAT.sub(r"\1", s) for s in said]
+        said, names = said[: len(values)], said[len(values) :] or None
     found = set(said)
     if classes is None:
         order = tuple(names) if names is not None else tuple(sorted(found, key=natural_order))
@@ -130,13 +180,20 @@ def label_column(table: Table, column: str, classes: Sequence[str] | None) -> tu
                 f"{here}: '{first}' in {table.where(unknown, 3)} is none of the classes {listing(order)}."
                 f"{did_you_mean(first, order)} Correct the label, or name it as a class."
             )
-    if classes is None and names is None and len(found) > 100 and len(found) > len(said) / 2:
+    stated_by_none = classes is None and names is None
+    if stated_by_none and not answers and len(found) > 100 and len(found) > len(said) / 2:
         raise BadInput(
             f"{here}: {len(found)} different labels in {len(said)} rows, so it does not hold classes. Name the label "
             f"column; the columns are {listing(table.columns)}."
         )
+    notes = ()
+    if stated_by_none and (words := [s for s in said if s in WORDS]):
+        notes = (
+            f"{_told(column, words, values)} was read as {'an answer' if answers else 'a class'} of that name. Where a missing "
+            "one is meant, drop those rows.",
+        )
     place = {c: i for i, c in enumerate(order)}
-    return np.array([place[s] for s in said], dtype=np.int64), order
+    return np.array([place[s] for s in said], dtype=np.int64), order, notes
 
 
 def natural_order(name: str) -> tuple[Any, ...]:

@@ -34,6 +34,7 @@ class Adapted(Remedy):
             a sequence classifier on the same base; None elsewhere.
         card: what is written beside the adapter: the choice and what was tried.
         pictures: as `Remedy.charts`.
+        tokenizer: the subject's, where it is not the base's own: it is saved with the adapter.
     """
 
     fault: str
@@ -43,6 +44,7 @@ class Adapted(Remedy):
     head: Head | None
     card: Mapping[str, Any]
     pictures: tuple[Chart, ...] = ()
+    tokenizer: Any = None
 
     @contextlib.contextmanager
     def on(self, subject: Subject) -> Iterator[Subject]:
@@ -60,7 +62,7 @@ class Adapted(Remedy):
     def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         folder = Path(folder)
         with atomic.new_folder(folder, force=folder.exists()) as new:
-            files.write_adapter(new, self.settings, self.tensors)
+            files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
             card = dict(self.card) | {"repairs": self.fault, "made_for": self.made_for, "words": self.head is not None}
             atomic.write_json(new / files.CARD, card)
             atomic.write_text(new / "README.md", page(_card(self), comparison))
@@ -88,7 +90,9 @@ def adapted(
         about["template"] = template
     if subject.source.seen is not None:
         about["tuned"] = dict(subject.source.seen)
-    return Adapted(fault, model_fingerprint(subject.model), settings, tensors, head, about | dict(card), pictures)
+    return Adapted(
+        fault, model_fingerprint(subject.model), settings, tensors, head, about | dict(card), pictures, files.brought(subject)
+    )  # fmt: skip
 
 
 def with_head(fault: str, subject: Subject, head: Head, card: Mapping[str, Any]) -> Adapted:
@@ -116,7 +120,7 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
     settings = json.loads((folder / "adapter_config.json").read_text())
     head = files.head_in(tensors, subject.anatomy) if card["words"] else None
     rest = {k: v for k, v in card.items() if k not in ("repairs", "made_for", "words")}
-    return Adapted(fault, card["made_for"], settings, tensors, head, rest)
+    return Adapted(fault, card["made_for"], settings, tensors, head, rest, tokenizer=files.brought(subject))
 
 
 def _card(remedy: Adapted) -> Card:
@@ -128,7 +132,7 @@ def _card(remedy: Adapted) -> Card:
     read = "label = model(**inputs).logits.argmax(-1)"
     if words:
         read = (
-            f"words = [tok(w, add_special_tokens=False)['input_ids'][0] for w in {list(words['words'])!r}]\n"
+            f"words = {card['ids']}  # what {list(words['words'])!r} start with, as tokens\n"
             "label = model(**inputs).logits[:, -1, words].argmax(-1)"
         )
     return Card(

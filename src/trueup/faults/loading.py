@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trueup.subject.load import UNNAMED
 from trueup.subject.subject import Subject
 from trueup.subject.wording import ends_texts
 
@@ -21,21 +22,39 @@ def facts(subject: Subject) -> dict[str, Any]:
         "shape": None if subject.template is None else subject.template.for_card(),
         "segments": takes_segments or "token_type_ids" not in subject.tokenizer.model_input_names,
         "ends": subject.template is not None and ends_texts(subject.tokenizer),
-        "causal": causal,
+        "ids": None if subject.template is None or subject.shots is not None else subject.verbaliser_ids(),
+        "quantised": _quantised(subject), "pad": None if subject.template is not None else subject.pad_token_id,
+        "causal": causal, "own tokenizer": subject.source.tokenizer is not None, "vocabulary": subject.source.vocabulary,
     }  # fmt: skip
 
 
-def load_lines(about: Mapping[str, Any], rows: int | None) -> str:
-    """The lines that make `model` and `tok`: a classifier of `rows` logits, or a model that writes for None."""
-    kind = "CausalLM" if rows is None else "SequenceClassification"
+def _quantised(subject: Subject) -> Any:
+    """The settings under which a live base was quantised; None where its own folder says so, or it is not."""
+    settings = getattr(subject.base.config, "quantization_config", None)
+    if settings is None or subject.source.base != UNNAMED:
+        return None
+    told = settings if isinstance(settings, dict) else settings.to_dict()
+    return {k: v for k, v in told.items() if not k.startswith("_")}
+
+
+def load_lines(about: Mapping[str, Any], logits: int | None) -> str:
+    """The lines that make `model` and `tok`: a classifier of so many `logits`, or a model that writes for None."""
+    kind = "CausalLM" if logits is None else "SequenceClassification"
     given = [f"dtype={about['dtype']!r}"]
-    if rows is not None:
-        given = [f"num_labels={rows}", "ignore_mismatched_sizes=True", *given]
+    if logits is not None:
+        given = [f"num_labels={logits}", "ignore_mismatched_sizes=True", *given]
+    if about.get("quantised"):
+        given.append(f"quantization_config={about['quantised']!r}")
     pinned = f", revision={about['revision']!r}" if about.get("revision") else ""
+    words = "FOLDER" if about.get("own tokenizer") else f"BASE{pinned}"
+    rows = about.get("vocabulary")
+    wider = f"\nbase.resize_token_embeddings({rows}, mean_resizing=False)" if rows else ""
+    if logits is not None and about.get("causal"):  # a decoder's classifier reads the last token that is not this one
+        wider += f"\nbase.config.pad_token_id = {about.get('pad')}"
     return f"""from transformers import AutoModelFor{kind}, AutoTokenizer
 from peft import PeftModel
-base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned})
-model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained(BASE{pinned})"""
+base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned}){wider}
+model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained({words})"""
 
 
 def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:

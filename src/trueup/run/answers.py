@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,18 +25,25 @@ class Answers:
         answer: (n,) int64 class, -1 for anything that is no class.
         logits: (n, C) float32, of each class's first token.
         other: (n,) float32, the highest logit of a token with which no class begins.
+        beyond: (n,) bool: no class, because the answer went on after a class's name (``b,k,s`` where ``b`` is one).
     """
 
     answer: np.ndarray
     logits: np.ndarray
     other: np.ndarray
+    beyond: np.ndarray
 
 
 def answers(subject: Subject, rows: Sequence[Row]) -> Answers:
-    """Greedy answers: the likeliest token of the whole vocabulary, and the next, as long as they spell one of the classes.
+    """Greedy answers: the likeliest token of the whole vocabulary, and the next, until it is settled which class they spell.
 
-    An answer counts as soon as the words so far are a class and no longer class begins with them, or what ends an answer (or
-    the whole text) follows.
+    An answer is a class by exact match, as of what ``generate`` writes up to the answer's end, with spaces stripped. It ends
+    where the template says so, at a line break, or with the text. One full stop before the end is no part of it: a base model
+    that closes its line like a sentence ("Paris.") has given the same answer, while "Paris or London", "1.5" for 1 and "b,k"
+    for b are others. A class whose own name holds such a sign comes first.
+
+    A prompt is read on only while its answer may still become a class, mostly for one token after the class's last: that one
+    tells "1" from "10".
     """
     assert subject.template is not None
     words = wording(subject.tokenizer, subject.template)
@@ -51,34 +58,83 @@ def answers(subject: Subject, rows: Sequence[Row]) -> Answers:
         return torch.cat([own, logits.amax(dim=1, keepdim=True), best.unsqueeze(1).float()], dim=1)
 
     got = collect_rows(subject, list(rows), read, "answers")
-    answer = np.full(len(rows), -1)
+    answer, beyond = np.full(len(rows), -1), np.zeros(len(rows), bool)
     said = {i: [int(t)] for i, t in enumerate(got[:, -1])}
-    end = subject.tokenizer.eos_token_id
-    before = subject.template.text.partition("{label}")[0]
-    blank = before[len(before.rstrip()) :] + " "  # what may stand before an answer
-    for length in range(1, words.longest + 2):
+    ends = end_tokens(subject)
+    # An answer may be spelt in more tokens than the tokenizer would take.
+    for left in reversed(range(2 * (words.longest + words.end))):
         going: dict[int, list[int]] = {}
         for i, tokens in said.items():
-            ended = tokens[-1] == end
-            text = subject.tokenizer.decode([*words.lead, *(tokens[:-1] if ended else tokens)])
-            said_so_far = text.lstrip(blank).rstrip(" ").rstrip("\ufffd")  # a token may end inside a character
-            if not ended and any(n.startswith(said_so_far) and n != said_so_far for n in names):
+            ended = tokens[-1] in ends
+            text = _after(subject, [*words.lead, *(tokens[:-1] if ended else tokens)])
+            room = left and len(rows[i]) + len(tokens) <= subject.max_length
+            if room and not ended and _open(text, names, words.stop):
                 going[i] = tokens
-            else:
-                answer[i] = max((c for n, c in names.items() if _says(said_so_far, n, words.stop)), default=-1,
-                                key=lambda c: len(subject.classes[c]))  # fmt: skip
-        if not going or length > words.longest:
+                continue
+            begun = [n for n in names if text.startswith(n)]
+            whole = [n for n in begun if _ends(text[len(n) :], words.stop, ended)]
+            answer[i] = names[max(whole, key=len)] if whole else -1
+            beyond[i] = bool(begun) and not whole
+        if not going:
             break
         again = [Row([*rows[i], *tokens]) for i, tokens in going.items()]
         next_token = collect_rows(subject, again, read, "answers")[:, -1]
         said = {i: [*tokens, int(t)] for (i, tokens), t in zip(going.items(), next_token, strict=True)}
-    return Answers(answer, got[:, :-2], got[:, -2])
+    return Answers(answer, got[:, :-2], got[:, -2], beyond)
 
 
-def _says(text: str, name: str, stop: str) -> bool:
-    """Whether a text is `name`, or `name` and what ends an answer, or the beginning of that."""
-    rest = text.removeprefix(name).lstrip(" ")
-    return text.startswith(name) and (rest.startswith(stop) or stop.startswith(rest))
+def in_full(subject: Subject, row: Row, tokens: int = 12) -> str:
+    """What the model answers to one prompt, up to the end of its line and at most so many tokens."""
+    assert subject.template is not None
+    lead, ends = wording(subject.tokenizer, subject.template).lead, end_tokens(subject)
+
+    def read(subject: Subject, batch: forward.Batch) -> Tensor:
+        return forward.next_token_logits(subject, batch).argmax(dim=1, keepdim=True).float()
+
+    said: list[int] = []
+    while len(said) < tokens and len(row) + len(said) <= subject.max_length:
+        token = int(collect_rows(subject, [Row([*row, *said])], read, "next token")[0, 0])
+        if token in ends or "\n" in _after(subject, [*lead, *said, token]):
+            break
+        said.append(token)
+    return _after(subject, [*lead, *said]).strip()
+
+
+def end_tokens(subject: Subject) -> set[int]:
+    """The tokens that end a text: the tokenizer's, and those at which transformers' own generation stops."""
+    own = getattr(getattr(subject.model, "generation_config", None), "eos_token_id", None)  # one, several or none
+    return {t for t in (subject.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])) if t is not None}
+
+
+def _after(subject: Subject, tokens: Sequence[int]) -> str:
+    """The text of an answer's tokens, without what stands between the prompt and every answer."""
+    assert subject.template is not None
+    before = subject.template.text.partition("{label}")[0]
+    return subject.tokenizer.decode(tokens).lstrip(before[len(before.rstrip()) :] + " ")
+
+
+def _ends(rest: str, stop: str, ended: bool) -> bool:
+    """Whether `rest`, which follows a class's name, begins with what ends an answer; `ended`: nothing comes after it."""
+    if not stop:  # a tokenizer that cannot write it: an answer ends with its word
+        return rest.startswith(" ") or (ended and not rest)
+    rest = rest.lstrip(" ")
+    return any(
+        tail.startswith((stop, "\n", "\r")) or (ended and not tail)
+        for tail in (rest, rest.removeprefix(".").lstrip(" "))
+    )
+
+
+def _open(text: str, names: Iterable[str], stop: str) -> bool:
+    """Whether more of a text can still make it a class, or another one."""
+    text = text.rstrip(" ").rstrip("\ufffd")  # a token may end inside a character
+    for name in names:
+        if name.startswith(text) and name != text:
+            return True
+        if text.startswith(name) and not _ends(text[len(name) :], stop, False):
+            rest = text[len(name) :].lstrip(" ")
+            if stop.startswith(rest) or stop.startswith(rest.removeprefix(".").lstrip(" ")):
+                return True
+    return False
 
 
 def patched_answers(subject: Subject, rows: Sequence[Row], states: np.ndarray) -> np.ndarray:

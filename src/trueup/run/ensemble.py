@@ -8,7 +8,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
 from trueup.run.predict import predict, session
 from trueup.run.train import Training, train
-from trueup.subject.recipe import RECIPES, fresh, recipe_of
+from trueup.subject.recipe import RECIPES, beside, recipe_of
 from trueup.subject.subject import Subject
 
 
@@ -30,11 +30,7 @@ def committee(
     fold = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(np.arange(len(tuned_on)) % members)
     total = np.zeros((len(at), len(subject.classes)))
     for m in range(members):
-        member = fresh(
-            subject.source.base, recipe, subject.classes, template=subject.template, max_length=subject.max_length,
-            device=str(subject.device), seed=seed + m, revision=subject.source.revision,
-            allow_pickle=subject.source.allow_pickle, trust_remote_code=subject.source.trust_remote_code,
-        )  # fmt: skip
+        member = beside(subject, recipe, seed=seed + m)
         train(
             member,
             tuned_on.take(fold != m) if members > 1 else tuned_on,

@@ -20,6 +20,7 @@ from trueup.errors import BadInput, Unsupported
 from trueup.run import prompts
 from trueup.run.prompts import Row
 from trueup.subject import past
+from trueup.subject.linear import map_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.wording import text_ids
 
@@ -160,15 +161,17 @@ def hidden_states(subject: Subject, batch: Batch) -> Tensor:
 
 
 def live_head(subject: Subject) -> Head:
-    """The head's parameters as they are (trainable where the adapter trains them), or the stand-in head."""
+    """The head as it is (trainable where the adapter trains it, with what an adapter adds to it), or the stand-in head."""
     if subject.head is not None:
         return subject.head
-    layer = subject.head_layer()
-    weight, bias = layer.weight, getattr(layer, "bias", None)
-    if subject.template is not None:
-        rows = subject.verbaliser_ids()
-        weight, bias = weight[rows], None if bias is None else bias[rows]
+    weight, bias = map_of(subject.head_layer(), None if subject.template is None else subject.verbaliser_ids())
     return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
+
+
+def head_type(subject: Subject) -> torch.dtype:
+    """The type in which the model's own head computes its logits."""
+    weight = map_of(subject.head_layer(), [0])[0]
+    return weight.dtype
 
 
 def reader(subject: Subject) -> Callable[[Tensor], Tensor]:
@@ -205,6 +208,23 @@ def own_logits(subject: Subject, row: Row) -> tuple[Tensor, Tensor]:
         return said[-1], next_token_logits(subject, batch)[0]
     own = said if subject.template is None else said[-1, subject.verbaliser_ids()]
     return own, logits(subject, batch)[0]
+
+
+def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tensor:
+    """(n, C): what the PEFT model itself says of a soft-prompted decoder classifier's examples in padded batches of `each`.
+
+    In their order, padded on the tokenizer's own side, as transformers' Trainer evaluates. PEFT reads such a classifier at
+    the last place of the batch, padding or not (PEFT issue 764), so this is not what it says of one example.
+    """
+    side, pad, said = subject.tokenizer.padding_side, subject.tokenizer.pad_token_id, []
+    for start in range(0, len(rows), each):
+        some = rows[start : start + each]
+        batch = collate(some, pad)
+        if side == "left":
+            batch = Batch(*(torch.stack([t.roll(len(t) - len(r)) for t, r in zip(ts, some, strict=True)])
+                            for ts in (batch.ids, batch.mask)))  # fmt: skip
+        said.append(subject.model(input_ids=batch.ids.to(subject.device), attention_mask=batch.mask.to(subject.device)).logits)
+    return torch.cat(said)[:, : len(subject.classes)]
 
 
 def read_up_to(subject: Subject, ids: Tensor, mask: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from trueup.errors import Unavailable
 from trueup.run import forward
 from trueup.run.proof import equal
 from trueup.store.cache import Memo
+from trueup.subject.sharing import whole_batches
 from trueup.subject.subject import Subject, body_fingerprint
 
 T = TypeVar("T")
@@ -101,14 +102,26 @@ def predict(subject: Subject, corpus: Corpus) -> Outputs:
 
 def outputs(subject: Subject, x: np.ndarray) -> Outputs:
     """The outputs that follow from features alone: the head is linear, so no pass through the model is needed."""
-    head = forward.live_head(subject)
-    w, b = head.weight.detach().double().cpu().numpy(), head.bias.detach().double().cpu().numpy()
-    z = x.astype(np.float64) @ w.T + b
+    z = _through_head(subject, x)
     classes = z[:, : len(subject.classes)]
     e = np.exp(classes - classes.max(axis=1, keepdims=True))
     return Outputs(
         x, z.astype(np.float32), classes.argmax(axis=1), subject.confidence(z), e / e.sum(axis=1, keepdims=True)
     )
+
+
+def _through_head(subject: Subject, x: np.ndarray) -> np.ndarray:
+    """(n, d) features -> (n, K) float64 logits: in double, or in the head's own type where that is a short one.
+
+    A model in bfloat16 rounds its logits, and so does whoever loads it: a threshold has to hold for those.
+    """
+    head, dtype = forward.live_head(subject), forward.head_type(subject)
+    if dtype.itemsize >= 4:
+        w, b = head.weight.detach().double().cpu().numpy(), head.bias.detach().double().cpu().numpy()
+        return x.astype(np.float64) @ w.T + b
+    with torch.inference_mode():
+        rows = torch.as_tensor(x, device=subject.device).to(dtype)
+        return nn.functional.linear(rows, head.weight.to(dtype), head.bias.to(dtype)).double().cpu().numpy()
 
 
 def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
@@ -176,6 +189,12 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
     _PROVEN[subject.model].add(how)
 
 
+def padded_answers(subject: Subject, corpus: Corpus) -> np.ndarray:
+    """(n,) the classes that the PEFT model itself gives in padded batches (see `forward.batched_logits`)."""
+    with torch.inference_mode(), evaluating(subject):
+        return forward.batched_logits(subject, forward.tokenize(subject, corpus)).argmax(dim=1).cpu().numpy()
+
+
 def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4) -> None:
     """A remedy that changes nothing must give the same logits of the first `texts` examples, but for rounding.
 
@@ -207,7 +226,8 @@ def in_batches(
     Raises:
         Unavailable: one example alone does not fit in memory.
     """
-    now, budget, done = session(), tokens or TOKENS, 0
+    # A budget of 1 is a batch of one example.
+    now, budget, done = session(), 1 if whole_batches(subject.model) else tokens or TOKENS, 0
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     while done < len(order):
         take = _fitting(order, ids, done, budget)

@@ -91,14 +91,15 @@ def rows(subject: Subject, text: Sequence[str], draws: Draws, answers: np.ndarra
     assert template is not None
     assert shots is not None
     words = wording(subject.tokenizer, template)
+    answer = words.longest + words.end - 1  # what follows a prompt while its answer is read
     out: list[Row] = []
     for i, query in enumerate(text):
         pairs = [shots.pool[j] for j in draws.index[i] if j >= 0]
         if answers is not None:
             pairs = [(x, subject.classes[a]) for (x, _), a in zip(pairs, answers[i][draws.index[i] >= 0], strict=True)]
         row = Row([*text_ids(subject.tokenizer, template.prompt(query, pairs)), *words.lead])
-        if len(row) + words.longest > subject.max_length:
-            raise BadInput(_too_long(subject, query, pairs, len(words.lead) + words.longest))
+        if len(row) + answer > subject.max_length:
+            raise BadInput(_too_long(subject, query, pairs, len(words.lead) + answer))
         out.append(row)
     return out
 

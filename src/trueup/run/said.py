@@ -22,6 +22,7 @@ from torch import Tensor
 
 from trueup.errors import BadInput, Unsupported
 from trueup.run import forward
+from trueup.run.answers import end_tokens
 from trueup.run.predict import TOKENS, evaluating
 from trueup.run.prompts import Row
 from trueup.subject.load import position_limit
@@ -336,8 +337,7 @@ def _asking(subject: Subject, target: str, places: int, tokens: int) -> tuple[li
 
 def _first_line(subject: Subject, tokens: Sequence[int]) -> list[int]:
     """The tokens of a text up to the end of its first line that is not empty, or up to the model's own end."""
-    own = subject.model.generation_config.eos_token_id  # one, several or none: what stops `written`
-    ends = {subject.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    ends = end_tokens(subject)
     kept: list[int] = []
     for token in tokens:
         if token in ends or "\n" in subject.tokenizer.decode([*kept, token]).lstrip():

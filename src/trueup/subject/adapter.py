@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from trueup.errors import BadInput, Unsupported, did_you_mean, listing
 from trueup.subject.anatomy import Anatomy
+from trueup.subject.linear import active, map_of
+from trueup.subject.sharing import state_of
 from trueup.subject.subject import Head, Subject
 
 KINDS: dict[str, type[peft.PeftConfig]] = {
@@ -29,68 +37,246 @@ KINDS: dict[str, type[peft.PeftConfig]] = {
 TASKS = ("SEQ_CLS", "CAUSAL_LM", None)
 """The tasks of adapters trueup examines, by PEFT's own name; one that names none says by its head what it is."""
 
+SETTINGS = "adapter_config.json"
+"""PEFT's file of settings; a folder that has it is an adapter."""
+
 CARD = "trueup.json"
 """What trueup adds beside PEFT's two files: class names, template, seed, fingerprints. PEFT ignores it."""
 
-_NEVER = ("auto_mapping", "runtime_config", "eva_config", "corda_config", "loftq_config", "lora_bias_config")
+_NEVER = ("auto_mapping", "runtime_config", "eva_config", "corda_config", "lora_bias_config")
+
+_UNMERGED = ("ADAPTION_PROMPT", "LILY", "POLY", "SHADOW", "XLORA")
+"""Kinds that are no prompt and that PEFT cannot merge into a base."""
+
+MERGE = (
+    "Merge it into its base (PEFT's merge_and_unload) and give the merged model, or its saved folder without --adapter."
+)
+"""The next step for an adapter that changes weights in a way that trueup does not read."""
 
 
 def read_config(folder: Path) -> peft.PeftConfig:
     """The PEFT config in `folder`, read as untrusted input: known kinds only, known keys only, no code mapping.
 
     Raises:
-        BadInput: no adapter here, or broken JSON. Unsupported: a kind or task of adapter trueup does not examine.
+        BadInput: no adapter here, broken JSON, or settings that PEFT refuses. Unsupported: a kind or task of adapter trueup
+            does not examine.
     """
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
+    path = folder / SETTINGS
+    raw = _read_settings(path)
+    check_kind(raw.get("peft_type"), f"The adapter in '{folder}'")
+    check_task(raw.get("task_type"), f"The adapter in '{folder}'")
+    if isinstance(raw.get("target_modules"), str) and raw.get("layers_to_transform") is not None:
+        # PEFT takes a pattern or a choice of layers, not both. The weights say which modules were meant.
+        raw |= {"target_modules": _modules_in(folder), "layers_to_transform": None, "layers_pattern": None}
+    try:
+        return config_of(raw)
+    except Exception as e:  # PEFT checks its settings in as many ways as there are
         raise BadInput(
-            f"'{folder}' is no PEFT adapter: it has no adapter_config.json (found {listing(found)}). "
-            "Give the folder that `save_pretrained` or `trueup tune` wrote."
-        )
+            f"PEFT does not take the settings in '{path}' ({' '.join(str(e).split())[:200].rstrip('.')}). Correct them, or save "
+            "the adapter again."
+        ) from e
+
+
+def _modules_in(folder: Path) -> list[str]:
+    """The full names of the modules that the LoRA in `folder` adapts."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return []
+    with safe_open(str(file), "pt") as saved:
+        parts = [(k, k.find(".lora_")) for k in saved.keys()]  # noqa: SIM118
+    return sorted({k[:at].removeprefix("base_model.model.") for k, at in parts if at > 0})
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as e:
         raise BadInput(f"'{path}' is not readable JSON ({e}). Save the adapter again.") from e
     if not isinstance(raw, dict):
         raise BadInput(f"'{path}' holds {type(raw).__name__}, not an object of settings. Save the adapter again.")
-    kind = str(raw.get("peft_type"))
-    if kind not in KINDS:
-        raise Unsupported(
-            f"The adapter in '{folder}' is of kind '{kind}', which trueup does not examine.{did_you_mean(kind, KINDS)} "
-            f"It examines {listing(KINDS)}."
+    return raw
+
+
+def check_folder(folder: Path, called: str) -> None:
+    """Raises BadInput when `folder` holds no adapter; it names the adapters in folders below, where there are any.
+
+    Args:
+        called: how the user gave it.
+    """
+    if (folder / SETTINGS).is_file():
+        return
+    below = sorted(
+        (p.parent.relative_to(folder) for d in (1, 2) for p in folder.glob("*/" * d + SETTINGS)), key=_in_steps
+    )
+    if below:
+        last = f"{called.rstrip('/')}/{below[-1]}"
+        here = folder.is_dir() and Path(called).expanduser().is_dir()
+        fetch = (
+            "" if here else f" Fetch it first: `hf download {called} --include '{below[-1]}/*' --local-dir {called}`."
         )
-    if (task := raw.get("task_type")) not in TASKS:
-        raise Unsupported(
-            f"The adapter in '{folder}' was trained for the task '{task}', and trueup examines classifiers of whole texts: "
-            f"{listing([t for t in TASKS if t])}."
+        raise BadInput(
+            f"'{called}' holds {len(below)} adapter{'s' * (len(below) > 1)} in folders below it: {listing(below)}. Give "
+            f"{'that folder' if len(below) == 1 else 'one of these folders'}: --adapter {last}.{fetch}"
         )
-    return config_of(raw)
+    found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
+    raise BadInput(
+        f"'{called}' is no PEFT adapter: it has no {SETTINGS} (found {listing(found)}). "
+        "Give the folder that `save_pretrained` or `trueup tune` wrote."
+    )
+
+
+def _in_steps(folder: Path) -> tuple[Any, ...]:
+    """A key under which ``checkpoint-60`` comes before ``checkpoint-120``."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(folder)))
+
+
+def check_kind(kind: Any, which: str) -> None:
+    """Raises Unsupported when trueup does not examine adapters of this `kind` (PEFT's own name). `which`: "The adapter ..."."""
+    if (kind := str(getattr(kind, "value", kind))) in KINDS:
+        return
+    known = {str(k.value): c for k, c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    close = did_you_mean(kind, KINDS) if kind not in known else ""
+    prompt = kind in known and (issubclass(known[kind], peft.PromptLearningConfig) or kind in _UNMERGED)
+    if kind not in known:
+        step = " Give one of these."
+    elif prompt:
+        step = (
+            " PEFT cannot merge such an adapter into its base, so tune one of these kinds instead: `trueup tune lora MODEL "
+            "--data ...`."
+        )
+    else:
+        step = f" {MERGE}"
+    raise Unsupported(
+        f"{which} is of kind '{kind}', which trueup does not examine.{close} It examines {listing(KINDS)}.{step}"
+    )
+
+
+def check_task(task: Any, which: str) -> None:
+    """Raises Unsupported when an adapter of this `task` (PEFT's own name) is no classifier. `which`: "The adapter ..."."""
+    if (task := getattr(task, "value", task)) in TASKS:
+        return
+    step = "Give an adapter of one of these, or tune one on its base: `trueup tune lora MODEL --data ...`."
+    if task == "FEATURE_EXTRACTION":
+        step = (
+            "Merge it into its base (PEFT's merge_and_unload), save that with its tokenizer, and tune a classifier on the folder: "
+            "`trueup tune lora FOLDER --data ...`."
+        )
+    raise Unsupported(
+        f"{which} was trained for the task '{task}', and trueup examines classifiers of whole texts: "
+        f"{listing([t for t in TASKS if t])}. {step}"
+    )
+
+
+def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises BadInput when a weight is NaN or infinite. `where`: the file or the adapter they stand in."""
+    wrong = [k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if wrong:
+        raise BadInput(
+            f"{where} holds NaN or infinite numbers in {listing(wrong, 4)}, so the model answers nothing. Training diverged, or "
+            "the numbers outgrew half precision when they were saved. Give an earlier checkpoint, or train again with a lower "
+            "learning rate, or in bfloat16."
+        )
 
 
 def config_of(raw: Mapping[str, Any]) -> peft.PeftConfig:
-    """The PEFT config of settings as adapter_config.json holds them: known keys only, no code mapping."""
+    """The PEFT config of settings as adapter_config.json holds them: known keys only, no code mapping.
+
+    How a prompt was started is left out, and so is the text or tokenizer that it needs: the weights are there.
+    """
     cls = KINDS[str(getattr(raw["peft_type"], "value", raw["peft_type"]))]
     known = {f.name for f in fields(cls)} - set(_NEVER)
     kept = {k: v for k, v in raw.items() if k in known and k != "peft_type"}
     kept["inference_mode"] = True
+    if cls is peft.PromptTuningConfig:
+        kept["prompt_tuning_init"] = "RANDOM"
+        for key in ("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"):
+            kept.pop(key, None)
+    if isinstance(loftq := kept.get("loftq_config"), dict):
+        kept["loftq_config"] = {k: int(loftq[k]) for k in ("loftq_bits", "loftq_iter") if k in loftq}
     return cls(**kept)
+
+
+_TRAINED_ON = "The following `bitsandbytes` quantization config was used during training:"
+
+
+def trained_on(folder: Path | None, settings: peft.PeftConfig | None) -> dict[str, Any] | None:
+    """The quantisation of the base that an adapter was trained on, as settings of bitsandbytes; None where nothing says so.
+
+    PEFT wrote it into the adapter's README.md until 0.6; later only a base's name tells (``...-bnb-4bit``).
+    """
+    page = folder / "README.md" if folder is not None else None
+    if page is not None and page.is_file():
+        told = page.read_text(encoding="utf-8", errors="replace").partition(_TRAINED_ON)[2]
+        said = dict(re.findall(r"^- (\w+): ([\w.]+)$", told.split("#")[0], re.M))
+        for bits in ("load_in_4bit", "load_in_8bit"):
+            if said.get(bits) == "True":
+                kind = {"bnb_4bit_quant_type": said.get("bnb_4bit_quant_type", "fp4"),
+                        "bnb_4bit_use_double_quant": said.get("bnb_4bit_use_double_quant") == "True"}  # fmt: skip
+                return {bits: True} | (kind if bits == "load_in_4bit" else {})
+    name = str(getattr(settings, "base_model_name_or_path", None) or "").lower()
+    if re.search(r"bnb-4bit(-\w+)?$", name):
+        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return None
+
+
+def started(config: peft.PeftConfig, which: str) -> tuple[str, ...]:
+    """What a reader must know of how a LoRA was started, in sentences; `config` is changed to what can be loaded.
+
+    Most starts say only where training begins: ``gaussian``, ``orthogonal``, ``eva`` and ``mica`` leave the base as it is, and
+    so does loading. PiSSA and OLoRA take their start off the base's weights, and PEFT does so again when it loads them.
+
+    Raises:
+        BadInput: a start that PEFT cannot make again (CorDA).
+    """
+    start = getattr(config, "init_lora_weights", True)
+    if not isinstance(config, peft.LoraConfig) or not isinstance(start, str):
+        return ()
+    kept = "model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    if start == "corda":
+        raise BadInput(
+            f"{which} was started by CorDA, which takes its start off the base's weights, and neither its files nor PEFT can do "
+            f"that again. Save it as a plain LoRA with {kept}. If the base that you give is the one that was left over, set "
+            "init_lora_weights to true in adapter_config.json."
+        )
+    if start == "loftq" and not (torch.cuda.is_available() and find_spec("bitsandbytes")):
+        bits = dict(config.loftq_config).get("loftq_bits", 4)  # type: ignore[call-overload, arg-type]
+        config.init_lora_weights, config.loftq_config = True, {}
+        return (
+            f"{which} was started by LoftQ beside base weights rounded to {bits} bits. PEFT makes these again on a CUDA device "
+            "alone; here the adapter was put on the base as it is. If that is not the rounded base, figures can differ a little.",
+        )
+    if start == "lora_ga":
+        return (
+            f"{which} was started by LoRA-GA, which takes its start off the base's weights in training. PEFT does not do that "
+            f"again when it loads, so the figures are those of the adapter as PEFT loads it. To keep what was trained, save it "
+            f"with {kept}.",
+        )
+    if start.startswith("pissa_niter"):
+        return (
+            f"{which} was started by a PiSSA that draws random numbers ({start}), and PEFT draws others each time it loads it: "
+            f"figures of two loads can differ. To keep what was trained, save it with {kept}.",
+        )
+    return ()
 
 
 def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
     """The adapter's weights.
 
     Raises:
-        BadInput: they are missing, damaged, or a pickle and `allow_pickle` is False.
+        BadInput: they are missing, damaged, no finite numbers, or a pickle and `allow_pickle` is False.
     """
     safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
     try:
+        tensors = None
         if safe.is_file():
-            return load_file(str(safe))
-        if pickled.is_file() and allow_pickle:
-            return torch.load(pickled, map_location="cpu", weights_only=True)
+            tensors = load_file(str(safe))
+        elif pickled.is_file() and allow_pickle:
+            tensors = torch.load(pickled, map_location="cpu", weights_only=True)
     except Exception as e:  # safetensors and torch each raise their own kinds for damaged files
         raise BadInput(f"The adapter weights in '{folder}' are damaged ({e}). Save the adapter again.") from e
+    if tensors is not None:
+        check_numbers(tensors, f"'{safe if safe.is_file() else pickled}'")
+        return tensors
     if pickled.is_file():
         raise BadInput(
             f"'{pickled}' is a pickle, which can run code when loaded. Save the adapter again with "
@@ -140,13 +326,41 @@ def _check_tuned(path: Path, tuned: Any) -> None:
 
 
 def adapter_tensors(subject: Subject) -> dict[str, Tensor]:
-    """The active adapter's weights under PEFT's file names, copied to the CPU; empty where there is no adapter."""
+    """The active adapter's weights under PEFT's file names, copied to the CPU; empty where there is no adapter.
+
+    With the model's embeddings where the adapter brings them (`Source.vocabulary`).
+    """
     if subject.peft_config is None:
         return {}
+    model = subject.model
     state = peft.get_peft_model_state_dict(
-        subject.model, adapter_name=subject.model.active_adapter, save_embedding_layers=False
+        model, state_of(model), adapter_name=model.active_adapter, save_embedding_layers=False
     )
+    if subject.source.vocabulary:
+        state |= embeddings_of(model)
     return {k: v.detach().to("cpu").contiguous().clone() for k, v in state.items()}
+
+
+def embeddings_of(model: Any) -> dict[str, Tensor]:
+    """The embeddings of a live PeftModel under the names that PEFT saves them by, and those that it leaves out.
+
+    Where one of the two embeddings is adapted, PEFT saves that one alone, and new rows of the other would be lost.
+    """
+    name, base = model.active_adapter, model.get_base_model()
+    own, every = (
+        peft.get_peft_model_state_dict(model, state_of(model), adapter_name=name, save_embedding_layers=e)
+        for e in (False, True)
+    )
+    found = {k: v for k, v in every.items() if k not in own}
+    words, heads = base.get_input_embeddings(), base.get_output_embeddings()
+    tied = heads is not None and heads.weight is words.weight
+    for module in (words,) if heads is None or tied else (words, heads):
+        at = next(n for n, m in model.named_modules() if m is module)
+        if isinstance(module, nn.Embedding | nn.Linear):
+            found |= {f"{at}.{k}": v for k, v in state_of(module).items()}
+        elif isinstance(module, BaseTunerLayer):
+            found |= {f"{at}.base_layer.{k}": v for k, v in state_of(module.get_base_layer()).items()}
+    return found
 
 
 def settings_of(subject: Subject, config: peft.PeftConfig) -> dict[str, Any]:
@@ -177,34 +391,32 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
 
     Raises:
         Unsupported: transformers has no sequence classifier for this family, the head needs a bias that the family's
-            layer lacks, or the adapter retrains the embeddings.
+            layer lacks, or a layer of the head that cannot be read as a matrix.
     """
-    anatomy = subject.anatomy
+    anatomy, words = subject.anatomy, subject.template is not None
     if not anatomy.head:
         raise Unsupported(
             f"transformers has no sequence classifier for '{anatomy.model_type}', so a head cannot be saved as an adapter."
         )
-    if subject.template is not None:
-        biased = False
-    else:
-        biased = subject.head_layer().bias is not None
+    biased = not words and subject.head_layer().bias is not None
     if not biased and bool(head.bias.abs().max() > 0):
+        if bool(subject.own_head().bias.abs().max() > 0):
+            raise Unsupported(
+                f"The adapter adds a bias to the head (lora_bias), and the classification head of '{anatomy.model_type}' has none, "
+                "so no other head can be saved in its place. Train the adapter without lora_bias."
+            )
         raise Unsupported(f"The classification head of '{anatomy.model_type}' has no bias; give a head without one.")
     config = subject.peft_config
-    tensors = adapter_tensors(subject)
     prompt = config is not None and config.is_prompt_learning
     prefix = "base_model." if prompt else "base_model.model."
-    if any("lm_head" in k or "embed_tokens" in k for k in tensors):
-        raise Unsupported("The adapter retrains embeddings or the language-model head; its head cannot be replaced.")
-    if config is None:
-        settings, tensors = _dormant(subject)
-    else:
-        settings = config.to_dict()
-    if not any(anatomy.head in k for k in tensors) and subject.template is None:
-        # PEFT keeps every module whose name ends so: DistilBERT's pre_classifier beside its classifier.
-        roots = [(n, m) for n, m in subject.base.named_modules() if n.endswith(anatomy.head_root)]
-        names = {f"{n}.{k}": v for n, m in roots for k, v in m.state_dict().items() if "modules_to_save" not in k}
-        tensors |= {f"{prefix}{k.replace('original_module.', '')}": v.detach().cpu().clone() for k, v in names.items()}
+    roots = subject.head_roots()
+    settings, tensors = (
+        _dormant(subject) if config is None else _apart(subject, config.to_dict(), adapter_tensors(subject), roots)
+    )
+    if not words:
+        # As it is now, also where the adapter changed it layer by layer: what PEFT keeps whole it does not adapt as well.
+        whole = {f"{n}.{k}": v for n in roots for k, v in _whole(subject.base.get_submodule(n)).items()}
+        tensors = {f"{prefix}{k}": v.detach().cpu().clone() for k, v in whole.items()} | tensors
     tensors[f"{prefix}{anatomy.head}.weight"] = head.weight.detach().cpu().float().contiguous()
     if biased:
         tensors[f"{prefix}{anatomy.head}.bias"] = head.bias.detach().cpu().float().contiguous()
@@ -217,6 +429,47 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
     settings["base_model_name_or_path"] = subject.source.base
     if not prompt:
         settings["modules_to_save"] = sorted({*(settings.get("modules_to_save") or ()), anatomy.head_root})
+    return settings, tensors
+
+
+def _whole(module: Any) -> dict[str, Tensor]:
+    """The weights of a part of the model as it computes now, under the base's own names."""
+    module = active(module)
+    if isinstance(module, BaseTunerLayer):
+        weight, bias = map_of(module)
+        return {"weight": weight} | ({} if bias is None else {"bias": bias})
+    state = {k: v for k, v in state_of(module).items() if "." not in k}
+    return state | {f"{n}.{k}": v for n, part in module.named_children() for k, v in _whole(part).items()}
+
+
+def _apart(
+    subject: Subject, settings: dict[str, Any], tensors: dict[str, Tensor], roots: list[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The adapter without what it adds to the modules `roots`, or brings of them where they are a language model's head."""
+    live: dict[str, Any] = {n: m for n, m in subject.base.named_modules() if isinstance(m, LoraLayer | IA3Layer)}
+    gone = {n for n in live if any(f"{n}.".startswith(f"{r}.") for r in roots)}
+    left = gone | set(roots) if subject.template is not None else gone
+    if subject.template is not None:
+        saved = [n for n in settings.get("modules_to_save") or () if not any(f".{r}".endswith(f".{n}") for r in roots)]
+        if "modules_to_save" in settings:
+            settings["modules_to_save"] = saved or None
+        if isinstance(single := settings.get("trainable_token_indices"), dict):
+            settings["trainable_token_indices"] = {k: v for k, v in single.items() if k not in roots} or None
+    under = tuple(f"{prefix}{n}." for n in left for prefix in ("base_model.model.", "base_model."))
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(under)}
+    if not gone:
+        return settings, tensors
+    rest = sorted(live.keys() - gone)
+    if not rest:  # the adapter was the head's alone
+        carrier, dormant = _dormant(subject)
+        kept = {k: settings.get(k) for k in ("modules_to_save", "trainable_token_indices")}
+        return carrier | {k: v for k, v in kept.items() if v}, tensors | dormant
+    # Full names: a pattern, or the end of a name, would reach the head again.
+    settings |= {"target_modules": rest, "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
+    if "feedforward_modules" in settings:
+        settings["feedforward_modules"] = [n for n in rest if live[n].is_feedforward]
+    if settings.get("ensure_weight_tying"):
+        settings["ensure_weight_tying"] = False
     return settings, tensors
 
 
@@ -236,12 +489,21 @@ def _dormant(subject: Subject) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
 
 
-def write_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """PEFT's two files into `folder`, which the caller makes whole or not at all."""
+def brought(subject: Subject) -> Any:
+    """The tokenizer that a saved adapter has to bring along: the subject's, unless it is the base's own."""
+    return subject.tokenizer if subject.source.tokenizer else None
+
+
+def write_adapter(
+    folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], tokenizer: Any = None
+) -> None:
+    """PEFT's two files into `folder`, which the caller makes whole or not at all, and a tokenizer where one is given."""
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
     plain = {k: getattr(v, "value", v) for k, v in plain.items()}
     (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(folder / "adapter_model.safetensors"))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 P0 = "p0.safetensors"
@@ -260,6 +522,6 @@ def read_start(folder: Path | None) -> Tensor | None:
 
 def save_tuned(subject: Subject, folder: Path, *, start: Tensor | None = None) -> None:
     """The active adapter as plain PEFT saves it, and the prompt it started from where there is one."""
-    write_adapter(folder, *adapter_of(subject))
+    write_adapter(folder, *adapter_of(subject), brought(subject))
     if start is not None:
         save_file({"prompt_embeddings": start.contiguous()}, str(folder / P0))

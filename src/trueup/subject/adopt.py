@@ -21,14 +21,18 @@ import peft
 import torch
 import transformers
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from trueup.errors import BadInput, TrueupError, Unsupported, did_you_mean, listing
+from trueup.errors import BadInput, TrueupError, Unsupported, listing
+from trueup.subject import adapter as files
 from trueup.subject import load as door
-from trueup.subject.adapter import KINDS
+from trueup.subject import tokens
 from trueup.subject.anatomy import Anatomy, anatomy_of
+from trueup.subject.linear import map_of
 from trueup.subject.quiet import quiet
+from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, head_layer
 
 
@@ -59,7 +63,7 @@ def adopt(
     anatomy = anatomy_of(base.config)
     what = type(base).__name__
     chosen = door.template_of(template, verbaliser, shots)
-    causal = what.endswith("ForCausalLM")
+    causal = what.endswith(("ForCausalLM", "LMHeadModel"))
     if chosen is not None and not anatomy.causal:
         raise door.answers_with_no_word(anatomy, shots is not None)
     if chosen is not None and not causal:
@@ -69,32 +73,48 @@ def adopt(
             f"A {what} has no classification head; give `template` and `verbaliser`, so that it answers with a word, or `shots`."
         )
     if not causal:
-        rows = _head_rows(base, anatomy)
-        door.check_head(base.config, rows, what)
-        names = tuple(classes or door.own_names(base.config, rows))
+        outputs = _head_rows(base, anatomy)
+        door.check_head(base.config, outputs, what)
+        names = tuple(classes or door.own_names(base.config, outputs))
     elif shots is not None:
-        rows, names = 0, ()
+        outputs, names = 0, ()
     else:
         words = tuple(verbaliser or ())
-        rows, names = len(words), tuple(classes or (w.strip() for w in words))
-    door.check_names(names, rows)
-    tokenizer = _tokenizer(tokenizer, base, revision=revision, trust_remote_code=trust_remote_code)
+        outputs, names = len(words), tuple(classes or (w.strip() for w in words))
+    door.check_names(names, outputs)
+    revision, told = door.pinned(settings, str(getattr(base.config, "_name_or_path", "") or ""), revision)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer, another, differs = _tokenizer(tokenizer, base, **options)
+    rows = len(base.get_input_embeddings().weight)
+    before = _as_it_was(base, **options)
+    resized = before is not None and settings is not None and getattr(before, "vocab_size", rows) != rows
+    if another or resized:
+        tokens.check_rows(tokenizer, rows, "The tokenizer")
     if chosen is not None and chosen.shots is None:
         door.check_template(tokenizer, chosen)
     name = base_name(base, settings, anatomy, revision)
+    if getattr(base.config, "quantization_config", None) is not None and not hasattr(before, "quantization_config"):
+        name = door.UNNAMED  # the weights under that name are not quantised
+    unnamed = before is not None and before.id2label == base.config.id2label and not classes
     view = view_of(model)
-    return Subject(
+    subject = Subject(
         model=view.eval(),
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=names,
-        source=Source(name, None, _kind(settings), revision, allow_pickle, trust_remote_code),
+        source=Source(
+            name, None, _kind(settings), revision, allow_pickle, trust_remote_code,
+            tokenizer="given" if another else None, vocabulary=rows if resized else 0,
+            borrowed=not causal and unnamed and _brings_head(base, anatomy), told=told + differs,
+        ),
         max_length=min(
             max_length or door.most_tokens(base.config, tokenizer, settings), door.position_limit(base.config, settings)
         ),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
     )  # fmt: skip
+    door.prove_head(subject)
+    return subject
 
 
 def view_of(model: nn.Module) -> Any:
@@ -103,15 +123,13 @@ def view_of(model: nn.Module) -> Any:
     Raises:
         Unsupported: a module of it cannot be copied.
     """
-    # Weights of a kind of their own (quantised ones) carry more than their storage and are shared as they are.
     shared: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False) if type(p) is nn.Parameter else p
-        for p in model.parameters()
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters() if type(p) is nn.Parameter
     }
     shared |= {id(b): b.detach() for b in model.buffers()}
     with quiet():
         try:
-            return copy.deepcopy(model, shared)
+            return copy_of(model, shared)
         except Exception as e:
             raise Unsupported(
                 f"No view can be had of this {type(model).__name__} ({' '.join(str(e).split())[:160]}). Take off what wraps it "
@@ -160,11 +178,8 @@ def _opened(model: Any) -> tuple[Any, peft.PeftConfig | None]:
     if len(active) != 1 or active[0] not in model.peft_config:
         raise BadInput(f"The adapters {listing(active)} are active; activate exactly one with model.set_adapter(name).")
     settings = model.peft_config[active[0]]
-    if _kind(settings) not in KINDS:
-        raise Unsupported(
-            f"The adapter '{active[0]}' is of kind '{_kind(settings)}', which trueup does not examine."
-            f"{did_you_mean(str(_kind(settings)), KINDS)} It examines {listing(KINDS)}."
-        )
+    files.check_kind(settings.peft_type, f"The adapter '{active[0]}'")
+    files.check_task(settings.task_type, f"The adapter '{active[0]}'")
     layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     if any(m.merged for m in layers):
         raise BadInput("The adapter is merged into the base's weights; take it out with model.unmerge_adapter() first.")
@@ -172,6 +187,10 @@ def _opened(model: Any) -> tuple[Any, peft.PeftConfig | None]:
         raise BadInput(
             "The adapter is switched off; switch it on with model.enable_adapter_layers(), or give the base alone."
         )
+    state = peft.get_peft_model_state_dict(
+        model, state_of(model), adapter_name=active[0], save_embedding_layers=False
+    )
+    files.check_numbers(state, f"The adapter '{active[0]}'")
     return base, settings
 
 
@@ -186,21 +205,37 @@ def _head_rows(base: Any, anatomy: Anatomy) -> int:
             f"A {what} is no classifier of texts; give a ...ForSequenceClassification, or a ...ForCausalLM with a verbaliser."
         )
     try:
-        return head_layer(base, anatomy).out_features
-    except (AttributeError, AssertionError) as e:
+        return len(map_of(head_layer(base, anatomy))[0])
+    except (AttributeError, Unsupported) as e:
         raise Unsupported(
             f"The head of this {what} is not '{anatomy.head}', the linear layer that '{anatomy.model_type}' has there; give the "
             "model with its usual head."
         ) from e
 
 
-def _tokenizer(given: Any, base: Any, **options: Any) -> Any:
+def _brings_head(base: Any, anatomy: Anatomy) -> bool:
+    """Whether the adapter keeps a head of its own in place of the base's."""
+    return any(isinstance(m, ModulesToSaveWrapper) and n.endswith(anatomy.head_root) for n, m in base.named_modules())
+
+
+def _as_it_was(base: Any, **options: Any) -> Any:
+    """The config of the checkpoint that `base` came from; None where it is not on this machine."""
+    name = str(getattr(base.config, "_name_or_path", "") or "")
+    with quiet():
+        try:
+            return transformers.AutoConfig.from_pretrained(name, local_files_only=True, **options) if name else None
+        except Exception:  # no such name, or nothing under it
+            return None
+
+
+def _tokenizer(given: Any, base: Any, **options: Any) -> tuple[Any, bool, tuple[str, ...]]:
+    """The tokenizer that was given, or that of the base's name; whether it may be another than that one, and in what it is."""
     remembered = str(getattr(base.config, "_name_or_path", "") or "")
     if given is None:
         try:
             if not remembered:
                 raise BadInput("Its config remembers no name.")
-            return door.load_tokenizer(remembered, remembered, **options)
+            return door.load_tokenizer(remembered, remembered, **options), False, ()
         except TrueupError as e:
             raise BadInput(
                 f"This {type(base).__name__} does not say which tokenizer it reads text with ({e}) Give it: tokenizer=..."
@@ -208,7 +243,13 @@ def _tokenizer(given: Any, base: Any, **options: Any) -> Any:
     if not isinstance(given, transformers.PreTrainedTokenizerBase):
         raise BadInput(f"A {type(given).__name__} is no tokenizer of transformers; give what AutoTokenizer returns.")
     # A copy: reading long texts sets its truncation, and a padding token may have to be named.
-    return door.padded(copy.deepcopy(given), remembered or type(base).__name__)
+    given = door.padded(copy.deepcopy(given), remembered or type(base).__name__)
+    try:
+        found = tokens.differences(given, door.load_tokenizer(remembered, remembered, local_files_only=True, **options))
+    except TrueupError:  # nothing to compare with on this machine
+        return given, True, ()
+    told = (f"The tokenizer that was given is not the base's: {'; '.join(found)}.",) if found else ()
+    return given, bool(found), told
 
 
 def _weights_of(name: str, revision: str | None) -> list[Path]:
@@ -236,7 +277,7 @@ def _same_weights(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy,
     replaced = getattr(settings, "init_lora_weights", True) not in (True, False, "gaussian")
     tuned = {n for n, m in base.named_modules() if replaced and isinstance(m, BaseTunerLayer)}
     carried = settings is None
-    for name, tensor in base.state_dict().items():
+    for name, tensor in state_of(base).items():
         if "modules_to_save." in name and f"{anatomy.head_root}." in name:
             carried = True
         plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")

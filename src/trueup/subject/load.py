@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
+from trueup.subject import linear, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template, verbaliser_ids
+from trueup.subject.sharing import state_of
+from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template
+from trueup.subject.wording import first_tokens
 
 LENGTH = 256
 """Longest input in tokens of an adapter that trueup trains, unless told otherwise."""
@@ -39,23 +42,31 @@ def load(
     revision: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    quantised: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Load an adapted classifier, or with `shots` a causal model that learns from demonstrations in its prompt.
+
+    What stands beside the adapter comes with it: a tokenizer of its own, embeddings that PEFT saved (the base's are resized to
+    them), the revision of the base. `Source.told` says so where it matters.
 
     Args:
         model: a hub id, a local folder, or ``embedded:NAME``; or a live PeftModel or transformers model, which is looked
             at through a view and stays as it is (see `trueup.subject.adopt`).
         adapter: folder or hub id of a PEFT adapter (LoRA, prompt tuning, prefix tuning, p-tuning, IA3), or None.
-        tokenizer: of a live model; default the one under the name that its config remembers.
+        tokenizer: of a live model; default the one under the name that its config remembers. By name: the adapter's, where its
+            folder has one, else the model's.
         classes: class names in the order of the logits. Default: the adapter's trueup card, the model's own label
-            names, or (decided later by the corpus) nothing.
+            names, or (decided later by the corpus) nothing. A base's names under an adapter that brings a head of its own count
+            only where they are the data's.
         template, verbaliser: for causal models that answer with a word: a prompt with ``{text}``, and one word per
-            class. Default: the adapter's trueup card.
+            class, of which the first token after the prompt is read. Default: the adapter's trueup card.
         shots: demonstrations before each query; the answers are then the data's own class names, and `template` is one
             demonstration with ``{text}`` and ``{label}`` (default `SHOT`).
         max_length: longest input in tokens; default the card's, else what the model and its tokenizer take.
         device: ``cpu``, ``cuda`` ...; default the fastest there is.
-        revision: of the model on the hub. allow_pickle, trust_remote_code: never on by themselves.
+        revision: of the model on the hub; default the one that the adapter was made for.
+        allow_pickle, trust_remote_code: never on by themselves.
+        quantised: settings of bitsandbytes under which the base is loaded, such as ``{"load_in_4bit": True}``; needs that package.
 
     Raises:
         BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser.
@@ -93,9 +104,13 @@ def load(
             )
         )
     where = resolve(model)
-    config = read_model_config(where, model, revision=revision, trust_remote_code=trust_remote_code)
-    anatomy = anatomy_of(config)
     settings = files.read_config(folder) if folder else None
+    revision, told = pinned(settings, model, revision)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = read_model_config(where, model, **options)
+    anatomy = anatomy_of(config)
+    if settings is not None:
+        told += files.started(settings, f"The adapter '{adapter}'")
     tensors = files.read_tensors(folder, allow_pickle=allow_pickle) if folder else {}
     head_rows = _head_rows(tensors, anatomy)
     if folder and not head_rows and any(_head_rows(tensors, other) for other in FAMILIES.values()):
@@ -119,27 +134,38 @@ def load(
     else:
         rows = head_rows or int(getattr(config, "num_labels", 0))
         check_head(config, rows, model, own=not head_rows)
-        names = names or own_names(config, rows)
+    borrowed = not causal and not names and bool(head_rows)
+    names = names if causal else names or own_names(config, rows)
     check_names(names, rows)
-    tokenizer = load_tokenizer(where, model, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer, another = _tokenizer(folder, adapter, where, model, **options)
+    told += another
     cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
     with torch.random.fork_rng():
         # A base without a head gets a random one, which PEFT keeps under the adapter's. Seeded, so that a model has one
         # fingerprint however often it is loaded.
         torch.manual_seed(0)
         net, missing = load_base(
-            cls, where, model, device=device, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+            cls, where, model, device=device, allow_pickle=allow_pickle, quantised=quantised, **options,
             **({} if causal else {"num_labels": rows}),
         )  # fmt: skip
         net.config.pad_token_id = tokenizer.pad_token_id
+        vocabulary = 0
         if settings is not None and folder is not None:
-            net = attach(net, settings, tensors, base=model, adapter=str(adapter))
+            other = f"The adapter '{adapter}' does not fit '{model}'{_made_for(settings)}"
+            resized = fit_vocabulary(net, tensors, other)
+            net, brought = attach(net, settings, tensors, other=other)
+            vocabulary = len(net.get_input_embeddings().weight) if resized or brought else 0
             missing = [m for m in missing if not any(m in k for k in tensors)]
     if missing:
         raise BadInput(
             f"'{model}' lacks the weights {listing(missing, 4)}, and no adapter brings them: it would answer at random. "
             "Tune an adapter first: `trueup tune lora " + model + " --data ...`."
         )
+    if another or vocabulary:
+        whose = (
+            f"The tokenizer beside the adapter '{adapter}'" if tokens.has_one(folder) else f"The tokenizer of '{model}'"
+        )
+        tokens.check_rows(tokenizer, len(net.get_input_embeddings().weight), whose)
     if chosen is not None and chosen.shots is None:
         check_template(tokenizer, chosen)
     room = position_limit(config, settings)
@@ -156,6 +182,10 @@ def load(
             revision,
             allow_pickle,
             trust_remote_code,
+            tokenizer=adapter if another else None,
+            vocabulary=vocabulary,
+            borrowed=borrowed,
+            told=told,
         ),
         max_length=min(max_length or usual, room),
         template=chosen,
@@ -163,7 +193,97 @@ def load(
     )
     for p in net.parameters():
         p.requires_grad_(False)
+    prove_head(subject)
     return subject
+
+
+def prove_head(subject: Subject) -> None:
+    """Raises Unsupported when the head of `subject` is no matrix, or computes something else than `own_head` says.
+
+    The head of a few-shot prompt is tried at its first rows: the answers are not known yet.
+    """
+    if subject.template is None:
+        rows = list(range(len(subject.classes)))
+    else:
+        rows = list(range(8)) if subject.shots is not None else subject.verbaliser_ids()
+    linear.prove(subject.head_layer(), rows, f"this {type(subject.base).__name__}")
+
+
+def pinned(settings: peft.PeftConfig | None, model: str, revision: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """The revision of the base `model` to take, and what a reader must know of it: without one, that of the adapter."""
+    made_for, own = (getattr(settings, k, None) for k in ("base_model_name_or_path", "revision"))
+    if not own or made_for != model or own == revision or Path(model).exists() or model.startswith("embedded:"):
+        return revision, ()
+    if revision is None:
+        return own, (f"The adapter was made for revision '{own}' of '{model}', which was taken.",)
+    return revision, (f"The adapter was made for revision '{own}' of '{model}', and '{revision}' was taken.",)
+
+
+def _tokenizer(
+    folder: Path | None, adapter: str | None, where: str, name: str, **options: Any
+) -> tuple[Any, tuple[str, ...]]:
+    """The adapter's own tokenizer where it has one, else the base's; and a sentence where the two are not the same."""
+    if not tokens.has_one(folder):
+        return load_tokenizer(where, name, **options), ()
+    with quiet():
+        try:
+            own = transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=options.get("trust_remote_code", False)
+            )
+        except Exception as e:
+            raise BadInput(
+                f"The tokenizer beside the adapter '{adapter}' could not be loaded: {' '.join(str(e).split())[:200].rstrip('.')}. "
+                "Save it there again with tokenizer.save_pretrained, or take its files away to read with the base's."
+            ) from e
+    own = padded(own, f"the adapter {adapter}")
+    try:
+        found = tokens.differences(own, load_tokenizer(where, name, **options))
+    except TrueupError:
+        found = ["the base has none that could be read"]
+    if not found:
+        return own, ()
+    return own, (f"Texts are read with the tokenizer beside the adapter, which is not the base's: {'; '.join(found)}.",)
+
+
+def fit_vocabulary(net: Any, tensors: dict[str, Tensor], other: str) -> bool:
+    """Whether the embeddings of `net` were resized to the rows that an adapter's weights have of them, as they were when it
+    was trained.
+
+    Raises:
+        BadInput: the weights disagree, or new rows are needed that they do not bring.
+    """
+    heads, words = net.get_output_embeddings(), net.get_input_embeddings()
+    ends = {"weight": 0, "base_layer.weight": 0, "token_adapter.base_layer.weight": 0, "original_module.weight": 0}
+    sides = (
+        (words, ends | {"lora_embedding_A": 1}),
+        (heads, ends | {"bias": 0, "base_layer.bias": 0, "lora_B.weight": 0}),
+    )
+    rows: set[int] = set()
+    whole: list[Any] = []
+    for module, sizes in sides:
+        for name in [n for n, m in net.named_modules() if module is not None and m is module]:
+            for end, axis in sizes.items():
+                for key in (f"base_model.model.{name}.{end}", f"base_model.{name}.{end}"):
+                    if key in tensors and tensors[key].ndim > axis:
+                        rows.add(int(tensors[key].shape[axis]))
+                        whole += [module] if end in ends else []
+    before = len(words.weight)
+    if rows <= {before}:
+        return False
+    if len(rows) > 1:
+        raise BadInput(f"{other}: it has embeddings of {listing(sorted(rows))} rows at once. Save the adapter again.")
+    [now] = rows
+    tied = heads is not None and heads.weight is words.weight
+    needed = [words] if heads is None or tied else [words, heads]
+    if now > before and not all(any(w is m or tied for w in whole) for m in needed):
+        raise BadInput(
+            f"{other}: it was trained with embeddings of {now} rows where the model has {before}, and it does not bring the new "
+            "rows. Merge it into the model that it was trained on (PEFT's merge_and_unload), save that with its tokenizer, and "
+            "give the folder without --adapter."
+        )
+    with quiet():
+        net.resize_token_embeddings(now, mean_resizing=False)
+    return True
 
 
 def own_names(config: Any, rows: int) -> tuple[str, ...]:
@@ -254,6 +374,8 @@ def read_model_config(where: str, name: str, **options: Any) -> Any:
                 f"'{name}' is a PEFT adapter, not a model. Give the base model first and this folder as --adapter {name}."
             )
         found = sorted(p.name for p in path.iterdir())
+        if below := sorted(p.parent.name for p in path.glob("*/config.json")):
+            raise BadInput(f"'{name}' holds models in folders below it: {listing(below)}. Give one of these folders.")
         raise BadInput(f"'{name}' holds no model: there is no config.json in it (found {listing(found, 6)}).")
     if path.is_file():
         raise BadInput(f"'{name}' is a file, not a model folder. Give the folder that holds its config.json.")
@@ -286,7 +408,8 @@ def padded(tokenizer: Any, name: str) -> Any:
 
 
 def load_base(
-    cls: Any, where: str, name: str, *, device: str | None = None, allow_pickle: bool = False, **options: Any
+    cls: Any, where: str, name: str, *, device: str | None = None, allow_pickle: bool = False,
+    quantised: Mapping[str, Any] | None = None, **options: Any,
 ) -> tuple[Any, list[str]]:
     """The base model in float32 on the CPU (the checkpoint's own type elsewhere), and the weights it had to invent.
 
@@ -299,6 +422,11 @@ def load_base(
             "Save it again with safe_serialization=True, or pass --allow-pickle if you trust its author."
         )
     dtype = torch.float32 if (device or best_device()) == "cpu" else "auto"
+    if quantised is not None:
+        heads = sorted({a.head_root for a in FAMILIES.values() if a.head_root} | {"lm_head"})
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            **quantised, bnb_4bit_compute_dtype=torch.float32 if dtype == torch.float32 else None, llm_int8_skip_modules=heads
+        )  # fmt: skip
     with quiet():
         try:
             net, info = cls.from_pretrained(
@@ -311,13 +439,14 @@ def load_base(
     return net, sorted({*info["missing_keys"], *mismatched})
 
 
-def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, base: str, adapter: str) -> Any:
-    """`net` with the adapter on it. PEFT only warns when keys do not match; here every key must find its place.
+def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, other: str) -> tuple[Any, bool]:
+    """`net` with the adapter on it, and whether the adapter brought other embeddings than those of the base with it.
+
+    PEFT only warns when keys do not match; here every key must find its place. `other` begins the sentence when one does not.
 
     Raises:
         BadInput: the adapter was made for another base model (name, layers or sizes differ).
     """
-    other = f"The adapter '{adapter}' does not fit '{base}'{_made_for(settings)}"
     for key, own in _prompt_sizes(net.config, settings).items():
         if (given := getattr(settings, key)) not in (None, own):
             raise BadInput(
@@ -328,12 +457,11 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, b
             made_for = settings.base_model_name_or_path
             model = peft.get_peft_model(net, settings)
             settings.base_model_name_or_path = made_for  # get_peft_model writes the local folder over it
-            expected = {
-                k: tuple(v.shape) for k, v in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()
-            }
+            expected = peft.get_peft_model_state_dict(model, state_of(model), save_embedding_layers=False)
+            embeddings = files.embeddings_of(model)
         except Exception as e:
             raise BadInput(f"{other}: {e}. Give the base model it was trained on.") from e
-    absent, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    absent, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected) - set(embeddings))
     if absent or extra:
         what = (
             f"it has no weights for {listing(absent, 3)}"
@@ -341,16 +469,20 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, b
             else f"the base has no place for {listing(extra, 3)}"
         )
         raise BadInput(f"{other}: {what}. Give the base model it was trained on.")
+    places = {**expected, **embeddings}
     for k, v in tensors.items():
-        if tuple(v.shape) != expected[k]:
+        if v.shape != places[k].shape:
             raise BadInput(
-                f"{other}: '{k}' is {tuple(v.shape)} in the adapter and {expected[k]} in the model. "
+                f"{other}: '{k}' is {tuple(v.shape)} in the adapter and {tuple(places[k].shape)} in the model. "
                 "Give the base model it was trained on."
             )
+    # A base whose embeddings these are already is not written to: others may share them.
+    brought = {k for k in embeddings if k in tensors}
+    there = {k for k in brought if torch.equal(embeddings[k].cpu(), tensors[k].to(embeddings[k].dtype).cpu())}
     with quiet():
-        peft.set_peft_model_state_dict(model, tensors)
+        peft.set_peft_model_state_dict(model, {k: v for k, v in tensors.items() if k not in there})
     check_runs(model)
-    return model
+    return model, brought > there
 
 
 def check_runs(model: peft.PeftModel) -> None:
@@ -456,15 +588,18 @@ def check_template(tokenizer: Any, template: Template) -> None:
         raise BadInput(f"The template {template.text!r} has no {{text}} in it; say where the example goes.")
     if not all(w.strip() for w in template.words):
         raise BadInput(f"The verbaliser {listing(template.words)} has an empty word; give one word per class.")
-    ids = verbaliser_ids(tokenizer, template.words)
     if len(template.words) < 2:
         raise BadInput("A verbaliser needs at least two class words; give one per class, separated by commas.")
+    ids = first_tokens(tokenizer, template)
     for i, a in enumerate(ids):
         if a in ids[:i]:
             first = template.words[ids.index(a)]
+            cure = "Choose words that differ in their first token."
+            if not tokenizer.decode([a]).strip():
+                cure = "It is their space: end the template with it, and leave it out of the words."
             raise BadInput(
                 f"The class words {first!r} and {template.words[i]!r} start with the same token, so they cannot be told "
-                "apart. Choose words that differ in their first token."
+                f"apart. {cure}"
             )
 
 
@@ -474,15 +609,19 @@ def adapter_folder(adapter: str | None) -> Path | None:
         return None
     path = Path(adapter).expanduser()
     if path.is_dir():
+        files.check_folder(path, adapter)
         return path
     if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
         raise BadInput(f"There is no adapter folder '{adapter}'. Check the path, or give a hub id such as 'org/name'.")
     from huggingface_hub import snapshot_download
 
+    wanted = ["adapter_*", f"*/{files.SETTINGS}", files.CARD, *tokens.FILES, "README.md"]
     try:
-        return Path(snapshot_download(adapter, allow_patterns=["adapter_*", files.CARD]))
+        path = Path(snapshot_download(adapter, allow_patterns=wanted))
     except Exception as e:
         raise _explained(e, adapter) from e
+    files.check_folder(path, adapter)
+    return path
 
 
 def _head_rows(tensors: dict[str, Tensor], anatomy: Anatomy) -> int:

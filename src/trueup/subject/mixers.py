@@ -37,9 +37,13 @@ def offer(name: str, attention: Callable[..., Any]) -> None:
 
 
 def adapted_layers(subject: Subject) -> list[tuple[int | None, BaseTunerLayer]]:
-    """Every linear layer that the adapter changes, and the number of the block it stands in (None outside of them)."""
+    """Every layer that the adapter changes, apart from the head, and the number of its block (None outside of them)."""
     block = {id(m): i for i, layer in enumerate(layers_of(subject)) for m in layer.modules()}
-    return [(block.get(id(m)), m) for m in subject.base.modules() if isinstance(m, BaseTunerLayer)]
+    heads = tuple(f"{n}." for n in subject.head_roots())
+    tuners = [
+        m for n, m in subject.base.named_modules() if isinstance(m, BaseTunerLayer) and not f"{n}.".startswith(heads)
+    ]
+    return [(block.get(id(m)), m) for m in tuners]
 
 
 def of_the_adapter(name: str) -> bool:

@@ -142,6 +142,7 @@ def fresh(
     classes: Sequence[str],
     *,
     template: Template | None = None,
+    tokenizer: Any = None,
     max_length: int | None = None,
     device: str | None = None,
     seed: int = 0,
@@ -151,7 +152,8 @@ def fresh(
 ) -> Subject:
     """A base model with a new adapter of the given kind, ready to be trained. The same seed gives the same start.
 
-    With a `template`, a causal model that answers with a word; otherwise a sequence classifier with a new head.
+    With a `template`, a causal model that answers with a word; otherwise a sequence classifier with a new head. `tokenizer`:
+    to read texts with instead of the base's own.
 
     Raises:
         Unsupported: the family has no sequence classifier or no prefix tuning. Else as `load`.
@@ -178,7 +180,7 @@ def fresh(
             f"transformers has no sequence classifier for '{anatomy.model_type}'; "
             "give --template and --verbaliser, so that the model answers with a word."
         )
-    tokenizer = door.load_tokenizer(where, model, **options)
+    tokenizer = tokenizer or door.load_tokenizer(where, model, **options)
     if template is not None:
         door.check_template(tokenizer, template)
         if len(template.words) != len(classes):
@@ -222,6 +224,25 @@ def fresh(
         template=template,
         confidence=SoftmaxResponse(len(classes)),
     )
+
+
+def beside(subject: Subject, recipe: Recipe, *, seed: int) -> Subject:
+    """A new adapter of the given kind on the subject's own base, for the same classes and read the same way, to be trained.
+
+    Raises:
+        Unsupported: the subject's adapter brings embeddings of its own, which the new one would not have. Else as `fresh`.
+    """
+    source = subject.source
+    if source.vocabulary:
+        raise Unsupported(
+            "The adapter brings embeddings of the base with it, which an adapter that is trained anew would not have. Merge it "
+            "into its base (PEFT's merge_and_unload) and tune an adapter on that."
+        )
+    return fresh(
+        source.base, recipe, subject.classes, template=subject.template,
+        tokenizer=subject.tokenizer if source.tokenizer else None, max_length=subject.max_length, device=str(subject.device),
+        seed=seed, revision=source.revision, allow_pickle=source.allow_pickle, trust_remote_code=source.trust_remote_code,
+    )  # fmt: skip
 
 
 def recipe_of(subject: Subject) -> Recipe | None:

@@ -16,6 +16,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from trueup.subject.anatomy import Anatomy
+from trueup.subject.linear import active, map_of
 
 Confidence = Callable[[np.ndarray], np.ndarray]
 
@@ -67,9 +68,13 @@ class Template:
 
     def prompt(self, text: str, demonstrations: Sequence[tuple[str, str]] = ()) -> str:
         """The few-shot prompt of one query: a line for each demonstration, then the query's, up to where the answer goes."""
-        line = self.text if self.text != self.text.rstrip() else self.text + "\n"
-        shown = "".join(_filled(line, {"{text}": x, "{label}": y}) for x, y in demonstrations)
-        return shown + _filled(line.partition("{label}")[0].rstrip(), {"{text}": text})
+        shown = "".join(_filled(self.line, {"{text}": x, "{label}": y}) for x, y in demonstrations)
+        return shown + _filled(self.line.partition("{label}")[0].rstrip(), {"{text}": text})
+
+    @property
+    def line(self) -> str:
+        """What one demonstration is made from: the text, on a line of its own where nothing else parts it from the next."""
+        return self.text if self.text != self.text.rstrip() else self.text + "\n"
 
 
 def _filled(text: str, parts: Mapping[str, str]) -> str:
@@ -91,9 +96,17 @@ class SoftmaxResponse:
 class Source:
     """Where a subject came from: the base's name as the user gave it, the adapter's folder or id, its PEFT type.
 
-    `allow_pickle` and `trust_remote_code` are what the user allowed, for a repair that loads the base again; `seen` says
-    which examples the adapter has learnt from (``data``, ``seed``, ``limit``, fingerprint of ``train``), for the card of a
-    repair. They are no part of what the subject is: two that differ in them alone are equal, with one fingerprint.
+    What follows `revision` is no part of what the subject is: two that differ in it alone are equal, with one fingerprint.
+
+    Attributes:
+        allow_pickle, trust_remote_code: what the user allowed, for a repair that loads the base again.
+        seen: which examples the adapter has learnt from (``data``, ``seed``, ``limit``, fingerprint of ``train``), for the
+            card of a repair.
+        tokenizer: where the tokenizer came from, if it is another than the base's own. A saved repair then brings it along.
+        vocabulary: rows of the embeddings that the adapter brings with it, as PEFT saves them where the vocabulary was
+            resized or they were adapted; 0 where it brings none. A saved repair brings them along.
+        borrowed: the class names are the base's, and the adapter brings another head: they may be those of another task.
+        told: what a reader of the report must know of how it was loaded, in whole sentences.
     """
 
     base: str
@@ -103,6 +116,10 @@ class Source:
     allow_pickle: bool = field(default=False, repr=False, compare=False)
     trust_remote_code: bool = field(default=False, repr=False, compare=False)
     seen: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    tokenizer: str | None = field(default=None, repr=False, compare=False)
+    vocabulary: int = field(default=0, repr=False, compare=False)
+    borrowed: bool = field(default=False, repr=False, compare=False)
+    told: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +170,11 @@ class Subject:
         return self.source.peft_type in ("PROMPT_TUNING", "P_TUNING")
 
     @property
+    def quantised(self) -> bool:
+        """Whether the base's weights are kept in fewer bits than they compute in."""
+        return getattr(self.base.config, "quantization_config", None) is not None  # type: ignore[union-attr]
+
+    @property
     def pad_token_id(self) -> int | None:
         """The token that the model itself takes for padding; None where its config names none."""
         return self.base.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
@@ -162,28 +184,35 @@ class Subject:
 
         Weight (C, d) and bias (C,) (zeros where the layer has none), detached copies in float32 on the CPU.
         """
-        layer = self.head_layer()
-        weight, bias = layer.weight.detach(), getattr(layer, "bias", None)
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-        if self.template is not None:
-            rows = self.verbaliser_ids()
-            weight, bias = weight[rows], bias[rows]
+        weight, bias = map_of(self.head_layer(), None if self.template is None else self.verbaliser_ids())
+        weight, bias = weight.detach(), weight.new_zeros(len(weight)) if bias is None else bias.detach()
         return Head(weight.to("cpu", torch.float32, copy=True), bias.to("cpu", torch.float32, copy=True))
 
-    def head_layer(self) -> nn.Linear:
-        """The live last linear layer: of the active adapter's copy of the head where PEFT keeps one."""
+    def head_layer(self) -> Any:
+        """The live last layer: of the active adapter's copy of the head where PEFT keeps one, and the adapter's own layer
+        where it adapts the head. `linear.map_of` reads it as a matrix.
+        """
         if self.template is not None:
-            return self.base.get_output_embeddings()  # type: ignore[operator]
+            return active(self.base.get_output_embeddings())  # type: ignore[operator]
         return head_layer(self.base, self.anatomy)
+
+    def head_roots(self) -> list[str]:
+        """The names in `base` of the modules that answers are read with: the language-model head, or all that PEFT would keep
+        as the classification head (DistilBERT's pre_classifier beside its classifier).
+        """
+        if self.template is not None:
+            head: Any = self.base.get_output_embeddings()  # type: ignore[operator]
+            return [n for n, m in self.base.named_modules() if m is head]
+        return [n for n, _ in self.base.named_modules() if n.endswith(self.anatomy.head_root)]
 
     def verbaliser_ids(self) -> list[int]:
         """The first token of each class word, after what all of them start with in a few-shot prompt."""
         assert self.template is not None
-        if self.template.shots is not None:
-            from trueup.subject.wording import wording
+        from trueup.subject.wording import first_tokens, wording
 
+        if self.template.shots is not None:
             return [answer[0] for answer in wording(self.tokenizer, self.template).answers]
-        return verbaliser_ids(self.tokenizer, self.template.words)
+        return first_tokens(self.tokenizer, self.template)
 
     @property
     def shots(self) -> Shots | None:
@@ -205,28 +234,12 @@ class Subject:
         return h.hexdigest()
 
 
-def head_layer(base: nn.Module, anatomy: Anatomy) -> nn.Linear:
-    """The last linear layer of a sequence classifier, seen through PEFT's ``modules_to_save`` wrapper."""
+def head_layer(base: nn.Module, anatomy: Anatomy) -> Any:
+    """The last layer of a sequence classifier, seen through PEFT's ``modules_to_save`` wrapper."""
     module: nn.Module = base
     for name in anatomy.head.split("."):
-        module = _active(getattr(module, name))
-    assert isinstance(module, nn.Linear), f"{anatomy.head} is {type(module).__name__}, not a linear layer"
+        module = active(getattr(module, name))
     return module
-
-
-def _active(module: nn.Module) -> nn.Module:
-    saved = getattr(module, "modules_to_save", None)
-    if not isinstance(saved, nn.ModuleDict):
-        return module
-    if getattr(module, "disable_adapters", False):
-        return module.original_module  # type: ignore[return-value]
-    adapters = getattr(module, "active_adapters", None) or [getattr(module, "active_adapter", "default")]
-    return saved[adapters[0]] if adapters and adapters[0] in saved else module.original_module  # type: ignore[return-value]
-
-
-def verbaliser_ids(tokenizer: Any, words: tuple[str, ...]) -> list[int]:
-    """The first token of each word, without special tokens."""
-    return [tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in words]
 
 
 def _raw(tensor: Tensor) -> bytes:

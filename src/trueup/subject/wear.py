@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from trueup.errors import Unsupported
 from trueup.subject import adapter as files
 from trueup.subject import load as door
 from trueup.subject.quiet import quiet
+from trueup.subject.sharing import copy_of
 from trueup.subject.subject import Subject
 
 
@@ -35,7 +35,8 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
         config.init_lora_weights = True
     try:
         with torch.random.fork_rng():  # PEFT draws a start for what is overwritten at once
-            model = door.attach(base, config, dict(tensors), base=subject.source.base, adapter="the repaired adapter")
+            other = f"The adapter 'the repaired adapter' does not fit '{subject.source.base}'"
+            model, _ = door.attach(base, config, dict(tensors), other=other)
         for p in model.parameters():
             p.requires_grad_(False)
     finally:  # PEFT froze the base, whose parameters are the subject's own
@@ -73,11 +74,8 @@ def bare(subject: Subject) -> Subject:
 
 def _bare(subject: Subject) -> Any:
     """The base without adapter: new modules around the base's own tensors."""
-    shared: dict[int, Any] = {}
-    for t in (*subject.base.parameters(), *subject.base.buffers()):
-        shared[id(t)] = t
     with quiet():
-        model = copy.deepcopy(subject.model, shared)
+        model = copy_of(subject.model)
         config = subject.peft_config
         if config is None:
             return model

@@ -16,12 +16,14 @@ class Wording:
     Attributes:
         lead: tokens that every answer starts with (a space before a digit): they belong to the query.
         answers: the tokens of each class after that, in the classes' order.
-        stop: the text that ends an answer.
+        stop: the text that ends an answer, as the tokenizer writes it: empty where it knows no line break.
+        end: tokens of that, one at the least.
     """
 
     lead: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
     stop: str
+    end: int
 
     @property
     def longest(self) -> int:
@@ -39,7 +41,7 @@ def wording(tokenizer: Any, template: Template) -> Wording:
     before = text_ids(tokenizer, stem)
     gap = template.text.partition("{label}")[0]
     gap = gap[len(gap.rstrip()) :]
-    stop = template.text.partition("{label}")[2].lstrip(" ") or "\n"
+    stop = tokenizer(template.line.partition("{label}")[2].lstrip(" ") or "\n", add_special_tokens=False)["input_ids"]
     rests: list[tuple[int, ...]] = []
     for word in template.words:
         whole = text_ids(tokenizer, stem + gap + word)
@@ -58,7 +60,26 @@ def wording(tokenizer: Any, template: Template) -> Wording:
     shared = 0
     while all(len(r) > shared + 1 for r in rests) and len({r[shared] for r in rests}) == 1 and len(rests) > 1:
         shared += 1
-    return Wording(rests[0][:shared], tuple(r[shared:] for r in rests), stop)
+    return Wording(
+        rests[0][:shared], tuple(r[shared:] for r in rests), tokenizer.decode(stop).lstrip(" "), max(1, len(stop))
+    )
+
+
+def first_tokens(tokenizer: Any, template: Template) -> list[int]:
+    """The token that each class word starts with where it follows the prompt.
+
+    A tokenizer may spell a word otherwise by itself: Llama-2's and Mistral's begin every text with a space of their own, and
+    would start ``" good"`` and ``" bad"`` with the same token. Where a word melts into the prompt's last token, or no two
+    words could be told apart after it, it is spelt by itself.
+    """
+    before = text_ids(tokenizer, stem := template.fill("x", "x"))
+    alone = [tokenizer(w, add_special_tokens=False, verbose=False)["input_ids"][:1] for w in template.words]
+    chosen = []
+    for word, own in zip(template.words, alone, strict=True):
+        whole = text_ids(tokenizer, stem + word)
+        after = whole[len(before) :] if whole[: len(before)] == before else []
+        chosen.append(after[:1] if after and tokenizer.decode(after).strip() == word.strip() else own)
+    return [ids[0] for ids in (chosen if len({tuple(c) for c in chosen}) == len(chosen) else alone)]
 
 
 def ends_texts(tokenizer: Any) -> bool:

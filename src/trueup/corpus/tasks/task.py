@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from trueup.corpus.corpus import Corpus
-from trueup.corpus.split import stratified_subset
+from trueup.corpus.corpus import SPLITS, Corpus
+from trueup.corpus.split import POOL_FRACTIONS, stratified_subset
 from trueup.corpus.values import natural_order
 from trueup.errors import BadInput, Unavailable, listing
 from trueup.store import packages
@@ -24,7 +24,7 @@ Pair = tuple[str, str]
 
 Kind = Literal["proxy", "algorithmic", "linguistic", "knowledge", "sentiment", "counting"]
 
-SHARES = {"train": 0.4, "calibration": 0.3, "test": 0.3}
+SHARES = dict(zip(SPLITS, POOL_FRACTIONS, strict=True))
 """`train` is the pool of demonstrations; queries come from the other two."""
 
 

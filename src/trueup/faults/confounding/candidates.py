@@ -28,7 +28,7 @@ from trueup.run.predict import Outputs, predict
 from trueup.run.tangent import Tangent, expand
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
-from trueup.subject.recipe import fresh, prompt_embeddings, recipe_of
+from trueup.subject.recipe import beside, prompt_embeddings, recipe_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.wear import wear, with_prompt
 
@@ -501,16 +501,17 @@ def again(e: Evidence) -> Subject:
     """A fresh adapter of the subject's kind, with the subject's own last layer, and its own start where that is kept."""
     s, recipe = e.subject, recipe_of(e.subject)
     assert recipe is not None
-    new = fresh(
-        s.source.base, recipe, s.classes, template=s.template, max_length=s.max_length, device=str(s.device), seed=e.seed,
-        revision=s.source.revision, allow_pickle=s.source.allow_pickle, trust_remote_code=s.source.trust_remote_code,
-    )  # fmt: skip
+    new = beside(s, recipe, seed=e.seed)
     known = dict(s.model.named_parameters())
     with torch.no_grad():
         # The whole head: RoBERTa and its like have a dense layer before the last one.
         for name, parameter in new.model.named_parameters():
             if "modules_to_save" in name and name in known:
                 parameter.copy_(known[name])
+        if s.template is None:  # also where the subject's adapter changes it and does not keep it whole
+            new.head_layer().weight.copy_(s.own_head().weight)
+            if new.head_layer().bias is not None:
+                new.head_layer().bias.copy_(s.own_head().bias)
         if e.start is not None and s.source.peft_type == "PROMPT_TUNING":
             new.model.prompt_encoder[new.model.active_adapter].embedding.weight.copy_(torch.as_tensor(e.start))
     return new
@@ -560,7 +561,9 @@ class LoraArithmetic(Arithmetic):
         listed = not isinstance(settings["target_modules"], str)
         whole = not settings.get("layers_to_transform") and not settings.get("exclude_modules")
         plain = settings.get("init_lora_weights", True) is True
-        words = any("lora_embedding_" in k for k in files.adapter_tensors(e.subject))
+        # A classification head is kept whole by a new LoRA, and so are embeddings not adapted.
+        apart = ("lora_embedding_", *(() if e.subject.template is not None else (f".{e.subject.anatomy.head}.lora_",)))
+        words = any(part in k for k in files.adapter_tensors(e.subject) for part in apart)
         return listed and whole and plain and not words and maths.why_no_concatenation(settings) is None
 
     def variants(self, e: Evidence) -> list[Variant]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import MODES, Draws, Mode
+from trueup.corpus.split import POOL_FRACTIONS
 from trueup.errors import BadInput
 from trueup.faults.copying import maths
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
 from trueup.measure import bootstrap
 from trueup.run import forward, prompts
-from trueup.run.answers import Answers, answers, patched_answers
-from trueup.run.predict import collect_rows
+from trueup.run.answers import Answers, answers, in_full, patched_answers
+from trueup.run.predict import collect_rows, session
 from trueup.subject.subject import Subject
 
 FEWEST = 10
@@ -44,10 +46,11 @@ def asked(subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int |
     able = np.flatnonzero(draws.possible)
     answer, c = np.full(len(corpus), -1), len(subject.classes)
     logits, other = np.zeros((len(corpus), c), np.float32), np.zeros(len(corpus), np.float32)
+    beyond = np.zeros(len(corpus), bool)
     if len(able):
         got = answers(subject, prompts.rows(subject, [corpus.text[i] for i in able.tolist()], draws.take(able)))
-        answer[able], logits[able], other[able] = got.answer, got.logits, got.other
-    return draws, Answers(answer, logits, other)
+        answer[able], logits[able], other[able], beyond[able] = got.answer, got.logits, got.other, got.beyond
+    return draws, Answers(answer, logits, other, beyond)
 
 
 def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
@@ -56,6 +59,13 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
     for mode in MODES:
         draws, got = asked(subject, corpus, mode, seed)
         kept |= {f"{what}_{mode}": values for what, values in scored(draws, got.answer, corpus.label).items()}
+        if mode == "free" and got.beyond.any():
+            i = int(np.flatnonzero(got.beyond)[0])
+            (row,) = prompts.rows(subject, [corpus.text[i]], draws.take(np.array([i])))
+            session().note(
+                f"{got.beyond.sum()} of {len(corpus)} answers went on after a class's name and were counted as no class, such as "
+                f"{in_full(subject, row)!r}."
+            )
     return kept
 
 
@@ -77,8 +87,8 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     corpus = corpus.relabel(subject.classes)
     if len(corpus) < FEWEST:
         raise BadInput(
-            f"'{corpus.name}' gives {len(corpus)} queries to examine; copying needs at least {FEWEST}. Give more pairs, or a "
-            "larger test split."
+            f"'{corpus.name}' gives {len(corpus)} queries to examine; copying needs at least {FEWEST}. Give "
+            f"{math.ceil(FEWEST / POOL_FRACTIONS[-1])} pairs or more to have so many split off, or a larger test split."
         )
     kept = columns(subject, corpus, seed)
     follow, tested = _followed(subject, corpus, kept["answer_free"], seed)

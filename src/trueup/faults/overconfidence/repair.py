@@ -54,6 +54,7 @@ class ConfidenceHead(Remedy):
         made_for: fingerprint of the model it was made for.
         settings, tensors: the PEFT adapter it is saved as.
         card: what is written beside it: choice, candidates, abstention thresholds, how to load it.
+        tokenizer: the subject's, where it is not the base's own: it is saved with the adapter.
     """
 
     head: Head
@@ -63,6 +64,7 @@ class ConfidenceHead(Remedy):
     settings: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     card: Mapping[str, Any]
+    tokenizer: Any = None
 
     @contextlib.contextmanager
     def on(self, subject: Subject) -> Iterator[Subject]:
@@ -76,7 +78,7 @@ class ConfidenceHead(Remedy):
     def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         folder = Path(folder)
         with atomic.new_folder(folder, force=folder.exists()) as new:
-            files.write_adapter(new, self.settings, self.tensors)
+            files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
             card = dict(self.card) | {
                 "made_for": self.made_for, "classes": list(self.classes), "rows": len(self.head.weight),
                 "score": _score_to_json(self.score),
@@ -111,6 +113,7 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
         settings,
         tensors,
         rest,
+        files.brought(subject),
     )
 
 
@@ -242,7 +245,7 @@ def _remedy(subject: Subject, extra: Head | None, score: maths.Calibrated, card:
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
         Head(head.weight.to(subject.device), head.bias.to(subject.device)), score, subject.classes,
-        model_fingerprint(subject.model), settings, tensors, card,
+        model_fingerprint(subject.model), settings, tensors, card, files.brought(subject),
     )  # fmt: skip
 
 

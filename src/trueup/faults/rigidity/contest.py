@@ -28,7 +28,7 @@ from trueup.run.train import Training, train
 from trueup.subject import adapter as files
 from trueup.subject import load as door
 from trueup.subject.mixers import brought_whole, of_the_adapter
-from trueup.subject.recipe import Lora, Part, Prefix, Prompt, Recipe, fresh, size_of
+from trueup.subject.recipe import Lora, Part, Prefix, Prompt, Recipe, beside, size_of
 from trueup.subject.subject import Subject
 from trueup.subject.wear import cannot_run, wear
 
@@ -191,15 +191,11 @@ def trained(
         training: the same for all; its `lr` is not read.
 
     Raises:
-        BadInput: every rate diverged, or as `recipe.fresh` and `train`.
+        BadInput: every rate diverged, or as `recipe.beside` and `train`.
     """
     part, held = (corpus.part(split).relabel(subject.classes) for split in ("train", "calibration"))
-    source, now = subject.source, session()
-    new = fresh(
-        source.base, rival.recipe, subject.classes, template=subject.template, max_length=subject.max_length,
-        device=str(subject.device), seed=seed, revision=source.revision, allow_pickle=source.allow_pickle,
-        trust_remote_code=source.trust_remote_code,
-    )  # fmt: skip
+    now = session()
+    new = beside(subject, rival.recipe, seed=seed)
     # Taken here: it says what training begins with, and must not depend on what was tried before.
     begin = "" if now.memo is None else _beginning(new, part, held, rival, training, seed)
     parameters = [p for p in new.model.parameters() if p.requires_grad]

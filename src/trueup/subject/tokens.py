@@ -1,0 +1,66 @@
+"""A tokenizer that came with an adapter: whether there is one, and in what it is another than the base's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trueup.errors import BadInput, listing
+
+FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
+    "sentencepiece*.model", "*.tiktoken", "chat_template*",
+)  # fmt: skip
+"""What a tokenizer is saved as, as patterns of names."""
+
+_VOCABULARIES = (
+    "tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+_NAMED = ("pad", "eos", "bos", "unk", "sep", "cls", "mask")
+_SAMPLE = "The Film wasn't good: 12 of 34 said  it, naïvely."
+
+
+def has_one(folder: Path | None) -> bool:
+    """Whether a whole tokenizer stands in `folder`."""
+    return folder is not None and any((folder / name).is_file() for name in _VOCABULARIES)
+
+
+def differences(own: Any, base: Any) -> list[str]:
+    """What tells the tokenizer `own` from `base` in what a model reads, as halves of a sentence; none where nothing does."""
+    here, there = own.get_vocab(), base.get_vocab()
+    found: list[str] = []
+    if more := sorted(here.keys() - there.keys(), key=here.__getitem__):
+        found.append(f"it has {len(more)} more token{'s' * (len(more) > 1)}, {listing(more, 4)}")
+    if less := sorted(there.keys() - here.keys(), key=there.__getitem__):
+        found.append(f"it lacks {len(less)} token{'s' * (len(less) > 1)}, {listing(less, 4)}")
+    if moved := [t for t, i in here.items() if there.get(t, i) != i]:
+        found.append(f"{len(moved)} tokens have other numbers, such as {listing(moved, 2)}")
+    for name in _NAMED:
+        a, b = getattr(own, f"{name}_token", None), getattr(base, f"{name}_token", None)
+        if str(a) != str(b):
+            found.append(f"its {name} token is {_quoted(a)} and not {_quoted(b)}")
+    a, b = (tok.convert_ids_to_tokens(tok(_SAMPLE, verbose=False)["input_ids"]) for tok in (own, base))
+    if a != b:
+        plain_a, plain_b = (tok.tokenize(_SAMPLE) for tok in (own, base))
+        what = "it splits texts otherwise" if plain_a != plain_b else "it puts other tokens around a text"
+        found.append(f"{what} ({_ends(a)} instead of {_ends(b)})")
+    return found
+
+
+def check_rows(tokenizer: Any, rows: int, which: str) -> None:
+    """Raises BadInput when `tokenizer` has tokens for which the model has no row among its `rows`. `which`: whose it is."""
+    above = sorted((i, t) for t, i in tokenizer.get_vocab().items() if i >= rows)
+    if above:
+        raise BadInput(
+            f"{which} has tokens up to number {above[-1][0]}, such as {listing([t for _, t in above], 3)}, and the model's "
+            f"embeddings have {rows} rows: these tokens cannot be read. Give the tokenizer that the model was trained with, or a "
+            "model whose embeddings were resized and saved with the adapter (save_embedding_layers=True)."
+        )
+
+
+def _quoted(token: Any) -> str:
+    return "none" if token is None else f"'{token}'"
+
+
+def _ends(tokens: list[str]) -> str:
+    return " ".join(tokens if len(tokens) < 8 else [*tokens[:4], "...", *tokens[-3:]])
