@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from trueup.errors import TESTED
+
 
 def untested() -> str | None:
     """A note on installed versions outside the ranges of trueup's own metadata; None where all lie inside.
@@ -12,7 +14,7 @@ def untested() -> str | None:
     """
     from packaging.requirements import Requirement
 
-    others, tested = [], []
+    others = []
     for wanted in map(Requirement, requires("trueup") or ()):
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
@@ -21,11 +23,8 @@ def untested() -> str | None:
         except PackageNotFoundError:  # an import will say so
             continue
         if not wanted.specifier.contains(installed, prereleases=True):
-            others.append(f"{wanted.name} {installed}")
-            tested.append(f"'{wanted.name}{','.join(sorted(map(str, wanted.specifier), reverse=True))}'")
+            tested = ",".join(sorted(map(str, wanted.specifier), reverse=True))
+            others.append(f"{wanted.name} {installed} (but with {tested})")
     if not others:
         return None
-    return (
-        f"trueup {version('trueup')} was not tested with {', '.join(others)}. If a figure looks wrong, install versions that it "
-        f"was tested with: pip install {' '.join(tested)}, or all of constraints.txt in its repository."
-    )
+    return f"trueup {version('trueup')} was not tested with {', '.join(others)}. If a figure looks wrong: {TESTED}"
