@@ -39,9 +39,9 @@ def map_of(layer: Any, rows: Sequence[int] | None = None) -> tuple[Tensor, Tenso
     Raises:
         Unsupported: another kind of layer, which need not be linear. A variant of LoRA that is none is found by `prove`.
     """
-    layer: Any = active(layer)
+    layer = active(layer)
 
-    def some(tensor: Tensor) -> Tensor:
+    def some(tensor: Any) -> Tensor:
         return tensor if rows is None else tensor[torch.as_tensor(rows, device=tensor.device)]
 
     if isinstance(layer, AuxiliaryTrainingWrapper):  # single trained tokens, put into the base's weight
@@ -50,7 +50,7 @@ def map_of(layer: Any, rows: Sequence[int] | None = None) -> tuple[Tensor, Tenso
     if not isinstance(layer, BaseTunerLayer):
         if not isinstance(layer, nn.Linear):
             raise _no_matrix(type(layer).__name__)
-        weight: Any = layer.weight if layer.weight.is_floating_point() else dequantize_module_weight(layer)
+        weight = layer.weight if layer.weight.is_floating_point() else dequantize_module_weight(layer)
         return some(weight), None if layer.bias is None else some(layer.bias)
     weight, bias = map_of(layer.get_base_layer(), rows)
     if layer.disable_adapters or layer.merged:

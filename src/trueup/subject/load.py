@@ -92,6 +92,8 @@ def load(
     model = str(model)
     device = device_of(device)
     folder = adapter_folder(adapter)
+    if folder is not None:
+        files.check_folder(folder, str(adapter))
     card = files.read_card(folder)
     if "score" in card:
         own = card.get("adapter")
@@ -609,7 +611,6 @@ def adapter_folder(adapter: str | None) -> Path | None:
         return None
     path = Path(adapter).expanduser()
     if path.is_dir():
-        files.check_folder(path, adapter)
         return path
     if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
         raise BadInput(f"There is no adapter folder '{adapter}'. Check the path, or give a hub id such as 'org/name'.")
@@ -617,11 +618,9 @@ def adapter_folder(adapter: str | None) -> Path | None:
 
     wanted = ["adapter_*", f"*/{files.SETTINGS}", files.CARD, *tokens.FILES, "README.md"]
     try:
-        path = Path(snapshot_download(adapter, allow_patterns=wanted))
+        return Path(snapshot_download(adapter, allow_patterns=wanted))
     except Exception as e:
         raise _explained(e, adapter) from e
-    files.check_folder(path, adapter)
-    return path
 
 
 def _head_rows(tensors: dict[str, Tensor], anatomy: Anatomy) -> int:
