@@ -195,19 +195,23 @@ def segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     return {} if batch.segments is None else {"token_type_ids": batch.segments.to(subject.device)}
 
 
-def own_logits(subject: Subject, row: Row) -> tuple[Tensor, Tensor]:
-    """What the transformers or PEFT model itself says of one example, unpadded, and what `features` and the head say.
+def own_logits(subject: Subject, row: Row) -> list[Tensor]:
+    """What the transformers or PEFT model itself says of one example, unpadded, and then what each way through here says.
 
-    (K,) each: the classes, the class words, or the whole vocabulary where answers are read from demonstrations.
+    (K,) each: the classes, the class words, or the whole vocabulary where answers are read from demonstrations. The ways are
+    features and head, and with a soft prompt the same with that prompt given from outside, as `run.tangent` gives it.
     """
     subject = replace(subject, head=None)
     batch = collate([row], 0)
     given = {"input_ids": batch.ids.to(subject.device), "attention_mask": batch.mask.to(subject.device)}
     said = subject.model(**given, **segments(subject, batch)).logits[0]
     if subject.shots is not None:
-        return said[-1], next_token_logits(subject, batch)[0]
+        return [said[-1], next_token_logits(subject, batch)[0]]
     own = said if subject.template is None else said[-1, subject.verbaliser_ids()]
-    return own, logits(subject, batch)[0]
+    prompts: list[Tensor | None] = [None]
+    if subject.soft_prompted:
+        prompts.append(subject.model.get_prompt(batch_size=1)[0])
+    return [own, *(logits(subject, batch, prompt)[0] for prompt in prompts)]
 
 
 def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trueup import __version__
 from trueup.corpus.corpus import Corpus
-from trueup.errors import Unavailable
+from trueup.errors import Unavailable, Unsupported
 from trueup.run import forward
 from trueup.run.proof import equal
 from trueup.store.cache import Memo
@@ -180,12 +180,16 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
     short = forward.Row(min(ids, key=len)[:PROVEN_ON])
     try:
         with torch.inference_mode(), evaluating(subject):
-            own, ours = forward.own_logits(subject, short)
+            own, *ours = forward.own_logits(subject, short)
     except (RuntimeError, MemoryError) as e:
         if out_of_memory(e):  # said where the whole example does not fit
             return
-        raise
-    equal(ours, own, what, "the logits")
+        raise Unsupported(
+            f"The model cannot be run as it is ({' '.join(str(e).split())[:200].rstrip('.')}). Run it once by itself; where its parts "
+            "are of different types, give them one with model.to(dtype)."
+        ) from e
+    for logits in ours:
+        equal(logits, own, what, "the logits")
     _PROVEN[subject.model].add(how)
 
 
