@@ -24,7 +24,6 @@ from trueup.subject.linear import map_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.wording import text_ids
 
-
 CUT = 0.05
 """Share of texts that are longer than the model reads (see `cut`) above which a reader is warned."""
 
@@ -227,7 +226,9 @@ def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tens
         if side == "left":
             batch = Batch(*(torch.stack([t.roll(len(t) - len(r)) for t, r in zip(ts, some, strict=True)])
                             for ts in (batch.ids, batch.mask)))  # fmt: skip
-        said.append(subject.model(input_ids=batch.ids.to(subject.device), attention_mask=batch.mask.to(subject.device)).logits)
+        said.append(
+            subject.model(input_ids=batch.ids.to(subject.device), attention_mask=batch.mask.to(subject.device)).logits
+        )
     return torch.cat(said)[:, : len(subject.classes)]
 
 

@@ -410,8 +410,14 @@ def padded(tokenizer: Any, name: str) -> Any:
 
 
 def load_base(
-    cls: Any, where: str, name: str, *, device: str | None = None, allow_pickle: bool = False,
-    quantised: Mapping[str, Any] | None = None, **options: Any,
+    cls: Any,
+    where: str,
+    name: str,
+    *,
+    device: str | None = None,
+    allow_pickle: bool = False,
+    quantised: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> tuple[Any, list[str]]:
     """The base model in float32 on the CPU (the checkpoint's own type elsewhere), and the weights it had to invent.
 
@@ -504,7 +510,8 @@ def check_runs(model: peft.PeftModel) -> None:
         base = type(model.get_base_model()).__name__
         raise Unsupported(
             f"PEFT {peft.__version__} cannot run an adapter of kind '{settings.peft_type.value}' on a {base} of transformers "
-            f"{transformers.__version__}: {' '.join(str(e).split())[:160]} Take another kind, such as a LoRA or a prompt. Or: {TESTED}"
+            f"{transformers.__version__}: {' '.join(str(e).split())[:160]} Take another kind, such as a LoRA or a "
+            f"prompt. Or: {TESTED}"
         ) from e
 
 

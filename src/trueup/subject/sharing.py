@@ -17,7 +17,9 @@ def copy_of(model: nn.Module, shared: dict[int, Any] | None = None) -> Any:
     """
     known: dict[int, Any] = {id(p): p if type(p) is nn.Parameter else _own_weight(p) for p in model.parameters()}
     known |= {id(b): b for b in model.buffers()} | (shared or {})
-    kept = [v for m in model.modules() for v in vars(m).values() if hasattr(v, "__dict__") and not isinstance(v, nn.Module)]
+    kept = [
+        v for m in model.modules() for v in vars(m).values() if hasattr(v, "__dict__") and not isinstance(v, nn.Module)
+    ]
     known |= {id(t): t for v in kept for t in vars(v).values() if type(t) is Tensor}
     made = copy.deepcopy(model, known)
     for p in made.parameters():
@@ -32,7 +34,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
     (bitsandbytes 0.50 unpacks a 4-bit layer's weight there, and leaves its scales as they are.)
     """
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     for name, buffer in model.named_buffers(remove_duplicate=False):
         parent, _, leaf = name.rpartition(".")
         if leaf not in model.get_submodule(parent)._non_persistent_buffers_set:
