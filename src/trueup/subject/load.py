@@ -497,11 +497,12 @@ def check_runs(model: peft.PeftModel) -> None:
     """One token through a prompt or prefix as PEFT runs it, so that what it cannot run is said before anything is made of it.
 
     Raises:
-        Unsupported: this PEFT cannot run it with this transformers.
+        Unsupported: this PEFT cannot run it with this transformers. BadInput: as `position_limit`.
     """
     settings: Any = model.peft_config[model.active_adapter]  # type: ignore[index]
     if not settings.is_prompt_learning:
         return
+    position_limit(model.get_base_model().config, settings)
     ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
     try:
         with quiet(), torch.no_grad():
