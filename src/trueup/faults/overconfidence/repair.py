@@ -35,7 +35,7 @@ from trueup.faults.overconfidence.candidates import (
 from trueup.measure import bootstrap
 from trueup.measure.selective import certified_threshold, error_auc
 from trueup.run import ensemble
-from trueup.run.predict import predict, session
+from trueup.run.predict import outputs, predict, session
 from trueup.store import atomic
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject, model_fingerprint
@@ -175,8 +175,11 @@ def repair(
     slope, intercept = maths.platt(crossed, right)
     score = maths.Calibrated(learnt.score, slope, intercept)
     rest = part.take(certify)
+    # Certified on what the saved adapter says, in the type in which it computes.
+    saved = replace(subject, head=_whole(subject, learnt.extra), confidence=score)
+    said = outputs(saved, rest.x.astype(np.float32)).confidence
     abstention = _certificates(
-        expit(slope * crossed + intercept), evidence.held.error, score(learnt.logits(rest)), rest.error, delta
+        expit(slope * crossed + intercept), evidence.held.error, said, rest.error, delta
     )  # fmt: skip
     if chosen == RESPONSE.key:
         best = max((r for r in table if r["saveable"] and r["key"] != RESPONSE.key), key=lambda r: r["gain"])
@@ -238,15 +241,19 @@ def choose_family(evidence: Evidence, *, resamples: int) -> tuple[str, Learnt, n
 
 
 def _remedy(subject: Subject, extra: Head | None, score: maths.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
-    own = subject.own_head()
-    head = own
-    if extra is not None:
-        head = Head(torch.cat([own.weight, extra.weight]), torch.cat([own.bias, extra.bias]))
+    head = _whole(subject, extra)
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
-        Head(head.weight.to(subject.device), head.bias.to(subject.device)), score, subject.classes,
-        model_fingerprint(subject.model), settings, tensors, card, files.brought(subject),
-    )  # fmt: skip
+        head, score, subject.classes, model_fingerprint(subject.model), settings, tensors, card, files.brought(subject)
+    )
+
+
+def _whole(subject: Subject, extra: Head | None) -> Head:
+    """The classifier's own rows, and those that a repair adds, on the subject's device."""
+    head = subject.own_head()
+    if extra is not None:
+        head = Head(torch.cat([head.weight, extra.weight]), torch.cat([head.bias, extra.bias]))
+    return Head(head.weight.to(subject.device), head.bias.to(subject.device))
 
 
 def _part(subject: Subject, corpus: Corpus) -> Part:
