@@ -408,6 +408,8 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
         raise Unsupported(f"The classification head of '{anatomy.model_type}' has no bias; give a head without one.")
     config = subject.peft_config
     prompt = config is not None and config.is_prompt_learning
+    if isinstance(config, peft.PrefixTuningConfig) and subject.template is not None:
+        _prefix_on_a_classifier(anatomy.model_type)
     prefix = "base_model." if prompt else "base_model.model."
     roots = subject.head_roots()
     settings, tensors = (
@@ -471,6 +473,21 @@ def _apart(
     if settings.get("ensure_weight_tying"):
         settings["ensure_weight_tying"] = False
     return settings, tensors
+
+
+def _prefix_on_a_classifier(family: str) -> None:
+    """Raises Unsupported where the installed PEFT cannot run a prefix on a sequence classifier of this family, by a tiny one."""
+    import transformers
+
+    from trueup.subject.load import check_runs
+    from trueup.subject.quiet import quiet
+    from trueup.subject.tiny import SIZES
+
+    config = transformers.AutoConfig.for_model(family, **SIZES[family], vocab_size=8, pad_token_id=0)
+    with torch.random.fork_rng(), quiet():
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        settings = peft.PrefixTuningConfig(task_type=peft.TaskType.SEQ_CLS, num_virtual_tokens=1)
+        check_runs(peft.get_peft_model(model, settings).eval())  # type: ignore[arg-type]
 
 
 def _dormant(subject: Subject) -> tuple[dict[str, Any], dict[str, Tensor]]:
