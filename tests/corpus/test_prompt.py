@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trueup.corpus.prompt import MODES, draw
-from trueup.corpus.split import same_key
+from trueup.corpus.clusters import same_key
 from trueup.errors import BadInput
 
 CLASSES = 4
