@@ -1,4 +1,4 @@
-"""Which rows belong together: by text, by a column, through each other; and that nothing drawn by them depends on the rows' order."""
+"""Which rows belong together: by text, by a column, through each other; and nothing hangs on the rows' order."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trueup.corpus.clusters import leaked
 from trueup.corpus.files import KINDS
 from trueup.corpus.read import read
-from trueup.corpus.clusters import leaked
 from trueup.corpus.split import split_rows, stratified_subset
 from trueup.corpus.values import natural_order
 from trueup.errors import BadInput, TrueupError, Unavailable

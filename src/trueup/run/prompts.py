@@ -43,8 +43,8 @@ def one_answer_each(corpus: Corpus) -> None:
     """Raises BadInput when a text stands in `corpus` with two answers."""
     first: dict[str, int] = {}
     for text, y in zip(corpus.text, corpus.label, strict=True):
-        # Case is kept: Polish and polish are two questions.
-        if first.setdefault(" ".join(text.split()), int(y)) != y:
+        key = " ".join(text.split())  # case is kept: Polish and polish are two questions
+        if first.setdefault(key, int(y)) != y:
             raise BadInput(
                 f"'{corpus.name}' gives two answers to {text[:60]!r}: '{corpus.classes[first[key]]}' and '{corpus.classes[y]}'. "
                 "A demonstration has one; drop or correct the other."
