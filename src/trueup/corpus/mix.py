@@ -178,9 +178,9 @@ def shift(
 
     y = 1 is the second class, z = 1 the second value of the attribute. Training and calibration take from each cell
     exactly what they need, and tests are drawn from all the rest, each `draws` times. The corpus' own split is not
-    looked at, and of a cluster (of equal texts, say) the first row alone is used, so that none is on two sides. A test coupling that
-    these margins or the rest cannot carry with `FEWEST` examples in each cell is dropped, with the reason. The draws of one
-    alpha do not depend on the other alphas.
+    looked at, and of a cluster (of equal texts, say) the first row alone is used, so that none is on two sides. A
+    test coupling that these margins or the rest cannot carry with `FEWEST` examples in each cell is dropped, with the
+    reason. The draws of one alpha do not depend on the other alphas.
 
     Args:
         alpha_train: P(y=1 | z=1) / P(y=1 | z=0) in training. 5, with the defaults: .5 and .1.
