@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueup.corpus.table import Table
-from trueup.corpus.values import absent, plain
+from trueup.corpus.values import missing, plain
 from trueup.errors import BadInput, listing
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def cluster_column(
             f"{here}: it holds the texts or the labels. Equal texts count as one in any case; leave the cluster column out, or "
             "name the one that says which rows belong together (patient, author, document)."
         )
-    value = ["" if absent(v) else plain(v).strip() for v in table.columns[column]]
+    value = ["" if missing(v) else plain(v).strip() for v in table.columns[column]]
     if len(set(value)) == 1:
         raise BadInput(
             f"{here}: every row says '{value[0]}', so no row is independent of another. Leave the cluster column out, or name "
