@@ -219,10 +219,9 @@ def reweighted(label: ArrayLike, group: ArrayLike, target: ArrayLike, *, weight:
 def auprc(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:
     """Area under precision against recall as average precision: sum over thresholds of precision times recall gained.
 
-    Steps, no interpolation, ties collapsed: scikit-learn's ``average_precision_score``. Two classes: class 1 by column
-    1. More: the mean over the classes that occur of each against the rest. nan when fewer than two classes occur. A
-    ranking that knows nothing scores the prevalence, so compare only at equal P(y). Rows given in descending column 1
-    are not sorted again (two classes).
+    The mean over the classes that occur of each against the rest, two classes like more, so that no name matters. Each
+    is steps, no interpolation, ties collapsed: scikit-learn's ``average_precision_score``. nan when fewer than two classes
+    occur. A ranking that knows nothing scores the mean prevalence, so compare only at equal P(y).
 
     Args:
         probability: (n, C) scores, higher for likelier; only their order within a column counts.
@@ -233,8 +232,6 @@ def auprc(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None 
     Raises: BadInput on wrong shapes, nan, or labels outside the classes.
     """
     p, label = _scores(probability, label)
-    if p.shape[1] == 2:
-        return _average_precision(p[:, 1], label == 1, weight)
     each = [_average_precision(p[:, c], label == c, weight) for c in range(p.shape[1])]
     each = [a for a in each if not math.isnan(a)]
     return float(np.mean(each)) if each else math.nan
