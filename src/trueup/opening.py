@@ -145,7 +145,7 @@ def _first_tokens(subject: Subject) -> None:
 
 def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any]) -> None:
     """Notes what is known, or not known, of the examples that the model was tuned on: some may stand in the test split."""
-    from trueup.corpus.split import leaked
+    from trueup.corpus.clusters import leaked
     from trueup.run.predict import session
 
     tuned, classes = card.get("tuned"), card.get("classes") or ()
@@ -162,9 +162,9 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
             f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."
         )
-    if job.split and (shared := int(leaked(corpus).sum())):
+    if shared := int(leaked(corpus).sum()):
         session().note(
-            f"{shared} test texts also stand in the other splits of column '{job.split}'; their results flatter."
+            f"{shared} test rows share a text or a cluster with the other given splits; their results flatter."
         )
 
 

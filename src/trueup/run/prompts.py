@@ -42,7 +42,8 @@ def with_pool(subject: Subject, corpus: Corpus) -> Subject:
 def one_answer_each(corpus: Corpus) -> None:
     """Raises BadInput when a text stands in `corpus` with two answers."""
     first: dict[str, int] = {}
-    for key, text, y in zip(prompt.same_key(corpus.text, None), corpus.text, corpus.label, strict=True):
+    for text, y in zip(corpus.text, corpus.label, strict=True):
+        key = " ".join(text.split())  # case is kept: Polish and polish are two questions
         if first.setdefault(key, int(y)) != y:
             raise BadInput(
                 f"'{corpus.name}' gives two answers to {text[:60]!r}: '{corpus.classes[first[key]]}' and '{corpus.classes[y]}'. "
