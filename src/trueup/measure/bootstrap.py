@@ -55,7 +55,12 @@ class PairedEstimate:
 
 
 def interval(
-    statistic: Statistic, *arrays: ArrayLike, seed: Seed, resamples: int = 1000, level: float = 0.95
+    statistic: Statistic,
+    *arrays: ArrayLike,
+    seed: Seed,
+    resamples: int = 1000,
+    level: float = 0.95,
+    cluster: ArrayLike | None = None,
 ) -> Estimate:
     """Percentile bootstrap interval over rows (Efron and Tibshirani 1993, section 13.3).
 
@@ -70,7 +75,7 @@ def interval(
     (say, no error was drawn) are dropped; if they are more than half, the interval is nan to nan.
     Raises: BadInput on no columns, columns of unequal length, resamples < 1, or level outside 0 to 1.
     """
-    return interval_many({"": statistic}, *arrays, seed=seed, resamples=resamples, level=level)[""]
+    return interval_many({"": statistic}, *arrays, seed=seed, resamples=resamples, level=level, cluster=cluster)[""]
 
 
 def interval_many(
@@ -80,6 +85,7 @@ def interval_many(
     resamples: int = 1000,
     level: float = 0.95,
     biased: Collection[str] = (),
+    cluster: ArrayLike | None = None,
 ) -> dict[str, Estimate]:
     """:func:`interval` for several statistics of the same columns, all on the same resamples.
 
@@ -88,7 +94,7 @@ def interval_many(
             moved so that their mean is the value (a statistic that is never negative stays so).
     """
     (columns,), n = _columns(arrays)
-    drawn = _drawn(statistics, [columns], n, seed, resamples, level)
+    drawn = _drawn(statistics, [columns], n, seed, resamples, level, cluster)
     found = {}
     for i, (name, statistic) in enumerate(statistics.items()):
         value, draws = float(statistic(*columns)), drawn[:, 0, i]
@@ -106,6 +112,7 @@ def paired(
     seed: Seed,
     resamples: int = 1000,
     level: float = 0.95,
+    cluster: ArrayLike | None = None,
 ) -> PairedEstimate:
     """Bootstrap interval and p-value for a statistic after minus before, on the same examples.
 
@@ -122,7 +129,7 @@ def paired(
     is nan are dropped, and if they are more than half, interval and p are nan.
     Raises: BadInput as :func:`interval`.
     """
-    return paired_many({"": statistic}, before_arrays, after_arrays, seed, resamples, level)[""]
+    return paired_many({"": statistic}, before_arrays, after_arrays, seed, resamples, level, cluster=cluster)[""]
 
 
 def paired_many(
@@ -133,13 +140,14 @@ def paired_many(
     resamples: int = 1000,
     level: float = 0.95,
     biased: Collection[str] = (),
+    cluster: ArrayLike | None = None,
 ) -> dict[str, PairedEstimate]:
     """:func:`paired` for several statistics of the same columns, all on the same resamples.
 
     `biased` as in :func:`interval_many`.
     """
     (before, after), n = _columns(before_arrays, after_arrays)
-    drawn = _drawn(statistics, [before, after], n, seed, resamples, level)
+    drawn = _drawn(statistics, [before, after], n, seed, resamples, level, cluster)
     found = {}
     for i, (name, statistic) in enumerate(statistics.items()):
         with np.errstate(invalid="ignore"):
@@ -174,6 +182,7 @@ def _drawn(
     seed: Seed,
     resamples: int,
     level: float,
+    cluster: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """Every statistic on every side of every resample: (resamples, sides, statistics)."""
     if resamples < 1:
@@ -182,7 +191,7 @@ def _drawn(
         raise BadInput(f"level is {level}; give a probability between 0 and 1, such as 0.95.")
     takes_weight = [_takes_weight(s) for s in statistics.values()]
     drawn = np.empty((resamples, len(sides), len(statistics)))
-    for r, rows in enumerate(_resamples(n, seed, resamples)):
+    for r, rows in enumerate(_resamples(n, seed, resamples, cluster)):
         weight = np.bincount(rows, minlength=n).astype(np.float64) if any(takes_weight) else None
         for s, columns in enumerate(sides):
             taken = [] if all(takes_weight) else [c[rows] for c in columns]
@@ -191,11 +200,19 @@ def _drawn(
     return drawn
 
 
-def _resamples(n: int, seed: Seed, resamples: int) -> Iterator[NDArray[np.int64]]:
+def _resamples(n: int, seed: Seed, resamples: int, cluster: ArrayLike | None) -> Iterator[NDArray[np.int64]]:
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     generator = np.random.default_rng(sequence)
+    ids = np.arange(n) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
+    order = np.argsort(ids, kind="stable")
+    begins = np.searchsorted(ids[order], np.arange(ids.max() + 2))
     for _ in range(resamples):
-        yield generator.integers(0, n, size=n)
+        some = generator.integers(0, len(begins) - 1, size=len(begins) - 1)
+        yield (
+            some
+            if len(begins) == n + 1 and cluster is None
+            else np.concatenate([order[begins[c] : begins[c + 1]] for c in some])
+        )
 
 
 def _takes_weight(statistic: Statistic) -> bool:

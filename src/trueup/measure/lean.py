@@ -19,6 +19,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
+from scipy.stats import norm, t
 
 from trueup.errors import BadInput
 from trueup.measure._rows import Floats
@@ -27,6 +28,17 @@ NOMINAL = 3.0
 """The coupling at which a lean is told: with even margins each class is so many times as frequent in its group."""
 ROUNDS = 500
 """Of proportional fitting, at most; couplings of `NOMINAL` take some ten."""
+
+
+def expanded(level: float, smallest: int) -> float:
+    """The level at which a percentile interval holds the truth as often as `level` says, with so few in the rarest cell.
+
+    A percentile interval is too narrow in a small sample, by what the t distribution with one degree of freedom less is wider
+    than the normal, and by n / (n - 1) (Hesterberg 2015, doi 10.1080/00031305.2015.1089789). The rarest cell carries most of
+    what reweighting does, so its size counts here.
+    """
+    n = max(2, smallest)
+    return float(1 - 2 * norm.cdf(math.sqrt(n / (n - 1)) * t.ppf((1 - level) / 2, n - 1)))
 
 
 def centred(logits: ArrayLike) -> Floats:
@@ -39,7 +51,7 @@ def margins(score: Floats) -> Floats:
     """(n, C): the log odds of each class against the rest, which rank as its probability does and never saturate."""
     if score.shape[1] == 2:
         return np.stack([score[:, 0] - score[:, 1], score[:, 1] - score[:, 0]], axis=1)
-    rest = [logsumexp(np.delete(score, c, axis=1), axis=1) for c in range(score.shape[1])]
+    rest = [np.asarray(logsumexp(np.delete(score, c, axis=1), axis=1)) for c in range(score.shape[1])]
     return score - np.stack(rest, axis=1)
 
 
@@ -59,6 +71,19 @@ def along(direction: ArrayLike, strength: float = NOMINAL) -> Floats:
             "The direction holds nothing beyond its rows and columns; give one in which labels and groups go together."
         )
     return d / largest * math.log(strength) / 2
+
+
+def head_starts(score: Floats, label: NDArray, group: NDArray, shape: tuple[int, int]) -> Floats:
+    """m_z, (C, G): the mean score of each class in each group, averaged over labels with equal weight.
+
+    Labels that a group lacks are left out for all groups; nan where none is left.
+    """
+    classes, groups = shape
+    cell = label * groups + group
+    mass = np.bincount(cell, minlength=classes * groups).reshape(shape)
+    sums = np.stack([np.bincount(cell, s, classes * groups).reshape(shape) for s in score.T])
+    whole = (mass > 0).all(axis=1)
+    return (sums[:, whole] / mass[whole]).mean(axis=1) if whole.any() else np.full(shape, math.nan)
 
 
 def interaction(logs: ArrayLike) -> Floats:
@@ -90,8 +115,8 @@ def drop_and_floor(
     sums = np.stack([w @ (onto * s[:, None]) for s in score.T], axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
         start = (sums / mass[:, :, None]).reshape(len(w), classes, groups, classes).mean(axis=1)
-        ratios = [t.reshape(mass.shape) / mass for t in _turned(mass.reshape(-1, classes, groups), coupling)]
-    whole = (mass > 0).all(axis=1)
+        ratios = [x.reshape(mass.shape) / mass for x in _turned(mass.reshape(-1, classes, groups), coupling)]
+    whole: NDArray[np.bool_] = np.all(mass > 0, axis=1)
     ratios = [np.where(whole[:, None], r, 1.0) for r in ratios]
     start = np.where(whole[:, None, None], start, 0.0)
     found = np.zeros((2, len(w)))
@@ -106,22 +131,22 @@ def drop_and_floor(
             there, back = _average_precisions(rank, label == c, cell, w, ratios)
             found[k] += (there - back) / classes
     found[:, ~whole] = math.nan
-    return found if np.ndim(weight) == 2 else found[:, 0]
+    return found if weight is not None and weight.ndim == 2 else found[:, 0]
 
 
 def _turned(mass: Floats, coupling: Floats) -> tuple[Floats, Floats]:
     """(B, C, G) twice: tables with the margins of `mass`, coupled so and the other way round, by proportional fitting."""
     found = []
     for logs in (coupling, -coupling):
-        t = np.broadcast_to(np.exp(logs), mass.shape)
+        fit = np.broadcast_to(np.exp(logs), mass.shape)
         row, column = mass.sum(axis=2, keepdims=True), mass.sum(axis=1, keepdims=True)
         for _ in range(ROUNDS):
-            t = t * (row / t.sum(axis=2, keepdims=True))
-            off = column / t.sum(axis=1, keepdims=True)
-            t = t * off
+            fit = fit * (row / fit.sum(axis=2, keepdims=True))
+            off = column / fit.sum(axis=1, keepdims=True)
+            fit = fit * off
             if np.abs(off - 1).max(initial=0, where=np.isfinite(off)) < 1e-10:
                 break
-        found.append(t)
+        found.append(fit)
     return found[0], found[1]
 
 
