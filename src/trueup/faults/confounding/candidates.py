@@ -20,7 +20,7 @@ from torch import Tensor
 from trueup.corpus.corpus import Corpus
 from trueup.faults.confounding import maths
 from trueup.faults.confounding.maths import Basis, PromptVector
-from trueup.faults.confounding.mixes import Mixes
+from trueup.faults.confounding.mixes import Mixes, columns, judges
 from trueup.measure import lean, shift
 from trueup.measure.folds import folds
 from trueup.run.heads import fit_head
@@ -117,7 +117,20 @@ class Evidence:
 
     def balance(self, label: NDArray, group: NDArray) -> NDArray:
         """(n,) weights under which label and group are independent, with the margins of the calibration examples."""
-        return shift.reweighted(label, group, self.mixes.balanced)
+        return shift.reweighted(np.searchsorted(self.there, label), group, self.mixes.balanced)
+
+    @property
+    def there(self) -> NDArray[np.int64]:
+        """The classes that the calibration examples have. Others of the head take no part: their precision does not exist."""
+        return np.unique(self.held.label)
+
+    def columns(self, probability: NDArray, rows: NDArray) -> dict[str, NDArray]:
+        """What `mixes.statistics` asks for, of some calibration examples that get these class probabilities (n, C)."""
+        label, cluster = np.searchsorted(self.there, self.held.label[rows]), self.held.cluster[rows]
+        logits = np.log(np.maximum(probability[rows][:, self.there], 1e-300))
+        return columns(logits, label, self.held_group[rows]) | {
+            "cluster": cluster, "judges": judges(cluster, self.seed), "probed": np.full(len(label), np.nan),
+        }  # fmt: skip
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once."""
@@ -200,17 +213,12 @@ class Family(ABC):
 
 def score(e: Evidence, probability: NDArray, what: str) -> float:
     """AUPRC of the calibration examples that choose: ``here``, ``balanced``, or ``level``, the mean over all mixes."""
-    rows = e.choosing
-    ranked, label, group = lean.margins(scores(probability[rows])), e.held.label[rows], e.held_group[rows]
+    held = e.columns(probability, e.choosing)
+    ranked, label, group = lean.margins(held["score"]), held["label"], held["group"]
     if what == "here":
         return shift.auprc(ranked, label)
     tables = e.mixes.tables if what == "level" else (e.mixes.balanced,)
     return float(np.mean([shift.auprc_at(ranked, label, group, t) for t in tables]))
-
-
-def scores(probability: NDArray) -> NDArray:
-    """(n, C) centred scores of class probabilities."""
-    return lean.centred(np.log(np.maximum(probability, 1e-300)))
 
 
 class Arithmetic(Family):

@@ -56,10 +56,10 @@ def nominal(cells: NDArray, trained: NDArray | None, wanted: float) -> tuple[NDA
 
     Returns: the direction (C, G), the strength, and ``training`` or ``examined``.
     """
-    whose = "examined" if trained is None else "training"
-    logs = lean.interaction(np.log(_filled(cells if trained is None else trained)))
-    if not np.abs(logs).max() > 1e-9:  # as good as independent: any name will do, since the lean is told both ways
-        whose, logs = "examined", lean.interaction(np.eye(*cells.shape))
+    whose, logs = "examined", lean.interaction(np.eye(*cells.shape))  # where neither says: the lean is told both ways
+    for name, table in (("examined", cells), ("training", trained)):
+        if table is not None and np.abs(own := lean.interaction(np.log(_filled(table)))).max() > 1e-9:
+            whose, logs = name, own
     own = math.exp(2 * float(np.abs(logs).max()))
     strength = wanted or (min(own, MOST) if whose == "training" and own > CLEAR else lean.NOMINAL)
     return logs, strength, whose

@@ -19,12 +19,10 @@ from trueup.errors import BadInput, Unsupported, did_you_mean, it_or_them, listi
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import maths
 from trueup.faults.confounding.audit import attribute_of
-from trueup.faults.confounding.candidates import CONTROL, FAMILIES, FOLDS, Change, Evidence, Variant, score, scores
+from trueup.faults.confounding.candidates import CONTROL, FAMILIES, FOLDS, Change, Evidence, Variant, score
 from trueup.faults.confounding.mixes import (
     COLUMNS,
-    columns,
     differences,
-    judges,
     mixes,
     nominal,
     statistics,
@@ -218,7 +216,7 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> str:
     outs = (e.own, predict(variant.change.on(e.subject), e.held))
     rows = ~e.choosing
     # What a last layer that learnt from these examples says of them is out of fold.
-    sides = [samples_of(e, p, rows) for p in (e.own.probability, variant.held)]
+    sides = [e.columns(p, rows) for p in (e.own.probability, variant.held)]
     for side, out in zip(sides, outs, strict=True):
         at, hit = probed(
             out.features[rows], side["group"], side["label"], seed=e.seed, cluster=side["cluster"], folds=FOLDS
@@ -236,14 +234,6 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> str:
         f"[{used.low:+.3f}, {used.high:+.3f}] more than before, and a probe reads it from the last features with a balanced "
         f"accuracy of {before:.3f} before and {after:.3f} after ({present.value:+.3f} [{present.low:+.3f}, {present.high:+.3f}])."
     )
-
-
-def samples_of(e: Evidence, probability: NDArray, rows: NDArray) -> dict[str, NDArray]:
-    """What `audit.statistics` asks for, of some calibration examples."""
-    cluster = e.held.cluster[rows]
-    return columns(np.log(np.maximum(probability[rows], 1e-300)), e.held.label[rows], e.held_group[rows]) | {
-        "cluster": cluster, "judges": judges(cluster, e.seed), "probed": np.full(int(rows.sum()), np.nan),
-    }  # fmt: skip
 
 
 def evidence(subject: Subject, corpus: Corpus, attribute: str, coupling: float, seed: int) -> Evidence:
@@ -270,11 +260,13 @@ def evidence(subject: Subject, corpus: Corpus, attribute: str, coupling: float, 
     z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
     fitted_to, cells = (mix.counts(parts[k], attribute, groups) for k in ("train", "calibration"))
     choosing = folds(np.zeros(len(held)), 2, seed=np.random.SeedSequence([seed, 12]), cluster=held.cluster) == 0
-    direction, strength, _ = nominal(cells, fitted_to, coupling)
+    there = np.unique(held.label)
+    direction, strength, _ = nominal(cells[there], fitted_to[there], coupling)
     if direction.shape != (2, 2):
-        own = scores(predict(subject, held).probability[choosing])
-        direction = lean.head_starts(own, held.label[choosing], z_held[choosing], direction.shape)
-    m = mixes(cells, direction, strength)
+        own = lean.centred(predict(subject, held).logits[choosing][:, there])
+        label = np.searchsorted(there, held.label[choosing])
+        direction = lean.head_starts(own, label, z_held[choosing], direction.shape)
+    m = mixes(cells[there], direction, strength)
     prompt = start = None
     if subject.soft_prompted:
         soft = prompt_embeddings(subject)
@@ -328,7 +320,7 @@ def tried(e: Evidence, *, retrain: bool, resamples: int, seed: int) -> tuple[lis
     table: list[dict[str, Any]] = []
     kept: dict[str, Variant] = {}
     chose, judging = e.choosing, ~e.choosing
-    own = {k: samples_of(e, before, rows) for k, rows in (("chose", chose), ("judged", judging))}
+    own = {k: e.columns(before, rows) for k, rows in (("chose", chose), ("judged", judging))}
     leant = leans(e, own["chose"])
     for i, family in enumerate(possible):
         try:
@@ -337,7 +329,7 @@ def tried(e: Evidence, *, retrain: bool, resamples: int, seed: int) -> tuple[lis
             session().note(f"The repair '{family.title}' was not tried: {refused}")
             continue
         variant = variants[family.choose(e, variants)]
-        there, here = (samples_of(e, variant.held, rows) for rows in (chose, judging))
+        there, here = (e.columns(variant.held, rows) for rows in (chose, judging))
         d = differences(
             own["judged"], here, e.mixes, e.mixes, ("severity", "level", "accuracy"), resamples=resamples, seed=seed
         )
