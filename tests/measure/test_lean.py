@@ -28,7 +28,7 @@ def slow(score, y, z, coupling, weight):
     have = shift.joint(y, z, classes, groups, weight=weight)
     free = np.outer(have.sum(axis=1), have.sum(axis=0))
     starts = np.array([
-        np.mean([np.average(score[(y == c) & (z == g)], axis=0, weights=weight[(y == c) & (z == g)]) for c in range(classes)], axis=0)
+        np.mean([np.average(score[at], axis=0, weights=weight[at]) for c in range(classes) for at in [(y == c) & (z == g)]], axis=0)
         for g in range(groups)
     ])  # fmt: skip
     found = []

@@ -156,6 +156,7 @@ class Finding:
     details: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, np.ndarray] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    doubt: str = ""
 
     @property
     def found(self) -> bool:

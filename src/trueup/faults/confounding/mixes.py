@@ -102,16 +102,16 @@ def at(table: NDArray) -> Callable[..., float]:
     return statistic
 
 
-def statistics(samples: Mapping[str, NDArray], m: Mixes) -> dict[str, Callable[..., float]]:
+def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) -> dict[str, Callable[..., float]]:
     """key -> statistic of the columns `COLUMNS` and weight.
 
     What is compared (the widest gap; beyond two classes and two groups, the way of the coupling) is chosen on the `samples`
-    that do not judge, and held.
+    that do not judge, and held. Where `own` is False the way of the coupling is that of `m`, which other examples chose.
     """
     shape = m.coupling.shape
     probability, predicted, label, group, score = (samples[k] for k in COLUMNS)
     rows, coupling = np.ones(len(label), bool), m.coupling
-    if shape != (2, 2):
+    if own and shape != (2, 2):
         rows, coupling = samples["judges"], along_own(score, label, group, ~samples["judges"], m)
 
     last: tuple[object, NDArray] | None = None
@@ -212,11 +212,18 @@ def columns(logits: NDArray, label: NDArray, group: NDArray) -> dict[str, NDArra
 
 
 def differences(
-    before: Mapping[str, NDArray], after: Mapping[str, NDArray], m: Mixes, n: Mixes, keys: Sequence[str], *,
+    before: Mapping[str, NDArray], after: Mapping[str, NDArray], m: Mixes, n: Mixes | None, keys: Sequence[str], *,
     resamples: int, seed: int,
 ) -> dict[str, Difference]:  # fmt: skip
-    """Paired differences, after minus before, of samples of the same examples; each side has its own mixes and choices."""
-    sides = [statistics(s, of) | {"present": present(s["probed"])} for s, of in ((before, m), (after, n))]
+    """Paired differences, after minus before, of samples of the same examples.
+
+    Each side has its own mixes and choices; where `n` is None both are looked at along the coupling of `m`.
+    """
+    own = n is not None
+    sides = [
+        statistics(s, of, own=own) | {"present": present(s["probed"])}
+        for s, of in ((before, m), (after, n if own else m))
+    ]
 
     def either(key: str) -> Callable[..., float]:
         # The last column says which side this is.

@@ -223,7 +223,7 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> str:
         )
         side["probed"] = np.full(int(rows.sum()), np.nan)
         side["probed"][at] = hit
-    moved = differences(sides[0], sides[1], e.mixes, e.mixes, ("use", "present"), resamples=resamples, seed=e.seed)
+    moved = differences(sides[0], sides[1], e.mixes, None, ("use", "present"), resamples=resamples, seed=e.seed)
     used, present = moved["use"], moved["present"]
     before, after = (float(np.nanmean(s["probed"])) for s in sides)
     words = " and ".join(
@@ -331,7 +331,7 @@ def tried(e: Evidence, *, retrain: bool, resamples: int, seed: int) -> tuple[lis
         variant = variants[family.choose(e, variants)]
         there, here = (e.columns(variant.held, rows) for rows in (chose, judging))
         d = differences(
-            own["judged"], here, e.mixes, e.mixes, ("severity", "level", "accuracy"), resamples=resamples, seed=seed
+            own["judged"], here, e.mixes, None, ("severity", "level", "accuracy"), resamples=resamples, seed=seed
         )
         table.append({
             "key": family.key, "title": family.title, "source": family.source, "variant": variant.name,
@@ -350,7 +350,7 @@ def tried(e: Evidence, *, retrain: bool, resamples: int, seed: int) -> tuple[lis
 
 def leans(e: Evidence, samples: Mapping[str, NDArray]) -> float:
     """|lean| of some calibration examples."""
-    return statistics(samples, e.mixes)["severity"](*(samples[k] for k in COLUMNS))
+    return statistics(samples, e.mixes, own=False)["severity"](*(samples[k] for k in COLUMNS))
 
 
 def _right(samples: Mapping[str, NDArray]) -> float:
