@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import softmax
-from scipy.stats import norm, t
 from sklearn.metrics import average_precision_score
 
 from trueup.errors import BadInput
@@ -98,10 +97,3 @@ def test_an_empty_cell_has_no_lean_and_says_so_for_its_resample_alone():
     got = lean.drop_and_floor(score, y, z, lean.along(np.eye(2)), weight=weight)
     assert np.isnan(got[:, 0]).all()
     assert np.isfinite(got[:, 1]).all()
-
-
-def test_few_examples_in_the_rarest_cell_widen_the_level():
-    for n in (10, 50):
-        a = lean.expanded(0.95, n)
-        assert norm.ppf((1 - a) / 2) == pytest.approx(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
-    assert lean.expanded(0.95, 10**7) == pytest.approx(0.95, abs=1e-6)

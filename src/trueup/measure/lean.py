@@ -19,7 +19,6 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
-from scipy.stats import norm, t
 
 from trueup.errors import BadInput
 from trueup.measure._rows import Floats
@@ -28,17 +27,6 @@ NOMINAL = 3.0
 """The coupling at which a lean is told: with even margins each class is so many times as frequent in its group."""
 ROUNDS = 500
 """Of proportional fitting, at most; couplings of `NOMINAL` take some ten."""
-
-
-def expanded(level: float, smallest: int) -> float:
-    """The level at which a percentile interval holds the truth as often as `level` says, with so few in the rarest cell.
-
-    A percentile interval is too narrow in a small sample, by what the t distribution with one degree of freedom less is wider
-    than the normal, and by n / (n - 1) (Hesterberg 2015, doi 10.1080/00031305.2015.1089789). The rarest cell carries most of
-    what reweighting does, so its size counts here.
-    """
-    n = max(2, smallest)
-    return float(1 - 2 * norm.cdf(math.sqrt(n / (n - 1)) * t.ppf((1 - level) / 2, n - 1)))
 
 
 def centred(logits: ArrayLike) -> Floats:

@@ -35,8 +35,8 @@ from trueup.faults.confounding.mixes import (
     mixes,
     nominal,
     present,
-    smallest,
     statistics,
+    weighted,
 )
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
 from trueup.measure import bootstrap, lean
@@ -145,7 +145,7 @@ def audit(
         *values,
         seed=seed,
         resamples=resamples,
-        level=lean.expanded(0.95, smallest(samples)),
+        plain=weighted(samples, *curve),
         cluster=corpus.cluster,
     )
     measures = {

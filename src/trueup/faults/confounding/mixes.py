@@ -236,18 +236,21 @@ def differences(
         [*(after[k] for k in COLUMNS), np.ones(size)],
         seed,
         resamples=resamples,
-        level=lean.expanded(0.95, smallest(before)),
-        biased=("severity",),
+        plain=weighted(before),
         cluster=before["cluster"],
     )
     return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
 
 
-def smallest(samples: Mapping[str, NDArray]) -> int:
-    """How many clusters the (label, group) cell with the fewest has."""
+WEIGHTED = ("severity", "lean", "floor", "drop", "auprc_balanced", "auprc_towards", "auprc_against", "level")
+"""What is ranked under weights, and so has plain percentiles for its interval (`bootstrap.interval_many`)."""
+
+
+def weighted(samples: Mapping[str, NDArray], *more: str) -> dict[str, int]:
+    """Each of `WEIGHTED`, and `more`, with the number of clusters in the (label, group) cell that has the fewest."""
     cell = np.stack([samples["label"], samples["group"], samples["cluster"]])
     kinds = np.unique(cell, axis=1)[:2]
-    return int(np.unique(kinds, axis=1, return_counts=True)[1].min())
+    return dict.fromkeys((*WEIGHTED, *more), int(np.unique(kinds, axis=1, return_counts=True)[1].min()))
 
 
 def present(hit: NDArray) -> Callable[..., float]:

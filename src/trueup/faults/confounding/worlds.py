@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trueup.faults.confounding.mixes import COLUMNS, columns, folded, judges, mixes, nominal, smallest, statistics
+from trueup.faults.confounding.mixes import COLUMNS, columns, folded, judges, mixes, nominal, statistics, weighted
 from trueup.measure import bootstrap, lean, shift
 
 
@@ -72,7 +72,7 @@ def verdict(
     keys = ("lean", "floor", "use", "true_positive_gap", "false_positive_gap")
     got = bootstrap.interval_many(
         {k: wanted[k] for k in keys}, *(samples[k] for k in COLUMNS), seed=seed, resamples=resamples,
-        level=lean.expanded(0.95, smallest(samples)), cluster=cluster,
+        plain=weighted(samples), cluster=cluster,
     )  # fmt: skip
     low, high = folded(got["lean"])
     return got | {"severity": bootstrap.Estimate(abs(got["lean"].value), low, high, 0.95)}

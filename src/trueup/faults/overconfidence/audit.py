@@ -40,7 +40,7 @@ def _of_ranking(f: Statistic, **fixed: float) -> Statistic:
 
 
 def _ece(confidence, error, probability, label, weight=None) -> float:
-    return cal.expected_calibration_error(confidence, ~error, weight=weight)
+    return cal.squared_calibration_error(confidence, ~error, weight=weight)
 
 
 def _of_classes(f: Statistic) -> Statistic:
@@ -73,8 +73,8 @@ MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
 }  # fmt: skip
 """key -> statistic of (confidence, error, probability, label), title, unit, which direction is better."""
 
-BIASED = ("ece",)
-"""Measures that resampling pushes upwards."""
+SQUARES = ("ece",)
+"""Measures that chance pushes upwards: mean squares, given debiased and as their root."""
 COLUMNS = ("confidence", "error", "probability", "label")
 
 
@@ -116,7 +116,7 @@ def _finding(
 ) -> Finding:
     values = [columns[k] for k in COLUMNS]
     statistics = {"severity": severity} | {k: m[0] for k, m in MEASURES.items()}
-    got = bootstrap.interval_many(statistics, *values, seed=seed, resamples=resamples, biased=BIASED)
+    got = bootstrap.interval_many(statistics, *values, seed=seed, resamples=resamples, squares=SQUARES)
     head = got["severity"]
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
     statistics = {"severity": severity} | {k: m[0] for k, m in MEASURES.items()}
     got = bootstrap.paired_many(
         statistics, [before.samples[k] for k in COLUMNS], [after.samples[k] for k in COLUMNS], seed, resamples=resamples,
-        biased=BIASED,
+        squares=SQUARES,
     )  # fmt: skip
     return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
 
