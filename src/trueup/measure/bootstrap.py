@@ -179,8 +179,8 @@ def paired_many(
             with np.errstate(invalid="ignore"):
                 value, draws = (d[..., 1, i] - d[..., 0, i] for d in (drawn.value, drawn.draws))
                 without = drawn.without[:, 1, i] - drawn.without[:, 0, i]
-            bent = _bent(name, plain, value, draws, without, drawn.clusters)
-        low, high = _between(value, draws, bent.levels(level))
+            bent = _bent(name, plain, float(value), draws, without, drawn.clusters)
+        low, high = _between(float(value), draws, bent.levels(level))
         p = math.nan if math.isnan(low) else bent.p(draws)
         found[name] = PairedEstimate(float(value), low, high, p, level)
     return found

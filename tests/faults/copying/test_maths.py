@@ -134,4 +134,4 @@ def test_the_severity_of_no_copy_at_all_leaves_the_rule_of_three_open():
     for n in (60, 600):
         e = maths.severity(np.zeros(n), np.ones(n), np.arange(n), seed=0, resamples=50)
         assert (e.value, e.low) == (0, 0)
-        assert (1 - e.high) ** n == pytest.approx(0.025, rel=0.1)
+        assert (1 - e.high) ** n == pytest.approx(0.025)

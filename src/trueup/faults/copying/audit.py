@@ -16,7 +16,7 @@ from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
 from trueup.measure import bootstrap
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers, answers, patched_answers
-from trueup.run.predict import collect_rows
+from trueup.run.predict import collect_rows, session
 from trueup.subject.subject import Subject
 
 FEWEST = 10
@@ -69,11 +69,28 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
         if mode == "free":
             kept["shown"] = draws.shown[np.arange(len(corpus)), corpus.label]
             if len(subject.classes) <= prompts.MOST_NAMED:
-                _, told = asked(subject, corpus, mode, seed, first=prompts.header(subject.classes))
-                kept |= {f"{what}_named": values for what, values in scored(draws, told.answer, corpus.label).items()}
-    named = kept["copied_named"] - kept["expected_named"] if "copied_named" in kept else None
-    kept["blamed"] = maths.blamed(kept["copied_free"] - kept["expected_free"], kept["shown"], named)
+                kept |= _named(subject, corpus, draws, seed)
+    closed = len(subject.classes) <= prompts.MOST_NAMED
+    excess = kept["copied_free"] - kept["expected_free"]
+    kept["blamed"], kept["counted"] = excess, kept["asked_free"]
+    if "copied_named" in kept:
+        kept["blamed"] = maths.blamed(excess, kept["shown"], kept["copied_named"] - kept["expected_named"])
+    elif closed:
+        kept["counted"] = kept["asked_free"] * kept["shown"]
     return kept
+
+
+def _named(subject: Subject, corpus: Corpus, draws: Draws, seed: int) -> dict[str, np.ndarray]:
+    """The queries asked again, with the same demonstrations and all answers named; empty where that is too long."""
+    try:
+        _, told = asked(subject, corpus, "free", seed, first=prompts.header(subject.classes))
+    except BadInput as e:
+        session().note(
+            "copying: the queries were not asked with all answers named, so only those count to which the right answer was "
+            f"shown: {e}"
+        )
+        return {}
+    return {f"{what}_named": values for what, values in scored(draws, told.answer, corpus.label).items()}
 
 
 def scored(draws: Draws, answer: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
@@ -104,7 +121,7 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     got = bootstrap.interval_many(
         {k: s[0] for k, s in statistics.items()}, *kept.values(), seed=seed, resamples=resamples, cluster=corpus.cluster
     )
-    head = maths.severity(kept["blamed"], kept["asked_free"], corpus.cluster, seed=seed, resamples=resamples)
+    head = maths.severity(kept["blamed"], kept["counted"], corpus.cluster, seed=seed, resamples=resamples)
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, "share of queries", better, title)  # type: ignore[arg-type]
         for k, (_, title, better) in statistics.items()
@@ -298,7 +315,7 @@ def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[...,
 
         return statistic
 
-    found = {"severity": (share("blamed", "asked_free"), "copied wrongly, above chance", "lower")}
+    found = {"severity": (share("blamed", "counted"), "copied wrongly, above chance", "lower")}
     for m in MODES:
         if not kept[f"asked_{m}"].any():
             continue

@@ -52,16 +52,13 @@ def blamed(
     return excess if named is None else np.where(shown, excess, named)
 
 
-RULE = -float(np.log(0.025))
-"""No event in n independent queries leaves a rate of RULE / n possible (the rule of three, at 97.5%)."""
-
-
 def severity(
     blame: NDArray[np.float64], asked: NDArray[np.float64], cluster: NDArray[np.int64], *, seed: int, resamples: int
 ) -> bootstrap.Estimate:
     """The mean of `blamed` over the queries that were asked, by a bootstrap of clusters.
 
-    Where no query copies, no resample does either: the upper end is at least what the rule of three leaves open.
+    Where no query copies, no resample does either: the upper end is at least the rate at which that happens in 2.5% of samples
+    (the rule of three).
     """
 
     def mean(values, weight=None) -> float:
@@ -69,7 +66,7 @@ def severity(
 
     rows = asked > 0
     e = bootstrap.interval(mean, blame[rows], seed=seed, resamples=resamples, cluster=cluster[rows])
-    return replace(e, high=max(e.high, e.value + RULE / len(np.unique(cluster[rows]))))
+    return replace(e, high=max(e.high, e.value + 1 - 0.025 ** (1 / len(np.unique(cluster[rows])))))
 
 
 def visible(shown: NDArray[np.bool_], gold: NDArray[np.int64], chance: NDArray[np.float64]) -> float:
