@@ -231,8 +231,8 @@ def team(
             return
         kept = [m.kept for m in members]
         lr, last = kept[0].lr, float(np.mean([a.growing for a in kept]))
-        means = (float(np.mean([getattr(a, k) for a in kept])) for k in ("nll", "accuracy"))
-        tried[rate, epochs] = Attempt(lr, *means, epochs, last > 0.5), members
+        loss, right = (float(np.mean([getattr(a, k) for a in kept])) for k in ("nll", "accuracy"))
+        tried[rate, epochs] = Attempt(lr, loss, right, epochs, last > 0.5), members
 
     def best() -> tuple[float, int]:
         return min(tried, key=lambda k: tried[k][0].nll)
