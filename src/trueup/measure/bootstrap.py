@@ -116,14 +116,14 @@ def interval_many(
     drawn = _drawn(statistics, _columns(arrays), cluster, seed, resamples, level)
     found = {}
     for i, name in enumerate(statistics):
-        value, draws = drawn.value[0, i], drawn.draws[:, 0, i]
+        value, draws = float(drawn.value[0, i]), drawn.draws[:, 0, i]
         if name in squares:
             value, draws = _rooted(value, draws)
             low, high = _between(value, draws, [(1 - level) / 2, (1 + level) / 2])
         else:
             bent = _bent(name, plain, value, draws, drawn.without[:, 0, i], drawn.clusters)
             low, high = _between(value, draws, bent.levels(level))
-        found[name] = Estimate(float(value), low, high, level)
+        found[name] = Estimate(value, low, high, level)
     return found
 
 
@@ -177,12 +177,13 @@ def paired_many(
             bent = _Bent(0.0, 0.0, math.inf)
         else:
             with np.errstate(invalid="ignore"):
-                value, draws = (d[..., 1, i] - d[..., 0, i] for d in (drawn.value, drawn.draws))
+                value = float(drawn.value[1, i] - drawn.value[0, i])
+                draws = drawn.draws[:, 1, i] - drawn.draws[:, 0, i]
                 without = drawn.without[:, 1, i] - drawn.without[:, 0, i]
             bent = _bent(name, plain, float(value), draws, without, drawn.clusters)
         low, high = _between(float(value), draws, bent.levels(level))
         p = math.nan if math.isnan(low) else bent.p(draws)
-        found[name] = PairedEstimate(float(value), low, high, p, level)
+        found[name] = PairedEstimate(value, low, high, p, level)
     return found
 
 
