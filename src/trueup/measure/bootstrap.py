@@ -29,6 +29,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -98,6 +99,7 @@ def interval_many(
     resamples: int = 1000,
     level: float = 0.95,
     squares: Collection[str] = (),
+    plain: Mapping[str, int] = MappingProxyType({}),
     cluster: ArrayLike | None = None,
 ) -> dict[str, Estimate]:
     """:func:`interval` for several statistics of the same columns, all on the same resamples.
@@ -106,6 +108,10 @@ def interval_many(
         squares: names of statistics that are a mean square of noisy gaps, as a squared calibration error is: chance alone
             pushes them up. By how much, the bootstrap says (Efron and Tibshirani 1993, section 10.2); it is taken off, and
             given is the root of what is left, 0 where that is below 0.
+        plain: statistics that are read by percentiles as they are, and how many independent examples their rarest part has,
+            which widens them in place of the number of clusters. For rankings under strong weights: there what BCa learns of
+            bias and skew is mostly noise (of 300 null worlds at 200 examples BCa held the truth in 85 to 92%, these in 92 to
+            95%).
     """
     drawn = _drawn(statistics, _columns(arrays), cluster, seed, resamples, level)
     found = {}
@@ -115,7 +121,7 @@ def interval_many(
             value, draws = _rooted(value, draws)
             low, high = _between(value, draws, [(1 - level) / 2, (1 + level) / 2])
         else:
-            bent = _Bent.of(value, draws, drawn.without[:, 0, i], drawn.clusters)
+            bent = _bent(name, plain, value, draws, drawn.without[:, 0, i], drawn.clusters)
             low, high = _between(value, draws, bent.levels(level))
         found[name] = Estimate(value, low, high, level)
     return found
@@ -155,11 +161,12 @@ def paired_many(
     resamples: int = 1000,
     level: float = 0.95,
     squares: Collection[str] = (),
+    plain: Mapping[str, int] = MappingProxyType({}),
     cluster: ArrayLike | None = None,
 ) -> dict[str, PairedEstimate]:
     """:func:`paired` for several statistics of the same columns, all on the same resamples.
 
-    `squares` as in :func:`interval_many`; the difference is that of the roots.
+    `squares` and `plain` as in :func:`interval_many`; the difference of squares is that of the roots.
     """
     drawn = _drawn(statistics, _columns(before_arrays, after_arrays), cluster, seed, resamples, level)
     found = {}
@@ -173,8 +180,8 @@ def paired_many(
                 value = float(drawn.value[1, i] - drawn.value[0, i])
                 draws = drawn.draws[:, 1, i] - drawn.draws[:, 0, i]
                 without = drawn.without[:, 1, i] - drawn.without[:, 0, i]
-            bent = _Bent.of(value, draws, without, drawn.clusters)
-        low, high = _between(value, draws, bent.levels(level))
+            bent = _bent(name, plain, float(value), draws, without, drawn.clusters)
+        low, high = _between(float(value), draws, bent.levels(level))
         p = math.nan if math.isnan(low) else bent.p(draws)
         found[name] = PairedEstimate(value, low, high, p, level)
     return found
@@ -246,6 +253,17 @@ class _Bent:
             else:
                 ends.append(float(norm.cdf(z)))
         return min(1.0, 2 * min(ends))
+
+
+def _bent(
+    name: str,
+    plain: Mapping[str, int],
+    value: float,
+    draws: NDArray[np.float64],
+    without: NDArray[np.float64],
+    clusters: int,
+) -> _Bent:
+    return _Bent(0.0, 0.0, plain[name]) if name in plain else _Bent.of(value, draws, without, clusters)
 
 
 def _columns(*sides: Sequence[ArrayLike]) -> list[list[NDArray]]:

@@ -27,16 +27,11 @@ def participation(gram: NDArray) -> NDArray:
     return values.sum(axis=-1) ** 2 / np.maximum((values**2).sum(axis=-1), 1e-300)
 
 
-def verdict(equal: tuple[float, float], own: tuple[float, float], margin: float) -> Verdict:
-    """From two intervals of (accuracy of weights) - (accuracy of a prompt), each (low, high).
-
-    Args:
-        equal: against the prompt tuned with the same effort; the subject's own where none could be.
-        own: against the subject's own, on which more may have been spent.
-    """
-    if equal[0] > margin and own[0] > margin:
+def verdict(low: float, high: float, margin: float) -> Verdict:
+    """From the interval of (accuracy of weights) - (accuracy of a prompt), both of one size and one effort, over seeds."""
+    if low > margin:
         return "weights needed"
-    return "prompt suffices" if equal[1] < margin else "undecided"
+    return "prompt suffices" if high < margin else "undecided"
 
 
 def signature(
