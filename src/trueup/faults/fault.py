@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 Better = Literal["higher", "lower", "zero"]
 """Which direction is better; `zero` of a signed number that should be 0."""
 Verdict = Literal["found", "clear", "undecided"]
+Outcome = Literal["found", "clear", "undecided", "repaired", "reduced", "trade-off", "no gain", "made worse"]
+"""What a check says of a fault: a verdict where there was no repair, or nothing to repair, else what the repair came to."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ class Comparison:
         differences: measure key -> paired difference, after minus before.
         harm: measure key -> paired difference of what should not have changed (accuracy above all).
         adapter: name of the folder of the saved remedy inside the job's output folder, or None.
+        budget: how much accuracy, as the data are, a repair may cost before it is called a trade-off.
     """
 
     before: Finding
@@ -255,6 +258,35 @@ class Comparison:
     differences: Mapping[str, Difference] = field(default_factory=dict)
     harm: Mapping[str, Difference] = field(default_factory=dict)
     adapter: str | None = None
+    budget: float = 0.02
+
+    @property
+    def gained(self) -> bool:
+        """Whether the paired interval of the severity lies wholly below 0: a gain on examples that chose nothing."""
+        d = self.differences.get("severity")
+        return d is not None and d.high < 0
+
+    @property
+    def outcome(self) -> Outcome:
+        """The word for the fault.
+
+        After a repair: ``made worse`` or ``no gain`` by the paired interval of the severity; with a gain ``trade-off`` when it
+        cost more accuracy than the budget, ``repaired`` when the second audit is clear, else ``reduced``. A model that was
+        clear stays so unless it was made worse, and one that was undecided unless it gained.
+        """
+        word, after, d = self.before.verdict, self.after, self.differences.get("severity")
+        if after is None or d is None:
+            return word
+        if d.low > 0 and after.verdict != "clear":
+            return "made worse"
+        if word == "clear":
+            return word
+        if not self.gained:
+            return "no gain" if word == "found" else word
+        cost = self.harm.get("accuracy")
+        if cost is not None and -cost.value > self.budget:
+            return "trade-off"
+        return "repaired" if after.verdict == "clear" else "reduced"
 
     def title(self, key: str) -> str:
         """What a measure is called; the key in words where neither finding has it, as in the harm table."""

@@ -32,7 +32,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
     (bitsandbytes 0.50 unpacks a 4-bit layer's weight there, and leaves its scales as they are.)
     """
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     for name, buffer in model.named_buffers(remove_duplicate=False):
         parent, _, leaf = name.rpartition(".")
         if leaf not in model.get_submodule(parent)._non_persistent_buffers_set:
