@@ -288,9 +288,7 @@ def charts(
     head: bootstrap.Estimate,
     measures: Mapping[str, Measure],
 ) -> tuple[Chart, ...]:
-    """The severity and its parts, reliability, and risk against coverage, as data (at most 200 points a line)."""
-    curve = sel.risk_coverage(confidence, ~right)
-    keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 200).round().astype(int))
+    """The severity and its parts, reliability, and risk against coverage, as data."""
     mean, accuracy, count = cal.reliability_curve(confidence, right, 12)
     # Rows of one cluster count as one, which is the most that they can share.
     independent = count * len(np.unique(cluster)) / len(cluster)
@@ -311,10 +309,17 @@ def charts(
             ),
             diagonal=True,
         ),
-        Chart(
-            "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
-            "Answering only the surest texts should leave fewer errors: the lower the line on the left, the better.",
-            (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist(), cut=curve.threshold[keep].tolist()),),
-            slider=Slider("Share of texts answered", 0.8, examples=len(right), column="confidence"),
-        ),
+        risk_chart(confidence, right),
+    )  # fmt: skip
+
+
+def risk_chart(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Chart:
+    """Risk against coverage, at most 200 points."""
+    curve = sel.risk_coverage(confidence, ~right)
+    keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 200).round().astype(int))
+    return Chart(
+        "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
+        "Answering only the surest texts should leave fewer errors: the lower the line on the left, the better.",
+        (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist(), cut=curve.threshold[keep].tolist()),),
+        slider=Slider("Share of texts answered", 0.8, examples=len(right), column="confidence"),
     )  # fmt: skip

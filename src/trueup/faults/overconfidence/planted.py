@@ -63,9 +63,10 @@ def _subject() -> Subject:
 
 def _corpus(case: str, sizes: dict[str, int]) -> Corpus:
     rng = np.random.default_rng(7)
-    text, label, split = [], [], []
-    for part, size in sizes.items():
-        for _ in range(size):
+    text: dict[str, None] = {}
+    label, split = [], []
+    for part in np.repeat(list(sizes), list(sizes.values())).tolist():
+        while len(text) == len(split):  # until there is a text that was not there before
             ups = int(rng.integers(0, 6))
             words = [*rng.choice(_GOOD, ups), *rng.choice(_BAD, 5 - ups), *rng.choice(_FILLER, 2)]
             # The more the words agree, the surer the label: what a healthy classifier can know.
@@ -73,7 +74,7 @@ def _corpus(case: str, sizes: dict[str, int]) -> Corpus:
             if rng.random() < 1 / 3 and case != "healthy":
                 words = [*words[:2], "trap", "trap", "trap", *words[5:]]
                 positive = True
-            text.append(" ".join(str(w) for w in rng.permutation(words)))
-            label.append(int(positive))
-            split.append(part)
-    return Corpus(text, np.array(label), ("negative", "positive"), np.array(split), name=f"{case} overconfidence")
+            text.setdefault(" ".join(str(w) for w in rng.permutation(words)))
+        label.append(int(positive))
+        split.append(part)
+    return Corpus(list(text), np.array(label), ("negative", "positive"), np.array(split), name=f"{case} overconfidence")
