@@ -160,7 +160,7 @@ def test_a_constant_added_to_all_logits_changes_nothing():
     layer.bias.data += 3.0
     after = fault.prepared(subject, corpus, seed=0).audit(subject, corpus.part("test"), seed=0)
     assert after.severity == pytest.approx(before.severity, abs=1e-4)
-    assert (after.low, after.high) == pytest.approx((before.low, before.high), abs=1e-4)
+    assert (after.low, after.high) == pytest.approx((before.low, before.high), abs=1e-3)
 
 
 def test_three_words_and_what_would_decide():
@@ -245,7 +245,7 @@ def test_a_repaired_subject_is_held_against_the_same_forecast():
         confidence = predict(repaired, test).confidence
     assert np.array_equal(before.samples["forecast"], after.samples["forecast"])
     assert np.array_equal(before.samples["right"], after.samples["right"])
-    np.testing.assert_allclose(expit(after.samples["odds"]), confidence)
+    np.testing.assert_allclose(expit(after.samples["odds"]), confidence, atol=1e-6)
     moved = fault.compare(before, after, seed=0)["severity"]
     assert moved.value == pytest.approx(after.severity - before.severity)
     assert moved.high < 0

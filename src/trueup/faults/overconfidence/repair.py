@@ -25,6 +25,7 @@ from trueup.faults.fault import Comparison, NoRemedy, Remedy
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Part, choose
+from trueup.faults.overconfidence.forecast import share
 from trueup.measure import bootstrap
 from trueup.measure.folds import folds as spread
 from trueup.measure.selective import certified_threshold
@@ -224,15 +225,8 @@ def judged(
     losses: Sequence[np.ndarray], cluster: np.ndarray, *, resamples: int, seed: int
 ) -> dict[str, bootstrap.Estimate]:
     """What is saved of the first of three losses (n,), as shares of it: by the second, by the third beyond that, and in all."""
-
-    def share(before: int, after: int) -> bootstrap.Statistic:
-        def statistic(*loss, weight=None) -> float:
-            stated, a, b = (float(np.average(x, weights=weight)) for x in (loss[0], loss[before], loss[after]))
-            return (a - b) / stated if stated > 0 else 0.0
-
-        return statistic
-
-    wanted = {"recalibration": share(0, 1), "beyond": share(1, 2), "whole": share(0, 2)}
+    pairs = {"recalibration": (0, 1), "beyond": (1, 2), "whole": (0, 2)}
+    wanted = {k: bootstrap.Means(share, before, after, 0) for k, (before, after) in pairs.items()}
     return bootstrap.interval_many(wanted, *losses, seed=seed, resamples=resamples, cluster=cluster)
 
 
