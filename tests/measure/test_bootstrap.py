@@ -6,7 +6,7 @@ from scipy.stats import bootstrap
 
 from trueup.errors import BadInput
 from trueup.measure.accuracy import accuracy
-from trueup.measure.bootstrap import clusters_needed, interval, interval_many, paired, paired_many
+from trueup.measure.bootstrap import Means, clusters_needed, interval, interval_many, paired, paired_many
 from trueup.measure.calibration import brier, expected_calibration_error, nll, softmax, squared_calibration_error
 from trueup.measure.selective import augrc, aurc, coverage_at_risk, error_auc, naurc
 
@@ -283,3 +283,22 @@ def test_so_many_clusters_part_the_interval_from_the_threshold():
     assert needed is not None
     larger = interval(np.mean, np.resize(x, needed), seed=0)
     assert abs(larger.low) < 0.05 < abs(small.low), "so many of the same kind just do"
+
+
+def test_means_are_the_same_statistic_in_one_product():
+    x, ids = in_clusters(0)
+    y = np.random.default_rng(1).random(x.size)
+    slow = {
+        "ratio": lambda x, y, weight=None: np.average(x, weights=weight) / np.average(y, weights=weight),
+        "mean": lambda x, y, weight=None: np.average(y, weights=weight),
+    }
+    fast = {"ratio": Means(lambda a, b: a / b, 0, 1), "mean": Means(lambda b: b, 1)}
+    for cluster in (ids, None):
+        one, other = (interval_many(s, x, y, seed=0, resamples=150, cluster=cluster) for s in (slow, fast))
+        two, another = (paired_many(s, [x, y], [x + y**2, y**2], 0, 150, cluster=cluster) for s in (slow, fast))
+        for name in slow:
+            assert _numbers(other[name]) == pytest.approx(_numbers(one[name]), abs=1e-9)
+            assert _numbers(another[name]) == pytest.approx(_numbers(two[name]), abs=1e-9)
+    mixed = interval_many({"ratio": fast["ratio"], "mean": slow["mean"]}, x, y, seed=0, resamples=150, cluster=ids)
+    plain = interval_many(fast, x, y, seed=0, resamples=150, cluster=ids)
+    assert _numbers(mixed["mean"]) == pytest.approx(_numbers(plain["mean"]), abs=1e-9)

@@ -93,23 +93,18 @@ def surest_first(samples: Mapping[str, np.ndarray]) -> NDArray[np.intp]:
     return np.argsort(-samples["odds"], kind="stable")
 
 
-def _mean(key: str) -> Statistic:
-    def statistic(*values, weight=None) -> float:
-        x = values[COLUMNS.index(key)]
-        return float(x.mean() if weight is None else weight @ x / weight.sum())
-
-    return statistic
+COLUMNS = (
+    "confidence", "recalibrated", "forecast", "gap", "accuracy", "nll", "brier_classes", "nll_classes", "odds", "stated", "right",
+)  # fmt: skip
 
 
-def _saved(before: str, after: str) -> Statistic:
+def _mean(key: str) -> bootstrap.Means:
+    return bootstrap.Means(lambda mean: mean, COLUMNS.index(key))
+
+
+def _saved(before: str, after: str) -> bootstrap.Means:
     """What one mean loss is above another, as a share of the confidence's; 0 where that loses nothing."""
-    one, other, all_of = _mean(before), _mean(after), _mean("confidence")
-
-    def statistic(*values, weight=None) -> float:
-        loss = all_of(*values, weight=weight)
-        return (one(*values, weight=weight) - other(*values, weight=weight)) / loss if loss > 0 else 0.0
-
-    return statistic
+    return bootstrap.Means(fc.share, *map(COLUMNS.index, (before, after, "confidence")))
 
 
 def _of(f: Statistic, *keys: str) -> Statistic:
@@ -128,9 +123,6 @@ def _augrc(odds, right, weight=None) -> float:
     return sel.augrc(odds, ~right, weight=weight)
 
 
-COLUMNS = (
-    "confidence", "recalibrated", "forecast", "gap", "accuracy", "nll", "brier_classes", "nll_classes", "odds", "stated", "right",
-)  # fmt: skip
 MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
     "misstated": (_saved("confidence", "recalibrated"), "avoidable by recalibration", "share of the Brier loss", "lower"),
     "misranked": (_saved("recalibrated", "forecast"), "avoidable by ranking errors", "share of the Brier loss", "lower"),
@@ -288,9 +280,7 @@ def charts(
     head: bootstrap.Estimate,
     measures: Mapping[str, Measure],
 ) -> tuple[Chart, ...]:
-    """The severity and its parts, reliability, and risk against coverage, as data (at most 200 points a line)."""
-    curve = sel.risk_coverage(confidence, ~right)
-    keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 200).round().astype(int))
+    """The severity and its parts, reliability, and risk against coverage, as data."""
     mean, accuracy, count = cal.reliability_curve(confidence, right, 12)
     # Rows of one cluster count as one, which is the most that they can share.
     independent = count * len(np.unique(cluster)) / len(cluster)
@@ -311,10 +301,17 @@ def charts(
             ),
             diagonal=True,
         ),
-        Chart(
-            "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
-            "Answering only the surest texts should leave fewer errors: the lower the line on the left, the better.",
-            (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist(), cut=curve.threshold[keep].tolist()),),
-            slider=Slider("Share of texts answered", 0.8, examples=len(right), column="confidence"),
-        ),
+        risk_chart(confidence, right),
+    )  # fmt: skip
+
+
+def risk_chart(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Chart:
+    """Risk against coverage, at most 200 points."""
+    curve = sel.risk_coverage(confidence, ~right)
+    keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 200).round().astype(int))
+    return Chart(
+        "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
+        "Answering only the surest texts should leave fewer errors: the lower the line on the left, the better.",
+        (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist(), cut=curve.threshold[keep].tolist()),),
+        slider=Slider("Share of texts answered", 0.8, examples=len(right), column="confidence"),
     )  # fmt: skip

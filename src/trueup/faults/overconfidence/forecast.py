@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,12 +133,13 @@ def learn(seen: Seen, right: NDArray[np.bool_], cluster: NDArray, *, seed: int) 
     return recalibrated(seen, right) if best == 0 else list(probes(seen, right))[best - 1]
 
 
-def brier(probability: Array, right: NDArray[np.bool_]) -> float:
-    """Mean (probability - right)^2: the Brier loss of a forecast of being right, 0 to 1. Lower is better."""
-    return float(np.square(probability - right).mean())
+def share(before: Any, after: Any, stated: Any) -> Any:
+    """(before - after) / stated of mean losses: what is saved, as a share; 0 where nothing is lost."""
+    some = np.asarray(stated) > 0
+    return np.where(some, before - after, 0.0) / np.where(some, stated, 1.0)
 
 
 def avoidable(confidence: Array, forecast: Array, right: NDArray[np.bool_]) -> float:
-    """The severity, 1 - brier(forecast) / brier(confidence): above 0 where the forecast is better. 0 where nothing is lost."""
-    loss = brier(confidence, right)
-    return 1 - brier(forecast, right) / loss if loss > 0 else 0.0
+    """The severity, 1 - b1 / b0, b the mean of (probability - right)^2: above 0 where the forecast is better."""
+    b0, b1 = (np.square(p - right).mean() for p in (confidence, forecast))
+    return float(share(b0, b1, b0))
