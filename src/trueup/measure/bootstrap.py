@@ -207,6 +207,16 @@ def paired_many(
     return found
 
 
+def too_few(clusters: int) -> str:
+    """Why so few clusters decide nothing, as a sentence; empty where they are enough."""
+    return (
+        f"There are only {clusters} independent clusters of examples, and fewer than {FEWEST} decide nothing: their intervals are "
+        "not to be trusted."
+        if clusters < FEWEST
+        else ""
+    )
+
+
 def clusters_needed(value: float, low: float, high: float, threshold: float, clusters: int) -> int | None:
     """How many clusters would part an interval from `threshold`, if the estimate stayed: its width falls with their root.
 

@@ -48,6 +48,8 @@ from trueup.subject.wear import wear, with_prompt
 from .cases import corpus_of, fitted
 
 FAULT = Confounding(resamples=60)
+DEAR = replace(FAULT, max_cost=0.5)
+"""Of these small cases a shortcut less costs more than two points of accuracy as the data are."""
 COSTLY = {f.key for f in FAMILIES if f.costly}
 
 
@@ -435,7 +437,7 @@ def test_every_family_of_a_lora(lora):
     subject, corpus = lora
     found = FAULT.audit(subject, corpus.part("test"), seed=0)
     assert found.found
-    got = replace(FAULT, retrain=True).repair(subject, corpus, found, seed=0)
+    got = replace(DEAR, retrain=True).repair(subject, corpus, found, seed=0)
     assert isinstance(got, Adapted)
     keys = {r["key"] for r in got.card["candidates"]}
     assert keys == {"dfr", "leace", "backdoor", "lora-arithmetic", "group-dro", "resampled", "weighted"}
@@ -538,7 +540,7 @@ def test_a_lora_and_a_bare_classifier_get_another_last_layer(lora, bases, bare, 
         made.tokenizer.save_pretrained(folder)
         assert subject.peft_config is None
     found = FAULT.audit(subject, corpus.part("test"), seed=0)
-    got = FAULT.repair(subject, corpus, found, seed=0)
+    got = DEAR.repair(subject, corpus, found, seed=0)
     assert isinstance(got, Adapted)
     assert got.card["chosen"] in ("dfr", "leace", "backdoor")
     with got.on(subject) as repaired:
@@ -551,7 +553,7 @@ def test_three_classes_and_three_groups_are_repaired(bases, tmp_path):
     corpus = corpus_of(3, 3, 0.5, sizes=(("train", 400), ("calibration", 500), ("test", 400)))
     subject = fitted(fresh(bases["bert"], Prompt(3), corpus.classes, max_length=16, device="cpu"), corpus)
     found = FAULT.audit(subject, corpus.part("test"), seed=0)
-    got = FAULT.repair(subject, corpus, found, seed=0)
+    got = DEAR.repair(subject, corpus, found, seed=0)
     assert isinstance(got, Adapted)
     with got.on(subject) as repaired:
         after = FAULT.audit(repaired, corpus.part("test"), seed=0)
@@ -656,7 +658,7 @@ def test_a_head_that_some_classes_never_need(case, bases):
     three = replace(corpus, classes=(*corpus.classes, "class 2"))
     subject = fitted(fresh(bases["bert"], Lora(2), three.classes, max_length=16, device="cpu"), three)
     found = FAULT.audit(subject, corpus.part("test"), seed=0)
-    got = FAULT.repair(subject, corpus, found, seed=0)
+    got = DEAR.repair(subject, corpus, found, seed=0)
     assert isinstance(got, Adapted)
     with got.on(subject) as repaired:
         after = FAULT.audit(repaired, corpus.part("test"), seed=0)

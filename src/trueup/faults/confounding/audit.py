@@ -31,6 +31,7 @@ from trueup.faults.confounding.mixes import (
     columns,
     differences,
     folded,
+    judged,
     judges,
     mixes,
     nominal,
@@ -163,11 +164,10 @@ def audit(
         "sliced Wasserstein distance of the groups' last features",
     )  # fmt: skip
     head = got["lean"]
-    low, high = folded(head)
     favoured = [names[c] for c in lean.interaction(starts).argmax(axis=0)]
-    return Finding(
-        fault="confounding", unit="AUPRC lost to leaning on the attribute", severity=abs(head.value), low=low, high=high,
-        threshold=threshold, sentence=_sentence(got, m, attribute, groups, favoured, whose), measures=measures,
+    return judged(
+        head, corpus.cluster, threshold=threshold,
+        sentence=_sentence(got, m, attribute, groups, favoured, whose), measures=measures,
         charts=_charts(m, [got[k] for k in curve], got, layers, samples, names, groups, attribute),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),

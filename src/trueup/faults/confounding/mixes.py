@@ -8,16 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trueup.faults.fault import Difference
+from trueup.faults.fault import Difference, Finding
 from trueup.measure import bootstrap, gaps, lean, shift
 from trueup.measure.accuracy import accuracy
 from trueup.measure.calibration import nll
 from trueup.measure.folds import folds
 
+FEWEST = 10
+"""Examples that every (label, group) cell must have (the protocol's rule, `corpus.mix.FEWEST`)."""
 POINTS = 9
 REACH = 5.0
 """The curve goes from coupling 1/5 to 5."""
@@ -109,11 +112,11 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
     that do not judge, and held. Where `own` is False the way of the coupling is that of `m`, which other examples chose.
     """
     shape = m.coupling.shape
-    probability, predicted, label, group, score = (samples[k] for k in COLUMNS)
-    rows, coupling = np.ones(len(label), bool), m.coupling
+    probability, predicted, label, group = (samples[k] for k in COLUMNS[:4])
+    rows = np.ones(len(label), bool)
+    coupling = m.coupling
     if own and shape != (2, 2):
-        rows, coupling = samples["judges"], along_own(score, label, group, ~samples["judges"], m)
-
+        rows, coupling = samples["judges"], along_own(samples, m)
     last: tuple[object, NDArray] | None = None
 
     def parts(probability, predicted, label, group, score, weight=None) -> NDArray:
@@ -170,16 +173,20 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
     }  # fmt: skip
 
 
-def along_own(score: NDArray, label: NDArray, group: NDArray, rows: NDArray, m: Mixes) -> NDArray:
-    """The coupling (C, G) along the head starts that some rows show; that of `m` where they lack cells."""
-    starts = lean.head_starts(score[rows], label[rows], group[rows], m.coupling.shape)
+def along_own(samples: Mapping[str, NDArray], m: Mixes) -> NDArray:
+    """The coupling (C, G) at which the lean is told: that of `m` for two classes and two groups, else along the head starts of
+    the rows that do not judge (that of `m` where they lack cells)."""
+    if m.coupling.shape == (2, 2):
+        return m.coupling
+    rows = ~samples["judges"]
+    starts = lean.head_starts(samples["score"][rows], samples["label"][rows], samples["group"][rows], m.coupling.shape)
     return m.coupling if np.isnan(starts).any() else lean.along(starts, m.strength)
 
 
 TITLES: dict[str, tuple[str, str, str]] = {
-    "lean": ("lean on the attribute", "AUPRC lost, above 0 with the coupling, below 0 against it", "lower"),
-    "floor": ("floor: lost because a group is harder", "AUPRC lost, signed", "lower"),
-    "drop": ("drop when the coupling is reversed: lean and floor", "AUPRC lost, signed", "lower"),
+    "lean": ("lean on the attribute", "AUPRC lost, above 0 with the coupling, below 0 against it", "zero"),
+    "floor": ("floor: lost because a group is harder", "AUPRC lost, signed", "zero"),
+    "drop": ("drop when the coupling is reversed: lean and floor", "AUPRC lost, signed", "zero"),
     "auprc": ("AUPRC, mix as here", "average precision", "higher"),
     "auprc_balanced": ("AUPRC, mix without coupling", "average precision", "higher"),
     "auprc_towards": ("AUPRC, nominal coupling", "average precision", "higher"),
@@ -199,6 +206,17 @@ def folded(e: bootstrap.Estimate) -> tuple[float, float]:
     """The interval of |lean|: from 0 where that of the lean holds 0. So `found` and `clear` ask both sides of the signed one."""
     low, high = sorted((abs(e.low), abs(e.high)))
     return (0.0 if e.low <= 0 <= e.high else low), high
+
+
+def judged(measured: bootstrap.Estimate, cluster: NDArray, *, threshold: float, **rest: Any) -> Finding:
+    """The finding that goes with a lean: its size, its folded interval, and what few clusters leave open."""
+    low, high = folded(measured)
+    clusters, value = len(np.unique(cluster)), abs(measured.value)
+    return Finding(
+        fault="confounding", unit="AUPRC lost to leaning on the attribute", severity=value, low=low, high=high,
+        threshold=threshold, doubt=bootstrap.too_few(clusters),
+        needed=bootstrap.clusters_needed(value, low, high, threshold, clusters), **rest,
+    )  # fmt: skip
 
 
 def columns(logits: NDArray, label: NDArray, group: NDArray) -> dict[str, NDArray]:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trueup.faults.confounding.mixes import COLUMNS, columns, folded, judges, mixes, nominal, statistics, weighted
+from trueup.faults.confounding.mixes import (
+    COLUMNS,
+    FEWEST,
+    along_own,
+    columns,
+    judged,
+    judges,
+    mixes,
+    nominal,
+    statistics,
+    weighted,
+)
 from trueup.measure import bootstrap, lean, shift
+from trueup.measure.worlds import Judged, World
 
 
 @dataclass(frozen=True)
@@ -54,35 +69,67 @@ class Classifier:
         return logits + self.start * self.direction[:, group].T / 2, label, group
 
 
-def verdict(
-    drawn: tuple[NDArray, NDArray, NDArray], *, cluster: NDArray | None = None, threshold: float = 0.05, seed: int = 0,
-    resamples: int = 300, shape: tuple[int, int],
-) -> dict[str, bootstrap.Estimate] | None:  # fmt: skip
-    """What an audit says of these logits, labels and groups: severity, lean, floor and the gaps; None where it refuses."""
-    logits, label, group = drawn
-    cluster = np.arange(len(label)) if cluster is None else cluster
-    samples = columns(logits, label, group) | {"cluster": cluster, "judges": judges(cluster, seed)}
+Drawn = tuple[NDArray, NDArray, NDArray, NDArray]
+"""Logits (n, C), labels, groups and clusters (n,)."""
+RESAMPLES, THRESHOLD, LARGE = 300, 0.05, 200_000
+PRINTED = ("lean", "floor", "use", "true_positive_gap", "false_positive_gap")
+
+
+def _draw(world: Classifier, times: int, rng: np.random.Generator, n: int) -> Drawn:
+    rows = np.repeat(np.arange(n), times)
+    logits, label, group = world.draw(rng, n)
+    return logits[rows], label[rows], group[rows], rows
+
+
+def judge(shape: tuple[int, int], drawn: Drawn, seed: int) -> Judged:
+    """The audit's verdict on these logits; undecided where it refuses, for want of examples of a label in a group."""
+    logits, label, group, cluster = drawn
     cells = np.bincount(label * shape[1] + group, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
-    if cells.min() < 10:
-        return None
+    if cells.min() < FEWEST:
+        return Judged("undecided")
+    samples = columns(logits, label, group) | {"cluster": cluster, "judges": judges(cluster, seed)}
     direction, strength, _ = nominal(cells, None, 0.0)
     if shape != (2, 2):
         direction = lean.head_starts(samples["score"], label, group, shape)
-    wanted = statistics(samples, mixes(cells, direction, strength))
-    keys = ("lean", "floor", "use", "true_positive_gap", "false_positive_gap")
+    m = mixes(cells, direction, strength)
+    wanted = statistics(samples, m)
     got = bootstrap.interval_many(
-        {k: wanted[k] for k in keys}, *(samples[k] for k in COLUMNS), seed=seed, resamples=resamples,
+        {k: wanted[k] for k in PRINTED}, *(samples[k] for k in COLUMNS), seed=seed, resamples=RESAMPLES,
         plain=weighted(samples), cluster=cluster,
     )  # fmt: skip
-    low, high = folded(got["lean"])
-    return got | {"severity": bootstrap.Estimate(abs(got["lean"].value), low, high, 0.95)}
+    found = judged(got["lean"], cluster, threshold=THRESHOLD, sentence="")
+    intervals = {k: (e.low, e.high) for k, e in got.items()} | {"severity": (found.low, found.high)}
+    return Judged(found.verdict, intervals, along_own(samples, m))
+
+
+def _truth(world: Classifier, said: Judged) -> Mapping[str, float]:
+    """The lean and floor of a large draw, at the coupling that was looked at; gaps where groups are alike but in number."""
+    if said.learnt is None:
+        return {}
+    logits, label, group = _large(world)
+    drop, floor = lean.drop_and_floor(lean.centred(logits), label, group, said.learnt)
+    alike = not world.start and len(set(world.signal)) == 1
+    found = {"severity": abs(drop - floor), "lean": drop - floor, "floor": floor}
+    return found | (dict.fromkeys(PRINTED[2:], 0.0) if alike else {})
+
+
+@functools.lru_cache(maxsize=2)
+def _large(world: Classifier) -> tuple[NDArray, NDArray, NDArray]:
+    return world.draw(np.random.default_rng(0), LARGE)
+
+
+def _world(name: str, kind: Any, world: Classifier, times: int = 1) -> World:
+    return World(
+        name, "confounding", kind, functools.partial(_draw, world, times),
+        functools.partial(judge, (world.classes, world.groups)), functools.partial(_truth, world),
+    )  # fmt: skip
 
 
 HARD, EASY = (1.25, 0.5), (0.5, 1.25)
 NULL: dict[str, Classifier] = {
-    "alike groups": Classifier(),
+    "alike groups, attribute by dice": Classifier(),
     "a harder group, coupled 3": Classifier(signal=HARD, coupling=3),
-    "a harder group, coupled 1/3": Classifier(signal=EASY, coupling=1 / 3),
+    "a harder group, coupled 1/5": Classifier(signal=EASY, coupling=0.2),
     "prevalence 20%, group 30%": Classifier(prevalence=0.2, share=0.3, signal=HARD),
     "prevalence 10%, coupled 2": Classifier(prevalence=0.1, share=0.3, signal=EASY, coupling=2),
     "prevalence 5%, group 20%": Classifier(prevalence=0.05, share=0.2, signal=HARD),
@@ -100,5 +147,11 @@ FAULT: dict[str, Classifier] = {
     "1 sd, reversed data": Classifier(start=1, coupling=1 / 3),
     "1 sd and a harder group": Classifier(start=1, coupling=2, signal=HARD),
     "1 sd, prevalence 20%, group 30%": Classifier(start=1, coupling=2, prevalence=0.2, share=0.3),
-    "1 sd, 4 classes, 3 groups": Classifier(4, 3, 0.25, 1 / 3, 2.0, (0.75,), start=1.5),
+    "1.5 sd, 4 classes, 3 groups": Classifier(4, 3, 0.25, 1 / 3, 2.0, (0.75,), start=1.5),
 }
+WORLDS = (
+    *(_world(name, "null", w) for name, w in NULL.items()),
+    _world("every text four times, a harder group", "null", Classifier(signal=HARD, coupling=3), 4),
+    *(_world(name, "fault", w) for name, w in FAULT.items()),
+    _world("every text four times, 1 sd", "fault", Classifier(start=1, coupling=2), 4),
+)

@@ -26,8 +26,6 @@ FEWEST = 10
 SWEEP = (0, 1, 2, 4, 8, 16)
 """Numbers of demonstrations that the chart goes through, with this many queries each."""
 SWEPT = 60
-STANDS_OUT = 4
-"""A copy has to stand out by so many thresholds: else copying on a quarter of the queries would pass for none."""
 VECTORS = 40
 """Queries that are given task vectors."""
 
@@ -141,16 +139,10 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     assert shots is not None
     draws = prompts.drawn(subject, corpus, seed=seed)
     apart = maths.visible(draws.shown, corpus.label, draws.chance)
-    blind = (
-        f"With {len(subject.classes)} answers and {shots.number} demonstrations nearly every wrong answer stands among them anyway "
-        f"(a copy stands out by {apart:.2f} of 1), so copying can hardly be told from chance: ask with fewer --shots."
-        if apart < STANDS_OUT * threshold and not head.low > threshold
-        else ""
-    )
-    return Finding(
-        fault="copying", unit="share of queries copied wrongly, above chance", severity=head.value, low=head.low, high=head.high,
-        threshold=threshold, sentence=_sentence(got, shots.number, head, threshold, blind), measures=measures,
-        charts=charts(subject, corpus, measures, seed, resamples), samples=kept, doubt=blind,
+    return maths.judged(
+        head, corpus.cluster, apart, threshold=threshold,
+        sentence=_sentence(got, shots.number, head, threshold), measures=measures,
+        charts=charts(subject, corpus, measures, seed, resamples), samples=kept,
         details={"answers": len(subject.classes), "named": "copied_named" in kept, "a copy stands out by": apart},
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "shots": shots.number,
@@ -158,13 +150,7 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     )  # fmt: skip
 
 
-def _sentence(
-    got: Mapping[str, bootstrap.Estimate],
-    shots: int,
-    head: bootstrap.Estimate,
-    threshold: float,
-    blind: str,
-) -> str:
+def _sentence(got: Mapping[str, bootstrap.Estimate], shots: int, head: bootstrap.Estimate, threshold: float) -> str:
     def told(key: str) -> str:
         e = got[key]
         return f"{e.value:+.1%} [{e.low:+.1%}, {e.high:+.1%}]"
@@ -186,7 +172,7 @@ def _sentence(
     ignorant = "excess_named" in got and got["excess_hidden"].low > threshold >= got["excess_named"].low
     if ignorant and not head.low > threshold:
         parts.append("Name the answers in the prompt: without that the model has to say one that it sees.")
-    return " ".join([*parts, *([blind] if blind else [])])
+    return " ".join(parts)
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:

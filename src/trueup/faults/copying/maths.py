@@ -6,12 +6,14 @@ Source: Ali, Wolf and Titov, arXiv 2410.01288, of which the abstract and introdu
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trueup.faults.fault import Finding
 from trueup.measure import bootstrap
 from trueup.measure.accuracy import wilson
 
@@ -67,6 +69,31 @@ def severity(
     rows = asked > 0
     e = bootstrap.interval(mean, blame[rows], seed=seed, resamples=resamples, cluster=cluster[rows])
     return replace(e, high=max(e.high, e.value + 1 - 0.025 ** (1 / len(np.unique(cluster[rows])))))
+
+
+STANDS_OUT = 4
+"""A copy has to stand out by so many thresholds: else copying on a quarter of the queries would pass for none."""
+
+
+def judged(
+    e: bootstrap.Estimate, cluster: NDArray[np.int64], apart: float, *, threshold: float, **rest: Any
+) -> Finding:
+    """The finding that goes with a severity, undecided where copies cannot stand out (`visible` is `apart`) and none is found.
+
+    The sentence, where there is one, ends with the doubt."""
+    clusters = len(np.unique(cluster))
+    doubt = bootstrap.too_few(clusters)
+    if not doubt and apart < STANDS_OUT * threshold and not e.low > threshold:
+        doubt = (
+            f"With so few answers and so many demonstrations nearly every wrong answer stands among them anyway (a copy stands out "
+            f"by {apart:.2f} of 1), so copying can hardly be told from chance: ask with fewer --shots."
+        )
+    sentence = " ".join(s for s in (rest.pop("sentence", ""), doubt) if s)
+    return Finding(
+        fault="copying", unit="share of queries copied wrongly, above chance", severity=e.value, low=e.low, high=e.high,
+        threshold=threshold, sentence=sentence, doubt=doubt,
+        needed=bootstrap.clusters_needed(e.value, e.low, e.high, threshold, clusters), **rest,
+    )  # fmt: skip
 
 
 def visible(shown: NDArray[np.bool_], gold: NDArray[np.int64], chance: NDArray[np.float64]) -> float:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trueup.corpus.prompt import Draws, draw
 from trueup.faults.copying import maths
-from trueup.measure import bootstrap
+from trueup.measure.worlds import Judged, World
 
 Rule = Literal["guess", "constant", "shown", "skilled"]
 
@@ -66,21 +67,42 @@ class Answerer:
         return np.where(draws.shown[np.arange(n), gold], gold, guess if known else one)
 
 
-def verdict(
-    drawn: tuple[Draws, NDArray, NDArray, NDArray],
-    *,
-    cluster: NDArray | None = None,
-    seed: int = 0,
-    resamples: int = 300,
-) -> bootstrap.Estimate:
-    """The severity that an audit gives these answers."""
-    draws, gold, given, named = drawn
+Drawn = tuple[Draws, NDArray, NDArray, NDArray, NDArray]
+"""Demonstrations, right answers, answers given, answers given once all are named, and clusters."""
+RESAMPLES, THRESHOLD, LARGE = 300, 0.03, 40_000
+
+
+def _draw(world: Answerer, times: int, rng: np.random.Generator, n: int) -> Drawn:
+    rows = np.repeat(np.arange(n), times)
+    draws, gold, given, named = world.draw(rng, n)
+    return draws.take(rows), gold[rows], given[rows], named[rows], rows
+
+
+def blame(draws: Draws, gold: NDArray, given: NDArray, named: NDArray) -> NDArray[np.float64]:
+    """(n,) copies above chance that no ignorance excuses."""
     excess, once_named = (
         maths.copies(a, gold, draws.shown) - maths.expected(a, gold, draws.chance) for a in (given, named)
     )
-    blame = maths.blamed(excess, draws.shown[np.arange(len(gold)), gold], once_named)
-    cluster = np.arange(len(gold)) if cluster is None else cluster
-    return maths.severity(blame, np.ones(len(gold)), cluster, seed=seed, resamples=resamples)
+    return maths.blamed(excess, draws.shown[np.arange(len(gold)), gold], once_named)
+
+
+def judge(drawn: Drawn, seed: int) -> Judged:
+    """The audit's verdict on these answers."""
+    draws, gold, given, named, cluster = drawn
+    e = maths.severity(blame(draws, gold, given, named), np.ones(len(gold)), cluster, seed=seed, resamples=RESAMPLES)
+    found = maths.judged(e, cluster, maths.visible(draws.shown, gold, draws.chance), threshold=THRESHOLD)
+    return Judged(found.verdict, {"severity": (e.low, e.high)})
+
+
+@functools.lru_cache(maxsize=32)
+def _truth(world: Answerer) -> float:
+    return float(blame(*world.draw(np.random.default_rng(0), LARGE)).mean()) if world.copies else 0.0
+
+
+def _world(name: str, kind: Any, world: Answerer, times: int = 1) -> World:
+    return World(
+        name, "copying", kind, functools.partial(_draw, world, times), judge, lambda _: {"severity": _truth(world)}
+    )
 
 
 NULL: dict[str, Answerer] = {
@@ -98,3 +120,8 @@ FAULT: dict[str, Answerer] = {
     "copies 10%, 26 answers, 8 shots, guessing": Answerer(26, 8, "guess", copies=0.1),
     "copies 10%, 26 answers, 4 shots, right when shown": Answerer(26, 4, "shown", copies=0.1),
 }
+WORLDS = (
+    *(_world(name, "null", w) for name, w in NULL.items()),
+    _world("every query four times, guessing", "null", Answerer(10, 4, "guess"), 4),
+    *(_world(name, "fault", w) for name, w in FAULT.items()),
+)

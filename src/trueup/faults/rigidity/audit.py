@@ -151,10 +151,11 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
         with frozen(subject, seen.shares):
             kept["right_frozen"] = _right(subject, corpus)[0]
     kept["cluster"] = corpus.cluster
-    got = {k: c.estimate() for k, c in contrasts(kept, refs, virtual=bool(virtual)).items()}
-    head = got["severity"]
+    made = contrasts(kept, refs, virtual=bool(virtual))
+    got = {k: c.estimate() for k, c in made.items()}
     tolerance = maths.TOLERANCE.get(str(next(subject.model.parameters()).dtype).removeprefix("torch."), 1e-5)
-    told = maths.verdict(head.low, head.high, threshold) if virtual else None
+    word = maths.judged(made["severity"], corpus.cluster, len(corpus), threshold=threshold, sentence="").verdict
+    told = maths.SAYS[word] if virtual else None
     looks = maths.signature(
         largest(seen.change[0]), np.nan_to_num(alone.change).max(axis=1), float(seen.residual[0].max()),
         float(seen.mass.max()), virtual, tolerance, inside=inside_prompt, elsewhere=", ".join(changed_elsewhere(subject)),
@@ -164,9 +165,9 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
         k: Measure(e.value, e.low, e.high, "accuracy", better, title)  # type: ignore[arg-type]
         for k, (title, better) in names.items() if (e := got.get(k)) is not None
     }  # fmt: skip
-    return Finding(
-        fault="rigidity", unit="accuracy of weights above a prompt of equal size and effort", severity=head.value, low=head.low,
-        high=head.high, threshold=threshold, sentence=_sentence(refs, got, told, threshold, virtual, looks), measures=measures,
+    return maths.judged(
+        made["severity"], corpus.cluster, len(corpus), threshold=threshold,
+        sentence=_sentence(refs, got, told, threshold, virtual, looks), measures=measures,
         samples=kept, charts=charts(subject, seen, None if inside_prompt else alone, measures),
         details={
             "verdict": told, "signature": looks,

@@ -43,6 +43,8 @@ RATE: dict[Kind, float] = {"prompt": 1e-2, "prefix": 1e-2, "query-key LoRA": 3e-
 each of them chose the highest of a third, one and three thousandths."""
 MOST_TRIES, MOST_EPOCHS = 9, 4
 """Most learning rates that an entrant tries, and by how much its effort is at most multiplied."""
+WORTH = 0.005
+"""Mean NLL (nats) by which an edge has to be better than the rate beside it, or twice the effort than once, to go on."""
 
 
 @dataclass(frozen=True)
@@ -242,14 +244,17 @@ def team(
     for rate in rates:
         attempt(rate, training.epochs)
     while len(tried) < MOST_TRIES:
-        rate, known = best()[0], sorted(r for r, _ in tried)
-        if rate not in (known[0], known[-1]) or math.isinf(tried[best()][0].nll):
+        (rate, _), known = best(), sorted(r for r, _ in tried)
+        inner = known[1:2] if rate == known[0] else known[-2:-1]
+        gained = tried[inner[0], training.epochs][0].nll - tried[best()][0].nll if inner else math.inf
+        if rate not in (known[0], known[-1]) or not gained > WORTH:
             break
         attempt(3 * rate if rate == known[-1] else rate / 3, training.epochs)
     rate, epochs = best()
     while tried[rate, epochs][0].growing and epochs < MOST_EPOCHS * training.epochs:
+        before = tried[rate, epochs][0].nll
         attempt(rate, 2 * epochs)
-        if best() != (rate, 2 * epochs):
+        if not before - tried[rate, 2 * epochs][0].nll > WORTH:
             break
         epochs *= 2
     members = tried[best()][1]
