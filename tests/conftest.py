@@ -26,7 +26,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     from abilities import prefix_classifiers
 
     report = yield
-    said = str(call.excinfo.value) if call.excinfo is not None and type(call.excinfo.value).__name__ == "Unsupported" else ""
+    said = (
+        str(call.excinfo.value)
+        if call.excinfo is not None and type(call.excinfo.value).__name__ == "Unsupported"
+        else ""
+    )
     if "cannot run an adapter of kind 'PREFIX_TUNING' on a" in said and "ForSequenceClassification" in said:
         if not prefix_classifiers():
             report.outcome, report.longrepr = "skipped", (str(item.path), None, f"Skipped: {said}")

@@ -72,7 +72,9 @@ ShotsOption = Annotated[
 MaxLength = Annotated[
     int | None,
     typer.Option(
-        "--max-length", min=4, help="Longest input in tokens; default what trueup tuned the adapter at, else what the model takes."
+        "--max-length",
+        min=4,
+        help="Longest input in tokens; default what trueup tuned the adapter at, else what the model takes.",
     ),
 ]
 TuneMaxLength = Annotated[

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sized
 
-
 TESTED = "Install the versions of the libraries that trueup was tested with (its constraints.txt names them)."
 """The next step where a library does not do what trueup knows of it."""
 

@@ -295,7 +295,11 @@ def _length(subject: Subject, test: Corpus) -> dict[str, str]:
     longer = cut(subject, test)
     if longer.mean() > CUT:
         room = most_tokens(subject.base.config, subject.tokenizer, subject.peft_config)
-        cure = f"The model takes up to {room}: raise --max-length." if room > subject.max_length else "The model takes no more."
+        cure = (
+            f"The model takes up to {room}: raise --max-length."
+            if room > subject.max_length
+            else "The model takes no more."
+        )
         session().warn(
             f"{longer.mean():.0%} of the test texts are longer than {subject.max_length} tokens, and the model reads their "
             f"beginnings alone. {cure}"

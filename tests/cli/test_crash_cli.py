@@ -18,7 +18,7 @@ from trueup.faults.overconfidence import Overconfidence
 from trueup.report import bundle
 
 
-class PanicException(BaseException):  # noqa: N818 (what a panic of a library written in Rust is called)
+class PanicException(BaseException):
     """No Exception, like pyo3's own."""
 
 
@@ -51,7 +51,8 @@ def crashing(error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("too many values"), KeyError("x"), tarfile.ReadError("odd"), PanicException("index out of range")]
+    "error",
+    [ValueError("too many values"), KeyError("x"), tarfile.ReadError("odd"), PanicException("index out of range")],
 )
 @pytest.mark.parametrize("place", ["prepared", "audit", "examples"])
 def test_a_crash_of_one_audit_leaves_the_others(
@@ -93,7 +94,15 @@ def test_a_crash_of_a_repair_leaves_its_finding_and_the_others(
 def test_a_crash_of_the_only_fault_is_a_crash(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Overconfidence, "audit", crashing(PanicException("called `Option::unwrap()`")))
     said = trueup(
-        "check", world / "bert", "--adapter", world / "adapter", "--data", world / "data.csv", "-o", tmp_path / "out", *FAST
+        "check",
+        world / "bert",
+        "--adapter",
+        world / "adapter",
+        "--data",
+        world / "data.csv",
+        "-o",
+        tmp_path / "out",
+        *FAST,
     )
     assert said.code == 3
     assert "PanicException" in said.err

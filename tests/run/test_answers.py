@@ -148,7 +148,9 @@ class Parrot(torch.nn.Module):
         return transformers.modeling_outputs.BaseModelOutputWithPast(last_hidden_state=states)
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
-        return transformers.modeling_outputs.CausalLMOutput(logits=self.head(self.base_model(input_ids).last_hidden_state))
+        return transformers.modeling_outputs.CausalLMOutput(
+            logits=self.head(self.base_model(input_ids).last_hidden_state)
+        )
 
     def get_output_embeddings(self) -> torch.nn.Module:
         return self.head

@@ -463,7 +463,9 @@ def test_an_unknown_ending_of_the_backbone_is_refused(base_of: Any, monkeypatch:
         return out
 
     monkeypatch.setattr(staircase, "backbone", doubled)
-    with pytest.raises(Unsupported, match=r"'llama' does not give what the model itself gives: the final hidden states"):
+    with pytest.raises(
+        Unsupported, match=r"'llama' does not give what the model itself gives: the final hidden states"
+    ):
         attribute(subject, ROWS, readout)
 
 

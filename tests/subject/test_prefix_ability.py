@@ -6,8 +6,8 @@ import peft
 import pytest
 import torch
 import transformers
-from abilities import prefix_classifiers
 
+from abilities import prefix_classifiers
 from trueup.errors import Unsupported
 from trueup.subject import load as door
 from trueup.subject.quiet import quiet
@@ -47,7 +47,9 @@ def test_a_saved_prefix_is_refused_before_its_data_are_read(base_of, tmp_path):
     base = base_of("bert")
     with quiet():
         net = transformers.AutoModelForSequenceClassification.from_pretrained(base)
-        peft.get_peft_model(net, peft.PrefixTuningConfig("SEQ_CLS", num_virtual_tokens=2)).save_pretrained(str(tmp_path))
+        peft.get_peft_model(net, peft.PrefixTuningConfig("SEQ_CLS", num_virtual_tokens=2)).save_pretrained(
+            str(tmp_path)
+        )
     if prefix_classifiers():
         assert door.load(str(base), str(tmp_path), device="cpu").source.peft_type == "PREFIX_TUNING"
     else:

@@ -204,10 +204,13 @@ def test_the_lines_of_a_card_quantise_as_the_live_model_is(kind: str, wide: Any,
         ("none of this", "org/4bit-thoughts", None),
     ],
 )  # fmt: skip
-def test_what_says_that_an_adapter_was_trained_on_a_quantised_base(page: str | None, name: str, found: Any, tmp_path: Path):
+def test_what_says_that_an_adapter_was_trained_on_a_quantised_base(
+    page: str | None, name: str, found: Any, tmp_path: Path
+):
     if page is not None:
         head = "The following `bitsandbytes` quantization config was used during training:\n" if "load" in page else ""
-        (tmp_path / "README.md").write_text(f"# A card\n- load_in_4bit: True\n## Training procedure\n\n{head}{page}\n### Framework\n")
+        card = f"# A card\n- load_in_4bit: True\n## Training procedure\n\n{head}{page}\n### Framework\n"
+        (tmp_path / "README.md").write_text(card)
     settings = peft.LoraConfig()
     settings.base_model_name_or_path = name
     assert files.trained_on(tmp_path, settings) == found
@@ -228,11 +231,21 @@ def test_an_adapter_that_was_trained_on_a_quantised_base_is_measured_on_both(wid
     rng = np.random.default_rng(0)
     words = ["good", "cat", "sat", "bad", "film", "dog", "mat", "loud", "poor"]
     texts = [" ".join(rng.choice(words, 6)) for _ in range(150)]
-    rows = [{"text": t, "label": CLASSES[rng.integers(3)], "part": "test" if i % 2 else "calibration"} for i, t in enumerate(texts)]
+    rows = [
+        {"text": t, "label": CLASSES[rng.integers(3)], "part": "test" if i % 2 else "calibration"}
+        for i, t in enumerate(texts)
+    ]
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     report = trueup.check(
-        str(base), str(data), ["overconfidence"], adapter=str(folder), classes=CLASSES, split="part", device="cpu", repair=False
+        str(base),
+        str(data),
+        ["overconfidence"],
+        adapter=str(folder),
+        classes=CLASSES,
+        split="part",
+        device="cpu",
+        repair=False,
     )
     (note,) = [n for n in report.notes if "trained on a base in 4 bits" in n]
     test = [r for r in rows if r["part"] == "test"]

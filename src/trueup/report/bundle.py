@@ -170,7 +170,9 @@ def read(folder: Path) -> Report:
             provenance=_is(data["provenance"], dict),
             notes=[_is(n, str) for n in data["notes"]],
             warnings=[_is(w, str) for w in data["warnings"]],
-            crashes={n: (folder / crash_file(n)).read_text(encoding="utf-8") for n in data["crashes"] if _NAME.fullmatch(n)},
+            crashes={
+                n: (folder / crash_file(n)).read_text(encoding="utf-8") for n in data["crashes"] if _NAME.fullmatch(n)
+            },
         )
     except TrueupError:
         raise

@@ -24,7 +24,6 @@ from trueup.subject.linear import map_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.wording import text_ids
 
-
 CUT = 0.05
 """Share of texts that are longer than the model reads (see `cut`) above which a reader is warned."""
 
@@ -208,10 +207,10 @@ def own_logits(subject: Subject, row: Row) -> list[Tensor]:
     if subject.shots is not None:
         return [said[-1], next_token_logits(subject, batch)[0]]
     own = said if subject.template is None else said[-1, subject.verbaliser_ids()]
-    prompts: list[Tensor | None] = [None]
-    if subject.soft_prompted:
-        prompts.append(subject.model.get_prompt(batch_size=1)[0])
-    return [own, *(logits(subject, batch, prompt)[0] for prompt in prompts)]
+    ways = [features(subject, batch)]
+    if subject.soft_prompted and subject.peft_config is not None:
+        ways.append(features(subject, batch, subject.model.get_prompt(batch_size=1)[0]))
+    return [own, *(reader(subject)(x)[0] for x in ways)]
 
 
 def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tensor:
@@ -227,7 +226,9 @@ def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tens
         if side == "left":
             batch = Batch(*(torch.stack([t.roll(len(t) - len(r)) for t, r in zip(ts, some, strict=True)])
                             for ts in (batch.ids, batch.mask)))  # fmt: skip
-        said.append(subject.model(input_ids=batch.ids.to(subject.device), attention_mask=batch.mask.to(subject.device)).logits)
+        said.append(
+            subject.model(input_ids=batch.ids.to(subject.device), attention_mask=batch.mask.to(subject.device)).logits
+        )
     return torch.cat(said)[:, : len(subject.classes)]
 
 

@@ -185,9 +185,11 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
         if out_of_memory(e):  # said where the whole example does not fit
             return
         raise Unsupported(
-            f"The model cannot be run as it is ({' '.join(str(e).split())[:200].rstrip('.')}). Run it once by itself; where its parts "
-            "are of different types, give them one with model.to(dtype)."
+            f"The model cannot be run as it is ({' '.join(str(e).split())[:200].rstrip('.')}). Run it once by itself; where its "
+            "parts are of different types, give them one with model.to(dtype)."
         ) from e
+    if not bool(torch.isfinite(own).all()):  # training that has diverged, which is said where it matters
+        return
     for logits in ours:
         equal(logits, own, what, "the logits")
     _PROVEN[subject.model].add(how)

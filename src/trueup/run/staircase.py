@@ -274,7 +274,11 @@ class _Layer:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A full pass over b prompts, ready to be climbed. final: (b, d) the last token after `tail`, the modules that follow the last layer."""
+    """A full pass over b prompts, ready to be climbed.
+
+    Attributes:
+        tail: the modules that follow the last layer. final: (b, d) the last token after them.
+    """
 
     layers: list[_Layer]
     tail: list[nn.Module]

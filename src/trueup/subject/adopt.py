@@ -187,9 +187,7 @@ def _opened(model: Any) -> tuple[Any, peft.PeftConfig | None]:
         raise BadInput(
             "The adapter is switched off; switch it on with model.enable_adapter_layers(), or give the base alone."
         )
-    state = peft.get_peft_model_state_dict(
-        model, state_of(model), adapter_name=active[0], save_embedding_layers=False
-    )
+    state = peft.get_peft_model_state_dict(model, state_of(model), adapter_name=active[0], save_embedding_layers=False)
     files.check_numbers(state, f"The adapter '{active[0]}'")
     return base, settings
 

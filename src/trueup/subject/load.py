@@ -410,8 +410,14 @@ def padded(tokenizer: Any, name: str) -> Any:
 
 
 def load_base(
-    cls: Any, where: str, name: str, *, device: str | None = None, allow_pickle: bool = False,
-    quantised: Mapping[str, Any] | None = None, **options: Any,
+    cls: Any,
+    where: str,
+    name: str,
+    *,
+    device: str | None = None,
+    allow_pickle: bool = False,
+    quantised: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> tuple[Any, list[str]]:
     """The base model in float32 on the CPU (the checkpoint's own type elsewhere), and the weights it had to invent.
 
@@ -491,11 +497,12 @@ def check_runs(model: peft.PeftModel) -> None:
     """One token through a prompt or prefix as PEFT runs it, so that what it cannot run is said before anything is made of it.
 
     Raises:
-        Unsupported: this PEFT cannot run it with this transformers.
+        Unsupported: this PEFT cannot run it with this transformers. BadInput: as `position_limit`.
     """
     settings: Any = model.peft_config[model.active_adapter]  # type: ignore[index]
     if not settings.is_prompt_learning:
         return
+    position_limit(model.get_base_model().config, settings)
     ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
     try:
         with quiet(), torch.no_grad():
@@ -504,7 +511,8 @@ def check_runs(model: peft.PeftModel) -> None:
         base = type(model.get_base_model()).__name__
         raise Unsupported(
             f"PEFT {peft.__version__} cannot run an adapter of kind '{settings.peft_type.value}' on a {base} of transformers "
-            f"{transformers.__version__}: {' '.join(str(e).split())[:160]} Take another kind, such as a LoRA or a prompt. Or: {TESTED}"
+            f"{transformers.__version__}: {' '.join(str(e).split())[:160]} Take another kind, such as a LoRA or a "
+            f"prompt. Or: {TESTED}"
         ) from e
 
 

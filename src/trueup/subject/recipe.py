@@ -188,10 +188,9 @@ def fresh(
     cls = transformers.AutoModelForSequenceClassification if template is None else transformers.AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        head = {"num_labels": len(classes)} if template is None else {}
-        net, missing = door.load_base(
-            cls, where, model, device=device, allow_pickle=allow_pickle, **(options | head)
-        )
+        if template is None:
+            options["num_labels"] = len(classes)
+        net, missing = door.load_base(cls, where, model, device=device, allow_pickle=allow_pickle, **options)
         net.config.pad_token_id = tokenizer.pad_token_id
         settings = recipe.config(anatomy, anatomy.sizes(config))
         if isinstance(recipe, Lora) and (recipe.layers or recipe.part):

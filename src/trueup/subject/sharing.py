@@ -17,7 +17,9 @@ def copy_of(model: nn.Module, shared: dict[int, Any] | None = None) -> Any:
     """
     known: dict[int, Any] = {id(p): p if type(p) is nn.Parameter else _own_weight(p) for p in model.parameters()}
     known |= {id(b): b for b in model.buffers()} | (shared or {})
-    kept = [v for m in model.modules() for v in vars(m).values() if hasattr(v, "__dict__") and not isinstance(v, nn.Module)]
+    kept = [
+        v for m in model.modules() for v in vars(m).values() if hasattr(v, "__dict__") and not isinstance(v, nn.Module)
+    ]
     known |= {id(t): t for v in kept for t in vars(v).values() if type(t) is Tensor}
     made = copy.deepcopy(model, known)
     for p in made.parameters():
