@@ -112,7 +112,7 @@ def test_severity_is_one_less_the_ratio_of_losses_and_its_parts_add_up():
     assert got.measures["misranked"].value == pytest.approx((r - f) / c)
     assert got.severity == pytest.approx(got.measures["misstated"].value + got.measures["misranked"].value)
     assert got.measures["gap"].value == pytest.approx(s["confidence"].mean() - s["right"].mean())
-    assert got.measures["brier"].value == pytest.approx(c)
+    assert got.measures["confidence_brier"].value == pytest.approx(c)
     assert got.measures["gap"].low > 0
     assert "it overstates" in got.sentence
 

@@ -130,13 +130,13 @@ MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
     "accuracy": (_mean("accuracy"), "accuracy", "share of examples", "higher"),
     "error_auc": (_of(_error_auc, "odds", "right"), "error ROC-AUC", "probability", "higher"),
     "augrc": (_of(_augrc, "odds", "right"), "AUGRC", "generalised risk", "lower"),
-    "brier": (_mean("confidence"), "Brier loss of the confidence", "squared probability", "lower"),
-    "nll": (_mean("nll"), "NLL of the confidence", "nats", "lower"),
+    "confidence_brier": (_mean("confidence"), "Brier loss of the confidence", "squared probability", "lower"),
+    "confidence_nll": (_mean("nll"), "NLL of the confidence", "nats", "lower"),
     "ece": (
         _of(cal.squared_calibration_error, "stated", "right"), "calibration error (debiased)", "probability", "lower",
     ),
-    "brier_classes": (_mean("brier_classes"), "Brier score of the classes", "squared probability", "lower"),
-    "nll_classes": (_mean("nll_classes"), "NLL of the classes", "nats", "lower"),
+    "brier": (_mean("brier_classes"), "Brier score of the classes", "squared probability", "lower"),
+    "nll": (_mean("nll_classes"), "NLL of the classes", "nats", "lower"),
 }  # fmt: skip
 """key -> statistic of `COLUMNS`, title, unit, which direction is better."""
 STATISTICS = {"severity": _saved("confidence", "forecast")} | {k: m[0] for k, m in MEASURES.items()}

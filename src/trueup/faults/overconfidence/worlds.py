@@ -17,8 +17,12 @@ from scipy.special import expit, logit
 
 from trueup.faults.overconfidence import audit
 from trueup.faults.overconfidence import forecast as fc
+from trueup.faults.overconfidence.candidates import FAMILIES, Evidence, Part, choose
 from trueup.faults.overconfidence.maths import probabilities
+from trueup.faults.overconfidence.repair import judged
+from trueup.measure.folds import folds
 from trueup.measure.worlds import Judged, World
+from trueup.subject.subject import Head
 
 Array = NDArray[np.float64]
 RESAMPLES, THRESHOLD, LARGE = 400, 0.02, 20_000
@@ -217,6 +221,44 @@ def _large(source: Source) -> Draw:
     return source(np.random.default_rng(0), LARGE)
 
 
+def by_lot(errors: float, classes: int = 2) -> Source:
+    """Errors independent of everything, of a confidence that says otherwise."""
+
+    def draw(rng: np.random.Generator, n: int) -> Draw:
+        odds = logit(rng.uniform(1 / classes + 0.01, 0.999, n))
+        return drawn(rng, odds, np.full(n, 1 - errors), classes)
+
+    return draw
+
+
+CHEAP = tuple(f for f in FAMILIES if f.saveable and not f.needs and f.key not in ("adue-held", "alien-held"))
+"""Families whose heads are learnt in no time."""
+
+
+def state(parts: tuple[Draw, Draw], seed: int) -> Judged:
+    """``found`` where the repair would state that a head is better than the recalibrated softmax response, else ``clear``.
+
+    The first part is the calibration examples. Families that need training examples or a grid of runs do not stand for choice.
+    """
+    import torch
+
+    held = parts[0]
+    label = np.where(held.right, held.predicted, held.other)
+    part = Part(held.seen.x, held.logits, label)
+    c, d = held.classes, held.seen.x.shape[1]
+    head = Head(torch.eye(c, d), torch.zeros(c))  # the features begin with the logits
+    fold = folds(part.error, fc.FOLDS, seed=seed, cluster=held.cluster)
+    if min(part.error.sum(), (~part.error).sum()) < 2 * fc.FEWEST_ERRORS:
+        return Judged("undecided")
+    choice = choose(Evidence(None, part, head, True, fold, seed), CHEAP)
+    saved = judged([choice.stated, choice.recalibrated, choice.chosen], held.cluster, resamples=RESAMPLES, seed=seed)
+    return Judged("found" if saved["beyond"].low > 0 else "clear")
+
+
+def _repairs(name: str, kind: Any, source: Source) -> World:
+    return World(name, "overconfidence, its repair", kind, functools.partial(_draw, source), state)
+
+
 def _world(name: str, kind: Any, source: Source) -> World:
     return World(
         name, "overconfidence", kind, functools.partial(_draw, source), judge, functools.partial(_truth, source)
@@ -244,4 +286,9 @@ WORLDS = (
     _world("one label in twelve, temperature .4", "fault", imbalanced(0.4)),
     _world("every text four times, temperature .25", "fault", repeated(uniform(0.25), 4)),
     _world("authors of 1 to 8 texts, temperature .4", "fault", authors(0.4)),
+    _repairs("errors by lot, 25%", "null", by_lot(0.25)),
+    _repairs("errors by lot, 40%, 5 classes", "null", by_lot(0.40, 5)),
+    _repairs("calibrated, 15% errors, 5 classes", "null", calibrated(0.15, 5)),
+    _repairs("every text four times, calibrated", "null", repeated(uniform(), 4)),
+    _repairs("a feature that the confidence ignores", "fault", ignored()),
 )
