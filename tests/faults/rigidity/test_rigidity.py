@@ -75,12 +75,14 @@ def test_weights_are_needed_where_a_prompt_cannot_look():
     assert [c.kind for c in finding.charts] == ["bar", "heat", "heat", "line"]
 
 
-@pytest.mark.parametrize("name", ["healthy", "sham"])
-def test_a_prompt_suffices_where_weights_do_no_better(name: planted.Case):
-    _, _, _, finding = case(name)
-    assert not finding.found
+def test_a_prompt_suffices_where_weights_do_no_better():
+    _, _, _, finding = case("healthy")
+    assert finding.verdict == "clear"
     assert finding.details["verdict"] == "prompt suffices"
     assert "A prompt suffices" in finding.sentence
+    sham = case("sham")[-1]
+    assert not sham.found, "a coin: what differs between seeds is chance"
+    assert sham.low < 0.01
 
 
 def test_every_kind_has_one_size_and_one_effort():
@@ -90,8 +92,9 @@ def test_every_kind_has_one_size_and_one_effort():
     assert set(learnt.entrants) == {"prompt", "prefix", "query-key LoRA", "value-MLP LoRA"}
     assert {len(e.members) for e in learnt.entrants.values()} == {3}
     for e in learnt.entrants.values():
-        lrs = sorted({a.lr for a in e.tried})
-        known = [min(a.nll for a in e.tried if a.lr == lr) for lr in lrs]
+        once = {a.lr: a.nll for a in e.tried if a.epochs == 4}
+        lrs = sorted(once)
+        known = [once[lr] for lr in lrs]
         assert len(lrs) > 1, "one rate says nothing of its neighbours"
         at = int(np.argmin(known))
         inner = known[1] if at == 0 else known[-2]
@@ -177,7 +180,7 @@ def test_a_prompt_that_was_only_badly_tuned_is_tuned_anew():
     assert remedy.settings["peft_type"] in ("PROMPT_TUNING", "PREFIX_TUNING")
 
 
-@pytest.mark.parametrize("recipe", [Prefix(4), PTuning(4, 16)], ids=lambda r: r.name)
+@pytest.mark.parametrize("recipe", [Prefix(4), PTuning(8, 16)], ids=lambda r: r.name)
 def test_prefixes_and_p_tuning_are_examined(recipe: Recipe):
     subject, corpus = worn(recipe)
     fault = QUICK.prepared(subject, corpus, seed=0)
