@@ -223,6 +223,33 @@ def test_a_model_in_bfloat16_is_read_in_bfloat16(base_of: Any, tmp_path: Path):
     assert "dtype='bfloat16'" in lines
 
 
+def test_a_threshold_is_certified_on_what_the_card_loads(base_of: Any, tmp_path: Path):
+    """Of a model in bfloat16: the card's lines, one text at a time, give the confidences that the certificate was made on."""
+    rng = np.random.default_rng(0)
+    words = np.array(["good", "bad", "cat", "dog", "film", "loud", "fine", "poor"])
+    texts = [" ".join(rng.choice(words, 6)) for _ in range(300)]
+    tok = transformers.AutoTokenizer.from_pretrained(base_of("bert"))
+    model = classifier(base_of("bert"), tok, target_modules=["query", "value"]).to(torch.bfloat16)
+    subject = load(model, tokenizer=tok, classes=CLASSES)
+    predicted = predict(subject, corpus(texts)).predicted
+    label = np.where(rng.random(300) < 0.25, 1 - predicted, predicted)
+    some = Corpus(texts, label, CLASSES, np.array(["calibration"] * 240 + ["test"] * 60))
+    remedy = trueup.Overconfidence(resamples=20).repair(subject, some, None, seed=0)  # type: ignore[arg-type]
+    remedy.save(tmp_path / "repair")  # type: ignore[union-attr]
+    lines = (tmp_path / "repair" / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    with remedy.on(subject) as repaired:  # type: ignore[union-attr]
+        ours = predict(repaired, some.part("test")).confidence
+    theirs = []
+    for text in some.part("test").text[:12]:
+        space: dict[str, Any] = {"BASE": str(base_of("bert")), "FOLDER": str(tmp_path / "repair"), "text": text}
+        with quiet():
+            exec(lines, space)
+        theirs.append(float(space["confidence"]))
+    # Another order of summing moves a logit by one step of bfloat16 at most.
+    assert np.median(np.abs(ours[:12] - theirs)) < 1e-4
+    assert np.abs(ours[:12] - theirs).max() < 2e-3
+
+
 # ----------------------------------------------------------------------------------------------------------- proofs
 
 

@@ -30,7 +30,7 @@ from trueup.measure import bootstrap
 from trueup.measure.folds import folds as spread
 from trueup.measure.selective import certified_threshold
 from trueup.run import ensemble
-from trueup.run.predict import predict, session
+from trueup.run.predict import outputs, predict, session
 from trueup.store import atomic
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject, model_fingerprint
@@ -203,8 +203,11 @@ def repair(
             f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
             f"saves {_percent(recalibration)} of its Brier loss, and the best of {tried} heads and scores {_percent(beyond)} more."
         )
+    # Certified on what the saved adapter says, in the type in which it computes.
+    saying = replace(subject, head=_whole(subject, extra), confidence=score)
+    said = outputs(saying, rest.x.astype(np.float32)).confidence
     abstention = _certificates(
-        expit(score.slope * scores + score.intercept), first.error, score(later), rest.error, cluster[last], delta, seed
+        expit(score.slope * scores + score.intercept), first.error, said, rest.error, cluster[last], delta, seed
     )  # fmt: skip
     facts = {"candidates": choice.table, "abstention": abstention, "saved": {k: asdict(v) for k, v in saved.items()}}
     if chosen == RESPONSE.key and not recalibration.low > 0:
@@ -235,15 +238,19 @@ def _percent(e: bootstrap.Estimate) -> str:
 
 
 def _remedy(subject: Subject, extra: Head | None, score: maths.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
-    own = subject.own_head()
-    head = own
-    if extra is not None:
-        head = Head(torch.cat([own.weight, extra.weight]), torch.cat([own.bias, extra.bias]))
+    head = _whole(subject, extra)
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
-        Head(head.weight.to(subject.device), head.bias.to(subject.device)), score, subject.classes,
-        model_fingerprint(subject.model), settings, tensors, card, files.brought(subject),
-    )  # fmt: skip
+        head, score, subject.classes, model_fingerprint(subject.model), settings, tensors, card, files.brought(subject)
+    )
+
+
+def _whole(subject: Subject, extra: Head | None) -> Head:
+    """The classifier's own rows, and those that a repair adds, on the subject's device."""
+    head = subject.own_head()
+    if extra is not None:
+        head = Head(torch.cat([head.weight, extra.weight]), torch.cat([head.bias, extra.bias]))
+    return Head(head.weight.to(subject.device), head.bias.to(subject.device))
 
 
 def _part(subject: Subject, corpus: Corpus) -> Part:
