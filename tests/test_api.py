@@ -125,7 +125,7 @@ def test_parts_alone(home, filed):
     model, tokenizer = live(home)
     subject = trueup.load(model, tokenizer=tokenizer, classes=CLASSES, max_length=32)
     corpus = trueup.read(pd.DataFrame(rows(home)), text="review", label="mood", classes=CLASSES, seed=3)
-    finding = FAULT.audit(subject, corpus.part("test"), seed=3)
+    finding = FAULT.prepared(subject, corpus, seed=3).audit(subject, corpus.part("test"), seed=3)
     assert finding.severity == filed.comparisons[0].before.severity
     same(trueup.check(subject, corpus, [FAULT], seed=3), filed)
     same(trueup.check(subject, (corpus.text, [CLASSES[i] for i in corpus.label]), [FAULT], classes=None, seed=3), filed)
@@ -213,7 +213,7 @@ def test_the_pass_over_the_test_texts_is_made_once(home, monkeypatch):
     trueup.check(subject, corpus, FAULT, repair=False)
     named = len(passes)
     trueup.check(replace(subject, classes=("0", "1")), corpus, FAULT, repair=False)
-    assert len(passes) == 2 * named == 2
+    assert len(passes) == 2 * named == 4, "one over the calibration texts and one over the test texts"
 
 
 def read_again(corpus):

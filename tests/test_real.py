@@ -79,7 +79,7 @@ def test_decoder_with_a_verbaliser(tmp_path):
         "embedded:smollm2", template="Review: {text}\nSentiment:", verbaliser=(" negative", " positive"), max_length=64
     )
     corpus = trueup.read("embedded:movie-reviews-short", limit=180, fractions=(0.1, 0.45, 0.45))
-    fault = Overconfidence(resamples=200)
+    fault = Overconfidence(resamples=200).prepared(subject, corpus, seed=0)
     test = corpus.part("test")
     finding = fault.audit(subject, test, seed=0)
     assert finding.measures["accuracy"].value > 0.6  # zero-shot; chance is 0.5

@@ -1,6 +1,6 @@
 """argv -> Job -> exit code: the only place for typer, printing and exiting.
 
-Exit codes: 0 no fault was shown; 1 a fault was found; 2 the input cannot be used, or a fault asked for by name could not be
+Exit codes: 0 no fault was found; 1 a fault was found, or with --strict undecided; 2 the input cannot be used, or a fault asked for by name could not be
 examined (one sentence says why); 3 an error of trueup itself, which costs other faults nothing; 130 interrupted.
 """
 
@@ -24,7 +24,7 @@ from trueup import __version__
 from trueup.errors import BadInput, TrueupError, Unavailable
 
 CODES = (
-    "Exit code 0: no fault was shown. 1: a fault was found. 2: the input cannot be used, or a fault asked for by name could "
+    "Exit code 0: no fault was found (undecided counts with --strict). 1: a fault was found. 2: the input cannot be used, or a fault asked for by name could "
     "not be examined. 3: an error of trueup itself; the findings of the other faults are in the output folder. 130: interrupted."
 )
 
@@ -48,7 +48,15 @@ Confounder = Annotated[
     list[str] | None,
     typer.Option("--confounder", help="Column that should not matter. Of several the first is examined."),
 ]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", help="Column that says which rows belong together: patient, author, document.")
+]
 Split = Annotated[str | None, typer.Option("--split", help="Column that says train / calibration / test.")]
+Leak = Annotated[
+    bool, typer.Option("--allow-leak", help="Read data whose given splits share texts or clusters; they flatter.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit 1 also where a fault is undecided.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Write repairs without a measurable gain on test as well.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of at most this many rows.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
 TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
@@ -111,52 +119,56 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command(epilog=CODES)
 def check(
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
-    second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
+    second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
+    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     fault: Annotated[list[str] | None, typer.Option("--fault", help="Examine only this fault; repeatable.")] = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, push_to_hub: Push = None,
+    as_json: Json = False, strict: Strict = False, keep: Keep = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Audit, repair, audit again, and tell what was gained and what it cost."""
     given = _given(locals(), "check")
-    _run_job(given, tuple(fault or ()), out, force, quiet, as_json, push_to_hub)
+    _run_job(given, tuple(fault or ()), out, force, quiet, as_json, strict, push_to_hub)
 
 
 @app.command(epilog=CODES)
 def audit(
     fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to look for.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
-    second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
+    second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
+    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: Json = False, strict: Strict = False,
 ) -> None:  # fmt: skip
     """Look for one fault and change nothing."""
     given = _given(locals(), "audit")
-    _run_job(given, (fault,), out, force, quiet, as_json)
+    _run_job(given, (fault,), out, force, quiet, as_json, strict)
 
 
 @app.command(epilog=CODES)
 def repair(
     fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to repair.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
-    second: Second = None, confounder: Confounder = None, split: Split = None, limit: Limit = None, seed: Seed = None,
+    second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
+    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, push_to_hub: Push = None,
+    as_json: Json = False, strict: Strict = False, keep: Keep = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
     given = _given(locals(), "check")
-    _run_job(given, (fault,), out, force, quiet, as_json, push_to_hub)
+    _run_job(given, (fault,), out, force, quiet, as_json, strict, push_to_hub)
 
 
 @app.command(epilog=CODES)
 def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that check, audit or repair wrote.")],
     as_json: Json = False,
+    strict: Strict = False,
 ) -> None:
     """Print a finished check again, and where its page is."""
     with _sentences():
@@ -164,7 +176,7 @@ def report(
 
         done = bundle.read(out)
         _tell(done, out, False, as_json)
-        raise typer.Exit(_verdict(done))
+        raise typer.Exit(_verdict(done, strict))
 
 
 @app.command()
@@ -288,7 +300,7 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 """What click, or the copy of it inside typer, raises for a wrong option, argument or command."""
 
 _JOB = (
-    "model", "data", "adapter", "text", "label", "second", "split", "limit", "seed", "template", "shots", "max_length",
+    "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed", "template", "shots", "max_length",
     "device", "revision", "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 
@@ -306,7 +318,7 @@ def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
 
 
 def _run_job(
-    given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool, as_json: bool,
+    given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool, as_json: bool, strict: bool,
     repo: str | None = None,
 ) -> None:  # fmt: skip
     with _sentences():
@@ -323,7 +335,7 @@ def _run_job(
         _tell(done, out, quiet, as_json)
         if repo is not None:
             _push(out, repo, [c.adapter for c in done.comparisons if c.adapter], quiet or as_json)
-        raise typer.Exit(_verdict(done))
+        raise typer.Exit(_verdict(done, strict))
 
 
 def _push(out: Path, repo: str, adapters: list[str], quiet: bool) -> None:
@@ -371,7 +383,7 @@ def _tune_job(given: dict[str, Any], kind: str, options: dict[str, Any], trainin
     return TuneJob(**kept, recipe=cls(**chosen), training={k: v for k, v in training.items() if v is not None})
 
 
-def _verdict(done: Any) -> int:
+def _verdict(done: Any, strict: bool) -> int:
     """The exit code of a report. A fault asked for by name that was not examined is told on standard error, and so is a crash."""
     from trueup.report.bundle import crash_file
 
@@ -389,7 +401,7 @@ def _verdict(done: Any) -> int:
             file=sys.stderr,
         )
         return 3
-    if any(c.before.found for c in done.comparisons):
+    if any(c.before.found or (strict and c.before.verdict == "undecided") for c in done.comparisons):
         return 1
     return 2 if missed else 0
 

@@ -16,7 +16,6 @@ cross_val_score(make_pipeline(StandardScaler(), trueup.ConfidenceClassifier()), 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
-from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Learnt, Part, cross_select
-from trueup.measure import bootstrap
-from trueup.measure.selective import error_auc
+from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Learnt, Part, choose
+from trueup.faults.overconfidence.repair import judged
+from trueup.measure.folds import folds
 from trueup.run.heads import fit_head
 from trueup.subject.subject import Head
 
@@ -42,8 +41,9 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
     """A linear classifier on features that says how likely each of its predictions is to be right.
 
     `fit` learns a logistic head on all examples, and a confidence from what heads that had not seen an example said of it: the
-    class-aware shrunk probe of `trueup.Overconfidence`, or the softmax response where the probe does not rank errors better by
-    its whole paired interval. Either is Platt-scaled. The confidence never changes a prediction.
+    class-aware shrunk probe of `trueup.Overconfidence`, or the softmax response where the probe's Brier loss is not below that
+    of the recalibrated response by its whole interval, on examples that did not choose its ridge. Either is Platt-scaled. The
+    confidence never changes a prediction.
 
     Differs from `trueup.Overconfidence`, which repairs a classifier that is given and learns on examples held out for it: here
     the classifier is learnt as well, so every example is held out in turn (cross-fitting), and the only candidate is the one
@@ -54,7 +54,7 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
     Parameters:
         strength: inverse of the ridge of the logistic head, scikit-learn's C, on standardised features. Above 0.
         folds: of the cross-fitting, at least 2.
-        resamples: of the paired bootstrap that chooses, at least 10.
+        resamples: of the bootstrap that judges, at least 10.
         random_state: seed (int), a RandomState, or None: the folds and the bootstrap.
 
     Attributes:
@@ -62,8 +62,8 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         coef_, intercept_: the head, (C, d) and (C,): one row per class, with two classes as well.
         chosen_: ``shrunk``, or ``response`` for the softmax response, which stays unscaled where there are fewer than 20
             examples, or fewer than 5 errors or 5 right predictions, to learn from.
-        gain_: what the shrunk probe gains in error ROC-AUC over the softmax response, out of fold (a `PairedEstimate`); None
-            where there were too few examples.
+        gain_: the share of the softmax response's Brier loss that the shrunk probe saves beyond recalibration, on examples that
+            did not choose it (an `Estimate`); None where there were too few examples.
     """
 
     def __init__(
@@ -74,8 +74,9 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         self.resamples = resamples
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> ConfidenceClassifier:
-        """Learn from features X (n, d) and labels y (n,).
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> ConfidenceClassifier:
+        """Learn from features X (n, d) and labels y (n,). Rows of one of `groups` (n,) are not independent of each other; where
+        it is left out, equal rows are not.
 
         Raises:
             ValueError: fewer than two classes, a parameter out of its range, or as `sklearn.utils.validation.validate_data`.
@@ -97,7 +98,10 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
         self.coef_, self.intercept_ = self._head(x, label)
-        self._learn(x, label.astype(np.int64), seed)
+        same = x if groups is None else column_or_1d(groups)
+        check_consistent_length(x, same)
+        cluster = np.unique(same, axis=0, return_inverse=True)[1]
+        self._learn(x, label.astype(np.int64), cluster, seed)
         return self
 
     def decision_function(self, X: ArrayLike) -> Array:
@@ -129,44 +133,32 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         z = x @ self.coef_.T + self.intercept_
         return Part(x, z, z.argmax(axis=1))
 
-    def _learn(self, x: Array, label: NDArray[np.int64], seed: int) -> None:
+    def _learn(self, x: Array, label: NDArray[np.int64], cluster: NDArray[np.int64], seed: int) -> None:
         """Choose the confidence, and learn it from all examples."""
         c = len(self.classes_)
         self._learnt, self.chosen_, self.gain_ = Learnt(None, maths.ResponseLogOdds(c)), RESPONSE.key, None
         # The log-odds through a sigmoid are the softmax response itself.
         self._confidence = maths.Calibrated(self._learnt.score, 1.0, 0.0)
-        fold = _folds(label, self.folds, seed)
-        if len(x) < FEWEST or any(len(np.unique(label[fold != f])) < 2 for f in np.unique(fold)):
+        fold = folds(label, self.folds, seed=seed, cluster=cluster)
+        if len(x) < FEWEST or any(len(np.unique(label[fold != f])) < 2 for f in range(self.folds)):
             return
         z = np.empty((len(x), c))
         for f in np.unique(fold):
             weight, bias = self._head(x[fold != f], label[fold != f])
             z[fold == f] = x[fold == f] @ weight.T + bias
         held = Part(x, z, label)
-        if min(held.error.sum(), (~held.error).sum()) < FEWEST_ERRORS:
+        rest = [held.error[fold != f] for f in range(self.folds)]
+        if min(min(e.sum(), (~e).sum()) for e in (held.error, *rest)) < FEWEST_ERRORS:
             return
         import torch
 
         head = Head(torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_))
-        evidence = Evidence(None, held, head, True, fold, seed)
-        response, crossed = RESPONSE.crossed(evidence)[:, 0], _SHRUNK.crossed(evidence)
-        honest, best = cross_select(crossed, held.error, fold)
-        self.gain_ = bootstrap.paired(
-            error_auc, (response, held.error), (honest, held.error), seed=seed, resamples=self.resamples
-        )  # fmt: skip
-        scores = self._learnt(held)
-        # A nan (too few resamples held an error) is no gain.
-        if not math.isnan(self.gain_.low) and self.gain_.low > 0:
-            assert _SHRUNK.learn is not None
-            self._learnt, self.chosen_ = _SHRUNK.learn(evidence, np.arange(len(x)))[best], _SHRUNK.key
-            scores = crossed[:, best]
-        self._confidence = maths.Calibrated(self._learnt.score, *maths.platt(scores, ~held.error))
-
-
-def _folds(label: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """(n,) fold of each example: shuffled, each class spread evenly, however rare it is."""
-    order = np.random.default_rng(seed).permutation(len(label))
-    order = order[np.argsort(label[order], kind="stable")]
-    fold = np.empty(len(label), dtype=np.int64)
-    fold[order] = np.arange(len(label)) % folds
-    return fold
+        choice = choose(Evidence(None, held, head, True, fold, seed), (RESPONSE, _SHRUNK))
+        self.gain_ = judged(
+            [choice.stated, choice.recalibrated, choice.chosen], cluster, resamples=self.resamples, seed=seed
+        )["beyond"]
+        if self.gain_.low > 0:
+            self._learnt, self.chosen_ = choice.learnt, choice.key
+            self._confidence = maths.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
+        else:
+            self._confidence = maths.Calibrated(self._learnt.score, *maths.platt(self._learnt(held), ~held.error))

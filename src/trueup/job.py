@@ -23,12 +23,13 @@ class Job:
         model, adapter, template, verbaliser, shots, classes, max_length, device, revision, allow_pickle,
             trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) are asked with 4 shots unless told
             otherwise.
-        data, text, label, second, confounder, split, limit: as in `trueup.read`; `confounder` are its attributes. With `shots`
+        data, text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`; `confounder` are its attributes. With `shots`
             the labels are answers and need not be classes.
         faults: names; empty for every fault that applies.
         depth: ``audit`` stops after the first finding, ``check`` repairs and audits again.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0, so that
             a tuned adapter is examined on the split it has not seen.
+        keep: save repairs without a measurable gain on test as well.
         knobs: fault name -> knob -> value.
     """
 
@@ -39,7 +40,9 @@ class Job:
     label: str = "label"
     second: str | None = None
     confounder: tuple[str, ...] = ()
+    cluster: str | None = None
     split: str | None = None
+    allow_leak: bool = False
     limit: int | None = None
     faults: tuple[str, ...] = ()
     depth: Literal["audit", "check"] = "check"
@@ -53,6 +56,7 @@ class Job:
     revision: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    keep: bool = False
     knobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @staticmethod

@@ -44,7 +44,7 @@ def open_job(
     if not isinstance(corpus, Corpus):
         corpus = read(
             job.data if data is None else data, text=job.text, label=job.label, second=job.second,
-            attributes=job.confounder, split=job.split, seed=seed, limit=limit, classes=job.classes,
+            attributes=job.confounder, cluster=job.cluster, split=job.split, allow_leak=job.allow_leak, seed=seed, limit=limit, classes=job.classes,
             answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
         )  # fmt: skip
     if not isinstance(subject, Subject):
@@ -195,7 +195,7 @@ def _first_tokens(subject: Subject) -> None:
 
 def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any]) -> None:
     """Notes what is known, or not known, of the examples that the model was tuned on: some may stand in the test split."""
-    from trueup.corpus.split import leaked
+    from trueup.corpus.clusters import leaked
     from trueup.run.predict import session
 
     tuned, classes = card.get("tuned"), card.get("classes") or ()
@@ -212,9 +212,9 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
             f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."
         )
-    if job.split and (shared := int(leaked(corpus).sum())):
+    if shared := int(leaked(corpus).sum()):
         session().note(
-            f"{shared} test texts also stand in the other splits of column '{job.split}'; their results flatter."
+            f"{shared} test rows share a text or a cluster with the other given splits; their results flatter."
         )
 
 

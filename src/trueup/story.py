@@ -59,6 +59,7 @@ def run_job(job: Job, out: Path, *, force: bool = False, progress: Progress | No
                 seed=seed,
                 repair=job.depth == "check",
                 save=new,
+                keep=job.keep,
                 job=asdict(replace(job, seed=seed)),
             )
         report = replace(report, notes=[*report.notes, *unasked])
@@ -78,7 +79,9 @@ def check(
     label: str = "label",
     second: str | None = None,
     confounder: str | Sequence[str] = (),
+    cluster: str | None = None,
     split: str | None = None,
+    allow_leak: bool = False,
     limit: int | None = None,
     classes: Sequence[str] | None = None,
     template: str | None = None,
@@ -89,6 +92,7 @@ def check(
     seed: int | None = None,
     repair: bool = True,
     save: str | Path | None = None,
+    keep: bool = False,
     job: Mapping[str, Any] | None = None,
 ) -> Report:
     """Examine a model for each fault on the test split; repair on the others; examine again on the same test split.
@@ -101,11 +105,11 @@ def check(
         faults: names, or faults with their knobs set; empty for all but those examined on request.
         adapter, tokenizer, classes, template, verbaliser, shots, max_length, device: as in `trueup.load`, for a model that
             is no Subject yet.
-        text, label, second, confounder, split, limit: as in `trueup.read`, for data that are no Corpus yet; `confounder`
-            are its attributes.
+        text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`, for data that are no Corpus yet;
+            `confounder` are its attributes.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
         repair: False stops after the first finding.
-        save: a folder for the remedies, one subfolder per fault.
+        save: a folder for the remedies, one subfolder per fault. keep: save also those without a measurable gain on test.
         job: what the report keeps to repeat the check; by itself for a model and data given by name.
 
     Raises:
@@ -126,7 +130,10 @@ def check(
             verbaliser=verbaliser, shots=shots, max_length=max_length, device=device,
         )  # fmt: skip
     if isinstance(data, Corpus):
-        _settled("A Corpus", "read", second=second, confounder=confounder, split=split, limit=limit)
+        _settled(
+            "A Corpus", "read", second=second, confounder=confounder, cluster=cluster, split=split, limit=limit,
+            allow_leak=allow_leak or None,
+        )  # fmt: skip
     with _remembering() as now:
         if note := untested():
             now.note(note)
@@ -135,7 +142,7 @@ def check(
         else:
             asked = Job(
                 model=_called(model), data=_called(data), adapter=adapter, text=text, label=label, second=second,
-                confounder=confounder, split=split, limit=limit, faults=tuple(f.name for f in chosen) if given else (),
+                confounder=confounder, cluster=cluster, split=split, allow_leak=allow_leak, keep=keep, limit=limit, faults=tuple(f.name for f in chosen) if given else (),
                 depth="check" if repair else "audit", seed=seed,
                 classes=None if classes is None else tuple(classes), template=template,
                 verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, max_length=max_length,
@@ -153,7 +160,7 @@ def check(
                 "that train again were not tried. Save the base with save_pretrained and load it from there to have both."
             )
         report = _examined(
-            subject, corpus, chosen, seed=seed, repair=repair, save=None if save is None else Path(save), job=job
+            subject, corpus, chosen, seed=seed, repair=repair, save=None if save is None else Path(save), keep=keep, job=job
         )  # fmt: skip
         return replace(report, notes=[*now.notes, *report.notes, *unasked], warnings=now.warnings)
 
@@ -174,10 +181,11 @@ def _remembering() -> Iterator[Session]:
 
 
 def _examined(
-    subject: Subject, corpus: Corpus, faults: Sequence[Fault], *, seed: int, repair: bool, save: Path | None,
+    subject: Subject, corpus: Corpus, faults: Sequence[Fault], *, seed: int, repair: bool, save: Path | None, keep: bool,
     job: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """The report of all faults that can be examined; its notes say which cannot, and why."""
+    from trueup.corpus.clusters import repeated
     from trueup.report.bundle import Report
     from trueup.run.prompts import one_answer_each, with_pool
 
@@ -196,7 +204,7 @@ def _examined(
         if fault.name in reasons:
             continue
         try:
-            comparison = _one(fault, subject, corpus, test, crashes, seed=seed, repair=repair, save=save)
+            comparison = _one(fault, subject, corpus, test, crashes, seed=seed, repair=repair, save=save, keep=keep)
             shown = fault.examples(test, comparison.before, comparison.after)
         except BaseException as e:  # a panic of a tokenizer written in Rust is no Exception
             # What one fault cannot use, or where it crashes, must not cost the findings of the others.
@@ -218,6 +226,7 @@ def _examined(
         provenance=provenance(subject, corpus, seed, job) | _length(subject, test),
         notes=[
             *subject.source.told,
+            *([said] if (said := repeated(corpus)) else []),
             *_padded(subject, test),
             *_unused(subject, test),
             *(f"{name} was not examined: {reason}" for name, reason in reasons.items()),
@@ -331,22 +340,23 @@ def _unused(subject: Subject, test: Corpus) -> list[str]:
 
 def _one(
     fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, crashes: _Crashes, *, seed: int, repair: bool,
-    save: Path | None,
+    save: Path | None, keep: bool,
 ) -> Comparison:  # fmt: skip
     fault = fault.prepared(subject, corpus, seed=seed)
     before = _told(fault, fault.audit(subject, test, seed=seed))
     if not repair:
         return Comparison(before, None, "Only an audit was asked for.")
     try:
-        return _repaired(fault, subject, corpus, test, before, seed=seed, save=save)
+        return _repaired(fault, subject, corpus, test, before, seed=seed, save=save, keep=keep)
     except BaseException as e:
         # The finding stands without its repair.
         return Comparison(before, None, crashes.survived(e, fault))
 
 
 def _repaired(
-    fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, before: Finding, *, seed: int, save: Path | None
-) -> Comparison:
+    fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, before: Finding, *, seed: int, save: Path | None,
+    keep: bool,
+) -> Comparison:  # fmt: skip
     from trueup.run.predict import session, unchanged
 
     try:
@@ -368,9 +378,18 @@ def _repaired(
             session().note(f"What the repair of {fault.name} cost elsewhere was not measured: {e}")
             harmed = {}
     comparison = Comparison(
-        before, after, remedy.describe(), fault.compare(before, after, seed=seed), harmed, fault.name if save else None
-    )
+        before, after, remedy.describe(), fault.compare(before, after, seed=seed), harmed, None,
+        getattr(fault, "max_cost", Comparison.budget),
+    )  # fmt: skip
+    if not comparison.gained and not keep:
+        # Its own sentence says what it promises, and it has not kept it.
+        return replace(
+            comparison,
+            remedy="A repair was made. It brought no measurable gain on the test examples, so it is not handed over; --keep (keep=True "
+            "in Python) writes it all the same.",
+        )
     if save is not None:
+        comparison = replace(comparison, adapter=fault.name)
         remedy.save(save / fault.name, comparison)
     return comparison
 
@@ -400,6 +419,9 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
         "data": corpus.name,
         "data fingerprint": corpus.fingerprint[:16],
         "examples": {s: int((corpus.split == s).sum()) for s in ("train", "calibration", "test")},
+        "independent clusters of them": {
+            s: len(np.unique(corpus.cluster[corpus.split == s])) for s in ("train", "calibration", "test")
+        },
         "classes": list(subject.classes),
         "device": str(subject.device),
         "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),

@@ -49,7 +49,7 @@ def words(sick: Path, *more: object, command: str = "check", model: str = "base"
 @pytest.fixture(scope="module")
 def done(sick: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
     out = tmp_path_factory.mktemp("done") / "out"
-    return out, trueup(*words(sick, *ASKED, "-o", out))
+    return out, trueup(*words(sick, *ASKED, "--split", "part", "-o", out))
 
 
 def told(out: Path) -> dict:
@@ -72,7 +72,11 @@ def test_the_repaired_adapter_is_examined_again_without_more_words(
     done: tuple[Path, Said], sick: Path, here: Path
 ) -> None:
     adapter = done[0] / "copying"
-    said = trueup(*words(sick, "--text", "x", "--label", "y", "--adapter", adapter, "-o", "again", command="audit"))
+    said = trueup(
+        *words(
+            sick, "--text", "x", "--label", "y", "--split", "part", "--adapter", adapter, "-o", "again", command="audit"
+        )
+    )
     assert (said.err, said.code) == ("", 0)
     (first,), (again,) = told(done[0])["comparisons"], told(here / "again")["comparisons"]
     assert again["before"]["severity"] == first["after"]["severity"]

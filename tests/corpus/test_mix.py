@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import ALPHAS, counts, draw, group_index, groups_of, shift
 from trueup.errors import BadInput
-from trueup.measure.shift import alpha_of, auprc, auprc_at, joint, table_at, tilted
+from trueup.measure.shift import alpha_of, auprc, auprc_at, coupled_as, joint, table_at
 
 
 def corpus_of(table, *, names=None, seed=0):
@@ -197,7 +197,8 @@ def test_three_groups_are_told_sizes_alone_and_hopeless_ones_to_bring_more():
         BadInput, match=r"'site2' to draw from.*at this coupling 60 to 72 examples can be drawn; change"
     ):
         draw(corpus, "site", np.ones((2, 3)), 120, seed=0)
-    tilt = tilted(counts(corpus, "site", groups_of(corpus, "site")), -1)
+    have = counts(corpus, "site", groups_of(corpus, "site"))
+    tilt = coupled_as(have, 1 / have)
     assert len(draw(corpus, "site", tilt, 70, seed=0, fewest=5)) == 70
     with pytest.raises(BadInput, match=r"No coupling at this size .* give more examples"):
         draw(corpus_of([[50, 50], [50, 5]]), "site", np.ones((2, 2)), 400, seed=0)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trueup.corpus.clusters import same_key
 from trueup.corpus.prompt import MODES, draw
-from trueup.corpus.split import same_key
 from trueup.errors import BadInput
 
 CLASSES = 4
@@ -39,8 +39,9 @@ def others(pool, answer, query, gold, mode):
     return [i for i in range(len(pool)) if keys[i] != own and not (mode == "never" and answer[i] == gold)]
 
 
-def counted_out(pool, answer, query, gold, number, mode):
-    """(C,) the probability that each answer is shown, by all that can be drawn; None where nothing can."""
+def counted_out(pool, answer, query, gold, number, mode, there=None):
+    """(C,) the probability that each answer is shown, by all that can be drawn; None where nothing can. With `there`, by all
+    that show the right answer, or do not."""
     free = others(pool, answer, query, gold, mode)
     sets: dict[frozenset, float] = {}
     if mode == "always" and number:
@@ -52,6 +53,8 @@ def counted_out(pool, answer, query, gold, number, mode):
         sets = {frozenset(s): 1 for s in combinations(free, number)}
     if not sets:
         return None
+    if there is not None:
+        sets = {s: w for s, w in sets.items() if any(answer[i] == gold for i in s) == there}
     shown = [sum(w for s, w in sets.items() if any(answer[i] == c for i in s)) for c in range(CLASSES)]
     return np.array(shown) / sum(sets.values())
 
@@ -80,6 +83,8 @@ def test_every_draw_keeps_the_laws(case, mode):
             assert not d.shown[i, gold[i]]
         if mode == "always" and number:
             assert d.shown[i, gold[i]]
+        if mode == "free":
+            expected = counted_out(pool, answer, query[i], gold[i], number, mode, bool(d.shown[i, gold[i]]))
         assert np.allclose(d.chance[i], expected)
 
 
@@ -103,10 +108,8 @@ def test_chance_is_how_often_an_answer_is_shown_over_many_seeds(mode):
     answer = np.array([0, 0, 0, 0, 1, 1, 1, 2, 3])
     query, gold = ["x0", "new"], np.array([0, 1])
     tries = 3000
-    seen = np.mean(
-        [draw(pool, answer, query, gold, 4, number=3, mode=mode, seed=s).shown for s in range(tries)], axis=0
-    )
-    chance = draw(pool, answer, query, gold, 4, number=3, mode=mode).chance
+    made = [draw(pool, answer, query, gold, 4, number=3, mode=mode, seed=s) for s in range(tries)]
+    seen, chance = (np.mean([getattr(d, k) for d in made], axis=0) for k in ("shown", "chance"))
     assert np.abs(seen - chance).max() < 5 * 0.5 / np.sqrt(tries)
     assert np.ptp(chance[:, 1:]) > 0.1, "the control: the answers differ"
 

@@ -22,9 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trueup.corpus import files
+from trueup.corpus.clusters import leaked
 from trueup.corpus.files import KINDS
 from trueup.corpus.read import read
-from trueup.corpus.split import leaked, split_rows, stratified_subset
+from trueup.corpus.split import split_rows, stratified_subset
 from trueup.corpus.values import MARKS, MISSING, WORDS, missing, natural_order
 from trueup.errors import BadInput, TrueupError, Unavailable
 
@@ -436,8 +437,8 @@ def test_the_seed_matters_and_only_the_seed():
     assert (a != c).any()
 
 
-def test_texts_that_differ_in_white_space_are_the_same(tmp_path):
-    records = [{"text": f"t {i}" + " " * j, "label": "ab"[i % 2]} for i in range(10) for j in range(3)]
+def test_texts_that_differ_in_white_space_or_case_are_the_same(tmp_path):
+    records = [{"text": f"{'tTt'[j]} {i}" + " " * j, "label": "ab"[i % 2]} for i in range(10) for j in range(3)]
     corpus = read(write(tmp_path / "d.csv", records))
     for i in range(10):
         assert len(set(corpus.split[3 * i : 3 * i + 3])) == 1
@@ -494,7 +495,10 @@ def test_what_is_held_out_may_be_all_there_is(tmp_path, names, counts):
 def test_leakage_of_a_given_split_is_seen(tmp_path):
     records = [r | {"part": ["train", "dev", "test"][i % 3]} for i, r in enumerate(rows(12))]
     records[2]["text"] = records[0]["text"] + " "
-    corpus = read(write(tmp_path / "d.csv", records), split="part")
+    path = write(tmp_path / "d.csv", records)
+    with pytest.raises(BadInput, match=r"1 of 11 clusters .*'train', 'test', 2 rows in all.*--allow-leak"):
+        read(path, split="part")
+    corpus = read(path, split="part", allow_leak=True)
     assert np.flatnonzero(leaked(corpus)).tolist() == [2]
 
 

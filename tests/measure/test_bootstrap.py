@@ -2,11 +2,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from trueup.errors import BadInput
 from trueup.measure.accuracy import accuracy
-from trueup.measure.bootstrap import interval, interval_many, paired, paired_many
-from trueup.measure.calibration import brier, expected_calibration_error, nll, softmax
+from trueup.measure.bootstrap import Means, clusters_needed, interval, interval_many, paired, paired_many
+from trueup.measure.calibration import brier, expected_calibration_error, nll, softmax, squared_calibration_error
 from trueup.measure.selective import augrc, aurc, coverage_at_risk, error_auc, naurc
 
 
@@ -63,12 +64,22 @@ def test_seeds():
 
 
 def test_against_the_exact_distribution_of_two_rows():
-    """Of (0, 1) the resampled means are 0, 1/2, 1 with chances 1/4, 1/2, 1/4."""
+    """Of (0, 1) the resampled means are 0, 1/2, 1 with chances 1/4, 1/2, 1/4; Student's t of one degree widens the level."""
     x = np.array([0.0, 1.0])
-    wide, narrow = interval(np.mean, x, seed=0), interval(np.mean, x, seed=0, level=0.4)
+    wide, narrow = interval(np.mean, x, seed=0), interval(np.mean, x, seed=0, level=0.2)
     assert (wide.value, wide.low, wide.high) == (0.5, 0, 1)
     assert (narrow.value, narrow.low, narrow.high) == (0.5, 0.5, 0.5)
-    assert narrow.level == 0.4
+    assert narrow.level == 0.2
+
+
+def test_against_scipys_bca():
+    """Rows enough that the widening for few clusters is small: scipy's own BCa, of other resamples."""
+    x = np.random.default_rng(0).exponential(size=100)
+    ours = interval(np.std, x, seed=0, resamples=4000)
+    theirs = bootstrap((x,), np.std, n_resamples=4000, method="BCa", rng=1).confidence_interval
+    plain = bootstrap((x,), np.std, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+    assert abs(plain.high - theirs.high) > 0.06, "the control: percentiles are elsewhere"
 
 
 def test_interval_covers_at_its_level():
@@ -105,9 +116,9 @@ def test_paired_is_far_narrower_than_two_separate_intervals():
     assert together.value == pytest.approx(after.mean() - before.mean())
     assert 0.7 < together.low < together.high < 1.3
     assert together.high - together.low < 0.3 * (apart.high - apart.low)
-    assert together.p == pytest.approx(2 / 1001)
+    assert 1e-5 < together.p < 5e-3
     back = paired(np.mean, [after], [before], 0)
-    assert (back.low, back.high, back.p) == pytest.approx((-together.high, -together.low, together.p))
+    assert (back.low, back.high, back.p) == pytest.approx((-together.high, -together.low, together.p), rel=0.02)
 
 
 def test_paired_without_a_difference_says_so():
@@ -143,7 +154,7 @@ def test_more_than_half_nan_and_no_less(nan_in_100, said):
     calls = iter(range(1000))
 
     def partly(x):
-        return math.nan if next(calls) < nan_in_100 else float(x.mean())
+        return math.nan if 1 <= next(calls) <= nan_in_100 else float(x.mean())  # the first call is of all rows
 
     assert math.isnan(interval(partly, np.arange(10.0), seed=0, resamples=100).low) == said
 
@@ -159,6 +170,7 @@ def test_more_than_half_nan_and_no_less(nan_in_100, said):
         lambda: interval(np.mean, [1, 2], seed=0, level=95),
         lambda: paired(np.mean, [[1, 2]], [[1, 2, 3]], 0),
         lambda: paired(np.mean, [[1, 2]], [], 0),
+        lambda: interval(np.mean, [1, 2], seed=0, cluster=[1]),
     ],
 )
 def test_refuses(call):
@@ -166,21 +178,127 @@ def test_refuses(call):
         call()
 
 
-def test_the_interval_of_a_biased_statistic_is_around_its_value():
-    """A small calibration error: the plain interval lies above it, the moved one around it, and never below 0."""
-    p = np.repeat([0.6, 0.8, 0.9], 100)
-    y = np.arange(300) % 100 < np.repeat([61, 80, 90], 100)
-    ece = {"ece": expected_calibration_error, "mean": lambda p, y, weight=None: float(np.average(y, weights=weight))}
-    plain = interval_many(ece, p, y, seed=0, resamples=300)
-    moved = interval_many(ece, p, y, seed=0, resamples=300, biased=["ece"])
-    assert plain["ece"].low > plain["ece"].value, "the control"
-    assert 0 <= moved["ece"].low < moved["ece"].value < moved["ece"].high
-    assert moved["mean"] == plain["mean"]
-    fine = np.linspace(0.5, 1, 300)
-    level = np.repeat(fine.reshape(15, 20).mean(axis=1), 20)
-    hits = np.tile(np.arange(20), 15) < (20 * level).round()  # right to a twentieth in each of 15 bins
-    sides = [fine, hits], [np.full(300, hits.mean()), hits]
-    before = paired_many(ece, *sides, seed=0, resamples=300)["ece"]
-    after = paired_many(ece, *sides, seed=0, resamples=300, biased=["ece"])["ece"]
-    assert before.high < before.value < after.high, "the control"
-    assert after.low < after.value == before.value
+def test_a_mean_square_of_noise_is_told_without_it():
+    """A calibrated forecast: the plain square, its root and all its draws lie above 0; debiased, 0 is in the interval."""
+    held = around = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        p = rng.uniform(0.5, 1, 300)
+        y = rng.random(300) < p
+        plain = interval_many({"ece": squared_calibration_error}, p, y, seed=0, resamples=200)["ece"]
+        fair = interval_many({"ece": squared_calibration_error}, p, y, seed=0, resamples=200, squares=["ece"])["ece"]
+        held += fair.low == 0
+        around += fair.low <= fair.value <= fair.high
+        assert plain.low > 0, "the control"
+    assert held >= 36
+    assert around == 40
+
+
+def test_a_planted_calibration_error_is_found_without_bias():
+    found, plain, held = [], [], 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        p = rng.uniform(0.5, 0.9, 400)
+        y = rng.random(400) < p - 0.1
+        got = interval_many({"ece": squared_calibration_error}, p, y, seed=0, resamples=200, squares=["ece"])["ece"]
+        found.append(got.value)
+        plain.append(math.sqrt(squared_calibration_error(p, y)))
+        held += got.low <= 0.1 <= got.high
+    assert np.mean(found) == pytest.approx(0.1, abs=0.01)
+    assert np.mean(plain) > 0.12, "the control"
+    assert held >= 35
+    p, y = np.tile(p, 5), np.random.default_rng(0).random(2000) < np.tile(p, 5) - 0.1
+    after = paired_many(
+        {"ece": squared_calibration_error}, [p, y], [p - 0.1, y], seed=0, resamples=200, squares=["ece"]
+    )["ece"]
+    assert after.low <= after.value <= after.high < 0
+
+
+# ------------------------------------------------------------------------------------------------------------ clusters
+
+
+def in_clusters(seed: int, clusters: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Rows 1 to 8 a cluster whose value is mostly the cluster's own; the mean over rows of the population is 0."""
+    rng = np.random.default_rng(seed)
+    ids = np.repeat(np.arange(clusters), rng.integers(1, 9, clusters))
+    return rng.normal(size=clusters)[ids] + 0.3 * rng.normal(size=ids.size), ids
+
+
+def test_clusters_cover_where_rows_do_not():
+    by_cluster = by_row = 0
+    for seed in range(150):
+        x, ids = in_clusters(seed)
+        a, b = (interval(lambda x, weight=None: np.average(x, weights=weight), x, seed=seed, resamples=200, cluster=c)
+                for c in (ids, None))  # fmt: skip
+        by_cluster += a.low <= 0 <= a.high
+        by_row += b.low <= 0 <= b.high
+    assert by_cluster >= 134
+    assert by_row < 110, "the control: rows resampled alone claim to know twice as much"
+
+
+def test_repeating_every_row_changes_nothing():
+    c, e, p, y = _case()
+    ids = np.arange(c.size)
+    once = interval_many(WEIGHTED, c, e, p, y, seed=0, resamples=60)
+    four = interval_many(WEIGHTED, *(np.repeat(a, 4, axis=0) for a in (c, e, p, y)), seed=0, resamples=60,
+                         cluster=np.repeat(ids, 4))  # fmt: skip
+    for name in WEIGHTED:
+        assert _numbers(four[name]) == pytest.approx(_numbers(once[name]), abs=1e-9), name
+
+
+def test_the_rows_order_has_no_say():
+    c, e, p, y = _case()
+    ids, order = np.arange(c.size) // 2, np.random.default_rng(0).permutation(c.size)
+    here = interval_many(WEIGHTED, c, e, p, y, seed=0, resamples=40, cluster=ids)
+    there = interval_many(WEIGHTED, *(a[order] for a in (c, e, p, y)), seed=0, resamples=40, cluster=ids[order])
+    for name in WEIGHTED:
+        assert _numbers(there[name]) == pytest.approx(_numbers(here[name]), abs=1e-9), name
+
+
+def test_weights_and_taken_rows_give_the_same_interval_by_clusters():
+    x, ids = in_clusters(0)
+    by_weight = interval(lambda x, weight=None: np.average(x, weights=weight), x, seed=0, resamples=60, cluster=ids)
+    assert _numbers(interval(np.mean, x, seed=0, resamples=60, cluster=ids)) == pytest.approx(_numbers(by_weight))
+
+
+def test_p_is_below_a_level_just_where_the_interval_excludes_no_difference():
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x = rng.exponential(size=40) - 0.7
+        got = paired(np.mean, [np.zeros(40)], [x], seed, resamples=999)
+        excluded = got.low > 0 or got.high < 0
+        assert excluded == (got.p < 0.05) or abs(got.p - 0.05) < 0.01, (seed, got)
+
+
+def test_so_many_clusters_part_the_interval_from_the_threshold():
+    assert clusters_needed(0.05, 0.03, 0.07, 0.01, 100) == 100, "they do already"
+    assert clusters_needed(0.05, 0.03, 0.07, 0.04, 100) == 400
+    assert clusters_needed(0.00, -0.04, 0.06, 0.02, 50) == 450
+    assert clusters_needed(0.02, 0.0, 0.04, 0.02, 50) is None
+    assert clusters_needed(0.05, math.nan, math.nan, 0.02, 50) is None
+    rng = np.random.default_rng(0)
+    x = rng.normal(0.0, 1, 40) + 0.1
+    small = interval(np.mean, x, seed=0)
+    needed = clusters_needed(small.value, small.low, small.high, 0.0, 40)
+    assert needed is not None
+    larger = interval(np.mean, np.resize(x, needed), seed=0)
+    assert abs(larger.low) < 0.05 < abs(small.low), "so many of the same kind just do"
+
+
+def test_means_are_the_same_statistic_in_one_product():
+    x, ids = in_clusters(0)
+    y = np.random.default_rng(1).random(x.size)
+    slow = {
+        "ratio": lambda x, y, weight=None: np.average(x, weights=weight) / np.average(y, weights=weight),
+        "mean": lambda x, y, weight=None: np.average(y, weights=weight),
+    }
+    fast = {"ratio": Means(lambda a, b: a / b, 0, 1), "mean": Means(lambda b: b, 1)}
+    for cluster in (ids, None):
+        one, other = (interval_many(s, x, y, seed=0, resamples=150, cluster=cluster) for s in (slow, fast))
+        two, another = (paired_many(s, [x, y], [x + y**2, y**2], 0, 150, cluster=cluster) for s in (slow, fast))
+        for name in slow:
+            assert _numbers(other[name]) == pytest.approx(_numbers(one[name]), abs=1e-9)
+            assert _numbers(another[name]) == pytest.approx(_numbers(two[name]), abs=1e-9)
+    mixed = interval_many({"ratio": fast["ratio"], "mean": slow["mean"]}, x, y, seed=0, resamples=150, cluster=ids)
+    plain = interval_many(fast, x, y, seed=0, resamples=150, cluster=ids)
+    assert _numbers(mixed["mean"]) == pytest.approx(_numbers(plain["mean"]), abs=1e-9)

@@ -87,12 +87,12 @@ def test_hostile_and_empty_values_under_a_slider() -> None:
 
 
 def test_the_audits_that_have_sliders_give_what_the_page_needs() -> None:
-    from trueup.faults.overconfidence.audit import charts
+    from trueup.faults.overconfidence.audit import risk_chart
 
     rng = np.random.default_rng(0)
     confidence = rng.random(500)
     error = rng.random(500) > confidence
-    chart = charts(confidence, error)[0]
+    chart = risk_chart(confidence, ~error)
     assert chart.slider is not None
     assert chart.slider.examples == 500
     line = chart.series[0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from trueup.corpus.clusters import clusters
 from trueup.errors import BadInput, listing
 
 SPLITS = ("train", "calibration", "test")
@@ -28,6 +29,8 @@ class Corpus:
         attributes: column name -> (n,) array of strings; columns that should not matter (site, source, group).
         name: where it came from, for messages and provenance.
         notes: what a reader must know of how it was read, as sentences.
+        cluster: (n,) int64; rows of equal number are not independent of each other (`trueup.corpus.clusters`). Left out: rows
+            of equal text. A part of a corpus keeps the numbers of the whole.
     """
 
     text: Sequence[str]
@@ -38,6 +41,11 @@ class Corpus:
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
     name: str = "corpus"
     notes: tuple[str, ...] = ()
+    cluster: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.cluster) != len(self.text):
+            object.__setattr__(self, "cluster", clusters(self.text, self.second))
 
     def __len__(self) -> int:
         return len(self.text)
@@ -54,6 +62,7 @@ class Corpus:
             split=self.split[index],
             second=None if self.second is None else [self.second[i] for i in index],
             attributes={k: v[index] for k, v in self.attributes.items()},
+            cluster=self.cluster[index],
         )
 
     def part(self, split: str) -> Corpus:

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from trueup.corpus.corpus import Corpus
-from trueup.corpus.split import same_key
 from trueup.corpus.values import MISSING
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.measure.shift import feasible_alphas, table_at
@@ -179,9 +178,9 @@ def shift(
 
     y = 1 is the second class, z = 1 the second value of the attribute. Training and calibration take from each cell
     exactly what they need, and tests are drawn from all the rest, each `draws` times. The corpus' own split is not
-    looked at, and of equal texts the first alone is used, so that no text is on two sides. A test coupling that these
-    margins or the rest cannot carry with `FEWEST` examples in each cell is dropped, with the reason. The draws of one
-    alpha do not depend on the other alphas.
+    looked at, and of a cluster (of equal texts, say) the first row alone is used, so that none is on two sides. A
+    test coupling that these margins or the rest cannot carry with `FEWEST` examples in each cell is dropped, with the
+    reason. The draws of one alpha do not depend on the other alphas.
 
     Args:
         alpha_train: P(y=1 | z=1) / P(y=1 | z=0) in training. 5, with the defaults: .5 and .1.
@@ -282,10 +281,7 @@ def _cells(corpus: Corpus, attribute: str, groups: Sequence[str]) -> tuple[Whole
 
 
 def _distinct(corpus: Corpus) -> Corpus:
-    first: dict[object, int] = {}
-    for i, key in enumerate(same_key(corpus.text, corpus.second)):
-        first.setdefault(key, i)
-    return corpus.take(np.fromiter(first.values(), dtype=np.intp))
+    return corpus.take(np.sort(np.unique(corpus.cluster, return_index=True)[1]))
 
 
 def _pick(cell: Whole, need: NDArray, rng: np.random.Generator) -> Whole:

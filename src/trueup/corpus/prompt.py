@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from trueup.corpus.split import same_key
+from trueup.corpus.clusters import same_key
 from trueup.errors import BadInput
 
 Mode = Literal["free", "never", "always"]
@@ -29,9 +29,10 @@ class Draws:
     Attributes:
         index: (n, k) rows of the pool, in the order in which they are shown; -1 throughout where there is no such draw.
         shown: (n, C) bool: answer c stands in the query's demonstrations.
-        chance: (n, C) probability that demonstrations drawn anew for the query in the same way would show answer c. It is
-            exact (hypergeometric), so it has none of the noise of scoring against other prompts' demonstrations, which it
-            is the expectation of.
+        chance: (n, C) probability that demonstrations drawn anew for the query in the same way would show answer c, given
+            that they show the right one or not, as these do: a model that knows an answer once it sees it is right more
+            often where it is shown, and that is no copying. It is exact (hypergeometric), so it has none of the noise of
+            scoring against other prompts' demonstrations, which it is the expectation of.
     """
 
     mode: Mode
@@ -101,19 +102,35 @@ def draw(
         taken = rng.permutation(np.array([*first, *rng.choice(free, rest, replace=False)], dtype=np.int64))
         index[i] = taken
         shown[i, answer[taken]] = True
-        chance[i] = _shown_by_chance(left, rest)
+        chance[i] = shown_by_chance(left, rest, right if mode == "free" else None, bool(shown[i, right]))
         if first:
             chance[i, right] = 1.0
     return Draws(mode, index, shown, chance)
 
 
-def _shown_by_chance(left: np.ndarray, number: int) -> np.ndarray:
-    """(C,): 1 - C(N - m_c, number) / C(N, number), the chance that `number` draws out of N hold one of the m_c."""
+def shown_by_chance(left: np.ndarray, number: int, right: int | None = None, there: bool = False) -> np.ndarray:
+    """(C,) the chance that `number` draws without replacement hold one of the `left[c]` pairs of answer c, out of all.
+
+    Without `right`: 1 - C(N - m_c, number) / C(N, number). With it, given that the answer `right` is among the draws (`there`)
+    or is not.
+    """
     n = int(left.sum())
-    none = np.ones(len(left))
-    for j in range(number):
-        none *= np.maximum(n - left - j, 0) / max(n - j, 1)
-    return 1.0 - none
+
+    def none(gone: np.ndarray) -> np.ndarray:
+        """(C,): no draw is among the `gone[c]` pairs."""
+        steps = np.arange(number)[:, None]
+        return np.prod(np.maximum(n - gone - steps, 0) / np.maximum(n - steps, 1), axis=0)
+
+    absent = none(left)
+    if right is None:
+        return 1.0 - absent
+    both, missing = none(left + left[right]), float(absent[right])
+    if there:
+        chance = 1.0 - (absent - both) / max(1.0 - missing, 1e-300)
+    else:
+        chance = 1.0 - both / max(missing, 1e-300)
+    chance[right] = float(there)
+    return np.clip(chance, 0.0, 1.0)
 
 
 def _seeds(text: str, seed: int, mode: Mode) -> list[int]:

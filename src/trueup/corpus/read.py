@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trueup.corpus.adopt import table_of
+from trueup.corpus.clusters import check_leak, cluster_column, clusters
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.files import data_file, read_file
 from trueup.corpus.hub import PART, hub_table, saved_to_disk
@@ -19,7 +20,6 @@ from trueup.corpus.split import (
     check_split,
     complete,
     named_split,
-    same_key,
     split_rows,
     stratified_subset,
 )
@@ -35,7 +35,9 @@ def read(
     label: str = "label",
     second: str | None = None,
     attributes: Sequence[str] = (),
+    cluster: str | None = None,
     split: str | None = None,
+    allow_leak: bool = False,
     seed: int = 0,
     fractions: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
@@ -57,10 +59,13 @@ def read(
         attributes: columns that should not matter (site, source, group). An embedded data set brings its own when
             none is named. A row without a value counts as the group ``(missing)``, also where the value is a word that
             libraries write for none (`trueup.corpus.values.WORDS`); `Corpus.notes` then says so.
+        cluster: a column that says which rows belong together (patient, author, document). They and rows of equal text
+            are never in two splits, and every interval counts them as one (`trueup.corpus.clusters`).
         split: a column that says which split a row belongs to (`SPLIT_NAMES`). Without it the rows are split here:
-            stratified by class, by `seed`, and equal texts always into the same split. A source that names only one
+            stratified by class, by `seed`, and a cluster always into one split. A source that names only one
             held-out part has it divided into calibration and test; one that names no training part has no ``train``
             examples, which an audit does without.
+        allow_leak: read data whose given splits share clusters, which is refused otherwise.
         fractions: shares of train, calibration and test. Default: 0.6, 0.2, 0.2; with `answers` 0.4, 0.3, 0.3.
         classes: class names in the order of the classifier's logits. Default: the names that the source carries (a
             ``ClassLabel``, the categories of an ordered pandas Categorical or a polars Enum, used or not), else the labels
@@ -81,12 +86,12 @@ def read(
     _check_options(text, label, second, fractions, limit, seed)
     name = str(source) if isinstance(source, str | Path) else ""
     if name.startswith("task:"):
-        return _task(name, second, attributes, split, hub_split, classes, seed, limit, progress)
-    wanted = [c for c in (text, label, second, split, *attributes) if c]
+        return _task(name, second, attributes, cluster, split, hub_split, classes, seed, limit, progress)
+    wanted = [c for c in (text, label, second, cluster, split, *attributes) if c]
     table, named, natural, name = _found(source, name, wanted, text, label, hub_split, progress)
     given = split or named
     attributes = attributes or tuple(a for a in natural if a not in (text, label, second))
-    _check_columns(table, [text, label, *([second] if second else []), *attributes, *([given] if given else [])])
+    _check_columns(table, [c for c in (text, label, second, cluster, *attributes, given) if c])
 
     texts = text_column(table, text)
     seconds = text_column(table, second) if second else None
@@ -95,8 +100,13 @@ def read(
     for a in attributes:
         groups[a], more = group_column(table, a)
         notes += more
-    keys = same_key(texts, seconds)
+    if cluster:
+        together = cluster_column(table, cluster, texts, seconds, (text, label, second))
+    else:
+        together = clusters(texts, seconds)
     parts = named_split(table, given) if given else None
+    if parts is not None and not allow_leak:
+        check_leak(together, parts, table.source)
 
     if len(np.unique(label_index)) < 2 and not answers:
         raise BadInput(
@@ -112,26 +122,26 @@ def read(
             kept = stratified_subset(np.array([f"{p} {c}" for p, c in zip(parts, stratum, strict=True)]), limit, seed)
         else:
             kept = stratified_subset(stratum, limit, seed)
-        texts, keys = [texts[i] for i in kept], [keys[i] for i in kept]
+        texts, together = [texts[i] for i in kept], together[kept]
         seconds = None if seconds is None else [seconds[i] for i in kept]
         label_index, stratum = label_index[kept], stratum[kept]
         groups = {a: v[kept] for a, v in groups.items()}
         parts = None if parts is None else parts[kept]
     if parts is None:
-        parts = split_rows(keys, stratum, seed=seed, fractions=fractions)
-        check_split(parts, None if answers else label_index, keys, table)
+        parts = split_rows(together.tolist(), stratum, seed=seed, fractions=fractions)
+        check_split(parts, None if answers else label_index, together, table)
     else:
-        parts = complete(parts, keys, stratum, seed, fractions)
-    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes)
+        parts = complete(parts, together.tolist(), stratum, seed, fractions)
+    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together)
 
 
 def _task(
-    name: str, second: str | None, attributes: Sequence[str], split: str | None, hub_split: str | None,
+    name: str, second: str | None, attributes: Sequence[str], cluster: str | None, split: str | None, hub_split: str | None,
     classes: Sequence[str] | None, seed: int, limit: int | None, progress: bool,
 ) -> Corpus:  # fmt: skip
     from trueup.corpus import tasks
 
-    given = {"second": second, "attributes": attributes, "split": split, "hub_split": hub_split}
+    given = {"second": second, "attributes": attributes, "cluster": cluster, "split": split, "hub_split": hub_split}
     if named := [k for k, v in given.items() if v]:
         raise BadInput(
             f"'{name}' is an in-context task, which brings its own queries, answers and splits; leave {listing(named)} out."

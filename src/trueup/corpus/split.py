@@ -1,4 +1,4 @@
-"""Which example belongs to which split: as its source says, or stratified, by a seed, with equal texts never apart."""
+"""Which example belongs to which split: as its source says, or stratified, by a seed, with a cluster never apart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trueup.corpus.corpus import SPLITS, Corpus
+from trueup.corpus.corpus import SPLITS
 from trueup.corpus.table import Table
 from trueup.corpus.values import absent, plain
 from trueup.errors import BadInput, listing
@@ -45,19 +45,6 @@ def stratified_subset(stratum: np.ndarray, size: int, seed: int) -> np.ndarray:
     quota = _apportion(min(size, len(stratum)), counts)
     chosen = [rng.permutation(np.flatnonzero(place == i))[: quota[i]] for i in range(len(values))]
     return np.sort(np.concatenate(chosen))
-
-
-def same_key(texts: Sequence[str], seconds: Sequence[str] | None) -> list[Any]:
-    """What makes two examples the same for leakage: the text, or the pair, but for white space."""
-    first = [" ".join(t.split()) for t in texts]
-    return first if seconds is None else list(zip(first, (" ".join(t.split()) for t in seconds), strict=True))
-
-
-def leaked(corpus: Corpus) -> np.ndarray:
-    """(n,) bool: test examples whose text also occurs in train or calibration (only a given split can have any)."""
-    keys = same_key(corpus.text, corpus.second)
-    seen = {k for k, s in zip(keys, corpus.split, strict=True) if s != "test"}
-    return np.array([s == "test" and k in seen for k, s in zip(keys, corpus.split, strict=True)], dtype=bool)
 
 
 def named_split(table: Table, column: str) -> np.ndarray:
@@ -97,11 +84,11 @@ def complete(
     return parts
 
 
-def check_split(parts: np.ndarray, label: np.ndarray | None, keys: Sequence[Any], table: Table) -> None:
+def check_split(parts: np.ndarray, label: np.ndarray | None, cluster: np.ndarray, table: Table) -> None:
     """Raises BadInput unless two classes or more are in all three splits; without labels, unless all three have rows."""
     if label is None:
         if len(set(parts)) < len(SPLITS):
-            n = len(set(keys))
+            n = len(np.unique(cluster))
             raise BadInput(
                 f"{table.source} has {n} different text{'s' * (n != 1)}, too few for three splits; 3 is the least. Give more "
                 "rows, or a larger limit."
@@ -109,10 +96,10 @@ def check_split(parts: np.ndarray, label: np.ndarray | None, keys: Sequence[Any]
         return
     whole = [c for c in np.unique(label) if len(set(parts[label == c])) == len(SPLITS)]
     if len(whole) < 2:
-        counts = [0, *sorted(len({keys[i] for i in np.flatnonzero(label == c).tolist()}) for c in np.unique(label))]
+        counts = [0, *sorted(len(np.unique(cluster[label == c])) for c in np.unique(label))]
         raise BadInput(
-            f"{table.source} has too few rows for three splits ({len(keys)} rows, and {counts[-2]} different texts in "
-            "the second largest class; 3 is the least). Give more rows, or a larger limit."
+            f"{table.source} has too few rows for three splits ({len(label)} rows, and {counts[-2]} different texts or "
+            "clusters in the second largest class; 3 is the least). Give more rows, or a larger limit."
         )
 
 

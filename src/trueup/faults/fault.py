@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
     from trueup.subject.subject import Subject
 
-Better = Literal["higher", "lower"]
+Better = Literal["higher", "lower", "zero"]
+"""Which direction is better; `zero` of a signed number that should be 0."""
+Verdict = Literal["found", "clear", "undecided"]
+Outcome = Literal["found", "clear", "undecided", "repaired", "reduced", "trade-off", "no gain", "made worse"]
+"""What a check says of a fault: a verdict where there was no repair, or nothing to repair, else what the repair came to."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Measure:
     Attributes:
         value, low, high: the estimate and the ends of its interval, in `unit`.
         unit: what one unit means, for a reader ("probability", "nats", "share of examples").
-        better: which direction is better, ``higher`` or ``lower``.
+        better: which direction is better, ``higher``, ``lower``, or ``zero`` for a signed number that should be 0.
         title: the name a reader sees ("error ROC-AUC").
     """
 
@@ -136,12 +140,16 @@ class Finding:
     Attributes:
         fault: the fault's name. unit: what one unit of severity is.
         severity, low, high: the headline and its bootstrap interval.
-        threshold: a fault is found when the whole interval lies above it, so noise alone is not called a fault.
+        threshold: a fault is found when the whole interval lies above it, so noise alone is not called a fault; it is clear
+            of it when the whole interval lies below.
         sentence: the finding in one plain sentence.
         measures: further numbers by key. charts: pictures as data.
         details: anything else that JSON can hold (chosen candidate, tables, thresholds).
         samples: per-example arrays, all of the same length n and in the audited corpus' order (pairing needs them).
         provenance: fingerprints, seed, versions, knobs.
+        doubt: why nothing is decided whatever the interval says (too few clusters), as a sentence; empty where there is no such
+            reason.
+        needed: how many clusters of examples would decide, where that can be said (`bootstrap.clusters_needed`).
     """
 
     fault: str
@@ -156,20 +164,32 @@ class Finding:
     details: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, np.ndarray] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    doubt: str = ""
+    needed: int | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """``found`` or ``clear`` when the whole interval lies on one side of the threshold and no doubt is raised."""
+        if self.doubt:
+            return "undecided"
+        return "found" if self.low > self.threshold else "clear" if self.high < self.threshold else "undecided"
 
     @property
     def found(self) -> bool:
-        """True when the whole interval of the severity lies above the threshold."""
-        return bool(self.low > self.threshold)
+        """True when the whole interval of the severity lies above the threshold, and no doubt is raised."""
+        return self.verdict == "found"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but `samples`, ready for JSON. `from_dict` reads it back."""
-        return {k: v for k, v in asdict(self).items() if k != "samples"} | {"found": self.found}
+        return {k: v for k, v in asdict(self).items() if k != "samples"} | {
+            "verdict": self.verdict,
+            "found": self.found,
+        }
 
     @staticmethod
     def from_dict(data: Mapping[str, Any], samples: Mapping[str, np.ndarray] | None = None) -> Finding:
         """The finding that `as_dict` wrote, with its per-example arrays put back."""
-        rest = {k: v for k, v in data.items() if k not in ("found", "measures", "charts")}
+        rest = {k: v for k, v in data.items() if k not in ("verdict", "found", "measures", "charts")}
         charts = tuple(_chart(c) for c in data.get("charts", ()))
         measures = {k: Measure(**m) for k, m in data.get("measures", {}).items()}
         return Finding(**rest, measures=measures, charts=charts, samples=dict(samples or {}))
@@ -229,6 +249,7 @@ class Comparison:
         differences: measure key -> paired difference, after minus before.
         harm: measure key -> paired difference of what should not have changed (accuracy above all).
         adapter: name of the folder of the saved remedy inside the job's output folder, or None.
+        budget: how much accuracy, as the data are, a repair may cost before it is called a trade-off.
     """
 
     before: Finding
@@ -237,6 +258,35 @@ class Comparison:
     differences: Mapping[str, Difference] = field(default_factory=dict)
     harm: Mapping[str, Difference] = field(default_factory=dict)
     adapter: str | None = None
+    budget: float = 0.02
+
+    @property
+    def gained(self) -> bool:
+        """Whether the paired interval of the severity lies wholly below 0: a gain on examples that chose nothing."""
+        d = self.differences.get("severity")
+        return d is not None and d.high < 0
+
+    @property
+    def outcome(self) -> Outcome:
+        """The word for the fault.
+
+        After a repair: ``made worse`` or ``no gain`` by the paired interval of the severity; with a gain ``trade-off`` when it
+        cost more accuracy than the budget, ``repaired`` when the second audit is clear, else ``reduced``. A model that was
+        clear stays so unless it was made worse, and one that was undecided unless it gained.
+        """
+        word, after, d = self.before.verdict, self.after, self.differences.get("severity")
+        if after is None or d is None:
+            return word
+        if d.low > 0 and after.verdict != "clear":
+            return "made worse"
+        if word == "clear":
+            return word
+        if not self.gained:
+            return "no gain" if word == "found" else word
+        cost = self.harm.get("accuracy")
+        if cost is not None and -cost.value > self.budget:
+            return "trade-off"
+        return "repaired" if after.verdict == "clear" else "reduced"
 
     def title(self, key: str) -> str:
         """What a measure is called; the key in words where neither finding has it, as in the harm table."""
@@ -311,6 +361,7 @@ class Fault(ABC):
         got = bootstrap.paired_many(
             {"accuracy": right, "nll": surprise},
             (a.predicted, a.probability, corpus.label), (b.predicted, b.probability, corpus.label), seed,
+            cluster=corpus.cluster,
         )  # fmt: skip
         return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
 

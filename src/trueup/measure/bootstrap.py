@@ -1,20 +1,27 @@
-"""Intervals by resampling examples: for one number, and for the difference of two on the same examples.
+"""Intervals by resampling clusters of examples: for one number, and for the difference of two on the same examples.
 
 A statistic is any function of columns (arrays with one row for each example) to a number. One that has a parameter
 named `weight`, as all of this room have, is called on the columns as they are, with ``weight=`` how often each row
-was drawn: exact, and nothing is copied. Any other is called on the rows drawn. Bind what else it needs with a lambda
+was drawn: exact, and nothing is copied. One that is a function of columns' means is `Means`, and fastest: all resamples
+are one matrix product. Any other is called on the rows drawn. Bind what else it needs with a lambda
 or ``functools.partial``; a lambda keeps the fast way by taking `weight` too::
 
     interval_many(
         {
             "error_auc": lambda c, e, p, y, weight=None: error_auc(c, e, weight=weight),
-            "brier": lambda c, e, p, y, weight=None: brier(p, y, weight=weight),
+            "accuracy": Means(lambda wrong: 1 - wrong, 1),
         },
-        confidence, error, probability, label, seed=0,
+        confidence, error, probability, label, seed=0, cluster=corpus.cluster,
     )
 
+Rows of one cluster are drawn together (Davison and Hinkley 1997, section 3.8); without clusters each row stands by itself.
+The same seed, clusters and number of resamples draw the same resamples, whatever the statistics and the rows' order are.
 Sort the rows by descending confidence beforehand, and the ranking measures need not sort again at each resample.
-The same seed, rows and number of resamples draw the same resamples, whatever the statistics are.
+
+The interval is BCa (Efron 1987), with its level widened to that of Student's t for few clusters (Hesterberg 2015,
+arXiv 1411.5279). Measured coverage of 95% intervals, plain percentiles against these (1 to 8 rows a cluster; a mean, a ratio of
+paired losses, an error ROC-AUC): 30 clusters 88 to 94% against 93 to 97%, 60 clusters 93 to 96% against 94 to 97%, 200 clusters
+93 to 96% against 95 to 96%. Below `FEWEST` clusters no interval is to be trusted: the caller says *undecided*.
 """
 
 from __future__ import annotations
@@ -23,19 +30,45 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm, t
 
 from trueup.errors import BadInput
 
 Statistic = Callable[..., float]
 Seed = int | np.random.SeedSequence
 
+FEWEST = 30
+"""Clusters below which an interval decides nothing."""
+BATCH = 64
+"""Resamples that are held at once."""
+GROUPS = 100
+"""At most so many groups of clusters are left out in turn, to learn how skewed a statistic is."""
+
+
+@dataclass(frozen=True, init=False)
+class Means:
+    """The statistic `of` the means of some of the columns, named by their places. `of` takes numbers, or arrays of them."""
+
+    of: Callable[..., Any]
+    places: tuple[int, ...]
+
+    def __init__(self, of: Callable[..., Any], *places: int) -> None:
+        object.__setattr__(self, "of", of)
+        object.__setattr__(self, "places", places)
+
+    def __call__(self, *columns: NDArray, weight: NDArray | None = None) -> float:
+        return float(self.of(*(np.average(columns[i], weights=weight) for i in self.places)))
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its bootstrap percentile interval, in the unit and polarity of its statistic."""
+    """A number with its bootstrap interval, in the unit and polarity of its statistic."""
 
     value: float
     low: float
@@ -45,7 +78,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedEstimate:
-    """After minus before on the same examples, its percentile interval, and a two-sided p-value of no difference."""
+    """After minus before on the same examples, its interval, and a two-sided p-value of no difference."""
 
     value: float
     low: float
@@ -55,22 +88,28 @@ class PairedEstimate:
 
 
 def interval(
-    statistic: Statistic, *arrays: ArrayLike, seed: Seed, resamples: int = 1000, level: float = 0.95
+    statistic: Statistic,
+    *arrays: ArrayLike,
+    seed: Seed,
+    resamples: int = 1000,
+    level: float = 0.95,
+    cluster: ArrayLike | None = None,
 ) -> Estimate:
-    """Percentile bootstrap interval over rows (Efron and Tibshirani 1993, section 13.3).
+    """Bootstrap interval over clusters.
 
     Args:
         statistic: function of the columns to a number.
         arrays: columns of n rows each, any further axes.
         seed: an integer, or a SeedSequence (which is read, not spawned from).
-        resamples: how often to draw n rows with replacement.
+        resamples: how often to draw as many clusters as there are, with replacement.
         level: probability that the interval aims to cover.
+        cluster: (n,) rows of equal number are drawn together; None where each row stands by itself.
 
-    Returns: the statistic on all rows, and the quantiles (1 -+ level) / 2 over resamples. Resamples where it is nan
-    (say, no error was drawn) are dropped; if they are more than half, the interval is nan to nan.
+    Returns: the statistic on all rows, and the ends of its interval. Resamples where it is nan (say, no error was drawn) are
+    dropped; if they are more than half, or the statistic itself is nan, the interval is nan to nan.
     Raises: BadInput on no columns, columns of unequal length, resamples < 1, or level outside 0 to 1.
     """
-    return interval_many({"": statistic}, *arrays, seed=seed, resamples=resamples, level=level)[""]
+    return interval_many({"": statistic}, *arrays, seed=seed, resamples=resamples, level=level, cluster=cluster)[""]
 
 
 def interval_many(
@@ -79,22 +118,31 @@ def interval_many(
     seed: Seed,
     resamples: int = 1000,
     level: float = 0.95,
-    biased: Collection[str] = (),
+    squares: Collection[str] = (),
+    plain: Mapping[str, int] = MappingProxyType({}),
+    cluster: ArrayLike | None = None,
 ) -> dict[str, Estimate]:
     """:func:`interval` for several statistics of the same columns, all on the same resamples.
 
     Args:
-        biased: names of statistics that rows drawn twice push to one side, as they do a calibration error. Their draws are
-            moved so that their mean is the value (a statistic that is never negative stays so).
+        squares: names of statistics that are a mean square of noisy gaps, as a squared calibration error is: chance alone
+            pushes them up. By how much, the bootstrap says (Efron and Tibshirani 1993, section 10.2); it is taken off, and
+            given is the root of what is left, 0 where that is below 0.
+        plain: statistics that are read by percentiles as they are, and how many independent examples their rarest part has,
+            which widens them in place of the number of clusters. For rankings under strong weights: there what BCa learns of
+            bias and skew is mostly noise (of 300 null worlds at 200 examples BCa held the truth in 85 to 92%, these in 92 to
+            95%).
     """
-    (columns,), n = _columns(arrays)
-    drawn = _drawn(statistics, [columns], n, seed, resamples, level)
+    drawn = _drawn(statistics, _columns(arrays), cluster, seed, resamples, level)
     found = {}
-    for i, (name, statistic) in enumerate(statistics.items()):
-        value, draws = float(statistic(*columns)), drawn[:, 0, i]
-        if name in biased:
-            draws = np.maximum(_moved(draws, value), min(0.0, float(np.nanmin(draws, initial=np.inf))))
-        low, high = _percentiles(draws, level)
+    for i, name in enumerate(statistics):
+        value, draws = float(drawn.value[0, i]), drawn.draws[:, 0, i]
+        if name in squares:
+            value, draws = _rooted(value, draws)
+            low, high = _between(value, draws, [(1 - level) / 2, (1 + level) / 2])
+        else:
+            bent = _bent(name, plain, value, draws, drawn.without[:, 0, i], drawn.clusters)
+            low, high = _between(value, draws, bent.levels(level))
         found[name] = Estimate(value, low, high, level)
     return found
 
@@ -106,23 +154,23 @@ def paired(
     seed: Seed,
     resamples: int = 1000,
     level: float = 0.95,
+    cluster: ArrayLike | None = None,
 ) -> PairedEstimate:
     """Bootstrap interval and p-value for a statistic after minus before, on the same examples.
 
-    Each resample draws the same rows in both, so what an example adds to both cancels. p = 2 min(P(d <= 0), P(d >=
-    0)) over resampled differences d, at most 1, with one added to each count and to the number of resamples (Davison
-    and Hinkley 1997, section 4.2), so p is never 0.
+    Each resample draws the same clusters in both, so what an example adds to both cancels. p is the least 1 - level at which
+    the interval excludes 0; one is added to the draws on either side (Davison and Hinkley 1997, section 4.2), so it is never 0.
 
     Args:
         statistic: function of the columns to a number.
         before_arrays, after_arrays: the columns before and after, n rows each, row i the same example in both.
-        seed, resamples, level: as in :func:`interval`.
+        seed, resamples, level, cluster: as in :func:`interval`.
 
     Returns: as :func:`interval`, in the unit of the statistic, positive where it rose; resamples in which either side
     is nan are dropped, and if they are more than half, interval and p are nan.
     Raises: BadInput as :func:`interval`.
     """
-    return paired_many({"": statistic}, before_arrays, after_arrays, seed, resamples, level)[""]
+    return paired_many({"": statistic}, before_arrays, after_arrays, seed, resamples, level, cluster=cluster)[""]
 
 
 def paired_many(
@@ -132,70 +180,193 @@ def paired_many(
     seed: Seed,
     resamples: int = 1000,
     level: float = 0.95,
-    biased: Collection[str] = (),
+    squares: Collection[str] = (),
+    plain: Mapping[str, int] = MappingProxyType({}),
+    cluster: ArrayLike | None = None,
 ) -> dict[str, PairedEstimate]:
     """:func:`paired` for several statistics of the same columns, all on the same resamples.
 
-    `biased` as in :func:`interval_many`.
+    `squares` and `plain` as in :func:`interval_many`; the difference of squares is that of the roots.
     """
-    (before, after), n = _columns(before_arrays, after_arrays)
-    drawn = _drawn(statistics, [before, after], n, seed, resamples, level)
+    drawn = _drawn(statistics, _columns(before_arrays, after_arrays), cluster, seed, resamples, level)
     found = {}
-    for i, (name, statistic) in enumerate(statistics.items()):
-        with np.errstate(invalid="ignore"):
-            difference = drawn[:, 1, i] - drawn[:, 0, i]
-            value = float(np.subtract(statistic(*after), statistic(*before)))
-        if name in biased:
-            difference = _moved(difference, value)
-        low, high = _percentiles(difference, level)
-        kept = difference[~np.isnan(difference)]
-        p = math.nan
-        if not math.isnan(low):
-            tail = min((kept <= 0).sum(), (kept >= 0).sum())
-            p = min(1.0, 2 * (1 + float(tail)) / (1 + kept.size))
+    for i, name in enumerate(statistics):
+        if name in squares:
+            (a, before), (b, after) = (_rooted(drawn.value[s, i], drawn.draws[:, s, i]) for s in (0, 1))
+            value, draws = b - a, after - before
+            bent = _Bent(0.0, 0.0, math.inf)
+        else:
+            with np.errstate(invalid="ignore"):
+                value = float(drawn.value[1, i] - drawn.value[0, i])
+                draws = drawn.draws[:, 1, i] - drawn.draws[:, 0, i]
+                without = drawn.without[:, 1, i] - drawn.without[:, 0, i]
+            bent = _bent(name, plain, float(value), draws, without, drawn.clusters)
+        low, high = _between(float(value), draws, bent.levels(level))
+        p = math.nan if math.isnan(low) else bent.p(draws)
         found[name] = PairedEstimate(value, low, high, p, level)
     return found
 
 
-def _columns(*sides: Sequence[ArrayLike]) -> tuple[list[list[NDArray]], int]:
+def too_few(clusters: int) -> str:
+    """Why so few clusters decide nothing, as a sentence; empty where they are enough."""
+    return (
+        f"There are only {clusters} independent clusters of examples, and fewer than {FEWEST} decide nothing: their intervals are "
+        "not to be trusted."
+        if clusters < FEWEST
+        else ""
+    )
+
+
+def clusters_needed(value: float, low: float, high: float, threshold: float, clusters: int) -> int | None:
+    """How many clusters would part an interval from `threshold`, if the estimate stayed: its width falls with their root.
+
+    None where nothing says so: an end is nan, or the estimate lies on the threshold.
+    """
+    half = value - low if value > threshold else high - value
+    if not math.isfinite(half) or value == threshold:
+        return None
+    return max(clusters, math.ceil(clusters * (half / (value - threshold)) ** 2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Every statistic on every side: of all rows (sides, statistics), of each resample (resamples, sides, statistics), and
+    without each group of clusters (groups, sides, statistics)."""
+
+    value: NDArray[np.float64]
+    draws: NDArray[np.float64]
+    without: NDArray[np.float64]
+    clusters: int
+
+
+@dataclass(frozen=True)
+class _Bent:
+    """Which quantiles of the draws are the interval: BCa's bias z0 and acceleration a, and Student's t for few clusters."""
+
+    z0: float
+    a: float
+    clusters: float
+
+    @staticmethod
+    def of(value: float, draws: NDArray[np.float64], without: NDArray[np.float64], clusters: int) -> _Bent:
+        kept, left = draws[~np.isnan(draws)], without[~np.isnan(without)]
+        if not kept.size or not left.size:
+            return _Bent(0.0, 0.0, clusters)
+        below = ((kept < value).sum() + (kept == value).sum() / 2 + 0.5) / (kept.size + 1)
+        pull = left.mean() - left
+        spread = (pull @ pull) ** 1.5
+        return _Bent(float(norm.ppf(below)), float((pull**3).sum() / 6 / spread) if spread > 1e-200 else 0.0, clusters)
+
+    def levels(self, level: float) -> list[float]:
+        z = norm.ppf((1 + level) / 2)
+        if math.isfinite(self.clusters):
+            # One cluster has no spread at all.
+            df = max(self.clusters - 1, 1)
+            z = t.ppf((1 + level) / 2, df) * math.sqrt((df + 1) / df)
+        return [float(norm.cdf(self.z0 + w / max(1 - self.a * w, 1e-9))) for w in (self.z0 - z, self.z0 + z)]
+
+    def p(self, draws: NDArray[np.float64]) -> float:
+        kept = draws[~np.isnan(draws)]
+        low, high = (float(1 + (side).sum()) / (1 + kept.size) for side in (kept <= 0, kept >= 0))
+        if min(low, high) == 1.0:
+            return 1.0
+        ends = []
+        for tail, sign in ((low, 1), (high, -1)):
+            w = norm.ppf(min(tail, 1 - 1e-12)) * sign - self.z0
+            z = sign * (w / max(1 + self.a * w, 1e-9) - self.z0)
+            if math.isfinite(self.clusters):
+                df = max(self.clusters - 1, 1)
+                ends.append(float(t.cdf(z * math.sqrt(df / (df + 1)), df)))
+            else:
+                ends.append(float(norm.cdf(z)))
+        return min(1.0, 2 * min(ends))
+
+
+def _bent(
+    name: str,
+    plain: Mapping[str, int],
+    value: float,
+    draws: NDArray[np.float64],
+    without: NDArray[np.float64],
+    clusters: int,
+) -> _Bent:
+    return _Bent(0.0, 0.0, plain[name]) if name in plain else _Bent.of(value, draws, without, clusters)
+
+
+def _columns(*sides: Sequence[ArrayLike]) -> list[list[NDArray]]:
     arrays = [[np.asarray(a) for a in side] for side in sides]
     rows = {a.shape[0] if a.ndim else 0 for side in arrays for a in side}
     if len(rows) != 1 or 0 in rows or not all(arrays):
         raise BadInput(
             f"The columns to resample have {sorted(rows)} rows; give one or more columns of the same examples."
         )
-    return arrays, rows.pop()
+    return arrays
 
 
 def _drawn(
     statistics: Mapping[str, Statistic],
     sides: Sequence[Sequence[NDArray]],
-    n: int,
+    cluster: ArrayLike | None,
     seed: Seed,
     resamples: int,
     level: float,
-) -> NDArray[np.float64]:
-    """Every statistic on every side of every resample: (resamples, sides, statistics)."""
+) -> _Drawn:
     if resamples < 1:
         raise BadInput(f"resamples is {resamples}; give at least 1, such as 1000.")
     if not 0 < level < 1:
         raise BadInput(f"level is {level}; give a probability between 0 and 1, such as 0.95.")
-    takes_weight = [_takes_weight(s) for s in statistics.values()]
-    drawn = np.empty((resamples, len(sides), len(statistics)))
-    for r, rows in enumerate(_resamples(n, seed, resamples)):
-        weight = np.bincount(rows, minlength=n).astype(np.float64) if any(takes_weight) else None
-        for s, columns in enumerate(sides):
-            taken = [] if all(takes_weight) else [c[rows] for c in columns]
-            for i, statistic in enumerate(statistics.values()):
-                drawn[r, s, i] = statistic(*columns, weight=weight) if takes_weight[i] else statistic(*taken)
-    return drawn
+    n = len(sides[0][0])
+    ids = np.arange(n) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
+    if ids.shape != (n,):
+        raise BadInput(f"cluster has {ids.size} rows where {n} are expected; give all columns of the same examples.")
+    clusters = int(ids.max()) + 1
+    means = {i: s for i, s in enumerate(statistics.values()) if isinstance(s, Means)}
+    others = {i: (s, _takes_weight(s)) for i, s in enumerate(statistics.values()) if i not in means}
+    size = np.bincount(ids, minlength=clusters).astype(np.float64)
+    # Of each side, the sums over every cluster of the columns that are averaged.
+    wanted = sorted({c for s in means.values() for c in s.places})
+    sums = [{c: np.bincount(ids, columns[c], minlength=clusters) for c in wanted} for columns in sides]
+
+    def of(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(times, sides, statistics) with each cluster counted `weights` (times, clusters); nan where no row is left."""
+        out = np.full((len(weights), len(sides), len(statistics)), np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rows = weights @ size
+            for s, totals in enumerate(sums):
+                mean = {c: weights @ total / rows for c, total in totals.items()}
+                for i, statistic in means.items():
+                    out[:, s, i] = statistic.of(*(mean[c] for c in statistic.places))
+        for r, weight in enumerate(weights if others else ()):
+            row = weight[ids]
+            if not row.any():
+                continue
+            for s, columns in enumerate(sides):
+                taken = None
+                for i, (statistic, takes_weight) in others.items():
+                    if takes_weight:
+                        out[r, s, i] = statistic(*columns, weight=row)
+                        continue
+                    taken = taken or [np.repeat(c, row.astype(np.int64), axis=0) for c in columns]
+                    out[r, s, i] = statistic(*taken)
+        return out
+
+    value = np.array([[statistic(*columns) for statistic in statistics.values()] for columns in sides], np.float64)
+    drawn = _resamples(clusters, seed, resamples)
+    batches = iter(lambda: list(islice(drawn, BATCH)), [])
+    group = np.arange(clusters) % min(clusters, GROUPS)
+    without = (group != np.arange(int(group.max()) + 1)[:, None]).astype(np.float64)
+    return _Drawn(value, np.concatenate([of(np.stack(w)) for w in batches]), of(without), clusters)
 
 
-def _resamples(n: int, seed: Seed, resamples: int) -> Iterator[NDArray[np.int64]]:
+def _resamples(clusters: int, seed: Seed, resamples: int) -> Iterator[NDArray[np.float64]]:
+    """How often each cluster is drawn."""
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     generator = np.random.default_rng(sequence)
     for _ in range(resamples):
-        yield generator.integers(0, n, size=n)
+        yield np.bincount(generator.integers(0, clusters, size=clusters), minlength=clusters).astype(np.float64)
 
 
 def _takes_weight(statistic: Statistic) -> bool:
@@ -205,14 +376,16 @@ def _takes_weight(statistic: Statistic) -> bool:
         return False
 
 
-def _moved(draws: NDArray[np.float64], value: float) -> NDArray[np.float64]:
+def _rooted(value: float, draws: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """The root of a mean square and of its draws, each with what chance adds to it taken off: once, and twice for draws."""
     kept = draws[~np.isnan(draws)]
-    return draws + (value - kept.mean() if kept.size else 0.0)
+    extra = float(kept.mean()) - value if kept.size else 0.0
+    return math.sqrt(max(value - extra, 0.0)), np.sqrt(np.maximum(draws - 2 * extra, 0.0))
 
 
-def _percentiles(draws: NDArray[np.float64], level: float) -> tuple[float, float]:
+def _between(value: float, draws: NDArray[np.float64], levels: Sequence[float]) -> tuple[float, float]:
     kept = draws[~np.isnan(draws)]
-    if 2 * kept.size < draws.size:
+    if 2 * kept.size < draws.size or math.isnan(value):
         return math.nan, math.nan
-    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(kept, levels)
     return float(low), float(high)

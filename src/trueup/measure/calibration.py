@@ -60,7 +60,7 @@ def expected_calibration_error(
 
     Guo et al. 2017 (arXiv 1706.04599) eq. 3, but over the equal-mass bins of :func:`reliability_curve` (as in Nixon
     et al. 2019, arXiv 1904.01685), not equal-width ones. It is biased upwards by the order of sqrt(bins / n): compare
-    only equal n. Rows drawn twice push it up further, so `bootstrap` is told that it is `biased`.
+    only equal n, and for an interval take :func:`squared_calibration_error`, whose bias can be taken off.
 
     Args:
         confidence: (n,) probability of the predicted class.
@@ -73,6 +73,22 @@ def expected_calibration_error(
     """
     said, was, count = reliability_curve(confidence, correct, bins, weight=weight)
     return float(count @ np.abs(was - said) / count.sum())
+
+
+def squared_calibration_error(
+    confidence: ArrayLike, correct: ArrayLike, bins: int = 15, *, weight: ArrayLike | None = None
+) -> float:
+    """Mean square distance between confidence and accuracy: sum_b n_b / n (accuracy_b - confidence_b)^2.
+
+    Over the equal-mass bins of :func:`reliability_curve`. Chance adds about sum_b accuracy_b (1 - accuracy_b) / n, also where
+    the confidence is right; name it among `squares` of `bootstrap`, which takes that off and gives the root: the debiased
+    calibration error of Kumar et al. 2019 (arXiv 1909.10155), by clusters.
+
+    Unit: squared probability, 0 to 1. Lower is better.
+    Raises: BadInput as :func:`reliability_curve`.
+    """
+    said, was, count = reliability_curve(confidence, correct, bins, weight=weight)
+    return float(count @ np.square(was - said) / count.sum())
 
 
 def brier(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from trueup.errors import BadInput
 from trueup.measure._rows import Floats, column
+from trueup.measure.folds import folds as dealt
 
 Seed = int | np.random.SeedSequence
 
@@ -54,24 +55,50 @@ def sliced_wasserstein(a: ArrayLike, b: ArrayLike, *, projections: int = 128, se
 
 
 def decodability(
-    x: ArrayLike, group: ArrayLike, label: ArrayLike, *, seed: Seed, folds: int = 5
+    x: ArrayLike, group: ArrayLike, label: ArrayLike, *, seed: Seed, cluster: ArrayLike | None = None, folds: int = 5
 ) -> tuple[float, float]:
     """How well a linear probe tells the group from features, where the label cannot help it; and what chance gives.
 
+    The mean of :func:`probed`. The control is the same with groups permuted within each label, the mean of `CONTROLS`: what
+    remains above it is in the features.
+
+    Returns: balanced accuracy, and that of the control.
+    Unit: share of the examples of a group, mean over groups, 0 to 1; 1 / groups is chance. Lower is less decodable.
+    Raises: BadInput as :func:`probed`.
+    """
+    rows, hit = probed(x, group, label, seed=seed, cluster=cluster, folds=folds)
+    x = _features(x, "x")[rows]
+    z, y = (np.unique(np.asarray(c)[rows], return_inverse=True)[1] for c in (group, label))
+    ids = None if cluster is None else np.asarray(cluster)[rows]
+    rng = np.random.default_rng(np.random.SeedSequence([*_entropy(seed), 1]))
+    control = []
+    for _ in range(CONTROLS):
+        mixed = z.copy()
+        for c in range(int(y.max()) + 1):
+            mixed[y == c] = rng.permutation(z[y == c])
+        control.append(_told(x, mixed, y, folds, rng, ids).mean())
+    return float(hit.mean()), float(np.mean(control))
+
+
+def probed(
+    x: ArrayLike, group: ArrayLike, label: ArrayLike, *, seed: Seed, cluster: ArrayLike | None = None, folds: int = 5
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Whether a linear probe told each row's group from its features, on rows that it did not learn from.
+
     Every (label, group) cell is subsampled to the smallest one (at most `CAP` rows), so that groups are equally
     frequent within each label, and features that only hold the label decode nothing. A logistic probe (l2, C =
-    `RIDGE`) on features standardised within each training part is tested on the part held out; each fold holds as many
-    rows of each cell as any other. The control is the same with groups permuted within each label, the mean of
-    `CONTROLS`: what remains above it is in the features.
+    `RIDGE`) on features standardised within each training part is tested on the part held out; folds go by clusters and
+    hold as many rows of each cell as can be. The rows do not depend on the features, so two sets of features of the same
+    examples are compared in pairs.
 
     Args:
         x: (n, d) features.
         group, label: (n,) numbers or names.
         seed: of the subsample, the folds and the permutations.
+        cluster: (n,) rows of equal number are never apart; None where every row stands by itself.
         folds: parts of the cross-validation, 2 or more.
 
-    Returns: balanced accuracy, and that of the control.
-    Unit: share of the examples of a group, mean over groups, 0 to 1; 1 / groups is chance. Lower is less decodable.
+    Returns: (k,) the rows that took part, and (k,) whether the group was told.
     Raises: BadInput on wrong shapes, values that are not finite, one group, or a cell with fewer than `folds` rows.
     """
     x = _features(x, "x")
@@ -90,38 +117,39 @@ def decodability(
         )
     rng = np.random.default_rng(seed)
     k = min(int(size.min()), CAP)
-    chosen = np.concatenate([_some(y * groups.size + z == cell, k, rng) for cell in range(size.size)])
-    x, y, z = x[chosen], y[chosen], z[chosen]
-    found = _probed(x, z, y, folds, rng)
-    control = []
-    for _ in range(CONTROLS):
-        mixed = z.copy()
-        for c in range(labels.size):
-            mixed[y == c] = rng.permutation(z[y == c])
-        control.append(_probed(x, mixed, y, folds, rng))
-    return found, float(np.mean(control))
+    rows = np.concatenate([_some(y * groups.size + z == cell, k, rng) for cell in range(size.size)])
+    ids = None if cluster is None else np.asarray(cluster)[rows]
+    return rows, _told(x[rows], z[rows], y[rows], folds, rng, ids)
+
+
+def _entropy(seed: Seed) -> list[int]:
+    return (
+        list(np.random.SeedSequence(seed).generate_state(4)) if isinstance(seed, int) else list(seed.generate_state(4))
+    )
 
 
 def _some(member: NDArray[np.bool_], k: int, rng: np.random.Generator) -> NDArray:
     return rng.permutation(np.flatnonzero(member))[:k]
 
 
-def _probed(x: Floats, z: NDArray, y: NDArray, folds: int, rng: np.random.Generator) -> float:
-    """Cross-validated accuracy on cells of equal size, hence balanced accuracy."""
+def _told(
+    x: Floats, z: NDArray, y: NDArray, folds: int, rng: np.random.Generator, cluster: NDArray | None
+) -> NDArray[np.bool_]:
+    """(n,) whether a cross-validated probe tells each row's group."""
     from sklearn.linear_model import LogisticRegression
 
-    fold = np.empty(z.size, dtype=np.intp)
-    for cell in np.unique(np.stack([y, z]), axis=1).T:
-        at = np.flatnonzero((y == cell[0]) & (z == cell[1]))
-        fold[at] = rng.permutation(at.size) % folds
-    right = 0
+    stratum = y * (int(z.max()) + 1) + z
+    fold = dealt(stratum, folds, seed=np.random.SeedSequence(rng.integers(2**63)), cluster=cluster)
+    hit = np.zeros(z.size, bool)
     for f in range(folds):
         train, test = fold != f, fold == f
+        if not test.any() or np.unique(z[train]).size < 2:
+            continue
         mean, spread = x[train].mean(axis=0), x[train].std(axis=0)
         spread[spread == 0] = 1.0
         probe = LogisticRegression(C=RIDGE, max_iter=1000).fit((x[train] - mean) / spread, z[train])
-        right += int((probe.predict((x[test] - mean) / spread) == z[test]).sum())
-    return right / z.size
+        hit[test] = probe.predict((x[test] - mean) / spread) == z[test]
+    return hit
 
 
 def _features(values: ArrayLike, name: str) -> Floats:

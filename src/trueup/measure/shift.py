@@ -12,13 +12,12 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import chdtrc, xlogy
 
 from trueup.errors import BadInput
 from trueup.measure._rows import Floats, column, counts, levels, score
 
 STEPS = 200_000
-"""Rounds of proportional fitting after which :func:`tilted` gives up; an ordinary table takes some twenty."""
+"""Rounds of proportional fitting after which :func:`coupled_as` gives up; an ordinary table takes some twenty."""
 
 
 def joint(label: ArrayLike, group: ArrayLike, classes: int, groups: int, *, weight: ArrayLike | None = None) -> Floats:
@@ -83,34 +82,6 @@ def table_at(table: ArrayLike, alpha: float) -> Floats:
     return np.maximum(cells, 0.0)  # beside an end of the interval, rounding alone can make a cell negative
 
 
-def tilted(table: ArrayLike, strength: float) -> Floats:
-    """The table of the same margins whose log odds ratios are `strength` times those of `table`; any shape.
-
-    Cells table ** strength, then iterative proportional fitting to the margins (Deming and Stephan 1940), which moves
-    no odds ratio; in logs, until no margin is off by more than 1e-12 of itself. Strength 1 is the table itself, 0
-    independence, -1 the mirrored coupling, 2 twice as strong.
-
-    Raises: BadInput on a cell without mass (its log is infinite), or a strength so far out that fitting does not end.
-    """
-    t = _mass(table)
-    if not t.all():
-        c, g = np.argwhere(t == 0)[0]
-        raise BadInput(
-            f"The table has no mass at y={c}, z={g}, so its coupling has no mirror; give a table with examples in every "
-            "cell."
-        )
-    if not math.isfinite(strength):
-        raise BadInput(f"strength is {strength}; give a finite number, such as -1.")
-    if strength == 1:
-        return t.copy()
-    fitted = _fitted(strength * np.log(t / t.max()), t)
-    if fitted is None:
-        raise BadInput(
-            f"A table of these margins at strength {strength:g} has cells too near 0 to be found; give a strength nearer 0."
-        )
-    return fitted
-
-
 def _fitted(cells: Floats, margins: Floats) -> Floats | None:
     """exp(`cells`) brought to the margins of a table by proportional fitting, in logs; None where that does not end."""
     row, col = np.log(margins.sum(axis=1)), np.log(margins.sum(axis=0))
@@ -133,7 +104,8 @@ def _alike(a: Floats, b: Floats) -> tuple[Floats, Floats]:
 def coupled_as(table: ArrayLike, other: ArrayLike) -> Floats:
     """The table with the margins of `table` and the odds ratios of `other`, of one shape: the coupling of `other`, there.
 
-    Proportional fitting as in :func:`tilted`. Where both have the same margins it is `other`.
+    Cells of `other`, then iterative proportional fitting to the margins (Deming and Stephan 1940), which moves no odds ratio; in
+    logs, until no margin is off by more than 1e-12 of itself. Where both have the same margins it is `other`.
 
     Raises: BadInput on other shapes, or a cell of `other` without mass (add 1/2 to counts, for example).
     """
@@ -147,48 +119,6 @@ def coupled_as(table: ArrayLike, other: ArrayLike) -> Floats:
     if fitted is None:
         raise BadInput("No table of these margins has these odds ratios to be found: its cells are too near 0.")
     return fitted
-
-
-def same_coupling(a: ArrayLike, b: ArrayLike) -> float:
-    """p-value of the hypothesis that two tables of counts (C, G) have the same odds ratios, whatever their margins.
-
-    The likelihood-ratio test of no three-way interaction (Bishop, Fienberg and Holland 1975, chapter 3), with (C - 1)(G - 1)
-    degrees of freedom; the expected counts by proportional fitting. A row or column that is empty in one of them says nothing.
-
-    Raises: BadInput on tables of other shapes.
-    """
-    n = np.stack(_alike(_mass(a, margins=False), _mass(b, margins=False)))
-    n = n[:, (n.sum(axis=2) > 0).all(axis=0)]
-    n = n[:, :, (n.sum(axis=1) > 0).all(axis=0)]
-    freedom = (n.shape[1] - 1) * (n.shape[2] - 1)
-    if freedom < 1:
-        return 1.0
-    expected = np.ones_like(n)
-    for _ in range(STEPS):
-        before = expected
-        for axis in range(3):
-            here = expected.sum(axis=axis, keepdims=True)
-            expected = expected * np.divide(
-                n.sum(axis=axis, keepdims=True), here, out=np.zeros_like(here), where=here > 0
-            )
-        if np.abs(expected - before).max() <= 1e-9 * n.sum():
-            break
-    ratio = 2 * float(xlogy(n, np.divide(n, expected, out=np.ones_like(n), where=expected > 0)).sum())
-    return float(chdtrc(freedom, max(ratio, 0.0)))
-
-
-def mirrored(table: ArrayLike) -> Floats:
-    """The same margins, the coupling turned round: 1 / alpha for 2 x 2 where feasible, otherwise `tilted(table, -1)`.
-
-    Raises: BadInput on a cell without mass.
-    """
-    t = _mass(table)
-    if t.shape == (2, 2) and t.all():
-        low, high = feasible_alphas(t)
-        alpha = 1 / alpha_of(t)
-        if low < alpha < high:
-            return table_at(t, alpha)
-    return tilted(t, -1)
 
 
 def reweighted(label: ArrayLike, group: ArrayLike, target: ArrayLike, *, weight: ArrayLike | None = None) -> Floats:
@@ -219,10 +149,9 @@ def reweighted(label: ArrayLike, group: ArrayLike, target: ArrayLike, *, weight:
 def auprc(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:
     """Area under precision against recall as average precision: sum over thresholds of precision times recall gained.
 
-    Steps, no interpolation, ties collapsed: scikit-learn's ``average_precision_score``. Two classes: class 1 by column
-    1. More: the mean over the classes that occur of each against the rest. nan when fewer than two classes occur. A
-    ranking that knows nothing scores the prevalence, so compare only at equal P(y). Rows given in descending column 1
-    are not sorted again (two classes).
+    The mean over the classes that occur of each against the rest, two classes like more, so that no name matters. Each
+    is steps, no interpolation, ties collapsed: scikit-learn's ``average_precision_score``. nan when fewer than two classes
+    occur. A ranking that knows nothing scores the mean prevalence, so compare only at equal P(y).
 
     Args:
         probability: (n, C) scores, higher for likelier; only their order within a column counts.
@@ -233,8 +162,6 @@ def auprc(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None 
     Raises: BadInput on wrong shapes, nan, or labels outside the classes.
     """
     p, label = _scores(probability, label)
-    if p.shape[1] == 2:
-        return _average_precision(p[:, 1], label == 1, weight)
     each = [_average_precision(p[:, c], label == c, weight) for c in range(p.shape[1])]
     each = [a for a in each if not math.isnan(a)]
     return float(np.mean(each)) if each else math.nan
@@ -271,52 +198,6 @@ def slope_on_log_alpha(alphas: ArrayLike, values: ArrayLike) -> float:
     return float(x @ v / (x @ x))
 
 
-def false_positive_gap(
-    predicted: ArrayLike,
-    label: ArrayLike,
-    group: ArrayLike,
-    *,
-    classes: int | None = None,
-    weight: ArrayLike | None = None,
-) -> float:
-    """The largest minus the smallest false positive rate of any group: P(predicted c | y is not c, g), over groups g.
-
-    For two classes c is class 1; for more, the class with the largest gap, each against the rest. A group without mass
-    among the rows that are not c has no rate and is passed over; nan where fewer than two groups have one. It is a
-    maximum of differences, so it is biased upwards by the order of 1 / sqrt(smallest group): compare only equal sizes.
-
-    Args:
-        predicted, label: (n,) class numbers.
-        group: (n,) the group of each row, numbers or names.
-        classes: how many classes there are; None for what the columns show, two at the least.
-        weight: (n,) how often each row counts; None for once.
-
-    Unit: difference of rates, 0 to 1. Lower is better, 0 is equal treatment.
-    """
-    table = _confusion(predicted, label, group, classes, weight)
-    other = 1 - np.eye(table.shape[1])
-    return _gap((table * other).sum(axis=1), table.sum(axis=2) @ other)
-
-
-def true_positive_gap(
-    predicted: ArrayLike,
-    label: ArrayLike,
-    group: ArrayLike,
-    *,
-    classes: int | None = None,
-    weight: ArrayLike | None = None,
-) -> float:
-    """The largest minus the smallest true positive rate of any group: P(predicted c | y is c, g), over groups g.
-
-    Equal opportunity (Hardt et al. 2016, arXiv 1610.02413). Classes, groups without mass, nan and arguments as
-    :func:`false_positive_gap`.
-
-    Unit: difference of rates, 0 to 1. Lower is better, 0 is equal treatment.
-    """
-    table = _confusion(predicted, label, group, classes, weight)
-    return _gap(np.einsum("gcc->gc", table), table.sum(axis=2))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks and counting
 
@@ -339,7 +220,7 @@ def _two(table: ArrayLike) -> Floats:
     t = _mass(table)
     if t.shape != (2, 2):
         raise BadInput(
-            f"The table has shape {t.shape} and alpha is for 2 x 2; give two classes and two groups, or use `tilted`."
+            f"The table has shape {t.shape} and alpha is for 2 x 2; give two classes and two groups, or use `coupled_as`."
         )
     return t
 
@@ -384,28 +265,3 @@ def _average_precision(confidence: Floats, hit: NDArray, weight: ArrayLike | Non
     if not positive or not (mass > hits).any():
         return math.nan
     return float(hits @ (np.cumsum(hits) / np.cumsum(mass)) / positive)
-
-
-def _confusion(
-    predicted: ArrayLike, label: ArrayLike, group: ArrayLike, classes: int | None, weight: ArrayLike | None
-) -> Floats:
-    """Mass by group, label and prediction: (G, C, C)."""
-    label = _codes(label, "label", size=classes)
-    predicted = _codes(predicted, "predicted", label.size, classes)
-    size = max(2, int(label.max()) + 1, int(predicted.max()) + 1) if classes is None else classes
-    values, member = np.unique(column(group, "group", label.size), return_inverse=True)
-    cell = (member * size + label) * size + predicted
-    mass = np.bincount(cell, counts(weight, label.size), values.size * size * size)
-    return mass.astype(np.float64).reshape(values.size, size, size)
-
-
-def _gap(part: Floats, whole: Floats) -> float:
-    """The largest spread over groups of part / whole, both (G, C), over classes (class 1 alone when there are two)."""
-    if part.shape[1] == 2:
-        part, whole = part[:, 1:], whole[:, 1:]
-    spread = []
-    for p, w in zip(part.T, whole.T, strict=True):
-        rate = p[w > 0] / w[w > 0]
-        if rate.size > 1:
-            spread.append(rate.max() - rate.min())
-    return float(max(spread)) if spread else math.nan

@@ -287,7 +287,7 @@ def _finding(data: Mapping[str, Any], folder: Path, when: str) -> Finding:
 
 def _measure(m: Measure) -> None:
     _numbers(m.value, m.low, m.high)
-    if m.better not in ("higher", "lower"):
+    if m.better not in ("higher", "lower", "zero"):
         raise ValueError(f"better is {m.better!r}")
     _is(m.title, str)
     _is(m.unit, str)

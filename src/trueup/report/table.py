@@ -25,10 +25,13 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 _STYLE = {
     "repaired": "bold green",
-    "not found": "green",
+    "clear": "green",
+    "undecided": "yellow",
     "found": "bold red",
     "reduced": "bold yellow",
-    "not repaired": "bold red",
+    "trade-off": "bold yellow",
+    "no gain": "bold red",
+    "made worse": "bold red",
     "not measured": "yellow",
     "better": "green",
     "worse": "bold red",

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from trueup.faults.fault import Better, Comparison, Difference, Finding, Measure
+from trueup.faults.fault import Better, Comparison, Difference, Finding, Measure, Outcome
 
-State = Literal["not measured", "not found", "found", "repaired", "reduced", "not repaired"]
+State = Outcome | Literal["not measured"]
 Change = Literal["better", "worse", "no clear change", "same", "changed", "unknown"]
 
 HEADLINE = "severity"
@@ -108,48 +108,13 @@ def title_of(finding: Finding) -> str:
     return clean(finding.provenance.get("title") or finding.fault.replace("_", " "), 120)
 
 
-def headline_difference(comparison: Comparison) -> Difference | None:
-    """The paired difference of the headline: the key `HEADLINE`, else that of the measure that is the headline.
-
-    A measure is the headline when lower is better and its value and interval equal severity's before and after.
-    """
-    after = comparison.after
-    if after is None:
-        return None
-    if HEADLINE in comparison.differences:
-        return comparison.differences[HEADLINE]
-    for key, difference in comparison.differences.items():
-        if all(_is_headline(f, f.measures.get(key)) for f in (comparison.before, after)):
-            return difference
-    return None
-
-
-def _is_headline(finding: Finding, m: Measure | None) -> bool:
-    same = m is not None and (m.value, m.low, m.high) == (finding.severity, finding.low, finding.high)
-    return m is not None and same and m.better == "lower"
-
-
 def _measured(finding: Finding) -> bool:
     return not any(math.isnan(x) for x in (finding.severity, finding.low, finding.high, finding.threshold))
 
 
 def state(comparison: Comparison) -> State:
-    """The one word for a fault.
-
-    ``repaired`` needs both: the paired difference of the headline lies wholly below 0, and the fault is not found any
-    more. With the first alone it is ``reduced``. ``found`` means that no repair was offered.
-    """
-    before, after = comparison.before, comparison.after
-    if not _measured(before):
-        return "not measured"
-    if not before.found:
-        return "not found"
-    if after is None:
-        return "found"
-    gained = change(headline_difference(comparison), "lower") == "better"
-    if not gained or not _measured(after):
-        return "not repaired"
-    return "reduced" if after.found else "repaired"
+    """`Comparison.outcome`, or ``not measured`` where the first audit has no number."""
+    return comparison.outcome if _measured(comparison.before) else "not measured"
 
 
 def verdict(comparison: Comparison) -> str:
@@ -164,48 +129,45 @@ def verdict(comparison: Comparison) -> str:
     which = state(comparison)
     if which == "not measured":
         return f"Not measured: {now}, so nothing can be said."
-    if which == "not found":
-        if before.high <= before.threshold:
-            text = f"Not found: {now}, and its interval does not rise above the threshold."
-        else:
-            text = (
-                f"Not found: {now}, and its interval reaches across the threshold, so it may be chance; more test examples "
-                "would tell."
-            )
-        if after is None:
-            return text
-        none, course = _course(comparison, after)
-        if change(headline_difference(comparison), "lower") == "worse":
-            return f"{text} A repair was made all the same and made it worse: {course}."
-        return f"{text} A repair was made all the same{none}: {course}."
+    opening = {
+        "found": f"Found: {now}, and its whole interval lies above the threshold.",
+        "clear": f"Clear: {now}, and its whole interval lies below the threshold.",
+        "undecided": f"Undecided: {now}, and its interval holds the threshold.",
+    }[before.verdict]
+    if before.verdict == "undecided":
+        opening = (f"Undecided: {now}. {_sentence(before.doubt)}" if before.doubt else opening) + _needed(before)
     if after is None:
-        return f"Found, and not repaired: {now}. {_sentence(comparison.remedy)}".rstrip()
-    if not _measured(after):
-        return f"Found and not repaired: {now}, and after the repair it could not be measured."
-    none, course = _course(comparison, after)
-    scale = f"({unit}; threshold {threshold})"
-    if which == "repaired":
-        return f"Found and repaired: {course} {scale}."
-    if which == "reduced":
-        return f"Found and reduced, but still above the threshold: {course} {scale}."
-    if change(headline_difference(comparison), "lower") == "worse":
-        return f"Found and made worse: {course} {scale}."
-    return f"Found and not repaired{none}: {course} {scale}."
+        return f"{opening} {_sentence(comparison.remedy)}".rstrip()
+    scale, course = f"({unit}; threshold {threshold})", _course(comparison, after)
+    if which in ("clear", "undecided"):
+        said = "with a measurable gain" if comparison.gained else "with no measurable gain"
+        return f"{opening} A repair was made all the same, {said}: {course}."
+    start = {
+        "repaired": "Found and repaired",
+        "reduced": "Found and reduced, and not clear yet",
+        "trade-off": "A trade-off: the repair costs more accuracy than the budget of "
+        f"{100 * comparison.budget:.3g} points",
+        "no gain": "Found, and the repair brought no measurable gain",
+        "made worse": "Made worse by the repair",
+    }[which]
+    return f"{start if before.verdict == 'found' else start.replace('Found', 'Undecided')}: {course} {scale}."
 
 
-def _course(comparison: Comparison, after: Finding) -> tuple[str, str]:
-    """Where the headline went, and what must be said before it: ``, no measurable gain`` unless a change is decided."""
-    paired = headline_difference(comparison)
+def _needed(finding: Finding) -> str:
+    return "" if finding.needed is None else f" About {finding.needed:,} independent examples would decide."
+
+
+def _course(comparison: Comparison, after: Finding) -> str:
+    """Where the headline went, with its paired difference."""
     course = f"severity went from {interval(comparison.before)} to {interval(after)}"
+    paired = comparison.differences.get(HEADLINE)
     kind = change(paired, "lower")
     if paired is None or kind == "unknown":
-        return ", no measurable gain", f"{course}, but no paired difference of it is known"
+        return f"{course}, but no paired difference of it is known"
     if kind == "same":
-        return ", no measurable gain", f"{course}, and the paired difference is exactly 0"
+        return f"{course}, and the paired difference is exactly 0"
     difference = f"the paired difference {interval(paired, sign=True)}"
-    if kind == "no clear change":
-        return ", no measurable gain", f"{course}, and {difference} includes 0"
-    return "", f"{course}, {difference}"
+    return f"{course}, and {difference} includes 0" if kind == "no clear change" else f"{course}, {difference}"
 
 
 def _sentence(text: str) -> str:

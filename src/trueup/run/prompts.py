@@ -42,7 +42,8 @@ def with_pool(subject: Subject, corpus: Corpus) -> Subject:
 def one_answer_each(corpus: Corpus) -> None:
     """Raises BadInput when a text stands in `corpus` with two answers."""
     first: dict[str, int] = {}
-    for key, text, y in zip(prompt.same_key(corpus.text, None), corpus.text, corpus.label, strict=True):
+    for text, y in zip(corpus.text, corpus.label, strict=True):
+        key = " ".join(text.split())  # case is kept: Polish and polish are two questions
         if first.setdefault(key, int(y)) != y:
             raise BadInput(
                 f"'{corpus.name}' gives two answers to {text[:60]!r}: '{corpus.classes[first[key]]}' and '{corpus.classes[y]}'. "
@@ -78,11 +79,48 @@ def drawn(subject: Subject, corpus: Corpus, *, mode: Mode = "free", number: int 
     )  # fmt: skip
 
 
-def rows(subject: Subject, text: Sequence[str], draws: Draws, answers: np.ndarray | None = None) -> list[Row]:
+MOST_NAMED = 30
+"""Most answers that a prompt's first line names."""
+
+
+def header(classes: Sequence[str]) -> str:
+    """The first line of a prompt that names all answers.
+
+    Raises:
+        BadInput: there are more than `MOST_NAMED`.
+    """
+    if len(classes) > MOST_NAMED:
+        raise BadInput(
+            f"There are {len(classes)} answers, and a prompt's first line names at most {MOST_NAMED}. Ask without naming them, or "
+            "keep the most frequent ones."
+        )
+    return f"The answer is one of: {', '.join(c.strip() for c in classes)}.\n"
+
+
+def fitting(subject: Subject) -> None:
+    """Raises BadInput where a demonstration would not fit the template: its text or its answer holds what ends one."""
+    shots, template = pool_of(subject), subject.template
+    assert template is not None
+    stop = wording(subject.tokenizer, template).stop
+    broken = [(x, y) for x, y in shots.pool if stop in y or ("\n" in x and "\n" in (stop, template.text[-1:]))]
+    if broken:
+        text, answer = broken[0]
+        what = f"the answer {answer!r}" if stop in answer else f"the text {text[:60]!r}"
+        raise BadInput(
+            f"{len(broken)} of {len(shots.pool)} demonstrations do not fit the template {template.text!r}: {what} holds a "
+            f"{stop if stop in answer else chr(10)!r}, which ends a demonstration there. Drop or join such lines, or give "
+            "a template whose demonstrations end otherwise."
+        )
+
+
+def rows(
+    subject: Subject, text: Sequence[str], draws: Draws, answers: np.ndarray | None = None, first: str = ""
+) -> list[Row]:
     """The prompt of every query, up to where its answer goes.
 
     Args:
         answers: (n, k) answers that the demonstrations shall carry instead of their own, as indices of classes.
+        first: what stands before the demonstrations, as :func:`header` gives it.
 
     Raises:
         BadInput: a prompt and its answer are longer than the model reads.
@@ -97,19 +135,19 @@ def rows(subject: Subject, text: Sequence[str], draws: Draws, answers: np.ndarra
         pairs = [shots.pool[j] for j in draws.index[i] if j >= 0]
         if answers is not None:
             pairs = [(x, subject.classes[a]) for (x, _), a in zip(pairs, answers[i][draws.index[i] >= 0], strict=True)]
-        row = Row([*text_ids(subject.tokenizer, template.prompt(query, pairs)), *words.lead])
+        row = Row([*text_ids(subject.tokenizer, first + template.prompt(query, pairs)), *words.lead])
         if len(row) + answer > subject.max_length:
-            raise BadInput(_too_long(subject, query, pairs, len(words.lead) + answer))
+            raise BadInput(_too_long(subject, query, pairs, len(words.lead) + answer, first))
         out.append(row)
     return out
 
 
-def _too_long(subject: Subject, query: str, pairs: list[tuple[str, str]], answer: int) -> str:
+def _too_long(subject: Subject, query: str, pairs: list[tuple[str, str]], answer: int, first: str) -> str:
     assert subject.template is not None
 
     def length(shown: int) -> int:
         assert subject.template is not None
-        return len(text_ids(subject.tokenizer, subject.template.prompt(query, pairs[:shown]))) + answer
+        return len(text_ids(subject.tokenizer, first + subject.template.prompt(query, pairs[:shown]))) + answer
 
     fit = next((k for k in range(len(pairs), -1, -1) if length(k) <= subject.max_length), 0)
     lower = f"at most {fit} of them fit. Lower --shots to {fit}, raise" if fit else "not one of them fits. Raise"

@@ -10,9 +10,10 @@ import pytest
 from trueup.errors import BadInput
 from trueup.faults.copying import Copying
 from trueup.faults.copying.audit import TITLES
+from trueup.faults.copying.maths import by_swap
 from trueup.faults.fault import Finding
 from trueup.run.answers import answers
-from trueup.run.prompts import drawn, rows, with_pool
+from trueup.run.prompts import drawn, header, rows, with_pool
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 
@@ -40,17 +41,28 @@ def test_the_three_cases(found):
     planted, healthy, sham = (found[c] for c in CASES)
     assert [found[c].found for c in CASES] == [True, False, False]
     assert planted.low > 0.05
-    assert (value(healthy, "accuracy"), healthy.severity, healthy.high) == (1.0, 0.0, 0.0)
+    assert (value(healthy, "accuracy"), healthy.severity) == (1.0, 0.0)
+    n = healthy.provenance["clusters"]
+    assert healthy.high == pytest.approx(1 - 0.025 ** (1 / n)), "none of so many says no more than that"
     # The sham is as often wrong, and nearly every wrong answer is shown; chance alone explains it.
     assert value(sham, "copying") > value(planted, "copying")
     assert value(sham, "copying") > 0.4
     assert sham.low <= 0 <= sham.high
+    assert "nearly every wrong answer stands among them anyway" in sham.doubt
+    assert planted.doubt == healthy.doubt == ""
 
 
-def test_severity_is_copies_above_chance(found):
+def test_severity_is_what_no_ignorance_excuses(found):
+    """Where the right answer was shown the query as it is counts, elsewhere the one with all answers named."""
     for f in found.values():
-        assert np.isclose(f.severity, value(f, "copying") - value(f, "expected"))
+        s = f.samples
+        shown, plain, named = s["shown"], *(s[f"copied_{k}"] - s[f"expected_{k}"] for k in ("free", "named"))
+        assert f.severity == pytest.approx(np.where(shown, plain, named).mean())
         assert f.low <= f.severity <= f.high
+        assert value(f, "excess_shown") == pytest.approx(plain[shown].mean())
+        if not shown.all():
+            assert value(f, "excess_hidden") == pytest.approx(plain[~shown].mean())
+            assert value(f, "excess_named") == pytest.approx(named[~shown].mean())
         for m in ("never", "always"):
             assert f.measures[f"copying_{m}"].title.endswith(TITLES[m])
 
@@ -65,6 +77,7 @@ def test_what_the_demonstrations_show_decides_what_the_planted_one_gets_right(fo
 
 
 def test_a_copy_follows_when_the_shown_answer_is_exchanged(cases, found):
+    assert value(found["planted"], "follow") > value(found["planted"], "follow_expected")
     assert value(found["planted"], "follow") > 0.8
     (subject, corpus), planted = cases["planted"], found["planted"].samples
     test = corpus.part("test")
@@ -95,6 +108,34 @@ def test_without_copying_units_no_wrong_answer_follows(cases):
     assert value(f, "follow") > 0.3
 
 
+def test_many_answers_are_not_named_and_demonstrations_that_do_not_fit_are_refused(cases):
+    subject, corpus = unique(cases["planted"])
+    f = FAULT.audit(subject, corpus.part("test"), seed=0)
+    assert not f.details["named"]
+    assert f.severity == pytest.approx((f.samples["copied_free"] - f.samples["expected_free"]).mean())
+    with pytest.raises(BadInput, match="There are 90 answers, and a prompt's first line names at most 30"):
+        header(corpus.classes)
+    assert header(("a", " b")) == "The answer is one of: a, b.\n"
+    subject, corpus = cases["planted"]
+    pool = (("the\ncat", "amber"), *subject.shots.pool[1:])
+    broken = replace(subject, template=replace(subject.template, shots=replace(subject.shots, pool=pool)))
+    with pytest.raises(BadInput, match="1 of 240 demonstrations do not fit the template"):
+        FAULT.audit(broken, corpus.part("test"), seed=0)
+
+
+def test_the_chance_of_following_is_that_of_a_model_that_does_not_look():
+    rng = np.random.default_rng(0)
+    spare = rng.random((4000, 6)) < 0.5
+    spare[:, 0] = True
+    answer = rng.integers(-1, 6, 4000)
+    instead = np.array([rng.choice(np.flatnonzero(s)) for s in spare])
+    followed, expected = by_swap(answer, instead, spare)
+    assert followed.mean() == pytest.approx(expected.mean(), abs=0.02)
+    assert expected.mean() > 0.1
+    looked, _ = by_swap(instead, instead, spare)
+    assert looked.mean() == 1
+
+
 def test_the_columns_are_what_the_answers_say(cases, found):
     subject, corpus = cases["planted"]
     test, s = corpus.part("test"), found["planted"].samples
@@ -119,7 +160,7 @@ def test_the_charts_go_as_far_as_there_are_pairs_and_room(cases, found):
     short = FAULT.audit(replace(subject, max_length=26), test, seed=0)
     assert list(short.charts[0].series[0].x) == [0, 1, 2, 4]
     whole = FAULT.audit(subject, test, seed=0)
-    assert short.severity == whole.severity
+    assert short.severity == pytest.approx(whole.measures["excess_shown"].value), "no room to name the answers"
     with pytest.raises(BadInput, match="at most 3 of them fit"):
         FAULT.audit(replace(subject, max_length=24), test, seed=0)
 
@@ -149,7 +190,7 @@ def test_where_no_right_answer_can_be_shown_its_measures_are_missing(cases, foun
     assert "accuracy_never" in f.measures
     assert len(f.charts[1].series[0].x) == 2
     assert Finding.from_dict(f.as_dict(), f.samples).severity == f.severity
-    assert set(FAULT.compare(f, f, seed=0)) == {k for k in ("severity", *f.measures) if k != "follow"}
+    assert set(FAULT.compare(f, f, seed=0)) == {k for k in ("severity", *f.measures) if not k.startswith("follow")}
     assert "accuracy_always" in found["planted"].measures, "the control"
 
 

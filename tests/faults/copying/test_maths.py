@@ -106,3 +106,32 @@ def test_only_a_predictor_that_looks_at_the_demonstrations_copies_above_chance(m
     assert abs(np.mean(excess)) < 5 * spread
     assert np.mean(raw) > 0.2, "the control: the paper's count of it is high"
     assert np.mean(copying) > 20 * spread, "the control: one that says the last answer again is found"
+
+
+def test_what_may_have_been_lost_counts_queries_and_not_points():
+    n = 100
+    right = np.ones(n)
+    assert maths.most_lost(right, right) == pytest.approx(0.037, abs=0.001), "none lost of 100 leaves 4% open"
+    worse = right.copy()
+    worse[:5] = 0
+    assert maths.most_lost(right, worse) > 0.1
+    few = maths.most_lost(np.ones(20), np.ones(20))
+    assert few > 0.15, "nothing lost among 20 says little"
+    assert maths.most_lost(worse, right) < 0.05
+    # As often as it says: of runs with a true loss of 5%, the end lies below it in at most 2.5%, and a little.
+    rng = np.random.default_rng(0)
+    below = [maths.most_lost(np.ones(200), (rng.random(200) > 0.05).astype(float)) < 0.05 for _ in range(2000)]
+    assert np.mean(below) < 0.04
+
+
+def test_a_copy_stands_out_by_as_much_as_chance_leaves():
+    shown = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1]], bool)
+    chance = np.array([[1.0, 0.4, 0.4], [1.0, 0.5, 0.5], [0.0, 0.9, 0.7]])
+    assert maths.visible(shown, np.array([0, 0, 0]), chance) == pytest.approx((0.6 + 0 + 0.2) / 3)
+
+
+def test_the_severity_of_no_copy_at_all_leaves_the_rule_of_three_open():
+    for n in (60, 600):
+        e = maths.severity(np.zeros(n), np.ones(n), np.arange(n), seed=0, resamples=50)
+        assert (e.value, e.low) == (0, 0)
+        assert (1 - e.high) ** n == pytest.approx(0.025)

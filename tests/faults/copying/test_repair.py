@@ -163,30 +163,43 @@ def test_where_nothing_is_copied_there_is_no_remedy(name):
     found = R.attributed(subject, corpus.part("train"), 0)
     got = R.choose(subject, corpus.part("calibration"), found, seed=0, resamples=60)
     assert isinstance(got, NoRemedy)
-    assert got.reason.startswith(f"Of {got.tried['screened']} ways to scale units, none ")
+    assert got.reason.startswith(f"Of {got.tried['screened']} ways to scale units")
     assert len(got.tried["candidates"]) > 2
 
 
-def test_random_units_that_do_as_much_refuse_it(case, finding, monkeypatch):
-    own = R._controls
-
-    def as_much(*given: Any) -> list[dict[str, Any]]:
-        table = own(*given)
-        return [r | {"change": table[0]["change"]} if r["title"] == "random units" else r for r in table]
-
-    monkeypatch.setattr(R, "_controls", as_much)
+def test_a_random_rival_that_does_as_much_refuses_it(case, finding, monkeypatch):
+    monkeypatch.setattr(R, "random_like", lambda made, found, seed: made)
     got = FAULT.repair(*case, finding, seed=0)
     assert isinstance(got, NoRemedy)
-    assert f"{R.RANDOM} of {R.RANDOM} draws of as many random units of the same layers do as much" in got.reason
+    assert "but not measurably more than the best of as many random candidates does" in got.reason
     assert "controls" in got.tried
 
 
-def test_the_controls_are_as_many_units_of_the_same_layers(remedy):
-    table = remedy.card["controls"]
-    assert len({r["units"] for r in table}) == 1
-    drawn_at_random = [r["change"] for r in table if r["title"] == "random units"]
-    assert len(drawn_at_random) == R.RANDOM
-    assert all(c > table[0]["change"] for c in drawn_at_random)
+def test_the_rival_is_the_best_of_as_many_of_the_same_layers_and_sizes(case, found, remedy):
+    made = R.candidates(found)
+    rivals = R.random_like(made, found, 0)
+    assert len(rivals) == len(made) == remedy.card["screened"]
+    for a, b in zip(made, rivals, strict=True):
+        assert (a.family, a.units) == (b.family, b.units)
+        for at, scale in a.scales.items():
+            assert sorted(scale.tolist()) == pytest.approx(sorted(b.scales[at].tolist()))
+    assert any(
+        not torch.equal(a.scales[at], b.scales[at]) for a, b in zip(made, rivals, strict=True) for at in a.scales
+    )
+    assert len({r["units"] for r in remedy.card["controls"]}) == 1
+
+
+def test_what_screens_what_judges_and_what_confirms_share_no_query(case):
+    queries = case[1].part("calibration")
+    first, second, third = R.parted(queries, 0)
+    of = [set(c.cluster.tolist()) for c in (first, second, third)]
+    assert not of[0] & of[1]
+    assert not of[0] & of[2]
+    assert not of[1] & of[2]
+    assert len(third) >= R.GUARDED
+    twice = queries.take(np.repeat(np.arange(len(queries)), 2))
+    of = [set(c.cluster.tolist()) for c in R.parted(twice, 0)]
+    assert not of[0] & of[2], "a text that stands twice is on one side"
 
 
 def judged_as(**share: float) -> R.Judged:
@@ -231,7 +244,9 @@ def test_what_loses_accuracy_is_never_kept(case, found):
 def test_too_few_calibration_queries_is_a_sentence(case, finding):
     subject, corpus = case
     few = corpus.take(np.flatnonzero((corpus.split != "calibration") | (np.arange(len(corpus)) < 240 + 9)))
-    with pytest.raises(BadInput, match="has 9 calibration queries, and a repair of copying is chosen on at least 10"):
+    with pytest.raises(
+        BadInput, match="has 9 calibration queries of different texts, and a repair of copying needs 200"
+    ):
         FAULT.repair(subject, few, finding, seed=0)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -380,7 +381,12 @@ def test_a_trained_rival_is_worn_and_saved_as_plain_peft(
 def test_all_kinds_begin_from_the_same_head_and_only_a_probe_apart(made: Any, monkeypatch: pytest.MonkeyPatch):
     """RoBERTa's head has a random dense layer before the last one: the same draw under every kind."""
     subject, seen = made("roberta"), {}
-    monkeypatch.setattr(contest, "train", lambda new, *a, **k: seen.update({kind: files.adapter_tensors(new)}))
+
+    def train(new: Subject, *_: Any, **__: Any) -> SimpleNamespace:
+        seen[kind] = files.adapter_tensors(new)
+        return SimpleNamespace(best_epoch=0)
+
+    monkeypatch.setattr(contest, "train", train)
     for kind in KINDS:
         trained(subject, corpus(), contestant(subject, kind), rates=(1,), training=TRAINING, seed=0)
     dense = [next(t for n, t in s.items() if n.endswith("classifier.dense.weight")) for s in seen.values()]
@@ -506,3 +512,69 @@ def test_a_killed_contest_goes_on(made: Any, tmp_path: Path, monkeypatch: pytest
     for change in changes:
         run(**change)
         assert len(ran) == 2, change
+
+
+# ------------------------------------------------------------------------------------------------------------- seeds
+
+
+def as_if(monkeypatch: pytest.MonkeyPatch, nll: Callable[[float, int, int], float], growing: bool = False) -> list:
+    """`trained` that trains nothing: its NLL is a function of rate, epochs and seed. The calls, in order."""
+    asked: list[tuple[float, int, int]] = []
+
+    def made(
+        _subject: Any, _corpus: Any, rival: contest.Rival, *, rates: Any, training: Training, seed: int
+    ) -> Entrant:
+        asked.append((rates[0], training.epochs, seed))
+        value = nll(rates[0], training.epochs, seed)
+        if math.isinf(value):
+            raise BadInput("Training diverged.")
+        lr = rates[0] * contest.RATE[rival.kind]
+        tried = (contest.Attempt(lr, value, 0.5, training.epochs, growing),)
+        return Entrant(rival, lr, tried, {}, {"seed": torch.tensor(seed)})
+
+    monkeypatch.setattr(contest, "trained", made)
+    return asked
+
+
+RIVAL = contest.Rival("prompt", Prompt(2), 64)
+
+
+def teamed(rates: tuple[float, ...] = (1 / 3, 1.0, 3.0), seeds: int = 3) -> contest.Team:
+    return contest.team(None, corpus(), RIVAL, rates=rates, training=TRAINING, seeds=seeds, seed=7)  # type: ignore[arg-type]
+
+
+def test_rates_go_on_while_the_best_lies_on_an_edge(monkeypatch: pytest.MonkeyPatch):
+    asked = as_if(monkeypatch, lambda rate, *_: abs(math.log(rate / 27)))
+    got = teamed()
+    assert got.kept.lr == pytest.approx(27 * contest.RATE["prompt"])
+    assert sorted({round(r, 2) for r, *_ in asked}) == [0.33, 1, 3, 9, 27, 81]
+    asked = as_if(monkeypatch, lambda rate, *_: -math.log(rate))
+    assert len({r for r, *_ in asked}) == 0
+    teamed()
+    assert len({r for r, *_ in asked}) == contest.MOST_TRIES, "not for ever"
+    asked = as_if(monkeypatch, lambda *_: 0.5)
+    teamed()
+    assert len({r for r, *_ in asked}) == 3, "flat: nothing to follow"
+
+
+def test_the_rate_is_the_best_in_the_mean_of_the_seeds_and_diverging_once_is_diverging(monkeypatch: pytest.MonkeyPatch):
+    """The first seed alone likes the highest rate, at which the others fail."""
+    as_if(monkeypatch, lambda rate, _, seed: {1 / 3: 0.6, 1: 0.4}.get(rate, 0.1 if seed == 7 else 3.0))
+    got = teamed()
+    assert got.kept.lr == contest.RATE["prompt"]
+    assert len({int(m.tensors["seed"]) for m in got.members}) == len(got.members) == 3
+    as_if(monkeypatch, lambda rate, _, seed: math.inf if rate > 1 and seed != 7 else 0.5 - 0.1 * math.log(rate))
+    assert teamed().kept.lr == contest.RATE["prompt"]
+    as_if(monkeypatch, lambda *_: math.inf)
+    with pytest.raises(BadInput, match="trains a prompt on 'corpus' from each of 3 seeds: Training diverged"):
+        teamed()
+
+
+def test_effort_doubles_while_it_pays_and_the_last_epoch_is_the_best(monkeypatch: pytest.MonkeyPatch):
+    asked = as_if(monkeypatch, lambda rate, epochs, _: 1 / epochs + abs(math.log(rate)), growing=True)
+    assert teamed().kept.epochs == contest.MOST_EPOCHS * TRAINING.epochs
+    assert {e for _, e, _ in asked} == {1, 2, 4}
+    as_if(monkeypatch, lambda rate, epochs, _: 1 / epochs + abs(math.log(rate)), growing=False)
+    assert teamed().kept.epochs == TRAINING.epochs, "the control: the last epoch was not the best"
+    as_if(monkeypatch, lambda rate, epochs, _: 1 - 0.001 * epochs + abs(math.log(rate)), growing=True)
+    assert max(a.epochs for a in teamed().tried) == 2, "twice the effort did not pay"

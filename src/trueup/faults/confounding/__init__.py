@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Confounding(Fault):
-    """How much does the classifier lean on a column that should not matter? Severity: AUPRC lost when the coupling turns.
+    """How much does the classifier lean on a column that should not matter? Severity: AUPRC lost to leaning on it, either way.
 
     Attributes:
         threshold: severity above which it is called a fault.
         attribute: the column to examine; empty for the first of the corpus' attributes.
-        alpha: P(y=1|z=1)/P(y=1|z=0) under which the model was trained; 0 takes that of the examined examples, or of the
-            training examples where those are clearly coupled otherwise.
+        coupling: at which the lean is told: with even margins each class is so many times as frequent in its group. 0 takes
+            that of the training examples where it is above 2 (at most 5), else 3.
+        max_cost: accuracy as the data are that a repair may cost.
+        take: the key of the repair to take (`frontier` in the card); empty for the best within `max_cost`.
         retrain: also try repairs that train an adapter again (an ordinary confounder prompt or LoRA, GroupDRO,
             resampling, importance weights). Each costs about one training.
         resamples: of every bootstrap.
@@ -35,7 +37,9 @@ class Confounding(Fault):
 
     threshold: float = 0.05
     attribute: str = ""
-    alpha: float = 0.0
+    coupling: float = 0.0
+    max_cost: float = 0.02
+    take: str = ""
     retrain: bool = False
     resamples: int = 1000
     trained: Trained | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
@@ -45,19 +49,23 @@ class Confounding(Fault):
             raise BadInput(f"The knob confounding.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:
             raise BadInput(f"The knob confounding.threshold is {self.threshold}; give a number between 0 and 1.")
-        if self.alpha < 0:
+        if self.coupling and not 1 < self.coupling < float("inf"):
             raise BadInput(
-                f"The knob confounding.alpha is {self.alpha}; give a ratio above 0, or 0 for that of the examples."
+                f"The knob confounding.coupling is {self.coupling}; give a ratio above 1, or 0 for that of the training examples."
             )
+        if not 0 <= self.max_cost <= 1:
+            raise BadInput(f"The knob confounding.max_cost is {self.max_cost}; give a share of examples, such as 0.02.")
 
     name: ClassVar[str] = "confounding"
     title: ClassVar[str] = "Confounding"
     question: ClassVar[str] = "Does my classifier read the site instead of the symptom?"
     paper: ClassVar[str] = "arXiv 2605.03096 (HyPA)"
-    unit: ClassVar[str] = "AUPRC lost when the coupling is reversed"
+    unit: ClassVar[str] = "AUPRC lost to leaning on the attribute"
     departures: ClassVar[tuple[str, ...]] = (
         "Only the abstract of HyPA is at hand: the arithmetic is reconstructed from task arithmetic and its tangent-space form.",
         "The mix is moved by weighting every example instead of drawing test sets: the same quantity without a draw's noise.",
+        "The drop under a reversed coupling is told apart into the lean (a group's head start) and the floor (a harder group); "
+        "AUPRC is the mean over classes, and the coupling a nominal one, so that no spelling of the question matters.",
         "Ours: the confounder prompt is subtracted in small steps, linearised again at each, and fitted with label and group "
         "made independent by weights.",
         "Repairs of the last layer (DFR, LEACE, back-door) stand beside it; calibration examples choose.",
@@ -81,7 +89,7 @@ class Confounding(Fault):
         from trueup.faults.confounding.audit import audit
 
         return audit(
-            subject, corpus, attribute=self.attribute, alpha=self.alpha, trained=self.trained, threshold=self.threshold,
+            subject, corpus, attribute=self.attribute, coupling=self.coupling, trained=self.trained, threshold=self.threshold,
             resamples=self.resamples, seed=seed,
         )  # fmt: skip
 
@@ -89,8 +97,8 @@ class Confounding(Fault):
         from trueup.faults.confounding.repair import repair
 
         return repair(
-            subject, corpus, finding, attribute=self.attribute, alpha=self.alpha, retrain=self.retrain,
-            resamples=self.resamples, seed=seed,
+            subject, corpus, finding, attribute=self.attribute, coupling=self.coupling, retrain=self.retrain,
+            max_cost=self.max_cost, take=self.take, resamples=self.resamples, seed=seed,
         )  # fmt: skip
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.faults.confounding import maths
-from trueup.faults.confounding.audit import Mixes
 from trueup.faults.confounding.maths import Basis, PromptVector
-from trueup.measure import shift
+from trueup.faults.confounding.mixes import Mixes, columns, judges
+from trueup.measure import lean, shift
+from trueup.measure.folds import folds
 from trueup.run.heads import fit_head
 from trueup.run.objective import GroupDRO, Objective, Resampled, Weighted
 from trueup.run.predict import Outputs, predict
@@ -41,7 +42,7 @@ LENGTHS, STEPS = (0.1, 0.25, 0.5), 6
 STRENGTHS = (1e-3, 1e-2, 1e-1)
 """scikit-learn's C of a last layer fitted to standardised features."""
 KEPT = 0.95
-"""Share of the AUPRC at the data's own coupling that the control rule keeps (task arithmetic, arXiv 2212.04089)."""
+"""Share of the AUPRC as the data are that the control rule keeps (task arithmetic, arXiv 2212.04089)."""
 FOLDS = 5
 CONTROL = "control"
 """The source of a family that is tried to show what must not help."""
@@ -89,6 +90,8 @@ class Evidence:
     Attributes:
         train, held: corpora of the ``train`` and ``calibration`` splits; train_group, held_group their groups.
         mixes: the tables of the calibration examples. code: (G, C) what the shortcut alone says of each group.
+        choosing: (n,) bool: the calibration examples that choose settings and families, by clusters. The others judge the one
+            that was chosen.
         prompt, start: the subject's prompt and the one it started from; None where there is none.
         training, lr: how adapters are trained again.
     """
@@ -100,6 +103,7 @@ class Evidence:
     held_group: NDArray
     mixes: Mixes
     code: NDArray
+    choosing: NDArray
     prompt: NDArray | None
     start: NDArray | None
     training: Training
@@ -113,7 +117,20 @@ class Evidence:
 
     def balance(self, label: NDArray, group: NDArray) -> NDArray:
         """(n,) weights under which label and group are independent, with the margins of the calibration examples."""
-        return shift.reweighted(label, group, self.mixes.balanced)
+        return shift.reweighted(np.searchsorted(self.there, label), group, self.mixes.balanced)
+
+    @property
+    def there(self) -> NDArray[np.int64]:
+        """The classes that the calibration examples have. Others of the head take no part: their precision does not exist."""
+        return np.unique(self.held.label)
+
+    def columns(self, probability: NDArray, rows: NDArray) -> dict[str, NDArray]:
+        """What `mixes.statistics` asks for, of some calibration examples that get these class probabilities (n, C)."""
+        label, cluster = np.searchsorted(self.there, self.held.label[rows]), self.held.cluster[rows]
+        logits = np.log(np.maximum(probability[rows][:, self.there], 1e-300))
+        return columns(logits, label, self.held_group[rows]) | {
+            "cluster": cluster, "judges": judges(cluster, self.seed), "probed": np.full(len(label), np.nan),
+        }  # fmt: skip
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once."""
@@ -195,9 +212,13 @@ class Family(ABC):
 
 
 def score(e: Evidence, probability: NDArray, what: str) -> float:
-    """AUPRC of the calibration examples: ``here``, ``balanced``, ``mirrored``, or ``level``, the mean over the curve."""
-    tables = e.mixes.tables if what == "level" else (getattr(e.mixes, what),)
-    return float(np.mean([shift.auprc_at(probability, e.held.label, e.held_group, t) for t in tables]))
+    """AUPRC of the calibration examples that choose: ``here``, ``balanced``, or ``level``, the mean over all mixes."""
+    held = e.columns(probability, e.choosing)
+    ranked, label, group = lean.margins(held["score"]), held["label"], held["group"]
+    if what == "here":
+        return shift.auprc(ranked, label)
+    tables = e.mixes.tables if what == "level" else (e.mixes.balanced,)
+    return float(np.mean([shift.auprc_at(ranked, label, group, t) for t in tables]))
 
 
 class Arithmetic(Family):
@@ -388,8 +409,8 @@ class LastLayer(Family):
             prompt = change.prompt
         x, z = self._features(e, "train", prompt), self._features(e, "held", prompt)
         y, g = (e.train.label, e.held.label), (e.train_group, e.held_group)
-        rng = np.random.default_rng(np.random.SeedSequence([e.seed, 6]))
-        fold = rng.permutation(np.arange(len(z)) % FOLDS)
+        cell = e.held.label * len(e.code) + e.held_group
+        fold = folds(cell, FOLDS, seed=np.random.SeedSequence([e.seed, 6]), cluster=e.held.cluster)
         found = []
         for name, fit in self._fits(e):
             held = np.empty((len(z), e.classes))

@@ -27,7 +27,7 @@ class Copying(Fault):
         resamples: of every bootstrap.
     """
 
-    threshold: float = 0.05
+    threshold: float = 0.03
     prose: str = "embedded:bbc"
     resamples: int = 1000
 
@@ -43,8 +43,10 @@ class Copying(Fault):
     paper: ClassVar[str] = "arXiv 2410.01288"
     unit: ClassVar[str] = "share of queries copied wrongly, above chance"
     departures: ClassVar[tuple[str, ...]] = (
-        "Copying errors are counted above the chance that the same wrong answer would stand in demonstrations drawn anew; the "
-        "paper counts them all.",
+        "Copying errors are counted above the chance that the same wrong answer would stand in demonstrations drawn anew, given "
+        "that these show the right answer or not; the paper counts them all.",
+        "Where the right answer is not shown, queries with at most 30 answers are asked again with all answers named: copies that "
+        "vanish there come from not knowing the answers.",
         "The paper judges where the right answer is never shown; here demonstrations drawn freely come first, because a model "
         "that only avoids shown answers gains on the one what it loses on the other.",
         "A penalty on shown answers' logits stands beside every repair as the trivial rival. Where it does more, the repair is "

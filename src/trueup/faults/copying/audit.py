@@ -40,21 +40,29 @@ def some(corpus: Corpus, most: int, seed: int) -> Corpus:
     return corpus.take(np.sort(drawn))
 
 
-def asked(subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int | None = None) -> tuple[Draws, Answers]:
-    """Demonstrations of one kind for every query, and the answers to them; queries without such a draw answer -1."""
+def asked(
+    subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int | None = None, first: str = ""
+) -> tuple[Draws, Answers]:
+    """Demonstrations of one kind for every query, and the answers to them; queries without such a draw answer -1.
+
+    `first` is a line before the demonstrations."""
     draws = prompts.drawn(subject, corpus, mode=mode, number=number, seed=seed)
     able = np.flatnonzero(draws.possible)
     answer, c = np.full(len(corpus), -1), len(subject.classes)
     logits, other = np.zeros((len(corpus), c), np.float32), np.zeros(len(corpus), np.float32)
     beyond = np.zeros(len(corpus), bool)
     if len(able):
-        got = answers(subject, prompts.rows(subject, [corpus.text[i] for i in able.tolist()], draws.take(able)))
+        got = answers(
+            subject, prompts.rows(subject, [corpus.text[i] for i in able.tolist()], draws.take(able), first=first)
+        )
         answer[able], logits[able], other[able], beyond[able] = got.answer, got.logits, got.other, got.beyond
     return draws, Answers(answer, logits, other, beyond)
 
 
 def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
-    """What every query answered under each kind of draw, and what of it is a copy: arrays of n, named ``what_mode``."""
+    """What every query answered under each kind of draw, and what of it is a copy: arrays of n, named ``what_mode``; with at
+    most `prompts.MOST_NAMED` answers also ``what_named``, drawn freely with all answers named; and whether the right answer
+    was shown."""
     kept: dict[str, np.ndarray] = {}
     for mode in MODES:
         draws, got = asked(subject, corpus, mode, seed)
@@ -66,7 +74,31 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
                 f"{got.beyond.sum()} of {len(corpus)} answers went on after a class's name and were counted as no class, such as "
                 f"{in_full(subject, row)!r}."
             )
+        if mode == "free":
+            kept["shown"] = draws.shown[np.arange(len(corpus)), corpus.label]
+            if len(subject.classes) <= prompts.MOST_NAMED:
+                kept |= _named(subject, corpus, draws, seed)
+    closed = len(subject.classes) <= prompts.MOST_NAMED
+    excess = kept["copied_free"] - kept["expected_free"]
+    kept["blamed"], kept["counted"] = excess, kept["asked_free"]
+    if "copied_named" in kept:
+        kept["blamed"] = maths.blamed(excess, kept["shown"], kept["copied_named"] - kept["expected_named"])
+    elif closed:
+        kept["counted"] = kept["asked_free"] * kept["shown"]
     return kept
+
+
+def _named(subject: Subject, corpus: Corpus, draws: Draws, seed: int) -> dict[str, np.ndarray]:
+    """The queries asked again, with the same demonstrations and all answers named; empty where that is too long."""
+    try:
+        _, told = asked(subject, corpus, "free", seed, first=prompts.header(subject.classes))
+    except BadInput as e:
+        session().note(
+            "copying: the queries were not asked with all answers named, so only those count to which the right answer was "
+            f"shown: {e}"
+        )
+        return {}
+    return {f"{what}_named": values for what, values in scored(draws, told.answer, corpus.label).items()}
 
 
 def scored(draws: Draws, answer: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
@@ -83,7 +115,7 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     Raises:
         BadInput: fewer than 10 queries, no pool or one too small, or prompts longer than the model reads.
     """
-    prompts.pool_of(subject)
+    prompts.fitting(subject)
     corpus = corpus.relabel(subject.classes)
     if len(corpus) < FEWEST:
         raise BadInput(
@@ -91,13 +123,13 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
             f"{math.ceil(FEWEST / POOL_FRACTIONS[-1])} pairs or more to have so many split off, or a larger test split."
         )
     kept = columns(subject, corpus, seed)
-    follow, tested = _followed(subject, corpus, kept["answer_free"], seed)
-    kept |= {"followed": follow, "swapped": tested}
+    kept |= dict(zip(("followed", "followed_expected", "swapped"), _followed(subject, corpus, kept["answer_free"], seed),
+                     strict=True)) | {"cluster": corpus.cluster}  # fmt: skip
     statistics = _statistics(kept)
     got = bootstrap.interval_many(
-        {k: s[0] for k, s in statistics.items()}, *kept.values(), seed=seed, resamples=resamples
+        {k: s[0] for k, s in statistics.items()}, *kept.values(), seed=seed, resamples=resamples, cluster=corpus.cluster
     )
-    head = got["severity"]
+    head = maths.severity(kept["blamed"], kept["counted"], corpus.cluster, seed=seed, resamples=resamples)
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, "share of queries", better, title)  # type: ignore[arg-type]
         for k, (_, title, better) in statistics.items()
@@ -105,27 +137,51 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     }
     shots = subject.shots
     assert shots is not None
-    copied, chance = got["copying"].value, got["expected"].value
-    sentence = (
-        f"With {shots.number} demonstrations it is right on {got['accuracy'].value:.1%} of the queries; {copied:.1%} are wrong "
-        f"and repeat a demonstration's answer, where chance would give {chance:.1%}: {head.value:+.1%} "
-        f"[{head.low:+.1%}, {head.high:+.1%}] too many."
-    )
-    return Finding(
-        fault="copying", unit="share of queries copied wrongly, above chance", severity=head.value, low=head.low,
-        high=head.high, threshold=threshold, sentence=sentence, measures=measures,
+    draws = prompts.drawn(subject, corpus, seed=seed)
+    apart = maths.visible(draws.shown, corpus.label, draws.chance)
+    return maths.judged(
+        head, corpus.cluster, apart, threshold=threshold,
+        sentence=_sentence(got, shots.number, head, threshold), measures=measures,
         charts=charts(subject, corpus, measures, seed, resamples), samples=kept,
-        provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus), "shots": shots.number,
+        details={"answers": len(subject.classes), "named": "copied_named" in kept, "a copy stands out by": apart},
+        provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
+                    "clusters": len(np.unique(corpus.cluster)), "shots": shots.number,
                     "template": subject.template.text if subject.template else "", "pool": len(shots.pool)},
     )  # fmt: skip
+
+
+def _sentence(got: Mapping[str, bootstrap.Estimate], shots: int, head: bootstrap.Estimate, threshold: float) -> str:
+    def told(key: str) -> str:
+        e = got[key]
+        return f"{e.value:+.1%} [{e.low:+.1%}, {e.high:+.1%}]"
+
+    parts = [f"With {shots} demonstrations it is right on {got['accuracy'].value:.1%} of the queries."]
+    where = []
+    if "excess_shown" in got:
+        where.append(f"{told('excess_shown')} where the right answer stands among the demonstrations")
+    if "excess_hidden" in got:
+        where.append(f"{told('excess_hidden')} where it does not")
+    if "excess_named" in got:
+        where[-1] += f" ({told('excess_named')} once a first line names all answers)"
+    if where:
+        parts.append(f"Wrong copies above chance: {', '.join(where)}.")
+    parts.append(
+        f"Of all queries {head.value:+.1%} [{head.low:+.1%}, {head.high:+.1%}] are copied too often, which not knowing the answers "
+        "does not excuse."
+    )
+    ignorant = "excess_named" in got and got["excess_hidden"].low > threshold >= got["excess_named"].low
+    if ignorant and not head.low > threshold:
+        parts.append("Name the answers in the prompt: without that the model has to say one that it sees.")
+    return " ".join(parts)
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
     """Paired bootstrap differences, after minus before, of the severity and every measure both have."""
     statistics = {k: s[0] for k, s in _statistics(before.samples).items() if not k.startswith("follow")}
     got = bootstrap.paired_many(
-        statistics, list(before.samples.values()), [after.samples[k] for k in before.samples], seed, resamples=resamples
-    )
+        statistics, list(before.samples.values()), [after.samples[k] for k in before.samples], seed, resamples=resamples,
+        cluster=before.samples["cluster"],
+    )  # fmt: skip
     return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
 
 
@@ -241,16 +297,21 @@ def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[...,
     """key -> statistic of the columns, title, which direction is better."""
     names = list(kept)
 
-    def share(top: str, under: str, less: str | None = None) -> Callable[..., float]:
+    def share(top: str, under: str, less: str | None = None, where: str = "") -> Callable[..., float]:
+        """The mean of `top`, less that of `less`, over the rows `under`; with `where` those of them that it marks, or with a
+        sign before it, does not."""
+
         def statistic(*values, weight=None) -> float:
             at = dict(zip(names, values, strict=True))
             w = at[under] if weight is None else at[under] * weight
+            if where:
+                w = w * (~at[where[1:]] if where[0] == "-" else at[where])
             value = at[top] if less is None else at[top] - at[less]
             return float((w * value).sum() / w.sum()) if w.sum() else float("nan")
 
         return statistic
 
-    found = {"severity": (share("copied_free", "asked_free", "expected_free"), "copied wrongly, above chance", "lower")}
+    found = {"severity": (share("blamed", "counted"), "copied wrongly, above chance", "lower")}
     for m in MODES:
         if not kept[f"asked_{m}"].any():
             continue
@@ -258,34 +319,45 @@ def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[...,
         found[f"accuracy{_tail(m)}"] = (share(f"right_{m}", f"asked_{m}"), f"accuracy{where}", "higher")
         found[f"copying{_tail(m)}"] = (share(f"copied_{m}", f"asked_{m}"), f"copied wrongly{where}", "lower")
         found[f"expected{_tail(m)}"] = (share(f"expected_{m}", f"asked_{m}"), f"copied by chance{where}", "lower")
+    there, away = "copied above chance, the right answer shown", "copied above chance, the right answer not shown"
+    if kept["shown"].any():
+        found["excess_shown"] = (share("copied_free", "asked_free", "expected_free", "shown"), there, "lower")
+    if not kept["shown"].all():
+        found["excess_hidden"] = (share("copied_free", "asked_free", "expected_free", "-shown"), away, "lower")
+        if "copied_named" in kept:
+            named = share("copied_named", "asked_named", "expected_named", "-shown")
+            found["excess_named"] = (named, f"{away}, all answers named", "lower")
+    if "copied_named" in kept:
+        found["accuracy_named"] = (share("right_named", "asked_named"), "accuracy, all answers named", "higher")
     if kept["swapped"].any():
-        found["follow"] = (
-            share("followed", "swapped"),
-            "copies that follow when the shown answer is exchanged",
-            "lower",
-        )
+        title = "copies that follow when the shown answer is exchanged"
+        found["follow"] = (share("followed", "swapped"), title, "lower")
+        found["follow_expected"] = (share("followed_expected", "swapped"), f"{title}, by chance", "lower")
     return found
 
 
-def _followed(subject: Subject, corpus: Corpus, answer: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _followed(
+    subject: Subject, corpus: Corpus, answer: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The causal test: for every wrong copy, the copied answer is exchanged in the demonstrations for one that stands
-    nowhere in them and is not right. (n,) 1 where the answer follows; (n,) 1 where it could be tested."""
+    nowhere in them and is not right. (n,) 1 where the answer follows; the chance of that, had it not looked at which one was
+    put in; and 1 where it could be tested."""
     draws = prompts.drawn(subject, corpus, seed=seed)
     copied = maths.copies(answer, corpus.label, draws.shown) > 0
     assert subject.shots is not None
     place = {c: i for i, c in enumerate(subject.classes)}
     own = np.array([place[y] for _, y in subject.shots.pool])[draws.index]
-    instead = np.full(len(corpus), -1)
-    for i in np.flatnonzero(copied):
-        spare = np.flatnonzero(~draws.shown[i] & (np.arange(len(subject.classes)) != corpus.label[i]))
-        if len(spare):
-            instead[i] = spare[int(draws.index[i].sum()) % len(spare)]
-    take = np.flatnonzero(instead >= 0)
-    followed = np.zeros(len(corpus))
+    spare = ~draws.shown & (np.arange(len(subject.classes)) != corpus.label[:, None])
+    take = np.flatnonzero(copied & spare.any(axis=1))
+    followed, expected, tested = np.zeros((3, len(corpus)))
     if len(take):
-        exchanged = np.where(own == answer[:, None], instead[:, None], own)[take]
+        instead = np.array([
+            np.random.default_rng([seed, *draws.index[i].tolist()]).choice(np.flatnonzero(spare[i])) for i in take
+        ])  # fmt: skip
+        exchanged = np.where(own[take] == answer[take, None], instead[:, None], own[take])
         got = answers(
             subject, prompts.rows(subject, [corpus.text[i] for i in take.tolist()], draws.take(take), exchanged)
         )
-        followed[take] = got.answer == instead[take]
-    return followed, (instead >= 0).astype(float)
+        followed[take], expected[take] = maths.by_swap(got.answer, instead, spare[take])
+        tested[take] = 1.0
+    return followed, expected, tested

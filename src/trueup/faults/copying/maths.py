@@ -5,10 +5,17 @@ Source: Ali, Wolf and Titov, arXiv 2410.01288, of which the abstract and introdu
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from trueup.faults.fault import Finding
+from trueup.measure import bootstrap
+from trueup.measure.accuracy import wilson
 
 
 def at_answer(table: NDArray, answer: NDArray[np.int64]) -> NDArray:
@@ -25,9 +32,105 @@ def copies(answer: NDArray[np.int64], gold: NDArray[np.int64], shown: NDArray[np
 def expected(answer: NDArray[np.int64], gold: NDArray[np.int64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n,) the chance that the same wrong answer would stand in demonstrations drawn anew; `chance` (n, C) says of each.
 
-    A departure: the paper counts copying errors, of which two classes and four demonstrations give 94% by chance alone.
+    It is conditional on whether the right answer stands there (`corpus.prompt.Draws.chance`), so a model that is right
+    whenever it sees the answer copies no more than chance. A departure: the paper counts copying errors, of which two classes
+    and four demonstrations give 94% by chance alone.
     """
     return np.where(answer != gold, at_answer(chance, answer), 0.0)
+
+
+def blamed(
+    excess: NDArray[np.float64], shown: NDArray[np.bool_], named: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """(n,) copies above chance that ignorance of the answers does not excuse.
+
+    Where the right answer stood among the demonstrations, a wrong copy has no excuse. Where it did not, a model that does not
+    know the answers has to say one that it sees: there the same query counts as it is answered when all answers are named.
+
+    Args:
+        excess: (n,) copied less expected. shown: (n,) the right answer was shown.
+        named: (n,) the same as `excess` with all answers named; None for open sets, whose answers the query itself determines.
+    """
+    return excess if named is None else np.where(shown, excess, named)
+
+
+def severity(
+    blame: NDArray[np.float64], asked: NDArray[np.float64], cluster: NDArray[np.int64], *, seed: int, resamples: int
+) -> bootstrap.Estimate:
+    """The mean of `blamed` over the queries that were asked, by a bootstrap of clusters.
+
+    Where no query copies, no resample does either: the upper end is at least the rate at which that happens in 2.5% of samples
+    (the rule of three).
+    """
+
+    def mean(values, weight=None) -> float:
+        return float(np.average(values, weights=weight))
+
+    rows = asked > 0
+    e = bootstrap.interval(mean, blame[rows], seed=seed, resamples=resamples, cluster=cluster[rows])
+    return replace(e, high=max(e.high, e.value + 1 - 0.025 ** (1 / len(np.unique(cluster[rows])))))
+
+
+STANDS_OUT = 4
+"""A copy has to stand out by so many thresholds: else copying on a quarter of the queries would pass for none."""
+
+
+def judged(
+    e: bootstrap.Estimate, cluster: NDArray[np.int64], apart: float, *, threshold: float, **rest: Any
+) -> Finding:
+    """The finding that goes with a severity, undecided where copies cannot stand out (`visible` is `apart`) and none is found.
+
+    The sentence, where there is one, ends with the doubt."""
+    clusters = len(np.unique(cluster))
+    doubt = bootstrap.too_few(clusters)
+    if not doubt and apart < STANDS_OUT * threshold and not e.low > threshold:
+        doubt = (
+            f"With so few answers and so many demonstrations nearly every wrong answer stands among them anyway (a copy stands out "
+            f"by {apart:.2f} of 1), so copying can hardly be told from chance: ask with fewer --shots."
+        )
+    sentence = " ".join(s for s in (rest.pop("sentence", ""), doubt) if s)
+    return Finding(
+        fault="copying", unit="share of queries copied wrongly, above chance", severity=e.value, low=e.low, high=e.high,
+        threshold=threshold, sentence=sentence, doubt=doubt,
+        needed=bootstrap.clusters_needed(e.value, e.low, e.high, threshold, clusters), **rest,
+    )  # fmt: skip
+
+
+def visible(shown: NDArray[np.bool_], gold: NDArray[np.int64], chance: NDArray[np.float64]) -> float:
+    """By how much a copy stands out, 0 to 1: the mean over queries of 1 - chance, over the wrong answers that are shown.
+
+    Near 0, as with two answers and many demonstrations, nearly every wrong answer is shown anyway, and no count can tell
+    copying from chance.
+    """
+    wrong = shown.copy()
+    wrong[np.arange(len(gold)), gold] = False
+    many = wrong.sum(axis=1)
+    apart = ((1 - chance) * wrong).sum(axis=1)[many > 0] / many[many > 0]
+    return float(apart.sum() / max(len(gold), 1))
+
+
+def by_swap(
+    answer: NDArray[np.int64], instead: NDArray[np.int64], spare: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) whether the answer followed the one put in; and the chance of that for a model that does not look at it.
+
+    Args:
+        instead: (n,) the answer put into the demonstrations, drawn evenly from `spare`. spare: (n, C) those it could have been.
+    """
+    inside = at_answer(spare, answer)
+    return (answer == instead).astype(float), np.where(inside, 1 / np.maximum(spare.sum(axis=1), 1), 0.0)
+
+
+def most_lost(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
+    """The upper end of a one-sided 97.5% interval of the share of queries that were right before and are wrong after, less the
+    reverse: from two Wilson intervals (Newcombe 1998, method 10, with no correlation taken for granted).
+
+    Args:
+        before, after: (n,) 1 where the query was answered right.
+    """
+    n, lost, won = len(before), float((before > after).sum()), float((after > before).sum())
+    (_, high), (low, _) = wilson(lost, n), wilson(won, n)
+    return (lost - won) / n + float(np.hypot(high - lost / n, won / n - low))
 
 
 def penalised(

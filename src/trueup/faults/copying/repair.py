@@ -15,10 +15,11 @@ from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.errors import BadInput, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
-from trueup.faults.copying.audit import FEWEST, TITLES, asked, scored, some
+from trueup.faults.copying.audit import TITLES, asked, scored, some
 from trueup.faults.copying.harm import Bystander, bystanders
 from trueup.faults.fault import Chart, Finding, NoRemedy, Remedy, Series
 from trueup.measure import bootstrap
+from trueup.measure.folds import folds
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers
 from trueup.run.edit import scaled
@@ -30,21 +31,22 @@ from trueup.subject.units import scales_as_adapter, width_of
 
 EXPLAINED = 24
 """Prompts whose answers are attributed, of each kind."""
-SCREENED, JUDGED = 80, 200
-"""Calibration queries on which all candidates are screened, and on which the best of them are judged: 40 and 80 told a
-real repair from chance too seldom."""
+SCREENED, JUDGED, CONFIRMED = 80, 120, 200
+"""Most calibration queries on which all candidates are screened, the best of them are judged, and the winner is put to the
+test. No cluster has a query in two of these."""
+GUARDED = 100
+"""Fewest queries on which what a repair may cost is told: a twentieth of fewer cannot be told from none."""
 FINALISTS = 3
 """Candidates that are judged in full, beside the published choice."""
-BYSTANDERS, ALLOWED = 20, 0.05
-"""Queries of each task in which copying is right, and how much accuracy a repair may cost any of them."""
+GLANCED, ALLOWED = 20, 0.05
+"""Queries of each task in which copying is right that all candidates are screened on; and how much accuracy a repair may cost
+any of these tasks, or the examined one: the upper end of what `GUARDED` queries or more leave open counts."""
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """The published grid: shares of a layer's units that are pruned."""
 COUNTS = (1, 4, 16, 64, 256, 1024)
 """Ours: numbers of units, taken from all layers together."""
 FACTORS = (0.0, 0.5)
 """What the units are multiplied by: 0 is published, 0.5 ours."""
-RANDOM = 20
-"""Draws of random units that a repair must beat."""
 PENALTIES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Nats taken off the shown answers' logits by the trivial rival."""
 COMPLETE = 0.05
@@ -122,6 +124,10 @@ class Judged:
     def excess(self) -> float:
         return self.mean("copied") - self.mean("expected")
 
+    def loss(self, base: Judged) -> float:
+        """The most accuracy that may have been lost where demonstrations are drawn freely (`maths.most_lost`)."""
+        return maths.most_lost(base.columns["right_free"], self.columns["right_free"])
+
     @property
     def mixture(self) -> float:
         """Accuracy over the three ways of drawing that there are, each counting the same."""
@@ -133,15 +139,14 @@ class Judged:
 
 
 def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, resamples: int) -> Remedy | NoRemedy:
-    """Units are found on prompts of the pool, and chosen on the calibration split.
+    """Units are found on prompts of the pool, and chosen on the calibration split, of which three parts do three things.
 
-    Every candidate is screened with its units scaled at the last position alone, which costs one pass for all of them;
-    the best are judged with the units scaled everywhere, as an adapter does it. One must lower wrong copies above chance
-    beyond its paired interval, and lose no accuracy on freely drawn demonstrations, none on
-    the mixture of all three ways of drawing, and at most 5 points of any task in which copying is right (first, last or
-    largest of a list).
-    Of those the one that brings them nearest to chance wins (below it a model shuns what it is shown), if at most one in 20
-    draws of random units of the same layers and number does as much.
+    On the first every candidate is screened with its units scaled at the last position alone, which costs one pass for all of
+    them. On the second the best are judged with the units scaled everywhere, as an adapter does it, and the one that brings
+    wrong copies nearest to chance (below it a model shuns what it is shown) without losing accuracy wins. On the third, which
+    chose nothing, that one is put to the test: wrong copies above chance fall beyond their paired interval, and by more than
+    those of the best of as many random candidates, picked in the same way; and at most 5 points of accuracy can have been
+    lost, here and in any task in which copying is right (first, last or largest of a list).
     """
     if not finding.found:
         return NoRemedy(
@@ -150,66 +155,88 @@ def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, res
         )
     corpus = corpus.relabel(subject.classes)
     queries = corpus.part("calibration")
-    if len(queries) < FEWEST:
+    if (least := len(np.unique(queries.cluster))) < 2 * GUARDED:
         raise BadInput(
-            f"'{corpus.name}' has {len(queries)} calibration queries, and a repair of copying is chosen on at least {FEWEST}. "
-            "Give more pairs, or a larger calibration split."
+            f"'{corpus.name}' has {least} calibration queries of different texts, and a repair of copying needs "
+            f"{2 * GUARDED}: half of them to find it, half to test it. Give more pairs, or a larger calibration split."
         )
     # What cannot be saved is refused now and not after the search.
     scales_as_adapter(subject, {0: torch.full((width_of(subject, 0),), 0.5)})
     return choose(subject, queries, attributed(subject, corpus.part("train"), seed), seed=seed, resamples=resamples)
 
 
+def parted(queries: Corpus, seed: int) -> tuple[Corpus, Corpus, Corpus]:
+    """A quarter of the clusters to screen, a quarter to judge and half to confirm, each cut to its most."""
+    fold = folds(np.zeros(len(queries)), 4, seed=np.random.SeedSequence([seed, 13]), cluster=queries.cluster)
+    of = (fold == 0, fold == 1, fold > 1)
+    first, second, third = (
+        some(queries.take(rows), most, seed) for rows, most in zip(of, (SCREENED, JUDGED, CONFIRMED), strict=True)
+    )
+    return first, second, third
+
+
 def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, resamples: int) -> Adapted | NoRemedy:
     """The repair that calibration `queries` choose among the candidates that follow from attributions."""
-    few, queries = some(queries, SCREENED, seed), some(queries, JUDGED, seed)
+    first, second, third = parted(queries, seed)
     made = candidates(found)
     if not made:
         return NoRemedy("In no layer do the attributions of units add up, so none can be told to copy.")
-    plain, screened = screen(subject, few, made, seed)
-    others = list(bystanders(subject, "calibration", seed=seed, most=BYSTANDERS))
-    other = elsewhere(others, made, seed)
-    plainly = ask(subject, queries, seed)
-    base, before = judged(plainly, queries), beside(others, seed)
-    rows = [row_of("as it is", 0, base, base, seed, resamples)]
-    kept: list[tuple[Candidate, dict[str, Any]]] = []
-    for i in finalists(made, plain, screened, other):
-        with scaled(subject, made[i].scales):
-            got = judged(ask(subject, queries, seed), queries)
-            change = (beside(others, seed) - before).min(initial=np.inf)
-        row = row_of(made[i].title, made[i].units, base, got, seed, resamples)
-        row["elsewhere"] = float(change) if np.isfinite(change) else None
-        rows.append(row)
-        if row["high"] < 0 and got.no_worse(base) and not change < -ALLOWED:
-            kept.append((made[i], row))
-    rival = _penalty_row(plainly, queries, base, seed, resamples)
+    glance = list(bystanders(subject, "calibration", seed=seed, most=GLANCED))
+    best, rows = winner(subject, made, first, second, glance, seed, resamples)
     about: dict[str, Any] = {
-        "candidates": [*rows, rival], "screened": len(made), "completeness gap": float(found.gap[found.sound].max(initial=0.0)),
-        "prompts explained": len(found.rows),
+        "candidates": rows, "screened": len(made), "completeness gap": float(found.gap[found.sound].max(initial=0.0)),
+        "prompts explained": len(found.rows), "queries": {"screened": len(first), "judged": len(second), "confirmed": len(third)},
     }  # fmt: skip
-    if not kept:
+    if best is None:
         return NoRemedy(
-            f"Of {len(made)} ways to scale units, none lowers wrong copies measurably on calibration queries "
-            "without losing accuracy here, or more than 5 points where copying is right.", about,
+            f"Of {len(made)} ways to scale units, none lowers wrong copies on calibration queries without losing accuracy.",
+            about,
+        )
+    plainly = ask(subject, third, seed)
+    base = judged(plainly, third)
+    others = list(bystanders(subject, "calibration", seed=seed, most=GUARDED))
+    before = beside(others, seed)
+    chance, _ = winner(subject, random_like(made, found, seed), first, second, [], seed, resamples)
+    told = [row_of("as it is", 0, base, base, third, seed, resamples)]
+    with scaled(subject, best.scales):
+        got = judged(ask(subject, third, seed), third)
+        lost = [maths.most_lost(a, b) for a, b in zip(before, beside(others, seed), strict=True)]
+    row = row_of(best.title, best.units, base, got, third, seed, resamples) | {"elsewhere": -max(lost, default=0.0)}
+    told.append(row)
+    against = base
+    if chance is not None:
+        with scaled(subject, chance.scales):
+            against = judged(ask(subject, third, seed), third)
+        told.append(
+            row_of(f"the best of {len(made)} random candidates", chance.units, base, against, third, seed, resamples)
+        )
+    rival = _penalty_row(plainly, third, base, seed, resamples)
+    about |= {"confirmed": [*told, rival], "controls": _controls(subject, first, best, found, seed, resamples)}
+    better = row_of("", 0, against, got, third, seed, resamples)
+    moved = f"{row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]"
+    if not row["high"] < 0:
+        return NoRemedy(
+            f"Of {len(made)} ways to scale units the best, {best.title}, is not confirmed by {len(third)} queries that chose "
+            f"nothing: wrong copies above chance change by {moved}.", about,
         )  # fmt: skip
-    # Below chance is a fault as well: a model that shuns what it is shown.
-    best, row = min(kept, key=lambda k: abs(k[1]["severity"]))
-    about["controls"] = _controls(subject, few, best, found, plain, seed, resamples)
-    drawn = [c["change"] for c in about["controls"] if c["title"] == "random units"]
-    beaten = sum(c <= about["controls"][0]["change"] for c in drawn)
-    if beaten > RANDOM // 20:
+    if not better["high"] < 0:
         return NoRemedy(
-            f"Scaling {best.units} units lowers wrong copies by {-row['change']:.1%} on calibration queries, but "
-            f"{beaten} of {RANDOM} draws of as many random units of the same layers do as much.", about,
+            f"Scaling {best.units} units lowers wrong copies ({moved}), but not measurably more than the best of as many random "
+            f"candidates does ({better['change']:+.1%} [{better['low']:+.1%}, {better['high']:+.1%}] between them).", about,
+        )  # fmt: skip
+    if (most := max([got.loss(base), *lost])) > ALLOWED:
+        return NoRemedy(
+            f"Trade-off: scaling {best.units} units lowers wrong copies ({moved}), but up to {most:.1%} of accuracy may be lost "
+            f"{'here' if most == got.loss(base) else 'where copying is right'}, and at most {ALLOWED:.0%} are allowed.", about,
         )  # fmt: skip
     layers = sorted(best.scales)
     where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
     says = (
-        f"Scales {best.units} feed-forward units of {where} ({best.title}): on calibration queries wrong copies above chance "
-        f"change by {row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}] and accuracy by {row['accuracy change']:+.1%}; "
-        f"a penalty on shown answers changes them by {rival['change']:+.1%} and {rival['accuracy change']:+.1%}."
+        f"Scales {best.units} feed-forward units of {where} ({best.title}): on {len(third)} calibration queries that chose nothing "
+        f"wrong copies above chance change by {moved} and accuracy by {row['accuracy change']:+.1%}; a penalty on shown answers "
+        f"changes them by {rival['change']:+.1%} and {rival['accuracy change']:+.1%}."
     )
-    about["table"] = _markdown(about["candidates"], about["controls"])
+    about["table"] = _markdown(rows, about["confirmed"], about["controls"])
     settings, tensors = scales_as_adapter(subject, best.scales)
     return adapted(
         "copying",
@@ -219,6 +246,40 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
         {"describe": says, **about},
         pictures=(unit_map(found.contrasted, best.scales),),
     )
+
+
+def winner(
+    subject: Subject, made: Sequence[Candidate], first: Corpus, second: Corpus, others: Sequence[Bystander], seed: int,
+    resamples: int,
+) -> tuple[Candidate | None, list[dict[str, Any]]]:  # fmt: skip
+    """The candidate that the first queries screen and the second choose, None where all lose accuracy or lower nothing; and the
+    table of those judged."""
+    plain, screened = screen(subject, first, made, seed)
+    base = judged(ask(subject, second, seed), second)
+    rows = [row_of("as it is", 0, base, base, second, seed, resamples)]
+    able: list[tuple[float, Candidate]] = []
+    for i in finalists(made, plain, screened, elsewhere(others, made, seed)):
+        with scaled(subject, made[i].scales):
+            got = judged(ask(subject, second, seed), second)
+        rows.append(row_of(made[i].title, made[i].units, base, got, second, seed, resamples))
+        if abs(got.excess) < abs(base.excess) and got.no_worse(base):
+            able.append((abs(got.excess), made[i]))
+    # Below chance is a fault as well: a model that shuns what it is shown.
+    return min(able, key=lambda k: k[0], default=(0.0, None))[1], rows
+
+
+def random_like(made: Sequence[Candidate], found: Attributed, seed: int) -> list[Candidate]:
+    """For every candidate one with as many units of the same layers, drawn at random, scaled alike."""
+    rng, units = np.random.default_rng(seed), found.active.shape[1]
+    return [
+        Candidate(
+            c.family,
+            "random units", {
+            at: torch.ones(units).scatter(0, torch.as_tensor(rng.permutation(units)[: int((s != 1).sum())]), float(s.min()))
+            for at, s in c.scales.items()
+        })
+        for c in made
+    ]  # fmt: skip
 
 
 def unit_map(score: np.ndarray, scales: Scales) -> Chart:
@@ -361,11 +422,11 @@ def elsewhere(others: Sequence[Bystander], made: Sequence[Candidate], seed: int)
     return np.min(changes, axis=0) if changes else np.full(len(made), np.nan)
 
 
-def beside(others: Sequence[Bystander], seed: int) -> np.ndarray:
-    """Accuracy in each task in which copying is right, of the live model as it is now."""
-    return np.array([
-        (asked(able, queries, "free", seed)[1].answer == queries.label).mean() for _, able, queries in others
-    ])  # fmt: skip
+def beside(others: Sequence[Bystander], seed: int) -> list[np.ndarray]:
+    """For each task in which copying is right, (n,) whether the live model as it is now answers right."""
+    return [
+        (asked(able, queries, "free", seed)[1].answer == queries.label).astype(float) for _, able, queries in others
+    ]
 
 
 def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged], other: np.ndarray) -> list[int]:
@@ -382,77 +443,73 @@ def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judge
 
 
 def _controls(
-    subject: Subject, queries: Corpus, best: Candidate, found: Attributed, plain: Judged, seed: int, resamples: int
+    subject: Subject, queries: Corpus, best: Candidate, found: Attributed, seed: int, resamples: int
 ) -> list[dict[str, Any]]:
-    """The chosen units, and as many others of the same layers, at the last position: most active, lowest score, random."""
-    units, rng = found.active.shape[1], np.random.default_rng(seed)
+    """The chosen units, and as many others of the same layers, at the last position: the most active, and the lowest scores."""
+    units = found.active.shape[1]
     counts = {at: int((s != 1).sum()) for at, s in best.scales.items()}
     factor = min(float(s.min()) for s in best.scales.values())
 
-    def others(title: str, pick: Callable[[int], np.ndarray]) -> Candidate:
-        pairs = [(at, int(u)) for at, n in counts.items() for u in pick(at)[:n]]
+    def others(title: str, score: np.ndarray) -> Candidate:
+        pairs = [(at, int(u)) for at, n in counts.items() for u in maths.top(score[at].astype(float), n)]
         return Candidate("control", title, scales_of(pairs, units, factor))
 
     made = [
         Candidate("control", "the chosen units", best.scales),
-        others("the most active units", lambda at: np.argsort(-found.active[at], kind="stable")),
-        others("the lowest scores", lambda at: np.argsort(found.contrasted[at], kind="stable")),
-        *(others("random units", lambda _: rng.permutation(units)) for _ in range(RANDOM)),
+        others("the most active units", found.active),
+        others("the lowest scores", -found.contrasted),
     ]
-    _, got = screen(subject, queries, made, seed)
-    return [row_of(c.title, c.units, plain, j, seed, resamples) for c, j in zip(made, got, strict=True)]
+    plain, got = screen(subject, queries, made, seed)
+    return [row_of(c.title, c.units, plain, j, queries, seed, resamples) for c, j in zip(made, got, strict=True)]
 
 
-def row_of(title: str, units: int, base: Judged, got: Judged, seed: int, resamples: int) -> dict[str, Any]:
+def row_of(
+    title: str, units: int, base: Judged, got: Judged, queries: Corpus, seed: int, resamples: int
+) -> dict[str, Any]:
     """One line of the table: accuracy in each mode, wrong copies above chance, and their paired change."""
 
     def excess(copied, expected, weight=None) -> float:
         return float(np.average(copied - expected, weights=weight))
 
-    def of(j: Judged) -> list[np.ndarray]:
-        asked = ~np.isnan(base.columns["copied_free"])
-        return [j.columns["copied_free"][asked], j.columns["expected_free"][asked]]
+    there = ~np.isnan(base.columns["copied_free"])
 
-    d = bootstrap.paired(excess, of(base), of(got), seed, resamples)
-    there = {m: got.mean("right", m) for m in got.modes}
+    def of(j: Judged) -> list[np.ndarray]:
+        return [j.columns["copied_free"][there], j.columns["expected_free"][there]]
+
+    d = bootstrap.paired(excess, of(base), of(got), seed, resamples, cluster=queries.cluster[there])
+    right = {m: got.mean("right", m) for m in got.modes}
     return {
-        "title": title, "units": units, **{f"accuracy {m}": v for m, v in there.items()},
+        "title": title, "units": units, **{f"accuracy {m}": v for m, v in right.items()},
         "accuracy change": got.mean("right") - base.mean("right"), "severity": got.excess, "change": d.value, "low": d.low,
         "high": d.high,
     }  # fmt: skip
 
 
-def _markdown(judged: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]]) -> str:
+def _markdown(
+    judged: Sequence[Mapping[str, Any]], confirmed: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]]
+) -> str:
     """The card's tables of what was tried."""
 
     def lines(rows: Sequence[Mapping[str, Any]]) -> str:
         modes: list[Mode] = [m for m in MODES if f"accuracy {m}" in rows[0]]
-        head = ["what", "units", *(f"accuracy, {TITLES[m]}" for m in modes), "copies above chance", "change [95%]",
-                "worst task where copying is right"]  # fmt: skip
+        head = ["what", "units", *(f"accuracy, {TITLES[m]}" for m in modes), "copies above chance", "change [95%]"]
         body = [
             [r["title"], str(r["units"]), *(format(r["accuracy " + m], ".3f") for m in modes), f"{r['severity']:+.3f}",
-             f"{r['change']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]",
-             format(r["elsewhere"], "+.3f") if r.get("elsewhere") is not None else ""]
+             f"{r['change']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"]
             for r in rows
         ]  # fmt: skip
         return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
 
-    drawn = [r for r in controls if r["title"] == "random units"]
-    rest = [r for r in controls if r["title"] != "random units"]
-    change = [r["change"] for r in drawn]
-    told = (
-        f"\n\n{len(drawn)} draws of as many random units change the copies above chance by {np.mean(change):+.3f} on average, "
-        f"from {min(change):+.3f} to {max(change):+.3f}."
-    )
     return (
-        "On calibration queries, which chose among these, so the intervals are optimistic.\n\n" + lines(judged)
-        + "\n\nAs many other units of the same layers, scaled at the last token alone:\n\n" + lines(rest) + told
+        "On calibration queries that chose nothing:\n\n" + lines(confirmed)
+        + "\n\nOn those that chose among these, so the intervals are optimistic:\n\n" + lines(judged)
+        + "\n\nAs many other units of the same layers, scaled at the last token alone:\n\n" + lines(controls)
     )  # fmt: skip
 
 
 def _penalty_row(told: Asked, queries: Corpus, base: Judged, seed: int, resamples: int) -> dict[str, Any]:
     """The trivial rival: a penalty on the logits of shown answers, as large as loses no accuracy."""
-    best = row_of("rival: a penalty on shown answers' logits, 0 nats", 0, base, base, seed, resamples)
+    best = row_of("rival: a penalty on shown answers' logits, 0 nats", 0, base, base, queries, seed, resamples)
     for penalty in PENALTIES:
         kept: dict[str, np.ndarray] = {}
         for mode, (draws, got) in told.items():
@@ -462,7 +519,9 @@ def _penalty_row(told: Asked, queries: Corpus, base: Judged, seed: int, resample
             kept |= _columns(mode, draws, np.where(same, got.answer, answer), queries.label)
         j = Judged(kept)
         if j.no_worse(base) and abs(j.excess) < abs(best["severity"]):
-            best = row_of(f"rival: a penalty on shown answers' logits, {penalty:g} nats", 0, base, j, seed, resamples)
+            best = row_of(
+                f"rival: a penalty on shown answers' logits, {penalty:g} nats", 0, base, j, queries, seed, resamples
+            )
     return best
 
 

@@ -1,39 +1,44 @@
-"""Overconfidence: the softmax of an adapted classifier misranks its errors.
+"""Overconfidence: the confidence of an adapted classifier says less about its errors than could be known.
 
 Paper: Zabolotnyi et al., arXiv 2505.15443: v1 is AdUE, v2 renames and changes it to ALIEN. Confirmed from the authors'
 public code: the losses, the 144-run grid, Adam with OneCycle. Departures, each a family of its own in `candidates.py`:
 U rescaled by 1 - 1/C, errors from held-out examples instead of the memorised training split, heads in float32, and a
-fall-back to the softmax response.
+fall-back to the softmax response. The severity is ours: the papers measure the ranking of errors alone, which is mostly the
+noise of the task.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
 from trueup.subject.subject import Subject
 
+if TYPE_CHECKING:
+    from trueup.faults.overconfidence.audit import Learnt
+
 
 @dataclass(frozen=True)
 class Overconfidence(Fault):
-    """When may a prediction be trusted? Severity: the share of (wrong, right) pairs that the confidence misranks.
+    """When may a prediction be trusted? Severity: the share of the confidence's Brier loss that could have been avoided.
 
     Attributes:
-        threshold: severity above which it is called a fault: 0.2 is an error ROC-AUC of 0.8.
+        threshold: severity above which it is called a fault. 0.02 is a softmax at a temperature of about 0.7 or 1.5.
         folds: cross-fitting folds of the repair. members: adapters trained for an ensemble to distil (0: none; each
             costs about one training of the adapter).
         delta: chance that a certified abstention threshold is wrong. resamples: of every bootstrap.
     """
 
-    threshold: float = 0.2
+    threshold: float = 0.02
     folds: int = 5
     members: int = 0
     delta: float = 0.05
     resamples: int = 1000
+    learnt: Learnt | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
 
     def __post_init__(self) -> None:
         for knob, least in (("folds", 2), ("members", 0), ("resamples", 10)):
@@ -49,11 +54,12 @@ class Overconfidence(Fault):
     title: ClassVar[str] = "Overconfidence"
     question: ClassVar[str] = "When may I trust a prediction?"
     paper: ClassVar[str] = "arXiv 2505.15443 (AdUE, ALIEN)"
-    unit: ClassVar[str] = "share of misranked (wrong, right) pairs"
+    unit: ClassVar[str] = "avoidable share of the confidence's Brier loss"
     departures: ClassVar[tuple[str, ...]] = (
         "AdUE and ALIEN as published stand beside corrected versions: U rescaled by 1 - 1/C, errors from held-out examples "
         "instead of the memorised training split, heads trained in float32.",
-        "When no candidate beats the softmax response on validation beyond its interval, the softmax response stays.",
+        "When no candidate beats the recalibrated softmax response beyond its interval, on examples that did not choose it, the "
+        "softmax response stays.",
         "Only the last linear layer of a head is trained; where a head has a dense layer before it, that layer stays.",
     )
 
@@ -64,10 +70,20 @@ class Overconfidence(Fault):
             return "It has one class, so it cannot be wrong about it."
         return None
 
+    def prepared(self, subject: Subject, corpus: Corpus, *, seed: int) -> Overconfidence:
+        from trueup.faults.overconfidence.audit import learn
+
+        return replace(self, learnt=learn(subject, corpus, seed=seed))
+
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
         from trueup.faults.overconfidence.audit import audit
 
-        return audit(subject, corpus, threshold=self.threshold, resamples=self.resamples, seed=seed)
+        if self.learnt is None:
+            raise BadInput(
+                "Overconfidence compares with a forecast that calibration examples teach, and none is here yet; let it be learnt "
+                "first: fault = fault.prepared(subject, corpus, seed=0)."
+            )
+        return audit(subject, corpus, self.learnt, threshold=self.threshold, resamples=self.resamples, seed=seed)
 
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
         from trueup.faults.overconfidence.repair import repair

@@ -1,88 +1,166 @@
-"""Subject + Corpus -> Finding: how well does the confidence rank the errors, and what can be answered at what risk?"""
+"""Subject + Corpus -> Finding: how much of the confidence's loss could have been avoided, and by what."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
+from trueup.faults.overconfidence import forecast as fc
+from trueup.faults.overconfidence import maths
 from trueup.measure import bootstrap
 from trueup.measure import calibration as cal
 from trueup.measure import selective as sel
 from trueup.measure.accuracy import wilson
-from trueup.run.predict import predict
-from trueup.subject.subject import Subject
+from trueup.run.predict import Outputs, predict
+from trueup.subject.subject import Confidence, SoftmaxResponse, Subject
 
 FEWEST = 20
 """Fewest examples an audit or a repair works with."""
 FEWEST_ERRORS = 5
-"""Fewest errors, and fewest right predictions: below this their ranking is not measurable."""
-RISKS = (0.01, 0.02, 0.05)
+"""Fewest errors, and fewest right predictions: below this nothing is decided."""
+TAUGHT = 200
+"""Calibration clusters below which nothing is called clear: so few teach too little."""
 
 Statistic = Callable[..., float]
 
 
-def severity(confidence, error, probability, label, weight=None) -> float:
-    """1 - ROC-AUC of telling errors from right predictions: the chance that an error is ranked above a right one."""
-    return 1.0 - sel.error_auc(confidence, error, weight=weight)
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """What a confidence is held against: a forecast taught by the examples `held`, reading the `confidence` it was taught with."""
+
+    forecast: fc.Forecast
+    confidence: Confidence
+    held: Corpus
 
 
-def _of_ranking(f: Statistic, **fixed: float) -> Statistic:
-    def statistic(confidence, error, probability, label, weight=None):
-        return f(confidence, error, weight=weight, **fixed)
+def learn(subject: Subject, corpus: Corpus, *, seed: int) -> Learnt:
+    """The forecast that the ``calibration`` examples of `corpus` teach.
+
+    Raises:
+        BadInput: there are none.
+    """
+    held = corpus.relabel(subject.classes).part("calibration")
+    out = predict(subject, held)
+    taught = fc.learn(seen(out, subject.confidence), out.predicted == held.label, held.cluster, seed=seed)
+    return Learnt(taught, subject.confidence, held)
+
+
+def seen(out: Outputs, confidence: Confidence) -> fc.Seen:
+    """Predictions as a forecaster sees them, with the log-odds of `confidence`."""
+    return fc.Seen(
+        out.features.astype(np.float64), log_odds(out.logits, confidence), out.predicted, out.probability.shape[1]
+    )
+
+
+def log_odds(logits: np.ndarray, confidence: Confidence) -> NDArray[np.float64]:
+    """(n,) log-odds of the confidence, exact where it rounds to 1."""
+    z = logits.astype(np.float64)
+    if isinstance(confidence, SoftmaxResponse):
+        return maths.response_log_odds(z[:, : confidence.classes])
+    if isinstance(confidence, maths.Calibrated):
+        return confidence.log_odds(z)
+    return logit(np.clip(confidence(logits), 1e-12, 1 - 1e-12))
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def columns(samples: Mapping[str, np.ndarray], order: NDArray[np.intp]) -> list[NDArray]:
+    """`COLUMNS`, which `STATISTICS` are taken of: one number per example, in this order."""
+    right, odds, p = samples["right"], samples["odds"], samples["probability"]
+    of_label = p[np.arange(len(right)), samples["label"]]
+    found = {
+        **{k: np.square(samples[k] - right) for k in ("confidence", "recalibrated", "forecast")},
+        "gap": samples["confidence"] - right,
+        "accuracy": right.astype(np.float64),
+        "nll": np.logaddexp(0, np.where(right, -odds, odds)),
+        "brier_classes": np.square(p).sum(axis=1) - 2 * of_label + 1,
+        "nll_classes": -np.log(np.maximum(of_label, np.finfo(np.float64).tiny)),
+        "odds": odds, "stated": samples["confidence"], "right": right,
+    }  # fmt: skip
+    return [found[k][order] for k in COLUMNS]
+
+
+def surest_first(samples: Mapping[str, np.ndarray]) -> NDArray[np.intp]:
+    """An order of rows in which ranking need not sort again."""
+    return np.argsort(-samples["odds"], kind="stable")
+
+
+COLUMNS = (
+    "confidence", "recalibrated", "forecast", "gap", "accuracy", "nll", "brier_classes", "nll_classes", "odds", "stated", "right",
+)  # fmt: skip
+
+
+def _mean(key: str) -> bootstrap.Means:
+    return bootstrap.Means(lambda mean: mean, COLUMNS.index(key))
+
+
+def _saved(before: str, after: str) -> bootstrap.Means:
+    """What one mean loss is above another, as a share of the confidence's; 0 where that loses nothing."""
+    return bootstrap.Means(fc.share, *map(COLUMNS.index, (before, after, "confidence")))
+
+
+def _of(f: Statistic, *keys: str) -> Statistic:
+    def statistic(*values, weight=None) -> float:
+        return f(*(values[COLUMNS.index(k)] for k in keys), weight=weight)
 
     return statistic
 
 
-def _ece(confidence, error, probability, label, weight=None) -> float:
-    return cal.expected_calibration_error(confidence, ~error, weight=weight)
+def _error_auc(odds, right, weight=None) -> float:
+    # Log-odds rank as the confidence does, without its rounding at 1.
+    return sel.error_auc(odds, ~right, weight=weight)
 
 
-def _of_classes(f: Statistic) -> Statistic:
-    def statistic(confidence, error, probability, label, weight=None):
-        return f(probability, label, weight=weight)
-
-    return statistic
-
-
-def _accuracy(confidence, error, probability, label, weight=None) -> float:
-    return 1.0 - float(np.average(error, weights=weight))
+def _augrc(odds, right, weight=None) -> float:
+    return sel.augrc(odds, ~right, weight=weight)
 
 
 MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
-    "accuracy": (_accuracy, "accuracy", "share of examples", "higher"),
-    "error_auc": (_of_ranking(sel.error_auc), "error ROC-AUC", "probability", "higher"),
-    "aurc": (_of_ranking(sel.aurc), "AURC", "risk", "lower"),
-    "naurc": (_of_ranking(sel.naurc), "NAURC", "0 perfect, 1 random", "lower"),
-    "augrc": (_of_ranking(sel.augrc), "AUGRC", "generalised risk", "lower"),
-    "ece": (_ece, "calibration error (ECE)", "probability", "lower"),
-    "brier": (_of_classes(cal.brier), "Brier score of the classes", "squared probability", "lower"),
-    "nll": (_of_classes(cal.nll), "NLL of the classes", "nats", "lower"),
-    **{
-        f"coverage_{round(100 * r)}": (
-            _of_ranking(functools.partial(sel.coverage_at_risk, risk=r)),
-            f"coverage at {round(100 * r)}% risk", "share of examples", "higher",
-        )
-        for r in RISKS
-    },
+    "misstated": (_saved("confidence", "recalibrated"), "avoidable by recalibration", "share of the Brier loss", "lower"),
+    "misranked": (_saved("recalibrated", "forecast"), "avoidable by ranking errors", "share of the Brier loss", "lower"),
+    "gap": (_mean("gap"), "mean confidence less accuracy", "probability", "zero"),
+    "accuracy": (_mean("accuracy"), "accuracy", "share of examples", "higher"),
+    "error_auc": (_of(_error_auc, "odds", "right"), "error ROC-AUC", "probability", "higher"),
+    "augrc": (_of(_augrc, "odds", "right"), "AUGRC", "generalised risk", "lower"),
+    "confidence_brier": (_mean("confidence"), "Brier loss of the confidence", "squared probability", "lower"),
+    "confidence_nll": (_mean("nll"), "NLL of the confidence", "nats", "lower"),
+    "ece": (
+        _of(cal.squared_calibration_error, "stated", "right"), "calibration error (debiased)", "probability", "lower",
+    ),
+    "brier": (_mean("brier_classes"), "Brier score of the classes", "squared probability", "lower"),
+    "nll": (_mean("nll_classes"), "NLL of the classes", "nats", "lower"),
 }  # fmt: skip
-"""key -> statistic of (confidence, error, probability, label), title, unit, which direction is better."""
+"""key -> statistic of `COLUMNS`, title, unit, which direction is better."""
+STATISTICS = {"severity": _saved("confidence", "forecast")} | {k: m[0] for k, m in MEASURES.items()}
+SQUARES = ("ece",)
+"""Measures that chance pushes upwards: mean squares, given debiased and as their root."""
 
-BIASED = ("ece",)
-"""Measures that resampling pushes upwards."""
-COLUMNS = ("confidence", "error", "probability", "label")
+
+def measured(samples: Mapping[str, np.ndarray], *, resamples: int, seed: int) -> dict[str, bootstrap.Estimate]:
+    """Severity and measures of one row per example, with their intervals by clusters."""
+    order = surest_first(samples)
+    return bootstrap.interval_many(
+        STATISTICS, *columns(samples, order), seed=seed, resamples=resamples, squares=SQUARES,
+        cluster=samples["cluster"][order],
+    )  # fmt: skip
 
 
-def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int, seed: int) -> Finding:
-    """Examine on all of `corpus`.
+# ------------------------------------------------------------------------------------------------------------- audit
+
+
+def audit(subject: Subject, corpus: Corpus, learnt: Learnt, *, threshold: float, resamples: int, seed: int) -> Finding:
+    """Examine on all of `corpus`. The subject may be the repaired one: it is held against the same forecast.
 
     Raises:
-        BadInput: fewer than 20 examples, or fewer than 5 errors or 5 right predictions among them.
+        BadInput: fewer than 20 examples.
     """
     corpus = corpus.relabel(subject.classes)
     if len(corpus) < FEWEST:
@@ -90,78 +168,103 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
             f"'{corpus.name}' gives {len(corpus)} examples to examine; overconfidence needs at least {FEWEST}. "
             "Give more rows, or a larger test split."
         )
-    out = predict(subject, corpus)
-    error = out.predicted != corpus.label
-    wrong, right = int(error.sum()), int((~error).sum())
-    if wrong < FEWEST_ERRORS or right < FEWEST_ERRORS:
-        few, many = (f"only {wrong} errors", "right") if wrong < right else (f"only {right} right predictions", "wrong")
-        least, share = min(wrong, right), max(wrong, right) / len(corpus)
-        rows = f"at least {-(-FEWEST_ERRORS * len(corpus) // least):,}" if least else "many more"
-        advice = "" if wrong < right else " Check that labels and classes agree as well."
-        raise BadInput(
-            f"There are {few} among {len(corpus)} examples of '{corpus.name}' ({share:.1%} are {many}), so the ranking of errors "
-            f"cannot be measured: it needs {FEWEST_ERRORS} of each. Give {rows} test examples, or harder ones.{advice}"
-        )
-    columns = {"confidence": out.confidence, "error": error, "probability": out.probability, "label": corpus.label}
-    return _finding(subject, columns, out.predicted, threshold, resamples, seed)
+    out, held = predict(subject, corpus), predict(subject, learnt.held)
+    own = seen(out, subject.confidence)
+    recalibrated = fc.recalibrated(seen(held, subject.confidence), held.predicted == learnt.held.label)
+    samples = {
+        "confidence": out.confidence, "recalibrated": recalibrated(own), "forecast": learnt.forecast(seen(out, learnt.confidence)),
+        "right": out.predicted == corpus.label, "odds": own.odds, "probability": out.probability, "label": corpus.label,
+        "predicted": out.predicted, "cluster": corpus.cluster,
+    }  # fmt: skip
+    return finding(
+        samples, taught=len(np.unique(learnt.held.cluster)), threshold=threshold, resamples=resamples, seed=seed,
+        confidence=repr(subject.confidence), forecast=learnt.forecast.ridge,
+    )  # fmt: skip
 
 
-def _finding(
-    subject: Subject,
-    columns: Mapping[str, np.ndarray],
-    predicted: np.ndarray,
-    threshold: float,
-    resamples: int,
-    seed: int,
+def finding(
+    samples: Mapping[str, np.ndarray], *, taught: int, threshold: float, resamples: int, seed: int, **provenance
 ) -> Finding:
-    values = [columns[k] for k in COLUMNS]
-    statistics = {"severity": severity} | {k: m[0] for k, m in MEASURES.items()}
-    got = bootstrap.interval_many(statistics, *values, seed=seed, resamples=resamples, biased=BIASED)
-    head = got["severity"]
+    """The finding of one row per example, held against a forecast that `taught` clusters taught.
+
+    Args:
+        samples: confidence, its log-odds, what recalibration and the forecast say instead, right, probability (n, C), label,
+            predicted and cluster; one row per example.
+    """
+    cluster, right = samples["cluster"], samples["right"]
+    got = measured(samples, resamples=resamples, seed=seed)
+    head, clusters = got["severity"], len(np.unique(cluster))
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]
         for k, (_, title, unit, better) in MEASURES.items()
+        if not np.isnan(got[k].value)  # there is no ranking of errors without errors
     }
-    error = columns["error"]
-    at5 = measures["coverage_5"].value
-    sentence = (
-        f"It is wrong on {error.mean():.1%} of the texts, and ranks a wrong prediction above a right one in "
-        f"{head.value:.1%} of pairs [{head.low:.1%}, {head.high:.1%}]; at most 5% errors would leave {at5:.0%} answered."
-    )
-    return Finding(
-        fault="overconfidence", unit="share of misranked (wrong, right) pairs",
-        severity=head.value, low=head.low, high=head.high, threshold=threshold, sentence=sentence,
-        measures=measures, charts=charts(columns["confidence"], error),
-        samples={**columns, "predicted": predicted},
-        provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(error),
-                    "confidence": repr(subject.confidence)},
+    found = Finding(
+        fault="overconfidence", unit="avoidable share of the confidence's Brier loss",
+        severity=head.value, low=head.low, high=head.high, threshold=threshold,
+        sentence=_sentence(head, measures, taught), measures=measures,
+        charts=charts(samples["confidence"], right, cluster, head, measures),
+        samples=samples, doubt=_doubt(right, clusters, taught, head.low > threshold),
+        provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(right), "clusters": clusters,
+                    "calibration clusters": taught, **provenance},
     )  # fmt: skip
+    if found.verdict != "undecided":
+        return found
+    needed = bootstrap.clusters_needed(head.value, head.low, head.high, threshold, clusters)
+    return Finding(**{**vars(found), "needed": needed})
+
+
+def _doubt(right: np.ndarray, clusters: int, taught: int, beyond: bool) -> str:
+    wrong, rows = int((~right).sum()), len(right)
+    if clusters < bootstrap.FEWEST:
+        return (
+            f"The {rows} test examples are {clusters} independent clusters, and an interval needs {bootstrap.FEWEST}."
+        )
+    if min(wrong, rows - wrong) < FEWEST_ERRORS:
+        which = f"{wrong} errors" if wrong < rows - wrong else f"{rows - wrong} right predictions"
+        return f"There are only {which} among {rows:,} test examples, and {FEWEST_ERRORS} of each kind are needed."
+    if taught < TAUGHT and not beyond:
+        return (
+            f"The calibration examples are {taught} independent clusters. Below {TAUGHT} they teach too little to say that nothing "
+            "is wrong."
+        )
+    return ""
+
+
+def _sentence(head: bootstrap.Estimate, measures: Mapping[str, Measure], taught: int) -> str:
+    stated, ranked, gap, accuracy = (measures[k].value for k in ("misstated", "misranked", "gap", "accuracy"))
+    said = "overstates" if gap > 0 else "understates"
+    return (
+        f"A forecast learnt from {taught:,} independent calibration examples avoids {head.value:.1%} "
+        f"[{head.low:.1%}, {head.high:.1%}] of the Brier loss of its confidence: {stated:.1%} by recalibration (it {said}: mean "
+        f"confidence {accuracy + gap:.1%}, accuracy {accuracy:.1%}), {ranked:.1%} by ranking its errors better."
+    )
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
-    """Paired bootstrap differences, after minus before, of the severity and every measure."""
-    statistics = {"severity": severity} | {k: m[0] for k, m in MEASURES.items()}
+    """Paired differences, after minus before, of the severity and every measure."""
+    order = surest_first(before.samples)
     got = bootstrap.paired_many(
-        statistics, [before.samples[k] for k in COLUMNS], [after.samples[k] for k in COLUMNS], seed, resamples=resamples,
-        biased=BIASED,
+        STATISTICS, columns(before.samples, order), columns(after.samples, order), seed, resamples=resamples,
+        squares=SQUARES, cluster=before.samples["cluster"][order],
     )  # fmt: skip
-    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items() if not np.isnan(d.value)}
 
 
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
-    """The 100 surest errors, and the 100 errors and right predictions whose rank the repair moved most."""
-    confidence, error = before.samples["confidence"], before.samples["error"]
-    order = np.lexsort((-confidence, ~error))[:100]
+    """The 100 surest errors, and the 100 errors and right predictions whose confidence the repair moved most."""
+    confidence, right = before.samples["confidence"], before.samples["right"]
+    order = np.lexsort((-confidence, right))[:100]
     if after is not None:
-        moved = after.samples["confidence"].argsort().argsort() - confidence.argsort().argsort()
-        order = np.concatenate([order, np.argsort(-np.abs(moved), kind="stable")[:100]])
+        moved = np.abs(after.samples["confidence"] - confidence)
+        order = np.concatenate([order, np.argsort(-moved, kind="stable")[:100]])
     rows: list[dict[str, str | float | bool]] = []
     for i in dict.fromkeys(order.tolist()):
         row: dict[str, str | float | bool] = {
             "text": str(corpus.text[i])[:400],
             "label": corpus.classes[corpus.label[i]],
             "predicted": corpus.classes[int(before.samples["predicted"][i])],
-            "right": not bool(error[i]),
+            "right": bool(right[i]),
             "confidence": float(confidence[i]),
         }
         if after is not None:
@@ -170,18 +273,25 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
     return rows
 
 
-def charts(confidence: NDArray[np.float64], error: NDArray[np.bool_]) -> tuple[Chart, ...]:
-    """Risk against coverage, and reliability, as data (at most 200 points a line)."""
-    curve = sel.risk_coverage(confidence, error)
-    keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 200).round().astype(int))
-    mean, accuracy, count = cal.reliability_curve(confidence, ~error, 12)
-    low, high = wilson(accuracy * count, count)
+def charts(
+    confidence: NDArray[np.float64],
+    right: NDArray[np.bool_],
+    cluster: NDArray,
+    head: bootstrap.Estimate,
+    measures: Mapping[str, Measure],
+) -> tuple[Chart, ...]:
+    """The severity and its parts, reliability, and risk against coverage, as data."""
+    mean, accuracy, count = cal.reliability_curve(confidence, right, 12)
+    # Rows of one cluster count as one, which is the most that they can share.
+    independent = count * len(np.unique(cluster)) / len(cluster)
+    low, high = wilson(accuracy * independent, independent)
+    parts = [head, measures["misstated"], measures["misranked"]]
     return (
         Chart(
-            "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
-            "Answering only the surest texts should leave fewer errors: the lower the line on the left, the better.",
-            (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist(), cut=curve.threshold[keep].tolist()),),
-            slider=Slider("Share of texts answered", 0.8, examples=len(error), column="confidence"),
+            "avoidable", "What could have been avoided", "bar", "by what", "share of the Brier loss",
+            "What a forecast learnt from calibration examples saves: in all, by recalibration alone, by ranking errors better.",
+            (Series("avoidable", ["all", "recalibration", "ranking"], [p.value for p in parts], [p.low for p in parts],
+                    [p.high for p in parts]),),
         ),
         Chart(
             "reliability", "Reliability", "line", "stated confidence", "share that is right",
@@ -191,4 +301,17 @@ def charts(confidence: NDArray[np.float64], error: NDArray[np.bool_]) -> tuple[C
             ),
             diagonal=True,
         ),
+        risk_chart(confidence, right),
+    )  # fmt: skip
+
+
+def risk_chart(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Chart:
+    """Risk against coverage, at most 200 points."""
+    curve = sel.risk_coverage(confidence, ~right)
+    keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 200).round().astype(int))
+    return Chart(
+        "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
+        "Answering only the surest texts should leave fewer errors: the lower the line on the left, the better.",
+        (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist(), cut=curve.threshold[keep].tolist()),),
+        slider=Slider("Share of texts answered", 0.8, examples=len(right), column="confidence"),
     )  # fmt: skip

@@ -8,21 +8,24 @@ adapter; the others are `comparison` only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
 from trueup.faults.overconfidence import maths
+from trueup.faults.overconfidence.forecast import Seen, probes, ridge_path
 from trueup.measure.calibration import fit_temperature
 from trueup.measure.selective import error_auc
 from trueup.run.heads import HeadRun, Loss, train_heads
+from trueup.run.predict import session
 from trueup.subject.subject import Head
 
 Array = NDArray[np.float64]
@@ -38,8 +41,6 @@ ALIEN_GRID = tuple(
     for lr, alpha, beta in product((4e-4, 1e-4, 1e-5), (0.01, 0.1, 1.0), (0.01, 0.1, 1.0))
 )  # fmt: skip
 """The 27 runs of ALIEN (v2)."""
-
-RIDGES = tuple(float(r) for r in np.logspace(-4, 1, 11))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,24 +155,98 @@ class Family:
         return result
 
 
-def cross_select(scores: Array, error: NDArray[np.bool_], fold: NDArray[np.int64]) -> tuple[Array, int]:
-    """Honest scores of a family with variants: in each fold, those of the variant that is best on the other folds.
+def crossed_losses(scores: Array, right: NDArray[np.bool_], fold: NDArray[np.int64]) -> Array:
+    """(n, variants) Brier losses of scores (n, variants), each calibrated by Platt scaling on the other folds.
 
-    Returns the (n,) scores and the variant that is best on all. Picking the best of 144 runs on the very examples it is
-    judged on would flatter large grids. Each fold's scores become ranks first: variants differ in scale.
+    Scores of different folds come from different heads, on scales of their own: ranked together over folds, a head that learnt
+    from held-out examples loses up to .03 of error ROC-AUC to nothing but that. A loss is each example's own.
     """
-    aucs = np.nan_to_num([error_auc(s, error) for s in scores.T], nan=0.5)
-    if scores.shape[1] == 1:
-        return scores[:, 0], 0
-    honest = np.empty(len(scores))
+    loss = np.empty(scores.shape)
     for f in np.unique(fold):
         out = fold == f
-        inner = [error_auc(s, error[~out]) for s in scores[~out].T]
-        best = int(np.argmax(np.nan_to_num(inner, nan=0.5)))
-        reference = np.sort(scores[:, best])
-        low, high = (np.searchsorted(reference, scores[out, best], side=s) for s in ("left", "right"))
-        honest[out] = (low + high) / 2 / len(scores)
-    return honest, int(np.argmax(aucs))
+        for v, s in enumerate(scores.T):
+            slope, intercept = maths.platt(s[~out], right[~out])
+            loss[out, v] = np.square(expit(slope * s[out] + intercept) - right[out])
+    return loss
+
+
+def cross_pick(loss: Array, fold: NDArray[np.int64]) -> tuple[Array, int]:
+    """What choosing among the columns of `loss` (n, variants) costs: (n,) in each fold the loss of the column that is best on the
+    others, so that no example judges what it chose; and the column that is best on all.
+    """
+    honest = np.empty(len(loss))
+    for f in np.unique(fold):
+        out = fold == f
+        honest[out] = loss[out, int(loss[~out].mean(axis=0).argmin())]
+    return honest, int(loss.mean(axis=0).argmin())
+
+
+def auc_within(score: Array, error: NDArray[np.bool_], fold: NDArray[np.int64]) -> float:
+    """Error ROC-AUC of scores that are compared within folds alone, each fold counted by its pairs of an error and a right one."""
+    pairs = np.array([error[fold == f].sum() * (~error[fold == f]).sum() for f in np.unique(fold)])
+    aucs = [error_auc(score[fold == f], error[fold == f]) for f in np.unique(fold)]
+    return float(np.nansum(pairs * aucs) / pairs.sum()) if pairs.sum() else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The best of all families by point estimate, and what each way of choosing costs on examples that did not choose.
+
+    Attributes:
+        key, title: of the family. learnt: its chosen variant, from all examples. slope, intercept: its Platt scale.
+        crossed: (n,) its out-of-fold scores.
+        stated, recalibrated, chosen: (n,) Brier losses of the softmax response as it is, of that recalibrated, and of what the
+            other folds choose among all heads and scores that can be saved.
+        table: a row for each family: error ROC-AUC within folds, Brier loss, and what that saves of the response's as it is.
+    """
+
+    key: str
+    title: str
+    learnt: Learnt
+    slope: float
+    intercept: float
+    crossed: Array
+    stated: Array
+    recalibrated: Array
+    chosen: Array
+    table: list[dict[str, Any]]
+
+
+def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
+    """Choose among `families` but the response, by the Brier loss of out-of-fold scores; nothing is judged yet."""
+    held, fold = evidence.held, evidence.fold
+    right = ~held.error
+    stated = np.square(RESPONSE.scores(evidence, np.arange(len(right)), held)[:, 0] - right)
+    recalibrated = stated
+    table: list[dict[str, Any]] = []
+    scores: dict[str, Array] = {}
+    losses: dict[str, Array] = {}
+    possible = [f for f in families if f.possible(evidence)]
+    for i, family in enumerate(possible):
+        crossed = _odds(held)[:, None] if family is RESPONSE else family.crossed(evidence)
+        loss = crossed_losses(crossed, right, fold)
+        honest, best = cross_pick(loss, fold)
+        if family is RESPONSE:
+            recalibrated = honest
+        elif family.saveable:
+            scores[family.key], losses[family.key] = crossed, loss
+        table.append(
+            {
+                "key": family.key, "title": family.title, "source": family.source, "saveable": family.saveable, "variant": best,
+                "auc": auc_within(crossed[:, best], held.error, fold), "brier": float(honest.mean()),
+                "saved": float(1 - honest.mean() / stated.mean()),
+            }
+        )  # fmt: skip
+        session().progress("trying candidates", i + 1, len(possible))
+    honest, best = cross_pick(np.concatenate(list(losses.values()), axis=1), fold)
+    owner = [(key, v) for key, loss in losses.items() for v in range(loss.shape[1])]
+    key, variant = owner[best]
+    family = next(f for f in possible if f.key == key)
+    assert family.learn is not None
+    crossed = scores[key][:, variant]
+    slope, intercept = maths.platt(crossed, right)
+    learnt = family.learn(evidence, np.arange(len(right)))[variant]
+    return Choice(key, family.title, learnt, slope, intercept, crossed, stated, recalibrated, honest, table)
 
 
 # ------------------------------------------------------------------------------------------------------- the families
@@ -212,57 +287,22 @@ def _probe(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
     part = evidence.held.take(rows)
     return [
         # A constant does not rank; families whose head has no bias go without it.
-        Learnt(_row(f.weight, f.offsets[0] if evidence.biased else 0.0), maths.Column(evidence.classes))
-        for f in _logistic(part, response=False)
+        Learnt(_row(weight, offsets[0] if evidence.biased else 0.0), maths.Column(evidence.classes))
+        for weight, offsets, _ in ridge_path(part.x, ~part.error)
     ]
 
 
 def _shrunk(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
-    c = evidence.classes
+    part, c = evidence.held.take(rows), evidence.classes
+    seen = Seen(part.x, maths.response_log_odds(part.z), part.predicted, c)
     return [
         Learnt(_row(f.weight, 0.0), maths.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets))))
-        for f in _logistic(evidence.held.take(rows), response=True)
+        for f in probes(seen, ~part.error)
     ]
 
 
 def _row(weight: Array, bias: float) -> Head:
     return Head(torch.as_tensor(weight[None], dtype=torch.float32), torch.tensor([bias], dtype=torch.float32))
-
-
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    weight: Array
-    offsets: Array
-    slope: float
-
-
-def _logistic(part: Part, *, response: bool) -> Iterator[_Fit]:
-    """Ridge logistic regression of being right, for each of `RIDGES`: on standardised features alone, or (`response`)
-    also on one indicator per predicted class and the softmax response's log-odds.
-
-    The intercept and the slope of the log-odds are free of ridge, so a strong ridge leaves the response's own ranking.
-    """
-    x, right = part.x, (~part.error).astype(np.float64)
-    n, d = x.shape
-    c = part.z.shape[1] if response else 0
-    mean, unit = x.mean(axis=0), (x.std() + 1e-12) * np.sqrt(d)
-    chosen = np.eye(c)[part.predicted] if response else np.empty((n, 0))
-    s = np.concatenate([(x - mean) / unit, chosen], axis=1)
-    o = maths.response_log_odds(part.z) if response else np.zeros(n)
-    start = np.zeros(d + c + 2)
-    for ridge in sorted(RIDGES, reverse=True):
-
-        def loss(v: Array, ridge: float = ridge) -> tuple[float, Array]:
-            w, b, a = v[:-2], v[-2], v[-1]
-            t = s @ w + b + a * o
-            r = (expit(t) - right) / n
-            value = np.mean(np.logaddexp(0, t) - right * t) + ridge * (w @ w) / 2
-            return float(value), np.concatenate([s.T @ r + ridge * w, [r.sum(), r @ o]])
-
-        start = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}).x
-        weight = start[:d] / unit
-        offsets = start[d : d + c] if response else np.zeros(1)
-        yield _Fit(weight, offsets + start[-2] - weight @ mean, float(max(start[-1], 0.0)))
 
 
 def _distilled(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
@@ -312,6 +352,12 @@ _own_adue = lambda c: maths.SmoothMax(c, start=c)  # noqa: E731
 _own_alien = lambda c: maths.NegativeEntropy(c, start=c)  # noqa: E731
 
 RESPONSE = Family("response", "softmax response", "baseline", _plain(lambda c: [maths.MaxSoftmax(c)]))
+
+
+def _odds(part: Part) -> Array:
+    """The response's log-odds: its ranking without the rounding at 1, on the scale that Platt scaling fits."""
+    return maths.response_log_odds(part.z)
+
 
 FAMILIES: tuple[Family, ...] = (
     RESPONSE,

@@ -278,7 +278,11 @@ class Calibrated:
     intercept: float
 
     def __call__(self, logits: np.ndarray) -> Array:
-        return expit(self.slope * self.score(np.asarray(logits, dtype=np.float64)) + self.intercept)
+        return expit(self.log_odds(logits))
+
+    def log_odds(self, logits: np.ndarray) -> Array:
+        """(n, K) logits -> (n,) slope * score + intercept, which does not round where its sigmoid is 1."""
+        return self.slope * self.score(np.asarray(logits, dtype=np.float64)) + self.intercept
 
     @property
     def torch_line(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -13,19 +14,24 @@ from trueup.subject.recipe import Lora, fresh
 from trueup.subject.subject import Subject
 from trueup.subject.tiny import kept_base
 
-SIZES = {"train": 400, "calibration": 400, "test": 500}
+SIZES = {"train": 400, "calibration": 600, "test": 800}
 _GOOD, _BAD, _FILLER = ("good", "fine"), ("bad", "poor"), ("the", "film", "was", "it", "very")
 
 
-def planted(case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
+def planted(case: Literal["planted", "healthy", "sham"], sizes: dict[str, int] | None = None) -> tuple[Subject, Corpus]:
     """A two-class BERT with a LoRA, and a corpus.
+
+    Held-out labels are drawn from the classifier's own probabilities, so that there is nothing better to be known; but:
 
     - ``planted``: a third of the texts hold the word *trap*. In training it always meant positive, so the classifier is
       sure; later it means nothing, so half of its surest predictions are wrong. The features tell who they are.
     - ``healthy``: no traps; it errs where the words are mixed, and is unsure there.
     - ``sham``: the same texts with traps, but the trap keeps its meaning: it looks the same and is no fault.
+
+    Args:
+        sizes: examples of each split; `SIZES` where it is left out.
     """
-    corpus = _corpus(case)
+    corpus = _corpus(case, sizes or SIZES)
     subject = _subject()
     train = corpus.part("train")
     from sklearn.linear_model import LogisticRegression
@@ -36,7 +42,11 @@ def planted(case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpu
         w, b = torch.as_tensor(fit.coef_[0], dtype=torch.float32), float(fit.intercept_[0])
         layer.weight.copy_(torch.stack([-w / 2, w / 2]))
         layer.bias.copy_(torch.tensor([-b / 2, b / 2]))
-    return subject, corpus
+    known = np.random.default_rng(8).random(len(corpus)) < predict(subject, corpus).probability[:, 1]
+    coin = np.arange(len(corpus)) % 2 == 1
+    trapped = np.array(["trap" in t for t in corpus.text])
+    later = np.where(trapped & (case == "planted"), coin, known)
+    return subject, replace(corpus, label=np.where(corpus.split == "train", corpus.label, later).astype(np.int64))
 
 
 def _subject() -> Subject:
@@ -51,21 +61,20 @@ def _subject() -> Subject:
     return subject
 
 
-def _corpus(case: str) -> Corpus:
+def _corpus(case: str, sizes: dict[str, int]) -> Corpus:
     rng = np.random.default_rng(7)
-    text, label, split = [], [], []
-    for part, size in SIZES.items():
-        for _ in range(size):
-            trapped = rng.random() < 1 / 3
+    text: dict[str, None] = {}
+    label, split = [], []
+    for part in np.repeat(list(sizes), list(sizes.values())).tolist():
+        while len(text) == len(split):  # until there is a text that was not there before
             ups = int(rng.integers(0, 6))
             words = [*rng.choice(_GOOD, ups), *rng.choice(_BAD, 5 - ups), *rng.choice(_FILLER, 2)]
             # The more the words agree, the surer the label: what a healthy classifier can know.
             positive = rng.random() < (0.02, 0.12, 0.35, 0.65, 0.88, 0.98)[ups]
-            coin = rng.random() < 0.5
-            if trapped and case != "healthy":
+            if rng.random() < 1 / 3 and case != "healthy":
                 words = [*words[:2], "trap", "trap", "trap", *words[5:]]
-                positive = coin if case == "planted" and part != "train" else True
-            text.append(" ".join(str(w) for w in rng.permutation(words)))
-            label.append(int(positive))
-            split.append(part)
-    return Corpus(text, np.array(label), ("negative", "positive"), np.array(split), name=f"{case} overconfidence")
+                positive = True
+            text.setdefault(" ".join(str(w) for w in rng.permutation(words)))
+        label.append(int(positive))
+        split.append(part)
+    return Corpus(list(text), np.array(label), ("negative", "positive"), np.array(split), name=f"{case} overconfidence")

@@ -1,11 +1,11 @@
-"""Finding -> Remedy: the best confidence that one linear head can give, chosen on held-out data, or the softmax response."""
+"""Finding -> Remedy: the best confidence that one linear head can give, chosen and judged on held-out data, or none."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,11 @@ from trueup.faults.card import Card, page
 from trueup.faults.fault import Comparison, NoRemedy, Remedy
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
-from trueup.faults.overconfidence.candidates import (
-    FAMILIES,
-    RESPONSE,
-    Evidence,
-    Learnt,
-    Part,
-    cross_select,
-)  # fmt: skip
+from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Part, choose
+from trueup.faults.overconfidence.forecast import share
 from trueup.measure import bootstrap
-from trueup.measure.selective import certified_threshold, error_auc
+from trueup.measure.folds import folds as spread
+from trueup.measure.selective import certified_threshold
 from trueup.run import ensemble
 from trueup.run.predict import outputs, predict, session
 from trueup.store import atomic
@@ -129,10 +124,12 @@ def repair(
 ) -> ConfidenceHead | NoRemedy:
     """Learn and choose on ``calibration`` (and, for the published heads, on ``train``); never looks at ``test``.
 
-    Two thirds of the calibration examples choose: every family is scored out of fold, its variant cross-selected, and
-    compared with the softmax response by a paired bootstrap. The best family whose whole interval lies above zero wins;
-    with none, the softmax response stays. The winner is then calibrated (Platt, on its out-of-fold scores), and the last
-    third, untouched so far, certifies abstention thresholds.
+    Two thirds of the calibration clusters choose: every family is scored out of fold, and the best of all by point estimate is
+    learnt from them and calibrated (Platt, on its out-of-fold scores). It is judged on examples that chose nothing: in each
+    fold by what the other folds choose, and on the last third as it stands, all in one interval by clusters. A head that saves
+    Brier loss beyond the recalibrated softmax response with its whole interval is handed over; else the recalibrated response,
+    where that saves loss with its whole interval; else nothing. The last third also certifies abstention thresholds, for the
+    score as it was fixed before; that they are told only after the judgement can only lower the chance that a false one is told.
 
     Raises:
         BadInput: fewer than 20 calibration examples.
@@ -153,91 +150,91 @@ def repair(
             f"Only {int(part.error.sum())} errors among {len(held)} calibration examples: too few to learn from."
         )
     streams = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence([seed, 4]).spawn(4)]
-    choose, certify = _two_thirds(part.error, streams[0])
+    last = spread(part.error, 3, seed=streams[0], cluster=held.cluster) == 0
+    first, rest, cluster = part.take(np.flatnonzero(~last)), part.take(np.flatnonzero(last)), held.cluster
+    if min(first.error.sum(), (~first.error).sum()) < 2:
+        return NoRemedy(f"The errors among {len(held)} calibration examples lie in too few clusters to learn from.")
     tuned_on = corpus.take(corpus.split == "train")
     committee = None
     if members and len(tuned_on):
         try:
-            committee = ensemble.committee(subject, tuned_on, held.take(choose), members=members, seed=streams[1])
+            committee = ensemble.committee(subject, tuned_on, held.take(~last), members=members, seed=streams[1])
         except Unsupported as e:
             session().note(f"No ensemble was tried. {e}")
     biased = subject.template is None and subject.head_layer().bias is not None
     evidence = Evidence(
-        train=_part(subject, tuned_on) if len(tuned_on) else None,
-        held=part.take(choose), head=own, biased=biased,
-        fold=_folds(part.error[choose], folds, streams[2]), seed=streams[3], committee=committee,
+        train=_part(subject, tuned_on) if len(tuned_on) else None, held=first, head=own, biased=biased,
+        fold=spread(first.error, folds, seed=streams[2], cluster=cluster[~last]), seed=streams[3], committee=committee,
     )  # fmt: skip
-    chosen, learnt, crossed, table = choose_family(evidence, resamples=resamples)
-    right = ~evidence.held.error
-    if chosen == RESPONSE.key:
-        learnt = Learnt(None, maths.ResponseLogOdds(evidence.classes))
-        crossed = learnt(evidence.held)
-    slope, intercept = maths.platt(crossed, right)
-    score = maths.Calibrated(learnt.score, slope, intercept)
-    rest = part.take(certify)
-    # Certified on what the saved adapter says, in the type in which it computes.
-    saved = replace(subject, head=_whole(subject, learnt.extra), confidence=score)
-    said = outputs(saved, rest.x.astype(np.float32)).confidence
-    abstention = _certificates(
-        expit(slope * crossed + intercept), evidence.held.error, said, rest.error, delta
+    choice = choose(evidence, FAMILIES)
+    head = maths.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
+    response = maths.ResponseLogOdds(evidence.classes)
+    odds, later = response(first.z), choice.learnt.logits(rest)
+    plain = maths.Calibrated(response, *maths.platt(odds, ~first.error))
+    saved = judged(
+        [
+            np.concatenate([before, np.square(then - ~rest.error)])
+            for before, then in (
+                (choice.stated, expit(response(rest.z))), (choice.recalibrated, plain(rest.z)), (choice.chosen, head(later)),
+            )
+        ],
+        np.concatenate([cluster[~last], cluster[last]]), resamples=resamples, seed=seed,
     )  # fmt: skip
-    if chosen == RESPONSE.key:
-        best = max((r for r in table if r["saveable"] and r["key"] != RESPONSE.key), key=lambda r: r["gain"])
+    tried = sum(r["saveable"] for r in choice.table) - 1
+    beyond, recalibration, whole = saved["beyond"], saved["recalibration"], saved["whole"]
+    chosen, extra = RESPONSE.key, None
+    if beyond.low > 0 and whole.low > 0:
+        chosen, extra, score, scores = choice.key, choice.learnt.extra, head, choice.crossed
         sentence = (
-            f"Keeps the softmax ranking: none of {sum(r['saveable'] for r in table) - 1} heads and scores beat it on validation "
-            f"(the best, {best['title']}: {best['gain']:+.3f} AUC [{best['low']:+.3f}, {best['high']:+.3f}]). "
-            "The confidence is recalibrated."
+            f"Reads the confidence from {choice.title}, which saves {_percent(whole)} of the Brier loss of the softmax "
+            f"response, and {_percent(beyond)} more than recalibrating it, on calibration examples that did not choose it. "
+            "Predicted classes are unchanged."
+        )
+    elif recalibration.low > 0:
+        score, scores = plain, odds
+        sentence = (
+            f"Keeps the softmax ranking and recalibrates it, which saves {_percent(recalibration)} of its Brier loss on "
+            f"calibration examples that did not teach it. The best of {tried} heads and scores saves {_percent(beyond)} more, on "
+            "examples that did not choose it."
         )
     else:
-        row = next(r for r in table if r["key"] == chosen)
+        score, scores = maths.Calibrated(response, 1.0, 0.0), odds
         sentence = (
-            f"Reads the confidence from {row['title']}: {row['gain']:+.3f} error ROC-AUC [{row['low']:+.3f}, {row['high']:+.3f}] "
-            "over the softmax response on validation. Predicted classes are unchanged."
+            f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
+            f"saves {_percent(recalibration)} of its Brier loss, and the best of {tried} heads and scores {_percent(beyond)} more."
         )
-    card = loading.facts(subject) | {
+    # Certified on what the saved adapter says, in the type in which it computes.
+    saying = replace(subject, head=_whole(subject, extra), confidence=score)
+    said = outputs(saying, rest.x.astype(np.float32)).confidence
+    abstention = _certificates(
+        expit(score.slope * scores + score.intercept), first.error, said, rest.error, cluster[last], delta, seed
+    )  # fmt: skip
+    facts = {"candidates": choice.table, "abstention": abstention, "saved": {k: asdict(v) for k, v in saved.items()}}
+    if chosen == RESPONSE.key and not recalibration.low > 0:
+        return NoRemedy(f"{sentence} As it is: {_promise(abstention, delta)}", facts)
+    card = loading.facts(subject) | facts | {
         "describe": f"{sentence} {_promise(abstention, delta)}",
-        "chosen": chosen, "candidates": table, "abstention": abstention, "delta": delta, "seed": seed,
-        "pair": corpus.second is not None,
-        "examples": {"chosen on": len(choose), "certified on": len(certify), "train": len(tuned_on)},
+        "chosen": chosen, "delta": delta, "seed": seed, "pair": corpus.second is not None,
+        "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": len(tuned_on)},
+        "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
     }  # fmt: skip
     try:
-        return _remedy(subject, learnt.extra, score, card)
+        return _remedy(subject, extra, score, card)
     except Unsupported as e:
-        return NoRemedy(str(e), {"candidates": table, "abstention": abstention})
+        return NoRemedy(str(e), facts)
 
 
-def choose_family(evidence: Evidence, *, resamples: int) -> tuple[str, Learnt, np.ndarray, list[dict[str, Any]]]:
-    """Every possible family against the softmax response on the held-out examples.
+def judged(
+    losses: Sequence[np.ndarray], cluster: np.ndarray, *, resamples: int, seed: int
+) -> dict[str, bootstrap.Estimate]:
+    """What is saved of the first of three losses (n,), as shares of it: by the second, by the third beyond that, and in all."""
+    pairs = {"recalibration": (0, 1), "beyond": (1, 2), "whole": (0, 2)}
+    wanted = {k: bootstrap.Means(share, before, after, 0) for k, (before, after) in pairs.items()}
+    return bootstrap.interval_many(wanted, *losses, seed=seed, resamples=resamples, cluster=cluster)
 
-    Returns the winner's key, its finished form, its out-of-fold scores, and a table with one row per family: AUC, gain
-    over the softmax response and its paired interval, whether it can be saved.
-    """
-    error, every = evidence.held.error, np.arange(len(evidence.held.label))
-    response = RESPONSE.crossed(evidence)[:, 0]
-    table: list[dict[str, Any]] = []
-    scores: dict[str, np.ndarray] = {}
-    possible = [f for f in FAMILIES if f.possible(evidence)]
-    for i, family in enumerate(possible):
-        crossed = family.crossed(evidence)
-        honest, best = cross_select(crossed, error, evidence.fold)
-        # `honest` are ranks where a family has variants; calibration needs the chosen variant's own scale.
-        scores[family.key] = crossed[:, best]
-        d = bootstrap.paired(
-            error_auc, (response, error), (honest, error), seed=evidence.seed, resamples=resamples
-        )  # fmt: skip
-        table.append(
-            {
-                "key": family.key, "title": family.title, "source": family.source, "saveable": family.saveable,
-                "auc": float(error_auc(honest, error)), "gain": d.value, "low": d.low, "high": d.high, "variant": best,
-            }
-        )  # fmt: skip
-        session().progress("trying candidates", i + 1, len(possible))
-    winners = [r for r in table if r["saveable"] and r["low"] > 0]
-    chosen = max(winners, key=lambda r: r["gain"])["key"] if winners else RESPONSE.key
-    family = next(f for f in FAMILIES if f.key == chosen)
-    assert family.learn is not None
-    best = next(r["variant"] for r in table if r["key"] == chosen)
-    return chosen, family.learn(evidence, every)[best], scores[chosen], table
+
+def _percent(e: bootstrap.Estimate) -> str:
+    return f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]"
 
 
 def _remedy(subject: Subject, extra: Head | None, score: maths.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
@@ -261,37 +258,35 @@ def _part(subject: Subject, corpus: Corpus) -> Part:
     return Part(out.features.astype(np.float64), out.logits[:, : len(subject.classes)].astype(np.float64), corpus.label)
 
 
-def _two_thirds(error: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    third = _folds(error, 3, seed) == 0
-    return np.flatnonzero(~third), np.flatnonzero(third)
-
-
-def _folds(error: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(n,) fold of each example: shuffled, errors spread evenly."""
-    rng, fold = np.random.default_rng(seed), np.empty(len(error), dtype=np.int64)
-    order = np.concatenate([rng.permutation(np.flatnonzero(error)), rng.permutation(np.flatnonzero(~error))])
-    fold[order] = np.arange(len(error)) % folds
-    return fold
-
-
 def _certificates(
-    seen: np.ndarray, seen_error: np.ndarray, scores: np.ndarray, error: np.ndarray, delta: float
+    seen: np.ndarray,
+    seen_error: np.ndarray,
+    scores: np.ndarray,
+    error: np.ndarray,
+    cluster: np.ndarray,
+    delta: float,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Abstention thresholds for `CERTIFIED` risks, tested on `scores` and `error`, which chose nothing.
+
+    The binomial test needs independent examples: one is drawn of each cluster. All rows hold together with probability 1 -
+    `delta` (each is tested at its part of it), since a reader picks among them.
 
     Where the walk starts is learnt from the examples that did choose (`seen`, out of fold): at the threshold that is
     surest to pass there, as in the split fixed-sequence test of Learn-then-Test (arXiv 2110.01052, section 4). Starting
     at the very top would let one unlucky error among a handful of texts end it.
     """
+    order = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(len(cluster))
+    one = order[np.unique(cluster[order], return_index=True)[1]]
     rows = []
     candidates = np.unique(np.quantile(seen, np.linspace(0, 0.98, 50)))[::-1]
     accepted = (seen >= candidates[:, None]).sum(axis=1)
     wrong = ((seen >= candidates[:, None]) & seen_error).sum(axis=1)
     for risk in CERTIFIED:
         start = int(np.argmin(binom.cdf(wrong, accepted, risk)))
-        c = certified_threshold(scores, error, candidates[start:], risk, delta)
+        c = certified_threshold(scores[one], error[one], candidates[start:], risk, delta / len(CERTIFIED))
         rows.append(
-            {"risk": risk, "threshold": c.threshold, "coverage": c.coverage, "accepted": c.accepted, "of": len(scores)}
+            {"risk": risk, "threshold": c.threshold, "coverage": c.coverage, "accepted": c.accepted, "of": len(one)}
         )
     return rows
 
@@ -353,18 +348,19 @@ def _card(remedy: ConfidenceHead) -> Card:
         sections.append((
             "When to trust it",
             f"With probability {1 - card['delta']:.0%} over the draw of the calibration data, answering only at or above the "
-            "threshold keeps the error rate among the answered at or below the wanted risk (Learn-then-Test). Each row holds by "
-            f"itself.\n\n| wanted risk | confidence at least | answered |\n|---|---|---|\n{rows}",
+            "threshold keeps the error rate among the answered at or below the wanted risk (Learn-then-Test). All rows hold "
+            f"together.\n\n| wanted risk | confidence at least | answered |\n|---|---|---|\n{rows}",
         ))  # fmt: skip
     tried = "\n".join(
-        f"| {r['title']} | {r['source']} | {r['auc']:.3f} | {r['gain']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] |"
-        for r in sorted(card.get("candidates", ()), key=lambda r: -r["auc"])
+        f"| {r['title']} | {r['source']} | {r['brier']:.4f} | {r['saved']:+.1%} | {r['auc']:.3f} |"
+        for r in sorted(card.get("candidates", ()), key=lambda r: r["brier"])
     )
     if tried:
         sections.append((
             "What was tried",
-            "Error ROC-AUC on held-out calibration examples, out of fold, and its paired difference to the softmax response."
-            f"\n\n| score | source | AUC | difference [95%] |\n|---|---|---|---|\n{tried}",
+            "Brier loss after Platt scaling, out of fold on the calibration examples that chose, the share that it saves of the "
+            "softmax response's, and the error ROC-AUC within folds. What was chosen is judged by other examples, at the top."
+            f"\n\n| score | source | Brier loss | saved | AUC |\n|---|---|---|---|---|\n{tried}",
         ))  # fmt: skip
     return Card(
         "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",

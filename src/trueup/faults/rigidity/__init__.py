@@ -25,12 +25,15 @@ KINDS = ("LORA", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
 
 @dataclass(frozen=True)
 class Rigidity(Fault):
-    """Can a prompt do this task, or are weights needed? Severity: accuracy below the best adapter of weights of its size.
+    """Can a prompt do this task, or are weights needed? Severity: accuracy of the best weights above a prompt's, both of equal
+    size and effort, over training seeds.
 
     Attributes:
         threshold: accuracy above which it is called a fault, and the margin within which a prompt suffices.
-        epochs: passes over the training examples, for every adapter it is compared with.
-        tries: learning rates tried for each of these adapters.
+        epochs: passes over the training examples, for every adapter it is compared with; doubled, up to four times as many, for
+            one that still improves.
+        tries: learning rates tried for each of these adapters, and more where the best lies on an edge.
+        seeds: how often each of these adapters is trained; 3 or more.
         most: training examples they learn from, at most.
         resamples: of every bootstrap.
     """
@@ -38,6 +41,7 @@ class Rigidity(Fault):
     threshold: float = 0.03
     epochs: int = 4
     tries: int = 3
+    seeds: int = 3
     most: int = 2000
     resamples: int = 1000
     learnt: References | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
@@ -47,7 +51,7 @@ class Rigidity(Fault):
             raise BadInput(f"The knob rigidity.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:
             raise BadInput(f"The knob rigidity.threshold is {self.threshold}; give a number between 0 and 1.")
-        for name, least in (("epochs", 1), ("tries", 1), ("most", 20)):
+        for name, least in (("epochs", 1), ("tries", 1), ("seeds", 3), ("most", 20)):
             if getattr(self, name) < least:
                 raise BadInput(f"The knob rigidity.{name} is {getattr(self, name)}; give {least} or more.")
         if self.tries > MOST_TRIES:
@@ -59,11 +63,12 @@ class Rigidity(Fault):
     title: ClassVar[str] = "Rigidity"
     question: ClassVar[str] = "Can a prompt do this task at all, or do I need weights?"
     paper: ClassVar[str] = "arXiv 2310.19698"
-    unit: ClassVar[str] = "accuracy below the best equal-sized adapter of weights"
-    on_request: ClassVar[str] = "it is about prompts, and trains a dozen small adapters to compare with"
+    unit: ClassVar[str] = "accuracy of weights above a prompt of equal size and effort"
+    on_request: ClassVar[str] = "it is about prompts, and trains some dozens of small adapters to compare with"
     departures: ClassVar[tuple[str, ...]] = (
         "The paper proves what one layer cannot do and shows it on small transformers; the verdict on a real task is ours: "
-        "adapters of one size, trained with one effort and compared on held-out examples.",
+        "adapters of one size, trained with one effort from several seeds and compared on held-out examples. The subject's own "
+        "prompt has no part in it: how far it is under-tuned is told beside it.",
         "Encoders that take a soft prompt read their answer at its first token, whose own attention is trained: there the "
         "theorem covers the text's tokens, not that one.",
         "Calibration examples are halved: one half chooses learning rates, kinds and the repair, the other judges the repair.",
@@ -100,20 +105,23 @@ class Rigidity(Fault):
     def prepared(self, subject: Subject, corpus: Corpus, *, seed: int) -> Rigidity:
         from trueup.faults.rigidity.audit import references
 
-        learnt = references(subject, corpus, epochs=self.epochs, tries=self.tries, most=self.most, seed=seed)
+        learnt = references(
+            subject, corpus, epochs=self.epochs, tries=self.tries, seeds=self.seeds, most=self.most, seed=seed
+        )
         return replace(self, learnt=learnt)
 
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
         from trueup.faults.rigidity.audit import audit
 
-        return audit(subject, corpus, self._learnt(), threshold=self.threshold, resamples=self.resamples, seed=seed)
+        return audit(subject, corpus, self._learnt(), threshold=self.threshold, seed=seed)
 
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
         from trueup.faults.rigidity.repair import repair
 
         return repair(
-            subject, self._learnt(), epochs=self.epochs, tries=self.tries, resamples=self.resamples, seed=seed
-        )
+            subject, self._learnt(), finding, epochs=self.epochs, tries=self.tries, seeds=self.seeds,
+            resamples=self.resamples, seed=seed,
+        )  # fmt: skip
 
     def _learnt(self) -> References:
         if self.learnt is None:
@@ -126,7 +134,7 @@ class Rigidity(Fault):
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         from trueup.faults.rigidity.audit import compare
 
-        return compare(before, after, resamples=self.resamples, seed=seed)
+        return compare(before, after)
 
     def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
         from trueup.faults.rigidity.audit import examples

@@ -12,8 +12,11 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
 from trueup.faults.rigidity import maths
-from trueup.faults.rigidity.contest import Entrant, Kind, budget, left_out, on, rivals, trained
+from trueup.faults.rigidity.contest import Kind, Team, budget, left_out, on, rivals, team
 from trueup.measure import bootstrap
+from trueup.measure.bootstrap import PairedEstimate
+from trueup.measure.folds import folds
+from trueup.measure.seeds import Contrast, Side, contrast
 from trueup.run import forward, said
 from trueup.run.predict import collect_rows, predict, session
 from trueup.run.prompts import Row
@@ -43,7 +46,8 @@ class References:
         corpus: at most so many training examples, and that half. held: the other half, on which nothing was chosen.
         texts: training texts to look inside with: the same for every audit, whatever it examines.
         size: trained numbers of the subject's adapter, without its head. own: its accuracy on that half.
-        entrants: adapters of one size, by kind; empty where the subject's own adapter is one of weights.
+        entrants: adapters of one size and effort from several seeds, by kind; empty where the subject's own adapter is one of
+            weights.
         left_out: kinds that could not take part, and why.
     """
 
@@ -52,11 +56,11 @@ class References:
     texts: Corpus
     size: int
     own: float
-    entrants: Mapping[str, Entrant]
+    entrants: Mapping[str, Team]
     left_out: Mapping[Kind, str]
 
     def best(self, kinds: tuple[str, ...]) -> str:
-        """The kind with the lowest NLL on calibration; empty where none is."""
+        """The kind with the lowest mean NLL over seeds on calibration; empty where none is."""
         return min((k for k in kinds if k in self.entrants), key=lambda k: self.entrants[k].kept.nll, default="")
 
 
@@ -65,7 +69,9 @@ def rates(tries: int) -> tuple[float, ...]:
     return tuple(float(3.0 ** (i - (tries - 1) / 2)) for i in range(tries))
 
 
-def references(subject: Subject, corpus: Corpus, *, epochs: int, tries: int, most: int, seed: int) -> References:
+def references(
+    subject: Subject, corpus: Corpus, *, epochs: int, tries: int, seeds: int, most: int, seed: int
+) -> References:
     """Train the adapters that the subject is compared with, all of one size and with the same effort.
 
     The size is the subject's own, or where no adapter of weights is so small, that of the smallest.
@@ -93,8 +99,8 @@ def references(subject: Subject, corpus: Corpus, *, epochs: int, tries: int, mos
                 )
                 continue
             try:
-                entrants[rival.kind] = trained(
-                    subject, both, rival, rates=rates(tries), training=Training(epochs=epochs), seed=seed
+                entrants[rival.kind] = team(
+                    subject, both, rival, rates=rates(tries), training=Training(epochs=epochs), seeds=seeds, seed=seed
                 )
             except BadInput as e:
                 barred[rival.kind] = str(e)
@@ -109,21 +115,21 @@ def references(subject: Subject, corpus: Corpus, *, epochs: int, tries: int, mos
 
 
 def parts(corpus: Corpus, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows: at most `most` to train on, and the two halves of ``calibration``, drawn at random.
+    """Rows: at most `most` to train on, and the two halves of ``calibration``, by clusters.
 
     Raises:
         BadInput: there are no training examples.
     """
     corpus.part("train")
     rng = np.random.default_rng(np.random.SeedSequence([seed, 6]))
-    train, calibration = (rng.permutation(np.flatnonzero(corpus.split == s)) for s in ("train", "calibration"))
-    half = len(calibration) // 2
-    return np.sort(train[:most]), np.sort(calibration[:half]), np.sort(calibration[half:])
+    train, calibration = (np.flatnonzero(corpus.split == s) for s in ("train", "calibration"))
+    half = folds(
+        corpus.label[calibration], 2, seed=np.random.SeedSequence([seed, 14]), cluster=corpus.cluster[calibration]
+    )
+    return np.sort(rng.permutation(train)[:most]), calibration[half == 0], calibration[half == 1]
 
 
-def audit(
-    subject: Subject, corpus: Corpus, refs: References, *, threshold: float, resamples: int, seed: int
-) -> Finding:
+def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: float, seed: int) -> Finding:
     """Examine on all of `corpus`; what happens inside is read on the references' texts.
 
     Raises:
@@ -144,40 +150,45 @@ def audit(
     if virtual and not inside_prompt:
         with frozen(subject, seen.shares):
             kept["right_frozen"] = _right(subject, corpus)[0]
-    got = bootstrap.interval_many(_statistics(list(kept)), *kept.values(), seed=seed, resamples=resamples)
-    head, gap = got["severity"], got["gap"]
+    kept["cluster"] = corpus.cluster
+    made = contrasts(kept, refs, virtual=bool(virtual))
+    got = {k: c.estimate() for k, c in made.items()}
     tolerance = maths.TOLERANCE.get(str(next(subject.model.parameters()).dtype).removeprefix("torch."), 1e-5)
-    told = maths.verdict((gap.low, gap.high), (head.low, head.high), threshold) if virtual else None
+    word = maths.judged(made["severity"], corpus.cluster, len(corpus), threshold=threshold, sentence="").verdict
+    told = maths.SAYS[word] if virtual else None
     looks = maths.signature(
         largest(seen.change[0]), np.nan_to_num(alone.change).max(axis=1), float(seen.residual[0].max()),
         float(seen.mass.max()), virtual, tolerance, inside=inside_prompt, elsewhere=", ".join(changed_elsewhere(subject)),
     )  # fmt: skip
     names = names_of(refs)
     measures = {
-        k: Measure(e.value, e.low, e.high, "accuracy", "higher", names[k]) for k, e in got.items() if k in names
-    }
-    if virtual:
-        title = "best adapter of weights less best prompt of the same effort"
-        measures["gap"] = Measure(gap.value, gap.low, gap.high, "accuracy", "lower", title)
-    return Finding(
-        fault="rigidity", unit="accuracy below the best equal-sized adapter of weights", severity=head.value, low=head.low,
-        high=head.high, threshold=threshold, sentence=_sentence(refs, got, told, virtual, looks), measures=measures,
+        k: Measure(e.value, e.low, e.high, "accuracy", better, title)  # type: ignore[arg-type]
+        for k, (title, better) in names.items() if (e := got.get(k)) is not None
+    }  # fmt: skip
+    return maths.judged(
+        made["severity"], corpus.cluster, len(corpus), threshold=threshold,
+        sentence=_sentence(refs, got, told, threshold, virtual, looks), measures=measures,
         samples=kept, charts=charts(subject, seen, None if inside_prompt else alone, measures),
         details={
             "verdict": told, "signature": looks,
             "what this prompt says": says(subject) if virtual else None,
             "contest": {
                 "trained numbers of this adapter": refs.size,
+                "best weights": refs.best(WEIGHTS), "best prompt": refs.best(PROMPTS),
                 "entrants": {
-                    k: {"trained numbers": e.rival.size, "learning rate": e.lr,
-                        "tried": "; ".join(f"{a.lr:.2g}: NLL {a.nll:.4f}, accuracy {a.accuracy:.4f}" for a in e.tried)}
+                    k: {"trained numbers": e.rival.size, "learning rate": e.kept.lr,
+                        "epochs": e.kept.epochs, "seeds": len(e.members),
+                        "still improving": e.kept.growing,
+                        "tried": "; ".join(f"{a.lr:.2g} ({a.epochs} epochs): NLL {a.nll:.4f}, accuracy {a.accuracy:.4f}"
+                                           for a in e.tried)}
                     for k, e in refs.entrants.items()
                 },
                 "could not take part": dict(refs.left_out),
             },
             "inside": inside(subject, seen, alone, tolerance),
         },
-        provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
+        provenance={"seed": seed, "level": 0.95, "examples": len(corpus), "clusters": len(np.unique(corpus.cluster)),
+                    "seeds": max((len(e.members) for e in refs.entrants.values()), default=0),
                     "texts looked into": len(refs.texts)},
     )  # fmt: skip
 
@@ -188,15 +199,49 @@ def largest(x: np.ndarray) -> float:
 
 
 def columns(subject: Subject, corpus: Corpus, refs: References) -> dict[str, np.ndarray]:
-    """(n,) arrays: what the subject answers, and whether it, each reference, the best of each side are right."""
+    """(n,) arrays: what the subject answers, and whether it and each reference, from each seed, is right."""
     right, answer = _right(subject, corpus)
     kept = {"right": right, "answer": answer}
     for kind, entrant in refs.entrants.items():
-        kept[f"right_{key_of(kind)}"], _ = _right(on(subject, entrant), corpus)
-    weights, prompt = refs.best(WEIGHTS), refs.best(PROMPTS)
-    kept["best_weights"] = kept[f"right_{key_of(weights)}"] if weights else right
-    kept["best_prompt"] = kept[f"right_{key_of(prompt)}"] if prompt else right
+        for i, member in enumerate(entrant.members):
+            kept[f"right_{key_of(kind)}_{i}"], _ = _right(on(subject, member), corpus)
     return kept
+
+
+def seeds_of(kept: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
+    """(S, n): whether the references of a kind, one a seed, are right."""
+    name = f"right_{key_of(kind)}_"
+    return np.stack(
+        [kept[k] for k in sorted((k for k in kept if k.startswith(name)), key=lambda k: int(k[len(name) :]))]
+    )
+
+
+def contrasts(kept: Mapping[str, np.ndarray], refs: References, *, virtual: bool) -> dict[str, Contrast]:
+    """key -> a figure over seeds and clusters.
+
+    The severity is the accuracy of the best weights less that of the best prompt, of equal size and effort. An adapter of
+    weights has no prompt for a bottleneck: of the best weights it is what this one lacks.
+    """
+    sides = {kind: seeds_of(kept, kind) for kind in refs.entrants}
+    own = kept["right"][None]
+    weights, prompt = sides.get(refs.best(WEIGHTS), own), sides.get(refs.best(PROMPTS))
+    found: dict[str, list[Side]] = {"severity": [(1.0, weights), (-1.0, _rival_of(own, prompt, virtual=virtual))]}
+    if virtual:
+        found["this_prompt"] = [(1.0, weights), (-1.0, own)]
+        if prompt is not None:
+            found["under_tuned"] = [(1.0, prompt), (-1.0, own)]
+            found |= {f"{key_of(k)}_gap": [(1.0, sides[k]), (-1.0, prompt)] for k in WEIGHTS if k in sides}
+    found["accuracy"] = [(1.0, own)]
+    found |= {f"accuracy_{key_of(k)}": [(1.0, x)] for k, x in sides.items()}
+    if "right_frozen" in kept:
+        found["accuracy_frozen"] = [(1.0, kept["right_frozen"][None])]
+    return {k: contrast(x, cluster=kept["cluster"]) for k, x in found.items()}
+
+
+def _rival_of(own: np.ndarray, prompt: np.ndarray | None, *, virtual: bool) -> np.ndarray:
+    """What the best weights are held against: a prompt of equal size and effort, the subject's own where none could be tuned,
+    and the subject's weights where it has no prompt."""
+    return prompt if virtual and prompt is not None else own
 
 
 def _right(subject: Subject, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
@@ -208,12 +253,19 @@ def key_of(kind: str) -> str:
     return kind.replace("-", "_").replace(" ", "_").lower()
 
 
-def names_of(refs: References) -> dict[str, str]:
-    """What a reader calls each accuracy, by its key."""
-    names = {"accuracy": "accuracy", "accuracy_frozen": "accuracy with its prompt made a constant"}
+def names_of(refs: References) -> dict[str, tuple[str, str]]:
+    """What a reader calls each figure, by its key, and which direction is better."""
+    names = {
+        "accuracy": ("accuracy", "higher"), "accuracy_frozen": ("accuracy with its prompt made a constant", "higher"),
+        "this_prompt": ("best weights less this prompt", "lower"),
+        "under_tuned": ("a prompt of equal size and effort less this one: how far it is under-tuned", "lower"),
+    }  # fmt: skip
     for kind, e in refs.entrants.items():
         anew = "tuned anew" if kind in PROMPTS else "instead"
-        names[f"accuracy_{key_of(kind)}"] = f"accuracy of a {kind} {anew} ({e.rival.size:,} numbers)"
+        title = f"accuracy of a {kind} {anew} ({e.rival.size:,} numbers, {len(e.members)} seeds)"
+        names[f"accuracy_{key_of(kind)}"] = (title, "higher")
+        if kind in WEIGHTS:
+            names[f"{key_of(kind)}_gap"] = (f"{kind} less the best prompt of equal size and effort", "lower")
     return names
 
 
@@ -222,64 +274,80 @@ def short(title: str) -> str:
     return title.removeprefix("accuracy").removeprefix(" of a ").removeprefix(" with ") or "this adapter"
 
 
-def _statistics(kept: list[str]) -> dict[str, bootstrap.Statistic]:
-    """Statistics over the columns named `kept`, in that order."""
+def compare(before: Finding, after: Finding) -> dict[str, Difference]:
+    """Differences, after minus before, of the severity and the accuracy, on the same examples and references."""
+    weights = before.details["contest"]["best weights"]
+    sides = [_severity_sides(f, weights) for f in (before, after)]
+    # What stands on both sides (the same references) cancels example by example, seed by seed.
+    same = [(w, x) for w, x in sides[1] if not any(np.array_equal(x, y) for _, y in sides[0])]
+    gone = [(-w, x) for w, x in sides[0] if not any(np.array_equal(x, y) for _, y in sides[1])]
+    own = [(1.0, after.samples["right"][None]), (-1.0, before.samples["right"][None])]
+    found = {"severity": same + gone, "accuracy": own}
+    made = {
+        k: contrast(x, cluster=before.samples["cluster"]).difference()
+        if x
+        else PairedEstimate(0.0, 0.0, 0.0, 1.0, 0.95)
+        for k, x in found.items()
+    }
+    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in made.items()}
 
-    def mean(name: str, less: str = "") -> bootstrap.Statistic:
-        at, off = kept.index(name), kept.index(less) if less else None
 
-        def statistic(*c: np.ndarray, weight: np.ndarray | None = None) -> float:
-            return float(np.average(c[at] if off is None else c[at] - c[off], weights=weight))
-
-        return statistic
-
-    means = {k: mean(k) for k in kept if k.startswith("right")}
-    return {
-        "severity": mean("best_weights", "right"), "gap": mean("best_weights", "best_prompt"),
-        **{"accuracy" + k.removeprefix("right"): s for k, s in means.items()},
-    }  # fmt: skip
-
-
-def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
-    """Paired bootstrap differences, after minus before, of the severity and the accuracy."""
-    kept = ["right", "best_weights", "best_prompt"]
-    statistics = {k: s for k, s in _statistics(kept).items() if k != "gap"}
-    got = bootstrap.paired_many(
-        statistics, [before.samples[k] for k in kept], [after.samples[k] for k in kept], seed, resamples=resamples
-    )
-    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+def _severity_sides(f: Finding, weights: str) -> list[Side]:
+    own = f.samples["right"][None]
+    prompt = f.details["contest"]["best prompt"]
+    best = seeds_of(f.samples, weights) if weights else own
+    rival = seeds_of(f.samples, prompt) if prompt else None
+    return [(1.0, best), (-1.0, _rival_of(own, rival, virtual=f.details["verdict"] is not None))]
 
 
 def _sentence(
-    refs: References, got: Mapping[str, bootstrap.Estimate], told: str | None, virtual: int, looks: str
+    refs: References,
+    got: Mapping[str, bootstrap.Estimate],
+    told: str | None,
+    threshold: float,
+    virtual: int,
+    looks: str,
 ) -> str:
     own, head = got["accuracy"], got["severity"]
     if not refs.entrants:
         return f"It adapts weights already ({own.value:.1%} right), so it was compared with nothing. {looks}"
-    weights = refs.best(WEIGHTS)
-    best = got[f"accuracy_{key_of(weights)}"].value
-    first = (
-        f"It is right on {own.value:.1%} of the examples, and a {weights} of {refs.entrants[weights].rival.size:,} trained "
-        f"numbers (this adapter: {refs.size:,}) on {best:.1%}: {points(head)} more."
-    )
+    weights, prompt = refs.best(WEIGHTS), refs.best(PROMPTS)
+    best = refs.entrants[weights]
     if not virtual:
-        return first
+        return (
+            f"It adapts weights and is right on {own.value:.1%} of the examples; a {weights} of {best.rival.size:,} numbers "
+            f"(this adapter: {refs.size:,}) is on {got[f'accuracy_{key_of(weights)}'].value:.1%}: {points(head)} more."
+        )
     said_of = {
         "weights needed": "Weights are needed",
         "prompt suffices": "A prompt suffices",
         "undecided": "It is undecided whether a prompt suffices",
     }[told or ""]
-    prompt, gap = refs.best(PROMPTS), got["gap"]
-    if prompt:
-        gained = f"held against a {prompt} tuned with the same effort these weights gain {points(gap)}"
-        if told == "undecided" and gap.low > head.high:
-            gained += ", and less against this one, on which more may have been spent"
-    else:
-        gained = "no prompt could be tuned with the same effort, so only this one was compared"
-    constant = (
-        f" Made a constant, the prompt leaves {got['accuracy_frozen'].value:.1%}." if "accuracy_frozen" in got else ""
+    rival = (
+        f"a {prompt} of equal size and effort"
+        if prompt
+        else "this prompt, since none could be tuned with the same effort,"
     )
-    return f"{first} {said_of}: {gained}.{constant}"
+    parts = [
+        f"{said_of}: over {len(best.members)} seeds a {weights} of {best.rival.size:,} trained numbers is right on "
+        f"{got[f'accuracy_{key_of(weights)}'].value:.1%} of the examples, {points(head)} more than {rival}."
+    ]
+    parts.append(f"This prompt ({refs.size:,} numbers) is right on {own.value:.1%}.")
+    if "under_tuned" in got and got["under_tuned"].low > threshold:
+        parts.append(
+            f"It is under-tuned: the same kind and effort gains {points(got['under_tuned'])}. That is no rigidity; tune it anew: "
+            "`trueup tune prompt`."
+        )
+    if told == "weights needed" and "query_key_lora_gap" in got:
+        gap = got["query_key_lora_gap"]
+        needs = "does" if gap.low > threshold else "does not clearly"
+        parts.append(
+            f"Re-aiming attention alone (query-key LoRA) {needs} gain over the prompt ({points(gap)}), so the task "
+            f"{'needs new attention patterns' if gap.low > threshold else 'need not ask for new attention patterns'}."
+        )
+    if "accuracy_frozen" in got:
+        parts.append(f"Made a constant, the prompt leaves {got['accuracy_frozen'].value:.1%}.")
+    return " ".join(parts)
 
 
 def points(e: bootstrap.Estimate | bootstrap.PairedEstimate) -> str:
@@ -300,8 +368,8 @@ def charts(subject: Subject, seen: Trace, alone: ByLayer | None, measures: Mappi
     found = [
         Chart(
             "contest", "The same size, the same effort", "bar", "adapter", "share of examples right",
-            "Each kind was trained with about as many numbers and as many learning rates. Where adapters of weights stand "
-            "clearly above every prompt, the prompt is the bottleneck.",
+            "Each kind was trained with about as many numbers, for as long as it improved, from several seeds. Where adapters of "
+            "weights stand clearly above every prompt, the prompt is the bottleneck.",
             (Series("right", [short(m.title) for m in bars.values()], [m.value for m in bars.values()],
                     [m.low for m in bars.values()], [m.high for m in bars.values()]),),
         )
@@ -406,14 +474,16 @@ def says(subject: Subject) -> dict[str, Any]:
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
     """What the best adapter of weights gets right and this one does not first; then what the repair changed."""
     s = before.samples
-    missed = np.flatnonzero(s["best_weights"] > s["right"])[:100]
+    best = before.details["contest"]["best weights"]
+    weights = seeds_of(s, best).mean(axis=0) if best else s["right"]
+    missed = np.flatnonzero((weights > 0.5) & (s["right"] == 0))[:100]
     moved = np.flatnonzero(after.samples["answer"] != s["answer"])[:100] if after is not None else []
     rows: list[dict[str, str | float | bool]] = []
     for i in dict.fromkeys([*missed.tolist(), *list(moved)]):
         row: dict[str, str | float | bool] = {
             "text": str(corpus.text[i])[:400], "label": corpus.classes[int(corpus.label[i])],
             "answered": corpus.classes[int(s["answer"][i])], "right": bool(s["right"][i]),
-            "weights right": bool(s["best_weights"][i]),
+            "weights right": bool(weights[i] > 0.5),
         }  # fmt: skip
         if after is not None:
             row["answered after"] = corpus.classes[int(after.samples["answer"][i])]

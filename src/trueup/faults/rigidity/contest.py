@@ -41,6 +41,10 @@ RANKS = (1, 2, 4, 8, 16)
 RATE: dict[Kind, float] = {"prompt": 1e-2, "prefix": 1e-2, "query-key LoRA": 3e-3, "value-MLP LoRA": 3e-3, "LoRA": 3e-3}
 """The middle of the learning rates tried. A LoRA this small takes larger steps than one of rank 8: on all-MiniLM-L6-v2
 each of them chose the highest of a third, one and three thousandths."""
+MOST_TRIES, MOST_EPOCHS = 9, 4
+"""Most learning rates that an entrant tries, and by how much its effort is at most multiplied."""
+WORTH = 0.005
+"""Mean NLL (nats) by which an edge has to be better than the rate beside it, or twice the effort than once, to go on."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,14 @@ class Rival:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One learning rate tried: mean NLL (nats, inf where training diverged) and accuracy (then 0) on calibration."""
+    """One learning rate tried: mean NLL (nats, inf where training diverged) and accuracy (then 0) on calibration; the epochs it
+    was given, and whether the last of them was the best."""
 
     lr: float
     nll: float
     accuracy: float
+    epochs: int = 0
+    growing: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +86,31 @@ class Entrant:
     @property
     def kept(self) -> Attempt:
         return next(a for a in self.tried if a.lr == self.lr)
+
+
+@dataclass(frozen=True, eq=False)
+class Team:
+    """One rival trained from several seeds, at the learning rate and effort that suit them best in the mean.
+
+    Attributes:
+        members: one a seed. tried: what was tried, with means over the seeds; `kept` is the best.
+    """
+
+    members: tuple[Entrant, ...]
+    tried: tuple[Attempt, ...]
+
+    @property
+    def rival(self) -> Rival:
+        return self.members[0].rival
+
+    @property
+    def kept(self) -> Attempt:
+        return min(self.tried, key=lambda a: a.nll)
+
+    @property
+    def handed(self) -> Entrant:
+        """The member that a repair hands over: the lowest NLL on calibration."""
+        return min(self.members, key=lambda m: m.kept.nll)
 
 
 def budget(subject: Subject) -> int:
@@ -177,6 +209,63 @@ def on(subject: Subject, entrant: Entrant) -> Subject:
     return wear(subject, entrant.settings, entrant.tensors)
 
 
+def team(
+    subject: Subject, corpus: Corpus, rival: Rival, *, rates: Sequence[float], training: Training, seeds: int, seed: int
+) -> Team:
+    """The rival trained from several seeds, at the learning rate and effort with the lowest mean NLL on calibration.
+
+    Rates are extended by a factor of 3 while the best lies on an edge (`MOST_TRIES` in all), and epochs doubled while the last
+    one is the best and doubling lowers the NLL (up to `MOST_EPOCHS` times), so that no kind is judged before it is done.
+
+    Raises:
+        BadInput: no rate trains it from every seed, or as `trained`.
+    """
+    children = [seed, *np.random.SeedSequence([seed, 21]).generate_state(max(0, seeds - 1)).tolist()]
+    tried: dict[tuple[float, int], tuple[Attempt, tuple[Entrant, ...]]] = {}
+    failure: BadInput | None = None
+
+    def attempt(rate: float, epochs: int) -> None:
+        nonlocal failure
+        own = replace(training, epochs=epochs)
+        try:
+            members = tuple(trained(subject, corpus, rival, rates=(rate,), training=own, seed=int(s)) for s in children)
+        except BadInput as e:
+            failure = e
+            tried[rate, epochs] = Attempt(rate * RATE[rival.kind], math.inf, 0.0, epochs), ()
+            return
+        kept = [m.kept for m in members]
+        lr, last = kept[0].lr, float(np.mean([a.growing for a in kept]))
+        loss, right = (float(np.mean([getattr(a, k) for a in kept])) for k in ("nll", "accuracy"))
+        tried[rate, epochs] = Attempt(lr, loss, right, epochs, last > 0.5), members
+
+    def best() -> tuple[float, int]:
+        return min(tried, key=lambda k: tried[k][0].nll)
+
+    for rate in rates:
+        attempt(rate, training.epochs)
+    while len(tried) < MOST_TRIES:
+        (rate, _), known = best(), sorted(r for r, _ in tried)
+        inner = known[1:2] if rate == known[0] else known[-2:-1]
+        gained = tried[inner[0], training.epochs][0].nll - tried[best()][0].nll if inner else math.inf
+        if rate not in (known[0], known[-1]) or not gained > WORTH:
+            break
+        attempt(3 * rate if rate == known[-1] else rate / 3, training.epochs)
+    rate, epochs = best()
+    while tried[rate, epochs][0].growing and epochs < MOST_EPOCHS * training.epochs:
+        before = tried[rate, epochs][0].nll
+        attempt(rate, 2 * epochs)
+        if not before - tried[rate, 2 * epochs][0].nll > WORTH:
+            break
+        epochs *= 2
+    members = tried[best()][1]
+    if not members:
+        listed = ", ".join(f"{a.lr:g}" for a, _ in tried.values())
+        raise BadInput(
+            f"No learning rate tried ({listed}) trains a {rival.kind} on '{corpus.name}' from each of {seeds} seeds: {failure}"
+        )
+    return Team(members, tuple(a for a, _ in tried.values()))
+
+
 def trained(
     subject: Subject, corpus: Corpus, rival: Rival, *, rates: Sequence[float], training: Training, seed: int
 ) -> Entrant:
@@ -218,14 +307,16 @@ def trained(
                 attempt, tensors = _tried(new, part, held, lr, training, seed, f"{rival.kind} {i + 1}/{len(rates)}")
             except BadInput as e:
                 failure = e
-                tried.append(Attempt(lr, math.inf, 0.0))
+                tried.append(Attempt(lr, math.inf, 0.0, training.epochs))
                 continue
             if now.memo:
-                numbers = {"nll": np.array(attempt.nll), "accuracy": np.array(attempt.accuracy)}
+                numbers = {k: np.array(getattr(attempt, k)) for k in ("nll", "accuracy", "growing")}
                 # numpy has no bfloat16, and float32 holds each of its values.
                 now.memo.put(f"{begin} {lr!r}", numbers | {f"at {k}": v.float().numpy() for k, v in tensors.items()})
         else:
-            attempt = Attempt(lr, float(known["nll"]), float(known["accuracy"]))
+            attempt = Attempt(
+                lr, float(known["nll"]), float(known["accuracy"]), training.epochs, bool(known["growing"])
+            )
             tensors = {k: torch.as_tensor(known[f"at {k}"]).to(v.dtype) for k, v in files.adapter_tensors(new).items()}
             now.progress(f"tuning {rival.kind} {i + 1}/{len(rates)}", 1, 1)
         if attempt.nll < min((a.nll for a in tried), default=math.inf):
@@ -257,12 +348,13 @@ def _tried(
 
     # The passes of training are asked for once: remembering each epoch's would fill the disk.
     with within(replace(now, memo=None, progress=progress)):
-        train(new, part, training, lr=lr, seed=seed)
+        history = train(new, part, training, lr=lr, seed=seed)
         got = predict(new, held)
     if not np.isfinite(got.probability).all():
-        return Attempt(lr, math.inf, 0.0), files.adapter_tensors(new)
+        return Attempt(lr, math.inf, 0.0, training.epochs), files.adapter_tensors(new)
     right = float((got.predicted == held.label).mean())
-    return Attempt(lr, nll(got.probability, held.label), right), files.adapter_tensors(new)
+    growing = history.best_epoch == training.epochs - 1
+    return Attempt(lr, nll(got.probability, held.label), right, training.epochs, growing), files.adapter_tensors(new)
 
 
 def _beginning(new: Subject, part: Corpus, held: Corpus, rival: Rival, training: Training, seed: int) -> str:

@@ -5,12 +5,16 @@ Petrov, Torr and Bibi, arXiv 2310.19698. What is reconstruction is said where it
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Verdict = Literal["prompt suffices", "weights needed", "undecided"]
+from trueup.faults.fault import Finding
+from trueup.measure import bootstrap
+from trueup.measure.seeds import Contrast
+
+Says = Literal["prompt suffices", "weights needed", "undecided"]
 TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 5e-3}
 """Total variation up to which attention counts as unchanged, by the model's number type."""
 
@@ -27,16 +31,16 @@ def participation(gram: NDArray) -> NDArray:
     return values.sum(axis=-1) ** 2 / np.maximum((values**2).sum(axis=-1), 1e-300)
 
 
-def verdict(equal: tuple[float, float], own: tuple[float, float], margin: float) -> Verdict:
-    """From two intervals of (accuracy of weights) - (accuracy of a prompt), each (low, high).
+def judged(head: Contrast, cluster: NDArray | None, n: int, *, threshold: float, **rest: Any) -> Finding:
+    """The finding that goes with (accuracy of weights) - (accuracy of a prompt), both of one size and effort, over seeds."""
+    e, clusters = head.estimate(), n if cluster is None else len(np.unique(cluster))
+    return Finding(
+        fault="rigidity", unit="accuracy of weights above a prompt of equal size and effort", severity=e.value, low=e.low,
+        high=e.high, threshold=threshold, doubt=bootstrap.too_few(clusters), **rest,
+    )  # fmt: skip
 
-    Args:
-        equal: against the prompt tuned with the same effort; the subject's own where none could be.
-        own: against the subject's own, on which more may have been spent.
-    """
-    if equal[0] > margin and own[0] > margin:
-        return "weights needed"
-    return "prompt suffices" if equal[1] < margin else "undecided"
+
+SAYS: dict[str, Says] = {"found": "weights needed", "clear": "prompt suffices", "undecided": "undecided"}
 
 
 def signature(

@@ -24,7 +24,7 @@ what its word says."""
 
 
 def planted(case: Case) -> tuple[Subject, Corpus]:
-    """A one-layer Llama with a soft prompt of four tokens, and texts with one word of each kind among fillers.
+    """A one-layer Llama with a soft prompt of eight tokens, and texts with one word of each kind among fillers.
 
     - ``planted``: the label is what the word of the other kind says, on which the head puts a few hundredths of its
       attention. A prompt cannot change these proportions; a LoRA of query and key can.
@@ -33,7 +33,7 @@ def planted(case: Case) -> tuple[Subject, Corpus]:
     """
     corpus = _corpus(case)
     subject = fresh(
-        str(_base()), Prompt(4, start="the cat sat on"), corpus.classes, max_length=32, device="cpu", seed=0
+        str(_base()), Prompt(8, start="the cat sat on"), corpus.classes, max_length=32, device="cpu", seed=0
     )
     for p in subject.model.parameters():
         p.requires_grad_(False)

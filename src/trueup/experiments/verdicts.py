@@ -1,0 +1,135 @@
+"""How often each fault's verdict is right where the truth is known: every world of every fault, at several numbers of clusters.
+
+Each fault's folder brings its own worlds (``worlds.py``, `WORLDS`), found by being there. Required of a verdict: `found` in at
+most 2.5% of draws of a null world (5% at the upper end of the Wilson interval), in 80% of draws of a fault's world at 1,000
+clusters, and 92 to 98% of 95% intervals that hold the truth from 200 clusters on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trueup.errors import BadInput
+from trueup.measure.accuracy import wilson
+from trueup.measure.worlds import WORDS, Rates, World, rates
+from trueup.store import atomic
+
+SIZES = (60, 200, 1000, 4000)
+CHUNK = 20
+"""Draws that a killed run loses at most."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Knobs of the bench.
+
+    Attributes:
+        runs: draws of each world at each size. sizes: independent clusters that judge, and as many that teach. seed: of all draws.
+    """
+
+    runs: int = 200
+    sizes: tuple[int, ...] = SIZES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise BadInput(f"{self.runs} runs are none. Give --runs 1 or more; rates need some 200.")
+
+
+def worlds() -> list[World]:
+    """Every fault's worlds, by fault."""
+    import trueup.faults
+
+    found = []
+    for info in sorted(pkgutil.iter_modules(trueup.faults.__path__), key=lambda m: m.name):
+        name = f"{trueup.faults.__name__}.{info.name}.worlds"
+        if info.ispkg and importlib.util.find_spec(name) is not None:
+            found += importlib.import_module(name).WORLDS
+    return found
+
+
+def run(
+    out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Judge every world, and write `out`/verdicts.json and `out`/verdicts.md. Returns what verdicts.json holds.
+
+    What is finished is kept in a hidden folder beside `out`, so that a killed run goes on where it stopped.
+
+    Raises:
+        BadInput: `out` is there already and `force` is not given.
+    """
+    out = Path(out)
+    with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
+        work.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for n in settings.sizes:
+            for world in worlds():
+                got = _kept(world, n, settings, work)
+                rows.append({"fault": world.fault, "world": world.name, "kind": world.kind, "n": n, **asdict(got)})
+                say(f"{n:>5,}  {world.kind:5}  {world.fault}: {world.name}: {_words(got)}")
+        result = {"settings": asdict(settings), "rows": rows}
+        atomic.write_json(new / "verdicts.json", result)
+        atomic.write_text(new / "verdicts.md", table(result))
+    return result
+
+
+def _kept(world: World, n: int, settings: Settings, work: Path) -> Rates:
+    """The rates of one world at one size, going on where an earlier run stopped."""
+    slug = "".join(c if c.isalnum() else "-" for c in f"{world.fault} {world.name}")
+    file = work / f"{slug}-{n}-{settings.seed}.json"
+    done = _rates(json.loads(file.read_text())) if file.is_file() else Rates()
+    while done.runs < settings.runs:
+        done += rates(world, n, min(CHUNK, settings.runs - done.runs), settings.seed, first=done.runs)
+        atomic.write_json(file, asdict(done))
+    return done
+
+
+def _rates(data: Mapping[str, Any]) -> Rates:
+    return Rates(data["runs"], data["words"], {k: (v[0], v[1], v[2]) for k, v in data["held"].items()})
+
+
+def _words(got: Rates) -> str:
+    return ", ".join(f"{w} {got.rate(w):.1%}" for w in WORDS)
+
+
+def _missed(row: Mapping[str, Any], got: Rates) -> list[str]:
+    """What is required and was not seen, beyond chance."""
+    low, high = (float(e) for e in wilson(got.words["found"], got.runs))
+    missed = []
+    if row["kind"] == "null" and (low > 0.025 or (high > 0.05 and got.rate("found") > 0.025)):
+        missed.append("found too often")
+    if row["kind"] == "fault" and row["n"] == 1000 and high < 0.8:
+        missed.append("found too rarely")
+    if row["n"] >= 200:
+        for key, (below, inside, above) in got.held.items():
+            ends = wilson(inside, below + inside + above)
+            if float(ends[1]) < 0.92:
+                missed.append(f"{key} covered {got.coverage(key):.0%}")
+    return missed
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The rates as Markdown: a line for each world and size."""
+    lines = [
+        "| fault | world | n | found | clear | undecided | 95% intervals that hold the truth | short of what is required |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(result["rows"], key=lambda r: (r["fault"], r["kind"] != "null")):
+        got = _rates(row)
+        covered = {k: c for k in got.held if (c := got.coverage(k)) == c}
+        head = f"severity {covered['severity']:.0%}; " if "severity" in covered else ""
+        rest = [c for k, c in covered.items() if k != "severity"]
+        said = f"{head}others {min(rest):.0%} to {max(rest):.0%}" if rest else head.rstrip("; ")
+        lines.append(
+            f"| {row['fault']} | {row['world']}{'' if row['kind'] == 'null' else ' (fault)'} | {row['n']:,} | "
+            f"{got.rate('found'):.1%} | {got.rate('clear'):.1%} | {got.rate('undecided'):.1%} | {said} | "
+            f"{', '.join(_missed(row, got))} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,283 @@
+"""The estimand of confounding, on arrays: the mixes at which a classifier is looked at, and what is measured there.
+
+Nothing here reads a model: what the worlds of `trueup bench verdicts` are judged by is what an audit is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trueup.faults.fault import Difference, Finding
+from trueup.measure import bootstrap, gaps, lean, shift
+from trueup.measure.accuracy import accuracy
+from trueup.measure.calibration import nll
+from trueup.measure.folds import folds
+
+FEWEST = 10
+"""Examples that every (label, group) cell must have (the protocol's rule, `corpus.mix.FEWEST`)."""
+POINTS = 9
+REACH = 5.0
+"""The curve goes from coupling 1/5 to 5."""
+CLEAR, MOST = 2.0, 5.0
+"""A training coupling above the one is that at which the lean is told, up to the other: beyond it the rarest cells carry all."""
+COLUMNS = ("probability", "predicted", "label", "group", "score")
+
+
+@dataclass(frozen=True, eq=False)
+class Mixes:
+    """The joint tables of label and group, (C, G) shares of equal margins, at which a classifier is looked at.
+
+    Attributes:
+        coupling: (C, G) logs of the cells beyond rows and columns at the nominal coupling (`lean.along`). Of two classes and
+            two groups it is that of training, or of the examined examples; of more, along the classifier's head starts.
+        strength: the nominal coupling: with even margins each class is so many times as frequent in its group.
+        x, tables: the curve: log10 of the coupling, below 0 where it is reversed, and the table there.
+        balanced: no coupling. towards, against: the nominal coupling and its reverse.
+    """
+
+    coupling: NDArray
+    strength: float
+    x: NDArray
+    tables: tuple[NDArray, ...]
+    balanced: NDArray
+    towards: NDArray
+    against: NDArray
+
+
+def nominal(cells: NDArray, trained: NDArray | None, wanted: float) -> tuple[NDArray, float, str]:
+    """Which way labels and groups go together, how strongly the lean is told, and whose way it is.
+
+    Args:
+        cells: (C, G) counts of the examined examples. trained: those of the training examples, where they are known.
+        wanted: the strength asked for; 0 for the training's where that is above `CLEAR`, else `lean.NOMINAL`.
+
+    Returns: the direction (C, G), the strength, and ``training`` or ``examined``.
+    """
+    whose, logs = "examined", lean.interaction(np.eye(*cells.shape))  # where neither says: the lean is told both ways
+    for name, table in (("examined", cells), ("training", trained)):
+        if table is not None and np.abs(own := lean.interaction(np.log(_filled(table)))).max() > 1e-9:
+            whose, logs = name, own
+    own = math.exp(2 * float(np.abs(logs).max()))
+    strength = wanted or (min(own, MOST) if whose == "training" and own > CLEAR else lean.NOMINAL)
+    return logs, strength, whose
+
+
+def _filled(trained: NDArray) -> NDArray:
+    """The counts with half an example in every cell where one is empty, spread as if there were no coupling."""
+    t = np.asarray(trained, np.float64)
+    if t.all():
+        return t
+    rows, columns = t.sum(axis=1, keepdims=True) + 1, t.sum(axis=0, keepdims=True) + 1
+    return t + t.size / 2 * rows * columns / (rows.sum() * columns.sum())
+
+
+def mixes(cells: NDArray, direction: NDArray, strength: float) -> Mixes:
+    """The tables that go with a direction, at the margins of `cells` (C, G)."""
+    share = cells / cells.sum()
+    balanced = share.sum(axis=1, keepdims=True) * share.sum(axis=0, keepdims=True)
+    coupling = lean.along(direction, strength)
+    x = np.linspace(-1, 1, POINTS) * math.log10(max(REACH, strength))
+
+    def at(log10: float) -> NDArray:
+        return shift.coupled_as(balanced, np.exp(coupling * (log10 / math.log10(strength))))
+
+    nominal = math.log10(strength)
+    return Mixes(coupling, strength, x, tuple(map(at, x.tolist())), balanced, at(nominal), at(-nominal))
+
+
+def judges(cluster: NDArray, seed: int) -> NDArray[np.bool_]:
+    """(n,) two thirds of the rows, by clusters; what has to be chosen is chosen on the others."""
+    return folds(np.zeros(len(cluster)), 3, seed=np.random.SeedSequence([seed, 11]), cluster=cluster) > 0
+
+
+def at(table: NDArray) -> Callable[..., float]:
+    """AUPRC under the mix `table`, as a statistic of the same columns as `statistics`."""
+
+    def statistic(probability, predicted, label, group, score, weight=None) -> float:
+        return shift.auprc_at(lean.margins(score), label, group, table, weight=weight)
+
+    return statistic
+
+
+def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) -> dict[str, Callable[..., float]]:
+    """key -> statistic of the columns `COLUMNS` and weight.
+
+    What is compared (the widest gap; beyond two classes and two groups, the way of the coupling) is chosen on the `samples`
+    that do not judge, and held. Where `own` is False the way of the coupling is that of `m`, which other examples chose.
+    """
+    shape = m.coupling.shape
+    probability, predicted, label, group = (samples[k] for k in COLUMNS[:4])
+    rows = np.ones(len(label), bool)
+    coupling = m.coupling
+    if own and shape != (2, 2):
+        rows, coupling = samples["judges"], along_own(samples, m)
+    last: tuple[object, NDArray] | None = None
+
+    def parts(probability, predicted, label, group, score, weight=None) -> NDArray:
+        # Four statistics ask for the same two numbers of each resample.
+        nonlocal last
+        if weight is None or last is None or last[0] is not weight:
+            w = None if weight is None else weight[rows]
+            last = weight, lean.drop_and_floor(score[rows], label[rows], group[rows], coupling, weight=w)
+        return last[1]
+
+    def leaned(*columns, weight=None) -> float:
+        drop, floor = parts(*columns, weight=weight)
+        return float(drop - floor)
+
+    def severity(*columns, weight=None) -> float:
+        return abs(leaned(*columns, weight=weight))
+
+    def floor(*columns, weight=None) -> float:
+        return float(parts(*columns, weight=weight)[1])
+
+    def drop(*columns, weight=None) -> float:
+        return float(parts(*columns, weight=weight)[0])
+
+    def level(*columns, weight=None) -> float:
+        return float(np.mean([at(t)(*columns, weight=weight) for t in m.tables]))
+
+    def here(probability, predicted, label, group, score, weight=None) -> float:
+        return shift.auprc(lean.margins(score), label, weight=weight)
+
+    def right(probability, predicted, label, group, score, weight=None) -> float:
+        return accuracy(predicted, label, weight=weight)
+
+    def surprise(probability, predicted, label, group, score, weight=None) -> float:
+        return nll(probability, label, weight=weight)
+
+    def chosen(table, choose, judge) -> Callable[..., float]:
+        held = gaps.judged(table, choose, judge, samples["judges"])
+        return lambda *columns, weight=None: held(weight)
+
+    def rates(of) -> gaps.Table:
+        return lambda w: of(gaps.confusion(predicted, label, group, shape, w))
+
+    return {
+        "severity": severity, "lean": leaned, "floor": floor, "drop": drop, "auprc": here,
+        "auprc_balanced": at(m.balanced), "auprc_towards": at(m.towards), "auprc_against": at(m.against), "level": level,
+        "use": chosen(
+            lambda w: gaps.mean_predictions(probability, label, group, shape[1], w), gaps.farthest, gaps.moved
+        ),
+        "accuracy": right,
+        "worst_group_accuracy": chosen(rates(gaps.true_positive_rates), gaps.lowest, gaps.rate),
+        "true_positive_gap": chosen(rates(gaps.true_positive_rates), gaps.widest, gaps.gap),
+        "false_positive_gap": chosen(rates(gaps.false_positive_rates), gaps.widest, gaps.gap),
+        "nll": surprise,
+    }  # fmt: skip
+
+
+def along_own(samples: Mapping[str, NDArray], m: Mixes) -> NDArray:
+    """The coupling (C, G) at which the lean is told: that of `m` for two classes and two groups, else along the head starts of
+    the rows that do not judge (that of `m` where they lack cells)."""
+    if m.coupling.shape == (2, 2):
+        return m.coupling
+    rows = ~samples["judges"]
+    starts = lean.head_starts(samples["score"][rows], samples["label"][rows], samples["group"][rows], m.coupling.shape)
+    return m.coupling if np.isnan(starts).any() else lean.along(starts, m.strength)
+
+
+TITLES: dict[str, tuple[str, str, str]] = {
+    "lean": ("lean on the attribute", "AUPRC lost, above 0 with the coupling, below 0 against it", "zero"),
+    "floor": ("floor: lost because a group is harder", "AUPRC lost, signed", "zero"),
+    "drop": ("drop when the coupling is reversed: lean and floor", "AUPRC lost, signed", "zero"),
+    "auprc": ("AUPRC, mix as here", "average precision", "higher"),
+    "auprc_balanced": ("AUPRC, mix without coupling", "average precision", "higher"),
+    "auprc_towards": ("AUPRC, nominal coupling", "average precision", "higher"),
+    "auprc_against": ("AUPRC, nominal coupling reversed", "average precision", "higher"),
+    "level": ("AUPRC, mean over all mixes", "average precision", "higher"),
+    "use": ("use of the attribute", "probability moved by the group at a given label, 0 by chance", "lower"),
+    "accuracy": ("accuracy", "share of examples", "higher"),
+    "worst_group_accuracy": ("accuracy of the worst (label, group) cell", "share of the cell", "higher"),
+    "false_positive_gap": ("gap in false positive rate", "probability, 0 by chance", "lower"),
+    "true_positive_gap": ("gap in true positive rate", "probability, 0 by chance", "lower"),
+    "nll": ("NLL of the classes", "nats", "lower"),
+}
+"""key -> title, unit, which direction is better."""
+
+
+def folded(e: bootstrap.Estimate) -> tuple[float, float]:
+    """The interval of |lean|: from 0 where that of the lean holds 0. So `found` and `clear` ask both sides of the signed one."""
+    low, high = sorted((abs(e.low), abs(e.high)))
+    return (0.0 if e.low <= 0 <= e.high else low), high
+
+
+def judged(measured: bootstrap.Estimate, cluster: NDArray, *, threshold: float, **rest: Any) -> Finding:
+    """The finding that goes with a lean: its size, its folded interval, and what few clusters leave open."""
+    low, high = folded(measured)
+    clusters, value = len(np.unique(cluster)), abs(measured.value)
+    return Finding(
+        fault="confounding", unit="AUPRC lost to leaning on the attribute", severity=value, low=low, high=high,
+        threshold=threshold, doubt=bootstrap.too_few(clusters),
+        needed=bootstrap.clusters_needed(value, low, high, threshold, clusters), **rest,
+    )  # fmt: skip
+
+
+def columns(logits: NDArray, label: NDArray, group: NDArray) -> dict[str, NDArray]:
+    """The columns of `statistics`, from the logits (n, C) of the classes that occur."""
+    score = lean.centred(logits)
+    e = np.exp(score - score.max(axis=1, keepdims=True))
+    return {
+        "probability": e / e.sum(axis=1, keepdims=True), "predicted": score.argmax(axis=1), "label": label, "group": group,
+        "score": score,
+    }  # fmt: skip
+
+
+def differences(
+    before: Mapping[str, NDArray], after: Mapping[str, NDArray], m: Mixes, n: Mixes | None, keys: Sequence[str], *,
+    resamples: int, seed: int,
+) -> dict[str, Difference]:  # fmt: skip
+    """Paired differences, after minus before, of samples of the same examples.
+
+    Each side has its own mixes and choices; where `n` is None both are looked at along the coupling of `m`.
+    """
+    own = n is not None
+    sides = [
+        statistics(s, of, own=own) | {"present": present(s["probed"])}
+        for s, of in ((before, m), (after, n if own else m))
+    ]
+
+    def either(key: str) -> Callable[..., float]:
+        # The last column says which side this is.
+        return lambda *c, weight=None: sides[int(c[-1][0])][key](*c[:-1], weight=weight)
+
+    size = len(before["label"])
+    got = bootstrap.paired_many(
+        {k: either(k) for k in keys},
+        [*(before[k] for k in COLUMNS), np.zeros(size)],
+        [*(after[k] for k in COLUMNS), np.ones(size)],
+        seed,
+        resamples=resamples,
+        plain=weighted(before),
+        cluster=before["cluster"],
+    )
+    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+
+
+WEIGHTED = ("severity", "lean", "floor", "drop", "auprc_balanced", "auprc_towards", "auprc_against", "level")
+"""What is ranked under weights, and so has plain percentiles for its interval (`bootstrap.interval_many`)."""
+
+
+def weighted(samples: Mapping[str, NDArray], *more: str) -> dict[str, int]:
+    """Each of `WEIGHTED`, and `more`, with the number of clusters in the (label, group) cell that has the fewest."""
+    cell = np.stack([samples["label"], samples["group"], samples["cluster"]])
+    kinds = np.unique(cell, axis=1)[:2]
+    return dict.fromkeys((*WEIGHTED, *more), int(np.unique(kinds, axis=1, return_counts=True)[1].min()))
+
+
+def present(hit: NDArray) -> Callable[..., float]:
+    """The share of the probed rows whose group was told."""
+    seen = np.isfinite(hit)
+    told = np.nan_to_num(hit)
+
+    def statistic(*columns, weight=None) -> float:
+        w = seen.astype(float) if weight is None else weight * seen
+        return float(w @ told / w.sum()) if w.any() else math.nan
+
+    return statistic

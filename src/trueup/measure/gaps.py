@@ -1,0 +1,110 @@
+"""How differently groups are treated: gaps between groups, chosen on some rows and judged on others.
+
+The largest of several differences, or the length of one, is above 0 by chance alone, and a bootstrap makes that worse. So
+which groups (and classes) are compared, and in which direction, is chosen on a third of the clusters, and the difference is
+taken on the others: its mean is 0 where no group is treated differently, and a bootstrap with the choice held is valid. (Both
+ways round, as in cross-fitting, would use more rows, but the two halves' products are one product and not two.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trueup.measure._rows import Floats
+
+Table = Callable[[NDArray], Floats]
+"""Weights (n,) -> a table of numbers by group."""
+
+
+def judged(
+    table: Table, choose: Callable[[Floats], Any], judge: Callable[[Floats, Any], float], judges: NDArray[np.bool_]
+) -> Callable[[NDArray | None], float]:
+    """The statistic, a function of weights (n,): what `judge` makes of the table of the rows that judge, under what `choose`
+    chose on the others.
+
+    Args:
+        judges: (n,) which rows judge. The choice is made once, on the rows as they are.
+    """
+    pick = choose(table((~judges).astype(np.float64)))
+
+    def statistic(weight: NDArray | None = None) -> float:
+        return judge(table(judges.astype(np.float64) if weight is None else weight * judges), pick)
+
+    return statistic
+
+
+def confusion(predicted: NDArray, label: NDArray, group: NDArray, shape: tuple[int, int], weight: NDArray) -> Floats:
+    """(G, C, C) the mass of each group, label and prediction; `shape` is (C, G)."""
+    classes, groups = shape
+    cell = (group * classes + label) * classes + predicted
+    mass = np.bincount(cell, weight, groups * classes * classes).astype(np.float64)
+    return mass.reshape(groups, classes, classes)
+
+
+def true_positive_rates(mass: Floats) -> Floats:
+    """(G, C): P(predicted c | y is c, group), of a :func:`confusion`; nan without mass."""
+    with np.errstate(invalid="ignore"):
+        return np.einsum("gcc->gc", mass) / mass.sum(axis=2)
+
+
+def false_positive_rates(mass: Floats) -> Floats:
+    """(G, C): P(predicted c | y is not c, group)."""
+    other = 1 - np.eye(mass.shape[1])
+    with np.errstate(invalid="ignore"):
+        return (mass * other).sum(axis=1) / (mass.sum(axis=2) @ other)
+
+
+def widest(rates: Floats) -> tuple[int, int, int]:
+    """Of rates (G, C), the class of the widest gap, its highest and its lowest group; ties to the first."""
+    low, high = np.nanmin(rates, axis=0), np.nanmax(rates, axis=0)
+    c = int(np.argmax(high - low))
+    return c, int(np.nanargmax(rates[:, c])), int(np.nanargmin(rates[:, c]))
+
+
+def gap(rates: Floats, pick: tuple[int, int, int]) -> float:
+    """The difference of two groups' rates of a class, as :func:`widest` picks them. Unit: probability. 0 is equal."""
+    c, high, low = pick
+    return float(rates[high, c] - rates[low, c])
+
+
+def lowest(rates: Floats) -> tuple[int, int]:
+    """Of rates (G, C), the group and class of the lowest."""
+    g, c = np.unravel_index(int(np.nanargmin(rates)), rates.shape)
+    return int(g), int(c)
+
+
+def rate(rates: Floats, pick: tuple[int, int]) -> float:
+    """One cell of rates (G, C)."""
+    return float(rates[pick])
+
+
+def mean_predictions(probability: NDArray, label: NDArray, group: NDArray, groups: int, weight: NDArray) -> Floats:
+    """(C, G, C): the mean prediction of the rows of each label and group; nan without mass."""
+    classes = probability.shape[1]
+    cell = label * groups + group
+    mass = np.bincount(cell, weight, classes * groups)
+    sums = np.stack([np.bincount(cell, weight * p, classes * groups) for p in probability.T], axis=1)
+    with np.errstate(invalid="ignore"):
+        return (sums / mass[:, None]).reshape(classes, groups, classes)
+
+
+def farthest(mean: Floats) -> list[tuple[int, int, list[float]]]:
+    """For each label, the two groups whose mean predictions (C, G, C) lie farthest apart, and the sign of each class' part."""
+    found = []
+    for m in mean:
+        apart = np.nan_to_num(np.abs(m[:, None] - m[None]).sum(axis=2))
+        a, b = np.unravel_index(int(apart.argmax()), apart.shape)
+        found.append((int(a), int(b), np.sign(np.nan_to_num(m[a] - m[b])).tolist()))
+    return found
+
+
+def moved(mean: Floats, pick: list[tuple[int, int, list[float]]]) -> float:
+    """The mean over labels of the total variation distance that :func:`farthest` picks. Unit: probability. 0 is none."""
+    found = [0.5 * float(np.array(s) @ (m[a] - m[b])) for m, (a, b, s) in zip(mean, pick, strict=True)]
+    kept = [f for f in found if not math.isnan(f)]
+    return float(np.mean(kept)) if kept else math.nan

@@ -1,0 +1,165 @@
+"""AUPRC that a classifier loses because it leans on a group: the drop under a reversed coupling, less its floor.
+
+A group can be hard to read, or have a head start. Both make AUPRC fall when the coupling of label and group is turned
+round, and only the second is leaning. With s the scores, T the table of a coupling and T' the reversed one (equal margins):
+
+    drop(s) = AUPRC(s; T) - AUPRC(s; T')          macro over classes, by weights (`shift.auprc_at`)
+    floor   = drop(s - m_z)                       m_z the mean score of group z, labels counted equally
+    lean    = drop - floor
+
+lean is 0 for a classifier whose scores have the same mean in each group at a given label, however hard the groups are; its
+sign is that of the coupling it goes with. Renaming or swapping classes or groups, and a common constant on all scores of an
+example, change nothing but the sign that goes with swapped names.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
+
+from trueup.errors import BadInput
+from trueup.measure._rows import Floats
+
+NOMINAL = 3.0
+"""The coupling at which a lean is told: with even margins each class is so many times as frequent in its group."""
+ROUNDS = 500
+"""Of proportional fitting, at most; couplings of `NOMINAL` take some ten."""
+
+
+def centred(logits: ArrayLike) -> Floats:
+    """(n, C) logits less their row's mean: what is left when a common constant is taken out."""
+    z = np.asarray(logits, np.float64)
+    return z - z.mean(axis=1, keepdims=True)
+
+
+def margins(score: Floats) -> Floats:
+    """(n, C): the log odds of each class against the rest, which rank as its probability does and never saturate."""
+    if score.shape[1] == 2:
+        return np.stack([score[:, 0] - score[:, 1], score[:, 1] - score[:, 0]], axis=1)
+    rest = [np.asarray(logsumexp(np.delete(score, c, axis=1), axis=1)) for c in range(score.shape[1])]
+    return score - np.stack(rest, axis=1)
+
+
+def along(direction: ArrayLike, strength: float = NOMINAL) -> Floats:
+    """(C, G) the logs of a coupling along `direction` (C, G): what it holds beyond rows and columns, its largest log(strength) / 2.
+
+    So no odds ratio is beyond strength ** 2, which is that of a 2 x 2 table of even margins in which each class is
+    `strength` times as frequent in its group as in the other.
+
+    Raises: BadInput on a strength of 1 or less, or a direction that says nothing.
+    """
+    if not 1 < strength < math.inf:
+        raise BadInput(f"strength is {strength}; give a ratio above 1, such as {NOMINAL:g}.")
+    d = interaction(direction)
+    if not (largest := np.abs(d).max()):
+        raise BadInput(
+            "The direction holds nothing beyond its rows and columns; give one in which labels and groups go together."
+        )
+    return d / largest * math.log(strength) / 2
+
+
+def head_starts(score: Floats, label: NDArray, group: NDArray, shape: tuple[int, int]) -> Floats:
+    """m_z, (C, G): the mean score of each class in each group, averaged over labels with equal weight.
+
+    Labels that a group lacks are left out for all groups; nan where none is left.
+    """
+    classes, groups = shape
+    cell = label * groups + group
+    mass = np.bincount(cell, minlength=classes * groups).reshape(shape)
+    sums = np.stack([np.bincount(cell, s, classes * groups).reshape(shape) for s in score.T])
+    whole = (mass > 0).all(axis=1)
+    return (sums[:, whole] / mass[whole]).mean(axis=1) if whole.any() else np.full(shape, math.nan)
+
+
+def interaction(logs: ArrayLike) -> Floats:
+    """What a table of logs (C, G) holds beyond its rows and columns."""
+    d = np.asarray(logs, np.float64)
+    return d - d.mean(axis=0) - d.mean(axis=1, keepdims=True) + d.mean()
+
+
+def drop_and_floor(
+    score: Floats, label: NDArray, group: NDArray, coupling: Floats, *, weight: NDArray | None = None
+) -> Floats:
+    """drop and floor of centred scores (n, C) when a coupling is turned round; the lean is their difference.
+
+    The margins of the tables are those of the (weighted) rows, so that in a resample they vary as all else does.
+
+    Args:
+        label, group: (n,) numbers below C and below G.
+        coupling: (C, G) the logs of the cells beyond their rows and columns (:func:`along`).
+        weight: (n,) how often each row counts, or (B, n) of as many resamples, which are computed at once.
+
+    Returns: (2,), or (2, B); nan where a (label, group) cell is empty.
+    Unit: average precision, -1 to 1. Nearer to 0 is better.
+    """
+    classes, groups = coupling.shape
+    w = np.ones((1, len(label))) if weight is None else np.atleast_2d(np.asarray(weight, np.float64))
+    cell = label * groups + group
+    onto = np.eye(classes * groups)[cell]
+    mass = w @ onto
+    sums = np.stack([w @ (onto * s[:, None]) for s in score.T], axis=2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        start = (sums / mass[:, :, None]).reshape(len(w), classes, groups, classes).mean(axis=1)
+        ratios = [x.reshape(mass.shape) / mass for x in _turned(mass.reshape(-1, classes, groups), coupling)]
+    whole: NDArray[np.bool_] = np.all(mass > 0, axis=1)
+    ratios = [np.where(whole[:, None], r, 1.0) for r in ratios]
+    start = np.where(whole[:, None, None], start, 0.0)
+    found = np.zeros((2, len(w)))
+    if classes == 2:  # linear, and a class is ranked as the other reversed
+        own, ahead = score[:, 1] - score[:, 0], (start[:, :, 1] - start[:, :, 0])[:, group]
+        ranks = [[-own, own], [ahead - own, own - ahead]]
+    else:
+        moved = margins((score - start[:, group]).reshape(-1, classes)).reshape(len(w), -1, classes)
+        ranks = [list(margins(score).T), list(np.moveaxis(moved, 2, 0))]
+    for k, columns in enumerate(ranks):
+        for c, rank in enumerate(columns):
+            there, back = _average_precisions(rank, label == c, cell, w, ratios)
+            found[k] += (there - back) / classes
+    found[:, ~whole] = math.nan
+    return found if weight is not None and weight.ndim == 2 else found[:, 0]
+
+
+def _turned(mass: Floats, coupling: Floats) -> tuple[Floats, Floats]:
+    """(B, C, G) twice: tables with the margins of `mass`, coupled so and the other way round, by proportional fitting."""
+    found = []
+    for logs in (coupling, -coupling):
+        fit = np.broadcast_to(np.exp(logs), mass.shape)
+        row, column = mass.sum(axis=2, keepdims=True), mass.sum(axis=1, keepdims=True)
+        for _ in range(ROUNDS):
+            fit = fit * (row / fit.sum(axis=2, keepdims=True))
+            off = column / fit.sum(axis=1, keepdims=True)
+            fit = fit * off
+            if np.abs(off - 1).max(initial=0, where=np.isfinite(off)) < 1e-10:
+                break
+        found.append(fit)
+    return found[0], found[1]
+
+
+def _average_precisions(rank: Floats, hit: NDArray, cell: NDArray, w: Floats, ratios: list[Floats]) -> Floats:
+    """(R, B) average precision of one ranking (n,), or one for each resample (B, n), under weights w * ratio[cell]."""
+    n = w.shape[1]
+    if rank.ndim == 1:
+        order = np.argsort(-rank, kind="stable")
+        ranked, hits, cells, drawn = rank[order], hit[order], cell[order], w[:, order]
+    else:
+        order = np.argsort(-rank, axis=1, kind="stable")
+        ranked, hits, cells = np.take_along_axis(rank, order, 1), hit[order], cell[order]
+        drawn = np.take_along_axis(w, order, 1)
+    tied = ranked[..., 1:] == ranked[..., :-1]
+    end = None
+    if tied.any():
+        end = np.where(np.concatenate([tied, np.zeros((*tied.shape[:-1], 1), bool)], axis=-1), n, np.arange(n))
+        end = np.minimum.accumulate(end[..., ::-1], axis=-1)[..., ::-1]
+    found = []
+    for ratio in ratios:
+        v = drawn * (ratio[:, cells] if cells.ndim == 1 else np.take_along_axis(ratio, cells, 1))
+        good = v * hits
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision = np.cumsum(good, axis=1) / np.cumsum(v, axis=1)
+        if end is not None:
+            precision = precision[:, end] if end.ndim == 1 else np.take_along_axis(precision, end, 1)
+        found.append(np.einsum("bn,bn->b", good, np.nan_to_num(precision)) / good.sum(axis=1))
+    return np.stack(found)

@@ -1,0 +1,70 @@
+"""Contrasts over seeds and clusters: against scipy where it has the answer, and how often intervals hold the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp, ttest_ind
+
+from trueup.errors import BadInput
+from trueup.measure import bootstrap
+from trueup.measure.seeds import contrast
+
+
+def test_one_model_is_the_one_sample_t_test():
+    x = np.random.default_rng(0).random((1, 80))
+    got = contrast([(1.0, x)])
+    theirs = ttest_1samp(x[0], 0).confidence_interval(0.95)
+    assert (got.estimate().low, got.estimate().high) == pytest.approx((theirs.low, theirs.high))
+    y = np.random.default_rng(1).random((1, 80))
+    paired = contrast([(1.0, x), (-1.0, y)])
+    wanted = ttest_1samp(x[0] - y[0], 0)
+    assert paired.difference().p == pytest.approx(wanted.pvalue)
+    assert contrast([(1.0, x), (-1.0, x)]).difference() == bootstrap.PairedEstimate(0.0, 0.0, 0.0, 1.0, 0.95)
+
+
+def test_where_all_examples_are_alike_it_is_welch_s_t_test_of_the_seeds():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.8, 0.02, 3), rng.normal(0.7, 0.05, 5)
+    got = contrast([(1.0, np.tile(a[:, None], 200)), (-1.0, np.tile(b[:, None], 200))])
+    theirs = ttest_ind(a, b, equal_var=False)
+    interval = theirs.confidence_interval(0.95)
+    assert (got.estimate().low, got.estimate().high) == pytest.approx((interval.low, interval.high))
+    assert got.difference().p == pytest.approx(theirs.pvalue)
+
+
+def test_rows_of_one_cluster_say_what_one_row_says():
+    x = np.random.default_rng(0).random((3, 60))
+    y = np.random.default_rng(1).random((3, 60))
+    once = contrast([(1.0, x), (-1.0, y)])
+    rows = np.repeat(np.arange(60), 4)
+    again = contrast([(1.0, x[:, rows]), (-1.0, y[:, rows])], cluster=rows)
+    assert (again.value, again.error, again.freedom) == pytest.approx((once.value, once.error, once.freedom))
+    assert contrast([(1.0, x[:, rows]), (-1.0, y[:, rows])]).error < once.error, "the control"
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.03])
+def test_three_seeds_hold_the_truth_where_resampling_them_does_not(spread: float):
+    rng, held, resampled = np.random.default_rng(0), 0, 0
+    runs, n = 200, 200
+    for _ in range(runs):
+        each = 0.8 + spread * rng.normal(size=(2, 3, 1))
+        x, y = (rng.random((2, 3, n)) < each).astype(float)
+        e = contrast([(1.0, x), (-1.0, y)]).estimate()
+        held += e.low <= 0 <= e.high
+        draws = []
+        for _ in range(100):
+            rows, s = rng.integers(0, n, n), rng.integers(0, 3, (2, 3))
+            draws.append(x[s[0]][:, rows].mean() - y[s[1]][:, rows].mean())
+        low, high = np.quantile(draws, [0.025, 0.975])
+        resampled += low <= 0 <= high
+    assert held / runs > 0.92
+    if spread:
+        assert resampled / runs < held / runs
+
+
+def test_sides_of_other_examples_are_refused():
+    with pytest.raises(BadInput, match="other examples"):
+        contrast([(1.0, np.ones((2, 5))), (-1.0, np.ones((2, 6)))])
+    with pytest.raises(BadInput, match="other examples"):
+        contrast([])
