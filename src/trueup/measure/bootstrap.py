@@ -133,7 +133,7 @@ def interval_many(
             bias and skew is mostly noise (of 300 null worlds at 200 examples BCa held the truth in 85 to 92%, these in 92 to
             95%).
     """
-    drawn = _drawn(statistics, _columns(arrays), cluster, seed, resamples, level)
+    drawn = _drawn(statistics, _columns(arrays), cluster, seed, resamples, level, {*squares, *plain})
     found = {}
     for i, name in enumerate(statistics):
         value, draws = float(drawn.value[0, i]), drawn.draws[:, 0, i]
@@ -188,7 +188,8 @@ def paired_many(
 
     `squares` and `plain` as in :func:`interval_many`; the difference of squares is that of the roots.
     """
-    drawn = _drawn(statistics, _columns(before_arrays, after_arrays), cluster, seed, resamples, level)
+    columns = _columns(before_arrays, after_arrays)
+    drawn = _drawn(statistics, columns, cluster, seed, resamples, level, {*squares, *plain})
     found = {}
     for i, name in enumerate(statistics):
         if name in squares:
@@ -234,7 +235,7 @@ def clusters_needed(value: float, low: float, high: float, threshold: float, clu
 @dataclass(frozen=True)
 class _Drawn:
     """Every statistic on every side: of all rows (sides, statistics), of each resample (resamples, sides, statistics), and
-    without each group of clusters (groups, sides, statistics)."""
+    without each group of clusters (groups, sides, statistics), nan for statistics that are not bent by it."""
 
     value: NDArray[np.float64]
     draws: NDArray[np.float64]
@@ -313,6 +314,7 @@ def _drawn(
     seed: Seed,
     resamples: int,
     level: float,
+    straight: Collection[str],
 ) -> _Drawn:
     if resamples < 1:
         raise BadInput(f"resamples is {resamples}; give at least 1, such as 1000.")
@@ -330,8 +332,9 @@ def _drawn(
     wanted = sorted({c for s in means.values() for c in s.places})
     sums = [{c: np.bincount(ids, columns[c], minlength=clusters) for c in wanted} for columns in sides]
 
-    def of(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(times, sides, statistics) with each cluster counted `weights` (times, clusters); nan where no row is left."""
+    def of(weights: NDArray[np.float64], others: Mapping[int, tuple[Statistic, bool]]) -> NDArray[np.float64]:
+        """(times, sides, statistics) of means and `others`, each cluster counted `weights` (times, clusters); nan where no row
+        is left."""
         out = np.full((len(weights), len(sides), len(statistics)), np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
             rows = weights @ size
@@ -353,12 +356,14 @@ def _drawn(
                     out[r, s, i] = statistic(*taken)
         return out
 
+    names = list(statistics)
+    bent = {i: s for i, s in others.items() if names[i] not in straight}
     value = np.array([[statistic(*columns) for statistic in statistics.values()] for columns in sides], np.float64)
     drawn = _resamples(clusters, seed, resamples)
     batches = iter(lambda: list(islice(drawn, BATCH)), [])
     group = np.arange(clusters) % min(clusters, GROUPS)
     without = (group != np.arange(int(group.max()) + 1)[:, None]).astype(np.float64)
-    return _Drawn(value, np.concatenate([of(np.stack(w)) for w in batches]), of(without), clusters)
+    return _Drawn(value, np.concatenate([of(np.stack(w), others) for w in batches]), of(without, bent), clusters)
 
 
 def _resamples(clusters: int, seed: Seed, resamples: int) -> Iterator[NDArray[np.float64]]:

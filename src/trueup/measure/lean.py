@@ -110,14 +110,15 @@ def drop_and_floor(
     found = np.zeros((2, len(w)))
     if classes == 2:  # linear, and a class is ranked as the other reversed
         own, ahead = score[:, 1] - score[:, 0], (start[:, :, 1] - start[:, :, 0])[:, group]
-        ranks = [[-own, own], [ahead - own, own - ahead]]
+        ranks = [[own], [own - ahead]]
     else:
         moved = margins((score - start[:, group]).reshape(-1, classes)).reshape(len(w), -1, classes)
         ranks = [list(margins(score).T), list(np.moveaxis(moved, 2, 0))]
     for k, columns in enumerate(ranks):
         for c, rank in enumerate(columns):
-            there, back = _average_precisions(rank, label == c, cell, w, ratios)
-            found[k] += (there - back) / classes
+            hit = label == (1 if classes == 2 else c)
+            for there, back in _average_precisions(rank, hit, cell, w, ratios, reversed_too=classes == 2):
+                found[k] += (there - back) / classes
     found[:, ~whole] = math.nan
     return found if weight is not None and weight.ndim == 2 else found[:, 0]
 
@@ -138,28 +139,31 @@ def _turned(mass: Floats, coupling: Floats) -> tuple[Floats, Floats]:
     return found[0], found[1]
 
 
-def _average_precisions(rank: Floats, hit: NDArray, cell: NDArray, w: Floats, ratios: list[Floats]) -> Floats:
-    """(R, B) average precision of one ranking (n,), or one for each resample (B, n), under weights w * ratio[cell]."""
-    n = w.shape[1]
-    if rank.ndim == 1:
-        order = np.argsort(-rank, kind="stable")
-        ranked, hits, cells, drawn = rank[order], hit[order], cell[order], w[:, order]
-    else:
-        order = np.argsort(-rank, axis=1, kind="stable")
-        ranked, hits, cells = np.take_along_axis(rank, order, 1), hit[order], cell[order]
-        drawn = np.take_along_axis(w, order, 1)
+def _average_precisions(
+    rank: Floats, hit: NDArray, cell: NDArray, w: Floats, ratios: list[Floats], *, reversed_too: bool
+) -> list[list[Floats]]:
+    """Average precisions (B,) by each of `ratios`, of one ranking (n,) or one for each resample (B, n), under weights
+    w * ratio[cell]; with `reversed_too` also those of the misses by the reversed ranking, from the same sort."""
+    order = np.argsort(-rank, axis=-1, kind="stable")
+    ranked, hits, cells = np.take_along_axis(rank, order, -1), hit[order], cell[order]
+    drawn = w[:, order] if rank.ndim == 1 else np.take_along_axis(w, order, 1)
+    weights = [drawn * (r[:, cells] if rank.ndim == 1 else np.take_along_axis(r, cells, 1)) for r in ratios]
+    found = [[_average_precision(ranked, hits, v) for v in weights]]
+    if reversed_too:
+        found.append([_average_precision(ranked[..., ::-1], ~hits[..., ::-1], v[:, ::-1]) for v in weights])
+    return found
+
+
+def _average_precision(ranked: Floats, hits: NDArray, v: Floats) -> Floats:
+    """(B,) of rows that are ranked already, (n,) or (B, n); ties count as one step."""
+    n = v.shape[1]
+    good = v * hits
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.nan_to_num(np.cumsum(good, axis=1) / np.cumsum(v, axis=1))
     tied = ranked[..., 1:] == ranked[..., :-1]
-    end = None
     if tied.any():
         end = np.where(np.concatenate([tied, np.zeros((*tied.shape[:-1], 1), bool)], axis=-1), n, np.arange(n))
         end = np.minimum.accumulate(end[..., ::-1], axis=-1)[..., ::-1]
-    found = []
-    for ratio in ratios:
-        v = drawn * (ratio[:, cells] if cells.ndim == 1 else np.take_along_axis(ratio, cells, 1))
-        good = v * hits
-        with np.errstate(invalid="ignore", divide="ignore"):
-            precision = np.cumsum(good, axis=1) / np.cumsum(v, axis=1)
-        if end is not None:
-            precision = precision[:, end] if end.ndim == 1 else np.take_along_axis(precision, end, 1)
-        found.append(np.einsum("bn,bn->b", good, np.nan_to_num(precision)) / good.sum(axis=1))
-    return np.stack(found)
+        precision = precision[:, end] if end.ndim == 1 else np.take_along_axis(precision, end, 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.einsum("bn,bn->b", good, precision) / good.sum(axis=1)
