@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_cases import FAST, check_words, reviews, trueup, write_csv
+from cli_cases import FAST, audit_words, check_words, reviews, trueup, write_csv
 from safetensors.torch import load_file
 
 
@@ -106,7 +106,7 @@ def test_too_few_calibration_examples(world: Path, here: Path) -> None:
     assert "needs at least 20" in c["remedy"]
 
 
-def test_too_few_errors(world: Path, here: Path) -> None:
+def test_without_an_error_there_is_still_a_confidence_to_examine(world: Path, here: Path) -> None:
     import trueup as api
     from trueup.corpus.corpus import Corpus
     from trueup.run.predict import predict
@@ -116,9 +116,12 @@ def test_too_few_errors(world: Path, here: Path) -> None:
     corpus = Corpus(texts, np.zeros(300, np.int64), subject.classes, np.full(300, "test"))
     answers = [subject.classes[i] for i in predict(subject, corpus).predicted]
     write_csv(here / "data.csv", zip(texts, answers, strict=True))
-    refused(
-        *check_of(world, "data.csv"), says=("only 0 errors", "data.csv", "Give many more test examples, or harder ones")
-    )
+    said = trueup(*check_of(world, "data.csv"))
+    assert (said.code, said.err) == (0, "")
+    (c,) = json.loads((here / "runs/out/findings.json").read_text())["comparisons"]
+    assert c["before"]["verdict"] == "undecided"
+    assert c["before"]["doubt"].startswith("There are only 0 errors among 60 test examples")
+    assert "Only 0 errors among" in c["remedy"]
 
 
 def test_unknown_embedded_names(world: Path, here: Path) -> None:
@@ -293,7 +296,7 @@ def test_commands(world: Path, here: Path) -> None:
     refused("chek", says=("Did you mean 'check'?", "See `trueup --help`"))
     refused("check", says=("MODEL", "See `trueup check --help`"))
     refused("check", world / "bert", says=("--data", "See `trueup check --help`"))
-    refused("audit", "overconfidense", *check_words(world)[1:], "-o", "out", says=("Did you mean 'overconfidence'?",))
+    refused("audit", "overconfidense", *audit_words(world)[2:], "-o", "out", says=("Did you mean 'overconfidence'?",))
 
 
 # ------------------------------------------------------------------------------------------------------ output folders

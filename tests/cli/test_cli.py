@@ -14,7 +14,7 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
-from cli_cases import FAST, Said, check_words, files_of, reviews, trueup, write_csv
+from cli_cases import FAST, Said, audit_words, check_words, files_of, reviews, trueup, write_csv
 
 from trueup import __version__
 
@@ -106,15 +106,19 @@ def test_report_prints_the_same_again(checked: tuple[Path, Said]) -> None:
 
 
 def test_the_exit_code_is_the_verdict(world: Path, here: Path) -> None:
-    words = ["audit", "overconfidence", *check_words(world)[1:]]
-    for threshold, code in ((0.01, 1), (0.99, 0)):
-        said = trueup(*words, "--set", f"overconfidence.threshold={threshold}", "-o", here / f"out-{code}")
-        assert said.code == code
-        assert said.err == ""
-        assert trueup("report", here / f"out-{code}").code == code
+    words = audit_words(world)
+    for verdict, threshold, code, strict in (("found", 0.02, 1, 1), ("clear", 0.95, 0, 0), ("undecided", None, 0, 1)):
+        if threshold is None:
+            threshold = told["severity"]
+        said = trueup(*words, "--set", f"overconfidence.threshold={threshold}", "-o", here / verdict)
+        assert (said.code, said.err) == (code, "")
+        told = findings(here / verdict)["comparisons"][0]["before"]
+        assert told["verdict"] == verdict
+        assert trueup("report", here / verdict).code == code
+        assert trueup("report", here / verdict, "--strict").code == strict
 
 
-@pytest.mark.parametrize(("threshold", "code"), [(0.99, 2), (0.01, 1)])
+@pytest.mark.parametrize(("threshold", "code"), [(0.95, 2), (0.02, 1)])
 def test_a_fault_asked_for_that_could_not_be_examined_is_no_clean_bill(
     world: Path, here: Path, threshold: float, code: int
 ) -> None:
@@ -133,7 +137,7 @@ def test_a_fault_asked_for_that_could_not_be_examined_is_no_clean_bill(
 
 def test_a_reader_that_has_gone_changes_no_verdict(world: Path, here: Path) -> None:
     """As in `trueup report OUT | head -1`: a broken pipe would exit 1, which says that a fault was found."""
-    words = ["audit", "overconfidence", *check_words(world)[1:], "--set", "overconfidence.threshold=0.99"]
+    words = [*audit_words(world), "--set", "overconfidence.threshold=0.95"]
     assert trueup(*words, "-o", "out").code == 0
     for more in ([], ["--json"]):
         command = [sys.executable, "-m", "trueup", "report", str(here / "out"), *more]
@@ -189,7 +193,7 @@ def test_what_is_held_out_is_enough_for_a_check(world: Path, adapter: Path, here
 
 
 def test_audit_writes_no_adapter_and_repair_does(world: Path, here: Path) -> None:
-    assert trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "audited").code in (0, 1)
+    assert trueup(*audit_words(world), "-o", "audited").code in (0, 1)
     assert {p.name for p in (here / "audited").iterdir()} == {
         "findings.json", "job.json", "report.html", "manifest.json", "samples",
     }  # fmt: skip
@@ -210,9 +214,7 @@ def test_the_printed_command_repeats_the_run(checked: tuple[Path, Said], here: P
 
 def test_the_printed_command_of_an_audit_too(world: Path, here: Path) -> None:
     words = [
-        "audit",
-        "overconfidence",
-        *check_words(world)[1:],
+        *audit_words(world),
         "--seed",
         0,
         "--limit",
@@ -277,7 +279,7 @@ def test_names_in_a_command_are_read_as_they_were_written(names: tuple[str, ...]
 
 
 def test_another_seed_is_another_run(world: Path, checked: tuple[Path, Said], here: Path) -> None:
-    trueup("audit", "overconfidence", *check_words(world)[1:], "--seed", 1, "-o", "other")
+    trueup(*audit_words(world), "--seed", 1, "-o", "other")
     a, b = (findings(f)["comparisons"][0]["before"]["severity"] for f in (here / "other", checked[0]))
     assert a != b
 
@@ -321,7 +323,7 @@ def test_a_causal_model_that_answers_with_a_word(world: Path, here: Path) -> Non
 
 
 def test_a_limit_above_the_data_is_all_the_data(world: Path, here: Path) -> None:
-    words = ["audit", "overconfidence", *check_words(world)[1:]]
+    words = audit_words(world)
     trueup(*words, "-o", "all")
     trueup(*words, "--limit", 10_000, "-o", "limited")
     a, b = (files_of(here / o) for o in ("all", "limited"))
@@ -329,7 +331,7 @@ def test_a_limit_above_the_data_is_all_the_data(world: Path, here: Path) -> None
 
 
 def test_quiet_prints_nothing(world: Path, here: Path) -> None:
-    said = trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "out", "--quiet")
+    said = trueup(*audit_words(world), "-o", "out", "--quiet")
     assert said.out == said.err == ""
     said = trueup("tune", "lora", world / "bert", "--data", world / "data.csv", "--epochs", 1, "-o", "tuned", "-q")
     assert said == Said(0, "", "")
@@ -338,7 +340,7 @@ def test_quiet_prints_nothing(world: Path, here: Path) -> None:
 def test_force_replaces_a_folder(world: Path, here: Path) -> None:
     (here / "out").mkdir()
     (here / "out" / "old.txt").write_text("old")
-    said = trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "out", "--force")
+    said = trueup(*audit_words(world), "-o", "out", "--force")
     assert said.code in (0, 1)
     assert not (here / "out" / "old.txt").exists()
     assert (here / "out" / "findings.json").is_file()
@@ -458,7 +460,7 @@ def test_a_full_disk_is_a_sentence(world: Path, here: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, "No space left on device", str(folder / "findings.json"))
 
     monkeypatch.setattr(bundle, "write", full)
-    said = trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "out")
+    said = trueup(*audit_words(world), "-o", "out")
     assert said.code == 2
     assert said.err.count("\n") == 1
     assert "No space left on device" in said.err
@@ -582,7 +584,7 @@ def test_no_note_on_the_split_the_adapter_was_tuned_with(checked: tuple[Path, Sa
 
 
 def test_a_note_when_the_split_is_another(world: Path, here: Path) -> None:
-    words = ["audit", "overconfidence", *check_words(world)[1:]]
+    words = audit_words(world)
     said = trueup(*words, "--seed", 3, "-o", "out")
     assert "tuned on another split" in notes(here / "out")
     assert "--seed 0" in notes(here / "out")
@@ -597,7 +599,7 @@ def test_a_note_at_start_and_in_the_report_on_untested_versions(
     world: Path, here: Path, monkeypatch: pytest.MonkeyPatch, tested: str, words: tuple[str, ...], told: bool
 ) -> None:
     monkeypatch.setattr("trueup.versions.requires", lambda name: [f"transformers{tested}"])
-    said = trueup("audit", "overconfidence", *check_words(world)[1:], "-o", "out", *words)
+    said = trueup(*audit_words(world), "-o", "out", *words)
     note = f"trueup {__version__} was not tested with transformers "
     assert said.err.startswith(f"trueup: {note}") == told
     assert (note in notes(here / "out")) == (tested == "<1"), "the report says it, whatever was printed"
@@ -633,7 +635,7 @@ def test_a_note_when_memory_ran_out(world: Path, here: Path, monkeypatch: pytest
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return whole(subject, batch)
 
-    words = ["audit", "overconfidence", *check_words(world)[1:]]
+    words = audit_words(world)
     trueup(*words, "-o", "roomy")
     monkeypatch.setattr(forward, "features", small)
     said = trueup(*words, "-o", "tight")

@@ -125,7 +125,7 @@ def finding(name: str = "tilt", severity: float = 0.31, **more: Any) -> Finding:
 
 
 def comparison(name: str = "tilt", before: float = 0.31, after: float | None = 0.05, **more: Any) -> Comparison:
-    """Before and after, with the paired difference of the headline measure plus or minus 0.06."""
+    """Before and after, with the paired difference of the headline plus or minus 0.06."""
     fields: dict[str, Any] = {"before": finding(name, before), "after": None, "remedy": "No bob was heavy enough"}
     if after is not None:
         d = after - before
@@ -133,6 +133,7 @@ def comparison(name: str = "tilt", before: float = 0.31, after: float | None = 0
             "after": finding(name, after),
             "remedy": "A counterweight on the right, learnt on the calibration split.",
             "differences": {
+                "severity": Difference(d, d - 0.06, d + 0.06, 0.0004),
                 "lean": Difference(d, d - 0.06, d + 0.06, 0.0004),
                 "grip": Difference(-d, -d - 0.1, -d + 0.1, 0.01),
                 "drag": Difference(0.0, -0.8, 0.9, 0.93),

@@ -25,7 +25,7 @@ def shown(given: Report, width: int = 80) -> str:
 
 def test_says_the_essentials() -> None:
     text = shown(report())
-    for part in ("repaired", "not repaired", "not found", "▲ better", "▼ worse", "= unclear", "no measurable gain"):
+    for part in ("repaired", "no gain", "clear", "found", "▲ better", "▼ worse", "= unclear", "no measurable gain"):
         assert part in text
     assert "−0.260 [−0.320, −0.200]" in text
     assert "The batch was halved" in text

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from report_cases import comparison, finding, with_before
 
-from trueup.faults.fault import Difference
+from trueup.faults.fault import Difference, Measure
 from trueup.report import words
 from trueup.report.table import verdict
 from trueup.report.words import number, state
@@ -24,64 +24,85 @@ def test_found_and_repaired() -> None:
     )
 
 
-def test_found_and_not_repaired_says_no_measurable_gain() -> None:
+def test_without_a_gain_nothing_is_called_repaired() -> None:
     c = comparison(before=0.25, after=0.23)
-    assert state(c) == "not repaired"
-    assert verdict(c).startswith("Found and not repaired, no measurable gain: severity went from 0.250 [0.210, 0.290]")
+    assert state(c) == "no gain"
+    assert verdict(c).startswith(
+        "Found, and the repair brought no measurable gain: severity went from 0.250 [0.210, 0.290]"
+    )
     assert "−0.020 [−0.080, +0.040] includes 0" in verdict(c)
+    below = comparison(before=0.31, after=0.05)
+    below = replace(below, differences={"severity": Difference(-0.26, -0.6, 0.0, 0.05)})
+    assert below.after.verdict == "clear", "below the threshold, and still no gain that was shown"
+    assert state(below) == "no gain"
 
 
-def test_below_the_threshold_but_the_difference_includes_0_is_no_repair() -> None:
-    c = comparison(before=0.31, after=0.05)
-    c = replace(c, differences={"lean": Difference(-0.26, -0.6, 0.0, 0.05)})
-    assert not c.after.found
-    assert state(c) == "not repaired"
-    assert "no measurable gain" in verdict(c)
-
-
-def test_smaller_but_still_found() -> None:
-    c = comparison(before=0.5, after=0.3)
+@pytest.mark.parametrize(("after", "second"), [(0.3, "found"), (0.12, "undecided")])
+def test_a_gain_that_does_not_clear_is_reduced(after: float, second: str) -> None:
+    c = comparison(before=0.5, after=after)
+    assert c.after.verdict == second
     assert state(c) == "reduced"
-    assert verdict(c).startswith("Found and reduced, but still above the threshold:")
+    assert verdict(c).startswith("Found and reduced, and not clear yet:")
     assert "no measurable gain" not in verdict(c)
+
+
+def test_a_gain_that_costs_more_than_the_budget_is_a_trade_off() -> None:
+    c = comparison(before=0.31, after=0.05)
+    dear = replace(c, harm={"accuracy": Difference(-0.021, -0.04, -0.002, 0.03)})
+    assert state(dear) == "trade-off"
+    assert verdict(dear).startswith("A trade-off: the repair costs more accuracy than the budget of 2 points: severity")
+    assert state(replace(dear, budget=0.05)) == "repaired", "the user sets the budget"
+    assert state(replace(dear, harm={"accuracy": Difference(0.1, 0.05, 0.15, 0.0)})) == "repaired", "a gain costs nothing"
 
 
 def test_made_worse() -> None:
     c = comparison(before=0.3, after=0.5)
-    assert state(c) == "not repaired"
-    assert verdict(c).startswith("Found and made worse:")
+    assert state(c) == "made worse"
+    assert verdict(c).startswith("Made worse by the repair: severity went")
+    harmless = comparison(before=0.03, after=0.05, differences={"severity": Difference(0.02, 0.01, 0.03, 0.01)})
+    assert state(harmless) == "clear", "worse, and still nothing to be found"
 
 
-def test_not_found() -> None:
-    below = comparison(before=0.03, after=None)
-    assert state(below) == "not found"
+def test_clear_and_undecided() -> None:
+    below = comparison(before=0.03, after=None, remedy="Nothing to repair.")
+    assert state(below) == "clear"
     assert verdict(below) == (
-        "Not found: severity is 0.030 [−0.010, 0.070] (share of examples; threshold 0.100), and its interval does not "
-        "rise above the threshold."
+        "Clear: severity is 0.030 [−0.010, 0.070] (share of examples; threshold 0.100), and its whole interval lies below the "
+        "threshold. Nothing to repair."
     )
-    across = comparison(before=0.12, after=None)
-    assert state(across) == "not found"
-    assert "reaches across the threshold, so it may be chance; more test examples would tell." in verdict(across)
+    across = comparison(before=0.12, after=None, remedy="Nothing to repair.")
+    assert state(across) == "undecided"
+    assert "and its interval holds the threshold. Nothing to repair." in verdict(across)
+    counted = with_before(across, needed=1234)
+    assert "holds the threshold. About 1,234 independent examples would decide. Nothing" in verdict(counted)
 
 
-def test_not_found_but_repaired_all_the_same() -> None:
-    c = comparison(before=0.09, after=0.08)
-    assert state(c) == "not found"
-    assert "A repair was made all the same, no measurable gain: severity went" in verdict(c)
+def test_a_doubt_decides_nothing_whatever_the_interval_says() -> None:
+    c = with_before(comparison(before=0.4, after=None, remedy=""), doubt="There are only 12 independent clusters")
+    assert state(c) == "undecided"
+    assert verdict(c) == (
+        "Undecided: severity is 0.400 [0.360, 0.440] (share of examples; threshold 0.100). There are only 12 independent "
+        "clusters."
+    )
 
 
-def test_not_found_and_made_worse_all_the_same() -> None:
-    c = comparison(before=0.03, after=0.5)
-    assert state(c) == "not found"
-    assert "A repair was made all the same and made it worse: severity went" in verdict(c)
+def test_what_was_not_found_and_repaired_all_the_same() -> None:
+    c = comparison(before=0.03, after=0.02)
+    assert state(c) == "clear"
+    assert "A repair was made all the same, with no measurable gain: severity went" in verdict(c)
+    unsure = comparison(before=0.12, after=0.02)
+    assert state(unsure) == "repaired"
+    assert verdict(unsure).startswith("Undecided and repaired: severity went from")
+    worse = comparison(before=0.03, after=0.5)
+    assert state(worse) == "made worse"
 
 
 def test_no_remedy_gives_the_reason() -> None:
     c = comparison(before=0.4, after=None, remedy="No bob was heavy enough")
     assert state(c) == "found"
     assert verdict(c) == (
-        "Found, and not repaired: severity is 0.400 [0.360, 0.440] (share of examples; threshold 0.100). "
-        "No bob was heavy enough."
+        "Found: severity is 0.400 [0.360, 0.440] (share of examples; threshold 0.100), and its whole interval lies above the "
+        "threshold. No bob was heavy enough."
     )
 
 
@@ -90,22 +111,31 @@ def test_nan_is_never_a_verdict() -> None:
     assert state(unknown) == "not measured"
     assert verdict(unknown).startswith("Not measured: severity is n/a [n/a, n/a]")
     lost = replace(comparison(), after=finding("tilt", NAN))
-    assert state(lost) == "not repaired"
+    assert state(lost) == "no gain"
     assert "could not be measured" in verdict(lost)
-    unpaired = replace(comparison(), differences={"lean": Difference(-0.2, NAN, NAN, NAN)})
-    assert state(unpaired) == "not repaired"
-    assert "no measurable gain" in verdict(unpaired)
-
-
-def test_the_headline_difference() -> None:
-    c = comparison()
-    assert words.headline_difference(c) is c.differences["lean"]
-    named = Difference(-0.1, -0.2, -0.05, 0.0)
-    assert words.headline_difference(replace(c, differences={**c.differences, "severity": named})) is named
-    only = replace(c, differences={"drag": c.differences["drag"]})
-    assert words.headline_difference(only) is None
-    assert state(only) == "not repaired"
+    unpaired = replace(comparison(), differences={"severity": Difference(-0.2, NAN, NAN, NAN)})
+    assert state(unpaired) == "no gain"
+    assert "no paired difference of it is known" in verdict(unpaired)
+    only = replace(comparison(), differences={"drag": comparison().differences["drag"]})
+    assert state(only) == "no gain"
     assert "no paired difference of it is known" in verdict(only)
+
+
+def test_of_a_signed_number_nearer_to_0_is_better() -> None:
+    def marked(before: float, after: float, half: float = 0.01) -> str:
+        start, end = (Measure(v, v - half, v + half, "", "zero", "lean") for v in (before, after))
+        d = after - before
+        c = replace(
+            comparison(),
+            before=finding(measures={"lean": start}),
+            after=finding(measures={"lean": end}),
+            differences={"lean": Difference(d, d - half, d + half, 0.01)},
+        )
+        return words.rows(c)[0].change
+
+    assert (marked(0.3, 0.1), marked(-0.3, -0.1), marked(0.3, -0.1)) == ("better",) * 3
+    assert (marked(0.1, 0.3), marked(-0.1, -0.3), marked(0.1, -0.3)) == ("worse",) * 3
+    assert marked(0.3, 0.295) == "no clear change"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +160,7 @@ def test_an_exact_nothing_is_called_the_same() -> None:
     assert words.change(nothing, "higher") == words.change(nothing, None) == "same"
     assert words.MARK["same"] == "= same"
     still = replace(comparison(), differences={"severity": nothing})
-    assert state(still) == "not repaired"
+    assert state(still) == "no gain"
     assert "no measurable gain" in verdict(still)
     assert "the paired difference is exactly 0" in verdict(still)
     assert words.harm_sentence(replace(still, harm={"accuracy": nothing})) == "No harm elsewhere was measured."

@@ -18,6 +18,7 @@ This module imports no model: only numbers and text cross the seam.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -264,7 +265,7 @@ class Comparison:
     def gained(self) -> bool:
         """Whether the paired interval of the severity lies wholly below 0: a gain on examples that chose nothing."""
         d = self.differences.get("severity")
-        return d is not None and d.high < 0
+        return d is not None and self.after is not None and math.isfinite(self.after.severity) and d.high < 0
 
     @property
     def outcome(self) -> Outcome:
@@ -275,9 +276,10 @@ class Comparison:
         clear stays so unless it was made worse, and one that was undecided unless it gained.
         """
         word, after, d = self.before.verdict, self.after, self.differences.get("severity")
-        if after is None or d is None:
+        if after is None:
             return word
-        if d.low > 0 and after.verdict != "clear":
+        worse = d is not None and d.low > 0
+        if worse and after.verdict != "clear":
             return "made worse"
         if word == "clear":
             return word

@@ -162,6 +162,8 @@ def _course(comparison: Comparison, after: Finding) -> str:
     course = f"severity went from {interval(comparison.before)} to {interval(after)}"
     paired = comparison.differences.get(HEADLINE)
     kind = change(paired, "lower")
+    if math.isnan(after.severity):
+        return f"{course}: it could not be measured after the repair"
     if paired is None or kind == "unknown":
         return f"{course}, but no paired difference of it is known"
     if kind == "same":
@@ -212,7 +214,16 @@ def _row(comparison: Comparison, key: str, difference: Difference | None) -> Row
     title = clean(comparison.title(key), 120)
     unit = clean(known.unit, 120) if known else ""
     better = known.better if known else _POLARITY.get(title.partition(" ")[0])
-    return Row(key, title, unit, better, before, after, difference, change(difference, better))
+    return Row(key, title, unit, better, before, after, difference, change(difference, _way(better, before, after)))
+
+
+def _way(better: Better | None, before: Measure | None, after: Measure | None) -> Better | None:
+    """The direction that is better, of a signed number that should be 0 by the side on which it was; None where it is unknown."""
+    if better != "zero":
+        return better
+    if before is None or after is None:
+        return None
+    return "lower" if before.value + after.value > 0 else "higher"
 
 
 def harm_sentence(comparison: Comparison) -> str:

@@ -102,13 +102,14 @@ def fitting(subject: Subject) -> None:
     shots, template = pool_of(subject), subject.template
     assert template is not None
     stop = wording(subject.tokenizer, template).stop
-    broken = [(x, y) for x, y in shots.pool if stop in y or ("\n" in x and "\n" in (stop, template.text[-1:]))]
+    ends = stop or "\n"  # a tokenizer that knows no line break ends nothing there, and a line of several lines is still none
+    broken = [(x, y) for x, y in shots.pool if ends in y or ("\n" in x and "\n" in (ends, template.text[-1:]))]
     if broken:
         text, answer = broken[0]
-        what = f"the answer {answer!r}" if stop in answer else f"the text {text[:60]!r}"
+        what = f"the answer {answer!r}" if ends in answer else f"the text {text[:60]!r}"
         raise BadInput(
             f"{len(broken)} of {len(shots.pool)} demonstrations do not fit the template {template.text!r}: {what} holds a "
-            f"{stop if stop in answer else chr(10)!r}, which ends a demonstration there. Drop or join such lines, or give "
+            f"{ends if ends in answer else chr(10)!r}, which ends a demonstration there. Drop or join such lines, or give "
             "a template whose demonstrations end otherwise."
         )
 
