@@ -21,7 +21,7 @@ SOURCES = ("imdb", "rotten_tomatoes")
 def small(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The demo on a tiny base and made-up reviews of two sources, each told by a word of its own."""
     rng = np.random.default_rng(0)
-    rows = [(text, label, SOURCES[int(rng.integers(2))]) for text, label in reviews(3000)]
+    rows = [(text, label, SOURCES[int(rng.integers(2))]) for text, label in reviews(6000)]
     texts = [f"{'calm' if source == 'imdb' else 'loud'} {text} {i}" for i, (text, _, source) in enumerate(rows)]
     corpus = Corpus(
         texts, np.array([CLASSES.index(label) for _, label, _ in rows]), CLASSES, np.array(["test"] * len(rows)),
@@ -34,15 +34,15 @@ def small(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_it_prints_does_what_it_did(small: Path) -> None:
-    said = trueup("demo", "-o", "shown here", "--texts", 1000)
+    said = trueup("demo", "-o", "shown here", "--texts", 2000)
     assert said.code == 0, said.err
     with open("shown here/data/reviews.csv", encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
     cells = Counter((r["source"], r["label"]) for r in rows)
-    assert sum(cells.values()) == 1000
+    assert sum(cells.values()) == 2000
     assert cells == {
-        (SOURCES[0], "positive"): 125, (SOURCES[0], "negative"): 375,
-        (SOURCES[1], "positive"): 375, (SOURCES[1], "negative"): 125,
+        (SOURCES[0], "positive"): 250, (SOURCES[0], "negative"): 750,
+        (SOURCES[1], "positive"): 750, (SOURCES[1], "negative"): 250,
     }  # fmt: skip
     assert "Confounding" in said.out
     assert "Overconfidence" in said.out
@@ -69,7 +69,7 @@ def test_too_many_reviews_are_refused_before_anything_is_written(small: Path) ->
 def test_a_folder_with_something_in_it_is_left_alone(small: Path) -> None:
     Path("mine/data").mkdir(parents=True)
     Path("mine/data/precious.txt").write_text("mine")
-    said = trueup("demo", "-o", "mine", "--texts", 1000)
+    said = trueup("demo", "-o", "mine", "--texts", 2000)
     assert said.code == 2
     assert "'mine' exists and is not empty" in said.err
     assert "--force" in said.err

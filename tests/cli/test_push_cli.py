@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trueup.faults.rigidity import planted as P
 from trueup.store import atomic
@@ -84,11 +85,13 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prompt-tuned adapter and its data: overconfidence is examined, and repaired in any case."""
+    """A prompt-tuned adapter that overstates, and its data: overconfidence is found and repaired."""
     import csv
 
     folder = tmp_path_factory.mktemp("push")
     subject, corpus = P.planted("healthy")
+    with torch.no_grad():
+        subject.head_layer().weight.mul_(6.0)
     (folder / "prompt").mkdir()
     save_tuned(subject, folder / "prompt")
     atomic.write_json(folder / "prompt" / CARD, {"classes": list(corpus.classes), "max_length": 32})

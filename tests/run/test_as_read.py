@@ -289,3 +289,13 @@ def test_deviation_is_relative_and_sees_what_is_no_number():
     equal(a * 1.0001, a, "It", "numbers")
     with pytest.raises(Unsupported, match=r"numbers differ by 0\.01 of their size"):
         equal(a * 1.01, a, "It", "numbers")
+
+
+def test_a_small_difference_of_large_terms_is_rounded_as_they_are():
+    terms = torch.tensor([400.0, 400.0])
+    own = torch.tensor([0.0857, -0.0857])
+    equal(own + 1e-3, own, "It", "the logits", terms)
+    with pytest.raises(Unsupported, match="differ by"):
+        equal(own + 1e-3, own, "It", "the logits")
+    with pytest.raises(Unsupported, match="differ by"):  # the control: a head that is not the model's
+        equal(own * 2, own, "It", "the logits", terms)

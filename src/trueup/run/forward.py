@@ -194,8 +194,9 @@ def segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     return {} if batch.segments is None else {"token_type_ids": batch.segments.to(subject.device)}
 
 
-def own_logits(subject: Subject, row: Row) -> list[Tensor]:
-    """What the transformers or PEFT model itself says of one example, unpadded, and then what each way through here says.
+def own_logits(subject: Subject, row: Row) -> tuple[Tensor, list[Tensor], Tensor]:
+    """What the transformers or PEFT model itself says of one example, unpadded; what each way through here says; and of how
+    large terms the logits are sums: the features' and weights' sizes multiplied, of which rounding is a part.
 
     (K,) each: the classes, the class words, or the whole vocabulary where answers are read from demonstrations. The ways are
     features and head, and with a soft prompt the same with that prompt given from outside, as `run.tangent` gives it.
@@ -205,12 +206,12 @@ def own_logits(subject: Subject, row: Row) -> list[Tensor]:
     given = {"input_ids": batch.ids.to(subject.device), "attention_mask": batch.mask.to(subject.device)}
     said = subject.model(**given, **segments(subject, batch)).logits[0]
     if subject.shots is not None:
-        return [said[-1], next_token_logits(subject, batch)[0]]
+        return said[-1], [next_token_logits(subject, batch)[0]], said[-1].abs()
     own = said if subject.template is None else said[-1, subject.verbaliser_ids()]
     ways = [features(subject, batch)]
     if subject.soft_prompted and subject.peft_config is not None:
         ways.append(features(subject, batch, subject.model.get_prompt(batch_size=1)[0]))
-    return [own, *(reader(subject)(x)[0] for x in ways)]
+    return own, [reader(subject)(x)[0] for x in ways], ways[0][0].abs() @ live_head(subject).weight.to(own).abs().T
 
 
 def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tensor:

@@ -180,7 +180,7 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
     short = forward.Row(min(ids, key=len)[:PROVEN_ON])
     try:
         with torch.inference_mode(), evaluating(subject):
-            own, *ours = forward.own_logits(subject, short)
+            own, ours, terms = forward.own_logits(subject, short)
     except (RuntimeError, MemoryError) as e:
         if out_of_memory(e):  # said where the whole example does not fit
             return
@@ -191,7 +191,7 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
     if not bool(torch.isfinite(own).all()):  # training that has diverged, which is said where it matters
         return
     for logits in ours:
-        equal(logits, own, what, "the logits")
+        equal(logits, own, what, "the logits", terms)
     _PROVEN[subject.model].add(how)
 
 

@@ -230,8 +230,8 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> str:
         f"{'' if d.high < 0 else 'not measurably '}less {name}" for name, d in (("used", used), ("present", present))
     )
     return (
-        f"Inside the attribute is {words}: at a given label the group moves the mean prediction by {used.value:+.3f} "
-        f"[{used.low:+.3f}, {used.high:+.3f}] more than before, and a probe reads it from the last features with a balanced "
+        f"Inside the attribute is {words}: how far the group moves the mean prediction at a given label changed by {used.value:+.3f} "
+        f"[{used.low:+.3f}, {used.high:+.3f}], and a probe reads it from the last features with a balanced "
         f"accuracy of {before:.3f} before and {after:.3f} after ({present.value:+.3f} [{present.low:+.3f}, {present.high:+.3f}])."
     )
 

@@ -48,16 +48,16 @@ def planted(case: Case) -> tuple[Subject, Corpus]:
 
 def _corpus(case: Case) -> Corpus:
     rng = np.random.default_rng(3)
-    text, label = [], []
-    for _ in range(sum(SIZES.values())):
+    text: dict[str, int] = {}  # no text twice: the splits share none
+    while len(text) < sum(SIZES.values()):
         seen, unseen, coin = rng.integers(2), rng.integers(2), rng.integers(2)
         # Of any length: a fixed one would let the two words be told apart from the fine structure of one sum.
         words = [SEEN[seen], UNSEEN[unseen], *rng.choice(FILLERS, rng.integers(1, 8))]
         said = {"planted": unseen, "healthy": seen, "sham": coin}[case]
-        text.append(" ".join([*(str(w) for w in rng.permutation(words)), LAST]))
-        label.append(int(said if rng.random() < TRUE else 1 - said))
+        line = " ".join([*(str(w) for w in rng.permutation(words)), LAST])
+        text.setdefault(line, int(said if rng.random() < TRUE else 1 - said))
     split = np.repeat(list(SIZES), list(SIZES.values()))
-    return Corpus(text, np.array(label), ("yes", "no"), split, name=f"{case} rigidity")
+    return Corpus(list(text), np.array(list(text.values())), ("yes", "no"), split, name=f"{case} rigidity")
 
 
 def _base() -> Path:
