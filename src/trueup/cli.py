@@ -1,7 +1,8 @@
 """argv -> Job -> exit code: the only place for typer, printing and exiting.
 
-Exit codes: 0 no fault was found; 1 a fault was found, or with --strict undecided; 2 the input cannot be used, or a fault asked for by name could not be
-examined (one sentence says why); 3 an error of trueup itself, which costs other faults nothing; 130 interrupted.
+Exit codes: 0 no fault was found; 1 a fault was found, or with --strict undecided; 2 the input cannot be used, or a fault asked
+for by name could not be examined (one sentence says why); 3 an error of trueup itself, which costs other faults nothing; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from trueup import __version__
 from trueup.errors import BadInput, TrueupError, Unavailable
 
 CODES = (
-    "Exit code 0: no fault was found (undecided counts with --strict). 1: a fault was found. 2: the input cannot be used, or a fault asked for by name could "
-    "not be examined. 3: an error of trueup itself; the findings of the other faults are in the output folder. 130: interrupted."
+    "Exit code 0: no fault was found. 1: a fault was found, or with --strict undecided. 2: the input cannot be used, or a fault "
+    "asked for by name could not be examined. 3: an error of trueup itself; the findings of the other faults are in the output "
+    "folder. 130: interrupted."
 )
 
 app = typer.Typer(
@@ -49,7 +51,8 @@ Confounder = Annotated[
     typer.Option("--confounder", help="Column that should not matter. Of several the first is examined."),
 ]
 Cluster = Annotated[
-    str | None, typer.Option("--cluster", help="Column that says which rows belong together: patient, author, document.")
+    str | None,
+    typer.Option("--cluster", help="Column that says which rows belong together: patient, author, document."),
 ]
 Split = Annotated[str | None, typer.Option("--split", help="Column that says train / calibration / test.")]
 Leak = Annotated[
@@ -57,6 +60,16 @@ Leak = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit 1 also where a fault is undecided.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Write repairs without a measurable gain on test as well.")]
+MaxCost = Annotated[
+    float | None,
+    typer.Option("--max-cost", min=0.0, max=1.0, help="Accuracy that a repair may cost as the data are; default 0.02."),
+]
+Take = Annotated[
+    str | None,
+    typer.Option(
+        "--take", metavar="NAME", help="Take this repair of those in the report, not the best within its price."
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of at most this many rows.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
 TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
@@ -125,7 +138,8 @@ def check(
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, strict: Strict = False, keep: Keep = False, push_to_hub: Push = None,
+    as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
+    push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Audit, repair, audit again, and tell what was gained and what it cost."""
     given = _given(locals(), "check")
@@ -157,7 +171,8 @@ def repair(
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, strict: Strict = False, keep: Keep = False, push_to_hub: Push = None,
+    as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
+    push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
     given = _given(locals(), "check")
@@ -249,24 +264,48 @@ def demo(
             print(onward(done, out))
 
 
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="rigidity: what a prefix can teach a small transformer.")],
+bench = typer.Typer(
+    no_args_is_help=True, help="Repeat what trueup's own claims rest on: a paper's experiments, or simulated worlds."
+)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("rigidity")
+def bench_rigidity(
     out: Out,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions, from pretraining on.")] = 3,
     width: Annotated[int, typer.Option("--width", min=8, help="Widest model; the paper's are 96 and 256.")] = 96,
     steps: Annotated[float, typer.Option("--steps", help="Factor on all numbers of training steps.")] = 1.0,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Repeat a paper's own experiments, beside its published figures."""
+    """What a prefix can teach a small transformer: the experiments of arXiv 2310.19698, beside its published figures."""
     with _sentences():
-        from trueup import experiments
+        from trueup.experiments import rigidity
 
-        module = experiments.named(name)
-        say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
-        result = module.run(out, module.Settings(seeds, width, steps), force=force, say=say)
-        say("")
-        say(module.table(result))
+        _bench(rigidity, rigidity.Settings(seeds, width, steps), out, force, quiet)
+
+
+@bench.command("verdicts")
+def bench_verdicts(
+    out: Out,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Draws of each world at each size.")] = 200,
+    sizes: Annotated[str, typer.Option("--sizes", help="Numbers of independent clusters.")] = "60,200,1000,4000",
+    fault: Annotated[list[str] | None, typer.Option("--fault", help="Only the worlds of this fault; repeatable.")] = None,
+    seed: TuneSeed = 0, force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """How often each verdict is right where the truth is known: simulated worlds with a fault and without, numbers only."""
+    with _sentences():
+        from trueup.experiments import verdicts
+
+        numbers = tuple(int(n) if n.strip().isdigit() else 0 for n in sizes.split(","))
+        _bench(verdicts, verdicts.Settings(runs, numbers, seed, tuple(fault or ())), out, force, quiet)
+
+
+def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> None:
+    say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
+    result = experiment.run(out, settings, force=force, say=say)
+    say("")
+    say(experiment.table(result))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -300,8 +339,8 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 """What click, or the copy of it inside typer, raises for a wrong option, argument or command."""
 
 _JOB = (
-    "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed", "template", "shots", "max_length",
-    "device", "revision", "allow_pickle", "trust_remote_code",
+    "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed",
+    "template", "shots", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 
 
@@ -314,6 +353,7 @@ def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
         given[names] = names_in(options[names]) if options.get(names) else None
     if depth != "tune":
         given |= {"depth": depth, "confounder": tuple(options.get("confounder") or ()), "knobs": options.get("knobs")}
+        given["price"] = {k: options.get(k) for k in ("max_cost", "take")}
     return given
 
 
@@ -325,7 +365,8 @@ def _run_job(
         from trueup.job import Job
         from trueup.story import run_job
 
-        job = Job(**{**given, "knobs": _knobs(given["knobs"] or [])}, faults=faults)
+        knobs = _priced(_knobs(given["knobs"] or []), given.pop("price"), faults)
+        job = Job(**{**given, "knobs": knobs}, faults=faults)
         if repo is not None:
             from trueup.subject import hub
 
@@ -361,6 +402,29 @@ def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
             knobs.setdefault(fault, {})[knob] = json.loads(value)
         except ValueError:
             knobs[fault][knob] = value  # a word: a knob that wants a number says so
+    return knobs
+
+
+def _priced(
+    knobs: dict[str, dict[str, Any]], price: dict[str, Any], faults: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """`--max-cost` and `--take` as the knobs that they are, of every fault that has them."""
+    if all(value is None for value in price.values()):
+        return knobs
+    from trueup.faults.fault import each_fault
+
+    for knob, value in price.items():
+        having = [f.name for f in each_fault() if knob in f.knobs()]
+        if value is None:
+            continue
+        if faults and not set(faults) & set(having):
+            raise BadInput(
+                f"--{knob.replace('_', '-')} goes with the repair of {' and '.join(having)}, and not with that of "
+                f"{' and '.join(faults)}."
+            )
+        for name in having:
+            if not faults or name in faults:
+                knobs.setdefault(name, {})[knob] = value
     return knobs
 
 

@@ -23,8 +23,8 @@ class Job:
         model, adapter, template, verbaliser, shots, classes, max_length, device, revision, allow_pickle,
             trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) are asked with 4 shots unless told
             otherwise.
-        data, text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`; `confounder` are its attributes. With `shots`
-            the labels are answers and need not be classes.
+        data, text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`; `confounder` are its
+            attributes. With `shots` the labels are answers and need not be classes.
         faults: names; empty for every fault that applies.
         depth: ``audit`` stops after the first finding, ``check`` repairs and audits again.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0, so that

@@ -44,8 +44,8 @@ def open_job(
     if not isinstance(corpus, Corpus):
         corpus = read(
             job.data if data is None else data, text=job.text, label=job.label, second=job.second,
-            attributes=job.confounder, cluster=job.cluster, split=job.split, allow_leak=job.allow_leak, seed=seed, limit=limit, classes=job.classes,
-            answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
+            attributes=job.confounder, cluster=job.cluster, split=job.split, allow_leak=job.allow_leak, seed=seed, limit=limit,
+            classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
         )  # fmt: skip
     if not isinstance(subject, Subject):
         subject = door.load(

@@ -142,8 +142,8 @@ def check(
         else:
             asked = Job(
                 model=_called(model), data=_called(data), adapter=adapter, text=text, label=label, second=second,
-                confounder=confounder, cluster=cluster, split=split, allow_leak=allow_leak, keep=keep, limit=limit, faults=tuple(f.name for f in chosen) if given else (),
-                depth="check" if repair else "audit", seed=seed,
+                confounder=confounder, cluster=cluster, split=split, allow_leak=allow_leak, keep=keep, limit=limit,
+                faults=tuple(f.name for f in chosen) if given else (), depth="check" if repair else "audit", seed=seed,
                 classes=None if classes is None else tuple(classes), template=template,
                 verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, max_length=max_length,
                 device=device,
@@ -366,9 +366,13 @@ def _repaired(
     if nothing is not None:
         with nothing.on(subject) as same:
             unchanged(subject, same, test)
+    budget = getattr(fault, "max_cost", Comparison.budget)
     remedy = fault.repair(subject, corpus, before, seed=seed)
     if isinstance(remedy, NoRemedy):
-        return Comparison(replace(before, details={**before.details, "tried": remedy.tried}), None, remedy.reason)
+        tried = replace(before, details={**before.details, "tried": remedy.tried})
+        return Comparison(
+            tried, None, remedy.reason, budget=budget, alternatives=remedy.alternatives, too_dear=remedy.too_dear
+        )
     with remedy.on(subject) as repaired:
         after = _told(fault, fault.audit(repaired, test, seed=seed))
         after = replace(after, charts=(*after.charts, *remedy.charts()))
@@ -378,15 +382,14 @@ def _repaired(
             session().note(f"What the repair of {fault.name} cost elsewhere was not measured: {e}")
             harmed = {}
     comparison = Comparison(
-        before, after, remedy.describe(), fault.compare(before, after, seed=seed), harmed, None,
-        getattr(fault, "max_cost", Comparison.budget),
+        before, after, remedy.describe(), fault.compare(before, after, seed=seed), harmed, None, budget, remedy.alternatives(),
     )  # fmt: skip
     if not comparison.gained and not keep:
         # Its own sentence says what it promises, and it has not kept it.
         return replace(
             comparison,
-            remedy="A repair was made. It brought no measurable gain on the test examples, so it is not handed over; --keep (keep=True "
-            "in Python) writes it all the same.",
+            remedy="A repair was made. It brought no measurable gain on the test examples, so it is not handed over; --keep "
+            "(keep=True in Python) writes it all the same.",
         )
     if save is not None:
         comparison = replace(comparison, adapter=fault.name)

@@ -24,10 +24,24 @@ def test_bench_prints_and_writes_its_table(here: Path, monkeypatch: pytest.Monke
     assert "--force" in taken.err
 
 
+def test_the_verdicts_of_one_fault_are_put_to_the_test(here: Path) -> None:
+    words = ("bench", "verdicts", "--fault", "rigidity", "--runs", 3, "--sizes", "60", "-o", "out")
+    said = trueup(*words)
+    assert said.code == 0, said.err
+    assert {p.name for p in (here / "out").iterdir()} == {"manifest.json", "verdicts.json", "verdicts.md"}
+    assert (here / "out" / "verdicts.md").read_text().strip() in said.out
+    assert "| rigidity | equal, no seed noise | 60 |" in said.out
+    assert "copying" not in said.out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("bench", "rigidty", "-o", "out"), "Did you mean 'rigidity'?"),
+        (("bench", "rigidty", "-o", "out"), "rigidity"),
+        (("bench", "verdicts", "--sizes", "60,many", "-o", "out"), "--sizes 60,0"),
+        (("bench", "verdicts", "--sizes", "20", "-o", "out"), "fewer clusters decide nothing"),
+        (("bench", "verdicts", "--fault", "rigidty", "-o", "out"), "Did you mean 'rigidity'?"),
+        (("bench", "verdicts", "--runs", 0, "-o", "out"), "--runs"),
         (("bench", "rigidity", "--seeds", 0, "-o", "out"), "--seeds"),
         (("bench", "rigidity", "--steps", 0, "-o", "out"), "--steps"),
         (("bench", "rigidity"), "--out"),

@@ -234,15 +234,17 @@ def test_a_map_made_otherwise_by_hand_is_read(mapped: Path) -> None:
     assert "no value" in page(bundle.read(mapped))
 
 
-def test_a_report_from_before_maps_is_read(given: Report, saved: Path) -> None:
-    def change(data: dict) -> None:
-        for c in data["comparisons"]:
-            for f in (c["before"], c["after"]):
-                for chart in f["charts"] if f else ():
-                    del chart["value_title"]
+def test_a_report_with_verdicts_of_another_meaning_is_not_read_as_if_it_were_new(saved: Path) -> None:
+    alter(saved, lambda d: d.update(format=bundle.FORMAT - 1))
+    with pytest.raises(BadInput, match=r"older trueup \(format \d\).*Run its command again"):
+        bundle.read(saved)
 
-    alter(saved, change)
-    assert bundle.read(saved) == given
+
+def test_the_outcome_stands_in_the_file(saved: Path) -> None:
+    told = json.loads((saved / "findings.json").read_text())["comparisons"]
+    assert [(c["outcome"], c["before"]["verdict"]) for c in told] == [
+        ("repaired", "found"), ("found", "found"),
+    ]  # fmt: skip
 
 
 def test_a_broken_archive_and_a_pickle_are_refused(saved: Path) -> None:

@@ -52,7 +52,9 @@ def test_a_gain_that_costs_more_than_the_budget_is_a_trade_off() -> None:
     assert state(dear) == "trade-off"
     assert verdict(dear).startswith("A trade-off: the repair costs more accuracy than the budget of 2 points: severity")
     assert state(replace(dear, budget=0.05)) == "repaired", "the user sets the budget"
-    assert state(replace(dear, harm={"accuracy": Difference(0.1, 0.05, 0.15, 0.0)})) == "repaired", "a gain costs nothing"
+    assert state(replace(dear, harm={"accuracy": Difference(0.1, 0.05, 0.15, 0.0)})) == "repaired", (
+        "a gain costs nothing"
+    )
 
 
 def test_made_worse() -> None:

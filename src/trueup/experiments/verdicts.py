@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trueup.errors import BadInput
+from trueup.errors import BadInput, did_you_mean, listing
 from trueup.measure.accuracy import wilson
+from trueup.measure.bootstrap import FEWEST
 from trueup.measure.worlds import WORDS, Rates, World, rates
 from trueup.store import atomic
 
@@ -32,15 +33,26 @@ class Settings:
 
     Attributes:
         runs: draws of each world at each size. sizes: independent clusters that judge, and as many that teach. seed: of all draws.
+        faults: whose worlds; empty for all.
     """
 
     runs: int = 200
     sizes: tuple[int, ...] = SIZES
     seed: int = 0
+    faults: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.runs < 1:
             raise BadInput(f"{self.runs} runs are none. Give --runs 1 or more; rates need some 200.")
+        if not self.sizes or min(self.sizes) < FEWEST:
+            raise BadInput(
+                f"--sizes {','.join(map(str, self.sizes))} holds no number or one below {FEWEST}: fewer clusters decide nothing. "
+                "Give numbers with commas between them, such as 60,200,1000,4000."
+            )
+        known = sorted({w.fault.partition(",")[0] for w in worlds()})
+        for name in self.faults:
+            if name not in known:
+                raise BadInput(f"No fault '{name}' has worlds.{did_you_mean(name, known)} There are {listing(known)}.")
 
 
 def worlds() -> list[World]:
@@ -71,6 +83,8 @@ def run(
         rows = []
         for n in settings.sizes:
             for world in worlds():
+                if settings.faults and world.fault.partition(",")[0] not in settings.faults:
+                    continue
                 got = _kept(world, n, settings, work)
                 rows.append({"fault": world.fault, "world": world.name, "kind": world.kind, "n": n, **asdict(got)})
                 say(f"{n:>5,}  {world.kind:5}  {world.fault}: {world.name}: {_words(got)}")

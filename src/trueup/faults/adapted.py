@@ -16,7 +16,7 @@ from torch import Tensor
 from trueup.errors import BadInput
 from trueup.faults import loading
 from trueup.faults.card import Card, page
-from trueup.faults.fault import Chart, Comparison, Remedy
+from trueup.faults.fault import Alternative, Chart, Comparison, Remedy
 from trueup.store import atomic
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject, model_fingerprint
@@ -73,6 +73,9 @@ class Adapted(Remedy):
 
     def charts(self) -> tuple[Chart, ...]:
         return self.pictures
+
+    def alternatives(self) -> tuple[Alternative, ...]:
+        return tuple(Alternative(**a) for a in self.card.get("frontier", ()))
 
 
 def adapted(

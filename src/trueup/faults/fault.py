@@ -134,6 +134,29 @@ class Chart:
     slider: Slider | None = None
 
 
+@dataclass(frozen=True)
+class Alternative:
+    """A repair that was tried: what it gains and what it costs, on calibration examples that chose nothing.
+
+    Attributes:
+        key, title: what `--take` names it, and what a reader does.
+        gain, gain_low, gain_high: severity taken away, with its paired interval, in the unit of the severity.
+        cost, cost_low, cost_high: accuracy lost as the data are, a share of examples.
+        chosen: it is the repair. saveable: an adapter can carry it.
+    """
+
+    key: str
+    title: str
+    gain: float
+    gain_low: float
+    gain_high: float
+    cost: float
+    cost_low: float
+    cost_high: float
+    chosen: bool = False
+    saveable: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Finding:
     """What an audit says. The headline is `severity`: higher is worse.
@@ -231,13 +254,24 @@ class Remedy(ABC):
         """Pictures of the repair itself, for the report. They are not saved with the adapter."""
         return ()
 
+    def alternatives(self) -> tuple[Alternative, ...]:
+        """What was tried and can be told by gain and cost, this repair among it."""
+        return ()
+
 
 @dataclass(frozen=True)
 class NoRemedy:
-    """No repair is offered, and why. `tried` holds the candidates' scores, so that the reason can be checked."""
+    """No repair is offered, and why.
+
+    Attributes:
+        tried: the candidates' scores, so that the reason can be checked. alternatives: as `Remedy.alternatives`.
+        too_dear: there is a repair that helps, and each such costs more than may be paid.
+    """
 
     reason: str
     tried: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[Alternative, ...] = ()
+    too_dear: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,6 +285,8 @@ class Comparison:
         harm: measure key -> paired difference of what should not have changed (accuracy above all).
         adapter: name of the folder of the saved remedy inside the job's output folder, or None.
         budget: how much accuracy, as the data are, a repair may cost before it is called a trade-off.
+        alternatives: the repairs that were tried, by gain and cost. too_dear: none was made, because each that helps costs more
+            than the budget.
     """
 
     before: Finding
@@ -260,6 +296,8 @@ class Comparison:
     harm: Mapping[str, Difference] = field(default_factory=dict)
     adapter: str | None = None
     budget: float = 0.02
+    alternatives: tuple[Alternative, ...] = ()
+    too_dear: bool = False
 
     @property
     def gained(self) -> bool:
@@ -272,12 +310,13 @@ class Comparison:
         """The word for the fault.
 
         After a repair: ``made worse`` or ``no gain`` by the paired interval of the severity; with a gain ``trade-off`` when it
-        cost more accuracy than the budget, ``repaired`` when the second audit is clear, else ``reduced``. A model that was
-        clear stays so unless it was made worse, and one that was undecided unless it gained.
+        cost more accuracy than the budget (or none was made because each that helps does), ``repaired`` when the second audit is
+        clear, else ``reduced``. A model that was clear stays so unless it was made worse, and one that was undecided unless it
+        gained.
         """
         word, after, d = self.before.verdict, self.after, self.differences.get("severity")
         if after is None:
-            return word
+            return "trade-off" if self.too_dear and word != "clear" else word
         worse = d is not None and d.low > 0
         if worse and after.verdict != "clear":
             return "made worse"

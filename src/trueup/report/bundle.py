@@ -23,9 +23,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from trueup.errors import BadInput, TrueupError
-from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure
+from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure
 
-FORMAT = 2
+FORMAT = 3
 MOST_EXAMPLES = 200
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -160,6 +160,11 @@ def read(folder: Path) -> Report:
         version = data["format"]
         if isinstance(version, int) and version > FORMAT:
             raise BadInput(f"'{folder}' was written by a newer trueup (format {version}): upgrade trueup to read it.")
+        if isinstance(version, int) and version < FORMAT:
+            raise BadInput(
+                f"'{folder}' was written by an older trueup (format {version}), whose verdicts meant something else. Run its "
+                "command again; the report's provenance holds it."
+            )
         if version != FORMAT:
             raise ValueError(f"unknown format {version!r}")
         report = Report(
@@ -201,6 +206,10 @@ def _payload(report: Report) -> dict[str, Any]:
                 "differences": {k: asdict(d) for k, d in c.differences.items()},
                 "harm": {k: asdict(d) for k, d in c.harm.items()},
                 "adapter": c.adapter,
+                "budget": c.budget,
+                "alternatives": [asdict(a) for a in c.alternatives],
+                "too_dear": c.too_dear,
+                "outcome": c.outcome,  # for who reads the file; it follows from the rest
             }
             for c in report.comparisons
         ],
@@ -250,14 +259,27 @@ def _load(path: Path) -> Any:
 
 
 def _comparison(data: Mapping[str, Any], folder: Path) -> Comparison:
-    return Comparison(
+    comparison = Comparison(
         before=_finding(data["before"], folder, "before"),
         after=None if data["after"] is None else _finding(data["after"], folder, "after"),
         remedy=_is(data["remedy"], str),
         differences={k: _difference(d) for k, d in data["differences"].items()},
         harm={k: _difference(d) for k, d in data["harm"].items()},
         adapter=data["adapter"] if data["adapter"] is None else _is(data["adapter"], str),
+        budget=data["budget"],
+        alternatives=tuple(_alternative(a) for a in data["alternatives"]),
+        too_dear=_is(data["too_dear"], bool),
     )
+    _numbers(comparison.budget)
+    return comparison
+
+
+def _alternative(data: Mapping[str, Any]) -> Alternative:
+    a = Alternative(**data)
+    _numbers(a.gain, a.gain_low, a.gain_high, a.cost, a.cost_low, a.cost_high)
+    for text in (a.key, a.title):
+        _is(text, str)
+    return a
 
 
 def _difference(data: Mapping[str, Any]) -> Difference:

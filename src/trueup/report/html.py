@@ -13,7 +13,7 @@ import math
 import re
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -136,6 +136,7 @@ def _fault(
         "rows": [_row(r) for r in words.rows(c)],
         "harm": [_row(r) for r in words.harm_rows(c)],
         "harm_sentence": _hold(words.harm_sentence(c)),
+        "frontier": _frontier(c),
         "charts": pictures,
         "examples": examples.shown(table, cell, sliders),
         "paper": _paper(known.get("paper")),
@@ -197,6 +198,43 @@ def _strip(before: Finding, after: Finding | None) -> dict[str, Any] | None:
         "threshold_text": words.number(before.threshold),
         "unit": words.clean(before.unit, 120),
     }
+
+
+def _frontier(c: Comparison) -> dict[str, Any] | None:
+    """What the repairs that were tried gain and cost, as a picture (in per cent of its width and height) and a table."""
+    tried = [
+        a
+        for a in c.alternatives
+        if all(map(math.isfinite, (a.gain, a.gain_low, a.gain_high, a.cost, a.cost_low, a.cost_high)))
+    ]
+    if not tried:
+        return None
+    across = _scale([c.budget, 0.0, *(x for a in tried for x in (a.cost, a.cost_low, a.cost_high))])
+    up = _scale([0.0, *(x for a in tried for x in (a.gain, a.gain_low, a.gain_high))])
+    points = []
+    for i, a in enumerate(tried, 1):
+        gain, cost = words.price(a)
+        points.append({
+            "number": i, "title": words.clean(a.title, 160), "key": words.clean(a.key, 60), "gain": gain, "cost": cost,
+            "x": across(a.cost), "left": across(a.cost_low), "right": across(a.cost_high),
+            "y": 100 - up(a.gain), "bottom": 100 - up(a.gain_low), "top": 100 - up(a.gain_high),
+            "chosen": a.chosen, "saveable": a.saveable,
+        })  # fmt: skip
+    return {
+        "points": points,
+        "budget": across(c.budget),
+        "nothing": 100 - up(0.0),
+        "budget_text": f"{100 * c.budget:.3g}",
+        "unit": words.clean(c.before.unit, 120),
+        "alt": f"{len(tried)} repairs by what they gain and what they cost; the table below has the numbers.",
+    }
+
+
+def _scale(values: Sequence[float]) -> Callable[[float], float]:
+    """Where a value lies between the smallest and the largest of `values`, in per cent, with a margin of 4 on both sides."""
+    low, high = min(values), max(values)
+    width = (high - low) or 1.0
+    return lambda x: round(4 + 92 * (x - low) / width, 2)
 
 
 def _paper(text: Any) -> dict[str, str] | None:

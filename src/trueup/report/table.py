@@ -39,6 +39,10 @@ _STYLE = {
 }
 
 
+OTHERS = 5
+"""Of the repairs that were tried and not taken: how many the terminal names. The page has all."""
+
+
 def findings_table(report: Report) -> RenderableType:
     """The whole report for a terminal of 80 columns or more.
 
@@ -106,7 +110,22 @@ def _fault(comparison: Comparison) -> list[RenderableType]:
             parts.append(table)
         if comparison.remedy:
             parts.append(_text(f"Repair: {comparison.remedy}", "", 600))
+    parts += _others(comparison)
     return parts
+
+
+def _others(comparison: Comparison) -> list[RenderableType]:
+    """The other repairs that an adapter can carry and that help, by gain and cost: at most `OTHERS` of them."""
+    tried = [a for a in comparison.alternatives if a.saveable and not a.chosen and a.gain_low > 0][:OTHERS]
+    if not tried:
+        return []
+    table = _table()
+    table.add_column("another repair: --take ...", overflow="fold", ratio=1)
+    table.add_column("gain", width=23, overflow="fold")
+    table.add_column("points of accuracy lost", width=24, overflow="fold")
+    for a in tried:
+        table.add_row(_text(a.key), *words.price(a))
+    return [table]
 
 
 def sparklines(comparison: Comparison) -> list[str]:

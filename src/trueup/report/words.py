@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from trueup.faults.fault import Better, Comparison, Difference, Finding, Measure, Outcome
+from trueup.faults.fault import Alternative, Better, Comparison, Difference, Finding, Measure, Outcome
 
 State = Outcome | Literal["not measured"]
 Change = Literal["better", "worse", "no clear change", "same", "changed", "unknown"]
@@ -137,7 +137,8 @@ def verdict(comparison: Comparison) -> str:
     if before.verdict == "undecided":
         opening = (f"Undecided: {now}. {_sentence(before.doubt)}" if before.doubt else opening) + _needed(before)
     if after is None:
-        return f"{opening} {_sentence(comparison.remedy)}".rstrip()
+        dear = f"A trade-off: each repair that helps costs more than the budget. {opening}"
+        return f"{dear if which == 'trade-off' else opening} {_sentence(comparison.remedy)}".rstrip()
     scale, course = f"({unit}; threshold {threshold})", _course(comparison, after)
     if which in ("clear", "undecided"):
         said = "with a measurable gain" if comparison.gained else "with no measurable gain"
@@ -253,3 +254,10 @@ def harm_sentence(comparison: Comparison) -> str:
     if said["unknown"]:
         parts.append(f"Not known: {said['unknown']}.")
     return " ".join(parts)
+
+
+def price(a: Alternative) -> tuple[str, str]:
+    """What a repair that was tried gains and costs, each with its interval; the cost in points of accuracy."""
+    gain = Difference(a.gain, a.gain_low, a.gain_high, math.nan)
+    cost = Difference(100 * a.cost, 100 * a.cost_low, 100 * a.cost_high, math.nan)
+    return interval(gain, sign=True), interval(cost, sign=True)

@@ -102,7 +102,9 @@ def fitting(subject: Subject) -> None:
     shots, template = pool_of(subject), subject.template
     assert template is not None
     stop = wording(subject.tokenizer, template).stop
-    ends = stop or "\n"  # a tokenizer that knows no line break ends nothing there, and a line of several lines is still none
+    ends = (
+        stop or "\n"
+    )  # a tokenizer that knows no line break ends nothing there, and a line of several lines is still none
     broken = [(x, y) for x, y in shots.pool if ends in y or ("\n" in x and "\n" in (ends, template.text[-1:]))]
     if broken:
         text, answer = broken[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from trueup.faults.confounding.mixes import (
     nominal,
     statistics,
 )
-from trueup.faults.fault import Finding, NoRemedy
+from trueup.faults.fault import Alternative, Finding, NoRemedy
 from trueup.measure import lean
 from trueup.measure.divergence import probed
 from trueup.measure.folds import folds
@@ -85,7 +85,7 @@ def repair(
     e = evidence(subject, corpus, attribute, coupling, seed)
     table, variants = tried(e, retrain=retrain, resamples=min(resamples, RESAMPLES), seed=seed)
     about = {
-        "candidates": table, "frontier": frontier(table), "table": _markdown(table), "attribute": attribute,
+        "candidates": table, "table": _markdown(table), "attribute": attribute,
         "groups": finding.details["groups"], "seed": seed, "max_cost": max_cost,
         "anchor": None if e.prompt is None else ("P0" if e.start is not None else "the tuned prompt"),
         "examples": {"train": len(e.train), "chose": int(e.choosing.sum()), "judged": int((~e.choosing).sum())},
@@ -103,9 +103,10 @@ def repair(
             session().note(f"The repair '{row['title']}' was passed over, because it cannot be saved: {why}")
             row = None if take else best_of(table, max_cost)
     if row is None or not (take or (row["high"] < 0 < row["gain"] and row["cost low"] <= max_cost)):
-        return NoRemedy(why_none(table, row, max_cost), about)
+        why, too_dear = why_none(table, row, max_cost)
+        return NoRemedy(why, about, frontier(table), too_dear)
     row["chosen"] = True
-    about["frontier"] = frontier(table)
+    about["frontier"] = [asdict(a) for a in frontier(table)]
     describe = (
         f"{row['title'][0].upper()}{row['title'][1:]} ({row['variant']}): on {about['examples']['judged']} calibration examples "
         f"that chose nothing, the lean on '{attribute}' moved by {row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
@@ -118,17 +119,16 @@ def repair(
     return remedy_of(subject, change, about | {"describe": describe, "chosen": row["key"]})
 
 
-def frontier(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each repair gains (lean taken away) and costs (accuracy as the data are), with intervals, on examples that chose
-    nothing. Best gain first; `key` names it for ``take``."""
-    return [
-        {
-            "key": r["key"], "title": r["title"], "chosen": r.get("chosen", False), "saveable": r["saveable"],
-            "gain": -r["severity"], "gain low": -r["high"], "gain high": -r["low"],
-            "cost": r["cost"], "cost low": r["cost low"], "cost high": r["cost high"],
-        }
+def frontier(table: list[dict[str, Any]]) -> tuple[Alternative, ...]:
+    """What each repair gains (lean taken away) and costs (accuracy as the data are), on examples that chose nothing; best gain
+    first."""
+    return tuple(
+        Alternative(
+            r["key"], r["title"], -r["severity"], -r["high"], -r["low"], r["cost"], r["cost low"], r["cost high"],
+            r.get("chosen", False), r["saveable"],
+        )
         for r in sorted(table, key=lambda r: r["severity"]) if r["source"] != CONTROL
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def taken(table: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
@@ -156,8 +156,8 @@ def _helps(row: Mapping[str, Any]) -> bool:
     )
 
 
-def why_none(table: list[dict[str, Any]], row: Mapping[str, Any] | None, max_cost: float) -> str:
-    """Why no repair is handed over, as a sentence."""
+def why_none(table: list[dict[str, Any]], row: Mapping[str, Any] | None, max_cost: float) -> tuple[str, bool]:
+    """Why no repair is handed over, as a sentence; and whether that is its price."""
     repairs = [r for r in table if r["source"] != CONTROL]
     helped = [r for r in repairs if _helps(r)]
     dear = [r for r in helped if r["saveable"] and r["chose cost"] > max_cost]
@@ -165,32 +165,36 @@ def why_none(table: list[dict[str, Any]], row: Mapping[str, Any] | None, max_cos
     if row is not None and row["high"] < 0 < row["gain"]:
         dear = [dict(row) | {"chose cost": row["cost"]}]
     elif row is not None:
-        return (
+        said = (
             f"Of {len(repairs)} repairs {row['title']} was the best on the calibration examples that choose, and those that chose "
             f"nothing do not confirm it: the lean moved by {row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]."
         )
+        return said, False
     if dear:
         least = min(dear, key=lambda r: r["chose cost"])
-        return (
-            f"Trade-off: {listing([r['title'] for r in dear])} would lower the lean at a cost above the budget of {max_cost:.1%} "
+        said = (
+            f"{listing([r['title'] for r in dear])} would lower the lean, each at a cost above the budget of {max_cost:.1%} of "
             f"accuracy as the data are (the least, {least['title']}: {least['chose cost']:.1%}). Raise the budget "
-            f"(--set confounding.max_cost={math.ceil(100 * least['chose cost']) / 100:g}), or take one by name "
-            f"(--set confounding.take={least['key']})."
+            f"(--max-cost {math.ceil(100 * least['chose cost']) / 100:g}), or take one by name (--take {least['key']})."
         )
+        return said[0].upper() + said[1:], True
     if refused := [r for r in repairs if "refused" in r]:
-        return (
+        said = (
             f"{listing([r['title'] for r in refused])} helped and cannot be saved: {refused[0]['refused'].rstrip('.')}."
         )
+        return said, False
     if functions:
         named = [r["title"] for r in functions]
-        return f"{listing(named)} helped, but no adapter computes {it_or_them(named)}; no other of {len(repairs)} repairs did."
+        said = f"{listing(named)} helped, but no adapter computes {it_or_them(named)}; no other of {len(repairs)} repairs did."
+        return said, False
     if not repairs:
-        return "No family of repairs goes with this subject."
+        return "No family of repairs goes with this subject.", False
     best = max(repairs, key=lambda r: r["level"])
-    return (
+    said = (
         f"Of {len(repairs)} repairs none lowered the lean on calibration examples and raised AUPRC over all mixes (the best, "
         f"{best['title']}: lean {best['chose lean before']:.3f} before and {best['chose lean']:.3f} after)."
     )
+    return said, False
 
 
 def _markdown(table: list[dict[str, Any]]) -> str:
@@ -230,8 +234,8 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> str:
         f"{'' if d.high < 0 else 'not measurably '}less {name}" for name, d in (("used", used), ("present", present))
     )
     return (
-        f"Inside the attribute is {words}: how far the group moves the mean prediction at a given label changed by {used.value:+.3f} "
-        f"[{used.low:+.3f}, {used.high:+.3f}], and a probe reads it from the last features with a balanced "
+        f"Inside the attribute is {words}: how far the group moves the mean prediction at a given label changed by "
+        f"{used.value:+.3f} [{used.low:+.3f}, {used.high:+.3f}], and a probe reads it from the last features with a balanced "
         f"accuracy of {before:.3f} before and {after:.3f} after ({present.value:+.3f} [{present.low:+.3f}, {present.high:+.3f}])."
     )
 

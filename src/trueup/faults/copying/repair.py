@@ -226,8 +226,9 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
         )  # fmt: skip
     if (most := max([got.loss(base), *lost])) > ALLOWED:
         return NoRemedy(
-            f"Trade-off: scaling {best.units} units lowers wrong copies ({moved}), but up to {most:.1%} of accuracy may be lost "
+            f"Scaling {best.units} units lowers wrong copies ({moved}), but up to {most:.1%} of accuracy may be lost "
             f"{'here' if most == got.loss(base) else 'where copying is right'}, and at most {ALLOWED:.0%} are allowed.", about,
+            too_dear=True,
         )  # fmt: skip
     layers = sorted(best.scales)
     where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
