@@ -86,7 +86,41 @@ def test_a_check_finds_and_repairs(done: tuple[Path, Said]) -> None:
     assert c["differences"]["severity"]["high"] < 0
     page = (out / "report.html").read_text()
     assert "Confounding" in page
-    assert "site=loud" in page
+    assert "site is loud" in page
+
+
+def test_another_repair_is_taken_by_its_name(done: tuple[Path, Said], sick: Path, here: Path) -> None:
+    page = (done[0] / "report.html").read_text()
+    (c,) = told(done[0])["comparisons"]
+    tried = {a["key"]: a for a in c["alternatives"]}
+    (chosen,) = [k for k, a in tried.items() if a["chosen"]]
+    other = next(k for k, a in tried.items() if a["saveable"] and a["gain_low"] > 0 and not a["chosen"])
+    assert "What repairs gain and cost" in page
+    assert f"<code>--take {other}</code>" in page
+    assert f"<code>--take {chosen}</code>" not in page
+    assert other in done[1].out
+    words_ = words(sick, "--confounder", "site", "--fault", "confounding", "-o", "out")
+    assert trueup(*words_, "--take", other).code == 1
+    (taken,) = told(here / "out")["comparisons"]
+    assert [a["key"] for a in taken["alternatives"] if a["chosen"]] == [other]
+    assert json.loads((here / "out" / "confounding" / "trueup.json").read_text())["chosen"] == other
+    said = trueup(*words_, "--force", "--take", other + "x")
+    assert said.code in (1, 2), said
+    assert f"Did you mean '{other}'?" in said.err + said.out.replace("\n", " ")
+
+
+def test_where_each_repair_costs_more_than_the_budget_the_word_is_trade_off(sick: Path, here: Path) -> None:
+    said = trueup(*words(sick, "--confounder", "site", "--fault", "confounding", "--max-cost", 0, "-o", "out"))
+    assert (said.err, said.code) == ("", 1)
+    (c,) = told(here / "out")["comparisons"]
+    assert (c["outcome"], c["adapter"]) == ("trade-off", None)
+    assert "--max-cost" in c["remedy"]
+    assert "--take" in c["remedy"]
+    assert "trade-off" in said.out
+    assert not (here / "out" / "confounding").exists()
+    said = trueup(*words(sick, "--fault", "overconfidence", "--max-cost", 0.1, "-o", "other"))
+    assert said.code == 2
+    assert "--max-cost goes with the repair of confounding, and not with that of overconfidence." in said.err
 
 
 def test_of_two_columns_the_first_is_examined_and_a_note_names_the_other(done: tuple[Path, Said], sick: Path) -> None:
