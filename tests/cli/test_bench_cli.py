@@ -30,7 +30,7 @@ def test_the_verdicts_of_one_fault_are_put_to_the_test(here: Path) -> None:
     assert said.code == 0, said.err
     assert {p.name for p in (here / "out").iterdir()} == {"manifest.json", "verdicts.json", "verdicts.md"}
     assert (here / "out" / "verdicts.md").read_text().strip() in said.out
-    assert "| rigidity | equal, no seed noise | 60 |" in said.out
+    assert "| rigidity | equal, no seed noise | 0% / " in said.out
     assert "copying" not in said.out
 
 

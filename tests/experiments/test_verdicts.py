@@ -68,13 +68,29 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
 def test_the_table_says_what_falls_short():
     row = {"fault": "f", "world": "w", "kind": "null", "n": 1000, "runs": 200, "held": {"severity": (20, 150, 30)}}
     bad = verdicts.table({"rows": [row | {"words": {"found": 20, "clear": 100, "undecided": 80}}]})
-    assert "found too often, severity covered 75%" in bad
+    assert "| 10% / 50% | 75% |  | found too often at 1,000, severity covered 75% at 1,000 |" in bad
     good = verdicts.table(
         {"rows": [row | {"words": {"found": 2, "clear": 198, "undecided": 0}, "held": {"severity": (4, 190, 6)}}]}
     )
-    assert good.splitlines()[-1].endswith("| severity 95% |  |")
+    assert good.splitlines()[-1] == "| f | w | 1% / 99% | 95% |  |  |"
     blind = {"kind": "fault", "held": {}, "words": {"found": 100, "clear": 0, "undecided": 100}}
-    assert "found too rarely" in verdicts.table({"rows": [row | blind]})
+    assert "found too rarely at 1,000" in verdicts.table({"rows": [row | blind]})
+
+
+def test_the_table_has_a_line_for_each_world_and_pools_the_intervals_of_its_sizes():
+    row = {
+        "fault": "f",
+        "world": "w",
+        "kind": "fault",
+        "runs": 100,
+        "words": {"found": 90, "clear": 0, "undecided": 10},
+    }
+    sizes = {60: (50, 50, 0), 200: (2, 96, 2), 1000: (4, 94, 2)}
+    lines = verdicts.table(
+        {"rows": [row | {"n": n, "held": {"severity": h, "floor": h, "gap": (0, 100, 0)}} for n, h in sizes.items()]}
+    ).splitlines()
+    assert lines[-1] == "| f | w (fault) | 90% / 0% | 90% / 0% | 90% / 0% | 95% | 95% to 100% |  |"
+    assert lines[-3].startswith("| fault | world | n = 60 | n = 200 | n = 1,000 |")
 
 
 def test_no_runs_are_refused():

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import json
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from trueup.measure.worlds import WORDS, Rates, World, rates
 from trueup.store import atomic
 
 SIZES = (60, 200, 1000, 4000)
+HELD_FROM = 200
+"""Clusters from which on intervals must hold the truth as often as they say."""
 CHUNK = 20
 """Draws that a killed run loses at most."""
 
@@ -121,7 +123,7 @@ def _missed(row: Mapping[str, Any], got: Rates) -> list[str]:
         missed.append("found too often")
     if row["kind"] == "fault" and row["n"] == 1000 and high < 0.8:
         missed.append("found too rarely")
-    if row["n"] >= 200:
+    if row["n"] >= HELD_FROM:
         for key, (below, inside, above) in got.held.items():
             ends = wilson(inside, below + inside + above)
             if float(ends[1]) < 0.92:
@@ -130,20 +132,31 @@ def _missed(row: Mapping[str, Any], got: Rates) -> list[str]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The rates as Markdown: a line for each world and size."""
+    """The rates as Markdown: a line for each world. Of found and clear in per cent of the draws; the rest is undecided."""
+    sizes = list(dict.fromkeys(row["n"] for row in result["rows"]))
     lines = [
-        "| fault | world | n | found | clear | undecided | 95% intervals that hold the truth | short of what is required |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| fault | world | {' | '.join(f'n = {n:,}' for n in sizes)} | severity held | others held | short of what is required |",
+        "|---" * (len(sizes) + 5) + "|",
     ]
-    for row in sorted(result["rows"], key=lambda r: (r["fault"], r["kind"] != "null")):
-        got = _rates(row)
-        covered = {k: c for k in got.held if (c := got.coverage(k)) == c}
-        head = f"severity {covered['severity']:.0%}; " if "severity" in covered else ""
-        rest = [c for k, c in covered.items() if k != "severity"]
-        said = f"{head}others {min(rest):.0%} to {max(rest):.0%}" if rest else head.rstrip("; ")
+    rows = sorted(result["rows"], key=lambda r: (r["fault"], r["kind"] != "null"))
+    for fault, world, kind in dict.fromkeys((r["fault"], r["world"], r["kind"]) for r in rows):
+        own = {r["n"]: r for r in rows if (r["fault"], r["world"]) == (fault, world)}
+        said = [f"{got.rate('found'):.0%} / {got.rate('clear'):.0%}" for n in sizes if (got := _rates(own[n]))]
+        large = sum((_rates(r) for n, r in own.items() if n >= HELD_FROM), Rates())
+        covered = {k: c for k in large.held if (c := large.coverage(k)) == c}
+        severity = [covered.pop("severity")] if "severity" in covered else []
+        missed = [f"{m} at {n:,}" for n, r in own.items() for m in _missed(r, _rates(r))]
         lines.append(
-            f"| {row['fault']} | {row['world']}{'' if row['kind'] == 'null' else ' (fault)'} | {row['n']:,} | "
-            f"{got.rate('found'):.1%} | {got.rate('clear'):.1%} | {got.rate('undecided'):.1%} | {said} | "
-            f"{', '.join(_missed(row, got))} |"
+            f"| {fault} | {world}{'' if kind == 'null' else ' (fault)'} | {' | '.join(said)} | "
+            f"{_range(severity)} | {_range(covered.values())} | "
+            f"{', '.join(missed)} |"
         )
-    return "\n".join(lines) + "\n"
+    return (
+        "Found / clear, per cent of the draws; the rest is undecided. Held: 95% intervals that hold the truth, from "
+        f"n = {HELD_FROM} on.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _range(shares: Collection[float]) -> str:
+    ends = [f"{f(shares):.0%}" for f in (min, max)] if shares else [""]
+    return " to ".join(dict.fromkeys(ends))
