@@ -99,7 +99,14 @@ def _measured(comparison: Comparison) -> str:
         if harm
         else ""
     )
-    return f"On held-out examples that chose nothing; 95% intervals in brackets.\n\n{table}{lost}"
+    word = comparison.outcome
+    price = (
+        f": it costs more accuracy than the budget of {100 * comparison.budget:.3g} points" if word == "trade-off" else ""
+    )
+    return (
+        f"**{word.capitalize()}**{price}. The audit before the repair says {before.verdict}, the one after it {after.verdict} "
+        f"(threshold {before.threshold:g}). On held-out examples that chose nothing; 95% intervals in brackets.\n\n{table}{lost}"
+    )
 
 
 def _difference(differences: Mapping[str, Difference], key: str) -> str:
