@@ -101,7 +101,9 @@ def _measured(comparison: Comparison) -> str:
     )
     word = comparison.outcome
     price = (
-        f": it costs more accuracy than the budget of {100 * comparison.budget:.3g} points" if word == "trade-off" else ""
+        f": it costs more accuracy than the budget of {100 * comparison.budget:.3g} points"
+        if word == "trade-off"
+        else ""
     )
     return (
         f"**{word.capitalize()}**{price}. The audit before the repair says {before.verdict}, the one after it {after.verdict} "

@@ -220,10 +220,13 @@ def _frontier(c: Comparison) -> dict[str, Any] | None:
             "y": 100 - up(a.gain), "bottom": 100 - up(a.gain_low), "top": 100 - up(a.gain_high),
             "chosen": a.chosen, "saveable": a.saveable,
         })  # fmt: skip
+    most, best = (max(max(getattr(a, k) for a in tried), 0.0) for k in ("cost_high", "gain_high"))
     return {
         "points": points,
         "budget": across(c.budget),
         "nothing": 100 - up(0.0),
+        "right": {"at": across(most), "text": f"{100 * most:+.1f} points lost"},
+        "top": {"at": 100 - up(best), "text": f"{words.number(best, sign=True)} gained"},
         "budget_text": f"{100 * c.budget:.3g}",
         "unit": words.clean(c.before.unit, 120),
         "alt": f"{len(tried)} repairs by what they gain and what they cost; the table below has the numbers.",

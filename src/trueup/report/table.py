@@ -124,7 +124,7 @@ def _others(comparison: Comparison) -> list[RenderableType]:
     table.add_column("gain", width=23, overflow="fold")
     table.add_column("points of accuracy lost", width=24, overflow="fold")
     for a in tried:
-        table.add_row(_text(a.key), *words.price(a))
+        table.add_row(_text(a.key), *map(" ".join, words.price(a)))
     return [table]
 
 

@@ -256,8 +256,7 @@ def harm_sentence(comparison: Comparison) -> str:
     return " ".join(parts)
 
 
-def price(a: Alternative) -> tuple[str, str]:
-    """What a repair that was tried gains and costs, each with its interval; the cost in points of accuracy."""
-    gain = Difference(a.gain, a.gain_low, a.gain_high, math.nan)
-    cost = Difference(100 * a.cost, 100 * a.cost_low, 100 * a.cost_high, math.nan)
-    return interval(gain, sign=True), interval(cost, sign=True)
+def price(a: Alternative) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What a repair that was tried gains and costs, each as the estimate and its interval; the cost in points of accuracy."""
+    cost, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (a.cost, a.cost_low, a.cost_high))
+    return parts(Difference(a.gain, a.gain_low, a.gain_high, math.nan), sign=True), (cost, f"[{low}, {high}]")
