@@ -18,7 +18,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 
 from trueup.errors import BadInput
 from trueup.measure._rows import Floats
@@ -39,8 +38,17 @@ def margins(score: Floats) -> Floats:
     """(n, C): the log odds of each class against the rest, which rank as its probability does and never saturate."""
     if score.shape[1] == 2:
         return np.stack([score[:, 0] - score[:, 1], score[:, 1] - score[:, 0]], axis=1)
-    rest = [np.asarray(logsumexp(np.delete(score, c, axis=1), axis=1)) for c in range(score.shape[1])]
-    return score - np.stack(rest, axis=1)
+    # Beside the largest score the others add up as they are; the largest's own rest is told from the second.
+    rows, top = np.arange(len(score)), score.argmax(axis=1)
+    largest = score[rows, top]
+    share = np.exp(score - largest[:, None])
+    others = score.copy()
+    others[rows, top] = -np.inf
+    second = others.max(axis=1)
+    with np.errstate(divide="ignore"):
+        rest = largest[:, None] + np.log(share.sum(axis=1, keepdims=True) - share)
+    rest[rows, top] = second + np.log(np.exp(others - second[:, None]).sum(axis=1))
+    return score - rest
 
 
 def along(direction: ArrayLike, strength: float = NOMINAL) -> Floats:
