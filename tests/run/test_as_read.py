@@ -36,6 +36,13 @@ def corpus(texts: list[str] = TEXT, repeat: int = 1) -> Corpus:
     return Corpus(texts * repeat, np.arange(n) % 2, CLASSES, np.array(["test"] * n))
 
 
+def taught(test: Corpus) -> Corpus:
+    """With as many calibration examples, which an audit of the confidence learns from."""
+    more = [f"{t} cat dog" for t in test.text]
+    parts = np.repeat(["test", "calibration"], len(test))
+    return Corpus([*test.text, *more], np.tile(test.label, 2), test.classes, parts)
+
+
 def ending(base: Path) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer that ends every text with its end token, which serves to pad as well: Llama's, as most people set it up."""
     tok = transformers.AutoTokenizer.from_pretrained(base)
@@ -142,7 +149,7 @@ def test_the_report_warns_from_five_per_cent_on(long: int, warned: bool, base_of
     words = np.array(["good", "bad", "cat", "dog", "film", "loud"])
     texts = [" ".join(rng.choice(words, 30 if i < long else 5)) for i in range(60)]
     subject = fresh(str(base_of("bert")), Lora(2), CLASSES, max_length=16, device="cpu")
-    report = trueup.check(subject, corpus(texts), [trueup.Overconfidence(resamples=20)], repair=False)
+    report = trueup.check(subject, taught(corpus(texts)), [trueup.Overconfidence(resamples=20)], repair=False)
     assert report.provenance["test texts cut there"] == f"{long} of 60 ({long / 60:.1%})"
     assert report.provenance["longest input"] == "16 tokens"
     said = [w for w in report.warnings if "longer than 16 tokens" in w]
@@ -188,7 +195,7 @@ def test_what_peft_says_in_padded_batches_is_told(base_of: Any):
         assert got.tolist() == want
         assert side == "left" or (got != some.label).any(), "a batch changes answers, or the test shows nothing"
         flipped = Corpus(some.text, np.where(np.arange(60) % 5 == 0, 1 - some.label, some.label), CLASSES, some.split)
-        report = trueup.check(subject, flipped, [trueup.Overconfidence(resamples=20)], repair=False)
+        report = trueup.check(subject, taught(flipped), [trueup.Overconfidence(resamples=20)], repair=False)
         (note,) = [n for n in report.notes if "padded batches" in n]
         assert (
             f"right on {(np.array(want) == flipped.label).mean():.1%} of 60 test texts in padded batches of 8" in note
@@ -199,7 +206,7 @@ def test_what_peft_says_in_padded_batches_is_told(base_of: Any):
 def test_other_adapters_are_not_told_of_padding(base_of: Any):
     subject = fresh(str(base_of("llama")), Lora(2), CLASSES, max_length=32, device="cpu")
     texts = [f"good {'cat ' * (i % 5)}bad" for i in range(60)]
-    report = trueup.check(subject, corpus(texts), [trueup.Overconfidence(resamples=20)], repair=False)
+    report = trueup.check(subject, taught(corpus(texts)), [trueup.Overconfidence(resamples=20)], repair=False)
     assert not [n for n in report.notes if "padded batches" in n]
 
 

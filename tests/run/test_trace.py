@@ -343,17 +343,3 @@ def test_the_rank_of_a_subspace_is_found():
     assert maths.rank(rows.T @ rows) == 3
     assert maths.rank(np.zeros((8, 8))) == 0
     assert maths.participation(np.eye(8)) == pytest.approx(8)
-
-
-@pytest.mark.parametrize(
-    ("equal", "own", "told"),
-    [
-        ((0.05, 0.1), (0.04, 0.1), "weights needed"), ((-0.1, 0.01), (0.05, 0.1), "prompt suffices"),
-        ((0.0, 0.1), (0.05, 0.1), "undecided"), ((0.05, 0.1), (-0.03, 0.01), "undecided"),
-    ],
-)  # fmt: skip
-def test_the_verdict_needs_whole_intervals_against_both_prompts(
-    equal: tuple[float, float], own: tuple[float, float], told: str
-):
-    """A prompt on which more was spent, and which weights do not beat, leaves it open."""
-    assert maths.verdict(equal, own, 0.03) == told

@@ -133,10 +133,10 @@ def test_class_names_are_the_models_own_unless_given(base_of):
 
 
 def _used(subject: Subject) -> None:
-    fault = Overconfidence(resamples=20, folds=2)
+    fault = Overconfidence(resamples=20, folds=2).prepared(subject, CORPUS, seed=0)
     finding = fault.audit(subject, CORPUS.part("test"), seed=0)
-    remedy = fault.repair(subject, CORPUS, finding, seed=0)
-    with remedy.on(subject) as repaired:
+    fault.repair(subject, CORPUS, finding, seed=0)
+    with fault.null(subject).on(subject) as repaired:
         predict(repaired, CORPUS)
     wear(subject, *files.adapter_of(subject))
     bare(subject)
