@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
 from trueup.experiments.verdicts import worlds
 from trueup.faults.fault import Fault, Finding, Remedy
-from trueup.measure.worlds import rates
+from trueup.measure.worlds import Rates, rates
 from trueup.run import forward
 from trueup.run.predict import predict
 from trueup.store import atomic
@@ -295,10 +296,13 @@ def nothing_is_found_where_nothing_is(fault: Fault) -> None:
     """A Bayes-optimal, unconfounded, non-copying model is never found, at any n; and the same eyes see a fault."""
     own = [w for w in worlds() if w.fault == fault.name]
     innocent, guilty = ([w for w in own if w.kind == kind] for kind in ("null", "fault"))
+    few, many = Rates(), Rates()
     for n, (runs, step) in DRAWS.items():
         for world in innocent[::step]:
             got = rates(world, n, runs, 3)
-            assert not got.words["found"], (world.name, n, got)
+            few, many = (few + got, many) if n < 1000 else (few, many + got)
+    assert few.words["found"] <= binom.ppf(0.995, few.runs, 0.01), "an interval holds the truth in 95%, and not in all"
+    assert not many.words["found"], "from 1,000 clusters on all intervals are narrower than the threshold"
     assert sum(rates(w, 1000, 1, 3).words["found"] for w in guilty) >= 0.8 * len(guilty) > 0, "the control"
 
 

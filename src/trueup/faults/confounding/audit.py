@@ -32,6 +32,7 @@ from trueup.faults.confounding.mixes import (
     columns,
     differences,
     folded,
+    in_cells,
     judged,
     judges,
     mixes,
@@ -114,7 +115,7 @@ def audit(
     """Examine on all of `corpus`, at the nominal `coupling` (0: as `nominal` has it).
 
     Raises:
-        BadInput: the column is missing, constant or tied to the label, or a (label, group) cell has fewer than 10 examples.
+        BadInput: the column is missing, constant or tied to the label, or a (label, group) cell has fewer than 10 clusters.
     """
     corpus, place = in_order(corpus.relabel(subject.classes))
     if len(only := np.unique(corpus.label)) == 1:
@@ -251,9 +252,7 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
 
 
 def _check_cells(corpus: Corpus, attribute: str, groups: tuple[str, ...]) -> None:
-    # A cluster counts once in each cell: rows that repeat it say nothing of their own.
-    kinds = np.stack([corpus.label, mix.group_index(corpus, attribute, groups), corpus.cluster])
-    table = mix.counts(corpus.take(np.unique(kinds, axis=1, return_index=True)[1]), attribute, groups)
+    table = in_cells(corpus.label, mix.group_index(corpus, attribute, groups), corpus.cluster)
     table = table[table.sum(axis=1) > 0]
     present = [c for i, c in enumerate(corpus.classes) if (corpus.label == i).any()]
     y, z = np.unravel_index(int(table.argmin()), table.shape)
