@@ -209,6 +209,10 @@ def an_unknown_architecture_is_refused_by_name(fault: Fault) -> None:
     assert fault.applies_to(replace(subject, classes=subject.classes[:1]), corpus) is not None
 
 
+TOGETHER = {"judges", "probed"}
+"""Samples that are of all examined examples together: which of them judge, and what a probe that the others taught says."""
+
+
 @law
 def an_example_does_not_depend_on_its_neighbours(fault: Fault) -> None:
     fault = prepared(fault, "planted")
@@ -217,7 +221,8 @@ def an_example_does_not_depend_on_its_neighbours(fault: Fault) -> None:
     whole = fault.audit(subject, test, seed=0)
     half = np.arange(len(test)) % 2 == 0
     part = fault.audit(subject, test.take(half), seed=0)
-    for k, v in part.samples.items():
+    for k in part.samples.keys() - TOGETHER:
+        v = part.samples[k]
         assert np.allclose(np.asarray(whole.samples[k])[half].astype(float), v.astype(float), atol=1e-5), k
 
 
@@ -286,7 +291,7 @@ def rows_that_are_repeated_say_nothing_new(fault: Fault) -> None:
 
 # ------------------------------------------------------------------------------------------ nothing is found where nothing is
 
-DRAWS = {60: (3, 1), 200: (2, 1), 1000: (1, 3), 4000: (1, 6)}
+DRAWS = {60: (2, 1), 200: (1, 1), 1000: (1, 4), 4000: (1, 8)}
 """By the number of independent clusters: how many data sets are drawn of each world without the fault that is looked at, and
 at which stride through these worlds."""
 
