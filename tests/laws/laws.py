@@ -299,6 +299,11 @@ at which stride through these worlds."""
 @law
 def nothing_is_found_where_nothing_is(fault: Fault) -> None:
     """A Bayes-optimal, unconfounded, non-copying model is never found, at any n; and the same eyes see a fault."""
+    subject, corpus = fault.planted("healthy")
+    test = corpus.part("test")
+    few_rows = prepared(fault, "healthy").audit(subject, test.take(np.arange(0, len(test), 4)), seed=0)
+    assert [few_rows.found, _severity(fault, "healthy").found] == [False, False]
+    assert _severity(fault, "planted").found, "the control"
     own = [w for w in worlds() if w.fault == fault.name]
     innocent, guilty = ([w for w in own if w.kind == kind] for kind in ("null", "fault"))
     few, many = Rates(), Rates()
@@ -307,14 +312,5 @@ def nothing_is_found_where_nothing_is(fault: Fault) -> None:
             got = rates(world, n, runs, 3)
             few, many = (few + got, many) if n < 1000 else (few, many + got)
     assert few.words["found"] <= binom.ppf(0.995, few.runs, 0.01), "an interval holds the truth in 95%, and not in all"
-    assert not many.words["found"], "from 1,000 clusters on all intervals are narrower than the threshold"
-    assert sum(rates(w, 1000, 1, 3).words["found"] for w in guilty) >= 0.8 * len(guilty) > 0, "the control"
-
-
-@law
-def the_healthy_case_is_not_found_however_many_rows_there_are(fault: Fault) -> None:
-    subject, corpus = fault.planted("healthy")
-    test = corpus.part("test")
-    few = prepared(fault, "healthy").audit(subject, test.take(np.arange(0, len(test), 4)), seed=0)
-    assert [few.found, _severity(fault, "healthy").found] == [False, False]
-    assert _severity(fault, "planted").found, "the control"
+    assert not many.words["found"], "with 1,000 clusters and more, chance is no excuse"
+    assert sum(rates(w, 1000, 1, 3).words["found"] for w in guilty) >= 0.8 * len(guilty), "the control"

@@ -39,9 +39,8 @@ def folds(stratum: ArrayLike, k: int, *, seed: Seed, cluster: ArrayLike | None =
     held = np.zeros((int(ids.max()) + 1, values.size), np.int64)
     np.add.at(held, (ids, of), 1)
     order = np.random.default_rng(seed).permutation(len(held))
-    # Strata go by the first cluster that holds them, so that their names have no say.
-    first = (held[order] > 0).argmax(axis=0)
-    held = held[:, np.lexsort((held.sum(axis=0), -held[order[first], np.arange(values.size)], first))]
+    # Strata go by the clusters that hold them, from the first shuffled one on, so that their names have no say.
+    held = held[:, np.lexsort(-held[order[::-1]])]
     size, most = held.sum(axis=1), held.argmax(axis=1)
     order = order[np.lexsort((most[order], -size[order]))]
     fold = np.empty(size.size, np.int64)
