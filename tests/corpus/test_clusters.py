@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trueup.corpus.clusters import clusters, repeated
+from trueup.corpus.clusters import clusters, in_order, repeated
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
 from trueup.errors import BadInput
@@ -76,6 +76,19 @@ def test_a_rows_number_does_not_depend_on_where_it_stands(rows, random):
 def corpus(texts, **more) -> Corpus:
     n = len(texts)
     return Corpus(texts, np.arange(n) % 2, ("a", "b"), np.array(["test"] * n), **more)
+
+
+@given(st.permutations(range(8)))
+def test_rows_have_an_order_that_shuffling_does_not_change(order):
+    texts, label = list("abcabcaa"), np.array([0, 1, 0, 0, 0, 1, 1, 0])
+    site = np.array(["x", "y", "y", "x", "x", "y", "x", "y"])
+    whole = Corpus(texts, label, ("no", "yes"), np.array(["test"] * 8), attributes={"site": site})
+    moved = whole.take(np.array(order))
+    (one, _), (other, place) = in_order(whole), in_order(moved)
+    for a, b in ((one.text, other.text), (one.label, other.label), (one.attributes["site"], other.attributes["site"])):
+        assert list(a) == list(b)
+    assert [other.text[i] for i in place] == moved.text, "and what is found goes back to where its row stood"
+    assert other.label[place].tolist() == moved.label.tolist()
 
 
 def test_a_part_keeps_the_numbers_of_the_whole():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trueup.errors import BadInput
+from trueup.experiments.verdicts import worlds
 from trueup.faults.fault import each_fault
 
 from .broken import Broken
@@ -14,7 +15,12 @@ from .laws import LAWS
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("fault", each_fault(), ids=lambda f: f.name)
 def test_law_holds(fault, law):
-    law(fault())
+    law(fault(resamples=400))  # fewer than a user's, to be fast: no law is about how many
+
+
+@pytest.mark.parametrize("fault", each_fault(), ids=lambda f: f.name)
+def test_every_fault_has_worlds_with_it_and_without_it(fault):
+    assert {w.kind for w in worlds() if w.fault == fault.name} == {"null", "fault"}
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
 from trueup.errors import BadInput
-from trueup.measure.divergence import CAP, decodability, sliced_wasserstein
+from trueup.measure.divergence import CAP, decodability, probed, sliced_wasserstein
 
 
 @settings(deadline=None, max_examples=50)
@@ -110,6 +110,16 @@ def test_the_smallest_cell_decides_and_the_rest_is_capped():
         decodability(x, group, label, seed=0, folds=6)
     many, _ = decodability(x[:1400], group[:1400], label[:1400], seed=0)
     assert many * 2 * CAP == pytest.approx(round(many * 2 * CAP))
+
+
+def test_what_labels_and_groups_are_called_has_no_say():
+    x, label, group = cloud(300, 5)
+    cluster = np.arange(300) // 2
+    (found, control), (rows, told) = (f(x, group, label, seed=0, cluster=cluster) for f in (decodability, probed))
+    label, group = 1 - label, 1 - group
+    again, (same, there) = (f(x, group, label, seed=0, cluster=cluster) for f in (decodability, probed))
+    assert again == (found, control)
+    assert (same.tolist(), there.tolist()) == (rows.tolist(), told.tolist())
 
 
 def test_a_constant_feature_does_no_harm_and_it_is_fast():

@@ -43,6 +43,14 @@ def test_the_rows_order_has_no_say(rows, k, random):
     assert folds(stratum[order], k, seed=1, cluster=cluster[order]).tolist() == fold[order].tolist()
 
 
+@given(ROWS, st.integers(2, 5), st.permutations(range(3)))
+def test_what_strata_are_called_has_no_say(rows, k, names):
+    stratum, cluster = np.array(rows).T
+    cluster = np.unique(cluster * 3 + stratum, return_inverse=True)[1]  # each cluster in one stratum
+    kept = folds(stratum, k, seed=1, cluster=cluster)
+    assert folds(np.array(names)[stratum], k, seed=1, cluster=cluster).tolist() == kept.tolist()
+
+
 def test_the_seed_matters():
     assert folds(np.zeros(50), 2, seed=0).tolist() != folds(np.zeros(50), 2, seed=1).tolist()
 

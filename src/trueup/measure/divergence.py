@@ -73,9 +73,9 @@ def decodability(
     rng = np.random.default_rng(np.random.SeedSequence([*_entropy(seed), 1]))
     control = []
     for _ in range(CONTROLS):
-        mixed = z.copy()
+        mixed, place = z.copy(), rng.permutation(z.size)
         for c in range(int(y.max()) + 1):
-            mixed[y == c] = rng.permutation(z[y == c])
+            mixed[y == c] = z[y == c][np.argsort(place[y == c])]
         control.append(_told(x, mixed, y, folds, rng, ids).mean())
     return float(hit.mean()), float(np.mean(control))
 
@@ -117,7 +117,11 @@ def probed(
         )
     rng = np.random.default_rng(seed)
     k = min(int(size.min()), CAP)
-    rows = np.concatenate([_some(y * groups.size + z == cell, k, rng) for cell in range(size.size)])
+    # One order of all clusters serves every cell, so that what labels and groups are called has no say.
+    of = np.arange(z.size) if cluster is None else np.unique(cluster, return_inverse=True)[1]
+    order = np.argsort(rng.permutation(int(of.max()) + 1)[of], kind="stable")
+    cell = (y * groups.size + z)[order]
+    rows = np.sort(np.concatenate([order[cell == c][:k] for c in range(size.size)]))
     ids = None if cluster is None else np.asarray(cluster)[rows]
     return rows, _told(x[rows], z[rows], y[rows], folds, rng, ids)
 
@@ -126,10 +130,6 @@ def _entropy(seed: Seed) -> list[int]:
     return (
         list(np.random.SeedSequence(seed).generate_state(4)) if isinstance(seed, int) else list(seed.generate_state(4))
     )
-
-
-def _some(member: NDArray[np.bool_], k: int, rng: np.random.Generator) -> NDArray:
-    return rng.permutation(np.flatnonzero(member))[:k]
 
 
 def _told(

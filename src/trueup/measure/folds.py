@@ -23,7 +23,7 @@ def folds(stratum: ArrayLike, k: int, *, seed: Seed, cluster: ArrayLike | None =
         k: how many folds: 2 for halves, 3 for thirds.
         seed: an integer, or a SeedSequence (which is read, not spawned from).
         cluster: (n,) rows of equal number are never apart; None where every row stands by itself. With the same numbers the
-            folds do not depend on the rows' order.
+            folds depend neither on the rows' order nor on what the strata are called.
 
     A fold is empty where there are fewer clusters than folds.
     Raises: BadInput on columns of unequal length, or k < 2.
@@ -38,8 +38,10 @@ def folds(stratum: ArrayLike, k: int, *, seed: Seed, cluster: ArrayLike | None =
     )
     held = np.zeros((int(ids.max()) + 1, values.size), np.int64)
     np.add.at(held, (ids, of), 1)
+    order = np.random.default_rng(seed).permutation(len(held))
+    # Strata go by the clusters that hold them, from the first shuffled one on, so that their names have no say.
+    held = held[:, np.lexsort(-held[order[::-1]])]
     size, most = held.sum(axis=1), held.argmax(axis=1)
-    order = np.random.default_rng(seed).permutation(size.size)
     order = order[np.lexsort((most[order], -size[order]))]
     fold = np.empty(size.size, np.int64)
     load = np.zeros((k, values.size), np.int64)

@@ -145,9 +145,12 @@ def collect_rows(
     `head` False: `read` sees nothing of the last linear layer, so what is remembered serves a repair of that layer too.
     """
     now = session()
+    # By length and contents: what is remembered serves the same rows in any order, and says the same of them to the last bit.
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), ids[i], ids[i].segments or []))
+    ids, place = [ids[i] for i in order], np.argsort(order)
     key = memo_key(subject, ids, stage, head=head) if now.memo else ""
     if now.memo and (known := now.memo.get(key)) is not None:
-        return known["rows"]
+        return known["rows"][place]
     rows: np.ndarray | None = None
     proven(subject, ids)
     with torch.inference_mode():
@@ -158,7 +161,7 @@ def collect_rows(
     assert rows is not None
     if now.memo:
         now.memo.put(key, {"rows": rows})
-    return rows
+    return rows[place]
 
 
 PROVEN_ON = 64

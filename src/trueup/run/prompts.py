@@ -84,7 +84,7 @@ MOST_NAMED = 30
 
 
 def header(classes: Sequence[str]) -> str:
-    """The first line of a prompt that names all answers.
+    """The first line of a prompt that names all answers, by the alphabet: in whatever order they are listed.
 
     Raises:
         BadInput: there are more than `MOST_NAMED`.
@@ -94,7 +94,7 @@ def header(classes: Sequence[str]) -> str:
             f"There are {len(classes)} answers, and a prompt's first line names at most {MOST_NAMED}. Ask without naming them, or "
             "keep the most frequent ones."
         )
-    return f"The answer is one of: {', '.join(c.strip() for c in classes)}.\n"
+    return f"The answer is one of: {', '.join(sorted(c.strip() for c in classes))}.\n"
 
 
 def fitting(subject: Subject) -> None:
@@ -102,9 +102,8 @@ def fitting(subject: Subject) -> None:
     shots, template = pool_of(subject), subject.template
     assert template is not None
     stop = wording(subject.tokenizer, template).stop
-    ends = (
-        stop or "\n"
-    )  # a tokenizer that knows no line break ends nothing there, and a line of several lines is still none
+    # A tokenizer that knows no line break ends nothing there, and a line of several lines is still none.
+    ends = stop or "\n"
     broken = [(x, y) for x, y in shots.pool if ends in y or ("\n" in x and "\n" in (ends, template.text[-1:]))]
     if broken:
         text, answer = broken[0]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueup.corpus import mix
+from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, it_or_them, listing
@@ -31,6 +32,7 @@ from trueup.faults.confounding.mixes import (
     columns,
     differences,
     folded,
+    in_cells,
     judged,
     judges,
     mixes,
@@ -113,9 +115,9 @@ def audit(
     """Examine on all of `corpus`, at the nominal `coupling` (0: as `nominal` has it).
 
     Raises:
-        BadInput: the column is missing, constant or tied to the label, or a (label, group) cell has fewer than 10 examples.
+        BadInput: the column is missing, constant or tied to the label, or a (label, group) cell has fewer than 10 clusters.
     """
-    corpus = corpus.relabel(subject.classes)
+    corpus, place = in_order(corpus.relabel(subject.classes))
     if len(only := np.unique(corpus.label)) == 1:
         raise BadInput(
             f"All {len(corpus)} examples of '{corpus.name}' have the label '{corpus.classes[only[0]]}'; give examples of "
@@ -172,7 +174,7 @@ def audit(
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),
                  "layers": layers, "chance of the probe": layers["control"][-1]},
-        samples=samples,
+        samples={k: v[place] for k, v in samples.items()},
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "attribute": attribute},
     )  # fmt: skip
@@ -250,16 +252,16 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
 
 
 def _check_cells(corpus: Corpus, attribute: str, groups: tuple[str, ...]) -> None:
-    table = mix.counts(corpus, attribute, groups)
+    table = in_cells(corpus.label, mix.group_index(corpus, attribute, groups), corpus.cluster)
     table = table[table.sum(axis=1) > 0]
     present = [c for i, c in enumerate(corpus.classes) if (corpus.label == i).any()]
     y, z = np.unravel_index(int(table.argmin()), table.shape)
     if table[y, z] < FEWEST:
         small = int((table < FEWEST).sum())
         raise BadInput(
-            f"Only {table[y, z]} of the {len(corpus)} examples to examine in '{corpus.name}' have label '{present[y]}' and "
-            f"{attribute} '{groups[z]}' ({small} of {table.size} cells have fewer than {FEWEST}), so nothing can be said "
-            f"about a mix with more of them. Give more rows, or merge or drop rare values of '{attribute}'."
+            f"Only {table[y, z]} of the {len(np.unique(corpus.cluster))} independent examples to examine in '{corpus.name}' have "
+            f"label '{present[y]}' and {attribute} '{groups[z]}' ({small} of {table.size} cells have fewer than {FEWEST}), so "
+            f"nothing can be said about a mix with more of them. Give more rows, or merge or drop rare values of '{attribute}'."
         )
 
 
@@ -307,9 +309,9 @@ def _distance(features: NDArray, label: NDArray, group: NDArray, cluster: NDArra
         return np.concatenate([order[begins[c] : begins[c + 1]] for c in some.tolist()])
 
     def dealt() -> NDArray:
-        mixed = group.copy()
+        mixed, place = group.copy(), rng.permutation(len(group))
         for y in np.unique(label):
-            mixed[label == y] = rng.permutation(group[label == y])
+            mixed[label == y] = group[label == y][np.argsort(place[label == y])]
         return mixed
 
     every = np.arange(len(label))

@@ -20,7 +20,7 @@ from trueup.measure.calibration import nll
 from trueup.measure.folds import folds
 
 FEWEST = 10
-"""Examples that every (label, group) cell must have (the protocol's rule, `corpus.mix.FEWEST`)."""
+"""Clusters that every (label, group) cell must have (the protocol's rule, `corpus.mix.FEWEST`)."""
 POINTS = 9
 REACH = 5.0
 """The curve goes from coupling 1/5 to 5."""
@@ -89,6 +89,15 @@ def mixes(cells: NDArray, direction: NDArray, strength: float) -> Mixes:
 
     nominal = math.log10(strength)
     return Mixes(coupling, strength, x, tuple(map(at, x.tolist())), balanced, at(nominal), at(-nominal))
+
+
+def in_cells(label: NDArray, group: NDArray, cluster: NDArray) -> NDArray[np.int64]:
+    """(C, G) how many clusters each (label, group) cell has, up to the last label and group that occur: rows that repeat a
+    cluster's cell say nothing of their own."""
+    y, z = np.unique(np.stack([label, group, cluster]), axis=1)[:2]
+    found = np.zeros((int(label.max()) + 1, int(group.max()) + 1), np.int64)
+    np.add.at(found, (y, z), 1)
+    return found
 
 
 def judges(cluster: NDArray, seed: int) -> NDArray[np.bool_]:
@@ -266,9 +275,8 @@ WEIGHTED = ("severity", "lean", "floor", "drop", "auprc_balanced", "auprc_toward
 
 def weighted(samples: Mapping[str, NDArray], *more: str) -> dict[str, int]:
     """Each of `WEIGHTED`, and `more`, with the number of clusters in the (label, group) cell that has the fewest."""
-    cell = np.stack([samples["label"], samples["group"], samples["cluster"]])
-    kinds = np.unique(cell, axis=1)[:2]
-    return dict.fromkeys((*WEIGHTED, *more), int(np.unique(kinds, axis=1, return_counts=True)[1].min()))
+    counted = in_cells(samples["label"], samples["group"], samples["cluster"])
+    return dict.fromkeys((*WEIGHTED, *more), int(counted[counted > 0].min()))
 
 
 def present(hit: NDArray) -> Callable[..., float]:

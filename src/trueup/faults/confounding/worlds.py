@@ -15,6 +15,7 @@ from trueup.faults.confounding.mixes import (
     FEWEST,
     along_own,
     columns,
+    in_cells,
     judged,
     judges,
     mixes,
@@ -85,7 +86,7 @@ def judge(shape: tuple[int, int], drawn: Drawn, seed: int) -> Judged:
     """The audit's verdict on these logits; undecided where it refuses, for want of examples of a label in a group."""
     logits, label, group, cluster = drawn
     cells = np.bincount(label * shape[1] + group, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
-    if cells.min() < FEWEST:
+    if not cells.all() or in_cells(label, group, cluster).min() < FEWEST:
         return Judged("undecided")
     samples = columns(logits, label, group) | {"cluster": cluster, "judges": judges(cluster, seed)}
     direction, strength, _ = nominal(cells, None, 0.0)

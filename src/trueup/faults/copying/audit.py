@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.corpus.split import POOL_FRACTIONS
@@ -116,7 +117,7 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
         BadInput: fewer than 10 queries, no pool or one too small, or prompts longer than the model reads.
     """
     prompts.fitting(subject)
-    corpus = corpus.relabel(subject.classes)
+    corpus, place = in_order(corpus.relabel(subject.classes))
     if len(corpus) < FEWEST:
         raise BadInput(
             f"'{corpus.name}' gives {len(corpus)} queries to examine; copying needs at least {FEWEST}. Give "
@@ -142,7 +143,7 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     return maths.judged(
         head, corpus.cluster, apart, threshold=threshold,
         sentence=_sentence(got, shots.number, head, threshold), measures=measures,
-        charts=charts(subject, corpus, measures, seed, resamples), samples=kept,
+        charts=charts(subject, corpus, measures, seed, resamples), samples={k: v[place] for k, v in kept.items()},
         details={"answers": len(subject.classes), "named": "copied_named" in kept, "a copy stands out by": apart},
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "shots": shots.number,
@@ -351,8 +352,9 @@ def _followed(
     take = np.flatnonzero(copied & spare.any(axis=1))
     followed, expected, tested = np.zeros((3, len(corpus)))
     if len(take):
+        by_name = np.argsort(np.array(subject.classes), kind="stable")  # in whatever order the answers are listed
         instead = np.array([
-            np.random.default_rng([seed, *draws.index[i].tolist()]).choice(np.flatnonzero(spare[i])) for i in take
+            np.random.default_rng([seed, *draws.index[i].tolist()]).choice(by_name[spare[i][by_name]]) for i in take
         ])  # fmt: skip
         exchanged = np.where(own[take] == answer[take, None], instead[:, None], own[take])
         got = answers(

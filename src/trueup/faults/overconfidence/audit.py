@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit
 
+from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
@@ -24,7 +25,7 @@ from trueup.subject.subject import Confidence, SoftmaxResponse, Subject
 FEWEST = 20
 """Fewest examples an audit or a repair works with."""
 FEWEST_ERRORS = 5
-"""Fewest errors, and fewest right predictions: below this nothing is decided."""
+"""Fewest clusters with an error, and fewest with a right prediction: below this nothing is decided."""
 TAUGHT = 200
 """Calibration clusters below which nothing is called clear: so few teach too little."""
 
@@ -46,7 +47,7 @@ def learn(subject: Subject, corpus: Corpus, *, seed: int) -> Learnt:
     Raises:
         BadInput: there are none.
     """
-    held = corpus.relabel(subject.classes).part("calibration")
+    held, _ = in_order(corpus.relabel(subject.classes).part("calibration"))
     out = predict(subject, held)
     taught = fc.learn(seen(out, subject.confidence), out.predicted == held.label, held.cluster, seed=seed)
     return Learnt(taught, subject.confidence, held)
@@ -162,7 +163,7 @@ def audit(subject: Subject, corpus: Corpus, learnt: Learnt, *, threshold: float,
     Raises:
         BadInput: fewer than 20 examples.
     """
-    corpus = corpus.relabel(subject.classes)
+    corpus, place = in_order(corpus.relabel(subject.classes))
     if len(corpus) < FEWEST:
         raise BadInput(
             f"'{corpus.name}' gives {len(corpus)} examples to examine; overconfidence needs at least {FEWEST}. "
@@ -176,10 +177,11 @@ def audit(subject: Subject, corpus: Corpus, learnt: Learnt, *, threshold: float,
         "right": out.predicted == corpus.label, "odds": own.odds, "probability": out.probability, "label": corpus.label,
         "predicted": out.predicted, "cluster": corpus.cluster,
     }  # fmt: skip
-    return finding(
+    found = finding(
         samples, taught=len(np.unique(learnt.held.cluster)), threshold=threshold, resamples=resamples, seed=seed,
         confidence=repr(subject.confidence), forecast=learnt.forecast.ridge,
     )  # fmt: skip
+    return replace(found, samples={k: v[place] for k, v in samples.items()})
 
 
 def finding(
@@ -204,25 +206,29 @@ def finding(
         severity=head.value, low=head.low, high=head.high, threshold=threshold,
         sentence=_sentence(head, measures, taught), measures=measures,
         charts=charts(samples["confidence"], right, cluster, head, measures),
-        samples=samples, doubt=_doubt(right, clusters, taught, head.low > threshold),
+        samples=samples, doubt=_doubt(right, cluster, taught, head.low > threshold),
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(right), "clusters": clusters,
                     "calibration clusters": taught, **provenance},
     )  # fmt: skip
     if found.verdict != "undecided":
         return found
     needed = bootstrap.clusters_needed(head.value, head.low, head.high, threshold, clusters)
-    return Finding(**{**vars(found), "needed": needed})
+    return replace(found, needed=needed)
 
 
-def _doubt(right: np.ndarray, clusters: int, taught: int, beyond: bool) -> str:
-    wrong, rows = int((~right).sum()), len(right)
+def _doubt(right: np.ndarray, cluster: np.ndarray, taught: int, beyond: bool) -> str:
+    rows, clusters = len(right), len(np.unique(cluster))
+    wrong, well = (len(np.unique(cluster[r])) for r in (~right, right))
     if clusters < bootstrap.FEWEST:
         return (
             f"The {rows} test examples are {clusters} independent clusters, and an interval needs {bootstrap.FEWEST}."
         )
-    if min(wrong, rows - wrong) < FEWEST_ERRORS:
-        which = f"{wrong} errors" if wrong < rows - wrong else f"{rows - wrong} right predictions"
-        return f"There are only {which} among {rows:,} test examples, and {FEWEST_ERRORS} of each kind are needed."
+    if min(wrong, well) < FEWEST_ERRORS:
+        which = f"{wrong} errors" if wrong < well else f"{well} right predictions"
+        return (
+            f"There are only {which} among {rows:,} test examples, one a cluster counted, and {FEWEST_ERRORS} of each kind are "
+            "needed."
+        )
     if taught < TAUGHT and not beyond:
         return (
             f"The calibration examples are {taught} independent clusters. Below {TAUGHT} they teach too little to say that nothing "

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from trueup.faults.overconfidence.maths import platt
+from trueup.faults.overconfidence.maths import TO_THE_END, platt
 from trueup.measure.folds import folds
 
 Array = NDArray[np.float64]
@@ -28,7 +28,7 @@ RIDGES = tuple(float(r) for r in np.logspace(1, -4, 11))
 """Strengths of the probe's ridge, strongest first."""
 FOLDS = 5
 FEWEST_ERRORS = 5
-"""Errors, and right predictions, below which nothing but recalibration is taught."""
+"""Clusters with an error, and with a right prediction, below which nothing but recalibration is taught."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def ridge_path(
             value = np.mean(np.logaddexp(0, t) - y * t) + ridge * (w @ w) / 2
             return float(value), np.concatenate([s.T @ r + ridge * w, [r.sum(), r @ o]])
 
-        at = minimize(loss, at, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 300}).x
+        at = minimize(loss, at, jac=True, method="L-BFGS-B", bounds=bounds, options=TO_THE_END).x
         weight = at[:d] / unit
         offsets = at[d : d + c] if c else np.zeros(1)
         yield weight, offsets + at[-2] - weight @ mean, float(at[-1])
@@ -114,10 +114,10 @@ def ridge_path(
 def learn(seen: Seen, right: NDArray[np.bool_], cluster: NDArray, *, seed: int) -> Forecast:
     """The forecast that does best on clusters which did not teach it: recalibration alone, or the probe at one of `RIDGES`.
 
-    Chosen by the mean Brier loss over `FOLDS` folds of clusters, and learnt again from all. With fewer than `FEWEST_ERRORS`
-    errors or right predictions it is recalibration alone.
+    Chosen by the mean Brier loss over `FOLDS` folds of clusters, and learnt again from all. With errors or right predictions
+    in fewer than `FEWEST_ERRORS` clusters it is recalibration alone.
     """
-    if min(right.sum(), (~right).sum()) < FEWEST_ERRORS:
+    if min(len(np.unique(cluster[r])) for r in (right, ~right)) < FEWEST_ERRORS:
         return recalibrated(seen, right)
 
     def taught(rows: NDArray) -> Callable[[Seen], Array]:

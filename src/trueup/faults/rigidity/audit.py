@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
@@ -135,7 +136,7 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
     Raises:
         BadInput: fewer than 20 examples.
     """
-    corpus = corpus.relabel(subject.classes)
+    corpus, place = in_order(corpus.relabel(subject.classes))
     if len(corpus) < FEWEST:
         raise BadInput(
             f"'{corpus.name}' gives {len(corpus)} examples to examine; rigidity needs at least {FEWEST}. Give more rows."
@@ -168,7 +169,7 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
     return maths.judged(
         made["severity"], corpus.cluster, len(corpus), threshold=threshold,
         sentence=_sentence(refs, got, told, threshold, virtual, looks), measures=measures,
-        samples=kept, charts=charts(subject, seen, None if inside_prompt else alone, measures),
+        samples={k: v[place] for k, v in kept.items()}, charts=charts(subject, seen, None if inside_prompt else alone, measures),
         details={
             "verdict": told, "signature": looks,
             "what this prompt says": says(subject) if virtual else None,
