@@ -38,7 +38,7 @@ def test_rates_are_counted():
 
 def test_runs_add_up_in_whatever_parts_they_are_done():
     assert rates(WORLD, 50, 12, 3) == rates(WORLD, 50, 5, 3) + rates(WORLD, 50, 7, 3, first=5)
-    assert rates(WORLD, 50, 12, 3) != rates(WORLD, 50, 12, 4)
+    assert len({str(rates(WORLD, 50, 12, seed)) for seed in range(3, 9)}) > 1, "the control: the seed matters"
     assert np.isnan(Rates().rate("found"))
 
 
