@@ -437,6 +437,35 @@ def test_the_seed_matters_and_only_the_seed():
     assert (a != c).any()
 
 
+@given(labelled(), st.integers(0, 9), st.randoms())
+def test_neither_the_rows_order_nor_the_classes_names_have_a_say(label, seed, random):
+    """A file that is shuffled, or whose classes are called otherwise, is split and cut as before."""
+    keys = [f"text {i // 2}" for i in range(len(label))]
+    order = random.sample(range(len(label)), len(label))
+    called = np.array(random.sample(range(int(label.max()) + 1), int(label.max()) + 1))[label]
+    part = split_rows(keys, label, seed=seed)
+    texts = [f"{k}, {c}" for k, c in zip(keys, label, strict=True)]
+    kept = {texts[i] for i in stratified_subset(label, len(label) // 2, seed, texts)}
+    for again in (label, called):
+        if len(set(np.bincount(label).tolist())) == int(label.max()) + 1:  # no class is as frequent as another
+            shuffled = split_rows([keys[i] for i in order], again[order], seed=seed)
+            assert (shuffled == part[order]).all()
+        some = stratified_subset(again[order], len(label) // 2, seed, [texts[i] for i in order])
+        assert {texts[order[i]] for i in some} == kept
+
+
+def test_a_shuffled_file_with_other_class_names_holds_out_the_same_texts(tmp_path):
+    records = [{"text": f"text {i}", "label": "abc"[i % 3]} for i in range(90)]
+    calls = {"a": "zebra", "b": "b", "c": "ape"}
+    again = [{"text": r["text"], "label": calls[r["label"]]} for r in reversed(records)]
+    for limit in (None, 40):
+        held = []
+        for name, some in (("d.csv", records), ("e.csv", again)):
+            test = read(write(tmp_path / name, some), limit=limit).part("test")
+            held.append(set(test.text))
+        assert held[0] == held[1]
+
+
 def test_texts_that_differ_in_white_space_or_case_are_the_same(tmp_path):
     records = [{"text": f"{'tTt'[j]} {i}" + " " * j, "label": "ab"[i % 2]} for i in range(10) for j in range(3)]
     corpus = read(write(tmp_path / "d.csv", records))

@@ -24,7 +24,7 @@ from trueup.corpus.split import (
     stratified_subset,
 )
 from trueup.corpus.table import Table
-from trueup.corpus.values import group_column, label_column, natural_order, text_column
+from trueup.corpus.values import group_column, label_column, text_column
 from trueup.errors import BadInput, did_you_mean, listing
 
 
@@ -113,15 +113,12 @@ def read(
             f"{table.source} has only one class in column '{label}': '{class_names[label_index[0]]}'. "
             "Give data with at least two classes, or another label column."
         )
-    # Random choices count classes in natural order, so that a split does not depend on the order of the head's logits.
-    ordered = sorted({class_names[i] for i in label_index}, key=natural_order)
-    by_name = {c: i for i, c in enumerate(ordered)}
-    stratum = np.array([0 if answers else by_name[class_names[i]] for i in label_index], dtype=np.int64)
+    stratum = np.zeros_like(label_index) if answers else label_index
     if limit is not None and limit < len(texts):
-        if parts is not None:
-            kept = stratified_subset(np.array([f"{p} {c}" for p, c in zip(parts, stratum, strict=True)]), limit, seed)
-        else:
-            kept = stratified_subset(stratum, limit, seed)
+        kinds = stratum if parts is None else np.array([f"{p} {c}" for p, c in zip(parts, stratum, strict=True)])
+        kept = stratified_subset(
+            kinds, limit, seed, texts if seconds is None else list(zip(texts, seconds, strict=True))
+        )
         texts, together = [texts[i] for i in kept], together[kept]
         seconds = None if seconds is None else [seconds[i] for i in kept]
         label_index, stratum = label_index[kept], stratum[kept]

@@ -32,19 +32,27 @@ def split_rows(
 ) -> np.ndarray:
     """(n,) of `SPLITS`: stratified by `label`, the same for the same seed, rows of equal key never apart.
 
+    Keys can be sorted; what is drawn goes by them, and depends neither on the rows' order nor on what the classes are called.
+
     Where no key repeats, a split holds its fraction of each class to within one row; a class with three keys or more
     is in all three splits, a smaller one goes to train first and test next.
     """
     return _assign(keys, label, SPLITS, fractions, seed)
 
 
-def stratified_subset(stratum: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Sorted indices of `size` random rows, the share of each stratum kept to within one row."""
-    values, place, counts = np.unique(stratum, return_inverse=True, return_counts=True)
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
-    quota = _apportion(min(size, len(stratum)), counts)
-    chosen = [rng.permutation(np.flatnonzero(place == i))[: quota[i]] for i in range(len(values))]
-    return np.sort(np.concatenate(chosen))
+def stratified_subset(stratum: np.ndarray, size: int, seed: int, key: Sequence[Any] | None = None) -> np.ndarray:
+    """Sorted indices of `size` random rows, the share of each stratum kept to within one row.
+
+    With a `key` of each row, what is drawn goes by the keys, and depends neither on the rows' order nor on what the strata are
+    called.
+    """
+    place = np.unique(stratum, return_inverse=True)[1]
+    order = np.arange(len(place)) if key is None else np.array(sorted(range(len(place)), key=key.__getitem__))
+    order = order[np.random.default_rng(np.random.SeedSequence([seed, 1])).permutation(len(order))]
+    # By the first row drawn: of two strata that are as large, one has the odd row.
+    members = [order[place[order] == s] for s in dict.fromkeys(place[order].tolist())]
+    quota = _apportion(min(size, len(order)), np.array([len(m) for m in members]))
+    return np.sort(np.concatenate([m[:q] for m, q in zip(members, quota, strict=True)]))
 
 
 def named_split(table: Table, column: str) -> np.ndarray:
@@ -109,15 +117,16 @@ def _assign(
     rows: dict[Any, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
         rows[key].append(i)
-    # A group of equal texts counts for the class that most of its rows have.
+    # A group of equal texts counts for the class that most of its rows have, and of two for the one that has more of all.
+    total = Counter(label.tolist())
     by_class: dict[int, list[list[int]]] = defaultdict(list)
-    for group in rows.values():
+    drawn = sorted(rows)
+    for place in np.random.default_rng(np.random.SeedSequence([seed, 0])).permutation(len(drawn)):
+        group = rows[drawn[place]]
         votes = Counter(int(label[i]) for i in group)
-        by_class[min(votes, key=lambda c: (-votes[c], c))].append(group)
+        by_class[min(votes, key=lambda c: (-votes[c], -total[c], c))].append(group)
     part = np.empty(len(keys), dtype="U11")
-    for c in sorted(by_class):
-        rng = np.random.default_rng(np.random.SeedSequence([seed, 0, c]))
-        groups = [by_class[c][i] for i in rng.permutation(len(by_class[c]))]
+    for groups in by_class.values():
         groups.sort(key=len, reverse=True)  # stable: the large first, so that the small can level them out
         sizes = [len(g) for g in groups]
         room = _apportion(sum(sizes), np.asarray(fractions))

@@ -12,8 +12,8 @@ The laws (held by ``tests/laws`` on every fault, on its planted, healthy and sha
 8.  The saved remedy, loaded with plain PEFT, gives the same logits.
 9.  An unknown architecture is refused by name.
 10. An example's result does not depend on its batch or its padding.
-11. Verdict, severity and interval do not depend on what classes and groups are called or how they are ordered, on the rows' order, or
-    on a constant added to all logits of an example; rows that are repeated do not narrow an interval.
+11. Verdict, severity and interval do not depend on what classes and groups are called or how they are ordered, on the rows'
+    order, or on a constant added to all logits of an example; rows that are repeated do not narrow an interval.
 12. What has no fault is not found at any number of examples; what has one is, given enough.
 
 This module imports no model: only numbers and text cross the seam.
