@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import peft
@@ -148,8 +148,9 @@ def test_the_frontier_says_what_each_repair_gains_and_costs(remedy):
     assert [p["key"] for p in points if p["chosen"]] == [remedy.card["chosen"]]
     assert "flipped" not in {p["key"] for p in points}, "a control is no repair"
     assert [p["gain"] for p in points] == sorted((p["gain"] for p in points), reverse=True)
-    assert all(p["gain low"] <= p["gain"] <= p["gain high"] for p in points)
-    assert all(p["cost low"] <= p["cost"] <= p["cost high"] for p in points)
+    assert all(p["gain_low"] <= p["gain"] <= p["gain_high"] for p in points)
+    assert all(p["cost_low"] <= p["cost"] <= p["cost_high"] for p in points)
+    assert [asdict(a) for a in remedy.alternatives()] == points
 
 
 def test_where_nothing_lies_within_the_budget_it_is_a_trade_off_and_one_can_be_taken_by_name(case, finding, remedy):
@@ -157,10 +158,11 @@ def test_where_nothing_lies_within_the_budget_it_is_a_trade_off_and_one_can_be_t
            "level": 0.9, "level before": 0.8, "chose cost": 0.05, "cost": 0.05, "high": -0.1, "gain": 0.1}  # fmt: skip
     assert R.best_of([row], 0.02) is None
     assert R.best_of([row], 0.05) is row
-    assert R.why_none([row], None, 0.02).startswith(
-        "Trade-off: 'dfr' would lower the lean at a cost above the budget of 2.0%"
-    )
-    assert "max_cost=0.05" in R.why_none([row], None, 0.02)
+    why, too_dear = R.why_none([row], None, 0.02)
+    assert too_dear
+    assert why.startswith("'dfr' would lower the lean at a cost above the budget of 2.0%")
+    assert "(--max-cost 0.05), or take one by name (--take dfr)" in why
+    assert not R.why_none([row | {"chose lean": 0.3}], None, 0.02)[1], "the control: one that does not help is not dear"
     got = replace(FAULT, take="leace").repair(*case, finding, seed=0)
     assert isinstance(got, Adapted)
     assert got.card["chosen"] == "leace" != remedy.card["chosen"]
@@ -298,7 +300,7 @@ def test_less_used_and_less_present_are_said_only_when_their_intervals_say_so(ca
     for _ in range(8):
         noise = torch.tensor(rng.normal(size=own.weight.shape), dtype=torch.float32)
         said = R._inside(e, e.variant("noise", Change(head=Head(own.weight + 0.1 * noise, own.bias))), 100)
-        found = re.search(r"mean prediction by ([-+.\d]+) \[[-+.\d]+, ([-+.\d]+)\] more", said)
+        found = re.search(r"given label changed by ([-+.\d]+) \[[-+.\d]+, ([-+.\d]+)\]", said)
         assert found is not None, said
         fell = found.group(2).startswith("-")
         assert ("is less used" in said) == fell, said

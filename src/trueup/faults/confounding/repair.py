@@ -173,7 +173,7 @@ def why_none(table: list[dict[str, Any]], row: Mapping[str, Any] | None, max_cos
     if dear:
         least = min(dear, key=lambda r: r["chose cost"])
         said = (
-            f"{listing([r['title'] for r in dear])} would lower the lean, each at a cost above the budget of {max_cost:.1%} of "
+            f"{listing([r['title'] for r in dear])} would lower the lean at a cost above the budget of {max_cost:.1%} of "
             f"accuracy as the data are (the least, {least['title']}: {least['chose cost']:.1%}). Raise the budget "
             f"(--max-cost {math.ceil(100 * least['chose cost']) / 100:g}), or take one by name (--take {least['key']})."
         )
