@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cli_cases import Said, check_words, reviews, trueup, write_csv
 
-SHARPENED = 4.0
+SHARPENED = 10.0
 
 
 @pytest.fixture(scope="session")

@@ -320,7 +320,8 @@ def test_a_causal_model_that_answers_with_a_word(world: Path, here: Path) -> Non
     assert json.loads((here / "adapter" / "trueup.json").read_text())["template"]["text"] == "{text}\nis"
     said = trueup("check", world / "gpt2", "--adapter", "adapter", "--data", world / "data.csv", *FAST, "-o", "out")
     assert said.code in (0, 1), said.err
-    assert (here / "out" / "overconfidence" / "README.md").is_file()
+    (c,) = findings(here / "out")["comparisons"]
+    assert (here / "out" / "overconfidence" / "README.md").is_file() == (c["adapter"] is not None)
 
 
 def test_a_limit_above_the_data_is_all_the_data(world: Path, here: Path) -> None:

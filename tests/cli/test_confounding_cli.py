@@ -66,7 +66,7 @@ def words(sick: Path, *more: object, command: str = "check", data: str = "data.c
 def done(sick: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
     """What a check of confounding alone said and wrote; two columns were named."""
     out = tmp_path_factory.mktemp("done") / "out"
-    more = ("--confounder", "site", "--confounder", "parity", "--fault", "confounding", "-o", out)
+    more = ("--confounder", "site", "--confounder", "parity", "--fault", "confounding", "--max-cost", 0.2, "-o", out)
     return out, trueup(*words(sick, *more))
 
 

@@ -116,6 +116,10 @@ def test_a_command_line_is_accepted(at: str, words: list[str]) -> None:
     known = commands_of_trueup()
     name, *rest = words[1:]
     assert name in known, f"{at}: there is no command '{name}'"
+    if hasattr(known[name], "commands"):  # `trueup bench NAME`
+        known = known[name].commands
+        name, *rest = rest
+        assert name in known, f"{at}: there is no bench '{name}'"
     options = {o for p in known[name].params for o in p.opts} | {"--help"}
     assert {w for w in rest if w.startswith("-")} <= options, at
     if "-o" in rest:
