@@ -100,7 +100,7 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         self.coef_, self.intercept_ = self._head(x, label)
         same = x if groups is None else column_or_1d(groups)
         check_consistent_length(x, same)
-        cluster = np.unique(same, axis=0, return_inverse=True)[1]
+        cluster = np.unique(same, axis=0, return_inverse=True)[1].reshape(-1)  # NumPy 2.0 gives it a second axis
         self._learn(x, label.astype(np.int64), cluster, seed)
         return self
 
