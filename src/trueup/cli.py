@@ -409,14 +409,13 @@ def _priced(
     knobs: dict[str, dict[str, Any]], price: dict[str, Any], faults: tuple[str, ...]
 ) -> dict[str, dict[str, Any]]:
     """`--max-cost` and `--take` as the knobs that they are, of every fault that has them."""
-    if all(value is None for value in price.values()):
+    asked = {knob: value for knob, value in price.items() if value is not None}
+    if not asked:
         return knobs
     from trueup.faults.fault import each_fault
 
-    for knob, value in price.items():
+    for knob, value in asked.items():
         having = [f.name for f in each_fault() if knob in f.knobs()]
-        if value is None:
-            continue
         if faults and not set(faults) & set(having):
             raise BadInput(
                 f"--{knob.replace('_', '-')} goes with the repair of {' and '.join(having)}, and not with that of "
