@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from trueup.errors import BadInput
-from trueup.experiments import verdicts
+from trueup.experiments import resumed, verdicts
 from trueup.faults.overconfidence import worlds as overconfidence
 from trueup.measure.worlds import Judged, Rates, World, rates
 
@@ -63,6 +65,38 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert [row["runs"] for row in result["rows"]] == [50, 50]
     assert result["rows"][0]["words"] == rates(WORLD, 40, 50, 0).words
     assert (tmp_path / "out" / "verdicts.md").read_text() == verdicts.table(result)
+
+
+def test_what_other_code_kept_is_drawn_again(tmp_path, monkeypatch):
+    """The control: the test above, where the code is the same."""
+    monkeypatch.setattr(verdicts, "worlds", lambda: [WORLD])
+    killed = iter([True])
+
+    def counted(world, n, runs, seed, *, first=0):
+        calls.append(first)
+        if first == 20 and next(killed, False):
+            raise KeyboardInterrupt
+        return rates(world, n, runs, seed, first=first)
+
+    monkeypatch.setattr(verdicts, "rates", counted)
+    settings, calls = verdicts.Settings(runs=40, sizes=(40,)), []
+    with pytest.raises(KeyboardInterrupt):
+        verdicts.run(tmp_path / "out", settings, say=lambda s: None)
+    monkeypatch.setattr(resumed, "code_of", lambda *modules: "another")
+    result = verdicts.run(tmp_path / "out", settings, say=lambda s: None)
+    assert calls == [0, 20, 0, 20]
+    assert result["code"] == "another"
+
+
+def test_the_code_is_known_by_every_file_of_a_package(tmp_path):
+    def package(text: str) -> str:
+        (tmp_path / "some").mkdir(exist_ok=True)
+        (tmp_path / "some" / "inner.py").write_text(text)
+        module = ModuleType("some")
+        module.__path__ = [str(tmp_path / "some")]
+        return resumed.code_of(module)
+
+    assert package("a = 1") == package("a = 1") != package("a = 2")
 
 
 def test_the_table_says_what_falls_short():

@@ -21,6 +21,7 @@ import functools
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trueup.errors import BadInput
+from trueup.experiments import resumed
 from trueup.store import atomic
 
 DIGITS, LENGTH, WORDS = 8, 10, 11
@@ -421,28 +423,21 @@ def run(
 ) -> dict[str, Any]:
     """Run every cell, and write `out`/rigidity.json and `out`/rigidity.md. Returns what rigidity.json holds.
 
-    What is finished is kept in a hidden folder beside `out`, so that a killed run goes on where it stopped.
+    What is finished is kept for a run that is killed and started again (`resumed.run`).
 
     Raises:
         BadInput: `out` is there already and `force` is not given.
     """
-    out = Path(out)
-    with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
-        work.mkdir(parents=True, exist_ok=True)
+
+    def make(parts: resumed.Parts) -> dict[str, Any]:
         rows = []
         for family in FAMILIES:
-            models = _pretrained(family, settings, work, say)
-            rows += [_cell(cell, models, family, settings, work, say) for cell in family.cells]
+            models = _pretrained(family, settings, parts, say)
+            rows += [_cell(cell, models, family, settings, parts, say) for cell in family.cells]
         rows.sort(key=lambda row: row["experiment"])  # stable: within an experiment as listed
-        result = {"settings": asdict(settings), "rows": rows, "versions": {"torch": str(torch.__version__)}}
-        atomic.write_json(new / "rigidity.json", result)
-        atomic.write_text(new / "rigidity.md", table(result))
-    return result
+        return {"settings": asdict(settings), "rows": rows, "versions": {"torch": str(torch.__version__)}}
 
-
-def _named(*what: Any) -> str:
-    """A short name that is the same for the same settings, in every process."""
-    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
+    return resumed.run(out, "rigidity", resumed.code_of(sys.modules[__name__]), make, table, force=force)
 
 
 def _steps(steps: int, settings: Settings) -> int:
@@ -455,12 +450,12 @@ def _started(make: Callable[[torch.Generator], Params], seeds: Sequence[int]) ->
     return {k: torch.cat([p[k] for p in each]) for k in each[0]}
 
 
-def _pretrained(family: Family, settings: Settings, work: Path, say: Callable[[str], None]) -> Params:
+def _pretrained(family: Family, settings: Settings, parts: resumed.Parts, say: Callable[[str], None]) -> Params:
     """The family's pretrained models, one run per seed, trained or read again."""
     from safetensors.torch import load, save
 
     shape, steps = settings.shape(family), _steps(family.pretraining, settings)
-    file = work / f"{_named('pretrained', shape, family.tasks, steps, settings)}.safetensors"
+    file = parts.file("pretrained", shape, family.tasks, steps, settings, suffix=".safetensors")
     if not file.is_file():
         began, seeds = time.monotonic(), range(settings.seeds)
         fresh = _started(lambda g: new_model(shape, g), seeds)
@@ -475,12 +470,12 @@ def _pretrained(family: Family, settings: Settings, work: Path, say: Callable[[s
 
 
 def _cell(
-    cell: Cell, models: Params, family: Family, settings: Settings, work: Path, say: Callable[[str], None]
+    cell: Cell, models: Params, family: Family, settings: Settings, parts: resumed.Parts, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """One line of the table: taught on every seed at three rates, chosen on validation, judged on test; or read again."""
     shape = settings.shape(family)
     steps = _steps(family.teaching, settings) if cell.method else 0
-    file = work / f"{_named(cell, shape, family.tasks, family.pretraining, steps, settings)}.json"
+    file = parts.file(cell, shape, family.tasks, family.pretraining, steps, settings)
     if file.is_file():
         return json.loads(file.read_bytes())
     began, seeds = time.monotonic(), list(range(settings.seeds))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.experiments import resumed
 from trueup.measure.accuracy import wilson
 from trueup.measure.bootstrap import FEWEST
 from trueup.measure.worlds import WORDS, Rates, World, rates
@@ -74,32 +75,31 @@ def run(
 ) -> dict[str, Any]:
     """Judge every world, and write `out`/verdicts.json and `out`/verdicts.md. Returns what verdicts.json holds.
 
-    What is finished is kept in a hidden folder beside `out`, so that a killed run goes on where it stopped.
+    What is finished is kept for a run that is killed and started again (`resumed.run`).
 
     Raises:
         BadInput: `out` is there already and `force` is not given.
     """
-    out = Path(out)
-    with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
-        work.mkdir(parents=True, exist_ok=True)
+    import trueup.faults
+    import trueup.measure
+
+    def make(parts: resumed.Parts) -> dict[str, Any]:
         rows = []
         for n in settings.sizes:
             for world in worlds():
                 if settings.faults and world.fault.partition(",")[0] not in settings.faults:
                     continue
-                got = _kept(world, n, settings, work)
+                got = _kept(world, n, settings, parts)
                 rows.append({"fault": world.fault, "world": world.name, "kind": world.kind, "n": n, **asdict(got)})
                 say(f"{n:>5,}  {world.kind:5}  {world.fault}: {world.name}: {_words(got)}")
-        result = {"settings": asdict(settings), "rows": rows}
-        atomic.write_json(new / "verdicts.json", result)
-        atomic.write_text(new / "verdicts.md", table(result))
-    return result
+        return {"settings": asdict(settings), "rows": rows}
+
+    return resumed.run(out, "verdicts", resumed.code_of(trueup.measure, trueup.faults), make, table, force=force)
 
 
-def _kept(world: World, n: int, settings: Settings, work: Path) -> Rates:
+def _kept(world: World, n: int, settings: Settings, parts: resumed.Parts) -> Rates:
     """The rates of one world at one size, going on where an earlier run stopped."""
-    slug = "".join(c if c.isalnum() else "-" for c in f"{world.fault} {world.name}")
-    file = work / f"{slug}-{n}-{settings.seed}.json"
+    file = parts.file(world.fault, world.name, n, settings.seed)
     done = _rates(json.loads(file.read_text())) if file.is_file() else Rates()
     while done.runs < settings.runs:
         done += rates(world, n, min(CHUNK, settings.runs - done.runs), settings.seed, first=done.runs)

@@ -4,6 +4,9 @@ The largest of several differences, or the length of one, is above 0 by chance a
 which groups (and classes) are compared, and in which direction, is chosen on a third of the clusters, and the difference is
 taken on the others: its mean is 0 where no group is treated differently, and a bootstrap with the choice held is valid. (Both
 ways round, as in cross-fitting, would use more rows, but the two halves' products are one product and not two.)
+
+Rates are shares of few rows, often near 0 or 1, where a bootstrap of the rows knows no spread: of 95% intervals of the difference
+of two such shares at 200 examples it held the truth in 81%. So their intervals are Wilson's (`share`) and Newcombe's (`between`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueup.measure._rows import Floats
+from trueup.measure.accuracy import wilson
+from trueup.measure.bootstrap import Estimate
 
 Table = Callable[[NDArray], Floats]
 """Weights (n,) -> a table of numbers by group."""
@@ -81,6 +86,30 @@ def lowest(rates: Floats) -> tuple[int, int]:
 def rate(rates: Floats, pick: tuple[int, int]) -> float:
     """One cell of rates (G, C)."""
     return float(rates[pick])
+
+
+def share(event: NDArray[np.bool_], rows: NDArray[np.bool_], cluster: NDArray) -> Estimate:
+    """The share of `rows` in which `event` is true, with Wilson's 95% interval; 0 to 1 around nan without a row.
+
+    The number of trials is that of Kish (1965): (sum m)^2 / sum m^2 over clusters of m rows, so many independent rows as there
+    would be if all rows of a cluster came out alike. It is the number of clusters where they are equally large.
+
+    Args:
+        event, rows: (n,). cluster: (n,) rows of equal number belong together.
+    """
+    size = np.unique(cluster[rows], return_counts=True)[1].astype(np.float64)
+    trials = float(size.sum() ** 2 / (size @ size)) if size.size else 0.0
+    value = float(event[rows].mean()) if size.size else math.nan
+    low, high = wilson(0.0 if math.isnan(value) else value * trials, trials)
+    return Estimate(value, float(low), float(high), 0.95)
+
+
+def between(high: Estimate, low: Estimate) -> Estimate:
+    """The difference `high` - `low` of two independent shares (Newcombe 1998, method 10): their intervals' squares add up."""
+    value = high.value - low.value
+    down = math.hypot(high.value - high.low, low.high - low.value)
+    up = math.hypot(high.high - high.value, low.value - low.low)
+    return Estimate(value, value - down, value + up, high.level)
 
 
 def mean_predictions(probability: NDArray, label: NDArray, group: NDArray, groups: int, weight: NDArray) -> Floats:

@@ -25,7 +25,6 @@ from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, it_or_them, listing
 from trueup.faults.confounding.mixes import (
-    COLUMNS,
     TITLES,
     Mixes,
     at,
@@ -35,11 +34,11 @@ from trueup.faults.confounding.mixes import (
     in_cells,
     judged,
     judges,
+    measured,
     mixes,
     nominal,
     present,
     statistics,
-    weighted,
 )
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
 from trueup.measure import bootstrap, lean
@@ -139,21 +138,14 @@ def audit(
     direction, strength, whose = nominal(cells, None if trained is None else trained.among(groups)[there], coupling)
     starts = lean.head_starts(samples["score"], label, group, direction.shape)
     m = mixes(cells, direction if direction.shape == (2, 2) else starts, strength)
-    values = [samples[k] for k in COLUMNS]
     layers, samples["probed"] = _inside(subject, corpus, label, group, seed)
     curve = {f"curve{i}": at(t) for i, t in enumerate(m.tables)}
     wanted = statistics(samples, m) | {"present": present(samples["probed"])} | curve
-    got = bootstrap.interval_many(
-        wanted,
-        *values,
-        seed=seed,
-        resamples=resamples,
-        plain=weighted(samples, *curve),
-        cluster=corpus.cluster,
-    )
+    got = measured(wanted, samples, direction.shape, *curve, seed=seed, resamples=resamples)
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]
         for k, (title, unit, better) in TITLES.items()
+        if k in got
     }
     present_in = got["present"]
     measures["present"] = Measure(

@@ -165,21 +165,61 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
         held = gaps.judged(table, choose, judge, samples["judges"])
         return lambda *columns, weight=None: held(weight)
 
-    def rates(of) -> gaps.Table:
+    def of_rates(of) -> gaps.Table:
         return lambda w: of(gaps.confusion(predicted, label, group, shape, w))
 
-    return {
+    found = {
         "severity": severity, "lean": leaned, "floor": floor, "drop": drop, "auprc": here,
         "auprc_balanced": at(m.balanced), "auprc_towards": at(m.towards), "auprc_against": at(m.against), "level": level,
         "use": chosen(
             lambda w: gaps.mean_predictions(probability, label, group, shape[1], w), gaps.farthest, gaps.moved
         ),
         "accuracy": right,
-        "worst_group_accuracy": chosen(rates(gaps.true_positive_rates), gaps.lowest, gaps.rate),
-        "true_positive_gap": chosen(rates(gaps.true_positive_rates), gaps.widest, gaps.gap),
-        "false_positive_gap": chosen(rates(gaps.false_positive_rates), gaps.widest, gaps.gap),
+        "worst_group_accuracy": chosen(of_rates(gaps.true_positive_rates), gaps.lowest, gaps.rate),
+        "true_positive_gap": chosen(of_rates(gaps.true_positive_rates), gaps.widest, gaps.gap),
+        "false_positive_gap": chosen(of_rates(gaps.false_positive_rates), gaps.widest, gaps.gap),
         "nll": surprise,
     }  # fmt: skip
+    if shape[0] == 2:
+        # What is falsely taken for one class is what is missing in the other: the gaps are one number.
+        del found["false_positive_gap"]
+    return found
+
+
+def rates(samples: Mapping[str, NDArray], shape: tuple[int, int]) -> dict[str, bootstrap.Estimate]:
+    """The shares and gaps of shares among `statistics`, with intervals that hold near 0 and 1 (`gaps.share`, `gaps.between`)."""
+    predicted, label, group, cluster, rows = (samples[k] for k in ("predicted", "label", "group", "cluster", "judges"))
+    table = gaps.confusion(predicted, label, group, shape, (~rows).astype(np.float64))
+
+    def cell(c: int, g: int, of_others: bool) -> bootstrap.Estimate:
+        return gaps.share(predicted == c, rows & (group == g) & ((label == c) != of_others), cluster)
+
+    def gap(rate: NDArray, of_others: bool) -> bootstrap.Estimate:
+        c, high, low = gaps.widest(rate)
+        return gaps.between(cell(c, high, of_others), cell(c, low, of_others))
+
+    hits = gaps.true_positive_rates(table)
+    g, c = gaps.lowest(hits)
+    return {
+        "worst_group_accuracy": cell(c, g, False), "true_positive_gap": gap(hits, False),
+        "false_positive_gap": gap(gaps.false_positive_rates(table), True),
+    }  # fmt: skip
+
+
+def measured(
+    statistics: Mapping[str, Callable[..., float]], samples: Mapping[str, NDArray], shape: tuple[int, int], *more: str,
+    seed: int, resamples: int,
+) -> dict[str, bootstrap.Estimate]:  # fmt: skip
+    """Each of `statistics` on the samples, with its interval: by bootstrap over clusters, and of shares by `rates`.
+
+    Args:
+        more: keys of statistics that are ranked under weights beside `WEIGHTED`.
+    """
+    got = bootstrap.interval_many(
+        statistics, *(samples[k] for k in COLUMNS), seed=seed, resamples=resamples, plain=weighted(samples, *more),
+        cluster=samples["cluster"],
+    )  # fmt: skip
+    return got | {k: e for k, e in rates(samples, shape).items() if k in statistics}
 
 
 def along_own(samples: Mapping[str, NDArray], m: Mixes) -> NDArray:
@@ -244,7 +284,8 @@ def differences(
 ) -> dict[str, Difference]:  # fmt: skip
     """Paired differences, after minus before, of samples of the same examples.
 
-    Each side has its own mixes and choices; where `n` is None both are looked at along the coupling of `m`.
+    Each side has its own mixes and choices; where `n` is None both are looked at along the coupling of `m`. Keys that are no
+    statistics of these classes and groups are left out.
     """
     own = n is not None
     sides = [
@@ -258,7 +299,7 @@ def differences(
 
     size = len(before["label"])
     got = bootstrap.paired_many(
-        {k: either(k) for k in keys},
+        {k: either(k) for k in keys if k in sides[0]},
         [*(before[k] for k in COLUMNS), np.zeros(size)],
         [*(after[k] for k in COLUMNS), np.ones(size)],
         seed,

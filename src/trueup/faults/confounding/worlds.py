@@ -11,19 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueup.faults.confounding.mixes import (
-    COLUMNS,
     FEWEST,
     along_own,
     columns,
     in_cells,
     judged,
     judges,
+    measured,
     mixes,
     nominal,
     statistics,
-    weighted,
 )
-from trueup.measure import bootstrap, lean, shift
+from trueup.measure import lean, shift
 from trueup.measure.worlds import Judged, World
 
 
@@ -94,10 +93,7 @@ def judge(shape: tuple[int, int], drawn: Drawn, seed: int) -> Judged:
         direction = lean.head_starts(samples["score"], label, group, shape)
     m = mixes(cells, direction, strength)
     wanted = statistics(samples, m)
-    got = bootstrap.interval_many(
-        {k: wanted[k] for k in PRINTED}, *(samples[k] for k in COLUMNS), seed=seed, resamples=RESAMPLES,
-        plain=weighted(samples), cluster=cluster,
-    )  # fmt: skip
+    got = measured({k: wanted[k] for k in PRINTED if k in wanted}, samples, shape, seed=seed, resamples=RESAMPLES)
     found = judged(got["lean"], cluster, threshold=THRESHOLD, sentence="")
     intervals = {k: (e.low, e.high) for k, e in got.items()} | {"severity": (found.low, found.high)}
     return Judged(found.verdict, intervals, along_own(samples, m))
