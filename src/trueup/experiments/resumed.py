@@ -31,7 +31,9 @@ class Parts:
 
 def code_of(*modules: ModuleType) -> str:
     """The name of the code in `modules` (of a package: all of its files) and of the numeric libraries' versions."""
-    files = [f for m in modules for root in (getattr(m, "__path__", None) or [str(m.__file__)]) for f in _sources(Path(root))]
+    files = [
+        f for m in modules for root in (getattr(m, "__path__", None) or [str(m.__file__)]) for f in _sources(Path(root))
+    ]
     stamp = hashlib.blake2b(digest_size=8)
     for part in [*(f.read_bytes() for f in files), *(version(p).encode() for p in ("numpy", "scipy", "torch"))]:
         stamp.update(hashlib.blake2b(part).digest())
