@@ -71,7 +71,7 @@ def heads(n: int = 2000, d: int = 384, classes: int = 3) -> None:
     start = Head(torch.randn(classes, d, generator=g) * 0.1, torch.zeros(classes))
     z = x @ start.weight.T
     objective = maths.Objective(
-        lambda z: maths.adue_uncertainty(z, rescaled=False),
+        maths.clamped(maths.ADUE_U),
         (torch.rand(n, generator=g) < 0.2).float(),
         1 - z.softmax(-1).amax(-1),
     )

@@ -289,15 +289,12 @@ def no_room_above(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
 
 @pytest.mark.parametrize("piece", [1, 3, 8, 16])
 def test_pieces_give_the_gradients_of_the_whole(piece: int, new: Any):
-    from accelerate import Accelerator
-
     subject, part = new(Lora(4)), corpus()
     ids, label = forward.tokenize(subject, part), torch.as_tensor(part.label)
-    accelerator = Accelerator(cpu=True)
     parameters = [p for p in subject.model.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(parameters, lr=1.0)
     rows = np.arange(13)
-    loss = room._step(room._Tuned(subject), optimiser, accelerator, subject, ids, label, rows, piece)
+    loss = room._step(room._Tuned(subject), optimiser, None, subject, ids, label, rows, piece)
     got = [p.grad.clone() for p in parameters]
     subject.model.zero_grad()
     z = forward.logits(subject, forward.collate([ids[i] for i in rows], 0))
@@ -519,6 +516,7 @@ def test_training_that_diverges_is_said(new: Any):
 
 def test_a_subject_stays_on_its_own_device(new: Any, monkeypatch: pytest.MonkeyPatch):
     """Accelerate has a device of its own: the first GPU, for a subject on the second. Here it is one without memory."""
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     want = new()
@@ -529,10 +527,34 @@ def test_a_subject_stays_on_its_own_device(new: Any, monkeypatch: pytest.MonkeyP
     try:
         assert room.processes().count == 1
         run(subject)
-        assert AcceleratorState().device.type == "meta", "the control: accelerate would have taken it there"
+        assert Accelerator().device.type == "meta", "the control: accelerate would have taken it there"
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert {p.device.type for p in subject.model.parameters()} == {"cpu"}
+    assert identical(weights(subject), weights(want))
+
+
+@pytest.mark.parametrize("theirs", [{"mixed_precision": "bf16"}, {"mixed_precision": "no"}, {}], ids=str)
+def test_a_process_may_have_set_accelerate_up_otherwise(
+    new: Any, monkeypatch: pytest.MonkeyPatch, theirs: dict[str, str]
+):
+    """Accelerate has one device and one precision for a whole process: here another one's, of an earlier training."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    want = new()
+    run(want)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    try:
+        other = Accelerator(**theirs)
+        with pytest.raises(ValueError, match="already been initialized"):
+            Accelerator(mixed_precision="fp16", cpu=True)  # the control
+        subject = new()
+        run(subject)
+        assert other.device.type == "meta"
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
     assert identical(weights(subject), weights(want))
 
 

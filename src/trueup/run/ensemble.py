@@ -1,8 +1,13 @@
-"""Several adapters of one kind: trained like the subject's own, each on other folds of the same examples."""
+"""Several opinions of one classifier: adapters of its kind with other seeds, or itself with dropout left on."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
+import torch
+from torch import nn
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
@@ -17,8 +22,8 @@ def committee(
 ) -> np.ndarray:
     """(n, C) class probabilities of `at`, averaged over `members` adapters (Lakshminarayanan et al., arXiv 1612.01474).
 
-    Each member is a fresh adapter of the subject's kind, with its own seed, trained on all but one of `members` folds of
-    `tuned_on`; a single member on all of it.
+    Each member is a fresh adapter of the subject's kind, trained on all of `tuned_on` with its own seed: of its start, of the order
+    of the examples, and of the validation part that stops it.
 
     Raises:
         Unsupported: the subject has no adapter, or one whose kind trueup cannot train.
@@ -27,17 +32,48 @@ def committee(
     if recipe is None:
         raise Unsupported(f"An ensemble needs an adapter of a kind trueup can train ({', '.join(RECIPES)}).")
     training = training or Training()
-    fold = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(np.arange(len(tuned_on)) % members)
     total = np.zeros((len(at), len(subject.classes)))
     for m in range(members):
         member = beside(subject, recipe, seed=seed + m)
-        train(
-            member,
-            tuned_on.take(fold != m) if members > 1 else tuned_on,
-            training,
-            lr=training.lr or recipe.lr,
-            seed=seed + m,
-        )
+        train(member, tuned_on, training, lr=training.lr or recipe.lr, seed=seed + m)
         total += predict(member, at).probability
         session().progress("training the ensemble", m + 1, members)
     return total / members
+
+
+def dropped(subject: Subject, at: Corpus, *, passes: int, seed: int) -> np.ndarray:
+    """(n, C) class probabilities of `at`, averaged over `passes` with dropout left on (Gal and Ghahramani, arXiv 1506.02142).
+
+    Dropout inside the attention of some families is no module, and stays off.
+
+    Raises:
+        Unsupported: the model has no dropout of a rate above 0.
+    """
+    layers = [m for m in subject.model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    if not layers:
+        raise Unsupported("The model has no dropout of a rate above 0, so every pass would say the same.")
+    total = np.zeros((len(at), len(subject.classes)))
+    with torch.random.fork_rng(), _dropping(layers):
+        for i in range(passes):
+            torch.manual_seed(int(np.random.SeedSequence([seed, 6, i]).generate_state(1)[0]))
+            total += predict(subject, at).probability
+            session().progress("passes with dropout", i + 1, passes)
+    return total / passes
+
+
+@contextlib.contextmanager
+def _dropping(layers: list[nn.Dropout]) -> Iterator[None]:
+    """`layers` drop inside the block, whatever mode the model is put in."""
+    hooks = [
+        hook
+        for m in layers
+        for hook in (
+            m.register_forward_pre_hook(lambda m, _: m.train() and None),
+            m.register_forward_hook(lambda m, *_: m.eval() and None),
+        )
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

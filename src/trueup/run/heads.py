@@ -28,8 +28,9 @@ class HeadRun:
 
 
 def train_heads(
-    x: np.ndarray, start: Head, loss: Loss, runs: Sequence[HeadRun], *, biased: bool, batch: int = 128, seed: int = 0
-) -> list[Head]:
+    x: np.ndarray, start: Head, loss: Loss, runs: Sequence[HeadRun], *, biased: bool, batch: int = 128, seed: int = 0,
+    watch: Callable[[Tensor], bool] | None = None,
+) -> list[Head]:  # fmt: skip
     """Train one head per run from `start` on features `x` (n, d), in float32; returns them in the runs' order.
 
     Adam with torch's OneCycle schedule (10% warm-up, cosine, momentum cycled), as in the published code. All runs see
@@ -39,6 +40,8 @@ def train_heads(
     Args:
         loss: (runs, b, K) logits, (b,) rows, (runs,) alpha -> (runs,) losses. The L2-SP term is added here.
         biased: whether the bias is trained too; a family whose head has none keeps it at its start.
+        watch: shown the heads (runs, K, d + 1) after each epoch, biases last, in the runs' order where all have as many epochs;
+            training ends where it returns True.
     """
     order = sorted(range(len(runs)), key=lambda i: -runs[i].epochs)
     ranked = [runs[i] for i in order]
@@ -78,6 +81,8 @@ def train_heads(
                 theta[:live] -= lr.reshape(shape) * m / (v.sqrt() + 1e-8) * trained
             step += 1
         session().progress("training heads", epoch + 1, ranked[0].epochs)
+        if watch is not None and watch(theta):
+            break
     heads: list[Head] = [start] * len(runs)
     for place, i in enumerate(order):
         heads[i] = Head(theta[place, :, :-1].clone(), theta[place, :, -1].clone())

@@ -1,4 +1,4 @@
-"""Training an adapter the usual way: one loop for every kind, through accelerate, resumable to the step."""
+"""Training an adapter the usual way: one loop for every kind, on several processes through accelerate, resumable to the step."""
 
 from __future__ import annotations
 
@@ -158,15 +158,7 @@ def _train(
     chosen: dict[str, nn.Parameter], checkpoint: Path | None,
 ) -> History:  # fmt: skip
     """`train` once its input is known to be usable: `chosen` are the only parameters that require a gradient."""
-    from accelerate import Accelerator
-
-    half = subject.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    # Alone, a subject stays where it is: accelerate would take one on cuda:1 to the first GPU, and leave it there.
-    accelerator = Accelerator(
-        device_placement=processes().count > 1,
-        mixed_precision="bf16" if half else "no",
-        cpu=subject.device.type == "cpu",
-    )
+    shared = _shared(subject)
     fit, held, aim, judge = _validation_split(corpus, training.validation, seed, objective)
     ids = forward.tokenize(subject, fit)
     label = torch.as_tensor(fit.label)
@@ -179,7 +171,7 @@ def _train(
         ],
         lr=lr,
     )
-    wrapped, optimiser = accelerator.prepare(tuned, optimiser)
+    wrapped, optimiser = shared.prepare(tuned, optimiser) if shared else (tuned, optimiser)
     start = prompt_embeddings(subject)
     per_epoch = -(-len(fit) // training.batch)
     total = per_epoch * training.epochs
@@ -191,7 +183,7 @@ def _train(
     state.start, state.objective = start, aim.begin()
     state.load()
     piece = training.batch
-    now = session()
+    now, main = session(), processes().rank == 0
     with torch.random.fork_rng(), evaluating(subject):
         while state.step < total and not state.stale(training.patience):
             epoch, within_epoch = divmod(state.step, per_epoch)
@@ -204,7 +196,7 @@ def _train(
                 weight, losses = aim.weights(rows, state.objective), torch.zeros(len(rows), dtype=torch.float64)
                 while True:
                     try:
-                        loss = _step(wrapped, optimiser, accelerator, subject, ids, label, rows, piece, weight, losses)
+                        loss = _step(wrapped, optimiser, shared, subject, ids, label, rows, piece, weight, losses)
                         break
                     except (RuntimeError, MemoryError) as e:
                         if not out_of_memory(e):
@@ -215,17 +207,17 @@ def _train(
                             ) from e
                         piece = max(1, piece // 2)
                         now.note(f"Memory ran out while training; each step was split into pieces of {piece} examples.")
-                accelerator.clip_grad_norm_(parameters, training.clip)
+                nn.utils.clip_grad_norm_(parameters, training.clip)
                 optimiser.step()
                 state.advance(loss, aim.after(state.objective, rows, losses))
                 now.progress("training", state.step, total)
                 # Not at the epoch's end: a run killed in its validation would go on without it. That is saved below.
-                if accelerator.is_main_process and state.step % training.save_every == 0 and state.step % per_epoch:
+                if main and state.step % training.save_every == 0 and state.step % per_epoch:
                     state.save()
             got = predict(subject, held)
             nll = judge.judge(-np.log(np.clip(got.probability[np.arange(len(held)), held.label], 1e-12, 1)))
             state.end_epoch(nll if np.isfinite(nll) else float("inf"), float((got.predicted == held.label).mean()))
-            if accelerator.is_main_process:
+            if main:
                 state.save()
     if not np.isfinite(state.nll).any():
         raise BadInput(f"Training diverged: its loss is no number at learning rate {lr:g}. Take a lower --lr.")
@@ -281,16 +273,16 @@ def _beginning(subject: Subject, fit: Corpus, held: Corpus, ids: list[forward.Ro
 
 
 def _step(
-    wrapped: nn.Module, optimiser: Any, accelerator: Any, subject: Subject,
+    wrapped: nn.Module, optimiser: Any, shared: Any, subject: Subject,
     ids: list[forward.Row], label: Tensor, rows: np.ndarray, piece: int, weight: Tensor | None = None,
     losses: Tensor | None = None,
 ) -> float:  # fmt: skip
     """Gradients of the mean cross-entropy over `rows`, each process on its share, piece by piece. Returns the mean.
 
-    weight: (b,), how often each of `rows` counts in the mean; None: once. losses: (b,), filled in every process with
-    each row's cross-entropy.
+    shared: what the processes have in common (`_shared`). weight: (b,), how often each of `rows` counts in the mean; None: once.
+    losses: (b,), filled in every process with each row's cross-entropy.
     """
-    world, rank = accelerator.num_processes, accelerator.process_index
+    world, rank = (shared.num_processes, shared.process_index) if shared else (1, 0)
     # Places in the batch and not rows: a batch that was drawn with replacement may hold a row twice.
     places = np.arange(len(rows))
     mine = places[rank::world] if len(rows) >= world else places[[rank % len(rows)]]
@@ -302,18 +294,37 @@ def _step(
         here = mine[at : at + piece]
         some = rows[here]
         batch = forward.collate([ids[i] for i in some], subject.tokenizer.pad_token_id)
-        with accelerator.autocast():
+        with _autocast(subject.device):
             z = wrapped(batch.ids, batch.mask, batch.segments)
         # Summed here and divided by the whole batch: gradients do not depend on pieces or on the number of processes.
         ce = F.cross_entropy(z.float(), label[some].to(z.device), reduction="none")
         loss = (ce * weight[here].to(z.device)).sum() * share / len(rows)
-        accelerator.backward(loss * world)
+        (loss * world).backward()
         total += float(loss.detach())
         each[here] = ce.detach().to(each) * share
     if losses is not None:
         # Each place is one process' own and 0 in the others, so every process adds up to the same numbers.
-        losses.copy_(accelerator.reduce(each))
+        losses.copy_(shared.reduce(each) if shared else each)
     return total
+
+
+def _shared(subject: Subject) -> Any:
+    """The ``Accelerator`` through which several processes train together; None for one process alone.
+
+    Alone nothing is asked of accelerate: it has one device and one precision for a whole process, which an earlier training may
+    have set otherwise, and it would take a subject on cuda:1 to the first GPU. Half precision is torch's own, here and there.
+    """
+    if processes().count == 1:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision="no", cpu=subject.device.type == "cpu")
+
+
+def _autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where a GPU has it."""
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext()
 
 
 def _schedule(step: int, total: int, warmup: float) -> float:

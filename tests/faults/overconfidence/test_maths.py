@@ -75,23 +75,85 @@ def test_uncertainties_take_any_leading_dimensions_and_have_gradients():
         assert torch.autograd.gradcheck(u, (z,))
 
 
+UNCERTAINTIES = {"AdUE": M.ADUE_U, "AdUE, rescaled": M.RESCALED_U, "entropy": M.ENTROPY_U}
+
+
+@pytest.mark.parametrize("u", UNCERTAINTIES.values(), ids=UNCERTAINTIES)
+@pytest.mark.parametrize("c", [2, 3, 20])
+def test_logs_are_those_of_the_uncertainty_where_that_does_not_round(u: M.Uncertainty, c: int):
+    z = torch.as_tensor(logits(500, c, scale=2.0))
+    value = u.value(z)
+    got = u.logs(z)
+    torch.testing.assert_close(got[0], value.log(), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(got[1], (1 - value).log(), rtol=1e-7, atol=1e-9)
+    for k in range(2):
+        torch.testing.assert_close(u.logs(z.reshape(2, 250, c))[k][1], got[k][250:])
+        assert torch.autograd.gradcheck(lambda v, k=k: u.logs(v)[k], (z[:20].clone().requires_grad_(True),))
+        np.testing.assert_allclose(u.logs(z.float())[k], got[k], rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("u", UNCERTAINTIES.values(), ids=UNCERTAINTIES)
+@pytest.mark.parametrize("margin", [14.0, 20.0, 40.0, 70.0])
+def test_the_surest_errors_teach_and_under_the_published_clamp_they_do_not(u: M.Uncertainty, margin: float):
+    """An error at a margin m of two classes: log U falls by 1 a nat, so its gradient is -1 (for the entropy 1 less 1/m)."""
+
+    def gradient(of: M.Uncertainty) -> float:
+        z = torch.tensor([[0.0, margin]], requires_grad=True)
+        loss = M.Objective(of, torch.ones(1), torch.zeros(1))(z[None], torch.tensor([0]), torch.tensor([0.0]))
+        (g,) = torch.autograd.grad(loss.sum(), z)
+        return float(g[0, 1])
+
+    assert gradient(u) == pytest.approx(1.0 if u is not M.ENTROPY_U else 1 - 1 / (margin + 1), rel=2e-3)
+    if margin > 20:
+        assert gradient(M.clamped(u)) == 0, "the control"
+    if margin == 14.0:
+        assert gradient(M.clamped(u)) == pytest.approx(gradient(u), rel=0.02), "the clamp of 1e-7 starts at 16"
+        assert gradient(M.clamped(u, 1e-4)) == 0
+
+
+def test_a_right_prediction_is_pushed_off_a_tie_as_hard_as_the_entropy_says():
+    """With two classes 1 - U is d^2 / (8 log 2) at a margin d near 0, so -log(1 - U) has the gradient -2 / d."""
+    for d in (1e-1, 1e-2, 1e-3):
+        z = torch.tensor([[0.0, d]], requires_grad=True)
+        objective = M.Objective(M.ENTROPY_U, torch.zeros(1), torch.zeros(1))
+        (g,) = torch.autograd.grad(objective(z[None], torch.tensor([0]), torch.tensor([0.0])).sum(), z)
+        assert float(g[0, 1]) == pytest.approx(-2 / d, rel=0.01)
+    hidden = M.Objective(M.clamped(M.ENTROPY_U, 1e-6), torch.zeros(1), torch.zeros(1))
+    (g,) = torch.autograd.grad(hidden(z[None], torch.tensor([0]), torch.tensor([0.0])).sum(), z)
+    assert float(g[0, 1]) == 0, "the control: a clamp hides it"
+    tie = torch.zeros(1, 1, 2, requires_grad=True)
+    loss = M.Objective(M.ENTROPY_U, torch.zeros(1), torch.zeros(1))(tie, torch.tensor([0]), torch.tensor([0.0]))
+    (g,) = torch.autograd.grad(loss.sum(), tie)
+    assert bool(torch.isfinite(loss).all() and torch.isfinite(g).all())
+
+
 def test_objective_is_bce_and_the_pull_to_the_anchor():
     z, rows = torch.as_tensor(logits(40, 3)).float(), torch.tensor([5, 1, 30, 8])
     error = torch.as_tensor((np.random.default_rng(1).random(40) < 0.5).astype(np.float32))
     anchor = torch.rand(40, generator=torch.Generator().manual_seed(0))
     two = torch.stack([z[rows], -z[rows]])
-    got = M.Objective(M.entropy_uncertainty, error, anchor)(two, rows, torch.tensor([0.0, 0.3]))
-    for r, alpha in ((0, 0.0), (1, 0.3)):
-        u = M.entropy_uncertainty(two[r]).double().numpy()
-        e, a = error[rows].double().numpy(), anchor[rows].double().numpy()
-        want = -(e * np.log(u) + (1 - e) * np.log(1 - u)).mean() + alpha * ((u - a) ** 2).mean()
-        assert float(got[r]) == pytest.approx(want, rel=1e-5)
-    assert float(got[0]) != pytest.approx(float(got[1]), rel=1e-3)
-    # U of AdUE leaves [0, 1] by log(C)/lam: the loss must stay finite there.
-    sure = torch.full((1, 1, 3), 0.0)
-    sure[..., 0] = 90.0
-    objective = M.Objective(lambda v: M.adue_uncertainty(v, rescaled=False), torch.ones(1), torch.zeros(1))
-    assert bool(torch.isfinite(objective(sure, torch.tensor([0]), torch.tensor([0.0]))))
+    for uncertainty in (M.ENTROPY_U, M.clamped(M.ENTROPY_U)):
+        got = M.Objective(uncertainty, error, anchor)(two, rows, torch.tensor([0.0, 0.3]))
+        for r, alpha in ((0, 0.0), (1, 0.3)):
+            u = M.entropy_uncertainty(two[r]).double().numpy()
+            e, a = error[rows].double().numpy(), anchor[rows].double().numpy()
+            want = -(e * np.log(u) + (1 - e) * np.log(1 - u)).mean() + alpha * ((u - a) ** 2).mean()
+            assert float(got[r]) == pytest.approx(want, rel=1e-5)
+        assert float(got[0]) != pytest.approx(float(got[1]), rel=1e-3)
+
+
+@pytest.mark.parametrize("u", UNCERTAINTIES.values(), ids=UNCERTAINTIES)
+@pytest.mark.parametrize("c", [2, 3, 20])
+def test_the_loss_and_its_gradient_are_finite_everywhere(u: M.Uncertainty, c: int):
+    """U of AdUE leaves [0, 1] by log(C) / lam, and float32 rounds to its ends."""
+    z = torch.zeros(6, c)
+    z[1:, 0] = torch.tensor([1e-4, 50.0, 99.0, 120.0, 1e4])
+    z.requires_grad_(True)
+    for e in (0.0, 1.0):
+        loss = M.Objective(u, torch.full((6,), e), torch.zeros(6))(z[None], torch.arange(6), torch.tensor([0.1]))
+        (g,) = torch.autograd.grad(loss.sum(), z)
+        assert bool(torch.isfinite(loss).all())
+        assert bool(torch.isfinite(g).all())
 
 
 # -------------------------------------------------------------------------------------------------------- scores
@@ -261,7 +323,10 @@ def test_mahalanobis_is_scikit_learns():
 def test_densities_are_higher_inside_and_independent_of_the_batch():
     x, label, at = clusters()
     far = at + 60.0
-    for score in (M.mahalanobis, lambda t, y, v: M.robust_density(t, y, v, np.zeros(len(v), dtype=np.int64), seed=0)):
+    for score in (
+        M.mahalanobis,
+        lambda t, y, v: M.robust_density(t, y, v, np.zeros(len(v), dtype=np.int64), seed=0)[:, 0],
+    ):
         inside, outside = score(x, label, at), score(x, label, far)
         assert np.all(np.isfinite(np.concatenate([inside, outside])))
         np.testing.assert_allclose(score(x, label, at[3:4]), inside[3:4], rtol=1e-7)
@@ -273,8 +338,40 @@ def test_robust_density_ranks_the_predicted_class_own_examples_first():
     x, label, _ = clusters(600)
     own = M.robust_density(x, label, x, label, seed=0)
     other = M.robust_density(x, label, x, (label + 1) % 3, seed=0)
-    assert np.median(own) > np.median(other)
+    assert (np.median(own, axis=0) > np.median(other, axis=0)).all()
     assert np.array_equal(own, M.robust_density(x, label, x, label, seed=0)), "the same seed, the same scores"
+
+
+def test_robust_density_is_a_log_density_and_a_distance():
+    """Of one class they rank alike; between classes of unlike spread the log determinant tells them apart."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], 200)
+    x = rng.normal(size=(400, 4)) * np.where(label == 1, 1.5, 0.3)[:, None] + 3.0 * label[:, None]
+    got = M.robust_density(x, label, x, label, seed=0)
+    for c in range(2):
+        assert scipy.stats.spearmanr(*got[label == c].T).statistic == pytest.approx(1)
+        whole = got[label == c] @ [1.0, -0.5]
+        np.testing.assert_allclose(whole, whole[0], rtol=1e-9, err_msg="they differ by the class' half log determinant")
+    assert (got[:, 0] - got[:, 1] / 2)[0] - (got[:, 0] - got[:, 1] / 2)[-1] > 1, "a narrow class is dense"
+
+
+def test_hybrid_with_thresholds_is_the_authors_on_the_sample_itself():
+    """Their linear step: ranks of aleatoric and epistemic uncertainty; its equation, written with scipy's ranks."""
+    rng = np.random.default_rng(0)
+    a, e = rng.random(200), rng.random(200)
+    for inside, ambiguous, weight in ((0.1, 0.9, 0.3), (0.3, 0.95, 0.0), (0.0, 1.0, 0.7), (0.15, 1.0, 1.0)):
+        ra, re = scipy.stats.rankdata(a), scipy.stats.rankdata(e)
+        want = (1 - weight) * re + weight * ra
+        near = re <= inside * 200
+        want[near] = scipy.stats.rankdata(a[near])
+        doubtful = near & (ra > ambiguous * 200)
+        want[doubtful] = ra[doubtful]
+        np.testing.assert_allclose(1 - M.hybrid(-a, -e, -a, -e, weight, inside, ambiguous), want / 200, atol=1e-12)
+
+
+def test_rows_at_length_one():
+    x = np.array([[3.0, 4.0], [0.0, 0.0], [-2.0, 0.0]])
+    np.testing.assert_allclose(M.unit(x), [[0.6, 0.8], [0, 0], [-1, 0]])
 
 
 def test_hybrid_mixes_ranks_against_a_reference():

@@ -8,15 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from trueup.corpus.corpus import Corpus
-from trueup.errors import BadInput
+from trueup.errors import BadInput, Unsupported
 from trueup.faults.fault import NoRemedy
-from trueup.faults.overconfidence import Overconfidence, maths
+from trueup.faults.overconfidence import Overconfidence, candidates, maths
 from trueup.faults.overconfidence.candidates import (
     FAMILIES,
-    RESPONSE,
     Evidence,
+    Family,
     Part,
     auc_within,
     choose,
@@ -27,8 +28,10 @@ from trueup.faults.overconfidence.planted import planted
 from trueup.faults.overconfidence.repair import ConfidenceHead, _certificates, _upwards, judged
 from trueup.measure.folds import folds
 from trueup.measure.selective import error_auc
-from trueup.run.ensemble import committee
-from trueup.run.predict import predict
+from trueup.run import ensemble
+from trueup.run.ensemble import committee, dropped
+from trueup.run.heads import train_heads
+from trueup.run.predict import Session, predict, within
 from trueup.run.train import Training
 from trueup.subject.recipe import Lora, fresh
 from trueup.subject.subject import Head, Template
@@ -114,7 +117,9 @@ def _synthetic(seed: int, signal: float, n: int = 700, times: int = 1, d: int = 
     return Evidence(part.take(np.arange(300)), held, head, True, fold, seed), rows
 
 
-CHEAP = tuple(f for f in FAMILIES if f.saveable and f.key not in ("adue", "alien", "adue-held", "alien-held"))
+CHEAP = tuple(
+    f for f in FAMILIES if f.saveable and f.key not in ("adue", "alien", "adue-held", "alien-held", "adue-epochs")
+)
 """Without the grids of trained heads, for the sake of time."""
 
 
@@ -128,13 +133,79 @@ def test_a_head_is_chosen_where_the_features_know_more():
     choice, saved = _saved(evidence, cluster, FAMILIES)
     assert saved["beyond"].low > 0
     other = _synthetic(50, 0.9, 8000)[0].held
-    plain = RESPONSE.scores(evidence, np.arange(3), other)[:, 0]
+    plain = maths.MaxSoftmax(2)(other.z)
     assert error_auc(choice.learnt(other), other.error) > error_auc(plain, other.error) + 0.03
     confidence = 1 / (1 + np.exp(-choice.slope * choice.learnt(other) - choice.intercept))
     truly = 1 - np.mean((confidence - ~other.error) ** 2) / np.mean((plain - ~other.error) ** 2)
     assert abs(saved["whole"].value - truly) < 0.1
     assert [r["key"] for r in choice.table] == [f.key for f in FAMILIES if f.possible(evidence)]
     assert all(0 < r["brier"] < 0.5 for r in choice.table)
+
+
+def test_the_best_epoch_is_that_of_the_slow_loop():
+    """Every epoch's heads, and scikit-learn's ROC-AUC on each set of validation examples, by the authors' rule."""
+    evidence, _ = _synthetic(3, 0.6, 500)
+    every, part = np.arange(200), evidence.train
+    assert part is not None
+    sets = [every[:120], every[80:]]
+    epochs: list[torch.Tensor] = []
+    objective = candidates._objective(part, maths.clamped(maths.ADUE_U), maths.response_uncertainty)
+    grid = candidates.ADUE_EPOCHS_GRID
+    train_heads(
+        part.x, evidence.head, objective, grid, biased=True, seed=3, watch=lambda t: bool(epochs.append(t.clone()))
+    )
+    assert len(epochs) == 50
+    got, kept = candidates._best_epochs(evidence, sets), set()
+    for rows, learnt in zip(sets, got, strict=True):
+        held = evidence.held.take(rows)
+        for r in range(0, len(grid), 7):
+            best, since = (-1.0, 0), 0
+            for e, theta in enumerate(epochs):
+                one = candidates.Learnt(Head(theta[r, :, :-1], theta[r, :, -1]), maths.SmoothMax(2, start=2))
+                auc = roc_auc_score(held.error, -one(held).astype(np.float32))
+                best, since = ((auc, e), 0) if auc > best[0] + 1e-9 else (best, since + 1)
+                if since == 5:
+                    break
+            kept.add(best[1])
+            extra = learnt[r].extra
+            assert extra is not None
+            assert roc_auc_score(held.error, -learnt[r](held)) == pytest.approx(best[0], abs=2e-3)
+            assert any(torch.equal(extra.weight, t[r, :, :-1]) for t in epochs)
+    assert len(kept) > 1, "the control: the best epochs differ"
+
+
+def test_a_score_that_fails_is_noted_and_the_others_go_on():
+    """Features that are the same for all: no covariance, no variance for a kernel."""
+    evidence, _ = _synthetic(0, 0.0, 400)
+    assert evidence.train is not None
+
+    def flat(part: Part) -> Part:
+        return Part(np.ones_like(part.x), part.z, part.label)
+
+    with within(Session()) as here:
+        dull = choose(replace(evidence, train=flat(evidence.train), held=flat(evidence.held)), FAMILIES)
+    failed = {"Mahalanobis", "relative Mahalanobis", "robust density (RDE)", "HUQ"}
+    assert {r["title"] for r in dull.table} == {f.title for f in FAMILIES if f.possible(evidence)} - failed
+    assert len(here.notes) == len(failed)
+    assert all("could not be computed, and the others go on without it" in n for n in here.notes)
+    with within(Session()) as here:
+        choose(evidence, FAMILIES)
+    assert here.notes == [], "the control"
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    evidence, _ = _synthetic(0, 0.0, 400)
+    broken = Family("broken", "broken", "ours", comparison=lambda e, rows, part: np.full((len(part.label), 1), np.nan))
+    with within(Session()) as here:
+        table = choose(evidence, (*CHEAP, broken)).table
+    assert "broken" not in [r["key"] for r in table]
+    assert "100 of its scores are no finite numbers" in here.notes[0]
+
+
+def test_every_departure_is_told_on_the_card(remedy, tmp_path):
+    page = (remedy.save(tmp_path / "remedy") / "README.md").read_text()
+    assert "- AdUE (v1), as published: U is held within 1e-7" in page
+    assert "- MC dropout" not in page, "it was not tried"
 
 
 def test_nothing_is_claimed_where_nothing_is_to_be_known():
@@ -243,7 +314,32 @@ def test_a_distilled_head_stands_for_choice_when_members_are_asked_for(case):
     subject, corpus = case
     got = replace(FAULT, members=2).repair(subject, corpus, None, seed=0)  # type: ignore[arg-type]
     assert isinstance(got, ConfidenceHead)
-    assert "distilled" in [r["key"] for r in got.card["candidates"]]
+    assert {"distilled", "ensemble"} <= {r["key"] for r in got.card["candidates"]}
+
+
+def test_passes_with_dropout_differ_and_leave_the_model_as_it_was(case):
+    subject, corpus = case
+    dropping = replace(subject, model=copy.deepcopy(subject.model))
+    layers = [m for m in dropping.model.modules() if isinstance(m, torch.nn.Dropout)]
+    at = corpus.part("calibration").take(np.arange(30))
+    for m in layers:
+        m.p = 0.0
+    with pytest.raises(Unsupported, match="no dropout of a rate above 0"):
+        dropped(dropping, at, passes=2, seed=0)
+    for m in layers:
+        m.p = 0.3
+    before = predict(dropping, at).probability
+    got = dropped(dropping, at, passes=4, seed=0)
+    assert np.allclose(got.sum(axis=1), 1)
+    assert np.abs(got - before).max() > 1e-3
+    assert np.array_equal(got, dropped(dropping, at, passes=4, seed=0))
+    assert not np.array_equal(got, dropped(dropping, at, passes=4, seed=1))
+    assert np.array_equal(before, predict(dropping, at).probability)
+    assert not any(m.training for m in layers)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in layers)
+    found = replace(FAULT, passes=2).repair(dropping, corpus, None, seed=0)  # type: ignore[arg-type]
+    told = found.card if isinstance(found, ConfidenceHead) else found.tried
+    assert "dropout" in [r["key"] for r in told["candidates"]]
 
 
 def test_a_class_too_rare_for_a_covariance_does_not_end_a_repair():
@@ -254,7 +350,7 @@ def test_a_class_too_rare_for_a_covariance_does_not_end_a_repair():
     x, predicted = rng.normal(size=(50, 6)), np.arange(50) % 3
     score = maths.robust_density(train[keep], label[keep], x, predicted, seed=0)
     assert np.isfinite(score).all()
-    assert score[predicted == 2].max() <= score[predicted != 2].min()
+    assert (score[predicted == 2].max(axis=0) <= score[predicted != 2].min(axis=0)).all()
 
 
 def test_a_head_learnt_on_a_device_is_read_on_the_cpu(case):
@@ -286,16 +382,20 @@ def test_an_ensemble_that_cannot_be_trained_is_noted_and_left_out(case):
     subject, corpus = case
     bare = replace(FAULT, members=2)
     without = corpus.take(corpus.split != "train")
-    got = bare.repair(subject, without, None, seed=0)  # type: ignore[arg-type]
+    with within(Session()) as here:
+        got = bare.repair(subject, without, None, seed=0)  # type: ignore[arg-type]
+    assert any("No ensemble was tried" in n and "no training examples for its 2 members" in n for n in here.notes)
     assert isinstance(got, ConfidenceHead)
     assert "distilled" not in [r["key"] for r in got.card["candidates"]]
 
 
-def test_one_member_is_trained_on_everything(case):
+def test_every_member_is_trained_on_everything(case, monkeypatch):
     subject, corpus = case
     part, at = corpus.part("train").take(np.arange(60)), corpus.part("calibration").take(np.arange(10))
-    one = committee(subject, part, at, members=1, seed=1, training=Training(epochs=1))
-    assert np.allclose(one.sum(axis=1), 1)
+    seen = []
+    monkeypatch.setattr(ensemble, "train", lambda member, on, training, *, lr, seed: seen.append((len(on), seed)))
+    committee(subject, part, at, members=3, seed=1, training=Training(epochs=1))
+    assert seen == [(60, 1), (60, 2), (60, 3)]
 
 
 def _noisy_top(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -29,19 +29,20 @@ class Overconfidence(Fault):
     Attributes:
         threshold: severity above which it is called a fault. 0.02 is a softmax at a temperature of about 0.7 or 1.5.
         folds: cross-fitting folds of the repair. members: adapters trained for an ensemble to distil (0: none; each
-            costs about one training of the adapter).
+            costs about one training of the adapter). passes: forward passes with dropout left on, for MC dropout (0: none).
         delta: chance that a certified abstention threshold is wrong. resamples: of every bootstrap.
     """
 
     threshold: float = 0.02
     folds: int = 5
     members: int = 0
+    passes: int = 0
     delta: float = 0.05
     resamples: int = 1000
     learnt: Learnt | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
 
     def __post_init__(self) -> None:
-        for knob, least in (("folds", 2), ("members", 0), ("resamples", 10)):
+        for knob, least in (("folds", 2), ("members", 0), ("passes", 0), ("resamples", 10)):
             if getattr(self, knob) < least:
                 raise BadInput(f"The knob overconfidence.{knob} is {getattr(self, knob)}; give {least} or more.")
         for knob in ("threshold", "delta"):
@@ -93,6 +94,7 @@ class Overconfidence(Fault):
             corpus,
             folds=self.folds,
             members=self.members,
+            passes=self.passes,
             resamples=self.resamples,
             delta=self.delta,
             seed=seed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import rankdata
 from torch import Tensor
 
 from trueup.faults.overconfidence import maths
@@ -35,6 +36,15 @@ ADUE_GRID = tuple(
     for lr, epochs, alpha, beta in product((1e-3, 1e-4, 1e-5), (5, 10, 20), (0.0, 0.1, 0.3, 1.0), (0.01, 0.1, 0.5, 1.0))
 )
 """The 144 runs of AdUE v1 (read in the authors' code)."""
+
+EPOCHS, PATIENCE = 50, 5
+"""Of the authors' later loop: the most epochs, and how many without a better validation AUC end a run."""
+
+ADUE_EPOCHS_GRID = tuple(
+    HeadRun(lr, EPOCHS, alpha, beta)
+    for lr, alpha, beta in product((1e-3, 1e-4, 1e-5), (0.0, 0.1, 0.3, 1.0), (0.01, 0.1, 0.5, 1.0))
+)
+"""The grid of AdUE v1 without its numbers of epochs, which validation tells here."""
 
 ALIEN_GRID = tuple(
     HeadRun(lr, 20, alpha, beta)
@@ -71,6 +81,7 @@ class Evidence:
         train: what the adapter was tuned on (None when the corpus holds none of it). held: examples it never saw.
         head: the classifier's own. biased: whether the family's head has a bias. fold: (n_held,) cross-fitting folds.
         committee: mean class probabilities (n_held, C) of an ensemble of adapters on `held`, if one was trained.
+        dropped: the same of passes with dropout left on, if there were any.
     """
 
     train: Part | None
@@ -80,6 +91,7 @@ class Evidence:
     fold: NDArray[np.int64]
     seed: int
     committee: Array | None = None
+    dropped: Array | None = None
 
     @property
     def classes(self) -> int:
@@ -111,9 +123,11 @@ class Family:
     Attributes:
         key, title, source: name for tables, name for readers, paper or "ours".
         uses_held: False when nothing is learnt from held-out examples (only a variant is chosen on them).
+        together: instead of `learn`, for several sets of held-out examples at once, where one training serves them all.
         comparison: a function instead of `learn`, for scores that no linear head can carry:
             (evidence, rows, part) -> (n, variants).
-        needs: evidence that must be there: ``train``, ``committee`` or nothing.
+        needs: evidence that must be there: ``train``, ``committee``, ``dropped`` or nothing.
+        notes: what differs from its source, for the card.
     """
 
     key: str
@@ -121,37 +135,49 @@ class Family:
     source: str
     learn: Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]] | None = None
     uses_held: bool = False
+    together: Callable[[Evidence, Sequence[NDArray[np.int64]]], Sequence[Sequence[Learnt]]] | None = None
     comparison: Callable[[Evidence, NDArray[np.int64], Part], Array] | None = None
     needs: tuple[str, ...] = ()
-    notes: str = field(default="", compare=False)
+    notes: str = ""
 
     @property
     def saveable(self) -> bool:
-        return self.learn is not None
+        return self.comparison is None
 
     def possible(self, evidence: Evidence) -> bool:
         """False when what it needs is not there."""
         return all(getattr(evidence, n) is not None for n in self.needs)
 
-    def scores(self, evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
-        """(n, variants) scores of `part`, learnt from the held-out `rows`. Higher is surer."""
-        if self.comparison is not None:
-            return self.comparison(evidence, rows, part)
+    def learnt(self, evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
+        """For each set of held-out examples, the variants learnt from it."""
+        if self.together is not None:
+            return self.together(evidence, sets)
         assert self.learn is not None
-        return np.stack([learnt(part) for learnt in self.learn(evidence, rows)], axis=1)
+        return [self.learn(evidence, rows) for rows in sets]
 
     def crossed(self, evidence: Evidence) -> Array:
-        """(n_held, variants): each held-out example scored by what was learnt without its fold."""
-        every = np.arange(len(evidence.held.label))
-        if not self.uses_held:
-            return self.scores(evidence, every, evidence.held)
-        result: Array | None = None
-        for f in np.unique(evidence.fold):
-            out = np.flatnonzero(evidence.fold == f)
-            got = self.scores(evidence, np.flatnonzero(evidence.fold != f), evidence.held.take(out))
-            result = np.empty((len(every), got.shape[1])) if result is None else result
-            result[out] = got
-        assert result is not None
+        """(n_held, variants): each held-out example scored by what was learnt without its fold. Higher is surer.
+
+        Raises:
+            ValueError: a score is not a finite number.
+        """
+        every, fold = np.arange(len(evidence.held.label)), evidence.fold
+        outs = [np.flatnonzero(fold == f) for f in np.unique(fold)] if self.uses_held else [every]
+        ins = [np.setdiff1d(every, out) for out in outs] if self.uses_held else [every]
+        if self.comparison is not None:
+            parts = [
+                self.comparison(evidence, rows, evidence.held.take(out)) for rows, out in zip(ins, outs, strict=True)
+            ]
+        else:
+            parts = [
+                np.stack([one(evidence.held.take(out)) for one in variants], axis=1)
+                for variants, out in zip(self.learnt(evidence, ins), outs, strict=True)
+            ]
+        result = np.empty((len(every), parts[0].shape[1]))
+        for out, part in zip(outs, parts, strict=True):
+            result[out] = part
+        if not np.isfinite(result).all():
+            raise ValueError(f"{(~np.isfinite(result)).any(axis=1).sum()} of its scores are no finite numbers")
         return result
 
 
@@ -216,14 +242,19 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
     """Choose among `families` but the response, by the Brier loss of out-of-fold scores; nothing is judged yet."""
     held, fold = evidence.held, evidence.fold
     right = ~held.error
-    stated = np.square(RESPONSE.scores(evidence, np.arange(len(right)), held)[:, 0] - right)
+    stated = np.square(RESPONSE.crossed(evidence)[:, 0] - right)
     recalibrated = stated
     table: list[dict[str, Any]] = []
     scores: dict[str, Array] = {}
     losses: dict[str, Array] = {}
     possible = [f for f in families if f.possible(evidence)]
     for i, family in enumerate(possible):
-        crossed = _odds(held)[:, None] if family is RESPONSE else family.crossed(evidence)
+        session().progress("trying candidates", i, len(possible))
+        try:
+            crossed = _odds(held)[:, None] if family is RESPONSE else family.crossed(evidence)
+        except (ArithmeticError, ValueError) as e:  # a singular matrix, a variance of 0: its own affair
+            session().note(f"The score '{family.title}' could not be computed, and the others go on without it: {e}.")
+            continue
         loss = crossed_losses(crossed, right, fold)
         honest, best = cross_pick(loss, fold)
         if family is RESPONSE:
@@ -237,15 +268,14 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
                 "saved": float(1 - honest.mean() / stated.mean()),
             }
         )  # fmt: skip
-        session().progress("trying candidates", i + 1, len(possible))
+    session().progress("trying candidates", len(possible), len(possible))
     honest, best = cross_pick(np.concatenate(list(losses.values()), axis=1), fold)
     owner = [(key, v) for key, loss in losses.items() for v in range(loss.shape[1])]
     key, variant = owner[best]
     family = next(f for f in possible if f.key == key)
-    assert family.learn is not None
     crossed = scores[key][:, variant]
     slope, intercept = maths.platt(crossed, right)
-    learnt = family.learn(evidence, np.arange(len(right)))[variant]
+    learnt = family.learnt(evidence, [np.arange(len(right))])[0][variant]
     return Choice(key, family.title, learnt, slope, intercept, crossed, stated, recalibrated, honest, table)
 
 
@@ -263,7 +293,7 @@ def _temperature(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt
 
 
 def _trained(
-    uncertainty: Callable[[Tensor], Tensor],
+    uncertainty: maths.Uncertainty,
     anchor: Callable[[Tensor], Tensor],
     grid: Sequence[HeadRun],
     score: Callable[[int], maths.Score],
@@ -273,14 +303,55 @@ def _trained(
     def learn(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
         part = evidence.held.take(rows) if held else evidence.train
         assert part is not None
-        z = torch.as_tensor(part.z, dtype=torch.float32)
-        objective: Loss = maths.Objective(
-            uncertainty, torch.as_tensor(part.error, dtype=torch.float32), anchor(z)
-        )  # fmt: skip
+        objective = _objective(part, uncertainty, anchor)
         heads = train_heads(part.x, evidence.head, objective, grid, biased=evidence.biased, seed=evidence.seed)
         return [Learnt(h, score(evidence.classes)) for h in heads]
 
     return learn
+
+
+def _objective(part: Part, uncertainty: maths.Uncertainty, anchor: Callable[[Tensor], Tensor]) -> Loss:
+    z = torch.as_tensor(part.z, dtype=torch.float32)
+    return maths.Objective(uncertainty, torch.as_tensor(part.error, dtype=torch.float32), anchor(z))
+
+
+def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
+    """AdUE as its authors' later loop trains it: after each epoch the error ROC-AUC on validation examples, at most `EPOCHS`
+    epochs, an end after `PATIENCE` without a better one, and the best kept. Validation are held-out examples: of each of `sets` in
+    turn, so that one training serves all."""
+    part, held, c = evidence.train, evidence.held, evidence.classes
+    assert part is not None
+    x = torch.as_tensor(np.concatenate([held.x, np.ones((len(held.x), 1))], axis=1), dtype=torch.float32)
+    shape = (len(sets), len(ADUE_EPOCHS_GRID))
+    best, since = np.full(shape, -np.inf), np.zeros(shape, np.int64)
+    heads = [[evidence.head] * shape[1] for _ in sets]
+
+    def watch(theta: Tensor) -> bool:
+        p = torch.softmax(torch.einsum("nd,rkd->rnk", x, theta), dim=-1)
+        sure = maths.smooth_max(p).double().numpy()
+        for s, rows in enumerate(sets):
+            auc = _error_aucs(sure[:, rows], held.error[rows])
+            better = (auc > best[s]) & (since[s] < PATIENCE)
+            since[s] = np.where(better, 0, since[s] + (since[s] < PATIENCE))
+            best[s] = np.where(better, auc, best[s])
+            for r in np.flatnonzero(better):
+                heads[s][r] = Head(theta[r, :, :-1].clone(), theta[r, :, -1].clone())
+        return bool((since >= PATIENCE).all())
+
+    objective = _objective(part, maths.clamped(maths.ADUE_U), maths.response_uncertainty)
+    train_heads(
+        part.x, evidence.head, objective, ADUE_EPOCHS_GRID, biased=evidence.biased, seed=evidence.seed, watch=watch
+    )
+    return [[Learnt(h, maths.SmoothMax(c, start=c)) for h in of] for of in heads]
+
+
+def _error_aucs(confidence: Array, error: NDArray[np.bool_]) -> Array:
+    """(runs,) error ROC-AUC of each row of confidences (runs, n), ties counted half (Mann and Whitney 1947); .5 without pairs."""
+    pairs = int(error.sum()) * int((~error).sum())
+    if not pairs:
+        return np.full(len(confidence), 0.5)
+    ranks = rankdata(-confidence, axis=1)[:, error].sum(axis=1)
+    return (ranks - error.sum() * (error.sum() + 1) / 2) / pairs
 
 
 def _probe(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
@@ -322,21 +393,50 @@ def _distilled(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
 def _density(
     fit: Callable[[Part, Part, int], Array],
 ) -> Callable[[Evidence, NDArray[np.int64], Part], Array]:
+    """Two sets of variants: of features as they are, and at length 1, as HUQ's authors take them."""
+
     def score(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
         assert evidence.train is not None
-        return fit(evidence.train, part, evidence.seed)[:, None]
+        n = len(part.label)
+        sides = ((evidence.train, part), (_unit(evidence.train), _unit(part)))
+        return np.concatenate([fit(t, p, evidence.seed).reshape(n, -1) for t, p in sides], axis=1)
 
     return score
 
 
+def _unit(part: Part) -> Part:
+    return Part(maths.unit(part.x), part.z, part.label)
+
+
 def _hybrid(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
+    """HUQ over its authors' grid: Mahalanobis' density of features at length 1, as theirs, ranked among the held-out examples."""
     assert evidence.train is not None
-    held, train = evidence.held, evidence.train
+    train, held, here = (_unit(p) for p in (evidence.train, evidence.held, part))
     sr = maths.MaxSoftmax(evidence.classes)
-    near = maths.mahalanobis(train.x, train.label, held.x)
-    here = maths.mahalanobis(train.x, train.label, part.x)
-    weights = (0.25, 0.5, 0.75)
-    return np.stack([maths.hybrid(sr(part.z), here, sr(held.z), near, w) for w in weights], axis=1)
+    near, there = (maths.mahalanobis(train.x, train.label, p.x) for p in (held, here))
+    return np.stack(
+        [
+            maths.hybrid(sr(part.z), there, sr(held.z), near, weight, inside, ambiguous)
+            for inside, ambiguous in HUQ_THRESHOLDS
+            for weight in HUQ_WEIGHTS
+        ],
+        axis=1,
+    )
+
+
+HUQ_WEIGHTS = tuple(i / 10 for i in range(11))
+HUQ_THRESHOLDS = ((0.0, 1.0), *product((0.05, 0.1, 0.15), (0.95, 1.0)))
+"""HUQ's grids, read in its authors' code: the aleatoric part's weight, and the shares of examples that count as near the training
+data and as ambiguous."""
+
+
+def _opinion(of: str) -> Callable[[Evidence, NDArray[np.int64], Part], Array]:
+    """What the mean probabilities called `of` give the predicted class. They are of the held-out examples, in their order."""
+
+    def score(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
+        return getattr(evidence, of)[np.arange(len(part.label)), part.predicted][:, None]
+
+    return score
 
 
 def _laplace(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
@@ -345,11 +445,11 @@ def _laplace(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
     return np.stack([maths.laplace(evidence.train.x, evidence.train.z, part.x, part.z, p) for p in priors], axis=1)
 
 
-ADUE, ALIEN = "arXiv 2505.15443 v1", "arXiv 2505.15443 v2"
-_plain_adue = lambda z: maths.adue_uncertainty(z, rescaled=False)  # noqa: E731
-_scaled_adue = lambda z: maths.adue_uncertainty(z, rescaled=True)  # noqa: E731
+ADUE, ALIEN = "arXiv 2505.15443v1", "arXiv 2505.15443v2"
 _own_adue = lambda c: maths.SmoothMax(c, start=c)  # noqa: E731
 _own_alien = lambda c: maths.NegativeEntropy(c, start=c)  # noqa: E731
+_LENGTHS = "With features as they are, and at length 1; the better on held-out examples is shown."
+_HEADS = "Heads are trained in float32 (published: bfloat16), and the last layer alone (published: with the dense layer before it)."
 
 RESPONSE = Family("response", "softmax response", "baseline", _plain(lambda c: [maths.MaxSoftmax(c)]))
 
@@ -371,37 +471,59 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("temperature", "temperature scaling", "arXiv 1706.04599", _temperature, uses_held=True),
     Family(
-        "adue", "AdUE, as published", ADUE,
-        _trained(_plain_adue, maths.response_uncertainty, ADUE_GRID, _own_adue, held=False), needs=("train",),
+        "adue", "AdUE (v1), as published", ADUE,
+        _trained(maths.clamped(maths.ADUE_U), maths.response_uncertainty, ADUE_GRID, _own_adue, held=False), needs=("train",),
+        notes=f"U is held within 1e-7 of 0 and 1, as published. {_HEADS}",
     ),
     Family(
-        "alien", "ALIEN, as published", ALIEN,
-        _trained(maths.entropy_uncertainty, maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=False), needs=("train",),
+        "adue-epochs", "AdUE (v1), best epoch by validation AUC", ADUE, together=_best_epochs, uses_held=True, needs=("train",),
+        notes="The authors' later loop: up to 50 epochs, an end after 5 without a better validation AUC, and the best kept. Its "
+        f"learning rate follows the same cycle, over 50 epochs. {_HEADS}",
+    ),
+    Family(
+        "alien", "ALIEN (v2), as published", ALIEN,
+        _trained(maths.ENTROPY_U, maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=False), needs=("train",),
+        notes=f"The loss is taken in logs; 1 - U, which is 0 where two classes tie, is held above 1e-12. {_HEADS}",
     ),
     Family(
         "adue-held", "AdUE, corrected", "ours",
-        _trained(_scaled_adue, _scaled_adue, ADUE_GRID, _own_adue, held=True), uses_held=True,
+        _trained(maths.RESCALED_U, maths.RESCALED_U.value, ADUE_GRID, _own_adue, held=True), uses_held=True,
+        notes="U is rescaled to reach 1, the errors are held out, and the loss is taken in logs: the surest errors teach most.",
     ),
     Family(
         "alien-held", "ALIEN, corrected", "ours",
-        _trained(maths.entropy_uncertainty, maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=True), uses_held=True,
+        _trained(maths.ENTROPY_U, maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=True), uses_held=True,
+        notes="The errors are held out.",
     ),
     Family("probe", "logistic probe", "baseline", _probe, uses_held=True),
     Family("shrunk", "shrunk probe", "ours", _shrunk, uses_held=True),
     Family("distilled", "distilled ensemble", "ours", _distilled, uses_held=True, needs=("committee",)),
     Family(
+        "ensemble", "deep ensemble", "arXiv 1612.01474", needs=("committee",), comparison=_opinion("committee"),
+        notes="What the members' mean probabilities give the class that the examined adapter predicts.",
+    ),
+    Family(
+        "dropout", "MC dropout", "arXiv 1506.02142", needs=("dropped",), comparison=_opinion("dropped"),
+        notes="What the passes' mean probabilities give the predicted class. Dropout inside attention stays off.",
+    ),
+    Family(
         "mahalanobis", "Mahalanobis", "arXiv 1807.03888", needs=("train",),
-        comparison=_density(lambda t, p, s: maths.mahalanobis(t.x, t.label, p.x)),
+        comparison=_density(lambda t, p, s: maths.mahalanobis(t.x, t.label, p.x)), notes=_LENGTHS,
     ),
     Family(
         "relative", "relative Mahalanobis", "arXiv 2106.09022", needs=("train",),
-        comparison=_density(lambda t, p, s: maths.relative_mahalanobis(t.x, t.label, p.x)),
+        comparison=_density(lambda t, p, s: maths.relative_mahalanobis(t.x, t.label, p.x)), notes=_LENGTHS,
     ),
     Family(
-        "rde", "robust density", "arXiv 2203.01677", needs=("train",),
+        "rde", "robust density (RDE)", "arXiv 2203.01677", needs=("train",),
         comparison=_density(lambda t, p, s: maths.robust_density(t.x, t.label, p.x, p.predicted, seed=s)),
+        notes="With the log determinant, as the paper's density has it, and without, as HUQ's authors' code. At most 600 training "
+        f"examples enter the kernel. {_LENGTHS}",
     ),
-    Family("huq", "HUQ", "ACL 2023", comparison=_hybrid, needs=("train",)),
+    Family(
+        "huq", "HUQ", "ACL 2023", comparison=_hybrid, needs=("train",),
+        notes="Its two thresholds and its weight over the authors' grid. Ranks are taken against the held-out examples.",
+    ),
     Family("laplace", "last-layer Laplace", "arXiv 2106.14806", comparison=_laplace, needs=("train",)),
 )  # fmt: skip
 """In the order of tables. The first is the fall-back."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,25 +50,95 @@ def entropy_uncertainty(z: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(dim=-1) / math.log(z.shape[-1])
 
 
+def adue_logs(z: Tensor, *, rescaled: bool, lam: float = 100.0) -> tuple[Tensor, Tensor]:
+    """log U and log(1 - U) of `adue_uncertainty`, each (...), exact where U itself rounds to 0.
+
+    With m the largest logit: U = (1 - p_m) - (1/lam) log(1 + sum_{i != m} exp(lam (p_i - p_m))), where 1 - p_m is taken from the
+    other logits. U is above 0 up to margins of about lam; from there on log U is held at what 1 - p_m gives, less 14.
+    """
+    scale = 1.0 - 1.0 / z.shape[-1] if rescaled else 1.0
+    rest = _log_rest(z)
+    p = torch.softmax(z, dim=-1)
+    top = z.argmax(dim=-1, keepdim=True)
+    # The largest's own term is the 1 of log(1 + ...), so it is taken out here.
+    more = (lam * (p - p.gather(-1, top))).scatter(-1, top, -math.inf).logsumexp(dim=-1)
+    excess = F.softplus(more) / lam
+    log_u = rest + torch.log1p(-(excess / rest.exp().clamp(min=1e-37)).clamp(max=1 - 1e-6)) - math.log(scale)
+    # 1 - U of the rescaled is (SmoothMax - 1/C) / (1 - 1/C), which is at least log C / lam / (1 - 1/C).
+    sure = smooth_max(p, lam) - (1.0 / z.shape[-1] if rescaled else 0.0)
+    return log_u, torch.log(sure / scale).clamp(max=0.0)
+
+
+def entropy_logs(z: Tensor) -> tuple[Tensor, Tensor]:
+    """log U and log(1 - U) of `entropy_uncertainty`, each (...), exact where U rounds to 0.
+
+    log H = logsumexp_i (log p_i + log(-log p_i)), with -log p_m of the largest taken from the other logits; and
+    1 - U = sum_i (x_i log x_i - x_i + 1) / (C log C) at x_i = C p_i, whose terms are not negative. log(1 - U) has no bound at the
+    uniform distribution (with two classes: a tie of the logits): 1 - U is held above 1e-12, as torch's own cross-entropy does.
+    """
+    c = z.shape[-1]
+    logp = torch.log_softmax(z, dim=-1)
+    top = z.argmax(dim=-1, keepdim=True)
+    # -log p_m = log(1 + (1 - p_m) / p_m).
+    own = F.softplus(_log_rest(z, odds=True))[..., None]
+    surprise = logp.neg().scatter(-1, top, own)
+    log_h = (logp + surprise.clamp(min=1e-37).log()).logsumexp(dim=-1)
+    d = torch.expm1(logp + math.log(c))
+    apart = ((1 + d) * (logp + math.log(c)) - d).sum(dim=-1) / (c * math.log(c))
+    return log_h - math.log(math.log(c)), apart.clamp(min=1e-12).log()
+
+
+def _log_rest(z: Tensor, *, odds: bool = False) -> Tensor:
+    """(..., C) -> (...) log(1 - p_m) of the largest p_m, or the log of its odds (1 - p_m) / p_m, from the other logits."""
+    top, at = z.max(dim=-1, keepdim=True)
+    others = z.scatter(-1, at, -math.inf).logsumexp(dim=-1) - top[..., 0]
+    return others if odds else others - F.softplus(others)
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """A differentiable U of logits: `value` is (..., C) -> (...), `logs` gives log U and log(1 - U)."""
+
+    value: Callable[[Tensor], Tensor]
+    logs: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+ADUE_U = Uncertainty(partial(adue_uncertainty, rescaled=False), partial(adue_logs, rescaled=False))
+RESCALED_U = Uncertainty(partial(adue_uncertainty, rescaled=True), partial(adue_logs, rescaled=True))
+ENTROPY_U = Uncertainty(entropy_uncertainty, entropy_logs)
+
+
+def clamped(u: Uncertainty, least: float = 1e-7) -> Uncertainty:
+    """`u` with its logs taken of U held between `least` and 1 - `least`, as AdUE v1 does (1e-7).
+
+    Beyond a margin of about log(1 / `least`), 16, an error has no gradient: the most overconfident errors teach nothing.
+    """
+
+    def logs(z: Tensor) -> tuple[Tensor, Tensor]:
+        held = u.value(z).clamp(least, 1 - least)
+        return held.log(), (1 - held).log()
+
+    return Uncertainty(u.value, logs)
+
+
 @dataclass(frozen=True)
 class Objective:
     """What a head is trained for: BCE(U, e) + alpha mean((U - U_0)^2); the L2-SP term is the trainer's.
 
     Attributes:
-        uncertainty: (..., C) logits -> (...) U. error: (n,) 0/1. anchor: (n,) the original model's own uncertainty.
+        uncertainty: U of (..., C) logits. error: (n,) 0/1. anchor: (n,) the original model's own uncertainty.
     """
 
-    uncertainty: Callable[[Tensor], Tensor]
+    uncertainty: Uncertainty
     error: Tensor
     anchor: Tensor
 
     def __call__(self, z: Tensor, rows: Tensor, alpha: Tensor) -> Tensor:
         """(runs, b, C) logits of the examples `rows` (b,), alpha (runs,) -> the runs' losses (runs,)."""
-        u = self.uncertainty(z)
-        e = self.error[rows].expand_as(u)
-        # U can leave [0, 1] by log(C)/lam; BCE is undefined there.
-        bce = F.binary_cross_entropy(u.clamp(1e-6, 1 - 1e-6), e, reduction="none").mean(dim=-1)
-        return bce + alpha * (u - self.anchor[rows]).square().mean(dim=-1)
+        log_u, log_sure = self.uncertainty.logs(z)
+        e = self.error[rows]
+        bce = -(e * log_u + (1 - e) * log_sure).mean(dim=-1)
+        return bce + alpha * (self.uncertainty.value(z) - self.anchor[rows]).square().mean(dim=-1)
 
 
 # ------------------------------------------------------------------------------------------------------------ scores
@@ -343,8 +414,10 @@ def relative_mahalanobis(train: Array, label: NDArray[np.int64], x: Array) -> Ar
 def robust_density(
     train: Array, label: NDArray[np.int64], x: Array, predicted: NDArray[np.int64], *, seed: int, most: int = 600
 ) -> Array:
-    """RDE (Yoo et al., arXiv 2203.01677): kernel PCA, then a robust (MCD) Gaussian per class; the predicted class' log density.
+    """(n, 2) RDE (Yoo et al., arXiv 2203.01677): kernel PCA, then a robust (MCD) Gaussian for each class.
 
+    The first column is the paper's log density of the predicted class, -(d + log det S) / 2 with d the squared Mahalanobis
+    distance; the second is -d alone, as the code of HUQ's authors has it. Higher is surer.
     Departures: at most `most` training examples enter the kernel, and as many dimensions are kept as a class can bear.
     """
     import warnings
@@ -353,32 +426,58 @@ def robust_density(
     from sklearn.decomposition import KernelPCA
 
     rng = np.random.default_rng(seed)
+    _vary(train, float(train.var(axis=0).sum()))
     keep = rng.permutation(len(train))[:most]
     smallest = min(int((label[keep] == c).sum()) for c in np.unique(label))
-    k = int(np.clip(smallest // 4, 2, 32))
+    k = min(max(smallest // 4, 2), 32)
     pca = KernelPCA(n_components=k, kernel="rbf", gamma=1.0 / train.shape[1] / float(train.var()), random_state=seed)
     low = pca.fit_transform(train[keep])
-    out, score = pca.transform(x), np.full(len(x), -np.inf)
+    out, score = pca.transform(x), np.full((len(x), 2), -np.inf)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for c in np.unique(label):
             mine, own = predicted == c, low[label[keep] == c]
             # A class too rare for a covariance leaves its predictions at the lowest score.
-            if mine.any() and len(own) > k:
-                score[mine] = -MinCovDet(random_state=seed).fit(own).mahalanobis(out[mine])
-    return np.where(np.isfinite(score), score, np.nanmin(score[np.isfinite(score)], initial=0.0))
+            if mine.any() and len(own) > low.shape[1]:
+                fit = MinCovDet(random_state=seed).fit(own)
+                distance = fit.mahalanobis(out[mine])
+                score[mine] = np.stack([-(distance + np.linalg.slogdet(fit.covariance_)[1]) / 2, -distance], axis=1)
+    known = np.isfinite(score[:, 0])
+    return np.where(known[:, None], score, score[known].min(axis=0, initial=0.0))
 
 
 def hybrid(
-    response: Array, density: Array, reference_response: Array, reference_density: Array, weight: float = 0.5
-) -> Array:
-    """HUQ (Vazhentsev et al., ACL 2023): mixed ranks of aleatoric (response) and epistemic (density) confidence.
+    response: Array, density: Array, reference_response: Array, reference_density: Array, weight: float = 0.5,
+    inside: float = 0.0, ambiguous: float = 1.0,
+) -> Array:  # fmt: skip
+    """HUQ (Vazhentsev et al., ACL 2023): ranks of aleatoric (response) and epistemic (density) uncertainty, put together.
 
-    Ranks are taken against a reference set, so that an example's score does not depend on its neighbours.
+    With r_a and r_e the ranks, as shares of a reference set: (1 - weight) r_e + weight r_a; but where r_e is at most `inside`
+    the rank by aleatoric uncertainty among those alone; and of these, where r_a is above `ambiguous`, r_a. Ranks are taken
+    against a reference set, so that an example's score does not depend on its neighbours.
+
+    Args:
+        response, density: (n,) confidences, higher is surer; the reference's (m,).
+
+    Returns: (n,) 1 less that rank: higher is surer.
     """
-    a = np.searchsorted(np.sort(reference_response), response) / len(reference_response)
-    b = np.searchsorted(np.sort(reference_density), density) / len(reference_density)
-    return weight * a + (1 - weight) * b
+
+    def rank(confidence: Array, among: Array) -> Array:
+        return (len(among) - np.searchsorted(np.sort(among), confidence)) / len(reference_response)
+
+    a, e = rank(response, reference_response), rank(density, reference_density)
+    near = rank(reference_density, reference_density) <= inside
+    total = (1 - weight) * e + weight * a
+    # A rank of 0 is surer than all of the reference, and inside nothing where nothing is inside.
+    inner = (e <= inside) & near.any()
+    total = np.where(inner, rank(response, reference_response[near]), total)
+    return 1 - np.where(inner & (a > ambiguous), a, total)
+
+
+def unit(x: Array) -> Array:
+    """(n, d) rows at length 1, as HUQ's authors normalise features; a row of zeros stays."""
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(length > 0, length, 1.0)
 
 
 def laplace(x: Array, z: Array, at: Array, z_at: Array, prior: float) -> Array:
@@ -402,7 +501,14 @@ def _gaussians(x: Array, label: NDArray[np.int64]) -> tuple[list[Array], Array]:
     means = [x[label == c].mean(axis=0) for c in np.unique(label)]
     centred = np.concatenate([x[label == c] - m for c, m in zip(np.unique(label), means, strict=True)])
     s = centred.T @ centred / len(x)
+    _vary(x, np.trace(s))
     return means, np.linalg.inv(s + 1e-3 * np.trace(s) / len(s) * np.eye(len(s)))
+
+
+def _vary(x: Array, variance: float) -> None:
+    """Refuses features (n, d) whose variance, summed over them, is rounding."""
+    if variance <= 1e-24 * np.square(x).sum(axis=1).mean():
+        raise ValueError("the features are the same for all training examples of a class")
 
 
 def _squared(d: Array, precision: Array) -> Array:

@@ -120,7 +120,7 @@ def null_remedy(subject: Subject) -> ConfidenceHead:
 
 
 def repair(
-    subject: Subject, corpus: Corpus, *, folds: int, members: int, resamples: int, delta: float, seed: int
+    subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, resamples: int, delta: float, seed: int
 ) -> ConfidenceHead | NoRemedy:
     """Learn and choose on ``calibration`` (and, for the published heads, on ``train``); never looks at ``test``.
 
@@ -149,22 +149,33 @@ def repair(
         return NoRemedy(
             f"Only {int(part.error.sum())} errors among {len(held)} calibration examples: too few to learn from."
         )
-    streams = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence([seed, 4]).spawn(4)]
+    streams = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence([seed, 4]).spawn(5)]
     last = spread(part.error, 3, seed=streams[0], cluster=held.cluster) == 0
     first, rest, cluster = part.take(np.flatnonzero(~last)), part.take(np.flatnonzero(last)), held.cluster
     if min(first.error.sum(), (~first.error).sum()) < 2:
         return NoRemedy(f"The errors among {len(held)} calibration examples lie in too few clusters to learn from.")
     tuned_on = corpus.take(corpus.split == "train")
-    committee = None
-    if members and len(tuned_on):
+    committee = dropped = None
+    if members and not len(tuned_on):
+        session().note(
+            f"No ensemble was tried, because '{corpus.name}' holds no training examples for its {members} members. Give the data "
+            "that the adapter was tuned on, with a split column that calls them 'train'."
+        )
+    elif members:
         try:
             committee = ensemble.committee(subject, tuned_on, held.take(~last), members=members, seed=streams[1])
         except Unsupported as e:
             session().note(f"No ensemble was tried. {e}")
+    if passes:
+        try:
+            dropped = ensemble.dropped(subject, held.take(~last), passes=passes, seed=streams[4])
+        except Unsupported as e:
+            session().note(f"MC dropout was not tried. {e}")
     biased = subject.template is None and subject.head_layer().bias is not None
     evidence = Evidence(
         train=_part(subject, tuned_on) if len(tuned_on) else None, held=first, head=own, biased=biased,
-        fold=spread(first.error, folds, seed=streams[2], cluster=cluster[~last]), seed=streams[3], committee=committee,
+        fold=spread(first.error, folds, seed=streams[2], cluster=cluster[~last]), seed=streams[3],
+        committee=committee, dropped=dropped,
     )  # fmt: skip
     choice = choose(evidence, FAMILIES)
     head = maths.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
@@ -256,6 +267,12 @@ def _whole(subject: Subject, extra: Head | None) -> Head:
 def _part(subject: Subject, corpus: Corpus) -> Part:
     out = predict(subject, corpus)
     return Part(out.features.astype(np.float64), out.logits[:, : len(subject.classes)].astype(np.float64), corpus.label)
+
+
+def _differs(candidates: Sequence[Mapping[str, Any]]) -> str:
+    """What differs from their sources in the scores that were tried, as a list."""
+    tried = {r["key"] for r in candidates}
+    return "\n".join(f"- {f.title}: {f.notes}" for f in FAMILIES if f.notes and f.key in tried)
 
 
 def _certificates(
@@ -360,7 +377,7 @@ def _card(remedy: ConfidenceHead) -> Card:
             "What was tried",
             "Brier loss after Platt scaling, out of fold on the calibration examples that chose, the share that it saves of the "
             "softmax response's, and the error ROC-AUC within folds. What was chosen is judged by other examples, at the top."
-            f"\n\n| score | source | Brier loss | saved | AUC |\n|---|---|---|---|---|\n{tried}",
+            f"\n\n| score | source | Brier loss | saved | AUC |\n|---|---|---|---|---|\n{tried}\n\n{_differs(card['candidates'])}",
         ))  # fmt: skip
     return Card(
         "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",
