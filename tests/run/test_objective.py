@@ -88,7 +88,11 @@ def slowly(subject: Subject, kind: str) -> tuple[list[float], dict[int, float], 
     fit, held, *_ = room._validation_split(corpus(), TRAINING.validation, 0, OBJECTIVES[kind])
     row = fit.attributes["row"].astype(int)  # places in the whole corpus, over which WEIGHT and GROUP are
     ids = forward.tokenize(subject, fit)
-    chance = [WEIGHT[r] / sum(WEIGHT[row]) for r in row] if kind == "resampled" else None
+    sizes = {g: (GROUP[row] == g).sum() for g in set(GROUP.tolist())}
+    chance = {
+        "resampled": [WEIGHT[r] / sum(WEIGHT[row]) for r in row],
+        "group-dro": [1 / len(sizes) / sizes[GROUP[r]] for r in row],  # every group as often as any other
+    }.get(kind)
     batches = list(room._batches([len(r) for r in ids], TRAINING.batch, 0, 0, chance))
     parameters = [p for p in subject.model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
@@ -156,7 +160,7 @@ def test_training_is_the_formula_row_by_row(kind: str, new: Any, tmp_path: Path)
     assert kept["nll"] == [pytest.approx(criterion, abs=1e-5)]
     if kind == "group-dro":
         assert kept["objective"].exp().tolist() == pytest.approx([q[g] for g in sorted(q)], abs=1e-6)
-        assert max(q.values()) > 0.36, "q has moved"
+        assert max(q.values()) > 0.34, "q has moved"
     if kind != "plain":
         slowly(plain, "plain")
         assert apart(kept["now"], weights(plain)) > 1e-3, "the control: it is not the plain mean's training"
@@ -330,6 +334,17 @@ def test_q_follows_the_losses_and_a_group_that_a_batch_lacks_loses_nothing_by_it
     for _ in range(5000):
         state = objective.after(state, np.array([4]), torch.tensor([4.0]))
     assert state.exp().tolist() == pytest.approx([0, 0, 1]), "no q is rounded to 0 for good"
+
+
+def test_groups_are_drawn_evenly():
+    """As published; the control: as the corpus has them, a group of 3 in 100 is rarely in a batch."""
+    group = np.where(np.arange(100) < 3, 7, 1)
+    chance = GroupDRO(group).chance
+    assert chance.sum() == pytest.approx(1)
+    assert chance[group == 7].sum() == pytest.approx(0.5)
+    batches = [b for epoch in range(10) for b in room._batches([5] * 100, 16, 0, epoch, chance)]
+    assert np.mean([(group[b] == 7).mean() for b in batches]) == pytest.approx(0.5, abs=0.06)
+    assert np.mean([(group[b] == 7).mean() for b in room._batches([5] * 100, 16, 0, 0, None)]) < 0.06
 
 
 def test_a_group_of_which_no_row_is_trained_on_holds_no_share():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,11 +115,13 @@ def fit_head(
     weight: np.ndarray | None = None,
     extra: np.ndarray | None = None,
     biased: bool = True,
+    sparse: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A logistic head on features (n, d): weight (C, d), bias (C,), and (C, e) weights of the `extra` columns (n, e).
 
     Features are standardised for the fit and the head is written back in their own units; where the head has no bias
-    they are only scaled. `strength` is scikit-learn's C. A class without examples gets a logit of -30, or of 0 without bias.
+    they are only scaled. `strength` is scikit-learn's C, of a squared penalty, or of an L1 penalty where `sparse`. A class
+    without examples gets a logit of -30, or of 0 without bias.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -126,9 +129,12 @@ def fit_head(
     z = (x - centre) / spread
     if extra is not None:
         z = np.concatenate([z, extra], axis=1)
-    fit = LogisticRegression(C=strength, max_iter=3000, tol=1e-6, fit_intercept=biased).fit(
-        z, label, sample_weight=weight
-    )
+    how: dict[str, Any] = {"tol": 1e-6}
+    if sparse:
+        # scikit-learn calls an L1 penalty otherwise from 1.8 on. liblinear is exact and fast, and knows two classes alone.
+        l1 = {"penalty": "l1"} if LogisticRegression().l1_ratio is None else {"l1_ratio": 1.0}
+        how = {"solver": "liblinear" if len(np.unique(label)) == 2 else "saga", "random_state": 0, **l1}
+    fit = LogisticRegression(C=strength, max_iter=3000, fit_intercept=biased, **how).fit(z, label, sample_weight=weight)
     present = fit.classes_.astype(int)
     coefficients, intercept = fit.coef_, fit.intercept_
     if len(present) == 2:

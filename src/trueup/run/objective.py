@@ -148,10 +148,9 @@ class GroupDRO(Objective):
 
     After each step q_g <- q_g exp(step * mean CE of g), normalised; a group that the batch lacks has loss 0, as in the
     authors' code. The state is log q, (G,), so that no q_g is rounded to 0 for good. The best epoch is the one whose
-    worst group has the lowest NLL.
+    worst group has the lowest NLL. Groups are drawn evenly, with replacement, as in the authors' code.
 
-    Departures: a step uses the q of the step before (the paper updates q first), since pieces of a batch are not
-    forwarded twice. Batches hold groups as the corpus does, where the paper draws groups evenly.
+    Departure: a step uses the q of the step before (the paper updates q first), since pieces of a batch are not forwarded twice.
 
     Attributes:
         group: (n,) int, each row's group; any numbers. step: how fast q follows the losses.
@@ -185,6 +184,11 @@ class GroupDRO(Objective):
         total = torch.zeros_like(state).index_add_(0, group, losses.to(state))
         mean = total / torch.bincount(group, minlength=len(state)).clamp(min=1)
         return torch.log_softmax(state + self.step * mean, dim=0)
+
+    @property
+    def chance(self) -> np.ndarray:
+        size = np.bincount(self.group)
+        return 1.0 / (len(size) * size[self.group])
 
     def judge(self, nll: np.ndarray) -> float:
         return float((np.bincount(self.group, nll) / np.bincount(self.group)).max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapted import Adapted
@@ -26,9 +28,13 @@ from trueup.faults.confounding.candidates import (
     Flipped,
     FunctionForm,
     Hybrid,
+    Knobs,
     LastLayer,
     LoraArithmetic,
     Relinearised,
+    Retrained,
+    TangentBoth,
+    TangentInside,
 )  # fmt: skip
 from trueup.faults.confounding.maths import PromptVector, shortcut
 from trueup.faults.confounding.planted import planted
@@ -381,6 +387,119 @@ def test_with_a_start_the_arithmetic_is_anchored_there(tuned, case, monkeypatch)
     assert np.allclose(FunctionForm().variants(e)[0].held, own, atol=1e-6)
 
 
+def test_the_knobs_of_the_arithmetic_are_its_coefficients_and_its_anchor(tuned, case):
+    subject, start = tuned
+    knobs = Knobs(0.5, Confounding(l_z="3,0.5").coefficients, 1e-3)
+    assert knobs.l_z == (0.0, 0.5, 1.0, 3.0)
+    e = R.evidence(subject, case[1], "site", 0.0, 0, knobs)
+    assert e.prompt is not None
+    for variant, c in zip(Hybrid("balanced").variants(e), knobs.l_z, strict=True):
+        assert variant.name == f"l_Z = {c:g}"
+        assert variant.change is not None
+        want = start + 0.5 * (e.prompt.astype(np.float64) - start) - c * e.tau_z.value
+        np.testing.assert_allclose(variant.change.prompt, want, atol=1e-12)
+    elsewhere = R.evidence(subject, case[1], "site", 0.0, 0, Knobs(at_start=False))
+    assert elsewhere.anchor is elsewhere.prompt
+    assert not np.allclose(elsewhere.tau_z.value, e.tau_z.value)
+    stiff = R.evidence(subject, case[1], "site", 0.0, 0, Knobs(ridge=10.0))
+    assert stiff.tau_z.norm < 0.5 * e.tau_z.norm
+    # Without P0 the prompt's own vector is not known.
+    with within(Session()), pytest.raises(BadInput, match=r"l_y is 0\.5.*Leave the knob at 1, or tune the prompt with"):
+        R.evidence(case[0], case[1], "site", 0.0, 0, knobs)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        ({"l_z": "1;2"}, "l_z is '1;2'; give numbers of 0 or more"), ({"l_z": "-1"}, "l_z is '-1'"), ({"l_z": "inf"}, "'inf'"),
+        ({"anchor": "strat"}, "anchor is 'strat'. Did you mean 'start'"), ({"ridge": 0.0}, "ridge is 0.0; give a number above 0"),
+    ],
+)  # fmt: skip
+def test_knobs_that_cannot_be_used_are_said(knobs, says):
+    with pytest.raises(BadInput, match=re.escape(says)):
+        Confounding(**knobs)
+
+
+def test_inside_the_linearised_model_the_arithmetic_is_linear(tuned, case):
+    """Log odds at l_Z lie on one line: f(x; P0) + J [tau_Y - l_Z tau_Z]. The control: those of the prompts themselves do not."""
+    e = R.evidence(tuned[0], case[1], "site", 0.0, 0, Knobs(l_z=(0.0, 1.0, 2.0)))
+
+    def bend(variants) -> float:
+        odds = [np.log(v.held[:, 1]) - np.log(v.held[:, 0]) for v in variants]
+        return float(np.abs(odds[2] - 2 * odds[1] + odds[0]).max() / np.abs(odds[2] - odds[0]).max())
+
+    assert bend(TangentInside().variants(e)) < 1e-6
+    assert bend(TangentBoth().variants(e)) > 1e-3
+
+
+def test_only_tangent_fits_learn_from_a_sample(tuned, case, monkeypatch):
+    monkeypatch.setattr(R, "FIT", 60)
+    subject, _ = tuned
+    e = R.evidence(subject, case[1], "site", 0.0, 0)
+    assert len(e.train) == (case[1].split == "train").sum() > 60
+    assert len(e.sampled) == 60
+    assert len(e.tangent(e.anchor)[0]) == 60
+    assert all(
+        len(e.train) == o.rows
+        for how in ("group-dro", "weighted", "resampled")
+        for _, o in Retrained(how)._objectives(e)
+    )
+    assert len(e.coded) == len(e.train)
+    assert len(LastLayer("dfr")._features(e, "train", None)) == len(e.train)
+
+
+def test_an_arithmetic_that_its_flip_matches_is_not_offered(case, finding, monkeypatch):
+    """A change that does not depend on the sign of l_Z says nothing of the shortcut. The control: one that does is offered."""
+
+    class Blind(Hybrid):
+        def at(self, e, coefficient):
+            return super().at(e, abs(coefficient))
+
+    def tried_with(family):
+        monkeypatch.setattr(R, "FAMILIES", (family,))
+        with within(Session()) as now:
+            got = DEAR.repair(*case, finding, seed=0)
+        table = got.tried["candidates"] if isinstance(got, NoRemedy) else got.card["candidates"]
+        return got, table[0], now.notes
+
+    got, row, notes = tried_with(Blind("balanced", "blind", "blind arithmetic"))
+    assert row["flip"] == row["chose lean"] < row["chose lean before"]
+    assert not row["saveable"]
+    assert isinstance(got, NoRemedy)
+    assert any("'blind arithmetic' is not offered: with the shortcut's polarity turned round" in n for n in notes)
+    got, row, notes = tried_with(Hybrid("balanced", "hybrid-balanced", "hybrid arithmetic"))
+    assert row["flip"] > row["chose lean"]
+    assert row["saveable"]
+    assert not any("is not offered" in n for n in notes)
+
+
+def test_dfr_as_published_is_the_mean_of_sparse_heads_on_balanced_subsamples(case):
+    e = R.evidence(*case, "site", 0.0, 0)
+    family = LastLayer("published", "dfr-published")
+    x, z = family._features(e, "train", None), family._features(e, "held", None)
+    (_, fit), *_ = [f for f in family._fits(e) if f[0] == "C = 0.1"]
+    w, _ = fit(x, z, e.train.label, e.held.label, e.train_group, e.held_group)
+    cell = e.held.label * 2 + e.held_group
+    least, rng = np.bincount(cell).min(), np.random.default_rng(np.random.SeedSequence([0, 14]))
+    want = np.zeros(z.shape[1])
+    for _ in range(10):
+        some = np.concatenate([rng.permutation(np.flatnonzero(cell == c))[:least] for c in range(4)])
+        spread = z[some].std(axis=0) + 1e-6
+        rows = (z[some] - z[some].mean(axis=0)) / spread
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            one = LogisticRegression(penalty="l1", C=0.1, solver="liblinear", random_state=0, max_iter=3000).fit(
+                rows, e.held.label[some]
+            )
+        assert (one.coef_ == 0).any()
+        want += one.coef_[0] / spread / 10
+    np.testing.assert_allclose(w[1] - w[0], want, atol=1e-9)
+    variants = family.variants(e)
+    chosen = variants[family.choose(e, variants)]
+    own, there = (R.leans(e, e.columns(p, e.choosing)) for p in (e.own.probability, chosen.held))
+    assert there < 0.5 * own
+
+
 def test_a_confounder_prompt_of_zero_changes_nothing(tuned, case, monkeypatch):
     subject, _ = tuned
     e = R.evidence(subject, case[1], "site", 0.0, 0)
@@ -442,7 +561,16 @@ def test_every_family_of_a_lora(lora):
     got = replace(DEAR, retrain=True).repair(subject, corpus, found, seed=0)
     assert isinstance(got, Adapted)
     keys = {r["key"] for r in got.card["candidates"]}
-    assert keys == {"dfr", "leace", "backdoor", "lora-arithmetic", "group-dro", "resampled", "weighted"}
+    assert keys == {
+        "dfr-published",
+        "dfr",
+        "leace",
+        "backdoor",
+        "lora-arithmetic",
+        "group-dro",
+        "resampled",
+        "weighted",
+    }
     assert got.card["anchor"] is None
     with got.on(subject) as repaired:
         after = FAULT.audit(repaired, corpus.part("test"), seed=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trueup.corpus.corpus import Corpus
-from trueup.errors import BadInput
+from trueup.errors import BadInput, did_you_mean
 from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
 from trueup.subject.subject import Subject
 
@@ -32,6 +32,9 @@ class Confounding(Fault):
         take: the key of the repair to take (`frontier` in the card); empty for the best within `max_cost`.
         retrain: also try repairs that train an adapter again (an ordinary confounder prompt or LoRA, GroupDRO,
             resampling, importance weights). Each costs about one training.
+        l_y, l_z, ridge, anchor: of the prompt arithmetic P0 + l_Y tau_Y - l_Z tau_Z, whose values HyPA's abstract does not give.
+            The coefficient of the task's own vector; those of the confounder that are tried, with commas between them (0 and 1
+            always are); the ridge of tangent fits; and where prompts are linearised, at the ``start`` or at the ``tuned`` one.
         resamples: of every bootstrap.
     """
 
@@ -41,6 +44,10 @@ class Confounding(Fault):
     max_cost: float = 0.02
     take: str = ""
     retrain: bool = False
+    l_y: float = 1.0
+    l_z: str = "0,0.25,0.5,1,2,4"
+    ridge: float = 1e-3
+    anchor: str = "start"
     resamples: int = 1000
     trained: Trained | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
 
@@ -55,6 +62,28 @@ class Confounding(Fault):
             )
         if not 0 <= self.max_cost <= 1:
             raise BadInput(f"The knob confounding.max_cost is {self.max_cost}; give a share of examples, such as 0.02.")
+
+        if self.anchor not in ("start", "tuned"):
+            raise BadInput(
+                f"The knob confounding.anchor is '{self.anchor}'.{did_you_mean(self.anchor, ('start', 'tuned'))} "
+                "Give start or tuned."
+            )
+        if not 0 < self.ridge < float("inf"):
+            raise BadInput(f"The knob confounding.ridge is {self.ridge}; give a number above 0, such as 0.001.")
+        _ = self.coefficients
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """Tried l_Z, from 0 upwards. Raises BadInput where `l_z` is no list of numbers of 0 or more."""
+        try:
+            given = {float(c) for c in self.l_z.split(",")}
+        except ValueError:
+            given = {-1.0}
+        if not all(0 <= c < float("inf") for c in given):
+            raise BadInput(
+                f"The knob confounding.l_z is '{self.l_z}'; give numbers of 0 or more with commas between them, such as 0.5,1,2."
+            )
+        return tuple(sorted(given | {0.0, 1.0}))
 
     name: ClassVar[str] = "confounding"
     title: ClassVar[str] = "Confounding"
@@ -94,11 +123,13 @@ class Confounding(Fault):
         )  # fmt: skip
 
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
+        from trueup.faults.confounding.candidates import Knobs
         from trueup.faults.confounding.repair import repair
 
+        knobs = Knobs(self.l_y, self.coefficients, self.ridge, self.anchor == "start")
         return repair(
             subject, corpus, finding, attribute=self.attribute, coupling=self.coupling, retrain=self.retrain,
-            max_cost=self.max_cost, take=self.take, resamples=self.resamples, seed=seed,
+            max_cost=self.max_cost, take=self.take, knobs=knobs, resamples=self.resamples, seed=seed,
         )  # fmt: skip
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:

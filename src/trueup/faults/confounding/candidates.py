@@ -33,14 +33,32 @@ from trueup.subject.recipe import beside, prompt_embeddings, recipe_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.wear import wear, with_prompt
 
-COEFFICIENTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""Tried values of l_Z, the coefficient of the confounder; the first is the subject as it is."""
-RIDGE = 1e-3
-"""Of every tangent fit, in units of the mean squared gradient. Larger ones shorten tau_Z and leave more of z in place."""
+
+@dataclass(frozen=True)
+class Knobs:
+    """What prompt arithmetic leaves open: HyPA's values are not known.
+
+    Attributes:
+        l_y: coefficient of the task's own vector: P = P0 + l_Y tau_Y - l_Z tau_Z.
+        l_z: tried coefficients of the confounder. The first is 0, and 1 is among them.
+        ridge: of every tangent fit, in units of the mean squared gradient. Larger ones shorten tau_Z and leave more of z in place.
+        at_start: prompts are linearised at the one that training started from, P0, where it is kept; else at the tuned one.
+    """
+
+    l_y: float = 1.0
+    l_z: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+    ridge: float = 1e-3
+    at_start: bool = True
+
+
 LENGTHS, STEPS = (0.1, 0.25, 0.5), 6
 """Tried lengths and largest number of the re-linearised steps."""
 STRENGTHS = (1e-3, 1e-2, 1e-1)
 """scikit-learn's C of a last layer fitted to standardised features."""
+SPARSE, SUBSAMPLES = (1.0, 0.3, 0.1, 0.03), 10
+"""Of DFR as published: scikit-learn's C under an L1 penalty, and how many balanced subsamples are averaged."""
+DRO_STEPS = (0.001, 0.01, 0.1)
+"""Tried steps of GroupDRO's group weights; 0.01 is the authors' default."""
 KEPT = 0.95
 """Share of the AUPRC as the data are that the control rule keeps (task arithmetic, arXiv 2212.04089)."""
 FOLDS = 5
@@ -89,6 +107,7 @@ class Evidence:
 
     Attributes:
         train, held: corpora of the ``train`` and ``calibration`` splits; train_group, held_group their groups.
+        sampled: rows of `train` on which tangent prompts are fitted: each costs a backward pass. All else learns from all of it.
         mixes: the tables of the calibration examples. code: (G, C) what the shortcut alone says of each group.
         choosing: (n,) bool: the calibration examples that choose settings and families, by clusters. The others judge the one
             that was chosen.
@@ -109,6 +128,8 @@ class Evidence:
     training: Training
     lr: float
     seed: int
+    sampled: NDArray
+    knobs: Knobs = Knobs()
     memory: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -140,24 +161,33 @@ class Evidence:
 
     def tangent(self, at: NDArray) -> tuple[Tangent, Basis]:
         """The training examples to first order at a prompt, and the basis of their gradients."""
-        t = expand(self.subject, self.train, at)
+        t = expand(self.subject, self.train.take(self.sampled), at)
         return t, maths.basis(t.rows, len(t), t.gradient.shape[1], t.at.size)
 
     @property
     def anchor(self) -> NDArray:
-        """Where prompts are linearised: the prompt that the subject's started from, or the subject's own without one."""
-        anchor = self.start if self.start is not None else self.prompt
+        """Where prompts are linearised (`Knobs.at_start`)."""
+        anchor = self.start if self.start is not None and self.knobs.at_start else self.prompt
         assert anchor is not None
         return anchor
+
+    @property
+    def task(self) -> PromptVector:
+        """P0 + l_Y tau_Y, with tau_Y = P_Y - P0: the subject's own prompt where l_Y is 1, as without a start."""
+        assert self.prompt is not None
+        if self.start is None or self.knobs.l_y == 1:
+            return PromptVector(self.prompt)
+        return PromptVector(self.start) + self.knobs.l_y * PromptVector.between(self.start, self.prompt)
 
     def confounder(self, at: NDArray, *, balanced: bool, target: NDArray | None = None) -> PromptVector:
         """The tangent prompt at `at`, on the training examples: of the shortcut, or of other classes `target` (n,)."""
         at_anchor = at is self.anchor
         # The anchors serve several families; the steps of `Relinearised` are passed once.
         t, b = self.once("tangent at the anchor", lambda: self.tangent(at)) if at_anchor else self.tangent(at)
-        goal = self.code[self.train_group] if target is None else target
-        weight = self.balance(self.train.label, self.train_group) if balanced else None
-        change, _ = maths.tangent_fit(b, t.margins, goal, RIDGE, weight=weight)
+        group, label = self.train_group[self.sampled], self.train.label[self.sampled]
+        goal = self.code[group] if target is None else target[self.sampled]
+        weight = self.balance(label, group) if balanced else None
+        change, _ = maths.tangent_fit(b, t.margins, goal, self.knobs.ridge, weight=weight)
         return PromptVector(change.reshape(t.at.shape))
 
     @property
@@ -173,13 +203,23 @@ class Evidence:
         return self.once("tau_Z", lambda: self.confounder(self.anchor, balanced=False))
 
     @property
+    def ordinary(self) -> PromptVector:
+        """P_Z - P0 of an ordinary confounder prompt, trained from P0 under the subject's frozen last layer."""
+        return self.once("ordinary tau_Z", self._ordinary)
+
+    def _ordinary(self) -> PromptVector:
+        assert self.start is not None
+        new = again(self)
+        soft = [p for n, p in new.model.named_parameters() if "prompt_encoder" in n]
+        train(new, self.coded, self.training, lr=self.lr, seed=self.seed, parameters=soft)
+        end = prompt_embeddings(new)
+        assert end is not None
+        return PromptVector.between(self.start, end.numpy())
+
+    @property
     def own(self) -> Outputs:
         """What the subject as it is says about the calibration examples."""
         return self.once("own", lambda: predict(self.subject, self.held))
-
-    def along(self, start: NDArray, tau: PromptVector) -> list[Variant]:
-        """The prompts `start` - l_Z `tau`, for each of `COEFFICIENTS`."""
-        return [self.variant(f"l_Z = {c:g}", Change(prompt=start - (c * tau).value)) for c in COEFFICIENTS]
 
     def variant(self, name: str, change: Change) -> Variant:
         """A variant that an adapter can carry."""
@@ -210,6 +250,10 @@ class Family(ABC):
         """The variant with the best AUPRC over all mixes of the calibration examples."""
         return int(np.argmax([score(e, v.held, "level") for v in variants]))
 
+    def flipped(self, e: Evidence, chosen: int) -> Variant | None:
+        """The control of what was chosen, with the polarity of the shortcut turned round: it must not help as well."""
+        return None
+
 
 def score(e: Evidence, probability: NDArray, what: str) -> float:
     """AUPRC of the calibration examples that choose: ``here``, ``balanced``, or ``level``, the mean over all mixes."""
@@ -222,7 +266,7 @@ def score(e: Evidence, probability: NDArray, what: str) -> float:
 
 
 class Arithmetic(Family):
-    """A family with one variant for each of `COEFFICIENTS`.
+    """A family with one variant for each coefficient of the confounder.
 
     `rule` says how l_Z is chosen without a look at shifted data (method file): ``one`` fixes it, ``balanced`` takes the best
     on calibration examples weighted to no coupling, ``control`` the largest that keeps 95% of the AUPRC as the data are.
@@ -230,18 +274,33 @@ class Arithmetic(Family):
 
     rule: str = "balanced"
 
+    @abstractmethod
+    def at(self, e: Evidence, coefficient: float) -> Variant:
+        """The variant at l_Z = `coefficient`."""
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        return [self.at(e, c) for c in e.knobs.l_z]
+
     def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
         if self.rule == "one":
-            return COEFFICIENTS.index(1.0)
+            return e.knobs.l_z.index(1.0)
         if self.rule == "balanced":
             return int(np.argmax([score(e, v.held, "balanced") for v in variants]))
         least = KEPT * score(e, variants[0].held, "here")
         return max(i for i, v in enumerate(variants) if i == 0 or score(e, v.held, "here") >= least)
 
+    def flipped(self, e: Evidence, chosen: int) -> Variant | None:
+        return self.at(e, -e.knobs.l_z[chosen]) if e.knobs.l_z[chosen] else None
+
+
+def _prompted(e: Evidence, start: PromptVector, tau: PromptVector, coefficient: float) -> Variant:
+    """The prompt `start` - l_Z `tau`."""
+    return e.variant(f"l_Z = {coefficient:g}", Change(prompt=(start - coefficient * tau).value))
+
 
 @dataclass(frozen=True)
 class Hybrid(Arithmetic):
-    """P = P_Y - l_Z tau_Z with tau_Z the tangent confounder prompt at P0 (weight form; a reconstruction)."""
+    """P = P0 + l_Y tau_Y - l_Z tau_Z with tau_Z the tangent confounder prompt at P0 (weight form; a reconstruction)."""
 
     rule: str
     key: str = ""
@@ -251,10 +310,9 @@ class Hybrid(Arithmetic):
     def possible(self, e: Evidence) -> bool:
         return e.prompt is not None
 
-    def variants(self, e: Evidence) -> list[Variant]:
-        prompt = e.prompt
-        assert prompt is not None
-        return e.once("hybrid", lambda: e.along(prompt, e.tau_z))
+    def at(self, e: Evidence, coefficient: float) -> Variant:
+        # Three rules choose among the same prompts.
+        return e.once(f"hybrid {coefficient}", lambda: _prompted(e, e.task, e.tau_z, coefficient))
 
 
 @dataclass(frozen=True)
@@ -269,8 +327,7 @@ class Flipped(Family):
         return e.prompt is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
-        assert e.prompt is not None
-        return [replace(e.variant("l_Z = -1", Change(prompt=e.prompt + e.tau_z.value)), change=None)]
+        return [replace(_prompted(e, e.task, e.tau_z, -1.0), change=None)]
 
 
 @dataclass(frozen=True)
@@ -284,16 +341,17 @@ class FunctionForm(Arithmetic):
     def possible(self, e: Evidence) -> bool:
         return e.prompt is not None
 
-    def variants(self, e: Evidence) -> list[Variant]:
-        return [_linear(e, f"l_Z = {c:g}", e.anchor, -c * e.tau_z, around_subject=True) for c in COEFFICIENTS]
+    def at(self, e: Evidence, coefficient: float) -> Variant:
+        return _linear(e, coefficient, e.anchor, -coefficient * e.tau_z, around_subject=True)
 
 
-def _linear(e: Evidence, name: str, anchor: NDArray, tau: PromptVector, *, around_subject: bool) -> Variant:
+def _linear(e: Evidence, coefficient: float, anchor: NDArray, tau: PromptVector, *, around_subject: bool) -> Variant:
     """Logits of the subject, or of the model at the anchor, plus J f(x; anchor)[tau]."""
 
     def run(corpus: Corpus) -> NDArray:
-        # All coefficients share these, and both families share the expansion: they linearise at one anchor.
-        t = e.once(f"expand {corpus.fingerprint}", lambda: expand(e.subject, corpus, anchor))
+        # All coefficients share these, and so do families that linearise at one anchor.
+        where = "start" if anchor is e.start else "tuned"
+        t = e.once(f"expand {where} {corpus.fingerprint}", lambda: expand(e.subject, corpus, anchor))
         logits = t.logits
         if around_subject:
             own = e.once(f"logits {corpus.fingerprint}", lambda: predict(e.subject, corpus).logits)
@@ -301,42 +359,72 @@ def _linear(e: Evidence, name: str, anchor: NDArray, tau: PromptVector, *, aroun
         moved = np.concatenate([np.zeros((len(t), 1)), t.moved(tau.value)], axis=1)
         return softmax(logits + moved, axis=1)
 
-    return Variant(name, run(e.held), run, None)
+    return Variant(f"l_Z = {coefficient:g}", run(e.held), run, None)
 
 
-@dataclass(frozen=True)
-class Linearised(Arithmetic):
-    """f(x; P0) + J f(x; P0)[tau_Y - l_Z tau_Z]: the tuned prompt linearised after the fact (arXiv 2305.12827)."""
-
-    key: str = "linearised"
-    title: str = "post-hoc linearisation"
-    source: str = "tangent task arithmetic"
+class Started(Arithmetic):
+    """Arithmetic that needs the prompt which training started from, P0."""
 
     def possible(self, e: Evidence) -> bool:
         return e.start is not None
 
-    def variants(self, e: Evidence) -> list[Variant]:
-        assert e.prompt is not None
+
+@dataclass(frozen=True)
+class Linearised(Started):
+    """f(x; P0) + J f(x; P0)[l_Y tau_Y - l_Z (P_Z - P0)]: ordinary prompts, linearised after the fact (arXiv 2305.12827)."""
+
+    key: str = "linearised"
+    title: str = "post-hoc linearisation"
+    source: str = "arXiv 2305.12827"
+    costly: bool = True
+
+    def possible(self, e: Evidence) -> bool:
+        return super().possible(e) and e.subject.source.peft_type == "PROMPT_TUNING"
+
+    def at(self, e: Evidence, coefficient: float) -> Variant:
         assert e.start is not None
-        tau_y = PromptVector.between(e.start, e.prompt)
-        return [_linear(e, f"l_Z = {c:g}", e.start, tau_y - c * e.tau_z, around_subject=False) for c in COEFFICIENTS]
+        tau = e.task - PromptVector(e.start) - coefficient * e.ordinary
+        return _linear(e, coefficient, e.start, tau, around_subject=False)
 
 
 @dataclass(frozen=True)
-class TangentBoth(Arithmetic):
-    """P = P0 + tau_Y - l_Z tau_Z, both tangent: the label's prompt is linearised as well."""
+class TangentBoth(Started):
+    """P = P0 + l_Y tau_Y - l_Z tau_Z, both tangent: the label's prompt is linearised as well."""
 
     key: str = "tangent-tangent"
     title: str = "tangent minus tangent"
     source: str = "tangent task arithmetic"
 
-    def possible(self, e: Evidence) -> bool:
-        return e.start is not None
-
-    def variants(self, e: Evidence) -> list[Variant]:
+    def at(self, e: Evidence, coefficient: float) -> Variant:
         assert e.start is not None
-        tau_y = e.confounder(e.start, balanced=False, target=e.train.label)
-        return e.along(e.start + tau_y.value, e.tau_z)
+        return _prompted(e, PromptVector(e.start) + tangent_task(e), _tangent_z(e), coefficient)
+
+
+@dataclass(frozen=True)
+class TangentInside(Started):
+    """f(x; P0) + J f(x; P0)[l_Y tau_Y - l_Z tau_Z], both tangent: judged inside the linearised model, where they were fitted."""
+
+    key: str = "tangent-function"
+    title: str = "tangent minus tangent, inside the linearised model"
+    source: str = "arXiv 2305.12827"
+
+    def at(self, e: Evidence, coefficient: float) -> Variant:
+        assert e.start is not None
+        return _linear(e, coefficient, e.start, tangent_task(e) - coefficient * _tangent_z(e), around_subject=False)
+
+
+def tangent_task(e: Evidence) -> PromptVector:
+    """l_Y tau_Y with tau_Y the tangent prompt of the labels at P0."""
+    assert e.start is not None
+    start = e.start
+    return e.knobs.l_y * e.once("tangent tau_Y", lambda: e.confounder(start, balanced=False, target=e.train.label))
+
+
+def _tangent_z(e: Evidence) -> PromptVector:
+    """tau_Z at P0, wherever the hybrid linearises."""
+    assert e.start is not None
+    start = e.start
+    return e.tau_z if e.anchor is start else e.once("tau_Z at P0", lambda: e.confounder(start, balanced=False))
 
 
 @dataclass(frozen=True)
@@ -384,6 +472,9 @@ class LastLayer(Family):
     The back-door adjustment is its linear form: a layer fitted beside the groups, whose part in the logits is then held at its
     mean. For two classes it ranks as sum_z P(z) P(y | x, z) nearly does; what it says as a chance is an approximation.
 
+    DFR as published (Kirichenko et al.) is fitted on calibration examples alone: under an L1 penalty, on subsamples that hold each
+    (label, group) cell equally often, averaged; its strength by the accuracy of the worst cell. Ours weights them instead.
+
     With `after`, on those of the re-linearised prompt, so that prompt and last layer change together.
     """
 
@@ -427,6 +518,13 @@ class LastLayer(Family):
             found.append(Variant(name, held, run, change))
         return found
 
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        if self.how != "published":
+            return super().choose(e, variants)
+        cell = (e.held.label * len(e.code) + e.held_group)[e.choosing]
+        right = [(v.held.argmax(axis=1) == e.held.label)[e.choosing] for v in variants]
+        return int(np.argmax([min(r[cell == c].mean() for c in np.unique(cell)) for r in right]))
+
     def _features(self, e: Evidence, which: str, prompt: NDArray | None) -> NDArray:
         def make() -> NDArray:
             return predict(Change(prompt=prompt).on(e.subject), getattr(e, which)).features.astype(np.float64)
@@ -448,6 +546,22 @@ class LastLayer(Family):
                     return on(z, yz, gz, strength, wz)
                 features, label, group = np.concatenate([x, z]), np.concatenate([yx, yz]), np.concatenate([gx, gz])
                 return on(features, label, group, strength, np.concatenate([e.balance(yx, gx), wz]))
+
+            return fit
+
+        def published(strength: float):
+            def fit(x, z, yx, yz, gx, gz):
+                cell = yz * len(e.code) + gz
+                rows = [np.flatnonzero(cell == c) for c in np.unique(cell)]
+                least = min(map(len, rows))
+                rng = np.random.default_rng(np.random.SeedSequence([e.seed, 14]))
+                each = []
+                for _ in range(SUBSAMPLES):
+                    some = np.concatenate([rng.permutation(r)[:least] for r in rows])
+                    each.append(
+                        fit_head(z[some], yz[some], e.classes, strength=strength, biased=biased, sparse=True)[:2]
+                    )
+                return np.mean([w for w, _ in each], axis=0), np.mean([b for _, b in each], axis=0)
 
             return fit
 
@@ -481,6 +595,8 @@ class LastLayer(Family):
                 (f"C = {s:g}, {'train and calibration' if both else 'calibration'}", balanced(s, both))
                 for s in STRENGTHS for both in (True, False)
             ]  # fmt: skip
+        if self.how == "published":
+            return [(f"C = {s:g}", published(s)) for s in SPARSE]
         if self.how == "leace":
             return [("own last layer", erased(None)), *((f"C = {s:g}", erased(s)) for s in STRENGTHS)]
         return [(f"C = {s:g}", backdoor(s)) for s in STRENGTHS]
@@ -492,7 +608,7 @@ def _apply(head: tuple[NDArray, NDArray], x: NDArray) -> NDArray:
 
 @dataclass(frozen=True)
 class Retrained(Family):
-    """The same kind of adapter trained again from its start with another objective."""
+    """The same kind of adapter trained again from its start with another objective, on all training examples."""
 
     how: str
     key: str = ""
@@ -507,15 +623,19 @@ class Retrained(Family):
         return plain and recipe_of(e.subject) is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
-        new = again(e)
-        train(new, e.train, e.training, lr=e.lr, seed=e.seed, objective=self._objective(e))
-        return [e.variant("trained", Change(adapter=files.adapter_of(new)))]
+        found = []
+        for name, objective in self._objectives(e):
+            new = again(e)
+            train(new, e.train, e.training, lr=e.lr, seed=e.seed, objective=objective)
+            found.append(e.variant(name, Change(adapter=files.adapter_of(new))))
+        return found
 
-    def _objective(self, e: Evidence) -> Objective:
-        weight = e.balance(e.train.label, e.train_group)
+    def _objectives(self, e: Evidence) -> list[tuple[str, Objective]]:
         if self.how == "group-dro":
-            return GroupDRO(e.train.label * len(e.code) + e.train_group)
-        return Weighted(weight) if self.how == "weighted" else Resampled(weight)
+            group = e.train.label * len(e.code) + e.train_group
+            return [(f"step {step:g}", GroupDRO(group, step)) for step in DRO_STEPS]
+        weight = e.balance(e.train.label, e.train_group)
+        return [("trained", Weighted(weight) if self.how == "weighted" else Resampled(weight))]
 
 
 def again(e: Evidence) -> Subject:
@@ -543,26 +663,19 @@ def _arrays(tensors: dict[str, Tensor]) -> dict[str, NDArray]:
 
 
 @dataclass(frozen=True)
-class OrdinaryBoth(Arithmetic):
-    """P = P_Y - l_Z (P_Z - P0) with an ordinary confounder prompt, trained from P0 under the subject's frozen last layer."""
+class OrdinaryBoth(Started):
+    """P = P0 + l_Y tau_Y - l_Z (P_Z - P0) with an ordinary confounder prompt, trained from P0 under the subject's frozen head."""
 
     key: str = "ordinary-ordinary"
     title: str = "ordinary minus ordinary"
-    source: str = "task prompt vectors"
+    source: str = "task prompt vectors (arXiv 2408.01119)"
     costly: bool = True
 
     def possible(self, e: Evidence) -> bool:
-        return e.start is not None and e.subject.source.peft_type == "PROMPT_TUNING"
+        return super().possible(e) and e.subject.source.peft_type == "PROMPT_TUNING"
 
-    def variants(self, e: Evidence) -> list[Variant]:
-        assert e.prompt is not None
-        assert e.start is not None
-        new = again(e)
-        soft = [p for n, p in new.model.named_parameters() if "prompt_encoder" in n]
-        train(new, e.coded, e.training, lr=e.lr, seed=e.seed, parameters=soft)
-        end = prompt_embeddings(new)
-        assert end is not None
-        return e.along(e.prompt, PromptVector.between(e.start, end.numpy()))
+    def at(self, e: Evidence, coefficient: float) -> Variant:
+        return _prompted(e, e.task, e.ordinary, coefficient)
 
 
 @dataclass(frozen=True)
@@ -587,17 +700,17 @@ class LoraArithmetic(Arithmetic):
         words = any(part in k for k in files.adapter_tensors(e.subject) for part in apart)
         return listed and whole and plain and not words and maths.why_no_concatenation(settings) is None
 
-    def variants(self, e: Evidence) -> list[Variant]:
+    def at(self, e: Evidence, coefficient: float) -> Variant:
+        own, other = files.adapter_of(e.subject), e.once("confounder LoRA", lambda: self._trained(e))
+        settings, weights = maths.concatenate(own[0], _arrays(own[1]), other[0], _arrays(other[1]), -coefficient)
+        tensors = {k: torch.as_tensor(v) for k, v in weights.items()}
+        return e.variant(f"l_Z = {coefficient:g}", Change(adapter=(settings, tensors)))
+
+    def _trained(self, e: Evidence) -> tuple[dict[str, Any], dict[str, Tensor]]:
         new = again(e)
         low = [p for n, p in new.model.named_parameters() if "lora_" in n]
         train(new, e.coded, e.training, lr=e.lr, seed=e.seed, parameters=low)
-        own, other = files.adapter_of(e.subject), files.adapter_of(new)
-        found = []
-        for c in COEFFICIENTS:
-            settings, weights = maths.concatenate(own[0], _arrays(own[1]), other[0], _arrays(other[1]), -c)
-            tensors = {k: torch.as_tensor(v) for k, v in weights.items()}
-            found.append(e.variant(f"l_Z = {c:g}", Change(adapter=(settings, tensors))))
-        return found
+        return files.adapter_of(new)
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -612,7 +725,9 @@ FAMILIES: tuple[Family, ...] = (
     FunctionForm(),
     Linearised(),
     TangentBoth(),
-    LastLayer("dfr", "dfr", "last layer again, balanced (DFR)", "arXiv 2204.02937"),
+    TangentInside(),
+    LastLayer("published", "dfr-published", "last layer again, as published (DFR)", "arXiv 2204.02937"),
+    LastLayer("dfr", "dfr", "last layer again, weighted to balance", "trueup, after arXiv 2204.02937"),
     LastLayer("leace", "leace", "attribute erased before the last layer (LEACE)", "arXiv 2306.03819"),
     LastLayer(
         "backdoor", "backdoor", "back-door adjustment of the last layer", "Pearl 2009, section 3.3; of the logits"

@@ -19,7 +19,7 @@ from trueup.errors import BadInput, Unsupported, did_you_mean, it_or_them, listi
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import maths
 from trueup.faults.confounding.audit import attribute_of
-from trueup.faults.confounding.candidates import CONTROL, FAMILIES, FOLDS, Change, Evidence, Variant, score
+from trueup.faults.confounding.candidates import CONTROL, FAMILIES, FOLDS, Change, Evidence, Knobs, Variant, score
 from trueup.faults.confounding.mixes import (
     COLUMNS,
     differences,
@@ -57,6 +57,7 @@ def repair(
     retrain: bool,
     max_cost: float,
     take: str,
+    knobs: Knobs,
     resamples: int,
     seed: int,
 ) -> Adapted | NoRemedy:
@@ -82,12 +83,12 @@ def repair(
             f"The lean of {finding.severity:.3f} [{finding.low:.3f}, {finding.high:.3f}] is not clearly above the threshold of "
             f"{finding.threshold:g}, so there is nothing to repair."
         )
-    e = evidence(subject, corpus, attribute, coupling, seed)
+    e = evidence(subject, corpus, attribute, coupling, seed, knobs)
     table, variants = tried(e, retrain=retrain, resamples=min(resamples, RESAMPLES), seed=seed)
     about = {
         "candidates": table, "table": _markdown(table), "attribute": attribute,
         "groups": finding.details["groups"], "seed": seed, "max_cost": max_cost,
-        "anchor": None if e.prompt is None else ("P0" if e.start is not None else "the tuned prompt"),
+        "anchor": None if e.prompt is None else ("P0" if e.anchor is e.start else "the tuned prompt"), "arithmetic": asdict(knobs),
         "examples": {"train": len(e.train), "chose": int(e.choosing.sum()), "judged": int((~e.choosing).sum())},
         "pair": corpus.second is not None,
     }  # fmt: skip
@@ -152,7 +153,10 @@ def best_of(table: list[dict[str, Any]], max_cost: float) -> dict[str, Any] | No
 def _helps(row: Mapping[str, Any]) -> bool:
     """Whether, on the half that chooses, the lean fell and AUPRC over all mixes rose."""
     return (
-        row["source"] != CONTROL and row["chose lean"] < row["chose lean before"] and row["level"] > row["level before"]
+        row["source"] != CONTROL
+        and not row.get("no better than its flip")
+        and row["chose lean"] < row["chose lean before"]
+        and row["level"] > row["level before"]
     )
 
 
@@ -240,8 +244,16 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> str:
     )
 
 
-def evidence(subject: Subject, corpus: Corpus, attribute: str, coupling: float, seed: int) -> Evidence:
-    """What the families learn from: at most `FIT` training examples, all calibration examples, the prompt and its start."""
+def evidence(
+    subject: Subject,
+    corpus: Corpus,
+    attribute: str,
+    coupling: float,
+    seed: int,
+    knobs: Knobs = Knobs(),  # noqa: B008
+) -> Evidence:
+    """What the families learn from: all training examples (tangent fits: at most `FIT`), all calibration examples, the prompt and
+    its start."""
     # What must not be looked at is not even in hand.
     corpus = corpus.take(corpus.split != "test")
     groups = mix.groups_of(corpus, attribute)
@@ -257,9 +269,7 @@ def evidence(subject: Subject, corpus: Corpus, attribute: str, coupling: float, 
                 f"'{groups[z]}'; a repair needs {FEWEST} in every cell. Give more rows, or merge rare values."
             )
     tuned_on = parts["train"]
-    if len(tuned_on) > FIT:
-        rng = np.random.default_rng(np.random.SeedSequence([seed, 7]))
-        tuned_on = tuned_on.take(np.sort(rng.permutation(len(tuned_on))[:FIT]))
+    sampled = np.sort(np.random.default_rng(np.random.SeedSequence([seed, 7])).permutation(len(tuned_on))[:FIT])
     held = parts["calibration"]
     z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
     fitted_to, cells = (mix.counts(parts[k], attribute, groups) for k in ("train", "calibration"))
@@ -276,10 +286,16 @@ def evidence(subject: Subject, corpus: Corpus, attribute: str, coupling: float, 
         soft = prompt_embeddings(subject)
         assert soft is not None
         prompt, start = soft.float().numpy(), start_of(subject)
+        if knobs.l_y != 1 and start is None:
+            raise BadInput(
+                f"The knob confounding.l_y is {knobs.l_y:g}, and the prompt that the adapter started from (P0) is not kept "
+                "beside it, so its own vector is not known. Leave the knob at 1, or tune the prompt with `trueup tune prompt`, "
+                "which keeps P0."
+            )
     training, recipe = training_of(subject), recipe_of(subject)
     return Evidence(
         subject, tuned_on, held, z_train, z_held, m, maths.coding(fitted_to / fitted_to.sum()), choosing, prompt, start, training,
-        training.lr or (recipe.lr if recipe is not None else 1e-3), seed,
+        training.lr or (recipe.lr if recipe is not None else 1e-3), seed, sampled, knobs,
     )  # fmt: skip
 
 
@@ -332,14 +348,15 @@ def tried(e: Evidence, *, retrain: bool, resamples: int, seed: int) -> tuple[lis
         except (BadInput, Unsupported) as refused:
             session().note(f"The repair '{family.title}' was not tried: {refused}")
             continue
-        variant = variants[family.choose(e, variants)]
+        chosen = family.choose(e, variants)
+        variant, flip = variants[chosen], family.flipped(e, chosen)
         there, here = (e.columns(variant.held, rows) for rows in (chose, judging))
         d = differences(
             own["judged"], here, e.mixes, None, ("severity", "level", "accuracy"), resamples=resamples, seed=seed
         )
         table.append({
             "key": family.key, "title": family.title, "source": family.source, "variant": variant.name,
-            "saveable": variant.change is not None,
+            "saveable": variant.change is not None, "flip": None if flip is None else leans(e, e.columns(flip.held, chose)),
             "level before": score(e, before, "level"), "level": score(e, variant.held, "level"),
             "chose lean before": leant, "chose lean": leans(e, there),
             "chose cost": _right(own["chose"]) - _right(there),
@@ -347,6 +364,12 @@ def tried(e: Evidence, *, retrain: bool, resamples: int, seed: int) -> tuple[lis
             "gain": d["level"].value, "gain low": d["level"].low, "gain high": d["level"].high,
             "cost": -d["accuracy"].value, "cost low": -d["accuracy"].high, "cost high": -d["accuracy"].low,
         })  # fmt: skip
+        if (flip_lean := table[-1]["flip"]) is not None and flip_lean <= table[-1]["chose lean"] < leant:
+            table[-1] |= {"saveable": False, "no better than its flip": True}
+            session().note(
+                f"The repair '{family.title}' is not offered: with the shortcut's polarity turned round, which must not help, the "
+                f"lean falls as far ({flip_lean:.3f} against {table[-1]['chose lean']:.3f}, from {leant:.3f})."
+            )
         kept[family.key] = variant
         session().progress("trying repairs", i + 1, len(possible))
     return table, kept
