@@ -278,7 +278,7 @@ def bench_rigidity(
     steps: Annotated[float, typer.Option("--steps", help="Factor on all numbers of training steps.")] = 1.0,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """What a prefix can teach a small transformer: the experiments of arXiv 2310.19698, beside its published figures."""
+    """What a prefix can teach a small transformer: a variant of the experiments of arXiv 2310.19698, beside its figures."""
     with _sentences():
         from trueup.experiments import rigidity
 

@@ -81,9 +81,49 @@ def test_answers_are_what_plain_lists_give(task, slow):
     assert r.answers(task, torch.tensor([worst]))[0].tolist() == slow(worst)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What `teach` asks of `train`, whose validation loss and best step are made up."""
+
+    def made(losses: dict[int, float], best: dict[int, int]) -> list[int]:
+        calls: list[int] = []
+
+        def train(frozen, trained, shape, tasks, *, seeds, rates, steps, **_):
+            calls.append(steps)
+            one = {k: v[:1] for k, v in trained.items()}
+            return {seed: r.Kept(one, losses[steps], 0.0, 1e-2, best.get(steps, steps)) for seed in seeds}
+
+        monkeypatch.setattr(r, "train", train)
+        shape = r.Shape(1, 1, 8)
+        models = r._started(lambda g: r.new_model(shape, g), range(2))
+        _, kept = r.teach(r.Method("lora", 1, r.MLP), models, shape, "add 1", [0, 1], 100)
+        return [*calls, round(1000 * kept[0].loss)]
+
+    return made
+
+
+def test_steps_double_while_the_last_is_the_best_and_it_pays(asked):
+    falling = {100: 2.0, 200: 1.0, 400: 0.5}
+    assert asked(falling, {}) == [100, 200, 400, 500]
+    assert asked(falling, {100: 90}) == [100, 2000], "it was done before the last step"
+    assert asked(falling, {200: 100}) == [100, 200, 1000]
+    assert asked({100: 2.0, 200: 1.999, 400: 0.5}, {}) == [100, 200, 1999], "it does not pay"
+    assert asked({100: 2.0, 200: 2.5}, {}) == [100, 200, 2000], "and the better one is kept"
+
+
+def test_every_departure_goes_with_the_table(tmp_path: Path):
+    said = r.table({"rows": [], "settings": {"seeds": 3, "width": 96, "steps": 1.0}})
+    assert said.startswith(
+        "# Prefixes and LoRAs on small transformers: a variant of the experiments of arXiv 2310.19698"
+    )
+    for part in ("layer norm in experiment 2", "padding slots", "100,000 to 500,000 steps at 64", "decay of 0.1",
+                 "matrix by matrix", "deviation of 0.1 (theirs: 1)", "11 output tokens", "65,536"):  # fmt: skip
+        assert part in said
+
+
 def test_the_note_on_ten_twos_is_true():
     twos = (r.tokens_of(["double histogram"], "test", 3200)[0, :, 10:] == 2).all(dim=1).float().mean().item()
-    assert f"Ten 2s, whatever the input, score {twos:.1%}" in r.NOTES
+    assert f"score {twos:.1%} on the double histogram" in r.NOTES
 
 
 def test_an_unknown_task_is_a_sentence():

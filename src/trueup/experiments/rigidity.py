@@ -1,4 +1,4 @@
-"""The minimal-transformer experiments of Petrov, Torr and Bibi (arXiv 2310.19698), repeated over seeds and put right.
+"""A variant of the minimal-transformer experiments of Petrov, Torr and Bibi (arXiv 2310.19698): over seeds, with equal tuning.
 
 A small causal transformer reads 10 digits from 0..7 and continues with 10 tokens, the answer of a task; a call counts only
 if all 10 are right. A model is pretrained on some tasks, frozen, and then taught a task through few trained parameters: a
@@ -9,10 +9,10 @@ prefix, a LoRA, or (for comparison) all its weights. Put right against the autho
 - a LoRA "of the MLP" adapts the MLP alone (theirs also adapted the attention's output projection);
 - methods that are compared train exactly the same number of parameters.
 
-Ours differs on purpose in this: a prefix is one of prefix tuning, trained keys and values per layer (theirs replaced the
-layer's input at p padding positions, half as many parameters a slot, and a strict subset of what keys and values can do);
-no dropout; layer norms have no affine part, which the next linear map can express; fewer steps at higher rates, and 4-layer
-models narrower than theirs unless asked for. Runs are trained many at a time: each tensor has a leading dimension of runs.
+- nobody is judged before it is done: the steps are doubled while the last ones are the best and doubling pays.
+
+What else differs is listed in `NOTES`, which goes with every table. Runs are trained many at a time: each tensor has a leading
+dimension of runs.
 """
 
 from __future__ import annotations
@@ -385,6 +385,8 @@ RATES = {"full": (3e-4, 1e-3, 3e-3), "prefix": (2e-3, 1e-2, 5e-2), "lora": (2e-3
 """Learning rates that each kind tries, three each; prefix and LoRA the same."""
 PRETRAINING_RATE = 1e-3
 BATCH = {"pretraining": 64, "teaching": 32}
+MOST, WORTH = 4, 0.005
+"""By how much the steps of teaching are at most multiplied, and by how much (nats) twice as many have to be better to go on."""
 SOLVED = 0.995
 """Share of right validation answers at which teaching stops early."""
 
@@ -505,21 +507,35 @@ def teach(
     method: Method, models: Params, shape: Shape, task: str, seeds: Sequence[int], steps: int, dtype=torch.float32,
     say: Callable[[str], None] = lambda s: None,
 ) -> tuple[Params, list[Kept]]:  # fmt: skip
-    """Teach each pretrained model one task at every rate of the method. Returns the parameters kept, one run per seed."""
+    """Teach each pretrained model one task at every rate of the method. Returns the parameters kept, one run per seed.
+
+    Steps are doubled, up to `MOST` times as many, while for most seeds the last check is the best and doubling lowers the mean
+    validation loss by more than `WORTH`; what did best is kept.
+    """
     rates = RATES[method.kind]
     runs = [seed for seed in seeds for _ in rates]
     rows = [i for i in range(len(seeds)) for _ in rates]
     frozen = {k: v[rows] for k, v in models.items()}
     fresh = frozen if method == FULL else _started(lambda g: new_adapter(method, shape, g), runs)
-    kept = train(frozen, fresh, shape, [task], seeds=runs, rates=list(rates) * len(seeds), steps=steps,
-                 batch=BATCH["teaching"], solved=SOLVED, dtype=dtype, say=say)  # fmt: skip
-    in_order = [kept[seed] for seed in seeds]
-    return {k: torch.cat([one.params[k] for one in in_order]) for k in fresh}, in_order
+    best: list[Kept] = []
+    for times in (2**i for i in range(MOST.bit_length())):
+        kept = train(frozen, fresh, shape, [task], seeds=runs, rates=list(rates) * len(seeds), steps=times * steps,
+                     batch=BATCH["teaching"], solved=SOLVED, dtype=dtype, say=say)  # fmt: skip
+        now = [kept[seed] for seed in seeds]
+        pays = not best or np.mean([k.loss for k in best]) - np.mean([k.loss for k in now]) > WORTH
+        if not best or np.mean([k.loss for k in now]) < np.mean([k.loss for k in best]):
+            best = now
+        done = [k.exact >= SOLVED or k.step < times * steps for k in now]
+        if not pays or sum(done) > len(seeds) / 2:
+            break
+    return {k: torch.cat([one.params[k] for one in best]) for k in fresh}, best
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The rows as a markdown table, and below it what differs from the paper."""
     lines = [
+        "# Prefixes and LoRAs on small transformers: a variant of the experiments of arXiv 2310.19698",
+        "",
         "| experiment | model | task | method | trained parameters | published, one seed | ours, mean [min, max] | steps |",
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
@@ -540,10 +556,20 @@ def table(result: Mapping[str, Any]) -> str:
 
 NOTES = """\
 Exact match of the whole ten-token answer, greedy, on 3,200 test inputs; {seeds} seed(s), each from pretraining on. Model:
-layers x heads. Models are at most {width} wide (the paper: 96 in experiment 1, else 256), the usual steps times {steps:g},
-batches of 64 (pretraining) and 32. Every method tries three learning rates, goes on with the best on validation after 30%
-of the steps, and stops early at 99.5% of the validation inputs; steps are the most there were, and those of the kept
-parameters. A prefix is trained keys and values in every layer. The paper's experiment 4 compared 12 padding slots with a
-LoRA that also adapted the attention's output projection, both of 12,288 parameters at width 256; here the LoRA adapts the
-MLP alone, and 5 slots of keys and values have exactly as many parameters. Ten 2s, whatever the input, score 0.9% on the
-double histogram."""
+layers x heads. Every method tries three learning rates, goes on with the best on validation after 30% of the steps, and stops
+early at 99.5% of the validation inputs. Steps are doubled, up to four times as many, while the last ones are the best and
+doubling pays; those of the table are what was given at first, and those of the kept parameters. Ten 2s, whatever the input,
+score 0.9% on the double histogram.
+
+This is a variant of the published experiments and not a repetition. It differs in this:
+
+- A prefix is trained keys and values in every layer. Theirs replaces the layer's input at padding positions: half as many
+  parameters a slot, and a strict subset of what keys and values can do. Their pretraining holds these padding slots; ours has none.
+- Their LoRA "of the MLP" adapts attention's output projection too. Ours adapts the MLP alone, and 5 slots of keys and values have
+  as many parameters as it has at rank 1 (theirs: 12 slots, and 12,288 parameters at width 256).
+- Models are at most {width} wide (theirs: 96 in experiment 1, else 256). Theirs has no first layer norm in experiment 2. Our layer
+  norms have no affine part, which the next linear map can express. No dropout.
+- The usual steps times {steps:g}, in batches of 64 (pretraining) and 32. Theirs trains prefixes for 100,000 to 500,000 steps at 64.
+- 65,536 fixed training inputs, split by an unsalted hash, with validation apart from test; 11 output tokens.
+- AdamW without decay, a rate that rises, stays and falls, and a gradient that is clipped as a whole. Theirs: decay of 0.1, a
+  constant rate, clipping matrix by matrix. A prefix starts at a standard deviation of 0.1 (theirs: 1)."""
