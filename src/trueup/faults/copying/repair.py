@@ -25,7 +25,7 @@ from trueup.run.answers import Answers
 from trueup.run.edit import scaled
 from trueup.run.predict import session
 from trueup.run.prompts import Row
-from trueup.run.staircase import attribute, last_units, scaled_at_last, towards_zero
+from trueup.run.staircase import attribute, last_units, scaled_at_last
 from trueup.subject.subject import Subject
 from trueup.subject.units import scales_as_adapter, width_of
 
@@ -328,8 +328,8 @@ def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
             "give pairs with more than one answer, or lower --shots."
         )
     held, _, _, towards = explained("always")
-    wrong = attribute(subject, rows, readout, towards_zero())
-    right = attribute(subject, held, towards, towards_zero()) if held else None
+    wrong = attribute(subject, rows, readout)
+    right = attribute(subject, held, towards) if held else None
     gap = np.concatenate([a.gap for a in (wrong, right) if a is not None])
     gap = np.quantile(gap, 0.9, axis=0)
     if (gap > COMPLETE).any():
