@@ -41,31 +41,53 @@ def test_a_penalty_moves_answers_away_from_what_is_shown():
     assert maths.penalised(z, other, shown, 4.0).tolist() == [1, 2, -1, -1]
 
 
+def question(shown: list[bool], gold: int, said: int = 0, *, right: bool = False) -> maths.Question:
+    return maths.Question(torch.tensor(shown), gold, said, torch.arange(len(shown)) == gold, right)
+
+
 def test_the_shift_towards_a_shown_answer():
     z = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]))
-    shown = torch.tensor([False, True, True, False])
-    assert torch.allclose(maths.shift(z, shown, 0), torch.tensor([0.3 - 0.1, 0.1 - 0.7]))
+    shown = [False, True, True, False]
+    assert torch.allclose(maths.shift(z, question(shown, 0)), torch.tensor([0.3 - 0.1, 0.1 - 0.7]))
     # Where the right answer is shown it is no rival of itself.
-    assert torch.allclose(maths.shift(z, shown, 2), torch.tensor([0.2 - 0.3, 0.1 - 0.1]), atol=1e-6)
-    assert torch.allclose(maths.shift(z, torch.zeros(4, dtype=torch.bool), 3), torch.tensor([-0.4, -0.1]))
+    assert torch.allclose(maths.shift(z, question(shown, 2)), torch.tensor([0.2 - 0.3, 0.1 - 0.1]), atol=1e-6)
+    assert torch.allclose(maths.shift(z, question([False] * 4, 3)), torch.tensor([-0.4, -0.1]))
     # Towards the right one: over all others, shown or not.
-    assert torch.allclose(maths.shift(z, shown, 2, right=True), torch.tensor([0.3 - 0.4, 0.1 - 0.7]))
-    assert torch.allclose(maths.shift(z, shown, 3, right=True), torch.tensor([0.4 - 0.3, 0.1 - 0.7]))
-    assert shown.tolist() == [False, True, True, False], "what is given is left as it is"
+    assert torch.allclose(maths.shift(z, question(shown, 2, right=True)), torch.tensor([0.3 - 0.4, 0.1 - 0.7]))
+    assert torch.allclose(maths.shift(z, question(shown, 3, right=True)), torch.tensor([0.4 - 0.3, 0.1 - 0.7]))
+    asked = question(shown, 0)
+    maths.shift(z, asked)
+    assert asked.shown.tolist() == shown, "what is given is left as it is"
+
+
+def test_the_other_target_is_the_probability_of_the_one_answer():
+    z = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]))
+    assert torch.allclose(maths.copied(z, question([False, True, True, False], 0, said=2)), torch.tensor([0.3, 0.1]))
+    assert torch.allclose(maths.copied(z, question([True] * 4, 0, said=2, right=True)), torch.tensor([0.1, 0.7]))
 
 
 def test_the_shift_has_a_gradient_and_ignores_what_all_logits_share():
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    shown = torch.tensor([True, True, False, False])
-    (slope,) = torch.autograd.grad(maths.shift(z, shown, 3).sum(), z)
+    asked = question([True, True, False, False], 3)
+    (slope,) = torch.autograd.grad(maths.shift(z, asked).sum(), z)
     assert torch.allclose(slope.sum(dim=1), torch.zeros(3), atol=1e-6)
     assert (slope[:, 3] < 0).all(), "a surer right answer is less copying"
-    assert torch.allclose(maths.shift(z + 5, shown, 3), maths.shift(z, shown, 3), atol=1e-6)
+    assert torch.allclose(maths.shift(z + 5, asked), maths.shift(z, asked), atol=1e-6)
 
 
-def test_spread_is_of_each_prompt_and_layer():
+def test_scores_are_scaled_over_a_layer_or_over_the_model():
     x = np.array([[[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]], [[-10.0, 10.0, 0.0], [5.0, 5.0, 6.0]]], np.float32)
-    assert maths.spread(x).tolist() == [[[0, 1, 0.5], [0, 0, 0]], [[0, 1, 0.5], [0, 0, 1]]]
+    assert maths.over_layer(x).tolist() == [[[0, 1, 0.5], [0, 0, 0]], [[0, 1, 0.5], [0, 0, 1]]]
+    assert maths.over_model(x)[1].tolist() == [[0, 1, 0.5], [0.75, 0.75, pytest.approx(0.8)]]
+    # In one layer of one prompt both rank alike; it is in the mean over prompts that they differ.
+    assert maths.over_layer(x)[0, 0].argsort().tolist() == maths.over_model(x)[0, 0].argsort().tolist()
+    assert not np.allclose(maths.over_layer(x).mean(axis=0), maths.over_model(x).mean(axis=0))
+
+
+def test_where_paths_begin():
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    assert maths.at_zero(x).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert maths.at_mean(x).tolist() == [[3, 4, 5], [6, 7, 8]]
 
 
 def test_top_breaks_ties_by_place():
