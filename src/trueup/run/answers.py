@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,10 +77,16 @@ def answers(subject: Subject, rows: Sequence[Row]) -> Answers:
             beyond[i] = bool(begun) and not whole
         if not going:
             break
-        again = [Row([*rows[i], *tokens]) for i, tokens in going.items()]
+        again = [_longer(rows[i], tokens) for i, tokens in going.items()]
         next_token = collect_rows(subject, again, read, "answers")[:, -1]
         said = {i: [*tokens, int(t)] for (i, tokens), t in zip(going.items(), next_token, strict=True)}
     return Answers(answer, got[:, :-2], got[:, -2], beyond)
+
+
+def _longer(row: Row, tokens: list[int]) -> Row:
+    longer = Row([*row, *tokens])
+    longer.shared = row.shared
+    return longer
 
 
 def in_full(subject: Subject, row: Row, tokens: int = 12) -> str:
@@ -149,7 +155,8 @@ def patched_answers(subject: Subject, rows: Sequence[Row], states: np.ndarray) -
     each = max(1, TOKENS // max(map(len, rows)))
     for start in range(0, len(rows), each):
         some = slice(start, start + each)
-        batch = forward.collate(rows[some], subject.tokenizer.pad_token_id)
+        # What is exchanged is found by its place in the whole example.
+        batch = replace(forward.collate(rows[some], subject.tokenizer.pad_token_id), shared=0)
         mask = batch.mask.to(subject.device)
         with torch.inference_mode(), evaluating(subject):
             for at in range(1, depth):

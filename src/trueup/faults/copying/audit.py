@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from trueup.measure import bootstrap
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers, answers, in_full, patched_answers
 from trueup.run.predict import collect_rows, session
-from trueup.subject.subject import Subject
+from trueup.subject.subject import Shots, Subject
 
 FEWEST = 10
 """Fewest queries an audit or a repair works with."""
@@ -41,13 +41,34 @@ def some(corpus: Corpus, most: int, seed: int) -> Corpus:
     return corpus.take(np.sort(drawn))
 
 
-def asked(
-    subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int | None = None, first: str = ""
-) -> tuple[Draws, Answers]:
+@dataclass(frozen=True, eq=False)
+class Told:
+    """Queries asked in one way.
+
+    Attributes:
+        draws, got: their demonstrations, and the answers.
+        other: where the demonstrations are the same for every query, the answers to `Draws.others`; else None.
+    """
+
+    draws: Draws
+    got: Answers
+    other: Answers | None = None
+
+    def scored(self, gold: np.ndarray) -> dict[str, np.ndarray]:
+        """As the function `scored`."""
+        return scored(self.draws, gold, self.got.answer, None if self.other is None else self.other.answer)
+
+
+def asked(subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int | None = None, first: str = "") -> Told:
     """Demonstrations of one kind for every query, and the answers to them; queries without such a draw answer -1.
 
     `first` is a line before the demonstrations."""
     draws = prompts.drawn(subject, corpus, mode=mode, number=number, seed=seed)
+    got = _answered(subject, corpus, draws, first)
+    return Told(draws, got, None if draws.others is None else _answered(subject, corpus, draws.others, first))
+
+
+def _answered(subject: Subject, corpus: Corpus, draws: Draws, first: str) -> Answers:
     able = np.flatnonzero(draws.possible)
     answer, c = np.full(len(corpus), -1), len(subject.classes)
     logits, other = np.zeros((len(corpus), c), np.float32), np.zeros(len(corpus), np.float32)
@@ -57,7 +78,7 @@ def asked(
             subject, prompts.rows(subject, [corpus.text[i] for i in able.tolist()], draws.take(able), first=first)
         )
         answer[able], logits[able], other[able], beyond[able] = got.answer, got.logits, got.other, got.beyond
-    return draws, Answers(answer, logits, other, beyond)
+    return Answers(answer, logits, other, beyond)
 
 
 def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
@@ -66,8 +87,14 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
     was shown."""
     kept: dict[str, np.ndarray] = {}
     for mode in MODES:
-        draws, got = asked(subject, corpus, mode, seed)
-        kept |= {f"{what}_{mode}": values for what, values in scored(draws, got.answer, corpus.label).items()}
+        told = asked(subject, corpus, mode, seed)
+        draws, got = told.draws, told.got
+        kept |= {f"{what}_{mode}": values for what, values in told.scored(corpus.label).items()}
+        if mode == "free" and draws.others is not None and (alone := draws.possible & ~draws.others.possible).any():
+            session().note(
+                f"copying: for {alone.sum()} of {len(corpus)} queries there are no other demonstrations that show the right answer "
+                "as the fixed ones do, so what chance is cannot be told for them: they count as no copy above chance."
+            )
         if mode == "free" and got.beyond.any():
             i = int(np.flatnonzero(got.beyond)[0])
             (row,) = prompts.rows(subject, [corpus.text[i]], draws.take(np.array([i])))
@@ -78,7 +105,7 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
         if mode == "free":
             kept["shown"] = draws.shown[np.arange(len(corpus)), corpus.label]
             if len(subject.classes) <= prompts.MOST_NAMED:
-                kept |= _named(subject, corpus, draws, seed)
+                kept |= _named(subject, corpus, seed)
     closed = len(subject.classes) <= prompts.MOST_NAMED
     excess = kept["copied_free"] - kept["expected_free"]
     kept["blamed"], kept["counted"] = excess, kept["asked_free"]
@@ -89,24 +116,32 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
     return kept
 
 
-def _named(subject: Subject, corpus: Corpus, draws: Draws, seed: int) -> dict[str, np.ndarray]:
+def _named(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
     """The queries asked again, with the same demonstrations and all answers named; empty where that is too long."""
     try:
-        _, told = asked(subject, corpus, "free", seed, first=prompts.header(subject.classes))
+        told = asked(subject, corpus, "free", seed, first=prompts.header(subject.classes))
     except BadInput as e:
         session().note(
             "copying: the queries were not asked with all answers named, so only those count to which the right answer was "
             f"shown: {e}"
         )
         return {}
-    return {f"{what}_named": values for what, values in scored(draws, told.answer, corpus.label).items()}
+    return {f"{what}_named": values for what, values in told.scored(corpus.label).items()}
 
 
-def scored(draws: Draws, answer: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
-    """What every query answered, and what of it is right, a copy, and a copy by chance: arrays of n."""
+def scored(draws: Draws, gold: np.ndarray, answer: np.ndarray, other: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What every query answered, and what of it is right, a copy, and a copy by chance: arrays of n.
+
+    `other`: the answers to `draws.others`, None where there are none.
+    """
+    if draws.others is None or other is None:
+        expected = maths.expected(answer, gold, draws.chance)
+    else:
+        others = draws.others
+        expected = maths.expected_under(answer, other, gold, draws.shown, others.shown, others.possible)
     return {
         "asked": draws.possible.astype(float), "answer": answer, "right": (answer == gold).astype(float),
-        "copied": maths.copies(answer, gold, draws.shown), "expected": maths.expected(answer, gold, draws.chance),
+        "copied": maths.copies(answer, gold, draws.shown), "expected": expected,
     }  # fmt: skip
 
 
@@ -142,7 +177,7 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     apart = maths.visible(draws.shown, corpus.label, draws.chance)
     return maths.judged(
         head, corpus.cluster, apart, threshold=threshold,
-        sentence=_sentence(got, shots.number, head, threshold), measures=measures,
+        sentence=_sentence(got, shots, head, threshold), measures=measures,
         charts=charts(subject, corpus, measures, seed, resamples), samples={k: v[place] for k, v in kept.items()},
         details={"answers": len(subject.classes), "named": "copied_named" in kept, "a copy stands out by": apart},
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
@@ -151,12 +186,13 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     )  # fmt: skip
 
 
-def _sentence(got: Mapping[str, bootstrap.Estimate], shots: int, head: bootstrap.Estimate, threshold: float) -> str:
+def _sentence(got: Mapping[str, bootstrap.Estimate], shots: Shots, head: bootstrap.Estimate, threshold: float) -> str:
     def told(key: str) -> str:
         e = got[key]
         return f"{e.value:+.1%} [{e.low:+.1%}, {e.high:+.1%}]"
 
-    parts = [f"With {shots} demonstrations it is right on {got['accuracy'].value:.1%} of the queries."]
+    given = f"{shots.number} {'fixed ' if shots.fixed else ''}demonstrations"
+    parts = [f"With {given} it is right on {got['accuracy'].value:.1%} of the queries."]
     where = []
     if "excess_shown" in got:
         where.append(f"{told('excess_shown')} where the right answer stands among the demonstrations")
@@ -219,11 +255,11 @@ def charts(
     done: list[int] = []
     for k in SWEEP:
         try:
-            draws, got = asked(subject, few, "free", seed, number=k)
+            told = asked(subject, few, "free", seed, number=k)
         except BadInput:  # so many need more pairs, or more room, than there is
             break
         done.append(k)
-        values = scored(draws, got.answer, few.label)
+        values = told.scored(few.label)
         for name, what in {"right": "right", "copied": "copied", "copied by chance": "expected"}.items():
             lines[name].append(bootstrap.interval(mean, values[what], seed=seed, resamples=resamples))
     try:

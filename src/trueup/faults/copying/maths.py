@@ -40,6 +40,29 @@ def expected(answer: NDArray[np.int64], gold: NDArray[np.int64], chance: NDArray
     return np.where(answer != gold, at_answer(chance, answer), 0.0)
 
 
+def expected_under(
+    answer: NDArray[np.int64], other: NDArray[np.int64], gold: NDArray[np.int64], shown: NDArray[np.bool_],
+    others: NDArray[np.bool_], able: NDArray[np.bool_],
+) -> NDArray[np.float64]:  # fmt: skip
+    """(n,) copies by chance where the demonstrations are the same for every query: `expected`, by one draw of other ones.
+
+    As there, a copy that the other demonstrations show as well is chance: they are drawn given that they show the right answer or
+    not, as the fixed ones do (`corpus.prompt.fixed`). Of the answers that the fixed ones alone show, those that the model gives
+    under the others are chance too: it says them whatever it is shown. A model whose answers do not depend on the wrong answers
+    shown gives them as often under either, so copied less this has mean 0 for it. One that always says an answer of the fixed
+    demonstrations is not blamed, as it would be by `expected`, whose mean is over demonstrations.
+
+    A query without other demonstrations counts as no copy above chance.
+
+    Args:
+        answer, other: (n,) given under the fixed demonstrations, and under the others. shown, others: (n, C) what these show.
+        able: (n,) the query has others.
+    """
+    alone = shown & ~others
+    by_chance = copies(answer, gold, shown & others) + copies(other, gold, alone)
+    return np.where(able, by_chance, copies(answer, gold, shown))
+
+
 def blamed(
     excess: NDArray[np.float64], shown: NDArray[np.bool_], named: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.errors import BadInput, Unsupported, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
-from trueup.faults.copying.audit import TITLES, asked, scored, some
+from trueup.faults.copying.audit import TITLES, Told, asked, scored, some
 from trueup.faults.copying.harm import Bystander, bystanders
 from trueup.faults.copying.proxy import proxy as counting
 from trueup.faults.fault import Chart, Finding, NoRemedy, Remedy, Series
@@ -54,7 +54,7 @@ COMPLETE = 0.05
 """Completeness error that attributions may have, in probability; layers above it are left alone."""
 
 Scales = Mapping[int, Tensor]
-Asked = Mapping[Mode, tuple[Draws, Answers]]
+Asked = Mapping[Mode, Told]
 
 
 OWN, PROXY = "the task itself", "counting vowels"
@@ -401,16 +401,17 @@ def ask(subject: Subject, queries: Corpus, seed: int) -> Asked:
 def judged(told: Asked, queries: Corpus) -> Judged:
     """How the queries were answered under each kind of draw."""
     kept: dict[str, np.ndarray] = {}
-    for mode, (draws, got) in told.items():
-        kept |= _columns(mode, draws, got.answer, queries.label)
+    for mode, t in told.items():
+        other = None if t.other is None else t.other.answer
+        kept |= _columns(mode, t.draws, queries.label, t.got.answer, other)
     return Judged(kept)
 
 
-def _columns(mode: Mode, draws: Draws, answer: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
-    values = scored(draws, answer, gold)
-    return {
-        f"{what}_{mode}": np.where(draws.possible, values[what], np.nan) for what in ("right", "copied", "expected")
-    }
+def _columns(
+    mode: Mode, draws: Draws, gold: np.ndarray, answer: np.ndarray, other: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    values, able = scored(draws, gold, answer, other), draws.possible
+    return {f"{what}_{mode}": np.where(able, values[what], np.nan) for what in ("right", "copied", "expected")}
 
 
 def candidates(found: Attributed) -> list[Candidate]:
@@ -447,17 +448,23 @@ def screen(
     logits_of, first = forward.reader(subject), np.array(subject.verbaliser_ids())
     one: dict[int, Tensor] = {min(made[0].scales): torch.tensor(1.0)}
     kept: list[dict[str, np.ndarray]] = [{} for _ in range(len(made) + 1)]
-    for mode in modes:
-        draws = prompts.drawn(subject, queries, mode=mode, seed=seed)
-        able = np.flatnonzero(draws.possible)
-        answer = np.full((len(queries), len(kept)), -1)
+
+    def said(draws: Draws) -> np.ndarray:
+        """(n, 1 + c) the classes answered, -1 where there is no such prompt."""
+        able, answer = np.flatnonzero(draws.possible), np.full((len(queries), len(kept)), -1)
         if len(able):
             rows = prompts.rows(subject, queries.take(able).text, draws.take(able))
             logits = scaled_at_last(subject, rows, lambda h, _: logits_of(h.float()), [one, *(c.scales for c in made)])
             for c, choice in enumerate(logits.argmax(axis=2).T):
                 answer[able, c] = maths.by_token(first, choice, queries.label[able], draws.shown[able])
+        return answer
+
+    for mode in modes:
+        draws = prompts.drawn(subject, queries, mode=mode, seed=seed)
+        given = [said(draws), *([] if draws.others is None else [said(draws.others)])]
         for c in range(len(kept)):
-            kept[c] |= _columns(mode, draws, answer[:, c], queries.label)
+            answer, other = given[0][:, c], given[-1][:, c] if len(given) > 1 else None
+            kept[c] |= _columns(mode, draws, queries.label, answer, other)
     return Judged(kept[0]), [Judged(k) for k in kept[1:]]
 
 
@@ -474,7 +481,7 @@ def elsewhere(others: Sequence[Bystander], made: Sequence[Candidate], seed: int)
 def beside(others: Sequence[Bystander], seed: int) -> list[np.ndarray]:
     """For each task in which copying is right, (n,) whether the live model as it is now answers right."""
     return [
-        (asked(able, queries, "free", seed)[1].answer == queries.label).astype(float) for _, able, queries in others
+        (asked(able, queries, "free", seed).got.answer == queries.label).astype(float) for _, able, queries in others
     ]
 
 
@@ -565,15 +572,22 @@ def _penalty_row(told: Asked, queries: Corpus, base: Judged, seed: int, resample
     best = row_of(replace(AS_IT_IS, title=rival(0)), base, base, queries, seed, resamples)
     for penalty in PENALTIES:
         kept: dict[str, np.ndarray] = {}
-        for mode, (draws, got) in told.items():
-            answer = maths.penalised(got.logits, got.other, draws.shown, penalty)
-            # Longer answers than one token go on as the model would; those it changes are counted by their first.
-            same = maths.penalised(got.logits, got.other, draws.shown, 0.0) == answer
-            kept |= _columns(mode, draws, np.where(same, got.answer, answer), queries.label)
+        for mode, t in told.items():
+            others = t.draws.others
+            against = None if others is None or t.other is None else _penalised(t.other, others.shown, penalty)
+            kept |= _columns(mode, t.draws, queries.label, _penalised(t.got, t.draws.shown, penalty), against)
         j = Judged(kept)
         if j.no_worse(base) and abs(j.excess) < abs(best["severity"]):
             best = row_of(replace(AS_IT_IS, title=rival(penalty)), base, j, queries, seed, resamples)
     return best
+
+
+def _penalised(got: Answers, shown: np.ndarray, penalty: float) -> np.ndarray:
+    """(n,) the answers under a penalty on those shown."""
+    answer = maths.penalised(got.logits, got.other, shown, penalty)
+    # Longer answers than one token go on as the model would; those it changes are counted by their first.
+    same = maths.penalised(got.logits, got.other, shown, 0.0) == answer
+    return np.where(same, got.answer, answer)
 
 
 def scales_of(pairs: Sequence[tuple[int, int]], units: int, factor: float) -> dict[int, Tensor]:
