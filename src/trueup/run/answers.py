@@ -143,15 +143,18 @@ def _open(text: str, names: Iterable[str], stop: str) -> bool:
     return False
 
 
-def patched_answers(subject: Subject, rows: Sequence[Row], states: np.ndarray) -> np.ndarray:
+def patched_answers(
+    subject: Subject, rows: Sequence[Row], states: np.ndarray, layers: Sequence[int] | None = None
+) -> np.ndarray:
     """(n, l) int64: the class whose first token is likeliest, when what enters a layer at the last token is exchanged.
 
     Args:
         states: (n, l + 1, d) as `forward.hidden_states` gives them; the last, which has passed the final norm, is left out,
-            and so is the first, which is the token's own embedding: column i is of layer i + 1.
+            and so is the first, which is the token's own embedding.
+        layers: which ones, one column each; None is all from layer 1 on.
     """
-    depth, first = states.shape[1] - 1, subject.verbaliser_ids()
-    found = np.empty((len(rows), depth - 1), np.int64)
+    layers, first = range(1, states.shape[1] - 1) if layers is None else layers, subject.verbaliser_ids()
+    found = np.empty((len(rows), len(layers)), np.int64)
     each = max(1, TOKENS // max(map(len, rows)))
     for start in range(0, len(rows), each):
         some = slice(start, start + each)
@@ -159,11 +162,11 @@ def patched_answers(subject: Subject, rows: Sequence[Row], states: np.ndarray) -
         batch = replace(forward.collate(rows[some], subject.tokenizer.pad_token_id), shared=0)
         mask = batch.mask.to(subject.device)
         with torch.inference_mode(), evaluating(subject):
-            for at in range(1, depth):
+            for column, at in enumerate(layers):
                 new = torch.as_tensor(states[some, at], device=subject.device)
                 with patched(subject, at, new, mask):
                     logits = forward.next_token_logits(subject, batch)[:, first]
-                found[some, at - 1] = logits.argmax(dim=1).cpu().numpy()
+                found[some, column] = logits.argmax(dim=1).cpu().numpy()
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,8 +27,8 @@ FEWEST = 10
 SWEEP = (0, 1, 2, 4, 8, 16)
 """Numbers of demonstrations that the chart goes through, with this many queries each."""
 SWEPT = 60
-VECTORS = 40
-"""Queries that are given task vectors."""
+VECTORS, TRIED = 40, 100
+"""Pairs of the pool on which the layer of the task vectors is chosen, and queries that are given its vectors."""
 
 TITLES: Mapping[Mode, str] = {
     "free": "demonstrations drawn freely", "never": "the right answer never shown", "always": "the right answer always shown",
@@ -161,6 +161,8 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     kept = columns(subject, corpus, seed)
     kept |= dict(zip(("followed", "followed_expected", "swapped"), _followed(subject, corpus, kept["answer_free"], seed),
                      strict=True)) | {"cluster": corpus.cluster}  # fmt: skip
+    given = task_vectors(subject, corpus, seed)
+    kept |= {} if given is None else given.columns
     statistics = _statistics(kept)
     got = bootstrap.interval_many(
         {k: s[0] for k, s in statistics.items()}, *kept.values(), seed=seed, resamples=resamples, cluster=corpus.cluster
@@ -178,8 +180,9 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     return maths.judged(
         head, corpus.cluster, apart, threshold=threshold,
         sentence=_sentence(got, shots, head, threshold), measures=measures,
-        charts=charts(subject, corpus, measures, seed, resamples), samples={k: v[place] for k, v in kept.items()},
-        details={"answers": len(subject.classes), "named": "copied_named" in kept, "a copy stands out by": apart},
+        charts=charts(subject, corpus, measures, given, seed, resamples), samples={k: v[place] for k, v in kept.items()},
+        details={"answers": len(subject.classes), "named": "copied_named" in kept, "a copy stands out by": apart}
+        | ({} if given is None else {"task vector of layer": given.layer}),
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "shots": shots.number,
                     "template": subject.template.text if subject.template else "", "pool": len(shots.pool)},
@@ -246,7 +249,7 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
 
 
 def charts(
-    subject: Subject, corpus: Corpus, measures: Mapping[str, Measure], seed: int, resamples: int
+    subject: Subject, corpus: Corpus, measures: Mapping[str, Measure], given: Vectors | None, seed: int, resamples: int
 ) -> tuple[Chart, ...]:
     """Accuracy, copies and their chance by number of demonstrations, and by how these are drawn."""
     assert subject.shots is not None
@@ -262,11 +265,8 @@ def charts(
         values = told.scored(few.label)
         for name, what in {"right": "right", "copied": "copied", "copied by chance": "expected"}.items():
             lines[name].append(bootstrap.interval(mean, values[what], seed=seed, resamples=resamples))
-    try:
-        given = vectors(subject, few.take(np.arange(min(VECTORS, len(few)))), seed)
-    except BadInput:  # the pool is too small, or a prompt with another query too long: the audit does without
-        given = np.empty((0, 0))
-    by_layer = [bootstrap.interval(mean, v, seed=seed, resamples=resamples) for v in given.T]
+    curve = np.empty((0, 0)) if given is None else given.curve
+    by_layer = [bootstrap.interval(mean, v, seed=seed, resamples=resamples) for v in curve.T]
     kinds: list[Mode] = [m for m in MODES if f"accuracy{_tail(m)}" in measures]
     bars = {"right": "accuracy", "copied": "copying", "copied by chance": "expected"}
     return (
@@ -293,7 +293,8 @@ def charts(
             [Chart(
                 "task-vectors", "Task vectors", "line", "layer", "share of queries right",
                 "What the demonstrations left at one layer, given to a query without any: high where the model has understood the "
-                "task and does not only look answers up (Hendel et al., arXiv 2310.15916).",
+                "task and does not only look answers up (Hendel et al., arXiv 2310.15916). On pairs of the pool, which choose the "
+                "layer.",
                 (Series(
                     "right", [float(i + 1) for i in range(len(by_layer))], [e.value for e in by_layer],
                     [e.low for e in by_layer], [e.high for e in by_layer],
@@ -303,22 +304,78 @@ def charts(
     )  # fmt: skip
 
 
-def vectors(subject: Subject, corpus: Corpus, seed: int) -> np.ndarray:
-    """(n, layers - 1) 1 where a query without demonstrations is answered right once it has been given a task vector.
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Task vectors as numbers.
 
-    Hendel et al., arXiv 2310.15916: the task vector of a layer is what enters it at the last token of a prompt with
-    demonstrations and another query; it takes the place of what enters it at the last token of the bare query. Answers are
-    told by their first tokens, among the classes.
+    Attributes:
+        curve: (m, layers - 1) 1 where one of m pairs of the pool is answered right with the vector of a layer, from layer 1 on.
+        layer: the one with which most of these are.
+        columns: (n,) ``vector``, 1 where an examined query is answered right with that layer's vector, and ``vector_asked``.
+    """
+
+    curve: np.ndarray
+    layer: int
+    columns: Mapping[str, np.ndarray]
+
+
+def task_vectors(subject: Subject, corpus: Corpus, seed: int) -> Vectors | None:
+    """The layer is chosen on pairs of the pool, none of which is examined, and tried on queries drawn at random.
+
+    None where the pool is too small, or a prompt with another query too long: the audit does without.
     """
     shots = prompts.pool_of(subject)
-    # One more than is shown: the last one is the other query.
-    draws = prompts.drawn(subject, corpus, number=shots.number + 1, seed=seed)
-    others = [shots.pool[j][0] for j in draws.index[:, -1]]
-    draws = replace(draws, index=draws.index[:, :-1])
-    states = collect_rows(subject, prompts.rows(subject, others, draws), forward.hidden_states, "hidden states")
-    bare = prompts.rows(subject, corpus.text, prompts.drawn(subject, corpus, number=0, seed=seed))
+    pool, place = shots.pool[shots.fixed :], {c: i for i, c in enumerate(subject.classes)}
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 29]))
+    dev = [pool[i] for i in rng.permutation(len(pool))[:VECTORS]]
+    test = rng.permutation(len(corpus))[:TRIED]
+    columns = {k: np.zeros(len(corpus)) for k in ("vector", "vector_asked")}
+    try:
+        label = np.array([place[y] for _, y in dev], dtype=np.int64)
+        queries = Corpus([x for x, _ in dev], label, subject.classes, np.array(["train"] * len(dev)), name="pool")
+        curve, able = vectors(subject, queries, seed)
+        if not able.any() or not curve.shape[1]:
+            return None
+        curve = curve[able]
+        layer = 1 + int(curve.mean(axis=0).argmax())
+        right, able = vectors(subject, corpus.take(test), seed, [layer])
+    except BadInput:
+        return None
+    columns["vector"][test], columns["vector_asked"][test] = right[:, 0], able
+    return Vectors(curve, layer, columns)
+
+
+def vectors(
+    subject: Subject, corpus: Corpus, seed: int, layers: Sequence[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, l) 1 where a query without demonstrations is answered right once it has been given a task vector; (n,) those asked.
+
+    Hendel et al., arXiv 2310.15916: the task vector of a layer is what enters it at the last token of a prompt with
+    demonstrations and another query; it takes the place of what enters it at the last token of the bare query. A departure:
+    each query gets a vector of its own demonstrations, and answers are told by their first tokens, among the classes.
+
+    Args:
+        layers: as in `run.answers.patched_answers`.
+    """
+    shots = prompts.pool_of(subject)
+    if shots.fixed:  # the other query is one of the pairs that stand in none of the prompts
+        draws = prompts.drawn(subject, corpus, seed=seed)
+        assert draws.others is not None
+        other, able = draws.others.index[:, -1], draws.possible & draws.others.possible
+    else:  # one more than is shown: the last one is the other query
+        draws = prompts.drawn(subject, corpus, number=shots.number + 1, seed=seed)
+        other, able = draws.index[:, -1], draws.possible
+        draws = replace(draws, index=draws.index[:, :-1])
+    at = np.flatnonzero(able)
+    texts = [shots.pool[j][0] for j in other[at]]
+    states = collect_rows(subject, prompts.rows(subject, texts, draws.take(at)), forward.hidden_states, "hidden states")
+    some = corpus.take(at)
+    bare = prompts.rows(subject, some.text, prompts.drawn(subject, some, number=0, seed=seed))
     begins = np.array(subject.verbaliser_ids())  # several answers may begin with one token
-    return (begins[patched_answers(subject, bare, states)] == begins[corpus.label][:, None]).astype(float)
+    got = (begins[patched_answers(subject, bare, states, layers)] == begins[some.label][:, None]).astype(float)
+    right = np.zeros((len(corpus), got.shape[1]))
+    right[at] = got
+    return right, able
 
 
 def mean(values, weight=None) -> float:
@@ -366,6 +423,9 @@ def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[...,
             found["excess_named"] = (named, f"{away}, all answers named", "lower")
     if "copied_named" in kept:
         found["accuracy_named"] = (share("right_named", "asked_named"), "accuracy, all answers named", "higher")
+    if kept.get("vector_asked", np.zeros(1)).any():
+        title = "accuracy without demonstrations, given a task vector"
+        found["task_vector"] = (share("vector", "vector_asked"), title, "higher")
     if kept["swapped"].any():
         title = "copies that follow when the shown answer is exchanged"
         found["follow"] = (share("followed", "swapped"), title, "lower")
