@@ -143,17 +143,14 @@ def _open(text: str, names: Iterable[str], stop: str) -> bool:
     return False
 
 
-def patched_answers(
-    subject: Subject, rows: Sequence[Row], states: np.ndarray, layers: Sequence[int] | None = None
-) -> np.ndarray:
+def patched_answers(subject: Subject, rows: Sequence[Row], states: np.ndarray, layers: Sequence[int]) -> np.ndarray:
     """(n, l) int64: the class whose first token is likeliest, when what enters a layer at the last token is exchanged.
 
     Args:
-        states: (n, l + 1, d) as `forward.hidden_states` gives them; the last, which has passed the final norm, is left out,
-            and so is the first, which is the token's own embedding.
-        layers: which ones, one column each; None is all from layer 1 on.
+        states: (n, l, d) those columns of what `forward.hidden_states` gives that enter `layers`.
+        layers: which ones, from 0 on.
     """
-    layers, first = range(1, states.shape[1] - 1) if layers is None else layers, subject.verbaliser_ids()
+    first = subject.verbaliser_ids()
     found = np.empty((len(rows), len(layers)), np.int64)
     each = max(1, TOKENS // max(map(len, rows)))
     for start in range(0, len(rows), each):
@@ -163,7 +160,7 @@ def patched_answers(
         mask = batch.mask.to(subject.device)
         with torch.inference_mode(), evaluating(subject):
             for column, at in enumerate(layers):
-                new = torch.as_tensor(states[some, at], device=subject.device)
+                new = torch.as_tensor(states[some, column], device=subject.device)
                 with patched(subject, at, new, mask):
                     logits = forward.next_token_logits(subject, batch)[:, first]
                 found[some, column] = logits.argmax(dim=1).cpu().numpy()

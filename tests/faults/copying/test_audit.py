@@ -239,36 +239,41 @@ def test_the_layer_of_the_task_vectors_is_chosen_on_the_pool_and_tried_on_the_qu
     subject, corpus = cases["planted"]
     test, seen = corpus.part("test"), []
 
-    def given(_, queries, seed, layers=None):
+    def given(_, queries, seed, layers):
         seen.append((list(queries.text), layers))
         pool = queries.name == "pool"
-        share = np.array([0.2, 0.6, 0.4]) if pool else np.array([0.9, 0.5, 0.9])
+        share = np.array([0.2, 0.6, 0.4]) if pool else np.array([0.9, 0.5, 0.9])  # of layers 1, 2 and 3
         right = (np.arange(len(queries))[:, None] < share * len(queries)).astype(float)
-        return right if layers is None else right[:, [i - 1 for i in layers]], np.ones(len(queries), bool)
+        return right[:, [i - 1 for i in layers]], np.ones(len(queries), bool)
 
     monkeypatch.setattr(A, "vectors", given)
+    monkeypatch.setattr(A, "layers_of", lambda _: [None] * 4)
     f = FAULT.audit(subject, test, seed=0)
     assert f.details["task vector of layer"] == 2
     assert f.measures["task_vector"].value == pytest.approx(0.5)
-    assert f.samples["vector_asked"].sum() == A.TRIED
     (dev, every), (tried, one) = seen
-    assert (every, one) == (None, [2])
+    assert (list(every), one) == ([1, 2, 3], [2])
     assert set(dev) <= {x for x, _ in subject.shots.pool}
     assert not set(dev) & set(test.text)
     assert FAULT.compare(f, f, seed=0)["task_vector"].value == 0
-    assert len(set(tried)) == A.TRIED
+    assert set(tried) == set(test.text)
 
 
-def test_queries_with_task_vectors_are_drawn_from_the_whole_file(cases):
-    """A file sorted by its answers: those of every answer are among them, about as often as in the file."""
+def test_the_pairs_that_choose_the_layer_are_drawn_from_the_whole_pool(cases, monkeypatch):
+    """A pool sorted by its answers: those of every answer are among them, about as often as in the pool."""
     subject, corpus = cases["planted"]
-    test = corpus.part("test")
-    test = test.take(np.argsort(test.label, kind="stable"))
-    got = A.task_vectors(subject, test, 0)
-    drawn_from = np.bincount(test.label[got.columns["vector_asked"] > 0], minlength=4) / A.TRIED
-    assert np.abs(drawn_from - np.bincount(test.label, minlength=4) / len(test)).max() < 0.1
-    first = np.sort(np.random.default_rng(0).permutation(len(test))[:60])[:40]
-    assert np.bincount(test.label[first], minlength=4)[3] == 0, "the control: the first of a sorted sample"
+    train, seen = corpus.part("train"), []
+    train = train.take(np.argsort(train.label, kind="stable"))
+    plain = A.vectors
+    monkeypatch.setattr(
+        A, "vectors", lambda s, queries, *rest: (seen.append(queries.label), plain(s, queries, *rest))[1]
+    )
+    A.task_vectors(with_pool(subject, train), corpus.part("test"), 0)
+    assert len(seen[0]) == A.VECTORS
+    share = np.bincount(seen[0], minlength=4) / A.VECTORS
+    assert np.abs(share - np.bincount(train.label, minlength=4) / len(train)).max() < 0.15
+    first = np.sort(np.random.default_rng(0).permutation(len(train))[:60])[: A.VECTORS]
+    assert np.bincount(train.label[first], minlength=4)[3] == 0, "the control: the first of a sorted sample"
 
 
 def test_a_task_vector_works_where_the_model_keeps_the_task_and_not_the_query(cases, found):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
@@ -21,14 +22,15 @@ from trueup.run import forward, prompts
 from trueup.run.answers import Answers, answers, in_full, patched_answers
 from trueup.run.predict import collect_rows, session
 from trueup.subject.subject import Shots, Subject
+from trueup.subject.units import layers_of
 
 FEWEST = 10
 """Fewest queries an audit or a repair works with."""
 SWEEP = (0, 1, 2, 4, 8, 16)
 """Numbers of demonstrations that the chart goes through, with this many queries each."""
 SWEPT = 60
-VECTORS, TRIED = 40, 100
-"""Pairs of the pool on which the layer of the task vectors is chosen, and queries that are given its vectors."""
+VECTORS = 40
+"""Pairs of the pool on which the layer of the task vectors is chosen."""
 
 TITLES: Mapping[Mode, str] = {
     "free": "demonstrations drawn freely", "never": "the right answer never shown", "always": "the right answer always shown",
@@ -320,34 +322,31 @@ class Vectors:
 
 
 def task_vectors(subject: Subject, corpus: Corpus, seed: int) -> Vectors | None:
-    """The layer is chosen on pairs of the pool, none of which is examined, and tried on queries drawn at random.
+    """The layer is chosen on pairs of the pool, drawn at random, none of which is examined; every query is given its vector.
 
     None where the pool is too small, or a prompt with another query too long: the audit does without.
     """
     shots = prompts.pool_of(subject)
-    pool, place = shots.pool[shots.fixed :], {c: i for i, c in enumerate(subject.classes)}
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 29]))
-    dev = [pool[i] for i in rng.permutation(len(pool))[:VECTORS]]
-    test = rng.permutation(len(corpus))[:TRIED]
-    columns = {k: np.zeros(len(corpus)) for k in ("vector", "vector_asked")}
+    pool, place = sorted(shots.pool[shots.fixed :]), {c: i for i, c in enumerate(subject.classes)}
+    drawn = np.random.default_rng(np.random.SeedSequence([seed, 29])).permutation(len(pool))[:VECTORS]
+    dev, depth = [pool[i] for i in drawn], len(layers_of(subject))
+    if depth < 2:
+        return None
     try:
         label = np.array([place[y] for _, y in dev], dtype=np.int64)
         queries = Corpus([x for x, _ in dev], label, subject.classes, np.array(["train"] * len(dev)), name="pool")
-        curve, able = vectors(subject, queries, seed)
-        if not able.any() or not curve.shape[1]:
+        curve, able = vectors(subject, queries, seed, range(1, depth))
+        if not able.any():
             return None
         curve = curve[able]
         layer = 1 + int(curve.mean(axis=0).argmax())
-        right, able = vectors(subject, corpus.take(test), seed, [layer])
+        right, able = vectors(subject, corpus, seed, [layer])
     except BadInput:
         return None
-    columns["vector"][test], columns["vector_asked"][test] = right[:, 0], able
-    return Vectors(curve, layer, columns)
+    return Vectors(curve, layer, {"vector": right[:, 0], "vector_asked": able.astype(float)})
 
 
-def vectors(
-    subject: Subject, corpus: Corpus, seed: int, layers: Sequence[int] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def vectors(subject: Subject, corpus: Corpus, seed: int, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """(n, l) 1 where a query without demonstrations is answered right once it has been given a task vector; (n,) those asked.
 
     Hendel et al., arXiv 2310.15916: the task vector of a layer is what enters it at the last token of a prompt with
@@ -355,8 +354,12 @@ def vectors(
     each query gets a vector of its own demonstrations, and answers are told by their first tokens, among the classes.
 
     Args:
-        layers: as in `run.answers.patched_answers`.
+        layers: of which the vectors are, one column each.
     """
+
+    def entering(subject: Subject, batch: forward.Batch) -> Tensor:
+        return forward.hidden_states(subject, batch)[:, list(layers)]
+
     shots = prompts.pool_of(subject)
     if shots.fixed:  # the other query is one of the pairs that stand in none of the prompts
         draws = prompts.drawn(subject, corpus, seed=seed)
@@ -368,11 +371,12 @@ def vectors(
         draws = replace(draws, index=draws.index[:, :-1])
     at = np.flatnonzero(able)
     texts = [shots.pool[j][0] for j in other[at]]
-    states = collect_rows(subject, prompts.rows(subject, texts, draws.take(at)), forward.hidden_states, "hidden states")
-    some = corpus.take(at)
-    bare = prompts.rows(subject, some.text, prompts.drawn(subject, some, number=0, seed=seed))
+    asked = prompts.rows(subject, texts, draws.take(at))
+    states = collect_rows(subject, asked, entering, f"hidden states of layers {list(layers)}")
+    queries = corpus.take(at)
+    bare = prompts.rows(subject, queries.text, prompts.drawn(subject, queries, number=0, seed=seed))
     begins = np.array(subject.verbaliser_ids())  # several answers may begin with one token
-    got = (begins[patched_answers(subject, bare, states, layers)] == begins[some.label][:, None]).astype(float)
+    got = (begins[patched_answers(subject, bare, states, layers)] == begins[queries.label][:, None]).astype(float)
     right = np.zeros((len(corpus), got.shape[1]))
     right[at] = got
     return right, able
