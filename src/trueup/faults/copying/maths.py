@@ -52,7 +52,8 @@ def expected_under(
     shown gives them as often under either, so copied less this has mean 0 for it. One that always says an answer of the fixed
     demonstrations is not blamed, as it would be by `expected`, whose mean is over demonstrations.
 
-    A query without other demonstrations counts as no copy above chance.
+    Of one query it may be 2, where both happen: copied less this has a meaning, and this alone is no probability. A query without
+    other demonstrations counts as no copy above chance.
 
     Args:
         answer, other: (n,) given under the fixed demonstrations, and under the others. shown, others: (n, C) what these show.
