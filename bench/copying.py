@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from trueup.corpus import tasks
 from trueup.corpus.prompt import MODES
 from trueup.faults.copying import Copying, repair
+from trueup.faults.copying.proxy import proxy as counting
 from trueup.faults.fault import NoRemedy
 from trueup.run.edit import scaled
 from trueup.run.predict import session
@@ -46,32 +47,33 @@ def run(work: Path, task: str, model: str, queries: int, seed: int, always: bool
     result = {
         "task": task, "severity": [finding.severity, finding.low, finding.high], "sentence": finding.sentence,
         "measures": {k: [m.value, m.low, m.high] for k, m in finding.measures.items()},
-        "rows": [repair.row_of("as it is", 0, plain, plain, seed, 500)],
+        "rows": [repair.row_of(repair.AS_IT_IS, plain, plain, test, seed, 500)],
         "charts": {c.key: [asdict(s) for s in c.series] for c in finding.charts},
     }  # fmt: skip
     if not finding.found and not always:
         out.write_text(json.dumps(result, indent=1))
         print(task, finding.sentence, f"{time.process_time() - began:.0f} s", flush=True)
         return
-    found = repair.attributed(subject, data.part("train"), seed)
+    found = [repair.attributed(subject, data.part("train"), seed, repair.OWN)]
+    found.append(repair.attributed(*counting(subject, seed=seed), seed, repair.PROXY))
     remedy = repair.choose(subject, data.part("calibration"), found, seed=seed, resamples=500)
     about = remedy.tried if isinstance(remedy, NoRemedy) else remedy.card
     # Candidates are a matter of the attributions alone; the published choice is judged first.
-    theirs = about["candidates"][1]["title"]
-    published = next(c for c in repair.candidates(found) if c.title == theirs)
-
-    def row(title: str, got: repair.Judged, units: int) -> dict:
-        return repair.row_of(title, units, plain, got, seed, 500)
+    theirs = next(r for r in about["candidates"] if r["units from"] == repair.PROXY)
+    made = [c for f in found for c in repair.candidates(f)]
+    published = next(c for c in made if (c.title, c.source) == (theirs["title"], theirs["units from"]))
 
     def with_units(title: str, c: repair.Candidate) -> dict:
         with scaled(subject, c.scales):
-            return row(title, repair.judged(repair.ask(subject, test, seed), test), c.units)
+            got = repair.judged(repair.ask(subject, test, seed), test)
+        return repair.row_of(replace(c, title=title), plain, got, test, seed, 500)
 
-    rows = [row("as it is", plain, 0), with_units(f"published ({published.title})", published)]
+    rows = [*result["rows"], with_units(f"published ({published.title})", published)]
     rng, (layer,) = np.random.default_rng(seed), published.scales
+    width = repair.width_of(subject, layer)
     for i in range(RANDOM):
-        pairs = [(layer, int(u)) for u in rng.permutation(found.active.shape[1])[: published.units]]
-        random = repair.Candidate("control", "random units", repair.scales_of(pairs, found.active.shape[1], 0.0))
+        pairs = [(layer, int(u)) for u in rng.permutation(width)[: published.units]]
+        random = repair.Candidate("control", "random units", repair.scales_of(pairs, width, 0.0), "nothing")
         rows.append(with_units(f"random units, draw {i + 1}", random))
     result |= {
         "rows": rows, "gap": about["completeness gap"], "repaired": False, "candidates": about["candidates"],
@@ -80,7 +82,7 @@ def run(work: Path, task: str, model: str, queries: int, seed: int, always: bool
     if not isinstance(remedy, NoRemedy):
         with remedy.on(subject) as repaired:
             got = repair.judged(repair.ask(repaired, test, seed), test)
-            rows.insert(2, row("ours", got, 0))
+            rows.insert(2, repair.row_of(replace(repair.AS_IT_IS, title="ours"), plain, got, test, seed, 500))
             harm = fault.harm(subject, repaired, test, seed=seed)
         result |= {"repaired": True, "harm": {k: [d.value, d.low, d.high] for k, d in harm.items()}}
         result["bytes"] = sum(p.stat().st_size for p in remedy.save(work / f"adapter-{task}").glob("adapter_*"))

@@ -82,6 +82,16 @@ ShotsOption = Annotated[
     int | None,
     typer.Option("--shots", min=0, help="Demonstrations before each query; --template is one: '{text} -> {label}'."),
 ]
+Demos = Annotated[
+    str | None,
+    typer.Option(
+        "--demos", metavar="FILE", help="Pairs that stand before every query, in their order; columns as in --data."
+    ),
+]
+Header = Annotated[
+    str | None,
+    typer.Option("--header", metavar="TEXT", help="What stands before the first demonstration, on a line of its own."),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option(
@@ -136,7 +146,8 @@ def check(
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     fault: Annotated[list[str] | None, typer.Option("--fault", help="Examine only this fault; repeatable.")] = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
-    max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
+    demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None, revision: Revision = None,
+    allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
     as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
     push_to_hub: Push = None,
@@ -153,7 +164,8 @@ def audit(
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
-    max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
+    demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None, revision: Revision = None,
+    allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
     as_json: Json = False, strict: Strict = False,
 ) -> None:  # fmt: skip
@@ -169,7 +181,8 @@ def repair(
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
-    max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
+    demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None, revision: Revision = None,
+    allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
     as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
     push_to_hub: Push = None,
@@ -340,7 +353,7 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 
 _JOB = (
     "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed",
-    "template", "shots", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
+    "template", "shots", "demos", "header", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 
 

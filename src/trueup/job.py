@@ -23,6 +23,8 @@ class Job:
         model, adapter, template, verbaliser, shots, classes, max_length, device, revision, allow_pickle,
             trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) are asked with 4 shots unless told
             otherwise.
+        demos: a file of pairs that stand before every query, columns as in `data`. header: what stands before the first
+            demonstration; a line of its own. Both go with few-shot prompts.
         data, text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`; `confounder` are its
             attributes. With `shots` the labels are answers and need not be classes.
         faults: names; empty for every fault that applies.
@@ -51,6 +53,8 @@ class Job:
     template: str | None = None
     verbaliser: tuple[str, ...] | None = None
     shots: int | None = None
+    demos: str | None = None
+    header: str | None = None
     max_length: int | None = None
     device: str | None = None
     revision: str | None = None

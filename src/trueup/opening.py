@@ -28,7 +28,7 @@ def open_job(
         model, data, tokenizer: objects that stand behind the job's names; None where the names are all there is.
     """
     from trueup.corpus.corpus import Corpus
-    from trueup.corpus.read import read
+    from trueup.corpus.read import demonstrations, read
     from trueup.subject import load as door
     from trueup.subject.subject import Shots, Subject
 
@@ -37,6 +37,13 @@ def open_job(
     seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
     limit = job.limit if job.limit is not None or not same else tuned.get("limit")
     subject, shots = model, job.shots
+    pairs = () if job.demos is None else tuple(demonstrations(job.demos, text=job.text, label=job.label))
+    if pairs and shots not in (None, len(pairs)):
+        raise BadInput(
+            f"--shots asks for {shots} demonstrations, and '{job.demos}' has {len(pairs)} pairs, all of which stand before every "
+            "query. Leave --shots out, or drop pairs."
+        )
+    shots = len(pairs) or shots
     if shots is None and job.data.startswith("task:") and not job.verbaliser and not card:
         shots = Shots().number
     asked = (card.get("template") or {}).get("shots") if shots is None else shots
@@ -53,6 +60,7 @@ def open_job(
             template=job.template, verbaliser=job.verbaliser, shots=shots, max_length=job.max_length, device=job.device,
             revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
+    subject = _prompted(subject, corpus, job, pairs)
     _same_base(subject)
     _first_tokens(subject)
     subject, corpus = agreed(subject, corpus, named=job.classes is not None)
@@ -67,6 +75,39 @@ def open_job(
             seen = seen | {"also": [*tuned.get("also", ()), tuned.get("data")]}
         subject = replace(subject, source=replace(subject.source, seen=seen | {"data": job.data}))
     return subject, corpus, seed
+
+
+def _prompted(subject: Subject, corpus: Corpus, job: Job, pairs: tuple[tuple[str, str], ...]) -> Subject:
+    """The subject with the header and the fixed demonstrations that the job asks for."""
+    from trueup.run.predict import session
+    from trueup.run.prompts import with_pool
+    from trueup.subject.load import as_meant
+
+    if job.header is None and not pairs:
+        return subject
+    template = subject.template
+    if template is None or template.shots is None:
+        raise BadInput(
+            "--header and --demos go with prompts that show demonstrations, and this model is not asked so. Give --shots 4, or "
+            "leave them out."
+        )
+    if job.header is not None:
+        header = as_meant(job.header)
+        if (part := next((p for p in ("{text}", "{label}") if p in header), None)) is not None:
+            raise BadInput(
+                f"The header {header!r} has {part} in it, which stands for a demonstration's own. Put it into --template."
+            )
+        header += "" if not header or header != header.rstrip() else "\n"
+        subject = replace(subject, template=replace(template, header=header))
+    if not pairs:
+        return subject
+    new = sorted({y for _, y in pairs} - set(corpus.classes))
+    if new:
+        session().note(
+            f"The demonstrations in '{job.demos}' give {listing(new)}, which no pair of the data has as its answer. If that is a "
+            "slip of spelling, correct it."
+        )
+    return with_pool(subject, corpus.take(np.flatnonzero(corpus.split == "train")), pairs)
 
 
 def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, Corpus]:

@@ -247,3 +247,71 @@ def test_demonstrations_need_training_examples(sick: Path, here: Path) -> None:
     )
     assert said.err.count("\n") == 1
     assert not (here / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------ a prompt of the user's own
+
+DEMOS = (("the cat sat key0", "amber"), ("a dog on key4", "amber"), ("on the mat key1", "blue"))
+
+
+def test_a_prompt_with_fixed_demonstrations_and_a_header(sick: Path, tmp_path: Path, here: Path) -> None:
+    write_csv(tmp_path / "demos.csv", DEMOS, ("x", "y"))
+    own = ("--demos", tmp_path / "demos.csv", "--header", "the film", "--split", "part")
+    asked = ("--text", "x", "--label", "y", "--template", "{text} {label}")
+    said = trueup(*words(sick, *asked, *own, "-o", "out", command="audit"))
+    assert (said.err, said.code) == ("", 1)
+    (c,) = told(here / "out")["comparisons"]
+    assert "With 3 fixed demonstrations it is right on" in c["before"]["sentence"]
+    job = json.loads((here / "out" / "job.json").read_text())
+    assert (job["demos"], job["header"]) == (str(tmp_path / "demos.csv"), "the film")
+    # The same from a jsonl file, and by the command that the report gives.
+    lines = [json.dumps({"x": x, "y": y}) for x, y in DEMOS]
+    (tmp_path / "demos.jsonl").write_text("\n".join(lines))
+    own = ("--demos", tmp_path / "demos.jsonl", *own[2:])
+    again = trueup(*words(sick, *asked, *own, "-o", "again", command="audit"))
+    assert again.code == 1
+    assert told(here / "again")["comparisons"][0]["before"]["severity"] == c["before"]["severity"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "says"),
+    [
+        ("x,y\na,amber\n", ("--shots", 4), "--shots asks for 4 demonstrations, and '{file}' has 1 pairs"),
+        ("x,z\na,amber\n", (), "'{file}' has no column 'y'. Its columns are 'x', 'z'; name the right one."),
+        ("x,y\na,amber\nb,\n", (), "'{file}', column 'y': no label in line 3. Fill in or delete it."),
+        ("x,y\na,amber\n ,blue\n", (), "'{file}', column 'x': no text in line 3."),
+        ("x,y\na,amber\nb,c,d\n", (), "'{file}', line 3: 3 fields found, 2 expected"),
+        ("x,y\na,amber\na,blue\n", (), "'{file}', column 'x': lines 2 and 3 hold the same text, 'a'."),
+        ("x,y\na,amber\n", ("--header", "{text}: "), "The header '{{text}}: ' has {{text}} in it"),
+    ],
+)
+def test_demonstrations_that_cannot_be_used(
+    sick: Path, tmp_path: Path, here: Path, lines: str, options: tuple[object, ...], says: str
+) -> None:
+    file = tmp_path / "demos.csv"
+    file.write_text(lines)
+    asked = ("--text", "x", "--label", "y", "--template", "{text} {label}", "--split", "part", "--demos", file)
+    said = trueup(*words(sick, *asked, *options, "-o", "out", command="audit"))
+    assert said.code == 2
+    assert says.format(file=file) in said.err
+
+
+def test_demonstrations_that_are_not_there_and_a_model_that_is_not_asked_so(sick: Path, here: Path) -> None:
+    said = trueup(
+        *words(sick, "--text", "x", "--label", "y", "--demos", sick / "demos.csv", "-o", "o", command="audit")
+    )
+    assert said.code == 2
+    assert "There is no file" in said.err
+    asked = ("--template", "{text}", "--verbaliser", "amber,blue,coral,denim")
+    columns = ("--text", "x", "--label", "y", "--split", "part")
+    said = trueup(*words(sick, *columns, *asked, "--header", "the", "-o", "o", command="audit"))
+    assert said.code == 2
+    assert "--header and --demos go with prompts that show demonstrations" in said.err
+
+
+def test_an_answer_that_no_pair_of_the_data_has_is_noted(sick: Path, tmp_path: Path, here: Path) -> None:
+    write_csv(tmp_path / "demos.csv", [*DEMOS, ("a film key2", "the")], ("x", "y"))
+    asked = ("--text", "x", "--label", "y", "--template", "{text} {label}", "--split", "part")
+    said = trueup(*words(sick, *asked, "--demos", tmp_path / "demos.csv", "-o", "out", command="audit"))
+    assert said.code in (0, 1)
+    assert "give 'the', which no pair of the data has as its answer" in " ".join(told(here / "out")["notes"])

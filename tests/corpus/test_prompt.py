@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trueup.corpus.clusters import same_key
-from trueup.corpus.prompt import MODES, draw
+from trueup.corpus.prompt import MODES, draw, fixed
 from trueup.errors import BadInput
 
 CLASSES = 4
@@ -158,3 +158,38 @@ def test_a_pool_too_small_is_said_in_numbers():
         draw(pool, answer, ["new", " a"], np.array([0, 0]), 2, number=4)
     with pytest.raises(BadInput, match="3 demonstrations need 5 pairs"):
         draw(pool, answer, ["b"], np.array([0]), 2, number=3)
+
+
+# ------------------------------------------------------------------------------------------- demonstrations that stay
+
+
+@given(cases())
+def test_fixed_demonstrations_are_the_same_for_every_query_that_is_none_of_them(case):
+    pool, answer, query, gold, kept, seed = case
+    number = min(kept, len(pool))
+    twice = max((same_key(pool[number:], None).count(k) for k in same_key(query, None)), default=0)
+    if number and len(pool) < 2 * number + twice:
+        with pytest.raises(BadInput, match="demonstrations need"):
+            fixed(pool, answer, query, gold, CLASSES, number=number, kept=number, seed=seed)
+        return
+    got = {m: fixed(pool, answer, query, gold, CLASSES, number=number, kept=number, mode=m, seed=seed) for m in MODES}
+    own = set(same_key(pool[:number], None))
+    apart = np.array([k not in own for k in same_key(query, None)])
+    there = np.isin(gold, answer[:number])
+    for mode, ask in {"free": apart, "never": apart & ~there, "always": apart & there}.items():
+        d = got[mode]
+        assert (d.index[ask] == np.arange(number)).all()
+        assert np.array_equal(d.shown[ask], np.tile(np.isin(np.arange(CLASSES), answer[:number]), (ask.sum(), 1)))
+        if number:
+            assert np.array_equal(d.possible, ask)
+        others = d.others
+        able = others.possible
+        assert (others.index[able] >= number).all(), "none of the fixed ones is among the others"
+        assert np.array_equal(others.shown[able][np.arange(able.sum()), gold[able]], there[able]), "shown as it was"
+        some = np.arange(len(query))[::-1]
+        assert np.array_equal(d.take(some).others.index, others.index[some])
+
+
+def test_more_than_are_fixed_are_refused():
+    with pytest.raises(BadInput, match="There are 2 fixed demonstrations, and 3 are asked for"):
+        fixed(["a", "b", "c", "d"], np.array([0, 1, 0, 1]), ["x"], np.array([0]), 2, number=3, kept=2)

@@ -67,6 +67,7 @@ RULES = {
     "upper": lambda x: "".join(chr(ord(c) - 32) for c in x),
     "lower": lambda x: "".join(chr(ord(c) + 32) for c in x),
     "count-objects": counted,
+    "noun-vowels": lambda x: str(len([c for c in x if c in "aeiou"])),
 }
 
 
@@ -92,7 +93,7 @@ def test_a_seed_decides(name):
     assert corpus.fingerprint != tasks.load(name, seed=4).fingerprint
 
 
-@pytest.mark.parametrize("name", ["largest-of-list", "length", "count-objects"])
+@pytest.mark.parametrize("name", ["largest-of-list", "length", "count-objects", "noun-vowels"])
 def test_numbers_are_about_equally_frequent(name):
     corpus = tasks.load(name, seed=1)
     share = np.bincount(corpus.label) / len(corpus)

@@ -20,6 +20,7 @@ from trueup.run.forward import Row
 from trueup.run.predict import Session, within
 from trueup.run.staircase import (
     Quadrature,
+    Refined,
     attribute,
     gauss_legendre,
     last_units,
@@ -119,14 +120,18 @@ def slowly(subject: Subject, rows: Sequence[Row], rule: Quadrature) -> tuple[np.
     return np.stack(values).reshape(*shape, -1), np.array(whole), np.array(floor).reshape(shape)
 
 
-def check(subject: Subject, rule: Quadrature | None = None) -> staircase.Attribution:
+SIX = gauss_legendre()
+
+
+def check(subject: Subject, rule: Quadrature = SIX) -> staircase.Attribution:
     """Equal to the slow way, and the subject is as it was."""
     before, flags = subject.fingerprint, [p.requires_grad for p in subject.model.parameters()]
     got = attribute(subject, ROWS, readout, rule)
     assert subject.fingerprint == before
     assert [p.requires_grad for p in subject.model.parameters()] == flags
     assert all(p.grad is None for p in subject.model.parameters())
-    values, whole, floor = slowly(subject, ROWS, rule or gauss_legendre())
+    values, whole, floor = slowly(subject, ROWS, rule)
+    assert (got.points == len(rule.nodes)).all()
     assert got.values.dtype == np.float32
     assert np.abs(values).max(axis=(0, 2)).min() > 1e-3, "no layer is silent"
     assert apart(got.values, values) <= TOLERANCE
@@ -218,6 +223,48 @@ def test_a_good_rule_is_complete_and_a_left_sum_is_not(family: str, base_of: Any
     assert bad > 10 * max(middle, 1e-5)
 
 
+def saturating(subject: Subject, layer: int) -> Subject:
+    """One layer's units fill the residual stream, as those of SmolLM2's layer 0 do: what follows bends near a = 0."""
+    with torch.no_grad():
+        down_of(subject, layer)[1].weight.mul_(3000)  # type: ignore[operator, union-attr]
+    return subject
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_the_default_is_complete_where_units_saturate_and_a_fixed_rule_is_not(family: str, base_of: Any):
+    subject = saturating(bare(base_of(family)), 0)
+    got = attribute(subject, ROWS, readout)
+    assert got.gap.shape == got.points.shape == (len(ROWS), len(layers_of(subject)))
+    assert got.gap.max() <= Refined().tolerance
+    assert attribute(subject, ROWS, readout, gauss_legendre()).gap[:, 0].max() > 10 * Refined().tolerance, "the control"
+    assert got.points[:, 0].max() > Refined().start
+    # The others are not refined for its sake, and no path for the sake of another prompt's.
+    tame = attribute(subject, ROWS, readout, towards_zero())
+    assert (got.points == Refined().start)[tame.gap <= Refined().tolerance].all()
+    for points in set(got.points.ravel().tolist()):
+        there = got.points == points
+        assert (
+            apart(got.values[there], attribute(subject, ROWS, readout, towards_zero(points)).values[there]) <= TOLERANCE
+        )
+    one = attribute(subject, ROWS[2:3], lambda h, _: readout(h, 2))
+    assert np.array_equal(one.points, got.points[2:3])
+    assert apart(one.values, got.values[2:3]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mamba"])
+def test_another_baseline_is_complete_from_there(family: str, base_of: Any):
+    subject = bare(base_of(family))
+    units = last_units(subject, ROWS)
+    got = attribute(subject, ROWS, readout, baseline=units.mean(axis=0))
+    assert got.gap.max() <= 1e-4
+    assert apart(got.floor, attribute(subject, ROWS, readout).floor) > 1e-3, "the control: it begins elsewhere"
+    nowhere = attribute(subject, ROWS[:1], readout, baseline=units[0])
+    assert np.abs(nowhere.values).max() < 1e-6
+    assert np.allclose(nowhere.floor, nowhere.whole[:, None], atol=1e-5)
+    with pytest.raises(BadInput, match="The baseline is "):
+        attribute(subject, ROWS, readout, baseline=units[0, :, :3])
+
+
 def test_a_wrong_path_or_a_missing_factor_is_noticed(base_of: Any):
     """The control: what the equality and the completeness are worth."""
     subject = bare(base_of("gpt2"))
@@ -257,7 +304,7 @@ def test_captum_says_the_same(family: str, base_of: Any):
     """captum's own path and quadrature; its layer form takes baselines of inputs only, so the units are its input here."""
     captum = pytest.importorskip("captum.attr")
     subject = bare(base_of(family))
-    got, units = attribute(subject, ROWS, readout), last_units(subject, ROWS)
+    got, units = attribute(subject, ROWS, readout, gauss_legendre()), last_units(subject, ROWS)
     for i, row in enumerate(ROWS[:3]):
         for layer in range(len(layers_of(subject))):
 
@@ -335,13 +382,13 @@ def test_a_readout_of_several_numbers(base_of: Any):
 @pytest.mark.parametrize("family", ["gpt2", "bloom", "gemma3_text", "mamba2"])
 def test_a_prompt_does_not_depend_on_its_batch(family: str, base_of: Any, monkeypatch: pytest.MonkeyPatch):
     subject, sizes = bare(base_of(family)), []
-    joined = attribute(subject, ROWS, readout)
+    joined = attribute(subject, ROWS, readout, gauss_legendre())
     plain = staircase.collate
     monkeypatch.setattr(staircase, "collate", lambda rows, pad: (sizes.append(len(rows)), plain(rows, pad))[1])
     for most in (1, 2 * 2 * 6):
         sizes.clear()
         monkeypatch.setattr(staircase, "ROWS", most)
-        split = attribute(subject, ROWS, readout)
+        split = attribute(subject, ROWS, readout, gauss_legendre())
         assert sum(sizes) == len(ROWS)
         assert max(sizes) == max(1, most // 12)
         assert apart(split.values, joined.values) <= TOLERANCE

@@ -32,13 +32,16 @@ class Draws:
         chance: (n, C) probability that demonstrations drawn anew for the query in the same way would show answer c, given
             that they show the right one or not, as these do: a model that knows an answer once it sees it is right more
             often where it is shown, and that is no copying. It is exact (hypergeometric), so it has none of the noise of
-            scoring against other prompts' demonstrations, which it is the expectation of.
+            scoring against other prompts' demonstrations, which it is the expectation of. Of demonstrations that are the same
+            for every query it is what `others` show (see there).
+        others: for demonstrations that are the same for every query, other ones drawn for each; None for drawn ones.
     """
 
     mode: Mode
     index: np.ndarray
     shown: np.ndarray
     chance: np.ndarray
+    others: Draws | None = None
 
     @property
     def possible(self) -> np.ndarray:
@@ -47,7 +50,8 @@ class Draws:
 
     def take(self, rows: np.ndarray) -> Draws:
         """The draws of some of the queries, in that order."""
-        return Draws(self.mode, self.index[rows], self.shown[rows], self.chance[rows])
+        others = None if self.others is None else self.others.take(rows)
+        return Draws(self.mode, self.index[rows], self.shown[rows], self.chance[rows], others)
 
 
 def draw(
@@ -106,6 +110,50 @@ def draw(
         if first:
             chance[i, right] = 1.0
     return Draws(mode, index, shown, chance)
+
+
+def fixed(
+    pool: Sequence[str], answer: np.ndarray, query: Sequence[str], gold: np.ndarray, classes: int, *,
+    number: int, kept: int, mode: Mode = "free", seed: int = 0,
+) -> Draws:  # fmt: skip
+    """The first `number` pairs of the pool before every query, and beside them others drawn from behind the first `kept`.
+
+    ``never`` and ``always`` are the queries whose right answer these demonstrations do not show, or show. A query that is one of
+    them has none.
+
+    The null. Demonstrations that never change leave no chance by which they might show another answer, and a model that always
+    says one of theirs, whatever it is shown, would pass for copying. So each query gets other demonstrations as well, as many,
+    drawn from the rest of the pool given that they show its right answer or not, as the fixed ones do: the condition of `draw`,
+    by one draw in place of its expectation. What the model answers under these says which wrong answers it gives anyway
+    (`faults.copying.maths.expected_under`).
+
+    Args:
+        As `draw`. kept: how many pairs at the beginning of the pool are no part of what others are drawn from.
+
+    Raises:
+        BadInput: there are fewer fixed pairs than `number`, or too few others.
+    """
+    if number > kept:
+        raise BadInput(f"There are {kept} fixed demonstrations, and {number} are asked for; lower --shots.")
+    own = set(same_key(pool[:number], None))
+    index = np.tile(np.arange(number), (len(query), 1))
+    shown = np.zeros((len(query), classes), bool)
+    shown[:, answer[:number]] = True
+    there = shown[np.arange(len(query)), gold]
+    missing = there if mode == "never" else ~there if mode == "always" else np.zeros_like(there)
+    out = missing | np.array([k in own for k in same_key(query, None)], bool)
+    index[out] = -1
+    shown[out] = False
+    drawn = [
+        draw(pool[kept:], answer[kept:], query, gold, classes, number=number, mode=m, seed=seed) for m in ("never", "always")
+    ]  # fmt: skip
+    which = there.reshape(-1, 1)
+    other = np.where(which, drawn[1].index, drawn[0].index)
+    seen = np.where(which, drawn[1].shown, drawn[0].shown)
+    other = np.where(other >= 0, other + kept, -1)
+    able = np.asarray((other >= 0).all(axis=1))
+    others = Draws(mode, other, seen, seen.astype(float))
+    return Draws(mode, index, shown, np.where(able[:, None], seen, True).astype(float), others)
 
 
 def shown_by_chance(left: np.ndarray, number: int, right: int | None = None, there: bool = False) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trueup.corpus.adopt import table_of
-from trueup.corpus.clusters import check_leak, cluster_column, clusters
+from trueup.corpus.clusters import check_leak, cluster_column, clusters, same_key
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.files import data_file, read_file
 from trueup.corpus.hub import PART, hub_table, saved_to_disk
@@ -130,6 +130,31 @@ def read(
     else:
         parts = complete(parts, together.tolist(), stratum, seed, fractions)
     return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together)
+
+
+def demonstrations(path: str | Path, *, text: str = "text", label: str = "label") -> list[tuple[str, str]]:
+    """Pairs of a text and its answer, in the file's order: the demonstrations of a prompt that stays as it is.
+
+    Raises:
+        BadInput: the file, a column or a value cannot be used, or a text stands there twice; the sentence names it and its place.
+    """
+    found = data_file(path)
+    if found is None:
+        raise BadInput(
+            f"--demos names a file of pairs (csv, tsv, json, jsonl, parquet), and '{path}' is none. Correct the path."
+        )
+    table = read_file(found)
+    _check_columns(table, [text, label])
+    texts = text_column(table, text)
+    index, names, _ = label_column(table, label, None, answers=True)
+    first: dict[str, int] = {}
+    for i, key in enumerate(same_key(texts, None)):
+        if first.setdefault(key, i) != i:
+            raise BadInput(
+                f"{table.source}, column '{text}': {table.where([first[key], i])} hold the same text, {texts[i][:60]!r}. A "
+                "demonstration stands in a prompt once; delete one."
+            )
+    return [(x, names[y]) for x, y in zip(texts, index, strict=True)]
 
 
 def _task(

@@ -155,12 +155,13 @@ def _few_shot(remedy: Adapted, tried: tuple[tuple[str, str], ...]) -> Card:
         return " + ".join({"{text}": x, "{label}": "answer"}.get(p, repr(p)) for p in parts)
 
     line = shape["text"] if shape["text"] != shape["text"].rstrip() else shape["text"] + "\n"
+    header = f"{shape['header']!r} + " if shape.get("header") else ""
     asked = "shown + " + joined(line.partition("{label}")[0].rstrip(), "query")
     return Card(
         remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(remedy.card["base"]), "text-generation",
         f"It was made for prompts of {shape['shots']['number']} demonstrations and a query.",
         f"""{loading.load_lines(remedy.card, None)}
-shown = "".join({joined(line, "text")} for text, answer in demonstrations)
+shown = {header}"".join({joined(line, "text")} for text, answer in demonstrations)
 {loading.input_lines(remedy.card, asked)}
 answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])""",
         "`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; the answer ends where its line "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,10 +77,16 @@ def answers(subject: Subject, rows: Sequence[Row]) -> Answers:
             beyond[i] = bool(begun) and not whole
         if not going:
             break
-        again = [Row([*rows[i], *tokens]) for i, tokens in going.items()]
+        again = [_longer(rows[i], tokens) for i, tokens in going.items()]
         next_token = collect_rows(subject, again, read, "answers")[:, -1]
         said = {i: [*tokens, int(t)] for (i, tokens), t in zip(going.items(), next_token, strict=True)}
     return Answers(answer, got[:, :-2], got[:, -2], beyond)
+
+
+def _longer(row: Row, tokens: list[int]) -> Row:
+    longer = Row([*row, *tokens])
+    longer.shared = row.shared
+    return longer
 
 
 def in_full(subject: Subject, row: Row, tokens: int = 12) -> str:
@@ -137,26 +143,27 @@ def _open(text: str, names: Iterable[str], stop: str) -> bool:
     return False
 
 
-def patched_answers(subject: Subject, rows: Sequence[Row], states: np.ndarray) -> np.ndarray:
+def patched_answers(subject: Subject, rows: Sequence[Row], states: np.ndarray, layers: Sequence[int]) -> np.ndarray:
     """(n, l) int64: the class whose first token is likeliest, when what enters a layer at the last token is exchanged.
 
     Args:
-        states: (n, l + 1, d) as `forward.hidden_states` gives them; the last, which has passed the final norm, is left out,
-            and so is the first, which is the token's own embedding: column i is of layer i + 1.
+        states: (n, l, d) those columns of what `forward.hidden_states` gives that enter `layers`.
+        layers: which ones, from 0 on.
     """
-    depth, first = states.shape[1] - 1, subject.verbaliser_ids()
-    found = np.empty((len(rows), depth - 1), np.int64)
+    first = subject.verbaliser_ids()
+    found = np.empty((len(rows), len(layers)), np.int64)
     each = max(1, TOKENS // max(map(len, rows)))
     for start in range(0, len(rows), each):
         some = slice(start, start + each)
-        batch = forward.collate(rows[some], subject.tokenizer.pad_token_id)
+        # What is exchanged is found by its place in the whole example.
+        batch = replace(forward.collate(rows[some], subject.tokenizer.pad_token_id), shared=0)
         mask = batch.mask.to(subject.device)
         with torch.inference_mode(), evaluating(subject):
-            for at in range(1, depth):
-                new = torch.as_tensor(states[some, at], device=subject.device)
+            for column, at in enumerate(layers):
+                new = torch.as_tensor(states[some, column], device=subject.device)
                 with patched(subject, at, new, mask):
                     logits = forward.next_token_logits(subject, batch)[:, first]
-                found[some, at - 1] = logits.argmax(dim=1).cpu().numpy()
+                found[some, column] = logits.argmax(dim=1).cpu().numpy()
     return found
 
 

@@ -30,11 +30,15 @@ CUT = 0.05
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids, mask and segments (or None) of b examples, padded on the right: (b, t) int64, on the CPU until used."""
+    """Token ids, mask and segments (or None) of b examples, padded on the right: (b, t) int64, on the CPU until used.
+
+    All begin with the same `shared` tokens.
+    """
 
     ids: Tensor
     mask: Tensor
     segments: Tensor | None = None
+    shared: int = 0
 
 
 def tokenize(subject: Subject, corpus: Corpus) -> list[Row]:
@@ -103,7 +107,8 @@ def collate(rows: Sequence[Row], pad: int) -> Batch:
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     if rows[0].segments is None:
-        return Batch(ids, mask)
+        shared = min(row.shared for row in rows)
+        return Batch(ids, mask, shared=shared if bool((ids[:, :shared] == ids[0, :shared]).all()) else 0)
     segments = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         segments[i, : len(row)] = torch.tensor(row.segments)
@@ -118,6 +123,8 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
     if prompt is not None and not subject.soft_prompted:
         raise Unsupported("Only a prompt-tuned subject takes a prompt; tune one: `trueup tune prompt`.")
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
+    if subject.anatomy.causal and batch.shared and reusable(subject):
+        return _after_shared(subject, ids, mask, batch.shared)
     if subject.anatomy.causal:
         return at_last(backbone(subject, ids, mask, prompt).last_hidden_state, read_up_to(subject, ids, mask))
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **segments(subject, batch)}
@@ -131,6 +138,32 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
     finally:
         hook.remove()
     return caught[-1]
+
+
+def reusable(subject: Subject) -> bool:
+    """Whether what a model keeps of tokens can serve several examples: not beside a prompt, nor where gradients are kept."""
+    config = subject.peft_config
+    return not (torch.is_grad_enabled() or (config is not None and config.is_prompt_learning))
+
+
+def _after_shared(subject: Subject, ids: Tensor, mask: Tensor, shared: int) -> Tensor:
+    """(b, d) as `features`, of (b, t) tokens of which the first `shared` are alike: these are read once.
+
+    Their keys and values, or the recurrent state behind them, stand before every example's own tokens: exact, and nearly as
+    many times cheaper as there are examples.
+    """
+    kept = past.returned(backbone(subject, ids[:1, :shared], mask[:1, :shared], use_cache=True))
+    kept.reorder_cache(torch.zeros(len(ids), dtype=torch.long, device=ids.device))
+    rest, name = mask[:, shared:], past.argument(subject.base.base_model)  # type: ignore[arg-type]
+    if subject.anatomy.kind != "state-space":
+        states = backbone(subject, ids[:, shared:], mask, use_cache=True, **{name: kept}).last_hidden_state
+        return at_last(states, rest)
+    # A state that goes on is stepped one token at a time: transformers' Mamba begins several from nothing.
+    steps = [
+        backbone(subject, ids[:, at : at + 1], mask[:, at : at + 1], use_cache=True, **{name: kept}).last_hidden_state
+        for at in range(shared, ids.shape[1])
+    ]
+    return at_last(torch.cat(steps, dim=1), rest)
 
 
 def hidden_states(subject: Subject, batch: Batch) -> Tensor:
@@ -225,8 +258,9 @@ def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tens
         some = rows[start : start + each]
         batch = collate(some, pad)
         if side == "left":
-            batch = Batch(*(torch.stack([t.roll(len(t) - len(r)) for t, r in zip(ts, some, strict=True)])
-                            for ts in (batch.ids, batch.mask)))  # fmt: skip
+            ids, mask = (torch.stack([t.roll(len(t) - len(r)) for t, r in zip(ts, some, strict=True)])
+                         for ts in (batch.ids, batch.mask))  # fmt: skip
+            batch = Batch(ids, mask)
         said.append(
             subject.model(input_ids=batch.ids.to(subject.device), attention_mask=batch.mask.to(subject.device)).logits
         )

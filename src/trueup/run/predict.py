@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -166,7 +166,7 @@ def collect_rows(
 
 PROVEN_ON = 64
 """Tokens of the example on which a model is held against itself."""
-_PROVEN: WeakKeyDictionary[nn.Module, set[tuple[bool, bool]]] = WeakKeyDictionary()
+_PROVEN: WeakKeyDictionary[nn.Module, set[tuple[bool, ...]]] = WeakKeyDictionary()
 
 
 def proven(subject: Subject, ids: list[forward.Row]) -> None:
@@ -175,15 +175,20 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
     Raises:
         Unsupported: it is not, but for rounding, or the libraries cannot run the model as it is.
     """
-    how = subject.template is None, subject.shots is None
+    shortest = min(ids, key=len)
+    with torch.inference_mode():
+        reused = bool(shortest.shared) and forward.reusable(subject)
+    how = subject.template is None, subject.shots is None, reused
     if how in _PROVEN.setdefault(subject.model, set()):
         return
     what = f"The way from features to logits of a {type(subject.base).__name__}"
     # The beginning of an example is one: a long prompt has too many logits of a whole vocabulary.
-    short = forward.Row(min(ids, key=len)[:PROVEN_ON])
+    short = forward.Row(shortest[:PROVEN_ON])
     try:
         with torch.inference_mode(), evaluating(subject):
             own, ours, terms = forward.own_logits(subject, short)
+            whole = forward.collate([shortest], 0)
+            states = [forward.features(subject, b) for b in (whole, replace(whole, shared=0))] if reused else []
     except (RuntimeError, MemoryError) as e:
         if out_of_memory(e):  # said where the whole example does not fit
             return
@@ -195,6 +200,8 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
         return
     for logits in ours:
         equal(logits, own, what, "the logits", terms)
+    if states:
+        equal(states[0], states[1], "Reading fixed demonstrations once", "the final hidden states")
     _PROVEN[subject.model].add(how)
 
 

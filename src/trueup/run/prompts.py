@@ -16,13 +16,21 @@ from trueup.subject.wording import text_ids, wording
 
 
 class Row(list[int]):
-    """Token ids of one example; `segments` says which text of a pair each token is of, for models that read it."""
+    """Token ids of one example; `segments` says which text of a pair each token is of, for models that read it.
+
+    The first `shared` tokens are those of fixed demonstrations, which other rows begin with as well.
+    """
 
     segments: list[int] | None = None
+    shared: int = 0
 
 
-def with_pool(subject: Subject, corpus: Corpus) -> Subject:
+def with_pool(subject: Subject, corpus: Corpus, fixed: Sequence[tuple[str, str]] = ()) -> Subject:
     """A few-shot subject that takes its demonstrations from `corpus`, and its answers from the corpus' classes.
+
+    Args:
+        fixed: pairs of a text and its answer that stand before every query in place of drawn ones. Their answers are answers
+            as well; what is drawn from `corpus` is what they are compared with (`corpus.prompt.fixed`).
 
     Raises:
         BadInput: the corpus' examples are pairs of texts.
@@ -34,9 +42,11 @@ def with_pool(subject: Subject, corpus: Corpus) -> Subject:
     assert subject.template is not None
     assert subject.template.shots is not None
     pool = tuple((t, corpus.classes[y]) for t, y in zip(corpus.text, corpus.label, strict=True))
-    template = replace(subject.template, words=corpus.classes, shots=replace(subject.template.shots, pool=pool))
-    confidence = SoftmaxResponse(len(corpus.classes))
-    return replace(subject, classes=corpus.classes, template=template, confidence=confidence)
+    classes = tuple(dict.fromkeys([*corpus.classes, *(y for _, y in fixed)]))
+    number = len(fixed) or subject.template.shots.number
+    shots = Shots(number, (*fixed, *pool), len(fixed))
+    template = replace(subject.template, words=classes, shots=shots)
+    return replace(subject, classes=classes, template=template, confidence=SoftmaxResponse(len(classes)))
 
 
 def one_answer_each(corpus: Corpus) -> None:
@@ -67,16 +77,19 @@ def pool_of(subject: Subject) -> Shots:
 def drawn(subject: Subject, corpus: Corpus, *, mode: Mode = "free", number: int | None = None, seed: int = 0) -> Draws:
     """Demonstrations for every query of `corpus`, from the subject's pool; `number` of them, default the subject's own.
 
+    Where the subject's demonstrations are fixed it is these, or the first `number` of them.
+
     Raises:
         BadInput: the subject has no pool, or too small a one.
     """
     shots = pool_of(subject)
     place = {c: i for i, c in enumerate(subject.classes)}
     pool, answer = zip(*shots.pool, strict=True)
-    return prompt.draw(
-        pool, np.array([place[a] for a in answer]), corpus.text, corpus.label, len(subject.classes),
-        number=shots.number if number is None else number, mode=mode, seed=seed,
-    )  # fmt: skip
+    of = pool, np.array([place[a] for a in answer]), corpus.text, corpus.label, len(subject.classes)
+    number = shots.number if number is None else number
+    if shots.fixed:
+        return prompt.fixed(*of, number=number, kept=shots.fixed, mode=mode, seed=seed)
+    return prompt.draw(*of, number=number, mode=mode, seed=seed)
 
 
 MOST_NAMED = 30
@@ -132,12 +145,20 @@ def rows(
     assert shots is not None
     words = wording(subject.tokenizer, template)
     answer = words.longest + words.end - 1  # what follows a prompt while its answer is read
+    # Every query has the same demonstrations: what is read of them once serves all.
+    same = bool(shots.fixed) and answers is None and len(np.unique(draws.index, axis=0)) == 1
+    always = [shots.pool[j] for j in draws.index[0] if j >= 0] if same else []
+    before = text_ids(subject.tokenizer, first + template.before(always)) if same else []
     out: list[Row] = []
     for i, query in enumerate(text):
         pairs = [shots.pool[j] for j in draws.index[i] if j >= 0]
         if answers is not None:
             pairs = [(x, subject.classes[a]) for (x, _), a in zip(pairs, answers[i][draws.index[i] >= 0], strict=True)]
         row = Row([*text_ids(subject.tokenizer, first + template.prompt(query, pairs)), *words.lead])
+        if same:
+            # Tokens may reach over the place where the query begins, so only those that agree are shared.
+            row.shared = next((k for k, (a, b) in enumerate(zip(row, before, strict=False)) if a != b), len(before))
+            row.shared = min(row.shared, len(row) - 1)
         if len(row) + answer > subject.max_length:
             raise BadInput(_too_long(subject, query, pairs, len(words.lead) + answer, first))
         out.append(row)

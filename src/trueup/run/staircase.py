@@ -63,56 +63,135 @@ def midpoint(points: int = 20) -> Quadrature:
     return Quadrature(tuple((i + 0.5) / points for i in range(points)), (1 / points,) * points)
 
 
+@dataclass(frozen=True)
+class Refined:
+    """Points as they are needed: every prompt's layer begins with `start`, and has four times as many while it is incomplete.
+
+    A layer whose units fill most of the residual stream saturates what follows it within a hundredth of its path: SmolLM2's
+    layer 0 misses up to 0.6 of probability at 8 points, and 0.02 at 32. Few layers do, so the rest stays cheap.
+
+    Attributes:
+        tolerance: completeness error that is left alone, in the readout's unit. start, most: fewest and most points.
+        rule: the rule of so many points.
+    """
+
+    tolerance: float = 0.01
+    start: int = 8
+    most: int = 128
+    rule: Callable[[int], Quadrature] = towards_zero
+
+    @property
+    def rules(self) -> Iterator[Quadrature]:
+        points = self.start
+        while points <= self.most:
+            yield self.rule(points)
+            points *= 4
+
+
 @dataclass(frozen=True, eq=False)
 class Attribution:
     """Integrated gradients of a scalar f on n prompts, in the readout's unit.
 
     Attributes:
-        values: (n, layers, units) float32: w_j * integral_0^1 of df(a * w)/dw_j da, baseline 0.
-        whole: (n,) f as it is. floor: (n, layers) f with all units of that layer at 0.
-        gap: (n, layers) |sum of values - (whole - floor)|, the completeness error: what the quadrature misses.
+        values: (n, layers, units) float32: (w_j - b_j) * integral_0^1 of df(b + a * (w - b))/dw_j da, baseline b.
+        whole: (n,) f as it is. floor: (n, layers) f with all units of that layer at the baseline.
+        gap: (n, layers) |sum of values - (whole - floor)|, the completeness error: what the quadrature misses. 0 is best.
+        points: (n, layers) how many points each path was given.
     """
 
     values: np.ndarray
     whole: np.ndarray
     floor: np.ndarray
     gap: np.ndarray
+    points: np.ndarray
 
 
 def attribute(
-    subject: Subject, rows: Sequence[Row], readout: Readout, quadrature: Quadrature | None = None
-) -> Attribution:
+    subject: Subject, rows: Sequence[Row], readout: Readout, quadrature: Quadrature | Refined | None = None, *,
+    baseline: np.ndarray | None = None,
+) -> Attribution:  # fmt: skip
     """How much each feed-forward unit at the last position adds to `readout`, on every prompt of `rows`, in their order.
 
-    No result depends on the batch. The default quadrature is `gauss_legendre()`.
+    Integrated gradients (Sundararajan et al., arXiv 1703.01365, eq. 1), whose completeness (their proposition 1) is checked
+    for each prompt and layer. No result depends on the batch.
+
+    Args:
+        quadrature: one rule for all paths; None is `Refined()`, which goes on until the attributions add up.
+        baseline: (layers, units) where the paths begin; None is 0.
 
     Raises:
-        Unsupported: an encoder, or a model whose attention takes no mask. Unavailable: one prompt does not fit in memory.
+        BadInput: a baseline of another shape. Unsupported: an encoder, or a model whose attention takes no mask. Unavailable:
+            one prompt does not fit in memory.
     """
-    rule = quadrature or gauss_legendre()
-    depth, points = len(_layers(subject)), len(rule.nodes)
+    plan = quadrature or Refined()
+    first, *finer = [plan] if isinstance(plan, Quadrature) else plan.rules
+    every = list(range(len(_layers(subject))))
+    values, whole, floor = _integrated(subject, rows, readout, first, every, baseline)
+    points = np.full(floor.shape, len(first.nodes))
+
+    def missed() -> np.ndarray:
+        return np.abs(values.sum(axis=2, dtype=np.float64) - (whole[:, None] - floor))
+
+    for rule in finer:
+        assert isinstance(plan, Refined)
+        short = missed() > plan.tolerance
+        if not short.any():
+            break
+        some, layers = np.flatnonzero(short.any(axis=1)).tolist(), np.flatnonzero(short.any(axis=0)).tolist()
+        named: Readout = lambda hidden, i, some=some: readout(hidden, some[i])  # noqa: E731 (bound to this round)
+        got, _, _ = _integrated(subject, [rows[i] for i in some], named, rule, layers, baseline)
+        # A path is refined for its own error alone, and not for that of its neighbours in the batch.
+        at = np.ix_(some, layers)
+        values[at] = np.where(short[at][..., None], got, values[at])
+        points[at] = np.where(short[at], len(rule.nodes), points[at])
+    return Attribution(values, whole, floor, missed(), points)
+
+
+def _integrated(
+    subject: Subject, rows: Sequence[Row], readout: Readout, rule: Quadrature, layers: Sequence[int],
+    baseline: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Values (n, l, units) of the paths of these layers by one rule; f as it is (n,), and at each path's beginning (n, l)."""
     nodes, weights = (torch.tensor(v, device=subject.device)[:, None] for v in (rule.nodes, rule.weights))
 
     def read(batch: Batch, prompts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         run = _record(subject, batch)
-        units = [layer.units.unsqueeze(1) for layer in run.layers]
+        units = {at: run.layers[at].units.unsqueeze(1) for at in layers}
+        begin = {at: _begins(baseline, at, w) for at, w in units.items()}
         with torch.no_grad():
             whole = _read_out(readout, run.final.unsqueeze(1), prompts)
-            floor = _read_out(readout, run.climb({at: torch.zeros_like(w) for at, w in enumerate(units)}), prompts)
-        path = {at: (nodes * w.float()).to(w.dtype).requires_grad_() for at, w in enumerate(units)}
+            floor = _read_out(readout, run.climb(begin), prompts)
+        path = {
+            at: (begin[at].float() + nodes * (w.float() - begin[at].float())).to(w.dtype).requires_grad_()
+            for at, w in units.items()
+        }
         f = _read_out(readout, run.climb(path), prompts)
         # A row sees no other row, so the gradient of the sum holds each row's own.
         slopes = torch.autograd.grad(f.sum(), list(path.values()))
-        parts = [(weights * s.float()).sum(dim=1) * w[:, 0].float() for s, w in zip(slopes, units, strict=True)]
+        parts = [
+            (weights * s.float()).sum(dim=1) * (w - begin[at])[:, 0].float()
+            for s, (at, w) in zip(slopes, units.items(), strict=True)
+        ]
         return torch.stack(parts, dim=1), whole[:, 0], floor
 
     values = np.empty((0,))
-    whole, floor = np.empty(len(rows)), np.empty((len(rows), depth))
-    for take, (v, at_full, at_zero) in _batches(subject, rows, ROWS // (depth * points), "unit attributions", read):
+    whole, floor = np.empty(len(rows)), np.empty((len(rows), len(layers)))
+    each = ROWS // (len(layers) * len(rule.nodes))
+    for take, (v, at_full, at_zero) in _batches(subject, rows, each, "unit attributions", read):
         values = np.empty((len(rows), *v.shape[1:]), np.float32) if not values.size else values
         values[take], whole[take], floor[take] = v.cpu().numpy(), at_full.cpu().numpy(), at_zero.cpu().numpy()
-    gap = np.abs(values.sum(axis=2, dtype=np.float64) - (whole[:, None] - floor))
-    return Attribution(values, whole, floor, gap)
+    return values, whole, floor
+
+
+def _begins(baseline: np.ndarray | None, layer: int, units: Tensor) -> Tensor:
+    """Where the paths of one layer begin: (b, 1, units), as `units`."""
+    if baseline is None:
+        return torch.zeros_like(units)
+    if layer >= len(baseline) or baseline[layer].shape != units.shape[-1:]:
+        raise BadInput(
+            f"The baseline is {baseline.shape}, and layer {layer} has {units.shape[-1]} units; give (layers, units) numbers."
+        )
+    return torch.as_tensor(baseline[layer], device=units.device).to(units.dtype).expand_as(units)
 
 
 def last_units(subject: Subject, rows: Sequence[Row]) -> np.ndarray:

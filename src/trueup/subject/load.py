@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def load(
         shots = shots if shots is not None or not known else int(known["number"])
         verbaliser = verbaliser or (None if shots is not None else card["template"]["words"])
     chosen = template_of(template, verbaliser, shots)
+    if chosen is not None and card.get("template"):
+        chosen = replace(chosen, header=card["template"].get("header", ""))
     causal = chosen is not None or _is_causal(settings, config, head_rows, model, adapter)
     if causal and not anatomy.causal:
         raise answers_with_no_word(anatomy, shots is not None)
@@ -563,7 +566,7 @@ def template_of(text: str | None, words: Sequence[str] | None, shots: int | None
     Raises:
         BadInput: a text without words to answer with, or a demonstration without a place for its answer.
     """
-    text = _as_meant(text or "")
+    text = as_meant(text or "")
     if shots is not None:
         text = text or SHOT
         if shots < 0:
@@ -587,7 +590,7 @@ def template_of(text: str | None, words: Sequence[str] | None, shots: int | None
     return None
 
 
-def _as_meant(text: str) -> str:
+def as_meant(text: str) -> str:
     r"""A template as typed, with its ``\n`` and ``\t`` for what they stand for: a shell hands them over as two characters."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 

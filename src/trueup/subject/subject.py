@@ -35,10 +35,13 @@ class Shots:
 
     Attributes:
         pool: pairs of a text and its answer. Empty until the corpus that brings them is known (its ``train`` split).
+        fixed: so many pairs at the beginning of `pool` stand before every query, in their order; then `number` is as many. 0
+            where they are drawn.
     """
 
     number: int = 4
     pool: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    fixed: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,13 @@ class Template:
         words: one word per class, in the classes' order, leading space included. A class scores by the logit of its
             word's first token, so first tokens must differ (with `shots` they need not: `run.answers` reads to the end).
         shots: demonstrations before the query, or None.
+        header: what stands before the first demonstration, its line break included.
     """
 
     text: str
     words: tuple[str, ...]
     shots: Shots | None = None
+    header: str = ""
 
     def fill(self, text: str, second: str | None = None) -> str:
         """The prompt of one example. Braces inside the example are left alone."""
@@ -64,12 +69,15 @@ class Template:
     def for_card(self) -> dict[str, Any]:
         """What is written beside an adapter: not the demonstrations, which are the user's."""
         shots = None if self.shots is None else {"number": self.shots.number}
-        return {"text": self.text, "words": self.words, "shots": shots}
+        return {"text": self.text, "words": self.words, "shots": shots, "header": self.header}
 
     def prompt(self, text: str, demonstrations: Sequence[tuple[str, str]] = ()) -> str:
         """The few-shot prompt of one query: a line for each demonstration, then the query's, up to where the answer goes."""
-        shown = "".join(_filled(self.line, {"{text}": x, "{label}": y}) for x, y in demonstrations)
-        return shown + _filled(self.line.partition("{label}")[0].rstrip(), {"{text}": text})
+        return self.before(demonstrations) + _filled(self.line.partition("{label}")[0].rstrip(), {"{text}": text})
+
+    def before(self, demonstrations: Sequence[tuple[str, str]]) -> str:
+        """What stands before a query: the header, and a line for each demonstration."""
+        return self.header + "".join(_filled(self.line, {"{text}": x, "{label}": y}) for x, y in demonstrations)
 
     @property
     def line(self) -> str:

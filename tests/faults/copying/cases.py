@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from trueup.corpus.corpus import Corpus
-from trueup.faults.copying.planted import LAYER, UNITS
+from trueup.faults.copying.planted import ANSWERS, FILLERS, KEYS, LAYER, UNITS, answer_of, planted
 from trueup.run.prompts import with_pool
+from trueup.subject.load import load
 from trueup.subject.subject import Subject
+from trueup.subject.tiny import kept_llama
 from trueup.subject.units import width_of
 
 PLANTED = {(LAYER, u) for u in UNITS}
@@ -31,3 +34,43 @@ def unique(case: tuple[Subject, Corpus], n: int = 30) -> tuple[Subject, Corpus]:
     text = [f"the key{i % 12} on {a}" for i, a in enumerate(names)]
     corpus = Corpus(text, np.arange(3 * n), names, np.repeat(["train", "calibration", "test"], n), name="unique")
     return with_pool(replace(subject), corpus.part("train")), corpus
+
+
+NUMBERS = tuple("12345")
+
+
+def counting(carried: bool) -> tuple[Subject, Corpus]:
+    """The planted case, which can also write numbers and copies these: with the units that copy answers (`carried`), or others."""
+    slots = [(a, d) if carried else (a,) for a, d in zip(ANSWERS, NUMBERS, strict=False)]
+    slots += [(d,) for d in (NUMBERS[len(ANSWERS) :] if carried else NUMBERS)]
+    units = 60
+
+    def build(model: Any, word: dict[str, int]) -> None:
+        n, c = len(word), len(slots)
+        attention, mlp = model.model.layers[0].self_attn, model.model.layers[LAYER].mlp
+        for i in range(n):
+            model.model.embed_tokens.weight[i, i] += 1.0
+        for i, alike in enumerate(slots):
+            attention.o_proj.weight[n + c + i, i] += 2.6
+            for w in alike:
+                attention.v_proj.weight[i, word[w]] += 1.0
+                model.lm_head.weight[word[w], n + i] += 1.0
+            mlp.gate_proj.weight[unit_of(i), n + c + i] += 1.0
+            mlp.up_proj.weight[unit_of(i), n + c + i] += 1.0
+            mlp.down_proj.weight[n + i, unit_of(i)] += 0.14
+        for k, key in enumerate(KEYS):
+            mlp.gate_proj.weight[40 + k, word[key]] += 1.0
+            mlp.up_proj.weight[40 + k, word[key]] += 1.0
+            mlp.down_proj.weight[n + answer_of(k, "planted"), 40 + k] += 0.1 + 0.05 * (k // 2)
+
+    base = kept_llama(
+        f"copying-counting-{'carried' if carried else 'apart'}", [*ANSWERS, *KEYS, *FILLERS, *NUMBERS], build, hidden_size=64,
+        intermediate_size=units, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1,
+    )  # fmt: skip
+    _, corpus = planted("planted")
+    return with_pool(load(str(base), shots=4, template="{text} {label}\n", device="cpu"), corpus.part("train")), corpus
+
+
+def unit_of(slot: int) -> int:
+    """The unit that copies the answers of a slot: those of the planted case first."""
+    return (*UNITS, 1, 2, 5, 7, 13)[slot]

@@ -9,6 +9,7 @@ import pytest
 
 from trueup.errors import BadInput
 from trueup.faults.copying import Copying
+from trueup.faults.copying import audit as A
 from trueup.faults.copying.audit import TITLES
 from trueup.faults.copying.maths import by_swap
 from trueup.faults.fault import Finding
@@ -228,3 +229,60 @@ def test_bad_input_is_a_sentence(cases):
         Copying(resamples=2)
     with pytest.raises(BadInput, match=r"copying\.threshold"):
         Copying(threshold=1.0)
+
+
+# ------------------------------------------------------------------------------------------------------ task vectors
+
+
+def test_the_layer_of_the_task_vectors_is_chosen_on_the_pool_and_tried_on_the_queries(cases, monkeypatch):
+    """A layer that is best on the queries and not on the pool is not chosen."""
+    subject, corpus = cases["planted"]
+    test, seen = corpus.part("test"), []
+
+    def given(_, queries, seed, layers):
+        seen.append((list(queries.text), layers))
+        pool = queries.name == "pool"
+        share = np.array([0.2, 0.6, 0.4]) if pool else np.array([0.9, 0.5, 0.9])  # of layers 1, 2 and 3
+        right = (np.arange(len(queries))[:, None] < share * len(queries)).astype(float)
+        return right[:, [i - 1 for i in layers]], np.ones(len(queries), bool)
+
+    monkeypatch.setattr(A, "vectors", given)
+    monkeypatch.setattr(A, "layers_of", lambda _: [None] * 4)
+    f = FAULT.audit(subject, test, seed=0)
+    assert f.details["task vector of layer"] == 2
+    assert f.measures["task_vector"].value == pytest.approx(0.5)
+    (dev, every), (tried, one) = seen
+    assert (list(every), one) == ([1, 2, 3], [2])
+    assert set(dev) <= {x for x, _ in subject.shots.pool}
+    assert not set(dev) & set(test.text)
+    assert FAULT.compare(f, f, seed=0)["task_vector"].value == 0
+    assert set(tried) == set(test.text)
+
+
+def test_the_pairs_that_choose_the_layer_are_drawn_from_the_whole_pool(cases, monkeypatch):
+    """A pool sorted by its answers: those of every answer are among them, about as often as in the pool."""
+    subject, corpus = cases["planted"]
+    train, seen = corpus.part("train"), []
+    train = train.take(np.argsort(train.label, kind="stable"))
+    plain = A.vectors
+    monkeypatch.setattr(
+        A, "vectors", lambda s, queries, *rest: (seen.append(queries.label), plain(s, queries, *rest))[1]
+    )
+    A.task_vectors(with_pool(subject, train), corpus.part("test"), 0)
+    assert len(seen[0]) == A.VECTORS
+    share = np.bincount(seen[0], minlength=4) / A.VECTORS
+    assert np.abs(share - np.bincount(train.label, minlength=4) / len(train)).max() < 0.15
+    first = np.sort(np.random.default_rng(0).permutation(len(train))[:60])[: A.VECTORS]
+    assert np.bincount(train.label[first], minlength=4)[3] == 0, "the control: the first of a sorted sample"
+
+
+def test_a_task_vector_works_where_the_model_keeps_the_task_and_not_the_query(cases, found):
+    """The planted model answers by the query's own key, which a vector of another query takes away."""
+    for case in ("planted", "healthy"):
+        assert found[case].measures["task_vector"].value < 0.5
+        assert found[case].measures["accuracy"].value > found[case].measures["task_vector"].value
+    subject, corpus = cases["healthy"]
+    alike = corpus.take(np.flatnonzero(corpus.label == 1))
+    alike = replace(alike, split=np.where(np.arange(len(alike)) % 2, "train", "test"))
+    got = A.task_vectors(with_pool(subject, alike.part("train")), alike.part("test"), 0)
+    assert got.columns["vector"].sum() == got.columns["vector_asked"].sum(), "the control: all queries have one answer"

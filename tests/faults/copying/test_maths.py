@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trueup.corpus.prompt import MODES, draw
+from trueup.corpus.prompt import MODES, draw, fixed
 from trueup.faults.copying import maths
 
 GOLD = np.array([0, 0, 1, 2, 1])
@@ -41,31 +41,53 @@ def test_a_penalty_moves_answers_away_from_what_is_shown():
     assert maths.penalised(z, other, shown, 4.0).tolist() == [1, 2, -1, -1]
 
 
+def question(shown: list[bool], gold: int, said: int = 0, *, right: bool = False) -> maths.Question:
+    return maths.Question(torch.tensor(shown), gold, said, torch.arange(len(shown)) == gold, right)
+
+
 def test_the_shift_towards_a_shown_answer():
     z = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]))
-    shown = torch.tensor([False, True, True, False])
-    assert torch.allclose(maths.shift(z, shown, 0), torch.tensor([0.3 - 0.1, 0.1 - 0.7]))
+    shown = [False, True, True, False]
+    assert torch.allclose(maths.shift(z, question(shown, 0)), torch.tensor([0.3 - 0.1, 0.1 - 0.7]))
     # Where the right answer is shown it is no rival of itself.
-    assert torch.allclose(maths.shift(z, shown, 2), torch.tensor([0.2 - 0.3, 0.1 - 0.1]), atol=1e-6)
-    assert torch.allclose(maths.shift(z, torch.zeros(4, dtype=torch.bool), 3), torch.tensor([-0.4, -0.1]))
+    assert torch.allclose(maths.shift(z, question(shown, 2)), torch.tensor([0.2 - 0.3, 0.1 - 0.1]), atol=1e-6)
+    assert torch.allclose(maths.shift(z, question([False] * 4, 3)), torch.tensor([-0.4, -0.1]))
     # Towards the right one: over all others, shown or not.
-    assert torch.allclose(maths.shift(z, shown, 2, right=True), torch.tensor([0.3 - 0.4, 0.1 - 0.7]))
-    assert torch.allclose(maths.shift(z, shown, 3, right=True), torch.tensor([0.4 - 0.3, 0.1 - 0.7]))
-    assert shown.tolist() == [False, True, True, False], "what is given is left as it is"
+    assert torch.allclose(maths.shift(z, question(shown, 2, right=True)), torch.tensor([0.3 - 0.4, 0.1 - 0.7]))
+    assert torch.allclose(maths.shift(z, question(shown, 3, right=True)), torch.tensor([0.4 - 0.3, 0.1 - 0.7]))
+    asked = question(shown, 0)
+    maths.shift(z, asked)
+    assert asked.shown.tolist() == shown, "what is given is left as it is"
+
+
+def test_the_other_target_is_the_probability_of_the_one_answer():
+    z = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]))
+    assert torch.allclose(maths.copied(z, question([False, True, True, False], 0, said=2)), torch.tensor([0.3, 0.1]))
+    assert torch.allclose(maths.copied(z, question([True] * 4, 0, said=2, right=True)), torch.tensor([0.1, 0.7]))
 
 
 def test_the_shift_has_a_gradient_and_ignores_what_all_logits_share():
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    shown = torch.tensor([True, True, False, False])
-    (slope,) = torch.autograd.grad(maths.shift(z, shown, 3).sum(), z)
+    asked = question([True, True, False, False], 3)
+    (slope,) = torch.autograd.grad(maths.shift(z, asked).sum(), z)
     assert torch.allclose(slope.sum(dim=1), torch.zeros(3), atol=1e-6)
     assert (slope[:, 3] < 0).all(), "a surer right answer is less copying"
-    assert torch.allclose(maths.shift(z + 5, shown, 3), maths.shift(z, shown, 3), atol=1e-6)
+    assert torch.allclose(maths.shift(z + 5, asked), maths.shift(z, asked), atol=1e-6)
 
 
-def test_spread_is_of_each_prompt_and_layer():
+def test_scores_are_scaled_over_a_layer_or_over_the_model():
     x = np.array([[[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]], [[-10.0, 10.0, 0.0], [5.0, 5.0, 6.0]]], np.float32)
-    assert maths.spread(x).tolist() == [[[0, 1, 0.5], [0, 0, 0]], [[0, 1, 0.5], [0, 0, 1]]]
+    assert maths.over_layer(x).tolist() == [[[0, 1, 0.5], [0, 0, 0]], [[0, 1, 0.5], [0, 0, 1]]]
+    assert maths.over_model(x)[1].tolist() == [[0, 1, 0.5], [0.75, 0.75, pytest.approx(0.8)]]
+    # In one layer of one prompt both rank alike; it is in the mean over prompts that they differ.
+    assert maths.over_layer(x)[0, 0].argsort().tolist() == maths.over_model(x)[0, 0].argsort().tolist()
+    assert not np.allclose(maths.over_layer(x).mean(axis=0), maths.over_model(x).mean(axis=0))
+
+
+def test_where_paths_begin():
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    assert maths.at_zero(x).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert maths.at_mean(x).tolist() == [[3, 4, 5], [6, 7, 8]]
 
 
 def test_top_breaks_ties_by_place():
@@ -135,3 +157,68 @@ def test_the_severity_of_no_copy_at_all_leaves_the_rule_of_three_open():
         e = maths.severity(np.zeros(n), np.ones(n), np.arange(n), seed=0, resamples=50)
         assert (e.value, e.low) == (0, 0)
         assert (1 - e.high) ** n == pytest.approx(0.025)
+
+
+# ------------------------------------------------------------------------------------- demonstrations that never change
+
+
+def under_fixed(rule: str, n: int = 3000) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) copies, and what `expected_under` gives, of a rule under three fixed demonstrations of ten answers."""
+    rng = np.random.default_rng(2)
+    answer = np.array([0, 1, 2, *rng.choice(10, 200)])
+    gold, query = rng.integers(10, size=n), [f"q{i}" for i in range(n)]
+    d = fixed([f"p{i}" for i in range(len(answer))], answer, query, gold, 10, number=3, kept=3, seed=0)
+    noise = rng.random(n)
+
+    def say(draws) -> np.ndarray:
+        shown_one = answer[draws.index[np.arange(n), rng.integers(3, size=n)]]
+        there = draws.shown[np.arange(n), gold]
+        return {
+            "constant": np.zeros(n, np.int64),
+            "guess": rng.integers(10, size=n),
+            "right when shown": np.where(there, gold, 1),
+            "copies a tenth": np.where(noise < 0.1, shown_one, rng.integers(10, size=n)),
+        }[rule]
+
+    own, other = say(d), say(d.others)
+    return maths.copies(own, gold, d.shown), maths.expected_under(
+        own, other, gold, d.shown, d.others.shown, d.others.possible
+    )
+
+
+@pytest.mark.parametrize("rule", ["constant", "guess", "right when shown"])
+def test_who_does_not_copy_has_no_excess_under_fixed_demonstrations(rule):
+    copied, expected = under_fixed(rule)
+    excess = copied - expected
+    assert abs(excess.mean()) <= 4 * excess.std() / np.sqrt(len(excess)) + 1e-12
+    if rule == "constant":
+        assert copied.mean() > 0.8, "the control: it gives a shown answer nearly always"
+
+
+def test_who_copies_has_an_excess_under_fixed_demonstrations():
+    copied, expected = under_fixed("copies a tenth")
+    excess = copied - expected
+    # A tenth are copies, of which 3 in 10 would have been right or have stood among the others as well.
+    assert excess.mean() > 4 * excess.std() / np.sqrt(len(excess))
+    assert 0.04 < excess.mean() < 0.1
+
+
+def test_drawn_chance_would_blame_who_always_says_the_same():
+    """The control: why demonstrations that stay get a null of their own."""
+    rng = np.random.default_rng(2)
+    answer, gold, n = np.array([0, 1, 2, *rng.choice(10, 200)]), rng.integers(10, size=3000), 3000
+    d = draw([f"p{i}" for i in range(len(answer))], answer, [f"q{i}" for i in range(n)], gold, 10, number=3, seed=0)
+    shown = np.tile(np.arange(10) < 3, (n, 1))
+    constant = np.zeros(n, np.int64)
+    assert (maths.copies(constant, gold, shown) - maths.expected(constant, gold, d.chance)).mean() > 0.4
+
+
+def test_what_is_chance_under_fixed_demonstrations():
+    """Six queries with the right answer 0, the fixed demonstrations showing 1 and 2, the others 2 and 3."""
+    gold, shown, others = np.zeros(6, int), np.zeros((6, 5), bool), np.zeros((6, 5), bool)
+    shown[:, [1, 2]], others[:, [2, 3]] = True, True
+    answer, other = np.array([1, 1, 2, 0, 4, 1]), np.array([0, 1, 0, 1, 4, -1])
+    able = np.array([True, True, True, True, True, False])
+    assert maths.copies(answer, gold, shown).tolist() == [1, 1, 1, 0, 0, 1]
+    # A copy; said anyway; the others show it too; said under the others alone; no copy; without others.
+    assert maths.expected_under(answer, other, gold, shown, others, able).tolist() == [0, 1, 1, 1, 0, 1]

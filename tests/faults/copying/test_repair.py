@@ -16,14 +16,16 @@ import transformers
 
 from trueup import story
 from trueup.corpus.prompt import MODES
-from trueup.errors import BadInput
+from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapted import Adapted
-from trueup.faults.copying import Copying
+from trueup.faults.copying import Copying, maths
 from trueup.faults.copying import repair as R
 from trueup.faults.copying.planted import LAYER, UNITS
+from trueup.faults.copying.proxy import proxy
 from trueup.faults.fault import NoRemedy
 from trueup.run.answers import answers
 from trueup.run.edit import scaled
+from trueup.run.predict import Session, within
 from trueup.run.prompts import drawn, rows, with_pool
 from trueup.subject import adapter as files
 from trueup.subject.load import load
@@ -32,7 +34,7 @@ from trueup.subject.recipe import Lora, Prompt, fresh
 from trueup.subject.subject import Subject, Template
 from trueup.subject.units import width_of
 
-from .cases import PLANTED, scales
+from .cases import PLANTED, counting, scales, unit_of
 
 FAULT = Copying(resamples=60)
 
@@ -49,7 +51,7 @@ def finding(case):
 
 @pytest.fixture(scope="module")
 def found(case):
-    return R.attributed(case[0], case[1].part("train"), 0)
+    return R.attributed(case[0], case[1].part("train"), 0, R.OWN)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_attributions_are_complete_and_of_what_they_say(case, found):
     assert ((found.published >= 0) & (found.published <= 1)).all()
     # In the healthy model, whose layers are as wide, no unit stands out.
     subject, corpus = FAULT.planted("healthy")
-    healthy = R.attributed(subject, corpus.part("train"), 0)
+    healthy = R.attributed(subject, corpus.part("train"), 0, R.OWN)
     assert healthy.contrasted.max() < 0.2 * found.contrasted.max()
 
 
@@ -119,6 +121,89 @@ def test_every_choice_of_the_published_grid_is_tried_halved_as_well(found):
         for at, scale in whole.scales.items():
             assert set(scale.tolist()) == {0.0, 1.0}
             assert torch.equal(half.scales[at], (1 + scale) / 2)
+
+
+# ------------------------------------------------------------------------------------------------- the proxy
+
+
+@pytest.fixture(scope="module")
+def carried():
+    return counting(True)
+
+
+def best_units(found: R.Attributed, count: int = len(UNITS)) -> set[int]:
+    return set(np.argsort(-found.published[LAYER])[:count].tolist())
+
+
+def test_units_found_on_counting_vowels_are_those_of_the_task_where_both_share_them(carried):
+    here, there = (R.attributed(*proxy(case[0], seed=0), 0, R.PROXY) for case in (carried, counting(False)))
+    five = {unit_of(i) for i in range(5)}
+    assert best_units(here, 5) == five
+    assert set(UNITS) < five
+    # The control: where numbers are copied by units of their own, the proxy finds these first.
+    assert best_units(there, 4) < {unit_of(i) for i in range(4, 9)}
+    assert not here.shown[np.arange(len(here.gold)), here.gold].any()
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_published_protocol_repairs_what_the_proxy_shares(share: bool):
+    subject, corpus = counting(share)
+    fault = Copying(resamples=60, units_from="proxy")
+    before = fault.audit(subject, corpus.part("test"), seed=0)
+    assert before.found
+    got = fault.repair(subject, corpus, before, seed=0)
+    after = before
+    if isinstance(got, Adapted):
+        assert {r["units from"] for r in got.card["candidates"]} == {"", R.PROXY}
+        assert got.card["units from"] == R.PROXY
+        assert "units found on counting vowels" in got.describe()
+        with got.on(subject) as repaired:
+            after = fault.audit(repaired, corpus.part("test"), seed=0)
+    if share:
+        assert after.severity < 0.2 * before.severity
+    else:
+        assert after.severity > 0.5 * before.severity, "the control: other units, and little is carried over"
+
+
+def test_every_row_says_where_its_units_come_from(carried):
+    subject, corpus = carried
+    got = FAULT.repair(subject, corpus, FAULT.audit(subject, corpus.part("test"), seed=0), seed=0)
+    assert isinstance(got, Adapted)
+    rows = got.card["candidates"]
+    assert {r["units from"] for r in rows[1:]} == {R.OWN, R.PROXY}, "the published choice of either is judged"
+    assert got.card["units from"] in got.describe()
+    assert "| units found on |" in got.card["table"]
+    assert got.card["prompts explained"] == 2 * R.EXPLAINED
+
+
+def test_a_tokenizer_without_numbers_looks_on_the_task_alone_and_says_so(case, finding):
+    with within(Session()) as current:
+        got = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(got, Adapted)
+    assert {r["units from"] for r in got.card["candidates"][1:]} == {R.OWN}
+    assert any("not on a proxy as published. The model cannot be asked to count vowels" in n for n in current.notes)
+    with pytest.raises(Unsupported, match="The model cannot be asked to count vowels"):
+        Copying(resamples=60, units_from="proxy").repair(*case, finding, seed=0)
+    with within(Session()) as current:
+        Copying(resamples=60, units_from="task").repair(*case, finding, seed=0)
+    assert not any("proxy" in n for n in current.notes)
+    with pytest.raises(BadInput, match=r"copying\.units_from is 'proxi'\. Did you mean 'proxy'\?"):
+        Copying(units_from="proxi")
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        maths.Protocol(target=maths.copied),
+        maths.Protocol(baseline=maths.at_mean),
+        maths.Protocol(normalise=maths.over_model),
+    ],
+)
+def test_what_the_paper_leaves_open_can_be_chosen(case, found, protocol):
+    other = R.attributed(case[0], case[1].part("train"), 0, R.OWN, protocol)
+    assert not np.allclose(other.published, found.published)
+    assert best_units(other) == set(UNITS), "here all readings find the planted units"
+    assert np.max(other.gap) <= R.COMPLETE
 
 
 # ------------------------------------------------------------------------------------------------- what it costs
@@ -160,15 +245,15 @@ def test_where_nothing_is_copied_there_is_no_remedy(name):
     ):  # its wrong answers come from units as well, so that scaling them does help, against another fault
         return
     # And were it tried all the same, no way to scale units would help.
-    found = R.attributed(subject, corpus.part("train"), 0)
-    got = R.choose(subject, corpus.part("calibration"), found, seed=0, resamples=60)
+    found = R.attributed(subject, corpus.part("train"), 0, R.OWN)
+    got = R.choose(subject, corpus.part("calibration"), [found], seed=0, resamples=60)
     assert isinstance(got, NoRemedy)
     assert got.reason.startswith(f"Of {got.tried['screened']} ways to scale units")
     assert len(got.tried["candidates"]) > 2
 
 
 def test_a_random_rival_that_does_as_much_refuses_it(case, finding, monkeypatch):
-    monkeypatch.setattr(R, "random_like", lambda made, found, seed: made)
+    monkeypatch.setattr(R, "random_like", lambda made, seed: made)
     got = FAULT.repair(*case, finding, seed=0)
     assert isinstance(got, NoRemedy)
     assert "but not measurably more than the best of as many random candidates does" in got.reason
@@ -177,7 +262,7 @@ def test_a_random_rival_that_does_as_much_refuses_it(case, finding, monkeypatch)
 
 def test_the_rival_is_the_best_of_as_many_of_the_same_layers_and_sizes(case, found, remedy):
     made = R.candidates(found)
-    rivals = R.random_like(made, found, 0)
+    rivals = R.random_like(made, 0)
     assert len(rivals) == len(made) == remedy.card["screened"]
     for a, b in zip(made, rivals, strict=True):
         assert (a.family, a.units) == (b.family, b.units)
@@ -226,17 +311,17 @@ def test_what_loses_accuracy_is_never_kept(case, found):
     width = found.active.shape[1]
     knowing = [(LAYER, u) for u in range(width)]
     broken = replace(found, wrong=np.zeros_like(found.wrong), right=np.zeros_like(found.right))
-    mute = R.Candidate("published", "every unit of the layer", R.scales_of(knowing, width, 0.0))
-    good = R.Candidate("contrasted", "the planted units", R.scales_of(sorted(PLANTED), width, 0.0))
+    mute = R.Candidate("published", "every unit of the layer", R.scales_of(knowing, width, 0.0), R.OWN)
+    good = R.Candidate("contrasted", "the planted units", R.scales_of(sorted(PLANTED), width, 0.0), R.OWN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(R, "candidates", lambda _: [mute])
-        got = R.choose(subject, queries, broken, seed=0, resamples=60)
+        got = R.choose(subject, queries, [broken], seed=0, resamples=60)
         assert isinstance(got, NoRemedy)
         row = got.tried["candidates"][1]
         assert row["high"] < 0, "it would have stopped the copying"
         assert row["accuracy change"] < 0
         patch.setattr(R, "candidates", lambda _: [mute, good])
-        got = R.choose(subject, queries, broken, seed=0, resamples=60)
+        got = R.choose(subject, queries, [broken], seed=0, resamples=60)
         assert isinstance(got, Adapted)
         assert "the planted units" in got.describe()
 

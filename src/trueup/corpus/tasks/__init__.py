@@ -63,6 +63,14 @@ _TABLE = (
         sources=(WORDS, FORMS, COUNTRIES),
     ),
     Task(
+        "noun-vowels",
+        "Count the letters a, e, i, o, u of one or two nouns",
+        "proxy",
+        _OWN,
+        "The paper's proxy task without a package. Numbers 1 to 5, about equally often.",
+        generate=generated.noun_vowels,
+    ),
+    Task(
         "next-letter",
         "The next letter of the alphabet",
         "algorithmic",

@@ -73,6 +73,14 @@ def length(rng: np.random.Generator) -> Iterator[Pair]:
         yield ", ".join(_some(rng, int(n))), str(n)
 
 
+def noun_vowels(rng: np.random.Generator) -> Iterator[Pair]:
+    """One or two nouns -> how many of their letters are a, e, i, o or u: 1 to 5, evenly."""
+    texts = [*NOUNS, *dict.fromkeys(" ".join(_some(rng, 2)) for _ in range(4 * PAIRS))]
+    count = np.array([sum(letter in "aeiou" for letter in text) for text in texts])
+    for n in range(1, 6):
+        yield from ((texts[i], str(n)) for i in rng.permutation(np.flatnonzero(count == n))[: PAIRS // 6])
+
+
 def upper(_: np.random.Generator) -> Iterator[Pair]:
     """A noun -> the same in capitals."""
     yield from ((w, w.upper()) for w in NOUNS)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from trueup.corpus.corpus import Corpus
-from trueup.errors import BadInput
+from trueup.errors import BadInput, did_you_mean, listing
 from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
 from trueup.subject.subject import Subject
+
+UNITS_FROM = ("both", "proxy", "task")
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,25 @@ class Copying(Fault):
         prose: ordinary text (data as of `trueup.read`, with columns ``text`` and ``label``) whose perplexity a repair should
             leave alone.
         resamples: of every bootstrap.
+        units_from: where a repair looks for the units it may scale: ``proxy``, the published protocol, on counting the vowels
+            of nouns, and carried to the user's task; ``task``, on the user's own prompts; ``both``, candidates from either.
     """
 
     threshold: float = 0.03
     prose: str = "embedded:bbc"
     resamples: int = 1000
+    units_from: str = "both"
 
     def __post_init__(self) -> None:
         if self.resamples < 10:
             raise BadInput(f"The knob copying.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:
             raise BadInput(f"The knob copying.threshold is {self.threshold}; give a number between 0 and 1.")
+        if self.units_from not in UNITS_FROM:
+            raise BadInput(
+                f"The knob copying.units_from is '{self.units_from}'.{did_you_mean(self.units_from, UNITS_FROM)} Give one of "
+                f"{listing(UNITS_FROM)}."
+            )
 
     name: ClassVar[str] = "copying"
     title: ClassVar[str] = "Copying"
@@ -51,8 +61,10 @@ class Copying(Fault):
         "that only avoids shown answers gains on the one what it loses on the other.",
         "A penalty on shown answers' logits stands beside every repair as the trivial rival. Where it does more, the repair is "
         "offered all the same, because the penalty is no adapter; the card shows both.",
-        "Only the paper's abstract and introduction are at hand: the attributed shift, the quadrature and the grid are "
-        "reconstruction.",
+        "Only the paper's abstract and introduction are at hand: the attributed shift, the baseline, the scope of the min-max "
+        "normalisation, the quadrature and the grid are reconstruction.",
+        "The paper finds units on a proxy task and carries them to others; here units found on the user's own prompts are "
+        "candidates beside them (copying.units_from).",
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
@@ -74,7 +86,10 @@ class Copying(Fault):
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
         from trueup.faults.copying.repair import repair
 
-        return repair(subject, corpus, finding, seed=seed, resamples=self.resamples)
+        return repair(
+            subject, corpus, finding, seed=seed, resamples=self.resamples,
+            proxy=self.units_from != "task", task=self.units_from != "proxy",
+        )  # fmt: skip
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         from trueup.faults.copying.audit import compare

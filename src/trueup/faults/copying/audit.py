@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
@@ -20,7 +21,8 @@ from trueup.measure import bootstrap
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers, answers, in_full, patched_answers
 from trueup.run.predict import collect_rows, session
-from trueup.subject.subject import Subject
+from trueup.subject.subject import Shots, Subject
+from trueup.subject.units import layers_of
 
 FEWEST = 10
 """Fewest queries an audit or a repair works with."""
@@ -28,7 +30,7 @@ SWEEP = (0, 1, 2, 4, 8, 16)
 """Numbers of demonstrations that the chart goes through, with this many queries each."""
 SWEPT = 60
 VECTORS = 40
-"""Queries that are given task vectors."""
+"""Pairs of the pool on which the layer of the task vectors is chosen."""
 
 TITLES: Mapping[Mode, str] = {
     "free": "demonstrations drawn freely", "never": "the right answer never shown", "always": "the right answer always shown",
@@ -41,13 +43,34 @@ def some(corpus: Corpus, most: int, seed: int) -> Corpus:
     return corpus.take(np.sort(drawn))
 
 
-def asked(
-    subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int | None = None, first: str = ""
-) -> tuple[Draws, Answers]:
+@dataclass(frozen=True, eq=False)
+class Told:
+    """Queries asked in one way.
+
+    Attributes:
+        draws, got: their demonstrations, and the answers.
+        other: where the demonstrations are the same for every query, the answers to `Draws.others`; else None.
+    """
+
+    draws: Draws
+    got: Answers
+    other: Answers | None = None
+
+    def scored(self, gold: np.ndarray) -> dict[str, np.ndarray]:
+        """As the function `scored`."""
+        return scored(self.draws, gold, self.got.answer, None if self.other is None else self.other.answer)
+
+
+def asked(subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int | None = None, first: str = "") -> Told:
     """Demonstrations of one kind for every query, and the answers to them; queries without such a draw answer -1.
 
     `first` is a line before the demonstrations."""
     draws = prompts.drawn(subject, corpus, mode=mode, number=number, seed=seed)
+    got = _answered(subject, corpus, draws, first)
+    return Told(draws, got, None if draws.others is None else _answered(subject, corpus, draws.others, first))
+
+
+def _answered(subject: Subject, corpus: Corpus, draws: Draws, first: str) -> Answers:
     able = np.flatnonzero(draws.possible)
     answer, c = np.full(len(corpus), -1), len(subject.classes)
     logits, other = np.zeros((len(corpus), c), np.float32), np.zeros(len(corpus), np.float32)
@@ -57,7 +80,7 @@ def asked(
             subject, prompts.rows(subject, [corpus.text[i] for i in able.tolist()], draws.take(able), first=first)
         )
         answer[able], logits[able], other[able], beyond[able] = got.answer, got.logits, got.other, got.beyond
-    return draws, Answers(answer, logits, other, beyond)
+    return Answers(answer, logits, other, beyond)
 
 
 def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
@@ -66,8 +89,14 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
     was shown."""
     kept: dict[str, np.ndarray] = {}
     for mode in MODES:
-        draws, got = asked(subject, corpus, mode, seed)
-        kept |= {f"{what}_{mode}": values for what, values in scored(draws, got.answer, corpus.label).items()}
+        told = asked(subject, corpus, mode, seed)
+        draws, got = told.draws, told.got
+        kept |= {f"{what}_{mode}": values for what, values in told.scored(corpus.label).items()}
+        if mode == "free" and draws.others is not None and (alone := draws.possible & ~draws.others.possible).any():
+            session().note(
+                f"copying: for {alone.sum()} of {len(corpus)} queries there are no other demonstrations that show the right answer "
+                "as the fixed ones do, so what chance is cannot be told for them: they count as no copy above chance."
+            )
         if mode == "free" and got.beyond.any():
             i = int(np.flatnonzero(got.beyond)[0])
             (row,) = prompts.rows(subject, [corpus.text[i]], draws.take(np.array([i])))
@@ -78,7 +107,7 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
         if mode == "free":
             kept["shown"] = draws.shown[np.arange(len(corpus)), corpus.label]
             if len(subject.classes) <= prompts.MOST_NAMED:
-                kept |= _named(subject, corpus, draws, seed)
+                kept |= _named(subject, corpus, seed)
     closed = len(subject.classes) <= prompts.MOST_NAMED
     excess = kept["copied_free"] - kept["expected_free"]
     kept["blamed"], kept["counted"] = excess, kept["asked_free"]
@@ -89,24 +118,32 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
     return kept
 
 
-def _named(subject: Subject, corpus: Corpus, draws: Draws, seed: int) -> dict[str, np.ndarray]:
+def _named(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
     """The queries asked again, with the same demonstrations and all answers named; empty where that is too long."""
     try:
-        _, told = asked(subject, corpus, "free", seed, first=prompts.header(subject.classes))
+        told = asked(subject, corpus, "free", seed, first=prompts.header(subject.classes))
     except BadInput as e:
         session().note(
             "copying: the queries were not asked with all answers named, so only those count to which the right answer was "
             f"shown: {e}"
         )
         return {}
-    return {f"{what}_named": values for what, values in scored(draws, told.answer, corpus.label).items()}
+    return {f"{what}_named": values for what, values in told.scored(corpus.label).items()}
 
 
-def scored(draws: Draws, answer: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
-    """What every query answered, and what of it is right, a copy, and a copy by chance: arrays of n."""
+def scored(draws: Draws, gold: np.ndarray, answer: np.ndarray, other: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What every query answered, and what of it is right, a copy, and a copy by chance: arrays of n.
+
+    `other`: the answers to `draws.others`, None where there are none.
+    """
+    if draws.others is None or other is None:
+        expected = maths.expected(answer, gold, draws.chance)
+    else:
+        others = draws.others
+        expected = maths.expected_under(answer, other, gold, draws.shown, others.shown, others.possible)
     return {
         "asked": draws.possible.astype(float), "answer": answer, "right": (answer == gold).astype(float),
-        "copied": maths.copies(answer, gold, draws.shown), "expected": maths.expected(answer, gold, draws.chance),
+        "copied": maths.copies(answer, gold, draws.shown), "expected": expected,
     }  # fmt: skip
 
 
@@ -126,6 +163,8 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     kept = columns(subject, corpus, seed)
     kept |= dict(zip(("followed", "followed_expected", "swapped"), _followed(subject, corpus, kept["answer_free"], seed),
                      strict=True)) | {"cluster": corpus.cluster}  # fmt: skip
+    given = task_vectors(subject, corpus, seed)
+    kept |= {} if given is None else given.columns
     statistics = _statistics(kept)
     got = bootstrap.interval_many(
         {k: s[0] for k, s in statistics.items()}, *kept.values(), seed=seed, resamples=resamples, cluster=corpus.cluster
@@ -142,21 +181,23 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     apart = maths.visible(draws.shown, corpus.label, draws.chance)
     return maths.judged(
         head, corpus.cluster, apart, threshold=threshold,
-        sentence=_sentence(got, shots.number, head, threshold), measures=measures,
-        charts=charts(subject, corpus, measures, seed, resamples), samples={k: v[place] for k, v in kept.items()},
-        details={"answers": len(subject.classes), "named": "copied_named" in kept, "a copy stands out by": apart},
+        sentence=_sentence(got, shots, head, threshold), measures=measures,
+        charts=charts(subject, corpus, measures, given, seed, resamples), samples={k: v[place] for k, v in kept.items()},
+        details={"answers": len(subject.classes), "named": "copied_named" in kept, "a copy stands out by": apart}
+        | ({} if given is None else {"task vector of layer": given.layer}),
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "shots": shots.number,
                     "template": subject.template.text if subject.template else "", "pool": len(shots.pool)},
     )  # fmt: skip
 
 
-def _sentence(got: Mapping[str, bootstrap.Estimate], shots: int, head: bootstrap.Estimate, threshold: float) -> str:
+def _sentence(got: Mapping[str, bootstrap.Estimate], shots: Shots, head: bootstrap.Estimate, threshold: float) -> str:
     def told(key: str) -> str:
         e = got[key]
         return f"{e.value:+.1%} [{e.low:+.1%}, {e.high:+.1%}]"
 
-    parts = [f"With {shots} demonstrations it is right on {got['accuracy'].value:.1%} of the queries."]
+    given = f"{shots.number} {'fixed ' if shots.fixed else ''}demonstrations"
+    parts = [f"With {given} it is right on {got['accuracy'].value:.1%} of the queries."]
     where = []
     if "excess_shown" in got:
         where.append(f"{told('excess_shown')} where the right answer stands among the demonstrations")
@@ -210,7 +251,7 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
 
 
 def charts(
-    subject: Subject, corpus: Corpus, measures: Mapping[str, Measure], seed: int, resamples: int
+    subject: Subject, corpus: Corpus, measures: Mapping[str, Measure], given: Vectors | None, seed: int, resamples: int
 ) -> tuple[Chart, ...]:
     """Accuracy, copies and their chance by number of demonstrations, and by how these are drawn."""
     assert subject.shots is not None
@@ -219,18 +260,15 @@ def charts(
     done: list[int] = []
     for k in SWEEP:
         try:
-            draws, got = asked(subject, few, "free", seed, number=k)
+            told = asked(subject, few, "free", seed, number=k)
         except BadInput:  # so many need more pairs, or more room, than there is
             break
         done.append(k)
-        values = scored(draws, got.answer, few.label)
+        values = told.scored(few.label)
         for name, what in {"right": "right", "copied": "copied", "copied by chance": "expected"}.items():
             lines[name].append(bootstrap.interval(mean, values[what], seed=seed, resamples=resamples))
-    try:
-        given = vectors(subject, few.take(np.arange(min(VECTORS, len(few)))), seed)
-    except BadInput:  # the pool is too small, or a prompt with another query too long: the audit does without
-        given = np.empty((0, 0))
-    by_layer = [bootstrap.interval(mean, v, seed=seed, resamples=resamples) for v in given.T]
+    curve = np.empty((0, 0)) if given is None else given.curve
+    by_layer = [bootstrap.interval(mean, v, seed=seed, resamples=resamples) for v in curve.T]
     kinds: list[Mode] = [m for m in MODES if f"accuracy{_tail(m)}" in measures]
     bars = {"right": "accuracy", "copied": "copying", "copied by chance": "expected"}
     return (
@@ -257,7 +295,8 @@ def charts(
             [Chart(
                 "task-vectors", "Task vectors", "line", "layer", "share of queries right",
                 "What the demonstrations left at one layer, given to a query without any: high where the model has understood the "
-                "task and does not only look answers up (Hendel et al., arXiv 2310.15916).",
+                "task and does not only look answers up (Hendel et al., arXiv 2310.15916). On pairs of the pool, which choose the "
+                "layer.",
                 (Series(
                     "right", [float(i + 1) for i in range(len(by_layer))], [e.value for e in by_layer],
                     [e.low for e in by_layer], [e.high for e in by_layer],
@@ -267,22 +306,80 @@ def charts(
     )  # fmt: skip
 
 
-def vectors(subject: Subject, corpus: Corpus, seed: int) -> np.ndarray:
-    """(n, layers - 1) 1 where a query without demonstrations is answered right once it has been given a task vector.
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Task vectors as numbers.
 
-    Hendel et al., arXiv 2310.15916: the task vector of a layer is what enters it at the last token of a prompt with
-    demonstrations and another query; it takes the place of what enters it at the last token of the bare query. Answers are
-    told by their first tokens, among the classes.
+    Attributes:
+        curve: (m, layers - 1) 1 where one of m pairs of the pool is answered right with the vector of a layer, from layer 1 on.
+        layer: the one with which most of these are.
+        columns: (n,) ``vector``, 1 where an examined query is answered right with that layer's vector, and ``vector_asked``.
+    """
+
+    curve: np.ndarray
+    layer: int
+    columns: Mapping[str, np.ndarray]
+
+
+def task_vectors(subject: Subject, corpus: Corpus, seed: int) -> Vectors | None:
+    """The layer is chosen on pairs of the pool, drawn at random, none of which is examined; every query is given its vector.
+
+    None where the pool is too small, or a prompt with another query too long: the audit does without.
     """
     shots = prompts.pool_of(subject)
-    # One more than is shown: the last one is the other query.
-    draws = prompts.drawn(subject, corpus, number=shots.number + 1, seed=seed)
-    others = [shots.pool[j][0] for j in draws.index[:, -1]]
-    draws = replace(draws, index=draws.index[:, :-1])
-    states = collect_rows(subject, prompts.rows(subject, others, draws), forward.hidden_states, "hidden states")
-    bare = prompts.rows(subject, corpus.text, prompts.drawn(subject, corpus, number=0, seed=seed))
+    pool, place = sorted(shots.pool[shots.fixed :]), {c: i for i, c in enumerate(subject.classes)}
+    drawn = np.random.default_rng(np.random.SeedSequence([seed, 29])).permutation(len(pool))[:VECTORS]
+    dev, depth = [pool[i] for i in drawn], len(layers_of(subject))
+    if depth < 2:
+        return None
+    try:
+        label = np.array([place[y] for _, y in dev], dtype=np.int64)
+        queries = Corpus([x for x, _ in dev], label, subject.classes, np.array(["train"] * len(dev)), name="pool")
+        curve, able = vectors(subject, queries, seed, range(1, depth))
+        if not able.any():
+            return None
+        curve = curve[able]
+        layer = 1 + int(curve.mean(axis=0).argmax())
+        right, able = vectors(subject, corpus, seed, [layer])
+    except BadInput:
+        return None
+    return Vectors(curve, layer, {"vector": right[:, 0], "vector_asked": able.astype(float)})
+
+
+def vectors(subject: Subject, corpus: Corpus, seed: int, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(n, l) 1 where a query without demonstrations is answered right once it has been given a task vector; (n,) those asked.
+
+    Hendel et al., arXiv 2310.15916: the task vector of a layer is what enters it at the last token of a prompt with
+    demonstrations and another query; it takes the place of what enters it at the last token of the bare query. A departure:
+    each query gets a vector of its own demonstrations, and answers are told by their first tokens, among the classes.
+
+    Args:
+        layers: of which the vectors are, one column each.
+    """
+
+    def entering(subject: Subject, batch: forward.Batch) -> Tensor:
+        return forward.hidden_states(subject, batch)[:, list(layers)]
+
+    shots = prompts.pool_of(subject)
+    if shots.fixed:  # the other query is one of the pairs that stand in none of the prompts
+        draws = prompts.drawn(subject, corpus, seed=seed)
+        assert draws.others is not None
+        other, able = draws.others.index[:, -1], draws.possible & draws.others.possible
+    else:  # one more than is shown: the last one is the other query
+        draws = prompts.drawn(subject, corpus, number=shots.number + 1, seed=seed)
+        other, able = draws.index[:, -1], draws.possible
+        draws = replace(draws, index=draws.index[:, :-1])
+    at = np.flatnonzero(able)
+    texts = [shots.pool[j][0] for j in other[at]]
+    asked = prompts.rows(subject, texts, draws.take(at))
+    states = collect_rows(subject, asked, entering, f"hidden states of layers {list(layers)}")
+    queries = corpus.take(at)
+    bare = prompts.rows(subject, queries.text, prompts.drawn(subject, queries, number=0, seed=seed))
     begins = np.array(subject.verbaliser_ids())  # several answers may begin with one token
-    return (begins[patched_answers(subject, bare, states)] == begins[corpus.label][:, None]).astype(float)
+    got = (begins[patched_answers(subject, bare, states, layers)] == begins[queries.label][:, None]).astype(float)
+    right = np.zeros((len(corpus), got.shape[1]))
+    right[at] = got
+    return right, able
 
 
 def mean(values, weight=None) -> float:
@@ -330,6 +427,9 @@ def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[...,
             found["excess_named"] = (named, f"{away}, all answers named", "lower")
     if "copied_named" in kept:
         found["accuracy_named"] = (share("right_named", "asked_named"), "accuracy, all answers named", "higher")
+    if kept.get("vector_asked", np.zeros(1)).any():
+        title = "accuracy without demonstrations, given a task vector"
+        found["task_vector"] = (share("vector", "vector_asked"), title, "higher")
     if kept["swapped"].any():
         title = "copies that follow when the shown answer is exchanged"
         found["follow"] = (share("followed", "swapped"), title, "lower")

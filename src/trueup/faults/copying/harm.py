@@ -42,14 +42,14 @@ def harm(
 
     kinds: tuple[tuple[str, Mode], ...] = (("accuracy", "free"), ("accuracy_always", "always"))
     for key, mode in kinds:
-        (draws, a), (_, b) = asked(subject, corpus, mode, seed), asked(repaired, corpus, mode, seed)
-        able = draws.possible
+        a, b = (asked(s, corpus, mode, seed) for s in (subject, repaired))
+        able = a.draws.possible
         if able.any():
-            told(key, (a.answer == corpus.label)[able].astype(float), (b.answer == corpus.label)[able].astype(float))
+            told(key, *((t.got.answer == corpus.label)[able].astype(float) for t in (a, b)))
     for name, before, queries in bystanders(subject, "test", seed=seed, most=QUERIES):
         after = replace(repaired, classes=before.classes, template=before.template, confidence=before.confidence)
-        (_, a), (_, b) = (asked(s, queries, "free", seed) for s in (before, after))
-        told(f"accuracy of {name}", *((x.answer == queries.label).astype(float) for x in (a, b)))
+        both = (asked(s, queries, "free", seed).got.answer for s in (before, after))
+        told(f"accuracy of {name}", *((answer == queries.label).astype(float) for answer in both))
     try:
         text = read(prose, seed=seed, limit=4 * TEXTS, progress=False).text[:TEXTS]
         before, after = surprise(subject, text), surprise(repaired, text)

@@ -5,7 +5,8 @@ Source: Ali, Wolf and Titov, arXiv 2410.01288, of which the abstract and introdu
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,30 @@ def expected(answer: NDArray[np.int64], gold: NDArray[np.int64], chance: NDArray
     and four demonstrations give 94% by chance alone.
     """
     return np.where(answer != gold, at_answer(chance, answer), 0.0)
+
+
+def expected_under(
+    answer: NDArray[np.int64], other: NDArray[np.int64], gold: NDArray[np.int64], shown: NDArray[np.bool_],
+    others: NDArray[np.bool_], able: NDArray[np.bool_],
+) -> NDArray[np.float64]:  # fmt: skip
+    """(n,) copies by chance where the demonstrations are the same for every query: `expected`, by one draw of other ones.
+
+    As there, a copy that the other demonstrations show as well is chance: they are drawn given that they show the right answer or
+    not, as the fixed ones do (`corpus.prompt.fixed`). Of the answers that the fixed ones alone show, those that the model gives
+    under the others are chance too: it says them whatever it is shown. A model whose answers do not depend on the wrong answers
+    shown gives them as often under either, so copied less this has mean 0 for it. One that always says an answer of the fixed
+    demonstrations is not blamed, as it would be by `expected`, whose mean is over demonstrations.
+
+    Of one query it may be 2, where both happen: copied less this has a meaning, and this alone is no probability. A query without
+    other demonstrations counts as no copy above chance.
+
+    Args:
+        answer, other: (n,) given under the fixed demonstrations, and under the others. shown, others: (n, C) what these show.
+        able: (n,) the query has others.
+    """
+    alone = shown & ~others
+    by_chance = copies(answer, gold, shown & others) + copies(other, gold, alone)
+    return np.where(able, by_chance, copies(answer, gold, shown))
 
 
 def blamed(
@@ -146,30 +171,100 @@ def penalised(
     return np.where(z.max(axis=1) >= other, best, -1)
 
 
-def shift(logits: Tensor, shown: Tensor, gold: int, *, same: Tensor | None = None, right: bool = False) -> Tensor:
-    """(r,) the prediction shift that attribution explains: max over shown classes of P - P(gold).
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What attribution knows of one prompt.
 
-    With `right`, the gold answer stands in the demonstrations, and the shift is towards copying it: P(gold) - max over the
-    other classes of P. P is over the classes, which is all that the difference of two answers needs. The published target
-    is a "prediction shift"; that it is this one is reconstruction.
+    Attributes:
+        shown: (C,) bool, the answers in its demonstrations. gold: the right answer. said: the shown answer that the model as it
+            is finds likeliest.
+        same: (C,) bool, answers that begin with the same token as the right one, which cannot be told from it by that token.
+        right: the right answer stands among the demonstrations, and what is explained is copying that.
+    """
+
+    shown: Tensor
+    gold: int
+    said: int
+    same: Tensor
+    right: bool = False
+
+
+def shift(logits: Tensor, asked: Question) -> Tensor:
+    """(r,) max over shown classes of P - P(gold), in probability: how far the prediction has shifted to a demonstration.
+
+    Where the right answer is shown, P(gold) - max over the other classes of P: the shift towards copying it. P is over the
+    classes, which is all that the difference of two answers needs. The paper attributes a "prediction shift rather than the
+    maximal probability" (confirmed); which shift is left open by what is at hand, and this one is reconstruction.
 
     Args:
-        logits: (r, C) of the classes' first tokens. shown: (C,) bool. same: (C,) bool, classes that begin with the same token
-            as the gold one, which cannot be told from it by that token.
+        logits: (r, C) of the classes' first tokens.
     """
     p = torch.softmax(logits.float(), dim=1)
-    others = torch.ones_like(shown) if right else shown.clone()
-    others[gold] = False
-    if same is not None:
-        others &= ~same
+    others = torch.ones_like(asked.shown) if asked.right else asked.shown.clone()
+    others[asked.gold] = False
+    others &= ~asked.same
     rival = p[:, others].amax(dim=1) if bool(others.any()) else p.new_zeros(len(p))
-    return p[:, gold] - rival if right else rival - p[:, gold]
+    return p[:, asked.gold] - rival if asked.right else rival - p[:, asked.gold]
 
 
-def spread(attribution: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Min-max scaling of each prompt's attributions over the units of each layer: (n, layers, units) to 0..1 (confirmed)."""
-    low, high = attribution.min(axis=2, keepdims=True), attribution.max(axis=2, keepdims=True)
+def copied(logits: Tensor, asked: Question) -> Tensor:
+    """(r,) P of the one answer that the model would copy; where the right one is shown, of that. The other reading of the target.
+
+    Knowledge neurons (Dai et al., arXiv 2104.08696, eq. 3) are found so, towards the right answer. The paper sets itself off
+    against the maximal probability, which speaks for `shift`.
+
+    Args:
+        logits: (r, C) of the classes' first tokens.
+    """
+    return torch.softmax(logits.float(), dim=1)[:, asked.gold if asked.right else asked.said]
+
+
+def at_zero(units: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, layers, units) -> (layers, units): paths begin where pruning ends, at 0. The paper's baseline is not known."""
+    return np.zeros_like(units[0])
+
+
+def at_mean(units: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, layers, units) -> (layers, units): paths begin at the mean over prompts, so what all prompts share counts for nothing."""
+    return units.mean(axis=0)
+
+
+def over_layer(attribution: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Min-max scaling of each prompt's attributions over the units of each layer: (n, layers, units) to 0..1.
+
+    Scores are min-max normalised (confirmed). Over what, the paper's text at hand does not say: a layer here (reconstruction), so
+    that the scores of one layer cannot be told from those of another, which the published search of one layer does not need.
+    """
+    return _spread(attribution, (2,))
+
+
+def over_model(attribution: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The same over all layers of each prompt: the other scope that "min-max normalised" may have."""
+    return _spread(attribution, (1, 2))
+
+
+def _spread(attribution: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float64]:
+    low, high = attribution.min(axis=axes, keepdims=True), attribution.max(axis=axes, keepdims=True)
     return (attribution - low) / np.maximum(high - low, 1e-30)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How units are scored. What the paper leaves open is here, each with the choice made.
+
+    Attributes:
+        target: (r, C) logits and a `Question` -> (r,) what is attributed, in probability: `shift` or `copied`.
+        baseline: (n, layers, units) activations -> (layers, units) where integration begins: `at_zero` or `at_mean`.
+        normalise: (n, layers, units) attributions -> scores of the same shape, whose mean over prompts ranks the units of a
+            layer: `over_layer` or `over_model`.
+    """
+
+    target: Callable[[Tensor, Question], Tensor] = shift
+    baseline: Callable[[NDArray[np.float32]], NDArray[np.float32]] = at_zero
+    normalise: Callable[[NDArray[np.float32]], NDArray[np.float64]] = over_layer
+
+
+RECONSTRUCTED = Protocol()
 
 
 def top(score: NDArray[np.float64], count: int) -> NDArray[np.int64]:

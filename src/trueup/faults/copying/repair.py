@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,21 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import MODES, Draws, Mode
-from trueup.errors import BadInput, listing
+from trueup.errors import BadInput, Unsupported, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
-from trueup.faults.copying.audit import TITLES, asked, scored, some
+from trueup.faults.copying.audit import TITLES, Told, asked, scored, some
 from trueup.faults.copying.harm import Bystander, bystanders
+from trueup.faults.copying.proxy import proxy as counting
 from trueup.faults.fault import Chart, Finding, NoRemedy, Remedy, Series
 from trueup.measure import bootstrap
 from trueup.measure.folds import folds
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers
 from trueup.run.edit import scaled
-from trueup.run.predict import session
+from trueup.run.predict import collect_rows, session
 from trueup.run.prompts import Row
-from trueup.run.staircase import attribute, last_units, scaled_at_last, towards_zero
+from trueup.run.staircase import attribute, last_units, scaled_at_last
 from trueup.subject.subject import Subject
 from trueup.subject.units import scales_as_adapter, width_of
 
@@ -53,9 +54,11 @@ COMPLETE = 0.05
 """Completeness error that attributions may have, in probability; layers above it are left alone."""
 
 Scales = Mapping[int, Tensor]
-Asked = Mapping[Mode, tuple[Draws, Answers]]
+Asked = Mapping[Mode, Told]
 
 
+OWN, PROXY = "the task itself", "counting vowels"
+"""On what units are found, as the table, the card and the sentence call it."""
 BINS = 64
 """Columns of the map of units."""
 
@@ -71,6 +74,7 @@ class Attributed:
         sound: (layers,) bool: the attributions add up. gap: (layers,) completeness error, in probability, of the
             worst tenth of the prompts.
         rows, gold, shown: the prompts of `wrong`, their right answers (n,), and what they show (n, C).
+        source: what the prompts ask for. protocol: how units are scored.
     """
 
     wrong: np.ndarray
@@ -81,11 +85,13 @@ class Attributed:
     rows: Sequence[Row]
     gold: np.ndarray
     shown: np.ndarray
+    source: str
+    protocol: maths.Protocol
 
     @property
     def published(self) -> np.ndarray:
         """(layers, units) mean over prompts of the min-max scaled attribution: the published score."""
-        return maths.spread(self.wrong).mean(axis=0)
+        return self.protocol.normalise(self.wrong).mean(axis=0)
 
     @property
     def contrasted(self) -> np.ndarray:
@@ -96,15 +102,20 @@ class Attributed:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Units to scale. `scales`: layer -> factors (units,)."""
+    """Units to scale. `scales`: layer -> factors (units,). `source`: on what the units were found."""
 
     family: str
     title: str
     scales: Scales
+    source: str
 
     @property
     def units(self) -> int:
         return sum(int((s != 1).sum()) for s in self.scales.values())
+
+
+AS_IT_IS = Candidate("none", "as it is", {}, "")
+"""No unit is scaled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +149,12 @@ class Judged:
         return self.mean("right") >= base.mean("right") and self.mixture >= base.mixture
 
 
-def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, resamples: int) -> Remedy | NoRemedy:
-    """Units are found on prompts of the pool, and chosen on the calibration split, of which three parts do three things.
+def repair(
+    subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, resamples: int, proxy: bool = True, task: bool = True,
+    protocol: maths.Protocol = maths.RECONSTRUCTED,
+) -> Remedy | NoRemedy:  # fmt: skip
+    """Units are found on prompts of the pool and on a proxy task, and chosen on the calibration split, of which three parts do
+    three things.
 
     On the first every candidate is screened with its units scaled at the last position alone, which costs one pass for all of
     them. On the second the best are judged with the units scaled everywhere, as an adapter does it, and the one that brings
@@ -147,6 +162,14 @@ def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, res
     chose nothing, that one is put to the test: wrong copies above chance fall beyond their paired interval, and by more than
     those of the best of as many random candidates, picked in the same way; and at most 5 points of accuracy can have been
     lost, here and in any task in which copying is right (first, last or largest of a list).
+
+    Args:
+        proxy: units found on counting vowels are candidates, as published. task: those found on the subject's own prompts are.
+        protocol: how either are scored.
+
+    Raises:
+        BadInput: there are too few calibration queries. Unsupported: the subject's adapter takes no scales, or `proxy` alone is
+            asked of a subject that cannot write its answers.
     """
     if not finding.found:
         return NoRemedy(
@@ -162,7 +185,14 @@ def repair(subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, res
         )
     # What cannot be saved is refused now and not after the search.
     scales_as_adapter(subject, {0: torch.full((width_of(subject, 0),), 0.5)})
-    return choose(subject, queries, attributed(subject, corpus.part("train"), seed), seed=seed, resamples=resamples)
+    found = [attributed(subject, corpus.part("train"), seed, OWN, protocol)] if task else []
+    try:
+        found += [attributed(*counting(subject, seed=seed), seed, PROXY, protocol)] if proxy else []
+    except Unsupported as e:
+        if not task:
+            raise
+        session().note(f"copying: units were looked for on the task itself alone, and not on a proxy as published. {e}")
+    return choose(subject, queries, found, seed=seed, resamples=resamples)
 
 
 def parted(queries: Corpus, seed: int) -> tuple[Corpus, Corpus, Corpus]:
@@ -175,17 +205,20 @@ def parted(queries: Corpus, seed: int) -> tuple[Corpus, Corpus, Corpus]:
     return first, second, third
 
 
-def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, resamples: int) -> Adapted | NoRemedy:
+def choose(
+    subject: Subject, queries: Corpus, found: Sequence[Attributed], *, seed: int, resamples: int
+) -> Adapted | NoRemedy:
     """The repair that calibration `queries` choose among the candidates that follow from attributions."""
     first, second, third = parted(queries, seed)
-    made = candidates(found)
+    made = [c for f in found for c in candidates(f)]
     if not made:
         return NoRemedy("In no layer do the attributions of units add up, so none can be told to copy.")
     glance = list(bystanders(subject, "calibration", seed=seed, most=GLANCED))
     best, rows = winner(subject, made, first, second, glance, seed, resamples)
     about: dict[str, Any] = {
-        "candidates": rows, "screened": len(made), "completeness gap": float(found.gap[found.sound].max(initial=0.0)),
-        "prompts explained": len(found.rows), "queries": {"screened": len(first), "judged": len(second), "confirmed": len(third)},
+        "candidates": rows, "screened": len(made), "completeness gap": max(float(f.gap[f.sound].max(initial=0.0)) for f in found),
+        "prompts explained": sum(len(f.rows) for f in found),
+        "queries": {"screened": len(first), "judged": len(second), "confirmed": len(third)},
     }  # fmt: skip
     if best is None:
         return NoRemedy(
@@ -196,23 +229,32 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     base = judged(plainly, third)
     others = list(bystanders(subject, "calibration", seed=seed, most=GUARDED))
     before = beside(others, seed)
-    chance, _ = winner(subject, random_like(made, found, seed), first, second, [], seed, resamples)
-    told = [row_of("as it is", 0, base, base, third, seed, resamples)]
+    chance, _ = winner(subject, random_like(made, seed), first, second, [], seed, resamples)
+    about["units from"] = best.source
+    where_found = next(f for f in found if f.source == best.source)
+    told = [row_of(AS_IT_IS, base, base, third, seed, resamples)]
     with scaled(subject, best.scales):
         got = judged(ask(subject, third, seed), third)
         lost = [maths.most_lost(a, b) for a, b in zip(before, beside(others, seed), strict=True)]
-    row = row_of(best.title, best.units, base, got, third, seed, resamples) | {"elsewhere": -max(lost, default=0.0)}
+    row = row_of(best, base, got, third, seed, resamples) | {"elsewhere": -max(lost, default=0.0)}
     told.append(row)
     against = base
     if chance is not None:
         with scaled(subject, chance.scales):
             against = judged(ask(subject, third, seed), third)
         told.append(
-            row_of(f"the best of {len(made)} random candidates", chance.units, base, against, third, seed, resamples)
+            row_of(
+                replace(chance, title=f"the best of {len(made)} random candidates"),
+                base,
+                against,
+                third,
+                seed,
+                resamples,
+            )
         )
     rival = _penalty_row(plainly, third, base, seed, resamples)
-    about |= {"confirmed": [*told, rival], "controls": _controls(subject, first, best, found, seed, resamples)}
-    better = row_of("", 0, against, got, third, seed, resamples)
+    about |= {"confirmed": [*told, rival], "controls": _controls(subject, first, best, where_found, seed, resamples)}
+    better = row_of(AS_IT_IS, against, got, third, seed, resamples)
     moved = f"{row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]"
     if not row["high"] < 0:
         return NoRemedy(
@@ -233,8 +275,9 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
     layers = sorted(best.scales)
     where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
     says = (
-        f"Scales {best.units} feed-forward units of {where} ({best.title}): on {len(third)} calibration queries that chose nothing "
-        f"wrong copies above chance change by {moved} and accuracy by {row['accuracy change']:+.1%}; a penalty on shown answers "
+        f"Scales {best.units} feed-forward units of {where} ({best.title}, units found on {best.source}): on {len(third)} "
+        f"calibration queries that chose nothing wrong copies above chance change by {moved} and "
+        f"accuracy by {row['accuracy change']:+.1%}; a penalty on shown answers "
         f"changes them by {rival['change']:+.1%} and {rival['accuracy change']:+.1%}."
     )
     about["table"] = _markdown(rows, about["confirmed"], about["controls"])
@@ -245,7 +288,7 @@ def choose(subject: Subject, queries: Corpus, found: Attributed, *, seed: int, r
         settings,
         tensors,
         {"describe": says, **about},
-        pictures=(unit_map(found.contrasted, best.scales),),
+        pictures=(unit_map(where_found.contrasted, best.scales),),
     )
 
 
@@ -257,28 +300,28 @@ def winner(
     table of those judged."""
     plain, screened = screen(subject, first, made, seed)
     base = judged(ask(subject, second, seed), second)
-    rows = [row_of("as it is", 0, base, base, second, seed, resamples)]
+    rows = [row_of(AS_IT_IS, base, base, second, seed, resamples)]
     able: list[tuple[float, Candidate]] = []
     for i in finalists(made, plain, screened, elsewhere(others, made, seed)):
         with scaled(subject, made[i].scales):
             got = judged(ask(subject, second, seed), second)
-        rows.append(row_of(made[i].title, made[i].units, base, got, second, seed, resamples))
+        rows.append(row_of(made[i], base, got, second, seed, resamples))
         if abs(got.excess) < abs(base.excess) and got.no_worse(base):
             able.append((abs(got.excess), made[i]))
     # Below chance is a fault as well: a model that shuns what it is shown.
     return min(able, key=lambda k: k[0], default=(0.0, None))[1], rows
 
 
-def random_like(made: Sequence[Candidate], found: Attributed, seed: int) -> list[Candidate]:
+def random_like(made: Sequence[Candidate], seed: int) -> list[Candidate]:
     """For every candidate one with as many units of the same layers, drawn at random, scaled alike."""
-    rng, units = np.random.default_rng(seed), found.active.shape[1]
+    rng = np.random.default_rng(seed)
     return [
         Candidate(
-            c.family,
-            "random units", {
-            at: torch.ones(units).scatter(0, torch.as_tensor(rng.permutation(units)[: int((s != 1).sum())]), float(s.min()))
-            for at, s in c.scales.items()
-        })
+            c.family, "random units", {
+                at: torch.ones(len(s)).scatter(0, torch.as_tensor(rng.permutation(len(s))[: int((s != 1).sum())]), float(s.min()))
+                for at, s in c.scales.items()
+            }, "nothing",
+        )
         for c in made
     ]  # fmt: skip
 
@@ -301,8 +344,10 @@ def unit_map(score: np.ndarray, scales: Scales) -> Chart:
     )  # fmt: skip
 
 
-def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
-    """Integrated gradients of the prediction shift on every layer's units, for prompts about pairs of `train`."""
+def attributed(
+    subject: Subject, train: Corpus, seed: int, source: str, protocol: maths.Protocol = maths.RECONSTRUCTED
+) -> Attributed:
+    """Integrated gradients of the protocol's target on every layer's units, for prompts about pairs of `train`."""
     train = train.relabel(subject.classes)
     logits_of, first = forward.reader(subject), torch.tensor(subject.verbaliser_ids(), device=subject.device)
 
@@ -312,12 +357,13 @@ def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
         able = np.sort(np.random.default_rng(seed).permutation(able)[:EXPLAINED])
         rows = prompts.rows(subject, train.take(able).text, draws.take(able))
         gold, shown = train.label[able], draws.shown[able]
+        plain = collect_rows(subject, rows, forward.logits, "logits") if rows else np.empty(shown.shape)
+        said = np.where(shown, plain[:, : shown.shape[1]], -np.inf).argmax(axis=1)
 
         def readout(hidden: Tensor, i: int) -> Tensor:
-            logits = logits_of(hidden.float())
-            there = torch.as_tensor(shown[i], device=logits.device)
-            same = first == first[int(gold[i])]
-            return maths.shift(logits, there, int(gold[i]), same=same, right=mode == "always")
+            there, same = torch.as_tensor(shown[i], device=hidden.device), first == first[int(gold[i])]
+            asked = maths.Question(there, int(gold[i]), int(said[i]), same, right=mode == "always")
+            return protocol.target(logits_of(hidden.float()), asked)
 
         return rows, gold, shown, readout
 
@@ -328,20 +374,23 @@ def attributed(subject: Subject, train: Corpus, seed: int) -> Attributed:
             "give pairs with more than one answer, or lower --shots."
         )
     held, _, _, towards = explained("always")
-    wrong = attribute(subject, rows, readout, towards_zero())
-    right = attribute(subject, held, towards, towards_zero()) if held else None
+    units = last_units(subject, rows)
+    baseline = protocol.baseline(units)
+    wrong = attribute(subject, rows, readout, baseline=baseline)
+    right = attribute(subject, held, towards, baseline=baseline) if held else None
     gap = np.concatenate([a.gap for a in (wrong, right) if a is not None])
     gap = np.quantile(gap, 0.9, axis=0)
     if (gap > COMPLETE).any():
         session().note(
-            f"The attributions of layer {listing([str(i) for i in np.flatnonzero(gap > COMPLETE)])} do not add up (they miss "
-            f"{gap.max():.2f} of probability: without these units the model breaks down), so none of their units is considered."
+            f"On {source} the attributions of layer {listing([str(i) for i in np.flatnonzero(gap > COMPLETE)])} do not add up "
+            f"(they miss {gap.max():.2f} of probability: without these units the "
+            "model breaks down), so none of their units is considered."
         )
-    active = np.abs(last_units(subject, rows)).mean(axis=0)
     none = np.empty((0, *wrong.values.shape[1:]), np.float32)
     return Attributed(
-        wrong.values, none if right is None else right.values, active, gap <= COMPLETE, gap, rows, gold, shown
-    )
+        wrong.values, none if right is None else right.values, np.abs(units).mean(axis=0), gap <= COMPLETE, gap, rows, gold,
+        shown, source, protocol,
+    )  # fmt: skip
 
 
 def ask(subject: Subject, queries: Corpus, seed: int) -> Asked:
@@ -352,16 +401,17 @@ def ask(subject: Subject, queries: Corpus, seed: int) -> Asked:
 def judged(told: Asked, queries: Corpus) -> Judged:
     """How the queries were answered under each kind of draw."""
     kept: dict[str, np.ndarray] = {}
-    for mode, (draws, got) in told.items():
-        kept |= _columns(mode, draws, got.answer, queries.label)
+    for mode, t in told.items():
+        other = None if t.other is None else t.other.answer
+        kept |= _columns(mode, t.draws, queries.label, t.got.answer, other)
     return Judged(kept)
 
 
-def _columns(mode: Mode, draws: Draws, answer: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
-    values = scored(draws, answer, gold)
-    return {
-        f"{what}_{mode}": np.where(draws.possible, values[what], np.nan) for what in ("right", "copied", "expected")
-    }
+def _columns(
+    mode: Mode, draws: Draws, gold: np.ndarray, answer: np.ndarray, other: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    values, able = scored(draws, gold, answer, other), draws.possible
+    return {f"{what}_{mode}": np.where(able, values[what], np.nan) for what in ("right", "copied", "expected")}
 
 
 def candidates(found: Attributed) -> list[Candidate]:
@@ -375,7 +425,7 @@ def candidates(found: Attributed) -> list[Candidate]:
             for factor in FACTORS:
                 family = "softened" if factor else "published"
                 title = f"{family}: the top {share:.1%} of layer {layer} at {factor:g}"
-                made.append(Candidate(family, title, scales_of(pairs, units, factor)))
+                made.append(Candidate(family, title, scales_of(pairs, units, factor), found.source))
     score = np.where(found.sound[:, None], found.contrasted, -np.inf)
     order = np.argsort(-score, axis=None, kind="stable")
     positive = int((score > 0).sum())
@@ -383,9 +433,8 @@ def candidates(found: Attributed) -> list[Candidate]:
         layer, unit = np.unravel_index(order[:count], (depth, units))
         for factor in FACTORS:
             scales = scales_of(list(zip(layer.tolist(), unit.tolist(), strict=True)), units, factor)
-            made.append(
-                Candidate("contrasted", f"contrasted: the top {count} units of all layers at {factor:g}", scales)
-            )
+            title = f"contrasted: the top {count} units of all layers at {factor:g}"
+            made.append(Candidate("contrasted", title, scales, found.source))
     return made
 
 
@@ -399,17 +448,23 @@ def screen(
     logits_of, first = forward.reader(subject), np.array(subject.verbaliser_ids())
     one: dict[int, Tensor] = {min(made[0].scales): torch.tensor(1.0)}
     kept: list[dict[str, np.ndarray]] = [{} for _ in range(len(made) + 1)]
-    for mode in modes:
-        draws = prompts.drawn(subject, queries, mode=mode, seed=seed)
-        able = np.flatnonzero(draws.possible)
-        answer = np.full((len(queries), len(kept)), -1)
+
+    def said(draws: Draws) -> np.ndarray:
+        """(n, 1 + c) the classes answered, -1 where there is no such prompt."""
+        able, answer = np.flatnonzero(draws.possible), np.full((len(queries), len(kept)), -1)
         if len(able):
             rows = prompts.rows(subject, queries.take(able).text, draws.take(able))
             logits = scaled_at_last(subject, rows, lambda h, _: logits_of(h.float()), [one, *(c.scales for c in made)])
             for c, choice in enumerate(logits.argmax(axis=2).T):
                 answer[able, c] = maths.by_token(first, choice, queries.label[able], draws.shown[able])
+        return answer
+
+    for mode in modes:
+        draws = prompts.drawn(subject, queries, mode=mode, seed=seed)
+        given = [said(draws), *([] if draws.others is None else [said(draws.others)])]
         for c in range(len(kept)):
-            kept[c] |= _columns(mode, draws, answer[:, c], queries.label)
+            answer, other = given[0][:, c], given[-1][:, c] if len(given) > 1 else None
+            kept[c] |= _columns(mode, draws, queries.label, answer, other)
     return Judged(kept[0]), [Judged(k) for k in kept[1:]]
 
 
@@ -426,21 +481,24 @@ def elsewhere(others: Sequence[Bystander], made: Sequence[Candidate], seed: int)
 def beside(others: Sequence[Bystander], seed: int) -> list[np.ndarray]:
     """For each task in which copying is right, (n,) whether the live model as it is now answers right."""
     return [
-        (asked(able, queries, "free", seed)[1].answer == queries.label).astype(float) for _, able, queries in others
+        (asked(able, queries, "free", seed).got.answer == queries.label).astype(float) for _, able, queries in others
     ]
 
 
 def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged], other: np.ndarray) -> list[int]:
-    """The published choice (best accuracy where the right answer is never shown), and ours: wrong copies nearest to
-    chance among those that lose no accuracy here or elsewhere, else the best accuracy over all ways of drawing."""
+    """The published choice (best accuracy where the right answer is never shown) of either source of units, and ours: wrong
+    copies nearest to chance among those that lose no accuracy here or elsewhere, else the best accuracy over all ways of
+    drawing."""
 
     def ours(i: int) -> tuple[float, float]:
         j, able = screened[i], screened[i].no_worse(plain) and not other[i] < -ALLOWED
         return (float(not able), abs(j.excess) if able else -j.mixture)
 
-    published = [i for i, c in enumerate(made) if c.family == "published"]
-    theirs = min(published, key=lambda i: -screened[i].mean("right", "never"))
-    return list(dict.fromkeys([theirs, *sorted(range(len(made)), key=ours)[:FINALISTS]]))
+    theirs: dict[str, int] = {}
+    for i in sorted(range(len(made)), key=lambda i: -screened[i].mean("right", "never")):
+        if made[i].family == "published":
+            theirs.setdefault(made[i].source, i)
+    return list(dict.fromkeys([*theirs.values(), *sorted(range(len(made)), key=ours)[:FINALISTS]]))
 
 
 def _controls(
@@ -453,20 +511,18 @@ def _controls(
 
     def others(title: str, score: np.ndarray) -> Candidate:
         pairs = [(at, int(u)) for at, n in counts.items() for u in maths.top(score[at].astype(float), n)]
-        return Candidate("control", title, scales_of(pairs, units, factor))
+        return Candidate("control", title, scales_of(pairs, units, factor), best.source)
 
     made = [
-        Candidate("control", "the chosen units", best.scales),
+        replace(best, title="the chosen units"),
         others("the most active units", found.active),
         others("the lowest scores", -found.contrasted),
     ]
     plain, got = screen(subject, queries, made, seed)
-    return [row_of(c.title, c.units, plain, j, queries, seed, resamples) for c, j in zip(made, got, strict=True)]
+    return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(made, got, strict=True)]
 
 
-def row_of(
-    title: str, units: int, base: Judged, got: Judged, queries: Corpus, seed: int, resamples: int
-) -> dict[str, Any]:
+def row_of(tried: Candidate, base: Judged, got: Judged, queries: Corpus, seed: int, resamples: int) -> dict[str, Any]:
     """One line of the table: accuracy in each mode, wrong copies above chance, and their paired change."""
 
     def excess(copied, expected, weight=None) -> float:
@@ -480,7 +536,7 @@ def row_of(
     d = bootstrap.paired(excess, of(base), of(got), seed, resamples, cluster=queries.cluster[there])
     right = {m: got.mean("right", m) for m in got.modes}
     return {
-        "title": title, "units": units, **{f"accuracy {m}": v for m, v in right.items()},
+        "title": tried.title, "units": tried.units, "units from": tried.source, **{f"accuracy {m}": v for m, v in right.items()},
         "accuracy change": got.mean("right") - base.mean("right"), "severity": got.excess, "change": d.value, "low": d.low,
         "high": d.high,
     }  # fmt: skip
@@ -493,10 +549,12 @@ def _markdown(
 
     def lines(rows: Sequence[Mapping[str, Any]]) -> str:
         modes: list[Mode] = [m for m in MODES if f"accuracy {m}" in rows[0]]
-        head = ["what", "units", *(f"accuracy, {TITLES[m]}" for m in modes), "copies above chance", "change [95%]"]
+        head = [
+            "what", "units", "units found on", *(f"accuracy, {TITLES[m]}" for m in modes), "copies above chance", "change [95%]",
+        ]  # fmt: skip
         body = [
-            [r["title"], str(r["units"]), *(format(r["accuracy " + m], ".3f") for m in modes), f"{r['severity']:+.3f}",
-             f"{r['change']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"]
+            [r["title"], str(r["units"]), r["units from"], *(format(r["accuracy " + m], ".3f") for m in modes),
+             f"{r['severity']:+.3f}", f"{r['change']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"]
             for r in rows
         ]  # fmt: skip
         return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
@@ -510,20 +568,26 @@ def _markdown(
 
 def _penalty_row(told: Asked, queries: Corpus, base: Judged, seed: int, resamples: int) -> dict[str, Any]:
     """The trivial rival: a penalty on the logits of shown answers, as large as loses no accuracy."""
-    best = row_of("rival: a penalty on shown answers' logits, 0 nats", 0, base, base, queries, seed, resamples)
+    rival = "rival: a penalty on shown answers' logits, {:g} nats".format
+    best = row_of(replace(AS_IT_IS, title=rival(0)), base, base, queries, seed, resamples)
     for penalty in PENALTIES:
         kept: dict[str, np.ndarray] = {}
-        for mode, (draws, got) in told.items():
-            answer = maths.penalised(got.logits, got.other, draws.shown, penalty)
-            # Longer answers than one token go on as the model would; those it changes are counted by their first.
-            same = maths.penalised(got.logits, got.other, draws.shown, 0.0) == answer
-            kept |= _columns(mode, draws, np.where(same, got.answer, answer), queries.label)
+        for mode, t in told.items():
+            others = t.draws.others
+            against = None if others is None or t.other is None else _penalised(t.other, others.shown, penalty)
+            kept |= _columns(mode, t.draws, queries.label, _penalised(t.got, t.draws.shown, penalty), against)
         j = Judged(kept)
         if j.no_worse(base) and abs(j.excess) < abs(best["severity"]):
-            best = row_of(
-                f"rival: a penalty on shown answers' logits, {penalty:g} nats", 0, base, j, queries, seed, resamples
-            )
+            best = row_of(replace(AS_IT_IS, title=rival(penalty)), base, j, queries, seed, resamples)
     return best
+
+
+def _penalised(got: Answers, shown: np.ndarray, penalty: float) -> np.ndarray:
+    """(n,) the answers under a penalty on those shown."""
+    answer = maths.penalised(got.logits, got.other, shown, penalty)
+    # Longer answers than one token go on as the model would; those it changes are counted by their first.
+    same = maths.penalised(got.logits, got.other, shown, 0.0) == answer
+    return np.where(same, got.answer, answer)
 
 
 def scales_of(pairs: Sequence[tuple[int, int]], units: int, factor: float) -> dict[int, Tensor]:
