@@ -262,6 +262,11 @@ class Remedy(ABC):
         return ()
 
 
+def dearer(cost: float, budget: float) -> bool:
+    """Whether a cost is above a budget: both are shares of examples, and .77 less .75 is a little more than .02 as floats."""
+    return cost > budget + 1e-9
+
+
 @dataclass(frozen=True)
 class NoRemedy:
     """No repair is offered, and why.
@@ -328,7 +333,7 @@ class Comparison:
         if not self.gained:
             return "no gain" if word == "found" else word
         cost = self.harm.get("accuracy")
-        if cost is not None and -cost.value > self.budget:
+        if cost is not None and dearer(-cost.value, self.budget):
             return "trade-off"
         return "repaired" if after.verdict == "clear" else "reduced"
 

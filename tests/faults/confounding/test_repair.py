@@ -38,7 +38,7 @@ from trueup.faults.confounding.candidates import (
 )  # fmt: skip
 from trueup.faults.confounding.maths import PromptVector, shortcut
 from trueup.faults.confounding.planted import planted
-from trueup.faults.fault import NoRemedy
+from trueup.faults.fault import NoRemedy, dearer
 from trueup.measure.shift import joint
 from trueup.run import forward
 from trueup.run.heads import fit_head
@@ -147,6 +147,16 @@ def test_the_winner_is_chosen_on_one_half_within_its_price_and_confirmed_on_the_
     assert not chose & judged
     assert f"{won['severity']:+.3f} [{won['low']:+.3f}, {won['high']:+.3f}]" in remedy.describe()
     assert f"on {int((~e.choosing).sum())} calibration examples that chose nothing" in remedy.describe()
+
+
+def test_a_cost_of_just_the_budget_is_within_it(remedy):
+    """Seen: 2.0% of accuracy was refused as "above the budget of 2.0%", by the rounding of a difference."""
+    assert 0.77 - 0.75 > 0.02, "as floats"
+    rows = [dict(r) | {"chose cost": 0.77 - 0.75} for r in remedy.card["candidates"]]
+    assert R.best_of(rows, 0.02) is not None
+    assert not dearer(0.77 - 0.75, 0.02)
+    assert dearer(0.0201, 0.02), "the control"
+    assert R.best_of([r | {"chose cost": 0.0201} for r in rows], 0.02) is None
 
 
 def test_the_frontier_says_what_each_repair_gains_and_costs(remedy):

@@ -27,7 +27,7 @@ from trueup.faults.confounding.mixes import (
     nominal,
     statistics,
 )
-from trueup.faults.fault import Alternative, Finding, NoRemedy
+from trueup.faults.fault import Alternative, Finding, NoRemedy, dearer
 from trueup.measure import lean
 from trueup.measure.divergence import probed
 from trueup.measure.folds import folds
@@ -103,7 +103,7 @@ def repair(
             row["saveable"], row["refused"] = False, str(why)
             session().note(f"The repair '{row['title']}' was passed over, because it cannot be saved: {why}")
             row = None if take else best_of(table, max_cost)
-    if row is None or not (take or (row["high"] < 0 < row["gain"] and row["cost low"] <= max_cost)):
+    if row is None or not (take or (row["high"] < 0 < row["gain"] and not dearer(row["cost low"], max_cost))):
         why, too_dear = why_none(table, row, max_cost)
         return NoRemedy(why, about, frontier(table), too_dear)
     row["chosen"] = True
@@ -145,7 +145,7 @@ def taken(table: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
 def best_of(table: list[dict[str, Any]], max_cost: float) -> dict[str, Any] | None:
     """By the half that chooses: of those that help within the budget and within `NEAR` of the best AUPRC over all mixes, the one
     whose lean is nearest to 0."""
-    able = [r for r in table if _helps(r) and r["saveable"] and r["chose cost"] <= max_cost]
+    able = [r for r in table if _helps(r) and r["saveable"] and not dearer(r["chose cost"], max_cost)]
     best = max((r["level"] for r in able), default=0.0)
     return min((r for r in able if r["level"] >= best - NEAR), key=lambda r: r["chose lean"], default=None)
 
@@ -164,7 +164,7 @@ def why_none(table: list[dict[str, Any]], row: Mapping[str, Any] | None, max_cos
     """Why no repair is handed over, as a sentence; and whether that is its price."""
     repairs = [r for r in table if r["source"] != CONTROL]
     helped = [r for r in repairs if _helps(r)]
-    dear = [r for r in helped if r["saveable"] and r["chose cost"] > max_cost]
+    dear = [r for r in helped if r["saveable"] and dearer(r["chose cost"], max_cost)]
     functions = [r for r in helped if not r["saveable"] and "refused" not in r]
     if row is not None and row["high"] < 0 < row["gain"]:
         dear = [dict(row) | {"chose cost": row["cost"]}]
