@@ -215,11 +215,12 @@ def measured(
     Args:
         more: keys of statistics that are ranked under weights beside `WEIGHTED`.
     """
+    shares = {k: e for k, e in rates(samples, shape).items() if k in statistics}
     got = bootstrap.interval_many(
-        statistics, *(samples[k] for k in COLUMNS), seed=seed, resamples=resamples, plain=weighted(samples, *more),
-        cluster=samples["cluster"],
+        {k: s for k, s in statistics.items() if k not in shares}, *(samples[k] for k in COLUMNS), seed=seed,
+        resamples=resamples, plain=weighted(samples, *more), cluster=samples["cluster"],
     )  # fmt: skip
-    return got | {k: e for k, e in rates(samples, shape).items() if k in statistics}
+    return got | shares
 
 
 def along_own(samples: Mapping[str, NDArray], m: Mixes) -> NDArray:

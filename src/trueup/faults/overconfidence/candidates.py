@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import rankdata
 from torch import Tensor
 
 from trueup.faults.overconfidence import maths
@@ -330,7 +329,8 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
         p = torch.softmax(torch.einsum("nd,rkd->rnk", x, theta), dim=-1)
         sure = maths.smooth_max(p).double().numpy()
         for s, rows in enumerate(sets):
-            auc = _error_aucs(sure[:, rows], held.error[rows])
+            # Without an error, or a right one, no epoch is better than another.
+            auc = np.nan_to_num([error_auc(one, held.error[rows]) for one in sure[:, rows]], nan=0.5)
             better = (auc > best[s]) & (since[s] < PATIENCE)
             since[s] = np.where(better, 0, since[s] + (since[s] < PATIENCE))
             best[s] = np.where(better, auc, best[s])
@@ -343,15 +343,6 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
         part.x, evidence.head, objective, ADUE_EPOCHS_GRID, biased=evidence.biased, seed=evidence.seed, watch=watch
     )
     return [[Learnt(h, maths.SmoothMax(c, start=c)) for h in of] for of in heads]
-
-
-def _error_aucs(confidence: Array, error: NDArray[np.bool_]) -> Array:
-    """(runs,) error ROC-AUC of each row of confidences (runs, n), ties counted half (Mann and Whitney 1947); .5 without pairs."""
-    pairs = int(error.sum()) * int((~error).sum())
-    if not pairs:
-        return np.full(len(confidence), 0.5)
-    ranks = rankdata(-confidence, axis=1)[:, error].sum(axis=1)
-    return (ranks - error.sum() * (error.sum() + 1) / 2) / pairs
 
 
 def _probe(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
