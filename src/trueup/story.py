@@ -378,7 +378,7 @@ def _repaired(
         )
     with remedy.on(subject) as repaired:
         after = _told(fault, fault.audit(repaired, test, seed=seed))
-        after = replace(after, charts=(*after.charts, *remedy.charts()))
+        after = replace(after, charts=(*after.charts, *fault.pictures(before, after), *remedy.charts()))
         try:
             harmed = fault.harm(subject, repaired, test, seed=seed)
         except (BadInput, Unsupported) as e:

@@ -389,6 +389,10 @@ class Fault(ABC):
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         """Paired differences, after minus before, of this fault's measures. Both findings on the same examples."""
 
+    def pictures(self, before: Finding, after: Finding) -> tuple[Chart, ...]:
+        """Charts of what the repair changed, for the report: paired differences that no table has room for."""
+        return ()
+
     @abstractmethod
     def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
         """At most 200 rows for the report's example table, the most telling first. `corpus` is the audited one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -22,62 +24,77 @@ CONTROLS = 5
 """Permutations of the groups that the control is the mean of; one alone varies by 1 / (2 sqrt(n))."""
 
 
-def sliced_wasserstein(a: ArrayLike, b: ArrayLike, *, projections: int = 128, seed: Seed = 0) -> float:
-    """Mean over random unit directions of the Wasserstein-1 distance of the projections (Rabin et al. 2012; Bonneel et
-    al. 2015, doi 10.1007/s10851-014-0506-3).
+def projected(x: ArrayLike, *, projections: int = 32, seed: Seed = 0) -> Floats:
+    """Features (n, d) along random unit directions: (n, projections). The same directions for the same seed and d.
 
-    Exact for each direction, also for unequal numbers of rows: both quantile functions are steps, and the area between
-    them is summed over the union of their steps. A shift by a vector v in d dimensions gives about |v| sqrt(2 / (pi
-    d)). Two finite samples of one distribution are not at 0: compare with a split within one group.
-
-    Args:
-        a: (n, d) features. b: (m, d).
-        projections: how many directions.
-        seed: of the directions; the same ones for the same seed and d.
-
-    Unit: that of the features, 0 upwards. Lower is closer.
     Raises: BadInput on other shapes, no rows, values that are not finite, or projections < 1.
     """
-    a, b = _features(a, "a"), _features(b, "b")
-    if a.shape[1] != b.shape[1]:
-        raise BadInput(f"a has {a.shape[1]} features and b has {b.shape[1]}; give features of the same layer.")
+    x = _features(x, "x")
     if projections < 1:
-        raise BadInput(f"projections is {projections}; give at least 1, such as 128.")
-    direction = np.random.default_rng(seed).normal(size=(a.shape[1], projections))
-    direction /= np.linalg.norm(direction, axis=0)
+        raise BadInput(f"projections is {projections}; give at least 1, such as 32.")
+    direction = np.random.default_rng(seed).normal(size=(x.shape[1], projections))
+    return x @ (direction / np.linalg.norm(direction, axis=0))
+
+
+def sliced_wasserstein(at: Floats, one: NDArray[np.bool_], judges: NDArray[np.bool_]) -> float:
+    """Sliced Wasserstein-1 distance of two clouds (Rabin et al. 2012; Bonneel et al. 2015, doi 10.1007/s10851-014-0506-3),
+    held out: 0 in the mean where the clouds are one.
+
+    Along one direction the distance is the most that the means of a function of slope at most 1 can differ between the clouds
+    (Kantorovich). That of two samples is above 0 by chance alone, by an amount that depends on how far apart the clouds are. So
+    here the function is learnt on some rows (:func:`potential`) and its means are compared on the others: an unbiased estimate of
+    a little less than the distance, that comes near it as rows grow. (Both ways round, as in cross-fitting, the two halves'
+    products are one product and not two.) A shift by a vector v in d dimensions gives about |v| sqrt(2 / (pi d)).
+
+    Args:
+        at: (n, D) both clouds along some directions (:func:`projected`). one: (n,) which rows are the second cloud.
+        judges: (n,) which rows the function is not learnt on. Rows that belong together are not parted.
+
+    Unit: that of the features; nan where either side lacks a cloud. Lower is closer.
+    """
+    learnt, clouds = (~judges & ~one, ~judges & one), (judges & ~one, judges & one)
+    if not all(c.any() for c in (*learnt, *clouds)):
+        return math.nan
+    there, here = (potential(at[learnt[0]], at[learnt[1]], at[c]) for c in clouds)
+    return float(here.mean() - there.mean())
+
+
+def potential(a: Floats, b: Floats, at: Floats) -> Floats:
+    """(k,) the mean over directions of the functions of slope at most 1 whose means differ most between `a` (n, D) and `b` (m, D),
+    at `at` (k, D).
+
+    Along each direction its slope is the sign of F_a - F_b, so that mean(b) - mean(a) is the Wasserstein distance of the two;
+    beyond the outermost rows it is constant.
+    """
     n, m = len(a), len(b)
-    # The steps end at i/n and j/m. In units of 1/(n m) these are whole numbers, so that equal ends are found equal.
-    end = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
-    width = np.diff(end, prepend=0) / (n * m)
-    of_a = np.sort(a @ direction, axis=0)[(end - 1) // m]
-    of_b = np.sort(b @ direction, axis=0)[(end - 1) // n]
-    return float((width @ np.abs(of_a - of_b)).mean())
+    both = np.concatenate([a, b])
+    order = np.argsort(both, axis=0, kind="stable")
+    knots = np.take_along_axis(both, order, axis=0)
+    # In units of 1 / (n m), whole numbers: equal heights are found equal.
+    slope = np.sign(np.where(order < n, m, -n).cumsum(axis=0))[:-1]
+    height = np.concatenate([np.zeros((1, knots.shape[1])), (slope * np.diff(knots, axis=0)).cumsum(axis=0)])
+    total = np.zeros(len(at))
+    for x, k, h in zip(at.T, knots.T, height.T, strict=True):
+        total += np.interp(x, k, h)
+    return total / knots.shape[1]
 
 
-def decodability(
+def probed_by_chance(
     x: ArrayLike, group: ArrayLike, label: ArrayLike, *, seed: Seed, cluster: ArrayLike | None = None, folds: int = 5
-) -> tuple[float, float]:
-    """How well a linear probe tells the group from features, where the label cannot help it; and what chance gives.
+) -> float:
+    """What :func:`probed` gives, in the mean, with groups permuted within each label: what lies above it is in the features.
 
-    The mean of :func:`probed`. The control is the same with groups permuted within each label, the mean of `CONTROLS`: what
-    remains above it is in the features.
-
-    Returns: balanced accuracy, and that of the control.
-    Unit: share of the examples of a group, mean over groups, 0 to 1; 1 / groups is chance. Lower is less decodable.
+    Returns: balanced accuracy, the mean of `CONTROLS` permutations; near 1 / groups.
     Raises: BadInput as :func:`probed`.
     """
-    rows, hit = probed(x, group, label, seed=seed, cluster=cluster, folds=folds)
-    x = _features(x, "x")[rows]
-    z, y = (np.unique(np.asarray(c)[rows], return_inverse=True)[1] for c in (group, label))
-    ids = None if cluster is None else np.asarray(cluster)[rows]
-    rng = np.random.default_rng(np.random.SeedSequence([*_entropy(seed), 1]))
+    _, x, z, y, ids, rng = _balanced(x, group, label, seed, cluster, folds)
     control = []
     for _ in range(CONTROLS):
         mixed, place = z.copy(), rng.permutation(z.size)
         for c in range(int(y.max()) + 1):
             mixed[y == c] = z[y == c][np.argsort(place[y == c])]
         control.append(_told(x, mixed, y, folds, rng, ids).mean())
-    return float(hit.mean()), float(np.mean(control))
+    return float(np.mean(control))
 
 
 def probed(
@@ -101,6 +118,14 @@ def probed(
     Returns: (k,) the rows that took part, and (k,) whether the group was told.
     Raises: BadInput on wrong shapes, values that are not finite, one group, or a cell with fewer than `folds` rows.
     """
+    rows, x, z, y, ids, rng = _balanced(x, group, label, seed, cluster, folds)
+    return rows, _told(x, z, y, folds, rng, ids)
+
+
+def _balanced(
+    x: ArrayLike, group: ArrayLike, label: ArrayLike, seed: Seed, cluster: ArrayLike | None, folds: int
+) -> tuple[NDArray[np.intp], Floats, NDArray, NDArray, NDArray | None, np.random.Generator]:
+    """The rows of :func:`probed`; their features, group, label and cluster; and the generator that drew them."""
     x = _features(x, "x")
     groups, z = np.unique(column(group, "group", len(x)), return_inverse=True)
     labels, y = np.unique(column(label, "label", len(x)), return_inverse=True)
@@ -122,14 +147,7 @@ def probed(
     order = np.argsort(rng.permutation(int(of.max()) + 1)[of], kind="stable")
     cell = (y * groups.size + z)[order]
     rows = np.sort(np.concatenate([order[cell == c][:k] for c in range(size.size)]))
-    ids = None if cluster is None else np.asarray(cluster)[rows]
-    return rows, _told(x[rows], z[rows], y[rows], folds, rng, ids)
-
-
-def _entropy(seed: Seed) -> list[int]:
-    return (
-        list(np.random.SeedSequence(seed).generate_state(4)) if isinstance(seed, int) else list(seed.generate_state(4))
-    )
+    return rows, x[rows], z[rows], y[rows], None if cluster is None else np.asarray(cluster)[rows], rng
 
 
 def _told(

@@ -140,7 +140,9 @@ def test_compare_is_paired_and_exact(found):
             found[c].severity if key == "severity" else found[c].measures[key].value for c in ("sham", "planted")
         )
         assert d.value == pytest.approx(after - before, abs=1e-12), key
-    assert set(got) == {"severity", "present", *TITLES} - {"false_positive_gap"}, "of two classes it is the other gap"
+    assert set(got) == {"severity", "present", "distance", *TITLES} - {"false_positive_gap"}, (
+        "of two classes it is the other gap"
+    )
     assert got["severity"].low > 0.05
     same = FAULT.compare(found["planted"], found["planted"], seed=0)
     assert all((d.value, d.low, d.high) == (0, 0, 0) for d in same.values())

@@ -315,7 +315,7 @@ def test_less_used_and_less_present_are_said_only_when_their_intervals_say_so(ca
     rng, by_eye = np.random.default_rng(0), 0
     for _ in range(8):
         noise = torch.tensor(rng.normal(size=own.weight.shape), dtype=torch.float32)
-        said = R._inside(e, e.variant("noise", Change(head=Head(own.weight + 0.1 * noise, own.bias))), 100)
+        said = R._inside(e, e.variant("noise", Change(head=Head(own.weight + 0.1 * noise, own.bias))), 100).sentence
         found = re.search(r"given label changed by ([-+.\d]+) \[[-+.\d]+, ([-+.\d]+)\]", said)
         assert found is not None, said
         fell = found.group(2).startswith("-")
@@ -323,7 +323,7 @@ def test_less_used_and_less_present_are_said_only_when_their_intervals_say_so(ca
         assert ("is not measurably less used" in said) == (not fell), said
         by_eye += found.group(1).startswith("-") and not fell
     assert by_eye, "the control: a fall that the interval does not bear out"
-    assert "is not measurably less used" in R._inside(e, e.variant("as it is", Change()), 100)
+    assert "is not measurably less used" in R._inside(e, e.variant("as it is", Change()), 100).sentence
 
 
 @pytest.mark.parametrize("split", ["train", "calibration"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, did_you_mean
-from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
+from trueup.faults.fault import Chart, Difference, Fault, Finding, NoRemedy, Remedy
 from trueup.subject.subject import Subject
 
 if TYPE_CHECKING:
@@ -136,6 +136,11 @@ class Confounding(Fault):
         from trueup.faults.confounding.audit import compare
 
         return compare(before, after, resamples=self.resamples, seed=seed)
+
+    def pictures(self, before: Finding, after: Finding) -> tuple[Chart, ...]:
+        from trueup.faults.confounding.audit import pictures
+
+        return pictures(before, after)
 
     def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
         from trueup.faults.confounding.audit import examples

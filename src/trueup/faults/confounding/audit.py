@@ -11,10 +11,8 @@ head starts that the classifier itself gives, learnt on a third of the clusters 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +22,7 @@ from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, it_or_them, listing
+from trueup.faults.confounding import inside
 from trueup.faults.confounding.mixes import (
     TITLES,
     Mixes,
@@ -43,12 +42,8 @@ from trueup.faults.confounding.mixes import (
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
 from trueup.measure import bootstrap, lean
 from trueup.measure.accuracy import wilson
-from trueup.measure.divergence import decodability, probed, sliced_wasserstein
 from trueup.run.predict import hidden_states, predict, session
 from trueup.subject.subject import Subject
-
-REDRAWN, DIRECTIONS = 50, 64
-"""Bootstrap draws and directions of the distance between groups, whose interval is normal."""
 
 
 def attribute_of(corpus: Corpus, wanted: str) -> str:
@@ -138,7 +133,8 @@ def audit(
     direction, strength, whose = nominal(cells, None if trained is None else trained.among(groups)[there], coupling)
     starts = lean.head_starts(samples["score"], label, group, direction.shape)
     m = mixes(cells, direction if direction.shape == (2, 2) else starts, strength)
-    layers, samples["probed"] = _inside(subject, corpus, label, group, seed)
+    within = inside.inside(hidden_states(subject, corpus), label, group, corpus.cluster, samples["judges"], seed)
+    samples["probed"] = within.hit
     curve = {f"curve{i}": at(t) for i, t in enumerate(m.tables)}
     wanted = statistics(samples, m) | {"present": present(samples["probed"])} | curve
     got = measured(wanted, samples, direction.shape, *curve, seed=seed, resamples=resamples)
@@ -152,20 +148,20 @@ def audit(
         present_in.value, present_in.low, present_in.high, "balanced accuracy of a linear probe", "lower",
         "presence of the attribute",
     )  # fmt: skip
-    far, spread = _distance(out.features, label, group, corpus.cluster, seed)
+    far = inside.jackknife(within.distance)[-1]
     measures["distance"] = Measure(
-        far, far - 1.96 * spread, far + 1.96 * spread, "standard deviations above chance", "lower",
-        "sliced Wasserstein distance of the groups' last features",
+        far.value, far.low, far.high, "standard deviations, 0 by chance", "lower",
+        "sliced Wasserstein distance of the groups' last states",
     )  # fmt: skip
     head = got["lean"]
     favoured = [names[c] for c in lean.interaction(starts).argmax(axis=0)]
     return judged(
         head, corpus.cluster, threshold=threshold,
         sentence=_sentence(got, m, attribute, groups, favoured, whose), measures=measures,
-        charts=_charts(m, [got[k] for k in curve], got, layers, samples, names, groups, attribute),
+        charts=_charts(m, [got[k] for k in curve], got, within, samples, names, groups, attribute),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),
-                 "layers": layers, "chance of the probe": layers["control"][-1]},
+                 "distance by layer": within.distance.tolist(), "chance of the probe": within.chance},
         samples={k: v[place] for k, v in samples.items()},
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "attribute": attribute},
@@ -206,14 +202,28 @@ def _interval(low: float, high: float) -> str:
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
-    """Paired bootstrap differences, after minus before, of the severity, every measure of the predictions, and presence."""
+    """Paired differences, after minus before, of the severity, every measure of the predictions, presence, and distance."""
     m, n = (
         mixes(np.array(f.details["cells"]), np.array(f.details["coupling"]), f.details["strength"])
         for f in (before, after)
     )
-    return differences(
+    found = differences(
         before.samples, after.samples, m, n, (*TITLES, "severity", "present"), resamples=resamples, seed=seed
     )
+    return found | {"distance": _moved_apart(before, after)[-1]}
+
+
+def pictures(before: Finding, after: Finding) -> tuple[Chart, ...]:
+    """What the repair changed inside, by layer, in pairs; nothing where it left a layer out."""
+    if before.samples["probed"].shape != after.samples["probed"].shape:
+        return ()
+    probe = inside.moved_probe(before.samples["probed"], after.samples["probed"], before.samples["cluster"])
+    return inside.charts_of_change(probe, _moved_apart(before, after))
+
+
+def _moved_apart(before: Finding, after: Finding) -> list[Difference]:
+    was, now = (np.array(f.details["distance by layer"]) for f in (before, after))
+    return inside.jackknife(now - was)
 
 
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
@@ -257,62 +267,7 @@ def _check_cells(corpus: Corpus, attribute: str, groups: tuple[str, ...]) -> Non
         )
 
 
-def _inside(
-    subject: Subject, corpus: Corpus, label: NDArray, group: NDArray, seed: int
-) -> tuple[dict[str, Any], NDArray]:
-    """Balanced accuracy of telling the group from each layer's states, on a set balanced over labels and groups; and (n,)
-    whether the probe of the last layer told the row's group, nan for rows that it did not see."""
-    states = hidden_states(subject, corpus)
-    found = [
-        decodability(states[:, k], group, label, seed=seed, cluster=corpus.cluster) for k in range(states.shape[1])
-    ]
-    rows, told = probed(states[:, -1], group, label, seed=seed, cluster=corpus.cluster)
-    hit = np.full(len(corpus), np.nan)
-    hit[rows] = told
-    return {"probe": [float(f[0]) for f in found], "control": [float(f[1]) for f in found], "examples": len(rows)}, hit
-
-
-def _distance(features: NDArray, label: NDArray, group: NDArray, cluster: NDArray, seed: int) -> tuple[float, float]:
-    """Sliced Wasserstein distance between the groups' features, in standard deviations: mean over labels, worst pair.
-
-    Less what groups dealt out at random within each label give, since two samples of one cloud are not at 0; and its standard
-    deviation over `REDRAWN` bootstrap draws of clusters.
-    """
-    x = (features - features.mean(axis=0)) / (features.std(axis=0).mean() + 1e-9)
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 9]))
-    ids = np.unique(cluster, return_inverse=True)[1]
-    order = np.argsort(ids, kind="stable")
-    begins = np.searchsorted(ids[order], np.arange(ids.max() + 2))
-
-    def far(rows: NDArray, group: NDArray) -> float:
-        kept = []
-        for y in np.unique(label):
-            parts = [x[r] for z in np.unique(group) if len(r := rows[(label[rows] == y) & (group[rows] == z)])]
-            pairs = [
-                sliced_wasserstein(a, b, projections=DIRECTIONS, seed=seed)
-                for i, a in enumerate(parts)
-                for b in parts[:i]
-            ]
-            kept += [max(pairs)] if pairs else []
-        return float(np.mean(kept)) if kept else math.nan
-
-    def drawn() -> NDArray:
-        some = rng.integers(0, len(begins) - 1, len(begins) - 1)
-        return np.concatenate([order[begins[c] : begins[c + 1]] for c in some.tolist()])
-
-    def dealt() -> NDArray:
-        mixed, place = group.copy(), rng.permutation(len(group))
-        for y in np.unique(label):
-            mixed[label == y] = group[label == y][np.argsort(place[label == y])]
-        return mixed
-
-    every = np.arange(len(label))
-    again = [far(drawn(), group) for _ in range(REDRAWN)]
-    chance = [far(every, dealt()) for _ in range(5)]
-    return far(every, group) - float(np.mean(chance)), float(np.nanstd(again))
-
-
-def _charts(m: Mixes, curve, got, layers, samples, names, groups, attribute) -> tuple[Chart, ...]:
+def _charts(m: Mixes, curve, got, within: inside.Inside, samples, names, groups, attribute) -> tuple[Chart, ...]:
     axis = "coupling: with even margins each class so many times as frequent in its group (1: none; below 1: reversed)"
     rates = []
     for z, name in enumerate(groups):
@@ -323,7 +278,6 @@ def _charts(m: Mixes, curve, got, layers, samples, names, groups, attribute) -> 
         rates.append(
             Series(str(name), list(names), (right / np.maximum(many, 1)).tolist(), low.tolist(), high.tolist())
         )
-    depth = list(range(len(layers["probe"])))
     bars = {f"leaning on {attribute}": got["lean"], "one group is harder (floor)": got["floor"]}
     return (
         Chart(
@@ -339,11 +293,7 @@ def _charts(m: Mixes, curve, got, layers, samples, names, groups, attribute) -> 
             (Series("AUPRC", m.x.tolist(), [e.value for e in curve], [e.low for e in curve], [e.high for e in curve]),),
             log10=True, slider=Slider("Coupling in the test mix", 0.0),
         ),
-        Chart(
-            "presence", f"Where '{attribute}' can be read inside", "line", "layer (0: embeddings)", "balanced accuracy",
-            "A linear probe on examples balanced over label and group. Present is not used: see the use of the attribute.",
-            (Series("probe", depth, layers["probe"]), Series("chance (permuted)", depth, layers["control"])),
-        ),
+        *inside.charts(attribute, within, samples["cluster"]),
         Chart(
             "cells", "Accuracy by label and group", "bar", "label", "accuracy",
             "Bars of one label differ where a group has a head start or is harder. Only the first is leaning.", tuple(rates),

@@ -150,7 +150,7 @@ class Evidence:
         label, cluster = np.searchsorted(self.there, self.held.label[rows]), self.held.cluster[rows]
         logits = np.log(np.maximum(probability[rows][:, self.there], 1e-300))
         return columns(logits, label, self.held_group[rows]) | {
-            "cluster": cluster, "judges": judges(cluster, self.seed), "probed": np.full(len(label), np.nan),
+            "cluster": cluster, "judges": judges(cluster, self.seed), "probed": np.full((len(label), 1), np.nan),
         }  # fmt: skip
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:

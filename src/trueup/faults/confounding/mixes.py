@@ -322,9 +322,9 @@ def weighted(samples: Mapping[str, NDArray], *more: str) -> dict[str, int]:
 
 
 def present(hit: NDArray) -> Callable[..., float]:
-    """The share of the probed rows whose group was told."""
-    seen = np.isfinite(hit)
-    told = np.nan_to_num(hit)
+    """The share of the probed rows whose group the probe of the last layer told, from what those of all layers told (n, L)."""
+    seen = np.isfinite(hit[:, -1])
+    told = np.nan_to_num(hit[:, -1])
 
     def statistic(*columns, weight=None) -> float:
         w = seen.astype(float) if weight is None else weight * seen

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, Unsupported, did_you_mean, it_or_them, listing
 from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
-from trueup.faults.confounding import maths
+from trueup.faults.confounding import inside, maths
 from trueup.faults.confounding.audit import attribute_of
-from trueup.faults.confounding.candidates import CONTROL, FAMILIES, FOLDS, Change, Evidence, Knobs, Variant, score
+from trueup.faults.confounding.candidates import CONTROL, FAMILIES, Change, Evidence, Knobs, Variant, score
 from trueup.faults.confounding.mixes import (
     COLUMNS,
     differences,
@@ -27,11 +27,11 @@ from trueup.faults.confounding.mixes import (
     nominal,
     statistics,
 )
-from trueup.faults.fault import Alternative, Finding, NoRemedy, dearer
+from trueup.faults.fault import Alternative, Chart, Difference, Finding, NoRemedy, dearer
 from trueup.measure import lean
-from trueup.measure.divergence import probed
 from trueup.measure.folds import folds
-from trueup.run.predict import predict, session
+from trueup.run.concept import sensitivity
+from trueup.run.predict import hidden_states, predict, session
 from trueup.run.train import Training
 from trueup.subject import adapter as files
 from trueup.subject.load import adapter_folder
@@ -43,6 +43,8 @@ FIT = 1000
 """Most training examples that a tangent prompt is fitted on: each costs a forward and a backward pass at each step."""
 NEAR = 0.01
 """Difference in AUPRC over all mixes that some hundred calibration examples cannot tell."""
+DERIVED = 200
+"""Most calibration examples on which use by layer is told: each costs a backward pass for each group."""
 RESAMPLES = 300
 """Of the bootstrap that judges the families on calibration examples."""
 
@@ -108,16 +110,18 @@ def repair(
         return NoRemedy(why, about, frontier(table), too_dear)
     row["chosen"] = True
     about["frontier"] = [asdict(a) for a in frontier(table)]
+    claim = _inside(e, variants[row["key"]], min(resamples, RESAMPLES))
     describe = (
         f"{row['title'][0].upper()}{row['title'][1:]} ({row['variant']}): on {about['examples']['judged']} calibration examples "
         f"that chose nothing, the lean on '{attribute}' moved by {row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
         f"AUPRC over all mixes by {row['gain']:+.3f} [{row['gain low']:+.3f}, {row['gain high']:+.3f}], and accuracy as the data "
         f"are by {-row['cost']:+.1%} [{-row['cost high']:+.1%}, {-row['cost low']:+.1%}]. "
-        f"{_inside(e, variants[row['key']], min(resamples, RESAMPLES))}"
+        f"{claim.sentence}"
     )
     change = variants[row["key"]].change
     assert change is not None
-    return remedy_of(subject, change, about | {"describe": describe, "chosen": row["key"]})
+    told = {"describe": describe, "chosen": row["key"], "table": f"{about['table']}\n\n{claim.table}"}
+    return replace(remedy_of(subject, change, about | told), pictures=(claim.chart,))
 
 
 def frontier(table: list[dict[str, Any]]) -> tuple[Alternative, ...]:
@@ -218,30 +222,91 @@ def _markdown(table: list[dict[str, Any]]) -> str:
     )
 
 
-def _inside(e: Evidence, variant: Variant, resamples: int) -> str:
-    """Whether the attribute is less used or less present afterwards, on the calibration examples that chose nothing."""
+@dataclass(frozen=True)
+class _Claim:
+    """Whether the attribute is less used or less present after a repair: in a sentence, a table of the card, and a chart."""
+
+    sentence: str
+    table: str
+    chart: Chart
+
+
+def _inside(e: Evidence, variant: Variant, resamples: int) -> _Claim:
+    """HyPA's claim, asked on the calibration examples that chose nothing: paired, at the answer and in every layer."""
     assert variant.change is not None
-    outs = (e.own, predict(variant.change.on(e.subject), e.held))
+    repaired = variant.change.on(e.subject)
     rows = ~e.choosing
     # What a last layer that learnt from these examples says of them is out of fold.
     sides = [e.columns(p, rows) for p in (e.own.probability, variant.held)]
-    for side, out in zip(sides, outs, strict=True):
-        at, hit = probed(
-            out.features[rows], side["group"], side["label"], seed=e.seed, cluster=side["cluster"], folds=FOLDS
-        )
-        side["probed"] = np.full(int(rows.sum()), np.nan)
-        side["probed"][at] = hit
+    states = [hidden_states(s, e.held) for s in (e.subject, repaired)]
+    label, group, cluster = (sides[0][k] for k in ("label", "group", "cluster"))
+    found = [inside.inside(s[rows], label, group, cluster, sides[0]["judges"], e.seed) for s in states]
+    for side, within in zip(sides, found, strict=True):
+        side["probed"] = within.hit
     moved = differences(sides[0], sides[1], e.mixes, None, ("use", "present"), resamples=resamples, seed=e.seed)
     used, present = moved["use"], moved["present"]
-    before, after = (float(np.nanmean(s["probed"])) for s in sides)
+    probe = inside.moved_probe(found[0].hit, found[1].hit, cluster)
+    distance = inside.jackknife(found[1].distance - found[0].distance)
+    uses = _uses(e, (e.subject, repaired), states)
+    some = e.held.cluster[_judging(e)]
+    carried = (uses[1] - uses[0]).means(some)
+    was, now = (u.means(some) for u in uses)
+    before, after = (float(np.nanmean(f.hit[:, -1])) for f in found)
     words = " and ".join(
         f"{'' if d.high < 0 else 'not measurably '}less {name}" for name, d in (("used", used), ("present", present))
     )
-    return (
+    fell = [
+        f"{what} fell at {listing([str(k) for k, d in enumerate(ds) if d.high < 0] or ['none'])}"
+        for what, ds in (("the probe", probe), ("the groups' distance", distance), ("what reaches the answer", carried))
+    ]
+    sentence = (
         f"Inside the attribute is {words}: how far the group moves the mean prediction at a given label changed by "
-        f"{used.value:+.3f} [{used.low:+.3f}, {used.high:+.3f}], and a probe reads it from the last features with a balanced "
-        f"accuracy of {before:.3f} before and {after:.3f} after ({present.value:+.3f} [{present.low:+.3f}, {present.high:+.3f}])."
+        f"{used.value:+.3f} [{used.low:+.3f}, {used.high:+.3f}], and a probe reads it from the last states with a balanced "
+        f"accuracy of {before:.3f} before and {after:.3f} after ({present.value:+.3f} [{present.low:+.3f}, {present.high:+.3f}]). "
+        f"By layer (0 to {len(probe) - 1}, 0 the embeddings): {'; '.join(fell)}."
     )
+
+    def cell(d: Difference) -> str:
+        return f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+
+    lines = "\n".join(
+        f"| {k} | {cell(p)} | {cell(d)} | {w.value:+.3f} | {n.value:+.3f} | {cell(c)} |"
+        for k, (p, d, w, n, c) in enumerate(zip(probe, distance, was, now, carried, strict=True))
+    )
+    table = (
+        "Inside, by layer (0: the embeddings), on the same examples, in pairs. Less present is what the probe (balanced accuracy) "
+        "and the distance between groups (standard deviations) say; used is how many logits the favoured class gains when the "
+        "layer's states move by what tells the groups apart at a given label, to first order (TCAV, arXiv 1711.11279).\n\n"
+        "| layer | change of the probe [95%] | change of the distance [95%] | used before | after | change [95%] |\n"
+        "|---|---|---|---|---|---|\n" + lines
+    )
+    return _Claim(sentence, table, inside.chart_of_use(was, now))
+
+
+def _judging(e: Evidence) -> NDArray:
+    """At most `DERIVED` of the calibration examples that chose nothing."""
+    rows = np.flatnonzero(~e.choosing)
+    return np.sort(np.random.default_rng(np.random.SeedSequence([e.seed, 15])).permutation(rows)[:DERIVED])
+
+
+def _uses(e: Evidence, subjects: Sequence[Subject], states: Sequence[NDArray]) -> list[inside.Used]:
+    """How far each layer carries the attribute into the answer, before and after: what tells the groups apart is learnt on the
+    examples that choose, and what counts as leaning on those of the subject as it was."""
+    chose, some = e.choosing, _judging(e)
+    label = np.searchsorted(e.there, e.held.label)
+    own = lean.centred(e.own.logits[chose][:, e.there])
+    answers = np.zeros((len(e.code), e.classes))
+    answers[:, e.there] = inside.toward(
+        lean.head_starts(own, label[chose], e.held_group[chose], (len(e.there), len(e.code)))
+    )
+    return [
+        inside.Used(
+            sensitivity(s, e.held.take(some), answers, inside.apart_by_label(h[chose], label[chose], e.held_group[chose]),
+                        label[some]),
+            label[some],
+        )
+        for s, h in zip(subjects, states, strict=True)
+    ]  # fmt: skip
 
 
 def evidence(

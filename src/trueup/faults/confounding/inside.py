@@ -1,0 +1,200 @@
+"""Where the attribute can be read inside a model, layer by layer: a linear probe, and how far apart the groups' states lie.
+
+Present is not used: a model may hold the attribute and not answer by it. What HyPA claims of its repair (the confounder is less
+used, or suppressed) is asked of these numbers before and after, in pairs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t
+
+from trueup.faults.fault import Chart, Difference, Series
+from trueup.measure import gaps, lean
+from trueup.measure.bootstrap import Estimate
+from trueup.measure.divergence import probed, probed_by_chance, projected, sliced_wasserstein
+
+PARTS = 20
+"""Of the clusters, of which each is left out once to learn how sure a distance is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """What the states of L layers (0: the embeddings) hold of the groups, on n examples.
+
+    Attributes:
+        hit: (n, L) whether a probe of the layer told the row's group; nan of rows outside the balanced set.
+        chance: balanced accuracy of the last layer's probe with groups dealt out at random.
+        distance: (1 + PARTS, L) sliced Wasserstein distance of the groups' states at a given label, in standard deviations, held
+            out, so that it is 0 by chance: of all clusters, and without each part of them (`jackknife`).
+    """
+
+    hit: NDArray
+    chance: float
+    distance: NDArray
+
+
+def inside(states: NDArray, label: NDArray, group: NDArray, cluster: NDArray, judges: NDArray, seed: int) -> Inside:
+    """Probe and distance of every layer of `states` (n, L, d). `judges` (n,): the rows that the distance is taken on."""
+    n, layers = states.shape[:2]
+    hit, distance = np.full((n, layers), np.nan), np.empty((1 + PARTS, layers))
+    for k in range(layers):
+        rows, told = probed(states[:, k], group, label, seed=seed, cluster=cluster)
+        hit[rows, k] = told
+        distance[:, k] = apart(states[:, k], label, group, cluster, judges, seed)
+    chance = probed_by_chance(states[:, -1], group, label, seed=seed, cluster=cluster)
+    return Inside(hit, chance, distance)
+
+
+def apart(x: NDArray, label: NDArray, group: NDArray, cluster: NDArray, judges: NDArray, seed: int) -> NDArray:
+    """(1 + PARTS,) the distance of one layer's states (n, d), the mean over labels and pairs of groups: on all clusters, and
+    without each of `PARTS` parts of them. What it misses (the function is learnt on a third of the rows) it misses before and
+    after."""
+    at = projected((x - x.mean(axis=0)) / (x.std(axis=0).mean() + 1e-9), seed=seed)
+    ids = np.unique(cluster, return_inverse=True)[1]
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 9]))
+    part = (rng.permutation(int(ids.max()) + 1) % PARTS)[ids]
+
+    def far(kept: NDArray) -> float:
+        found = []
+        for y in np.unique(label):
+            for z, other in itertools.combinations(np.unique(group).tolist(), 2):
+                rows = np.flatnonzero(kept & (label == y) & ((group == z) | (group == other)))
+                found.append(sliced_wasserstein(at[rows], group[rows] == z, judges[rows]))
+        return float(np.nanmean(found)) if np.isfinite(found).any() else math.nan
+
+    return np.array([far(part != k) for k in range(-1, PARTS)])
+
+
+def jackknife(values: NDArray) -> list[Difference]:
+    """Each column of (1 + PARTS, L), a statistic on all clusters and without each part of them, with its 95% interval: by the
+    delete-a-group jackknife (Kott 2001), which counts what is learnt as well as what it is tried on.
+
+    Of 150 worlds in which nothing moved, paired intervals of the distance held 0 in 98 to 100%, at 200 and 800 examples.
+    """
+    every, without = values[0], values[1:]
+    error = np.sqrt((PARTS - 1) / PARTS * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
+    return [_interval(v, s, float(t.ppf(0.975, PARTS - 1)), PARTS - 1) for v, s in zip(every, error, strict=True)]
+
+
+def moved_probe(before: NDArray, after: NDArray, cluster: NDArray) -> list[Difference]:
+    """Per layer the paired difference of the probe's balanced accuracy, after minus before, from what it told (n, L)."""
+    rows = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)
+    d = after[rows] - before[rows]
+    mean = d.mean(axis=0)
+    return [_normal(m, s) for m, s in zip(mean, spread((d - mean) / len(d), cluster[rows]), strict=True)]
+
+
+def _normal(value: float, error: float) -> Difference:
+    return _interval(value, error, 1.96, math.inf)
+
+
+def _interval(value: float, error: float, errors: float, freedom: float) -> Difference:
+    p = float(2 * t.sf(abs(value) / error, freedom)) if error > 0 else float(value == 0)
+    return Difference(float(value), float(value - errors * error), float(value + errors * error), p)
+
+
+def spread(parts: NDArray, cluster: NDArray) -> NDArray:
+    """(L,) standard error of what rows of `parts` (n, L) add up to: rows of one cluster are drawn together."""
+    ids = np.unique(cluster, return_inverse=True)[1]
+    sums = np.stack([np.bincount(ids, column) for column in parts.T], axis=1)
+    return np.sqrt((sums**2).sum(axis=0))
+
+
+def _series(name: str, found: Sequence[Difference] | Sequence[Estimate]) -> Series:
+    """By layer."""
+    depth = list(range(len(found)))
+    return Series(name, depth, [d.value for d in found], [d.low for d in found], [d.high for d in found])
+
+
+def charts(attribute: str, found: Inside, cluster: NDArray) -> tuple[Chart, ...]:
+    """Probe and distance by layer, each with its interval."""
+    shares = [gaps.share(np.nan_to_num(h) > 0, np.isfinite(h), cluster) for h in found.hit.T]
+    return (
+        Chart(
+            "presence", f"Where '{attribute}' can be read inside", "line", "layer (0: embeddings)", "balanced accuracy",
+            "A linear probe on examples balanced over label and group. Present is not used: see the use of the attribute.",
+            (_series("probe", shares),
+             Series("chance (permuted)", list(range(len(shares))), [found.chance] * len(shares))),
+        ),
+        Chart(
+            "distance", f"How far apart the groups of '{attribute}' lie inside", "line", "layer (0: embeddings)",
+            "standard deviations, 0 by chance",
+            "Sliced Wasserstein distance of the groups' states at a given label, on examples that it was not learnt on.",
+            (_series("distance", jackknife(found.distance)),),
+        ),
+    )  # fmt: skip
+
+
+def charts_of_change(probe: Sequence[Difference], distance: Sequence[Difference]) -> tuple[Chart, ...]:
+    """What a repair changed inside, by layer."""
+
+    def chart(key: str, title: str, unit: str, found: Sequence[Difference]) -> Chart:
+        return Chart(
+            key, title, "line", "layer (0: embeddings)", unit,
+            "After minus before, in pairs, with its 95% interval. It is less present where the whole interval lies below 0.",
+            (_series("change", found),),
+        )  # fmt: skip
+
+    return (
+        chart("presence_change", "What the repair changed inside: the probe", "balanced accuracy", probe),
+        chart("distance_change", "What the repair changed inside: the distance", "standard deviations", distance),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Used:
+    """How far each layer's states carry the attribute into the answer, in logits: `values` (n, L) by example, of `label` (n,)."""
+
+    values: NDArray
+    label: NDArray
+
+    @property
+    def weight(self) -> NDArray:
+        """(n,) by which rows are averaged: labels count equally."""
+        _, which, size = np.unique(self.label, return_inverse=True, return_counts=True)
+        return 1 / (len(size) * size[which])
+
+    def __sub__(self, other: Used) -> Used:
+        return Used(self.values - other.values, self.label)
+
+    def means(self, cluster: NDArray) -> list[Difference]:
+        """By layer, with normal intervals over clusters."""
+        centre = np.stack([self.values[self.label == y].mean(axis=0) for y in self.label])
+        errors = spread(self.weight[:, None] * (self.values - centre), cluster)
+        return [_normal(m, s) for m, s in zip(self.weight @ self.values, errors, strict=True)]
+
+
+def apart_by_label(states: NDArray, label: NDArray, group: NDArray) -> NDArray:
+    """(Y, G, L, d) the mean states (n, L, d) of each label and group, less their mean over groups."""
+    means = np.stack(
+        [
+            np.stack([states[(label == y) & (group == z)].mean(axis=0) for z in np.unique(group)])
+            for y in np.unique(label)
+        ]
+    )
+    return means - means.mean(axis=1, keepdims=True)
+
+
+def toward(starts: NDArray) -> NDArray:
+    """(G, C) what of the class logits counts as leaning, in each group: the pattern of the head starts (C, G), entries of mean
+    size 1. Between two classes and groups it is the favoured class's lead, so that a use is in logits of that lead."""
+    pattern = lean.interaction(starts)
+    return (pattern / max(np.abs(pattern).mean(), 1e-300)).T
+
+
+def chart_of_use(before: Sequence[Difference], after: Sequence[Difference]) -> Chart:
+    """Use by layer, as it was and repaired."""
+
+    return Chart(
+        "use_by_layer", "From which layers the attribute reaches the answer", "line", "layer (0: embeddings)", "logits",
+        "How far the favoured class gains when a layer's states move by what tells the groups apart at a given label: a derivative "
+        "(as in TCAV), on calibration examples that chose nothing. At 0 the answer does not follow the attribute.",
+        (_series("as it was", before), _series("repaired", after)),
+    )  # fmt: skip
