@@ -6,7 +6,7 @@ from scipy.stats import bootstrap
 
 from trueup.errors import BadInput
 from trueup.measure.accuracy import accuracy
-from trueup.measure.bootstrap import Means, clusters_needed, interval, interval_many, paired, paired_many
+from trueup.measure.bootstrap import Many, Means, clusters_needed, interval, interval_many, paired, paired_many
 from trueup.measure.calibration import brier, expected_calibration_error, nll, softmax, squared_calibration_error
 from trueup.measure.selective import augrc, aurc, coverage_at_risk, error_auc, naurc
 
@@ -302,3 +302,21 @@ def test_means_are_the_same_statistic_in_one_product():
     mixed = interval_many({"ratio": fast["ratio"], "mean": slow["mean"]}, x, y, seed=0, resamples=150, cluster=ids)
     plain = interval_many(fast, x, y, seed=0, resamples=150, cluster=ids)
     assert _numbers(mixed["mean"]) == pytest.approx(_numbers(plain["mean"]), abs=1e-9)
+
+
+def test_a_statistic_that_takes_many_resamples_at_once_is_drawn_as_one_that_takes_each():
+    rng = np.random.default_rng(0)
+    x, cluster = rng.normal(size=90), np.arange(90) // 3
+
+    def one(x, weight=None):
+        return float(np.average(x**3, weights=weight))
+
+    many = Many(lambda x, weight: weight @ x**3 / weight.sum(axis=1))
+    assert many(x) == pytest.approx(one(x))
+    for plain in ({}, {"a": 30, "b": 30}):
+        got = interval_many({"a": one, "b": many}, x, seed=0, resamples=150, plain=plain, cluster=cluster)
+        assert (got["a"].value, got["a"].low, got["a"].high) == pytest.approx(
+            (got["b"].value, got["b"].low, got["b"].high)
+        )
+    got = paired_many({"a": one, "b": many}, [x], [x + 0.1], seed=0, resamples=150, cluster=cluster)
+    assert (got["a"].low, got["a"].p) == pytest.approx((got["b"].low, got["b"].p))

@@ -97,3 +97,22 @@ def test_an_empty_cell_has_no_lean_and_says_so_for_its_resample_alone():
     got = lean.drop_and_floor(score, y, z, lean.along(np.eye(2)), weight=weight)
     assert np.isnan(got[:, 0]).all()
     assert np.isfinite(got[:, 1]).all()
+
+
+@pytest.mark.parametrize(("classes", "groups"), [(2, 2), (2, 3), (3, 2)])
+def test_auprc_at_many_tables_and_resamples_is_that_of_each(classes, groups):
+    score, y, z = drawn(classes, groups)
+    rng = np.random.default_rng(1)
+    tables = [rng.dirichlet(np.ones(classes * groups)).reshape(classes, groups) for _ in range(3)]
+    weight = rng.integers(0, 3, (5, len(y))).astype(float)
+    weight[1, (y == 0) & (z == 0)] = 0  # a cell is not drawn
+    weight[2, y == 1] = 0  # a class is not drawn
+    weight[3] = (y == 1) * weight[3]  # it alone is drawn
+    with np.errstate(all="raise"):
+        found = lean.auprcs_at(score, y, z, tables, weight=weight)
+    for t, table in enumerate(tables):
+        for b in range(5):
+            one = shift.auprc_at(lean.margins(score), y, z, table, weight=weight[b])
+            assert found[t, b] == pytest.approx(one, abs=1e-12, nan_ok=True), (t, b)
+    assert np.isnan(found[:, 3]).all()
+    assert np.isfinite(found[:, [0, 1, 4]]).all()

@@ -47,6 +47,8 @@ FEWEST = 30
 """Clusters below which an interval decides nothing."""
 BATCH = 64
 """Resamples that are held at once."""
+AT_ONCE = 1 << 18
+"""Rows of resamples that a statistic of `Many` is given at once."""
 GROUPS = 100
 """At most so many groups of clusters are left out in turn, to learn how skewed a statistic is."""
 
@@ -64,6 +66,16 @@ class Means:
 
     def __call__(self, *columns: NDArray, weight: NDArray | None = None) -> float:
         return float(self.of(*(np.average(columns[i], weights=weight) for i in self.places)))
+
+
+@dataclass(frozen=True)
+class Many:
+    """A statistic that takes many resamples at once: `of` the columns and `weight` (B, n) gives (B,)."""
+
+    of: Callable[..., NDArray[np.float64]]
+
+    def __call__(self, *columns: NDArray, weight: NDArray | None = None) -> float:
+        return float(self.of(*columns, weight=np.ones((1, len(columns[0]))) if weight is None else weight[None])[0])
 
 
 @dataclass(frozen=True)
@@ -342,6 +354,13 @@ def _drawn(
                 mean = {c: weights @ total / rows for c, total in totals.items()}
                 for i, statistic in means.items():
                     out[:, s, i] = statistic.of(*(mean[c] for c in statistic.places))
+        many = {i: s for i, (s, _) in others.items() if isinstance(s, Many)}
+        for at in range(0, len(weights) if many else 0, step := max(1, AT_ONCE // n)):
+            rows = weights[at : at + step][:, ids]
+            for s, columns in enumerate(sides):
+                for i, statistic in many.items():
+                    out[at : at + step, s, i] = np.where(rows.any(axis=1), statistic.of(*columns, weight=rows), np.nan)
+        others = {i: s for i, s in others.items() if i not in many}
         for r, weight in enumerate(weights if others else ()):
             row = weight[ids]
             if not row.any():

@@ -15,6 +15,7 @@ example, change nothing but the sign that goes with swapped names.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -129,6 +130,33 @@ def drop_and_floor(
                 found[k] += (there - back) / classes
     found[:, ~whole] = math.nan
     return found if weight is not None and weight.ndim == 2 else found[:, 0]
+
+
+def auprcs_at(score: Floats, label: NDArray, group: NDArray, tables: Sequence[Floats], *, weight: NDArray) -> Floats:
+    """AUPRC of centred scores (n, C) where label and group are coupled as in each of `tables` (C, G), under `weight` (B, n) of as
+    many resamples: (T, B). It is `shift.auprc_at` of each, from one sort; nan where fewer than two classes are left."""
+    classes, groups = tables[0].shape
+    w = np.asarray(weight, np.float64)
+    cell = label * groups + group
+    mass = w @ np.eye(classes * groups)[cell]
+    ratios = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for t in tables:
+            wanted = np.where(mass > 0, t.ravel(), 0.0)
+            ratios.append(np.where(mass > 0, wanted / wanted.sum(axis=1, keepdims=True) / mass, 0.0))
+    if classes == 2:  # a class is ranked as the other reversed
+        each = _average_precisions(score[:, 1] - score[:, 0], label == 1, cell, w, ratios, reversed_too=True)
+    else:
+        ranks = margins(score).T
+        each = [
+            _average_precisions(rank, label == c, cell, w, ratios, reversed_too=False)[0]
+            for c, rank in enumerate(ranks)
+        ]
+    found = np.array(each)
+    there = np.isfinite(found)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(there, found, 0.0).sum(axis=0) / there.sum(axis=0)
+    return np.where(there.sum(axis=0) > 1, mean, np.nan)
 
 
 def _turned(mass: Floats, coupling: Floats) -> tuple[Floats, Floats]:

@@ -150,17 +150,20 @@ def fit_head(
     return w, b, e
 
 
-def warm_start(subject: Subject, corpus: Corpus, *, strength: float = 0.01) -> None:
+def warm_start(subject: Subject, corpus: Corpus, *, strength: float = 0.01, weight: np.ndarray | None = None) -> None:
     """Fit the last layer to `corpus` before an adapter is trained under it (linear probing first, arXiv 2202.10054).
 
     A prompt moves the features little, so under a random last layer most of its training goes into that layer.
+
+    Args:
+        weight: (n,) how much each example counts; None is equally.
     """
     if len(np.unique(corpus.label)) < 2:
         return  # training itself says what is wrong with that
     layer = subject.head_layer()
     x = predict(subject, corpus).features.astype(np.float64)
     weight, bias, _ = fit_head(
-        x, corpus.label, len(subject.classes), strength=strength, biased=layer.bias is not None
+        x, corpus.label, len(subject.classes), strength=strength, weight=weight, biased=layer.bias is not None
     )  # fmt: skip
     with torch.no_grad():
         layer.weight.copy_(torch.as_tensor(weight))

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapted import Adapted
-from trueup.faults.confounding import Confounding
+from trueup.faults.confounding import Confounding, candidates
 from trueup.faults.confounding import repair as R
 from trueup.faults.confounding.candidates import (
     FAMILIES,
@@ -35,6 +35,8 @@ from trueup.faults.confounding.candidates import (
     Retrained,
     TangentBoth,
     TangentInside,
+    TaskPrompt,
+    Under,
 )  # fmt: skip
 from trueup.faults.confounding.maths import PromptVector, shortcut
 from trueup.faults.confounding.planted import planted
@@ -541,7 +543,9 @@ def test_a_training_that_was_edited_by_hand_is_refused_by_file_and_key(tuned, ca
 # -------------------------------------------------------------------------------------------------- trained again, LoRA
 
 
-def test_every_family_of_a_prompt_with_its_start(tuned, case):
+def test_every_family_of_a_prompt_with_its_start(tuned, case, monkeypatch):
+    monkeypatch.setattr(R, "FIT", 100)
+    monkeypatch.setattr(candidates, "STEPS", 1)
     subject, _ = tuned
     _, corpus = case
     found = FAULT.audit(subject, corpus.part("test"), seed=0)
@@ -552,6 +556,51 @@ def test_every_family_of_a_prompt_with_its_start(tuned, case):
     assert got.card["anchor"] == "P0"
     assert all(np.isfinite([r["level"], r["severity"], r["low"], r["high"]]).all() for r in table.values())
     assert table["group-dro"]["severity"] != table["resampled"]["severity"]
+    assert "| layer | change of the probe [95%] |" in got.card["table"]
+    assert re.search(
+        r"By layer \(0 to \d+, 0 the embeddings\): the probe fell at .+; the groups' distance fell at", got.describe()
+    )
+    assert [c.key for c in got.charts()] == ["use_by_layer"]
+
+
+@pytest.mark.parametrize("how", ["frozen", "balanced"])
+def test_arithmetic_under_another_head_is_arithmetic_on_a_prompt_tuned_under_it(tuned, case, tmp_path, how):
+    subject, corpus = tuned[0], case[1]
+    e = R.evidence(subject, corpus, "site", 0.0, 0)
+    family = Under(Hybrid("balanced", "hybrid-balanced", "hybrid arithmetic"), how)
+    assert family.possible(e)
+    assert (family.key, family.title) == (f"hybrid-balanced-{how}-head", f"hybrid arithmetic, under a {how} head")
+    variants, plain = family.variants(e), Under(TaskPrompt(), how).variants(e)
+    there = family._there(e)
+    # The head is the one fitted at P0, and training has not moved it.
+    at_start = Change(prompt=e.start).on(subject)
+    weight = e.balance(e.train.label, e.train_group) if how == "balanced" else None
+    w, b, _ = fit_head(
+        predict(at_start, e.train).features.astype(float), e.train.label, 2, strength=0.01, weight=weight
+    )
+    head = variants[0].change.head
+    np.testing.assert_allclose(head.weight.numpy(), w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(head.bias.numpy(), b, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(head.weight.numpy(), subject.own_head().weight.numpy(), atol=1e-3), "the control"
+    # The prompt is tuned, and at l_Z = 0 it is what the arithmetic begins with.
+    assert np.abs(there.prompt - e.start).max() > 1e-3
+    assert np.array_equal(variants[0].held, plain[0].held)
+    assert not np.allclose(variants[-1].held, plain[0].held, atol=1e-3)
+    # From the subject as it is, prompt and head together are the same, also as a plain PEFT adapter.
+    for v in (variants[0], variants[-1]):
+        np.testing.assert_allclose(predict(v.change.on(subject), e.held).probability, v.held, atol=1e-6)
+    got = R.remedy_of(subject, variants[-1].change, {"describe": "Arithmetic under another head."})
+    plain_peft(got, subject, corpus, tmp_path)
+    assert not Under(TaskPrompt(), how).possible(replace(e, start=None)), "P0 is not known"
+
+
+def test_a_balanced_head_leans_less_than_a_frozen_one(tuned, case):
+    e = R.evidence(tuned[0], case[1], "site", 0.0, 0)
+    lean = {
+        how: R.leans(e, e.columns(Under(TaskPrompt(), how).variants(e)[0].held, e.choosing))  # type: ignore[arg-type]
+        for how in ("frozen", "balanced")
+    }
+    assert lean["balanced"] < lean["frozen"]
 
 
 @pytest.fixture(scope="module")

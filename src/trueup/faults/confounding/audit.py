@@ -26,7 +26,6 @@ from trueup.faults.confounding import inside
 from trueup.faults.confounding.mixes import (
     TITLES,
     Mixes,
-    at,
     columns,
     differences,
     folded,
@@ -135,8 +134,8 @@ def audit(
     m = mixes(cells, direction if direction.shape == (2, 2) else starts, strength)
     within = inside.inside(hidden_states(subject, corpus), label, group, corpus.cluster, samples["judges"], seed)
     samples["probed"] = within.hit
-    curve = {f"curve{i}": at(t) for i, t in enumerate(m.tables)}
-    wanted = statistics(samples, m) | {"present": present(samples["probed"])} | curve
+    curve = [f"curve{i}" for i in range(len(m.tables))]
+    wanted = statistics(samples, m) | {"present": present(samples["probed"])}
     got = measured(wanted, samples, direction.shape, *curve, seed=seed, resamples=resamples)
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from trueup.faults.confounding.maths import Basis, PromptVector
 from trueup.faults.confounding.mixes import Mixes, columns, judges
 from trueup.measure import lean, shift
 from trueup.measure.folds import folds
-from trueup.run.heads import fit_head
+from trueup.run.heads import fit_head, warm_start
 from trueup.run.objective import GroupDRO, Objective, Resampled, Weighted
 from trueup.run.predict import Outputs, predict
 from trueup.run.tangent import Tangent, expand
@@ -713,28 +713,108 @@ class LoraArithmetic(Arithmetic):
         return files.adapter_of(new)
 
 
-FAMILIES: tuple[Family, ...] = (
+@dataclass(frozen=True)
+class TaskPrompt(Family):
+    """The subject's prompt, from which nothing is subtracted. Under another last layer: what that layer alone changes."""
+
+    key: str = "prompt"
+    title: str = "prompt tuned again"
+    source: str = "prompt tuning"
+
+    def possible(self, e: Evidence) -> bool:
+        return e.prompt is not None
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        return [e.variant("l_Z = 0", Change(prompt=e.prompt))]
+
+
+@dataclass(frozen=True)
+class Under(Family):
+    """Prompt arithmetic under another shared last layer, fitted at P0 and then frozen; the task's prompt is tuned under it anew.
+
+    The subject's own last layer learnt from coupled examples, so part of the shortcut sits where no prompt reaches. ``frozen`` fits
+    the layer to the same examples and keeps it out of the prompt's training; ``balanced`` fits it with label and group made
+    independent by weights. A subject that answers with words has a frozen last layer as it is.
+    """
+
+    inner: Family
+    how: Literal["frozen", "balanced"]
+    costly: bool = True
+
+    @property
+    def key(self) -> str:  # type: ignore[override]
+        return f"{self.inner.key}-{self.how}-head"
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return f"{self.inner.title}, under a {self.how} head"
+
+    @property
+    def source(self) -> str:  # type: ignore[override]
+        return self.inner.source
+
+    def possible(self, e: Evidence) -> bool:
+        tuned = e.start is not None and e.subject.source.peft_type == "PROMPT_TUNING"
+        return tuned and e.subject.template is None and self.inner.possible(e)
+
+    def variants(self, e: Evidence) -> list[Variant]:
+        there = self._there(e)
+        layer = there.subject.own_head()
+        found = []
+        for v in self.inner.variants(there):
+            # To save it from the subject as it is, the last layer goes with the prompt.
+            change = None if v.change is None else Change(prompt=v.change.prompt, head=layer)
+            found.append(replace(v, change=change))
+        return found
+
+    def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
+        return self.inner.choose(self._there(e), variants)
+
+    def flipped(self, e: Evidence, chosen: int) -> Variant | None:
+        return self.inner.flipped(self._there(e), chosen)
+
+    def _there(self, e: Evidence) -> Evidence:
+        """The same evidence on a subject whose prompt was tuned under the other last layer."""
+        return e.once(f"under a {self.how} head", lambda: self._tuned(e))
+
+    def _tuned(self, e: Evidence) -> Evidence:
+        new = again(e)
+        warm_start(new, e.train, weight=e.balance(e.train.label, e.train_group) if self.how == "balanced" else None)
+        soft = [p for n, p in new.model.named_parameters() if "prompt_encoder" in n]
+        train(new, e.train, e.training, lr=e.lr, seed=e.seed, parameters=soft)
+        end = prompt_embeddings(new)
+        assert end is not None
+        return replace(e, subject=new, prompt=end.float().numpy(), memory={})
+
+
+ARITHMETIC: tuple[Family, ...] = (
     Relinearised(),
-    LastLayer(
-        "dfr", "relinearised-dfr", "re-linearised hybrid prompt, then its last layer again", "trueup", after=True
-    ),
     Hybrid("one", "hybrid-one", "hybrid arithmetic, l_Z = 1"),
     Hybrid("balanced", "hybrid-balanced", "hybrid arithmetic, l_Z by the balanced slice"),
     Hybrid("control", "hybrid-control", "hybrid arithmetic, l_Z by the control rule"),
-    Flipped(),
     FunctionForm(),
     Linearised(),
     TangentBoth(),
     TangentInside(),
+    OrdinaryBoth(),
+)
+"""Every row of prompt arithmetic: under the subject's own last layer, and under others."""
+
+FAMILIES: tuple[Family, ...] = (
+    *ARITHMETIC,
+    Flipped(),
+    LastLayer(
+        "dfr", "relinearised-dfr", "re-linearised hybrid prompt, then its last layer again", "trueup", after=True
+    ),
     LastLayer("published", "dfr-published", "last layer again, as published (DFR)", "arXiv 2204.02937"),
     LastLayer("dfr", "dfr", "last layer again, weighted to balance", "trueup, after arXiv 2204.02937"),
     LastLayer("leace", "leace", "attribute erased before the last layer (LEACE)", "arXiv 2306.03819"),
     LastLayer(
         "backdoor", "backdoor", "back-door adjustment of the last layer", "Pearl 2009, section 3.3; of the logits"
     ),
-    OrdinaryBoth(),
     LoraArithmetic(),
     Retrained("group-dro", "group-dro", "trained again, GroupDRO", "arXiv 1911.08731"),
     Retrained("resampled", "resampled", "trained again, balanced resampling", "resampling"),
     Retrained("weighted", "weighted", "trained again, importance weights", "importance weighting"),
+    *(Under(inner, how) for how in ("frozen", "balanced") for inner in (TaskPrompt(), *ARITHMETIC)),
 )

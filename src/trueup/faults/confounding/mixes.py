@@ -105,17 +105,8 @@ def judges(cluster: NDArray, seed: int) -> NDArray[np.bool_]:
     return folds(np.zeros(len(cluster)), 3, seed=np.random.SeedSequence([seed, 11]), cluster=cluster) > 0
 
 
-def at(table: NDArray) -> Callable[..., float]:
-    """AUPRC under the mix `table`, as a statistic of the same columns as `statistics`."""
-
-    def statistic(probability, predicted, label, group, score, weight=None) -> float:
-        return shift.auprc_at(lean.margins(score), label, group, table, weight=weight)
-
-    return statistic
-
-
 def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) -> dict[str, Callable[..., float]]:
-    """key -> statistic of the columns `COLUMNS` and weight.
+    """key -> statistic of the columns `COLUMNS` and weight. ``curve0`` and so on are AUPRC at the mixes of the curve.
 
     What is compared (the widest gap; beyond two classes and two groups, the way of the coupling) is chosen on the `samples`
     that do not judge, and held. Where `own` is False the way of the coupling is that of `m`, which other examples chose.
@@ -126,31 +117,17 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
     coupling = m.coupling
     if own and shape != (2, 2):
         rows, coupling = samples["judges"], along_own(samples, m)
-    last: tuple[object, NDArray] | None = None
 
-    def parts(probability, predicted, label, group, score, weight=None) -> NDArray:
-        # Four statistics ask for the same two numbers of each resample.
-        nonlocal last
-        if weight is None or last is None or last[0] is not weight:
-            w = None if weight is None else weight[rows]
-            last = weight, lean.drop_and_floor(score[rows], label[rows], group[rows], coupling, weight=w)
-        return last[1]
+    def parts(probability, predicted, label, group, score, weight) -> NDArray:
+        return lean.drop_and_floor(score[rows], label[rows], group[rows], coupling, weight=weight[:, rows])
 
-    def leaned(*columns, weight=None) -> float:
-        drop, floor = parts(*columns, weight=weight)
-        return float(drop - floor)
+    def curve(probability, predicted, label, group, score, weight) -> NDArray:
+        return lean.auprcs_at(score, label, group, (*m.tables, m.balanced, m.towards, m.against), weight=weight)
 
-    def severity(*columns, weight=None) -> float:
-        return abs(leaned(*columns, weight=weight))
+    turned, ranked, size = _kept(parts), _kept(curve), len(m.tables)
 
-    def floor(*columns, weight=None) -> float:
-        return float(parts(*columns, weight=weight)[1])
-
-    def drop(*columns, weight=None) -> float:
-        return float(parts(*columns, weight=weight)[0])
-
-    def level(*columns, weight=None) -> float:
-        return float(np.mean([at(t)(*columns, weight=weight) for t in m.tables]))
+    def of(found: Callable[..., NDArray], what: Callable[[NDArray], NDArray]) -> bootstrap.Many:
+        return bootstrap.Many(lambda *columns, weight: what(found(*columns, weight=weight)))
 
     def here(probability, predicted, label, group, score, weight=None) -> float:
         return shift.auprc(lean.margins(score), label, weight=weight)
@@ -169,8 +146,10 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
         return lambda w: of(gaps.confusion(predicted, label, group, shape, w))
 
     found = {
-        "severity": severity, "lean": leaned, "floor": floor, "drop": drop, "auprc": here,
-        "auprc_balanced": at(m.balanced), "auprc_towards": at(m.towards), "auprc_against": at(m.against), "level": level,
+        "severity": of(turned, lambda p: np.abs(p[0] - p[1])), "lean": of(turned, lambda p: p[0] - p[1]),
+        "floor": of(turned, lambda p: p[1]), "drop": of(turned, lambda p: p[0]), "auprc": here,
+        "auprc_balanced": of(ranked, lambda a: a[size]), "auprc_towards": of(ranked, lambda a: a[size + 1]),
+        "auprc_against": of(ranked, lambda a: a[size + 2]), "level": of(ranked, lambda a: a[:size].mean(axis=0)),
         "use": chosen(
             lambda w: gaps.mean_predictions(probability, label, group, shape[1], w), gaps.farthest, gaps.moved
         ),
@@ -180,10 +159,25 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
         "false_positive_gap": chosen(of_rates(gaps.false_positive_rates), gaps.widest, gaps.gap),
         "nll": surprise,
     }  # fmt: skip
+    found |= {f"curve{i}": of(ranked, lambda a, i=i: a[i]) for i in range(size)}
     if shape[0] == 2:
         # What is falsely taken for one class is what is missing in the other: the gaps are one number.
         del found["false_positive_gap"]
     return found
+
+
+def _kept(of: Callable[..., NDArray]) -> Callable[..., NDArray]:
+    """`of` the columns and weights, remembered while the weights are the same object: several statistics ask for the same numbers
+    of each resample."""
+    last: tuple[object, NDArray] | None = None
+
+    def kept(*columns, weight) -> NDArray:
+        nonlocal last
+        if last is None or last[0] is not weight:
+            last = weight, of(*columns, weight=weight)
+        return last[1]
+
+    return kept
 
 
 def rates(samples: Mapping[str, NDArray], shape: tuple[int, int]) -> dict[str, bootstrap.Estimate]:
@@ -296,6 +290,8 @@ def differences(
 
     def either(key: str) -> Callable[..., float]:
         # The last column says which side this is.
+        if isinstance(sides[0][key], bootstrap.Many):
+            return bootstrap.Many(lambda *c, weight: sides[int(c[-1][0])][key].of(*c[:-1], weight=weight))  # type: ignore[attr-defined]
         return lambda *c, weight=None: sides[int(c[-1][0])][key](*c[:-1], weight=weight)
 
     size = len(before["label"])
