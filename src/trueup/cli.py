@@ -287,15 +287,22 @@ app.add_typer(bench, name="bench")
 def bench_rigidity(
     out: Out,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions, from pretraining on.")] = 3,
-    width: Annotated[int, typer.Option("--width", min=8, help="Widest model; the paper's are 96 and 256.")] = 96,
+    width: Annotated[
+        int | None, typer.Option("--width", min=8, help="Widest model; 96 if not given, 256 with --paper.", show_default=False)
+    ] = None,
     steps: Annotated[float, typer.Option("--steps", help="Factor on all numbers of training steps.")] = 1.0,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The experiments as published: one rate, their steps and models; hours to days.")
+    ] = False,
+    only: Annotated[list[int] | None, typer.Option("--only", help="Only this experiment, 1 to 4; repeatable.")] = None,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """What a prefix can teach a small transformer: a variant of the experiments of arXiv 2310.19698, beside its figures."""
+    """What a prefix can teach a small transformer: the experiments of arXiv 2310.19698, tuned equally or as published (--paper)."""
     with _sentences():
         from trueup.experiments import rigidity
 
-        _bench(rigidity, rigidity.Settings(seeds, width, steps), out, force, quiet)
+        asked = rigidity.Settings(seeds, width, steps, paper=paper, only=tuple(only or ()))
+        _bench(rigidity, asked, out, force, quiet)
 
 
 @bench.command("verdicts")

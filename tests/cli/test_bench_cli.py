@@ -24,6 +24,19 @@ def test_bench_prints_and_writes_its_table(here: Path, monkeypatch: pytest.Monke
     assert "--force" in taken.err
 
 
+def test_one_experiment_is_run_as_published(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trueup.experiments import rigidity
+
+    for name, n in (("VALIDATION", 32), ("TEST", 32)):
+        monkeypatch.setattr(rigidity, name, n)
+    said = trueup("bench", "rigidity", "--paper", "--only", 1, "--seeds", 1, "--steps", 0.0001, "-o", "out")
+    assert said.code == 0, said.err
+    table = (here / "out" / "rigidity.md").read_text()
+    assert "as published" in table.splitlines()[0]
+    assert "| 1 | 1 x 1 heads, width 96 | descending | prefix, 1 slot | 96 | 0.0% |" in table
+    assert sum(line.startswith("| 1 |") for line in table.splitlines()) == 4
+
+
 def test_the_verdicts_of_one_fault_are_put_to_the_test(here: Path) -> None:
     words = ("bench", "verdicts", "--fault", "rigidity", "--runs", 3, "--sizes", "60", "-o", "out")
     said = trueup(*words)
@@ -44,6 +57,10 @@ def test_the_verdicts_of_one_fault_are_put_to_the_test(here: Path) -> None:
         (("bench", "verdicts", "--runs", 0, "-o", "out"), "--runs"),
         (("bench", "rigidity", "--seeds", 0, "-o", "out"), "--seeds"),
         (("bench", "rigidity", "--steps", 0, "-o", "out"), "--steps"),
+        (
+            ("bench", "rigidity", "--only", 5, "-o", "out"),
+            "There is no experiment 5. Give --only with one of 1, 2, 3, 4.",
+        ),
         (("bench", "rigidity"), "--out"),
     ],
 )

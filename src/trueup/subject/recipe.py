@@ -109,9 +109,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Prefix tuning (Li & Liang, arXiv 2101.00190): `tokens` trained keys and values in every layer."""
+    """Prefix tuning (Li & Liang, arXiv 2101.00190): `tokens` trained keys and values in every layer.
+
+    Attributes:
+        tokens: slots.
+        rank: 0 trains every key and value freely. Else each is a mix of `rank` directions (rank, width) that all slots and layers
+            share, and mixes and directions are trained: rank x (2 x layers x tokens + width) numbers. Saved as a plain prefix.
+    """
 
     tokens: int = 10
+    rank: int = 0
     name: ClassVar[str] = "prefix"
     lr: ClassVar[float] = 1e-2
 
@@ -209,6 +216,8 @@ def fresh(
             wrapped = peft.get_peft_model(net, settings)
             if isinstance(recipe, Prompt):
                 _start_from_text(wrapped, tokenizer, recipe)
+            if isinstance(recipe, Prefix) and recipe.rank:
+                _mix_slots(wrapped, recipe)
             if isinstance(recipe, Lora) and recipe.part:
                 _train_rows(wrapped, recipe, anatomy)
             door.check_runs(wrapped)  # type: ignore[arg-type]
@@ -281,7 +290,8 @@ def size_of(recipe: Recipe, subject: Subject) -> int:
     layers: Any = net.base_model.get_submodule(anatomy.layers)  # type: ignore[operator,union-attr]
     # Fewer keys than queries where heads share them; a third of the rows where all three are one matrix.
     keys = _shape(_unwrapped(layers[0].get_submodule(anatomy.key)))[1] // (3 if anatomy.query == anatomy.key else 1)
-    return recipe.tokens * sizes["num_layers"] * 2 * keys
+    rows = recipe.tokens * sizes["num_layers"] * 2
+    return recipe.rank * (rows + keys) if recipe.rank else rows * keys
 
 
 def prompt_embeddings(subject: Subject) -> Tensor | None:
@@ -301,6 +311,35 @@ def _start_from_text(model: Any, tokenizer: Any, recipe: Prompt) -> None:
     with torch.no_grad():
         rows = model.word_embeddings(torch.tensor(ids)).float()
         model.prompt_encoder[model.active_adapter].embedding.weight.copy_(rows)
+
+
+class _Mixed(nn.Module):
+    """In place of a prefix encoder's embedding (tokens, layers x 2 x width): a product of two trained matrices.
+
+    PEFT asks the encoder for what it saves, so that the file holds the product and no trace of how it was trained.
+    """
+
+    START = 0.1
+    """Standard deviation of a fresh key or value. PEFT's own is 1, at which many slots take so much attention from the text of the
+    planted model of rigidity that nothing is learnt."""
+
+    def __init__(self, recipe: Prefix, config: Any):
+        super().__init__()
+        self.shape = recipe.tokens, config.num_layers * 2 * config.token_dim
+        rows = recipe.tokens * config.num_layers * 2
+        self.mixes = nn.Parameter(torch.randn(rows, recipe.rank) * self.START / recipe.rank**0.5)
+        self.directions = nn.Parameter(torch.randn(recipe.rank, config.token_dim))
+
+    @property
+    def weight(self) -> Tensor:
+        return (self.mixes @ self.directions).view(self.shape)
+
+    def forward(self, slots: Tensor) -> Tensor:
+        return F.embedding(slots, self.weight)
+
+
+def _mix_slots(wrapped: Any, recipe: Prefix) -> None:
+    wrapped.prompt_encoder[wrapped.active_adapter].embedding = _Mixed(recipe, wrapped.active_peft_config)
 
 
 class _SomeRows(nn.Linear):

@@ -138,6 +138,8 @@ def test_every_kind_comes_as_near_to_the_budget_as_it_can(made: Any, family: str
 
 def neighbours(recipe: Recipe, depth: int) -> list[Recipe]:
     """One token, layer or rank more and less, where there is such a thing."""
+    if isinstance(recipe, Prefix) and recipe.rank:
+        return [replace(recipe, rank=n) for n in (recipe.rank - 1, recipe.rank + 1) if n]
     if not isinstance(recipe, Lora):
         return [replace(recipe, tokens=n) for n in (recipe.tokens - 1, recipe.tokens + 1) if n]
     layers = len(recipe.layers) or depth
@@ -192,6 +194,64 @@ def test_a_prompt_leaves_half_of_the_positions_to_the_text(made: Any):
     found = {r.kind: r.recipe for r in rivals(made("bert"), 10**6)}
     assert (found["prompt"], found["prefix"]) == (Prompt(64), Prefix(64))
     assert size_of(found["query-key LoRA"], made("bert")) == pytest.approx(10**6, rel=0.01)
+
+
+@pytest.fixture
+def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit into the numbers of models this narrow."""
+    monkeypatch.setattr(contest, "SLOTS", 4)
+
+
+MIXED = [f for f in ATTENTION if FAMILIES[f].prefix]
+
+
+@pytest.mark.parametrize("family", MIXED)
+def test_a_prefix_of_which_no_slot_fits_is_mixed_from_few_directions(made: Any, family: str, few_slots: None):
+    """Trained numbers are counted by gradients; what is kept is a plain prefix, whose keys and values span `rank` directions."""
+    subject = made(family)
+    if "prefix" in left_out(subject):
+        pytest.skip(left_out(subject)["prefix"])
+    one = size_of(Prefix(1), subject)
+    assert contestant(subject, "prefix", one).recipe == Prefix(1)
+    assert contestant(subject, "prefix", math.ceil(one / contest.UNEQUAL)).recipe == Prefix(1), (
+        "near enough to be compared"
+    )
+    mixed = contestant(subject, "prefix", one * 5 // 8)
+    assert isinstance(mixed.recipe, Prefix)
+    assert mixed.recipe.tokens == contest.SLOTS
+    assert 1 / contest.UNEQUAL < mixed.size / (one * 5 / 8) < contest.UNEQUAL
+    new = again(subject, mixed.recipe)
+    own = {n: p for n, p in new.model.named_parameters() if p.requires_grad and "prompt_encoder" in n}
+    assert sum(p.numel() for p in own.values()) == mixed.size
+    ids = torch.randint(4, len(new.tokenizer), (50, 6), generator=torch.Generator().manual_seed(0))
+    forward.features(new, forward.Batch(ids, torch.ones_like(ids))).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in own.values())
+    kept = next(t for n, t in files.adapter_tensors(new).items() if n == "prompt_embeddings")
+    rows = kept.reshape(-1, new.peft_config.token_dim)  # type: ignore[union-attr]
+    assert len(kept) == contest.SLOTS
+    assert len(rows) == size_of(Prefix(contest.SLOTS), subject) // new.peft_config.token_dim  # type: ignore[union-attr]
+    assert torch.linalg.matrix_rank(rows, rtol=1e-4) == min(mixed.recipe.rank, *rows.shape)
+    assert torch.linalg.matrix_rank(files.adapter_tensors(again(subject, Prefix(contest.SLOTS)))["prompt_embeddings"]
+                                    .reshape(rows.shape), rtol=1e-4) == min(rows.shape), "the control"  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "words"), [("bert", False), ("llama", False), ("llama", True)])
+def test_a_trained_mixed_prefix_is_saved_as_a_plain_one(
+    made: Any, family: str, words: bool, tmp_path: Path, few_slots: None
+):
+    subject = made(family, None, words)
+    mixed = contestant(subject, "prefix", size_of(Prefix(1), subject) * 5 // 8)
+    entrant = trained(subject, corpus(), mixed, rates=(3,), training=TRAINING, seed=0)
+    assert (entrant.settings["num_virtual_tokens"], entrant.settings["prefix_projection"]) == (contest.SLOTS, False)
+    worn = on(subject, entrant)
+    said = predict(worn, corpus().part("test")).logits
+    _, model = plain(subject, entrant, tmp_path)
+    assert not any("mixes" in n for n, _ in model.named_parameters())
+    rows = None if not words else subject.verbaliser_ids()
+    for i, ids in enumerate(forward.tokenize(worn, corpus().part("test"))):
+        with torch.no_grad():
+            z = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)).logits
+        assert np.abs((z[0] if rows is None else z[0, -1, rows]).numpy() - said[i]).max() < 1e-5
 
 
 def test_the_ladder_climbs_above_the_budget(made: Any):

@@ -13,7 +13,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
 from trueup.faults.rigidity import maths
-from trueup.faults.rigidity.contest import Kind, Team, budget, left_out, on, rivals, team
+from trueup.faults.rigidity.contest import UNEQUAL, Kind, Team, budget, left_out, on, rivals, team
 from trueup.measure import bootstrap
 from trueup.measure.bootstrap import PairedEstimate
 from trueup.measure.folds import folds
@@ -24,6 +24,7 @@ from trueup.run.prompts import Row
 from trueup.run.trace import ByLayer, Trace, by_layer, frozen, slots, trace
 from trueup.run.train import Training
 from trueup.subject.mixers import changed_elsewhere
+from trueup.subject.recipe import Prefix
 from trueup.subject.subject import Subject
 
 FEWEST = 20
@@ -34,8 +35,6 @@ SHOWN = 12
 """Tokens that the report lists."""
 TELLING = 0.3
 """Nats a token by which a text about the prompt must be likelier than about none: random prompts reached 0.2."""
-UNEQUAL = 1.5
-"""Ratio of sizes above which two adapters are not compared."""
 PROMPTS, WEIGHTS = ("prompt", "prefix"), ("query-key LoRA", "value-MLP LoRA")
 
 
@@ -177,7 +176,7 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
                 "trained numbers of this adapter": refs.size,
                 "best weights": refs.best(WEIGHTS), "best prompt": refs.best(PROMPTS),
                 "entrants": {
-                    k: {"trained numbers": e.rival.size, "learning rate": e.kept.lr,
+                    k: {"trained numbers": e.rival.size, **mixing(e), "learning rate": e.kept.lr,
                         "epochs": e.kept.epochs, "seeds": len(e.members),
                         "still improving": e.kept.growing,
                         "tried": "; ".join(f"{a.lr:.2g} ({a.epochs} epochs): NLL {a.nll:.4f}, accuracy {a.accuracy:.4f}"
@@ -192,6 +191,16 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
                     "seeds": max((len(e.members) for e in refs.entrants.values()), default=0),
                     "texts looked into": len(refs.texts)},
     )  # fmt: skip
+
+
+def mixing(e: Team) -> dict[str, int]:
+    """For a prefix that is mixed from shared directions, of how many slots and directions."""
+    recipe = e.rival.recipe
+    return (
+        {"slots": recipe.tokens, "directions they share": recipe.rank}
+        if isinstance(recipe, Prefix) and recipe.rank
+        else {}
+    )
 
 
 def largest(x: np.ndarray) -> float:

@@ -36,6 +36,10 @@ Kind = Literal["prompt", "prefix", "query-key LoRA", "value-MLP LoRA", "LoRA"]
 KINDS: tuple[Kind, ...] = ("prompt", "prefix", "query-key LoRA", "value-MLP LoRA")
 """Who meets in the contest. The plain LoRA is the repair's."""
 PARTS: dict[Kind, Part] = {"query-key LoRA": "query-key", "value-MLP LoRA": "value-mlp"}
+UNEQUAL = 1.5
+"""Ratio of sizes above which two adapters are not compared."""
+SLOTS = 16
+"""Slots of a prefix whose keys and values are mixed from shared directions."""
 RANKS = (1, 2, 4, 8, 16)
 """Tried ranks of the repair."""
 RATE: dict[Kind, float] = {"prompt": 1e-2, "prefix": 1e-2, "query-key LoRA": 3e-3, "value-MLP LoRA": 3e-3, "LoRA": 3e-3}
@@ -160,6 +164,9 @@ def rivals(subject: Subject, budget: int) -> list[Rival]:
     A prompt or prefix takes at most half of the model's positions. A LoRA has rank 1 in as many layers as fit, at least one,
     evenly spaced through the depth; where the budget is above rank 1 in every layer, the rank is raised.
 
+    One slot of a prefix costs as many numbers as the keys and values of all layers are wide. Where that is too many by more than
+    `UNEQUAL`, the prefix has `SLOTS` slots, mixed from as many shared directions as come nearest to the budget.
+
     Raises:
         BadInput: a budget below 1.
     """
@@ -180,6 +187,9 @@ def _rival(subject: Subject, kind: Kind, budget: int) -> Rival:
         cls = Prompt if kind == "prompt" else Prefix
         most = door.position_limit(subject.base.config) // 2
         recipes = [cls(min(most, _times(budget, size_of(cls(1), subject))))]
+        if kind == "prefix" and size_of(Prefix(1), subject) > UNEQUAL * budget:
+            slots = min(SLOTS, most)
+            recipes.append(Prefix(slots, _times(budget, size_of(Prefix(slots, 1), subject))))
     return min((Rival(kind, r, size_of(r, subject)) for r in recipes), key=lambda r: _off(r.size, budget))
 
 
