@@ -1,6 +1,6 @@
 """Speed against the usual way, in one process on one thread: equality first, then the ratio of the minimum of several.
 
-python bench/speed.py [heads] [features] [tangent] [attention] [staircase | staircase:MODEL:TOKENS:POINTS ...]
+python bench/speed.py [heads] [features] [tangent] [attention] [demonstrations] [staircase | staircase:MODEL:TOKENS:POINTS ...]
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import numpy as np
 import torch
 import transformers
 
+from trueup.corpus import tasks
 from trueup.corpus.read import read
 from trueup.faults.confounding import maths as tangents
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.candidates import ADUE_GRID
 from trueup.run import forward, staircase
 from trueup.run.heads import HeadRun, train_heads, warm_start
-from trueup.run.predict import outputs, predict
+from trueup.run.predict import collect_rows, outputs, predict
+from trueup.run.prompts import drawn, rows, with_pool
 from trueup.run.tangent import expand
 from trueup.run.trace import LEAST, Sums, Trace
 from trueup.subject.anatomy import FAMILIES
@@ -308,13 +310,46 @@ def attention(tokens: int = 512, slots: int = 10) -> None:
     )
 
 
+def demonstrations(tokens: int = 200, queries: int = 16) -> None:
+    """Fixed demonstrations read once for all queries of a batch, against the whole prompt for every query."""
+    subject = load("embedded:smollm2", shots=4, device="cpu")
+    data = tasks.load("first-of-list", seed=0)
+    pool = data.part("train")
+    pairs = [(t, data.classes[y]) for t, y in zip(pool.text, pool.label, strict=True)]
+    assert subject.template is not None
+    kept: list[tuple[str, str]] = []
+    while len(subject.tokenizer(subject.template.before(kept))["input_ids"]) < tokens:
+        kept.append(pairs[len(kept)])
+    subject = with_pool(subject, pool.take(np.arange(len(kept), len(pool))), kept)
+    asked = data.part("test")
+    asked = asked.take(np.arange(min(queries, len(asked))))
+    ours = rows(subject, asked.text, drawn(subject, asked))
+    usual = [forward.Row(r) for r in ours]
+    got: list[np.ndarray] = []
+    fast = seconds(lambda: got.append(collect_rows(subject, ours, forward.next_token_logits, "answers")))
+    whole: list[np.ndarray] = []
+    slow = seconds(lambda: whole.append(collect_rows(subject, usual, forward.next_token_logits, "answers")), repeats=2)
+    gap = float(np.abs(got[0] - whole[0]).max() / np.abs(whole[0]).max())
+    assert gap <= 1e-5, gap
+    own = float(np.mean([len(r) - r.shared for r in ours]))
+    print(
+        f"| {len(ours)} queries of {own:.0f} tokens behind {ours[0].shared} tokens of fixed demonstrations, SmolLM2 "
+        f"| the whole prompt each time {slow:.1f} s | demonstrations once a batch {fast:.2f} s | {slow / fast:.1f} x "
+        f"| largest difference {gap:.1e} of the largest |",
+        flush=True,
+    )
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print("| what | the usual way | trueup | ratio | equality |\n|---|---|---|---|---|")
-    for name in sys.argv[1:] or ("heads", "features", "tangent", "attention", "staircase"):
+    for name in sys.argv[1:] or ("heads", "features", "tangent", "attention", "demonstrations", "staircase"):
         kind, _, case = name.partition(":")
         if kind == "staircase":
             for one in [case] if case else STAIRS:
                 stairs(one)
         else:
-            {"heads": heads, "features": features, "tangent": tangent, "attention": attention}[kind]()
+            {
+                "heads": heads, "features": features, "tangent": tangent, "attention": attention,
+                "demonstrations": demonstrations,
+            }[kind]()  # fmt: skip

@@ -82,6 +82,10 @@ ShotsOption = Annotated[
     int | None,
     typer.Option("--shots", min=0, help="Demonstrations before each query; --template is one: '{text} -> {label}'."),
 ]
+Chat = Annotated[
+    bool,
+    typer.Option("--chat", help="Ask as a chat, by the tokenizer's template: turns of a user, answers, the query."),
+]
 Demos = Annotated[
     str | None,
     typer.Option(
@@ -90,7 +94,9 @@ Demos = Annotated[
 ]
 Header = Annotated[
     str | None,
-    typer.Option("--header", metavar="TEXT", help="What stands before the first demonstration, on a line of its own."),
+    typer.Option(
+        "--header", metavar="TEXT", help="Line before the first demonstration; with --chat the system's message."
+    ),
 ]
 MaxLength = Annotated[
     int | None,
@@ -146,8 +152,8 @@ def check(
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     fault: Annotated[list[str] | None, typer.Option("--fault", help="Examine only this fault; repeatable.")] = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
-    demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None, revision: Revision = None,
-    allow_pickle: Pickle = False,
+    chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
+    revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
     as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
     push_to_hub: Push = None,
@@ -164,8 +170,8 @@ def audit(
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
-    demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None, revision: Revision = None,
-    allow_pickle: Pickle = False,
+    chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
+    revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
     as_json: Json = False, strict: Strict = False,
 ) -> None:  # fmt: skip
@@ -181,8 +187,8 @@ def repair(
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
-    demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None, revision: Revision = None,
-    allow_pickle: Pickle = False,
+    chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
+    revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
     as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
     push_to_hub: Push = None,
@@ -360,7 +366,7 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 
 _JOB = (
     "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed",
-    "template", "shots", "demos", "header", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
+    "template", "shots", "chat", "demos", "header", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 
 

@@ -20,11 +20,11 @@ class Job:
     """One check as data: what the command line says, and what ``job.json`` keeps to repeat it.
 
     Attributes:
-        model, adapter, template, verbaliser, shots, classes, max_length, device, revision, allow_pickle,
+        model, adapter, template, verbaliser, shots, chat, classes, max_length, device, revision, allow_pickle,
             trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) are asked with 4 shots unless told
             otherwise.
         demos: a file of pairs that stand before every query, columns as in `data`. header: what stands before the first
-            demonstration; a line of its own. Both go with few-shot prompts.
+            demonstration, a line of its own; in a chat the system's message. Both go with few-shot prompts.
         data, text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`; `confounder` are its
             attributes. With `shots` the labels are answers and need not be classes.
         faults: names; empty for every fault that applies.
@@ -53,6 +53,7 @@ class Job:
     template: str | None = None
     verbaliser: tuple[str, ...] | None = None
     shots: int | None = None
+    chat: bool = False
     demos: str | None = None
     header: str | None = None
     max_length: int | None = None

@@ -57,8 +57,8 @@ def open_job(
     if not isinstance(subject, Subject):
         subject = door.load(
             job.model if model is None else model, job.adapter, tokenizer=tokenizer, classes=job.classes,
-            template=job.template, verbaliser=job.verbaliser, shots=shots, max_length=job.max_length, device=job.device,
-            revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
+            template=job.template, verbaliser=job.verbaliser, shots=shots, chat=job.chat, max_length=job.max_length,
+            device=job.device, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
     subject = _prompted(subject, corpus, job, pairs)
     _same_base(subject)
@@ -81,7 +81,7 @@ def _prompted(subject: Subject, corpus: Corpus, job: Job, pairs: tuple[tuple[str
     """The subject with the header and the fixed demonstrations that the job asks for."""
     from trueup.run.predict import session
     from trueup.run.prompts import with_pool
-    from trueup.subject.load import as_meant
+    from trueup.subject.load import as_meant, check_template
 
     if job.header is None and not pairs:
         return subject
@@ -97,8 +97,11 @@ def _prompted(subject: Subject, corpus: Corpus, job: Job, pairs: tuple[tuple[str
             raise BadInput(
                 f"The header {header!r} has {part} in it, which stands for a demonstration's own. Put it into --template."
             )
-        header += "" if not header or header != header.rstrip() else "\n"
-        subject = replace(subject, template=replace(template, header=header))
+        header += "" if template.chat or not header or header != header.rstrip() else "\n"
+        template = replace(template, header=header)
+        if template.chat:
+            check_template(subject.tokenizer, template)
+        subject = replace(subject, template=template)
     if not pairs:
         return subject
     new = sorted({y for _, y in pairs} - set(corpus.classes))

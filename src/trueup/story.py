@@ -87,6 +87,7 @@ def check(
     template: str | None = None,
     verbaliser: Sequence[str] | None = None,
     shots: int | None = None,
+    chat: bool = False,
     demos: str | Path | None = None,
     header: str | None = None,
     max_length: int | None = None,
@@ -105,9 +106,10 @@ def check(
         data: a Corpus; whatever `trueup.read` takes: a name, a pandas or polars DataFrame, a ``datasets.Dataset`` or
             ``DatasetDict``, a list of dicts, a pair (texts, labels).
         faults: names, or faults with their knobs set; empty for all but those examined on request.
-        adapter, tokenizer, classes, template, verbaliser, shots, max_length, device: as in `trueup.load`, for a model that
+        adapter, tokenizer, classes, template, verbaliser, shots, chat, max_length, device: as in `trueup.load`, for a model that
             is no Subject yet.
-        demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them.
+        demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them (in
+            a chat the system's message).
         text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`, for data that are no Corpus yet;
             `confounder` are its attributes.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
@@ -130,7 +132,7 @@ def check(
     if isinstance(model, Subject):
         _settled(
             "A Subject", "load", adapter=adapter, tokenizer=tokenizer, classes=classes, template=template,
-            verbaliser=verbaliser, shots=shots, demos=demos, header=header, max_length=max_length, device=device,
+            verbaliser=verbaliser, shots=shots, chat=chat or None, demos=demos, header=header, max_length=max_length, device=device,
         )  # fmt: skip
     if isinstance(data, Corpus):
         _settled(
@@ -148,7 +150,7 @@ def check(
                 confounder=confounder, cluster=cluster, split=split, allow_leak=allow_leak, keep=keep, limit=limit,
                 faults=tuple(f.name for f in chosen) if given else (), depth="check" if repair else "audit", seed=seed,
                 classes=None if classes is None else tuple(classes), template=template,
-                verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots,
+                verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
                 demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device,
                 knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
             )  # fmt: skip

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -315,3 +316,37 @@ def test_an_answer_that_no_pair_of_the_data_has_is_noted(sick: Path, tmp_path: P
     said = trueup(*words(sick, *asked, "--demos", tmp_path / "demos.csv", "-o", "out", command="audit"))
     assert said.code in (0, 1)
     assert "give 'the', which no pair of the data has as its answer" in " ".join(told(here / "out")["notes"])
+
+
+# ------------------------------------------------------------------------------------------------------------- a chat
+
+
+@pytest.fixture(scope="module")
+def instruct(sick: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base with a chat template whose turns are the lines of the other tests, in its tokenizer's words."""
+    folder = shutil.copytree((sick / "base").resolve(), tmp_path_factory.mktemp("chat") / "instruct")
+    (folder / "MANIFEST.json").unlink(missing_ok=True)
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    chat = no_system + "{% for m in messages %}{{ m.content }} {% endfor %}"
+    (folder / "chat_template.jinja").write_text(chat)
+    return folder
+
+
+def test_a_chat_is_asked_by_the_tokenizers_template_and_recorded(
+    sick: Path, instruct: Path, here: Path, done: tuple[Path, Said]
+) -> None:
+    asked = ("--text", "x", "--label", "y", "--shots", 4, "--split", "part")
+    said = trueup(*words(sick, *asked, "--chat", "-o", "out", command="audit", model=str(instruct)))
+    assert (said.err, said.code) == ("", 1)
+    assert json.loads((here / "out" / "job.json").read_text())["chat"] is True
+    assert " --chat " in (here / "out" / "report.html").read_text()
+    (c,), (lines,) = told(here / "out")["comparisons"], told(done[0])["comparisons"]
+    assert c["before"]["severity"] == lines["before"]["severity"], "the same tokens"
+    refused = trueup(*words(sick, *asked, "--chat", "-o", "not", command="audit"))
+    assert refused.code == 2
+    assert "The tokenizer has no chat template, so --chat has nothing to spell turns with." in refused.err
+    headed = ("--chat", "--header", "the film", "-o", "not")
+    refused = trueup(*words(sick, *asked, *headed, command="audit", model=str(instruct)))
+    assert refused.code == 2
+    assert "takes no system message (no system). Leave --header out, or put it into --template" in refused.err
+    assert refused.err.count("\n") == 1

@@ -23,6 +23,7 @@ from trueup.run.staircase import (
     Refined,
     attribute,
     gauss_legendre,
+    heads_replaced,
     last_units,
     midpoint,
     scaled_at_last,
@@ -33,7 +34,7 @@ from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh
 from trueup.subject.subject import Subject, Template
-from trueup.subject.units import down_of, layers_of
+from trueup.subject.units import Part, down_of, head_width, layers_of, projection_of
 from trueup.subject.wear import wear
 
 CAUSAL = [f for f, a in FAMILIES.items() if a.causal]
@@ -70,12 +71,16 @@ def apart(a: Any, b: Any) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def alone(subject: Subject, row: Row, i: int, layer: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+def alone(
+    subject: Subject, row: Row, i: int, layer: int, change: Callable[[Tensor], Tensor], part: Part = "down"
+) -> Tensor:
     """(): the readout of one unpadded prompt whose units (units,) at the last position of one layer are changed."""
-    return together(subject, row, i, {layer: change})
+    return together(subject, row, i, {layer: change}, part)
 
 
-def together(subject: Subject, row: Row, i: int, changes: Mapping[int, Callable[[Tensor], Tensor]]) -> Tensor:
+def together(
+    subject: Subject, row: Row, i: int, changes: Mapping[int, Callable[[Tensor], Tensor]], part: Part = "down"
+) -> Tensor:
     """(): as `alone`, in several layers."""
 
     def hook(change: Callable[[Tensor], Tensor]) -> Any:
@@ -85,7 +90,9 @@ def together(subject: Subject, row: Row, i: int, changes: Mapping[int, Callable[
 
         return put
 
-    handles = [down_of(subject, at)[1].register_forward_pre_hook(hook(change)) for at, change in changes.items()]
+    handles = [
+        projection_of(subject, at, part)[1].register_forward_pre_hook(hook(change)) for at, change in changes.items()
+    ]
     try:
         ids = torch.tensor([row])
         h = forward.backbone(subject, ids, torch.ones_like(ids)).last_hidden_state[0, -1:]
@@ -345,6 +352,57 @@ def test_last_units_and_scaled_candidates(family: str, base_of: Any):
     assert np.allclose(got[:, 1:3], full.floor, atol=1e-4)
     assert np.allclose(got[:, 4], full.whole, atol=1e-4)
     assert np.abs(np.diff(got, axis=1)).max(axis=0).min() > 1e-3, "the candidates differ"
+
+
+ATTENTION = [f for f in CAUSAL if FAMILIES[f].kind == "decoder"]
+
+
+@pytest.mark.parametrize("family", ATTENTION)
+def test_heads_scaled_and_replaced_are_those_of_slow_passes(family: str, base_of: Any, monkeypatch: pytest.MonkeyPatch):
+    subject = bare(base_of(family))
+    before, given = subject.fingerprint, last_units(subject, ROWS, "mixer_out")
+    wide, instead = head_width(subject), given[::-1].mean(axis=0) + 0.3
+    heads = given.shape[2] // wide
+
+    def put(w: Tensor, layer: int, head: int) -> Tensor:
+        w = w.clone()
+        w[head * wide : (head + 1) * wide] = torch.as_tensor(instead[layer])[head * wide : (head + 1) * wide]
+        return w
+
+    off = torch.ones(heads * wide)
+    off[wide : 2 * wide] = 0
+    candidates = [{1: off}, {0: off, 1: 0.5 * off}]
+    got, scaled = (
+        heads_replaced(subject, ROWS, readout, instead),
+        scaled_at_last(subject, ROWS, readout, candidates, "mixer_out"),
+    )
+    assert got.shape == (len(ROWS), 2, heads)
+    with torch.no_grad():
+        for i, row in enumerate(ROWS):
+            plain, seen = float(alone(subject, row, i, 0, lambda w: w)), []
+            theirs = np.empty((2, heads))
+            for at in range(2):
+                alone(subject, row, i, at, lambda w, seen=seen: (seen.append(w.clone()), w)[1], "mixer_out")
+                for h in range(heads):
+                    change = float(alone(subject, row, i, at, lambda w, a=at, h=h: put(w, a, h), "mixer_out")) - plain
+                    theirs[at, h] = change
+            assert apart(given[i], torch.stack(seen)) <= TOLERANCE
+            assert np.abs(got[i] - theirs).max() <= TOLERANCE * max(abs(plain), 1)
+            slow = [
+                float(together(subject, row, i, {at: lambda w, s=s: w * s for at, s in c.items()}, "mixer_out"))
+                for c in candidates
+            ]
+            assert np.abs(scaled[i] - slow).max() <= TOLERANCE * max(np.abs(slow).max(), 1)
+    assert np.abs(got).max(axis=0).min() > 1e-3, "no head is silent"
+    assert np.abs(got[:, :, ::-1] - got).max() > 1e-3, "the control: another head"
+    monkeypatch.setattr(staircase, "ROWS", heads)  # a layer at a time
+    assert np.abs(heads_replaced(subject, ROWS, readout, instead) - got).max() <= TOLERANCE * np.abs(got).max()
+    assert subject.fingerprint == before
+
+
+def test_a_model_without_attention_has_no_heads_to_replace(base_of: Any):
+    with pytest.raises(Unsupported, match="has no attention heads"):
+        heads_replaced(bare(base_of("mamba")), ROWS, readout, np.zeros((2, 8), np.float32))
 
 
 def test_a_candidate_for_a_layer_that_is_not_there(base_of: Any):

@@ -16,6 +16,7 @@ from torch import Tensor
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.run import forward
+from trueup.run.attention import tapped
 from trueup.run.edit import scaled
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
@@ -25,7 +26,16 @@ from trueup.subject.quiet import quiet
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.subject import Subject, Template
 from trueup.subject.tiny import make_tokenizer
-from trueup.subject.units import down_of, layers_of, scales_as_adapter, scales_as_ia3, scales_as_lora
+from trueup.subject.units import (
+    Part,
+    down_of,
+    head_width,
+    layers_of,
+    projection_of,
+    scales_as_adapter,
+    scales_as_ia3,
+    scales_as_lora,
+)
 from trueup.subject.wear import wear
 
 CAUSAL = [f for f, a in FAMILIES.items() if a.causal]
@@ -63,9 +73,9 @@ def with_config(base: Path, config: peft.PeftConfig) -> Subject:
     return shaken(replace(subject, model=model, source=replace(subject.source, peft_type=kind)))
 
 
-def weight_of(subject: Subject, layer: int) -> Tensor:
-    """(out, units)"""
-    module: Any = down_of(subject, layer)[1]
+def weight_of(subject: Subject, layer: int, part: Part = "down") -> Tensor:
+    """(out, inputs)"""
+    module: Any = projection_of(subject, layer, part)[1]
     module = module.get_base_layer() if hasattr(module, "get_base_layer") else module
     return module.weight.T if type(module).__name__ == "Conv1D" else module.weight
 
@@ -82,15 +92,15 @@ def some_scales(subject: Subject, layers: tuple[int, ...] = (0, 1), seed: int = 
     return scales
 
 
-def by_columns(subject: Subject, scales: dict[int, Tensor]) -> np.ndarray:
-    """Logits with the columns of the base's down projections multiplied in place, and put back."""
-    kept = {at: weight_of(subject, at).detach().clone() for at in scales}
+def by_columns(subject: Subject, scales: dict[int, Tensor], part: Part = "down") -> np.ndarray:
+    """Logits with the columns of the base's projections multiplied in place, and put back."""
+    kept = {at: weight_of(subject, at, part).detach().clone() for at in scales}
     with torch.no_grad():
         for at, s in scales.items():
-            weight_of(subject, at).mul_(s)
+            weight_of(subject, at, part).mul_(s)
         got = predict(subject, corpus()).logits
         for at, w in kept.items():
-            weight_of(subject, at).copy_(w)
+            weight_of(subject, at, part).copy_(w)
     return got
 
 
@@ -115,8 +125,9 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def check(
-    subject: Subject, base: Path, folder: Path, scales: dict[int, Tensor], made: Any, expected: np.ndarray
-) -> None:
+    subject: Subject, base: Path, folder: Path, scales: dict[int, Tensor], made: Any, expected: np.ndarray,
+    part: Part = "down",
+) -> None:  # fmt: skip
     """The adapter says what `expected` says: worn, in files with plain PEFT, and as trueup loads those files."""
     settings, tensors = made
     logits = predict(subject, corpus()).logits
@@ -129,9 +140,18 @@ def check(
     again = files.read_config(folder).to_dict(), files.read_tensors(folder)
     assert apart(predict(wear(subject, *again), corpus()).logits, expected) <= TOLERANCE
     # Scaled units are those of the adapted model, not of the base.
-    with scaled(subject, scales) as inside:
+    with scaled(subject, scales, part) as inside:
         assert apart(predict(inside, corpus()).logits, expected) <= TOLERANCE
     assert np.array_equal(predict(subject, corpus()).logits, logits)
+
+
+def some_heads(subject: Subject, *heads: tuple[int, int, float]) -> dict[int, Tensor]:
+    """Whole heads: (layer, head, factor)."""
+    wide, scales = head_width(subject), {}
+    for at, head, factor in heads:
+        own = scales.setdefault(at, torch.ones(weight_of(subject, at, "mixer_out").shape[1]))
+        own[head * wide : (head + 1) * wide] = factor
+    return scales
 
 
 # --------------------------------------------------------------------------------------------------- a bare subject
@@ -174,6 +194,56 @@ def test_a_lora_is_scaled_columns(family: str, base_of: Any, tmp_path: Path):
     assert {v.shape[0] for k, v in made[1].items() if "lora_A" in k} == ranks
     assert len(ranks) == 2
     assert subject.fingerprint == before
+
+
+@pytest.mark.parametrize("family", ATTENTION)
+@pytest.mark.parametrize("make", [scales_as_ia3, scales_as_lora])
+def test_a_scaled_head_is_scaled_columns_of_what_it_goes_through(family: str, make: Any, base_of: Any, tmp_path: Path):
+    subject = bare(base_of(family))
+    scales = some_heads(subject, (0, 3, 0.5), (1, 0, 0.0), (1, 2, 0.0))
+    before = subject.fingerprint
+    made, expected = make(subject, scales, "mixer_out"), by_columns(subject, scales, "mixer_out")
+    check(subject, base_of(family), tmp_path / "heads", scales, made, expected, "mixer_out")
+    assert subject.fingerprint == before
+    assert set(made[0]["target_modules"]) == {projection_of(subject, at, "mixer_out")[0] for at in scales}
+    # The control: the same numbers on the neighbouring head are another model.
+    other = by_columns(subject, some_heads(subject, (0, 3, 0.5), (1, 1, 0.0), (1, 2, 0.0)), "mixer_out")
+    assert apart(other, expected) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma", "bloom", "gpt_neox"])
+def test_the_inputs_of_a_head_are_what_it_attends_to(family: str, base_of: Any):
+    """A head made deaf by its own attention weights gives nothing, in its inputs and in no other's."""
+    subject = bare(base_of(family))
+    wide, given = head_width(subject), []
+    hook = projection_of(subject, 1, "mixer_out")[1].register_forward_pre_hook(lambda _, x: given.append(x[0].clone()))
+
+    def deaf(layer: int, weights: Tensor, _: Tensor) -> Tensor | None:
+        if layer != 1:
+            return None
+        weights = weights.clone()
+        weights[:, 2] = 0
+        return weights
+
+    with tapped(subject, deaf):
+        predict(subject, corpus())
+    hook.remove()
+    heads = given[-1].unflatten(-1, (-1, wide)).abs().amax(dim=(0, 1, 3))
+    assert len(heads) == 4
+    assert heads[2] == 0
+    assert heads[[0, 1, 3]].min() > 1e-4
+
+
+def test_a_model_without_attention_has_no_heads(base_of: Any):
+    with pytest.raises(
+        Unsupported, match=r"'mamba' is a state-space model and has no attention heads; scale its units"
+    ):
+        head_width(bare(base_of("mamba")))
+    subject = bare(base_of("gpt2"))
+    with pytest.raises(
+        BadInput, match=r"Layer 1 has 32 inputs of its heads' projection, and the scales are \(128,\); give one"
+    ):
+        scales_as_adapter(subject, {1: torch.ones(128)}, "mixer_out")
 
 
 def test_a_merged_ia3_is_scaled_columns(base_of: Any):

@@ -157,14 +157,26 @@ def _few_shot(remedy: Adapted, tried: tuple[tuple[str, str], ...]) -> Card:
     line = shape["text"] if shape["text"] != shape["text"].rstrip() else shape["text"] + "\n"
     header = f"{shape['header']!r} + " if shape.get("header") else ""
     asked = "shown + " + joined(line.partition("{label}")[0].rstrip(), "query")
+    shown = f'shown = {header}"".join({joined(line, "text")} for text, answer in demonstrations)'
+    ends = "the answer ends where its line does"
+    if shape.get("chat"):
+        turns, header = shape["text"], str(shape.get("header") or "").strip()
+        system = f"{{'role': 'system', 'content': {header!r}}}" if header else ""
+        shown = f"""turns = [{system}]
+for text, answer in demonstrations:
+    turns += [{{'role': 'user', 'content': {joined(turns, "text")}}}, {{'role': 'assistant', 'content': answer}}]
+turns.append({{'role': 'user', 'content': {joined(turns, "query")}}})
+shown = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)"""
+        asked = f"shown + {remedy.card['opened']!r}" if remedy.card["opened"] else "shown"
+        ends = "the answer ends with its turn"
     return Card(
         remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(remedy.card["base"]), "text-generation",
         f"It was made for prompts of {shape['shots']['number']} demonstrations and a query.",
         f"""{loading.load_lines(remedy.card, None)}
-shown = {header}"".join({joined(line, "text")} for text, answer in demonstrations)
+{shown}
 {loading.input_lines(remedy.card, asked)}
 answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])""",
-        "`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; the answer ends where its line "
-        f"does.\n{loading.closing(remedy.card)}",
+        f"`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; {ends}.\n"
+        f"{loading.closing(remedy.card)}",
         tried,
     )  # fmt: skip

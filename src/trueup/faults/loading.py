@@ -9,19 +9,20 @@ from typing import Any
 
 from trueup.subject.load import UNNAMED
 from trueup.subject.subject import Subject
-from trueup.subject.wording import ends_texts
+from trueup.subject.wording import ends_texts, opened
 
 
 def facts(subject: Subject) -> dict[str, Any]:
     """What the lines need to know of a subject; a card adds ``pair`` where its examples are pairs of texts."""
-    causal = subject.anatomy.causal
+    causal, chat = subject.anatomy.causal, subject.template is not None and subject.template.chat
     takes_segments = not causal and getattr(subject.base.config, "type_vocab_size", 0) > 1
     return {
         "base": subject.source.base, "adapter": subject.source.adapter, "revision": subject.source.revision,
         "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."), "max_length": subject.max_length,
         "shape": None if subject.template is None else subject.template.for_card(),
         "segments": takes_segments or "token_type_ids" not in subject.tokenizer.model_input_names,
-        "ends": subject.template is not None and ends_texts(subject.tokenizer),
+        "ends": subject.template is not None and not chat and ends_texts(subject.tokenizer),
+        "opened": opened(subject.tokenizer, subject.template) if subject.template is not None and chat else None,
         "ids": None if subject.template is None or subject.shots is not None else subject.verbaliser_ids(),
         "quantised": _quantised(subject), "pad": None if subject.template is not None else subject.pad_token_id,
         "causal": causal, "own tokenizer": subject.source.tokenizer is not None, "vocabulary": subject.source.vocabulary,
@@ -66,6 +67,8 @@ def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
         parts = [p for p in re.split(r"(\{text\}|\{second\})", shape["text"]) if p]
         text = " + ".join(p[1:-1] if p in ("{text}", "{second}") else repr(p) for p in parts)
     text = text or ("text, second" if about.get("pair") else "text")
+    if shape is not None and shape.get("chat"):  # the chat template has written the special tokens
+        options += ", add_special_tokens=False"
     if not about.get("segments", True):
         options += ", return_token_type_ids=False"
     lines = f'inputs = tok({text}, return_tensors="pt"{options})'

@@ -115,6 +115,8 @@ def end_tokens(subject: Subject) -> set[int]:
 def _after(subject: Subject, tokens: Sequence[int]) -> str:
     """The text of an answer's tokens, without what stands between the prompt and every answer."""
     assert subject.template is not None
+    if subject.template.chat:
+        return subject.tokenizer.decode(tokens).lstrip()
     before = subject.template.text.partition("{label}")[0]
     return subject.tokenizer.decode(tokens).lstrip(before[len(before.rstrip()) :] + " ")
 

@@ -1,4 +1,4 @@
-"""Feed-forward units scaled on the live model for as long as a block lasts: what a scaling adapter must equal."""
+"""Units, or heads, scaled on the live model for as long as a block lasts: what a scaling adapter must equal."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 from trueup.run.predict import session, within
 from trueup.subject.subject import Subject
-from trueup.subject.units import check, down_of, layers_of
+from trueup.subject.units import Part, check, layers_of, projection_of
 
 
 @contextlib.contextmanager
-def scaled(subject: Subject, scales: Mapping[int, Tensor]) -> Iterator[Subject]:
+def scaled(subject: Subject, scales: Mapping[int, Tensor], part: Part = "down") -> Iterator[Subject]:
     """Inside the block the units of layer l are multiplied by ``scales[l]`` (units,) at all positions.
 
-    Units are the input of `anatomy.down`. Nothing that runs inside is remembered on disk: the weights, by which a memory
-    knows a model, are the same.
+    Units are the input of `anatomy.down`; with ``mixer_out`` it is what the layer's attention heads give. Nothing that runs
+    inside is remembered on disk: the weights, by which a memory knows a model, are the same.
 
     Raises:
         BadInput: a layer that is not there, or scales of another length than the layer's units.
     """
-    check(subject, scales)
+    check(subject, scales, part)
 
     def multiply(factors: Tensor) -> Any:
         return lambda _, inputs: (inputs[0] * factors.to(inputs[0]), *inputs[1:])
 
-    hooks = [down_of(subject, at)[1].register_forward_pre_hook(multiply(s)) for at, s in scales.items()]
+    hooks = [projection_of(subject, at, part)[1].register_forward_pre_hook(multiply(s)) for at, s in scales.items()]
     try:
         with within(replace(session(), memo=None)):
             yield subject

@@ -12,7 +12,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import Draws, Mode
 from trueup.errors import BadInput
 from trueup.subject.subject import Shots, SoftmaxResponse, Subject
-from trueup.subject.wording import text_ids, wording
+from trueup.subject.wording import prompt_ids, text_ids, wording
 
 
 class Row(list[int]):
@@ -117,7 +117,11 @@ def fitting(subject: Subject) -> None:
     stop = wording(subject.tokenizer, template).stop
     # A tokenizer that knows no line break ends nothing there, and a line of several lines is still none.
     ends = stop or "\n"
-    broken = [(x, y) for x, y in shots.pool if ends in y or ("\n" in x and "\n" in (ends, template.text[-1:]))]
+    if template.chat:
+        broken = [(x, y) for x, y in shots.pool if ends in y or "\n" in y.strip()]
+        ends = ends if any(ends in y for _, y in broken) else "\n"
+    else:
+        broken = [(x, y) for x, y in shots.pool if ends in y or ("\n" in x and "\n" in (ends, template.text[-1:]))]
     if broken:
         text, answer = broken[0]
         what = f"the answer {answer!r}" if ends in answer else f"the text {text[:60]!r}"
@@ -148,13 +152,18 @@ def rows(
     # Every query has the same demonstrations: what is read of them once serves all.
     same = bool(shots.fixed) and answers is None and len(np.unique(draws.index, axis=0)) == 1
     always = [shots.pool[j] for j in draws.index[0] if j >= 0] if same else []
-    before = text_ids(subject.tokenizer, first + template.before(always)) if same else []
+    before: list[int] = []
+    if same and template.chat:
+        # The turns of another query: only tokens that agree are shared.
+        before = prompt_ids(subject.tokenizer, template, "x", always, first)
+    elif same:
+        before = text_ids(subject.tokenizer, first + template.before(always))
     out: list[Row] = []
     for i, query in enumerate(text):
         pairs = [shots.pool[j] for j in draws.index[i] if j >= 0]
         if answers is not None:
             pairs = [(x, subject.classes[a]) for (x, _), a in zip(pairs, answers[i][draws.index[i] >= 0], strict=True)]
-        row = Row([*text_ids(subject.tokenizer, first + template.prompt(query, pairs)), *words.lead])
+        row = Row([*prompt_ids(subject.tokenizer, template, query, pairs, first), *words.lead])
         if same:
             # Tokens may reach over the place where the query begins, so only those that agree are shared.
             row.shared = next((k for k, (a, b) in enumerate(zip(row, before, strict=False)) if a != b), len(before))
@@ -170,7 +179,7 @@ def _too_long(subject: Subject, query: str, pairs: list[tuple[str, str]], answer
 
     def length(shown: int) -> int:
         assert subject.template is not None
-        return len(text_ids(subject.tokenizer, first + subject.template.prompt(query, pairs[:shown]))) + answer
+        return len(prompt_ids(subject.tokenizer, subject.template, query, pairs[:shown], first)) + answer
 
     fit = next((k for k in range(len(pairs), -1, -1) if length(k) <= subject.max_length), 0)
     lower = f"at most {fit} of them fit. Lower --shots to {fit}, raise" if fit else "not one of them fits. Raise"

@@ -29,7 +29,7 @@ from trueup.run.predict import TOKENS, evaluating, out_of_memory, session
 from trueup.run.proof import equal
 from trueup.subject import past
 from trueup.subject.subject import Subject
-from trueup.subject.units import layers_of
+from trueup.subject.units import Part, head_width, layers_of
 
 T = TypeVar("T")
 Readout = Callable[[Tensor, int], Tensor]
@@ -194,8 +194,10 @@ def _begins(baseline: np.ndarray | None, layer: int, units: Tensor) -> Tensor:
     return torch.as_tensor(baseline[layer], device=units.device).to(units.dtype).expand_as(units)
 
 
-def last_units(subject: Subject, rows: Sequence[Row]) -> np.ndarray:
+def last_units(subject: Subject, rows: Sequence[Row], part: Part = "down") -> np.ndarray:
     """(n, layers, units) float32: the feed-forward units of every prompt at its last position.
+
+    With ``mixer_out`` it is what the attention heads of a layer give there, one head after another.
 
     Raises:
         As `attribute`.
@@ -203,7 +205,7 @@ def last_units(subject: Subject, rows: Sequence[Row]) -> np.ndarray:
     units = np.empty((0,))
 
     def read(batch: Batch, _: list[int]) -> Tensor:
-        return torch.stack([layer.units for layer in _record(subject, batch).layers], dim=1).float()
+        return torch.stack([layer.units for layer in _record(subject, batch, part).layers], dim=1).float()
 
     for take, got in _batches(subject, rows, ROWS, "units", read):
         units = np.empty((len(rows), *got.shape[1:]), np.float32) if not units.size else units
@@ -212,12 +214,14 @@ def last_units(subject: Subject, rows: Sequence[Row]) -> np.ndarray:
 
 
 def scaled_at_last(
-    subject: Subject, rows: Sequence[Row], readout: Readout, candidates: Sequence[Mapping[int, Tensor]]
-) -> np.ndarray:
+    subject: Subject, rows: Sequence[Row], readout: Readout, candidates: Sequence[Mapping[int, Tensor]],
+    part: Part = "down",
+) -> np.ndarray:  # fmt: skip
     """(n, c, ...): `readout` when units are multiplied at the last position alone, for c candidates (layer -> factors).
 
     The machinery of `attribute` without gradients: one full pass for all candidates, each of which then climbs from its
-    lowest layer. Factors are (units,), or one number. The readout may give (rows, k) instead of (rows,).
+    lowest layer. Factors are (units,), or one number. The readout may give (rows, k) instead of (rows,). With ``mixer_out`` what
+    the attention heads give is multiplied.
 
     Raises:
         BadInput: a layer that is not there, or a candidate without one. Else as `attribute`.
@@ -233,7 +237,7 @@ def scaled_at_last(
 
     def read(batch: Batch, prompts: list[int]) -> Tensor:
         with torch.no_grad():
-            run = _record(subject, batch)
+            run = _record(subject, batch, part)
             step = max(1, ROWS // len(prompts))
             parts = [
                 _read_out(readout, run.climb_scaled([candidates[c] for c in order[i : i + step]]), prompts)
@@ -247,6 +251,38 @@ def scaled_at_last(
         got[take] = f.cpu().numpy()
     back = np.argsort(order)
     return got[:, back]
+
+
+def heads_replaced(subject: Subject, rows: Sequence[Row], readout: Readout, given: np.ndarray) -> np.ndarray:
+    """(n, layers, heads): by how much `readout` changes when one attention head gives at the last position what `given` says.
+
+    `given` is (layers, heads * width), as `last_units` with ``mixer_out``. Every head is one row that climbs from its own
+    layer, after one full pass for all of them: patching, exactly, at a fraction of a pass for each.
+
+    Raises:
+        As `attribute`, and Unsupported: a state-space model.
+    """
+    width = head_width(subject)
+    instead = torch.as_tensor(given, device=subject.device)
+    depth, heads = len(instead), instead.shape[1] // width
+    own = torch.eye(heads, dtype=torch.bool, device=subject.device).repeat_interleave(width, dim=1)
+    step = max(1, ROWS // heads)
+
+    def read(batch: Batch, prompts: list[int]) -> Tensor:
+        with torch.no_grad():
+            run = _record(subject, batch, "mixer_out")
+            found = []
+            for first in range(0, depth, step):
+                some = {at: run.layers[at].units.unsqueeze(1) for at in range(first, min(first + step, depth))}
+                put = {at: torch.where(own, instead[at].to(w), w) for at, w in some.items()}
+                found.append(_read_out(readout, run.climb(put), prompts))
+            plain = _read_out(readout, run.final.unsqueeze(1), prompts)
+        return (torch.cat(found, dim=1) - plain).unflatten(1, (depth, heads))
+
+    got = np.empty((len(rows), depth, heads))
+    for take, change in _batches(subject, rows, ROWS // (heads * min(step, depth)), "attention heads", read):
+        got[take] = change.cpu().numpy()
+    return got
 
 
 # ------------------------------------------------------------------------------------------------- a pass, and climbs
@@ -303,7 +339,8 @@ class _Layer:
     """One layer after a full pass over b prompts: all that rows need to go through it in the last token's place.
 
     Attributes:
-        enters: (b, 1, d) what entered it at the last token. units: (b, units) what entered its down projection there.
+        down: the projection whose input is edited, by its most frequent name.
+        enters: (b, 1, d) what entered it at the last token. units: (b, units) what entered that projection there.
         given: its other arguments, as far as they do not depend on the number of rows.
         cache: its past. cache_name: the argument that takes it.
         seen: (b, 1, 1, k) which keys the last token sees, itself left out; None in state-space models.
@@ -445,12 +482,12 @@ def _layers(subject: Subject) -> list[nn.Module]:
     return layers_of(subject)
 
 
-def _record(subject: Subject, batch: Batch) -> _Run:
+def _record(subject: Subject, batch: Batch, part: Part = "down") -> _Run:
     """One full pass without gradients; in state-space models also one over all tokens but the last."""
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
     anatomy, layers = subject.anatomy, _layers(subject)
     parent = subject.base.base_model.get_submodule(anatomy.layers.rpartition(".")[0])  # type: ignore[operator, union-attr]
-    downs = [layer.get_submodule(anatomy.down) for layer in layers]
+    downs = [layer.get_submodule(getattr(anatomy, part)) for layer in layers]
     recurrent = anatomy.kind == "state-space"
     seen: list[dict[str, Any]] = []
     places: list[list[str]] = []

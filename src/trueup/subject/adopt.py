@@ -44,6 +44,7 @@ def adopt(
     template: str | None = None,
     verbaliser: Sequence[str] | None = None,
     shots: int | None = None,
+    chat: bool = False,
     max_length: int | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
@@ -62,7 +63,7 @@ def adopt(
     base, settings = _opened(model)
     anatomy = anatomy_of(base.config)
     what = type(base).__name__
-    chosen = door.template_of(template, verbaliser, shots)
+    chosen = door.template_of(template, verbaliser, shots, chat)
     causal = what.endswith(("ForCausalLM", "LMHeadModel"))
     if chosen is not None and not anatomy.causal:
         raise door.answers_with_no_word(anatomy, shots is not None)
@@ -90,7 +91,7 @@ def adopt(
     resized = before is not None and settings is not None and getattr(before, "vocab_size", rows) != rows
     if another or resized:
         tokens.check_rows(tokenizer, rows, "The tokenizer")
-    if chosen is not None and chosen.shots is None:
+    if chosen is not None and (chosen.shots is None or chosen.chat):
         door.check_template(tokenizer, chosen)
     name = base_name(base, settings, anatomy, revision)
     if getattr(base.config, "quantization_config", None) is not None and not hasattr(before, "quantization_config"):

@@ -20,7 +20,7 @@ from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import state_of
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template
-from trueup.subject.wording import first_tokens
+from trueup.subject.wording import first_tokens, opened
 
 LENGTH = 256
 """Longest input in tokens of an adapter that trueup trains, unless told otherwise."""
@@ -38,6 +38,7 @@ def load(
     template: str | None = None,
     verbaliser: Sequence[str] | None = None,
     shots: int | None = None,
+    chat: bool = False,
     max_length: int | None = None,
     device: str | None = None,
     revision: str | None = None,
@@ -63,6 +64,8 @@ def load(
             class, of which the first token after the prompt is read. Default: the adapter's trueup card.
         shots: demonstrations before each query; the answers are then the data's own class names, and `template` is one
             demonstration with ``{text}`` and ``{label}`` (default `SHOT`).
+        chat: with `shots`, for instruct models: each demonstration is a user's turn and the assistant's answer, spelt by the
+            tokenizer's chat template; `template` is then the user's turn (default ``{text}``).
         max_length: longest input in tokens; default the card's, else what the model and its tokenizer take.
         device: ``cpu``, ``cuda`` ...; default the fastest there is.
         revision: of the model on the hub; default the one that the adapter was made for.
@@ -83,8 +86,8 @@ def load(
                 "the model by its name."
             )
         return adopt(
-            model, tokenizer, classes=classes, template=template, verbaliser=verbaliser, shots=shots, max_length=max_length,
-            revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+            model, tokenizer, classes=classes, template=template, verbaliser=verbaliser, shots=shots, chat=chat,
+            max_length=max_length, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
         )  # fmt: skip
     if tokenizer is not None:
         raise BadInput(
@@ -125,7 +128,8 @@ def load(
         template, known = template or card["template"]["text"], card["template"].get("shots")
         shots = shots if shots is not None or not known else int(known["number"])
         verbaliser = verbaliser or (None if shots is not None else card["template"]["words"])
-    chosen = template_of(template, verbaliser, shots)
+        chat = chat or bool(card["template"].get("chat"))
+    chosen = template_of(template, verbaliser, shots, chat)
     if chosen is not None and card.get("template"):
         chosen = replace(chosen, header=card["template"].get("header", ""))
     causal = chosen is not None or _is_causal(settings, config, head_rows, model, adapter)
@@ -171,7 +175,7 @@ def load(
             f"The tokenizer beside the adapter '{adapter}'" if tokens.has_one(folder) else f"The tokenizer of '{model}'"
         )
         tokens.check_rows(tokenizer, len(net.get_input_embeddings().weight), whose)
-    if chosen is not None and chosen.shots is None:
+    if chosen is not None and (chosen.shots is None or chosen.chat):
         check_template(tokenizer, chosen)
     room = position_limit(config, settings)
     usual = card.get("max_length") or most_tokens(config, tokenizer, settings)
@@ -559,7 +563,9 @@ SHOT = "{text} -> {label}\n"
 """One demonstration of a few-shot prompt, unless a template says otherwise."""
 
 
-def template_of(text: str | None, words: Sequence[str] | None, shots: int | None = None) -> Template | None:
+def template_of(
+    text: str | None, words: Sequence[str] | None, shots: int | None = None, chat: bool = False
+) -> Template | None:
     """The template of a causal model that answers with a word, or from `shots` demonstrations; None for a classifier with
     a head.
 
@@ -567,19 +573,31 @@ def template_of(text: str | None, words: Sequence[str] | None, shots: int | None
         BadInput: a text without words to answer with, or a demonstration without a place for its answer.
     """
     text = as_meant(text or "")
+    if chat and shots is None:
+        raise BadInput(
+            "--chat goes with prompts that show demonstrations, as a user's turns and the assistant's answers. Give --shots 4, or "
+            "leave it out."
+        )
     if shots is not None:
-        text = text or SHOT
+        text = text or ("{text}" if chat else SHOT)
         if shots < 0:
             raise BadInput(f"There cannot be {shots} demonstrations; give --shots 4 or another number.")
         if words:
             raise BadInput("Demonstrations bring their own answers (the data's class names); leave --verbaliser out.")
-        for part in ("{text}", "{label}"):
+        if chat and "{label}" in text:
+            raise BadInput(
+                f"With --chat the template {text!r} is the user's turn alone, and the answer is the assistant's: leave {{label}} "
+                "and what stands before it out."
+            )
+        for part in ("{text}",) if chat else ("{text}", "{label}"):
             if part not in text:
                 raise BadInput(f"The demonstration {text!r} has no {part} in it; say where it goes, as in {SHOT!r}.")
         if "{second}" in text:
             raise BadInput(
                 f"The demonstration {text!r} has {{second}} in it, and one has one text alone; leave it out."
             )
+        if chat:
+            return Template(text, (), Shots(shots), chat=True)
         if not text.partition("{label}")[0].strip() or "{text}" in text.partition("{label}")[2]:
             raise BadInput(f"In the demonstration {text!r} the answer must come after the text, as in {SHOT!r}.")
         return Template(text, (), Shots(shots))
@@ -596,7 +614,11 @@ def as_meant(text: str) -> str:
 
 
 def check_template(tokenizer: Any, template: Template) -> None:
-    """Raises BadInput when the template has no ``{text}``, or two class words start with the same token."""
+    """Raises BadInput when the template has no ``{text}``, or two class words start with the same token; or where the tokenizer
+    has no chat template for what is asked as a chat."""
+    if template.chat:
+        opened(tokenizer, template)
+        return
     if "{text}" not in template.text:
         raise BadInput(f"The template {template.text!r} has no {{text}} in it; say where the example goes.")
     if not all(w.strip() for w in template.words):

@@ -55,12 +55,15 @@ class Template:
             word's first token, so first tokens must differ (with `shots` they need not: `run.answers` reads to the end).
         shots: demonstrations before the query, or None.
         header: what stands before the first demonstration, its line break included.
+        chat: with `shots`, each demonstration is a user's turn, which `text` makes, and the assistant's answer; `header` is the
+            system's message. The tokenizer's chat template spells them (`wording.prompt_ids`).
     """
 
     text: str
     words: tuple[str, ...]
     shots: Shots | None = None
     header: str = ""
+    chat: bool = False
 
     def fill(self, text: str, second: str | None = None) -> str:
         """The prompt of one example. Braces inside the example are left alone."""
@@ -69,7 +72,7 @@ class Template:
     def for_card(self) -> dict[str, Any]:
         """What is written beside an adapter: not the demonstrations, which are the user's."""
         shots = None if self.shots is None else {"number": self.shots.number}
-        return {"text": self.text, "words": self.words, "shots": shots, "header": self.header}
+        return {"text": self.text, "words": self.words, "shots": shots, "header": self.header, "chat": self.chat}
 
     def prompt(self, text: str, demonstrations: Sequence[tuple[str, str]] = ()) -> str:
         """The few-shot prompt of one query: a line for each demonstration, then the query's, up to where the answer goes."""
@@ -78,6 +81,17 @@ class Template:
     def before(self, demonstrations: Sequence[tuple[str, str]]) -> str:
         """What stands before a query: the header, and a line for each demonstration."""
         return self.header + "".join(_filled(self.line, {"{text}": x, "{label}": y}) for x, y in demonstrations)
+
+    def messages(
+        self, text: str, demonstrations: Sequence[tuple[str, str]] = (), first: str = ""
+    ) -> list[dict[str, str]]:
+        """The turns of a chat that ends with a query, as transformers' chat templates take them; `first` stands before the first
+        user's text."""
+        turns = [] if not self.header.strip() else [{"role": "system", "content": self.header.strip()}]
+        for x, y in demonstrations:
+            turns += [{"role": "user", "content": first + self.fill(x)}, {"role": "assistant", "content": y.strip()}]
+            first = ""
+        return [*turns, {"role": "user", "content": first + self.fill(text)}]
 
     @property
     def line(self) -> str:

@@ -1,6 +1,7 @@
-"""Scaled feed-forward units as plain PEFT adapters. The units of a layer are the input of `anatomy.down`.
+"""Scaled feed-forward units, or attention heads, as plain PEFT adapters: scaled inputs of a linear projection.
 
-To multiply the units by factors is to multiply the columns of the down projection's weight by them. As an IA3 adapter that
+The units of a layer are the input of `anatomy.down`, and what its heads found is the input of `anatomy.mixer_out`, one head
+after another. To multiply these by factors is to multiply the columns of the projection's weight by them. As an IA3 adapter that
 is one vector a layer, 4 bytes a unit: 12 kB for a layer of GPT-2, 6 kB for one of SmolLM2-135M, whatever is scaled. Where
 the subject already wears a LoRA, PEFT cannot put an IA3 beside it in one folder, and the same change of weights joins the
 LoRA, at one rank for each unit that is scaled: exact, and larger.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import torch
@@ -24,6 +25,8 @@ from trueup.subject.subject import Subject
 
 Adapter = tuple[dict[str, Any], dict[str, Tensor]]
 """PEFT's settings and weights, ready to be worn or written."""
+Part = Literal["down", "mixer_out"]
+"""The projection of `Anatomy` whose input is scaled: ``down`` for units, ``mixer_out`` for attention heads."""
 _BEYOND = (
     "use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "use_qalora",
     "alora_invocation_tokens", "use_bdlora", "arrow_config", "velora_config", "monteclora_config", "kasa_config",
@@ -36,49 +39,73 @@ def layers_of(subject: Subject) -> list[nn.Module]:
     return list(subject.base.base_model.get_submodule(subject.anatomy.layers))  # type: ignore[operator, union-attr, arg-type]
 
 
-def down_of(subject: Subject, layer: int) -> tuple[str, nn.Module]:
-    """The down projection of a layer, in the adapter's wrapping where there is one, and its full name in the base."""
-    module = layers_of(subject)[layer].get_submodule(subject.anatomy.down)
+def projection_of(subject: Subject, layer: int, part: Part) -> tuple[str, nn.Module]:
+    """A projection of a layer, in the adapter's wrapping where there is one, and its full name in the base."""
+    module = layers_of(subject)[layer].get_submodule(getattr(subject.anatomy, part))
     return next(n for n, m in subject.base.named_modules() if m is module), module
 
 
-def width_of(subject: Subject, layer: int) -> int:
-    """How many units a layer has."""
-    return int(_weight(down_of(subject, layer)[1]).shape[1])
+def down_of(subject: Subject, layer: int) -> tuple[str, nn.Module]:
+    """The down projection of a layer, as `projection_of`."""
+    return projection_of(subject, layer, "down")
 
 
-def check(subject: Subject, scales: Mapping[int, Tensor]) -> None:
-    """Raises BadInput where `scales` names a layer that is not there, or has another length than the layer's units."""
+def width_of(subject: Subject, layer: int, part: Part = "down") -> int:
+    """How many units a layer has; with ``mixer_out`` how many numbers its heads give."""
+    return int(_weight(projection_of(subject, layer, part)[1]).shape[1])
+
+
+def head_width(subject: Subject) -> int:
+    """How many inputs of `anatomy.mixer_out` one attention head gives: those of head h begin at h times as many.
+
+    Raises:
+        Unsupported: a state-space model, which has no heads of attention.
+    """
+    anatomy = subject.anatomy
+    if anatomy.kind == "state-space":
+        raise Unsupported(
+            f"'{anatomy.model_type}' is a state-space model and has no attention heads; scale its units instead."
+        )
+    return width_of(subject, 0, "mixer_out") // int(getattr(subject.base.config, anatomy.heads))
+
+
+def check(subject: Subject, scales: Mapping[int, Tensor], part: Part = "down") -> None:
+    """Raises BadInput where `scales` names a layer that is not there, or has another length than the layer's units.
+
+    With ``mixer_out`` it is the length of what the layer's heads give."""
     depth = len(layers_of(subject))
     for at, factors in scales.items():
         if not 0 <= at < depth:
             raise BadInput(f"There is no layer {at}: the model has layers 0 to {depth - 1}. Give one of these.")
-        units = width_of(subject, at)
+        units = width_of(subject, at, part)
         if tuple(factors.shape) != (units,):
+            has, one = ("units", "unit") if part == "down" else ("inputs of its heads' projection", "input")
             raise BadInput(
-                f"Layer {at} has {units} units, and the scales are {tuple(factors.shape)}; give one per unit."
+                f"Layer {at} has {units} {has}, and the scales are {tuple(factors.shape)}; give one per {one}."
             )
 
 
-def scales_as_adapter(subject: Subject, scales: Mapping[int, Tensor]) -> Adapter:
+def scales_as_adapter(subject: Subject, scales: Mapping[int, Tensor], part: Part = "down") -> Adapter:
     """The subject's adapter with the units of layer l multiplied by ``scales[l]`` (units,), as one PEFT adapter.
 
-    An IA3 on a subject without an adapter or with an IA3; joined into the LoRA of a subject that has one.
+    With ``mixer_out`` it is what the layer's attention heads give that is multiplied. An IA3 on a subject without an adapter or
+    with an IA3; joined into the LoRA of a subject that has one.
 
     Raises:
         Unsupported: a prompt or a prefix, which PEFT keeps apart from changes of weights. Else as the two below.
     """
-    return (scales_as_lora if isinstance(subject.peft_config, peft.LoraConfig) else scales_as_ia3)(subject, scales)
+    make = scales_as_lora if isinstance(subject.peft_config, peft.LoraConfig) else scales_as_ia3
+    return make(subject, scales, part)
 
 
-def scales_as_ia3(subject: Subject, scales: Mapping[int, Tensor]) -> Adapter:
-    """As an IA3 adapter on the down projections named in `scales`; multiplied into the subject's own IA3 where it has one.
+def scales_as_ia3(subject: Subject, scales: Mapping[int, Tensor], part: Part = "down") -> Adapter:
+    """As an IA3 adapter on the projections of the layers in `scales`; multiplied into the subject's own IA3 where it has one.
 
     Raises:
         BadInput: no layer, one that is not there, or scales of another length. Unsupported: another kind of adapter, or an
             IA3 that scales what comes out of the projection.
     """
-    check(subject, scales)
+    check(subject, scales, part)
     own = subject.peft_config
     if own is not None and not isinstance(own, peft.IA3Config):
         raise _not_beside(own)
@@ -91,11 +118,11 @@ def scales_as_ia3(subject: Subject, scales: Mapping[int, Tensor]) -> Adapter:
     settings, tensors = files.adapter_of(subject) if own is not None else (_plain(subject, peft.IA3Config()), {})
     inputs = {n for n, m in live.items() if m.is_feedforward}
     for at, factors in scales.items():
-        name, module = down_of(subject, at)
+        name, module = projection_of(subject, at, part)
         key = f"base_model.model.{name}.ia3_l"
         if name in live and name not in inputs:
             raise Unsupported(
-                f"The subject's IA3 scales what comes out of '{name}', not its units; give an adapter whose "
+                f"The subject's IA3 scales what comes out of '{name}', not what goes into it; give an adapter whose "
                 "feedforward_modules name it, or the base without it."
             )
         before = tensors.get(key, torch.ones(1, len(factors)))
@@ -111,8 +138,8 @@ def scales_as_ia3(subject: Subject, scales: Mapping[int, Tensor]) -> Adapter:
     return settings, tensors
 
 
-def scales_as_lora(subject: Subject, scales: Mapping[int, Tensor]) -> Adapter:
-    """As a LoRA of one rank per unit scaled, B = (s_u - 1) W[:, u] and A one-hot; joined with the subject's own LoRA.
+def scales_as_lora(subject: Subject, scales: Mapping[int, Tensor], part: Part = "down") -> Adapter:
+    """As a LoRA of one rank per input scaled, B = (s_u - 1) W[:, u] and A one-hot; joined with the subject's own LoRA.
 
     On a projection that the subject's LoRA adapts, the columns of its A are multiplied as well, so that the sum of base
     and adapter is scaled; its own scaling is folded into B.
@@ -121,7 +148,7 @@ def scales_as_lora(subject: Subject, scales: Mapping[int, Tensor]) -> Adapter:
         BadInput: nothing is scaled, a layer is not there, or scales of another length. Unsupported: another kind of
             adapter, a LoRA that is more than scaling * B @ A, or a state-space model, where PEFT puts no LoRA.
     """
-    check(subject, scales)
+    check(subject, scales, part)
     own = subject.peft_config
     if own is not None and not isinstance(own, peft.LoraConfig):
         raise _not_beside(own)
@@ -143,7 +170,7 @@ def scales_as_lora(subject: Subject, scales: Mapping[int, Tensor]) -> Adapter:
         sizes, tensors = {}, {}
         settings = _plain(subject, peft.LoraConfig(r=1, lora_alpha=1))
     for at, factors in scales.items():
-        name, module = down_of(subject, at)
+        name, module = projection_of(subject, at, part)
         weight = _weight(module).detach().float().cpu()
         factors = factors.detach().float().cpu()
         units = (factors != 1).nonzero()[:, 0]
@@ -200,7 +227,7 @@ def _nothing() -> BadInput:
 
 
 def _weight(module: Any) -> Tensor:
-    """(out, units): the base weight of a down projection."""
+    """(out, inputs): the base weight of a projection."""
     layer = module.get_base_layer() if hasattr(module, "get_base_layer") else module
     return layer.weight.T if _turned(layer) else layer.weight
 

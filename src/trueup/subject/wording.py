@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,18 +38,26 @@ def wording(tokenizer: Any, template: Template) -> Wording:
     Raises:
         BadInput: the tokenizer joins an answer with what stands before it, or reads it back as something else.
     """
-    stem = template.prompt("x")
-    before = text_ids(tokenizer, stem)
-    gap = template.text.partition("{label}")[0]
-    gap = gap[len(gap.rstrip()) :]
-    stop = tokenizer(template.line.partition("{label}")[2].lstrip(" ") or "\n", add_special_tokens=False)["input_ids"]
+    if template.chat:
+        stem, gap, end = _chat(tokenizer, template)
+    else:
+        stem, (gap, _, end) = template.prompt("x"), template.text.partition("{label}")
+        gap, end = gap[len(gap.rstrip()) :], template.line.partition("{label}")[2]
+    ids = _in_turns if template.chat else text_ids
+    before = ids(tokenizer, stem)
+    stop = tokenizer(end.lstrip(" ") or "\n", add_special_tokens=False)["input_ids"]
     rests: list[tuple[int, ...]] = []
     for word in template.words:
-        whole = text_ids(tokenizer, stem + gap + word)
+        whole = ids(tokenizer, stem + gap + (word.strip() if template.chat else word))
         if whole[: len(before)] != before:
+            step = (
+                "Leave --chat out, and give --template '{text} -> {label}'."
+                if template.chat
+                else f"Put a space or a colon before {{label}} in the template {template.text!r}."
+            )
             raise BadInput(
                 f"The tokenizer joins the answer {word!r} with what stands before it, so a model cannot give it as an answer "
-                f"of its own. Put a space or a colon before {{label}} in the template {template.text!r}."
+                f"of its own. {step}"
             )
         back = tokenizer.decode(whole[len(before) :]).strip()
         if back != word.strip():
@@ -63,6 +72,97 @@ def wording(tokenizer: Any, template: Template) -> Wording:
     return Wording(
         rests[0][:shared], tuple(r[shared:] for r in rests), tokenizer.decode(stop).lstrip(" "), max(1, len(stop))
     )
+
+
+def prompt_ids(
+    tokenizer: Any, template: Template, query: str, demonstrations: Sequence[tuple[str, str]] = (), first: str = ""
+) -> list[int]:
+    """The tokens of a few-shot prompt, up to where its answer goes; of a chat as the tokenizer's own template spells it.
+
+    Args:
+        first: what stands before the demonstrations, behind the header; in a chat at the beginning of the first user's turn.
+
+    Raises:
+        BadInput: the tokenizer has no chat template, or one that cannot say this.
+    """
+    if not template.chat:
+        return text_ids(tokenizer, first + template.prompt(query, demonstrations))
+    text = _rendered(tokenizer, template.messages(query, demonstrations, first), True)
+    return _in_turns(tokenizer, text + opened(tokenizer, template))
+
+
+def opened(tokenizer: Any, template: Template) -> str:
+    """What a chat template writes between the prompt for an answer and the answer, but for a space: most often nothing; an empty
+    thought in models that think."""
+    messages = template.messages("x")
+    return _apart(tokenizer, messages, _rendered(tokenizer, messages, True))[0].rstrip()
+
+
+def _chat(tokenizer: Any, template: Template) -> tuple[str, str, str]:
+    """A prompt, the space that comes between it and an answer, and what ends an answer's turn."""
+    messages = template.messages("x")
+    stem = _rendered(tokenizer, messages, True)
+    gap, end = _apart(tokenizer, messages, stem)
+    kept = gap.rstrip()
+    return stem + kept, gap[len(kept) :], end.strip()
+
+
+_ANSWER = "answer"
+"""Stands for an answer where a template is asked what it writes around one."""
+
+
+def _apart(tokenizer: Any, messages: list[dict[str, str]], stem: str) -> tuple[str, str]:
+    """What a chat template writes before an answer, behind its own prompt for one, and what after it."""
+    whole = _rendered(tokenizer, [*messages, {"role": "assistant", "content": _ANSWER}], False)
+    if not whole.startswith(stem) or _ANSWER not in whole[len(stem) :]:
+        raise BadInput(
+            "The tokenizer's chat template does not write an answer where it asks for one (add_generation_prompt), so what a model "
+            "answers cannot be read there. Leave --chat out, and give --template '{text} -> {label}'."
+        )
+    gap, _, end = whole[len(stem) :].partition(_ANSWER)
+    return gap, end
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], asking: bool) -> str:
+    """The chat as text, special tokens included.
+
+    Raises:
+        BadInput: there is no chat template, or it refuses these turns or leaves the system's message out.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise BadInput(
+            "The tokenizer has no chat template, so --chat has nothing to spell turns with. Leave --chat out, or give the instruct "
+            "model of this family, whose tokenizer brings one."
+        )
+
+    def said(turns: list[dict[str, str]]) -> str:
+        try:
+            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking)
+        except Exception as e:  # a template is a program, and raises what it likes
+            raise BadInput(
+                f"The tokenizer's chat template refuses turns of a user and an assistant ({' '.join(str(e).split())[:200]}). Leave "
+                "--chat out, and give --template '{text} -> {label}'."
+            ) from e
+
+    if messages[0]["role"] != "system":
+        return said(messages)
+    why = ": it leaves it out"
+    try:
+        text = said(messages)
+    except BadInput as e:
+        said(messages[1:])  # a template that refuses the turns themselves says so
+        text, why = "", f" ({' '.join(str(e.__cause__).split())[:200]})"
+    if messages[0]["content"] not in text:
+        raise BadInput(
+            f"The tokenizer's chat template takes no system message{why}. Leave --header out, or put it into --template, before "
+            "{text}."
+        )
+    return text
+
+
+def _in_turns(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a rendered chat, which has its special tokens in it."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def first_tokens(tokenizer: Any, template: Template) -> list[int]:

@@ -74,3 +74,33 @@ def counting(carried: bool) -> tuple[Subject, Corpus]:
 def unit_of(slot: int) -> int:
     """The unit that copies the answers of a slot: those of the planted case first."""
     return (*UNITS, 1, 2, 5, 7, 13)[slot]
+
+
+HEAD = (1, 2)
+"""Layer and head of `one_head`, and its four heads a layer."""
+
+
+def one_head(copies: bool = True) -> tuple[Subject, Corpus]:
+    """The planted pairs, asked of a decoder that knows every key, and one of whose heads says what the demonstrations said."""
+    width, units, wide = 48, 40, 12
+
+    def build(model: Any, word: dict[str, int]) -> None:
+        n, (layer, head) = len(word), HEAD
+        for i in range(n):
+            model.model.embed_tokens.weight[i, i] += 1.0
+        mlp, mix = model.model.layers[0].mlp, model.model.layers[layer].self_attn
+        for k, key in enumerate(KEYS):
+            mlp.gate_proj.weight[k, word[key]] += 1.0
+            mlp.up_proj.weight[k, word[key]] += 1.0
+            mlp.down_proj.weight[n + answer_of(k, "planted"), k] += 0.1 + 0.05 * (k // 2)
+        for i, answer in enumerate(ANSWERS):
+            model.lm_head.weight[word[answer], n + i] += 1.0
+            mix.v_proj.weight[head * wide + i, word[answer]] += 1.0
+            mix.o_proj.weight[n + i, head * wide + i] += 30.0 * copies
+
+    base = kept_llama(
+        f"copying-head-{copies}", [*ANSWERS, *KEYS, *FILLERS], build, hidden_size=width, intermediate_size=units,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+    )  # fmt: skip
+    _, corpus = planted("planted")
+    return with_pool(load(str(base), shots=4, template="{text} {label}\n", device="cpu"), corpus.part("train")), corpus

@@ -65,6 +65,8 @@ class Copying(Fault):
         "normalisation, the quadrature and the grid are reconstruction.",
         "The paper finds units on a proxy task and carries them to others; here units found on the user's own prompts are "
         "candidates beside them (copying.units_from).",
+        "Attention heads (induction heads, arXiv 2209.11895; function-vector heads, arXiv 2310.15213) are rivals of the units at "
+        "equal size, and take their place where they come nearer to chance at no cost of accuracy.",
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:

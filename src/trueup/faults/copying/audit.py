@@ -187,7 +187,8 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
         | ({} if given is None else {"task vector of layer": given.layer}),
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "shots": shots.number,
-                    "template": subject.template.text if subject.template else "", "pool": len(shots.pool)},
+                    "template": subject.template.text if subject.template else "", "pool": len(shots.pool)}
+        | ({"chat": True} if subject.template and subject.template.chat else {}),
     )  # fmt: skip
 
 

@@ -25,7 +25,9 @@ def proxy(subject: Subject, *, seed: int) -> tuple[Subject, Corpus]:
         Unsupported: an answer is not one token of its tokenizer, or the prompts do not fit.
     """
     data = tasks.load(TASK, seed=seed, progress=False).part("train")
-    template = Template(SHOT, data.classes, Shots(pool_of(subject).number))
+    assert subject.template is not None
+    chat = subject.template.chat
+    template = Template("{text}" if chat else SHOT, data.classes, Shots(pool_of(subject).number), chat=chat)
     able = with_pool(replace(subject, template=template), data)
     try:
         assert able.template is not None

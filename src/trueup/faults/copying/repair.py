@@ -1,4 +1,4 @@
-"""Finding -> Remedy: the feed-forward units behind wrong copies, scaled down for good, as a plain IA3 (or LoRA) adapter."""
+"""Finding -> Remedy: the feed-forward units (or attention heads) behind wrong copies, scaled down as a plain IA3 (or LoRA)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from trueup.measure import bootstrap
 from trueup.measure.folds import folds
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers
+from trueup.run.attention_heads import prefix_matching, repeated
 from trueup.run.edit import scaled
 from trueup.run.predict import collect_rows, session
 from trueup.run.prompts import Row
-from trueup.run.staircase import attribute, last_units, scaled_at_last
+from trueup.run.staircase import attribute, heads_replaced, last_units, scaled_at_last
 from trueup.subject.subject import Subject
-from trueup.subject.units import scales_as_adapter, width_of
+from trueup.subject.units import Part, head_width, layers_of, scales_as_adapter, width_of
 
 EXPLAINED = 24
 """Prompts whose answers are attributed, of each kind."""
@@ -57,8 +58,16 @@ Scales = Mapping[int, Tensor]
 Asked = Mapping[Mode, Told]
 
 
-OWN, PROXY = "the task itself", "counting vowels"
-"""On what units are found, as the table, the card and the sentence call it."""
+OWN, PROXY, REPEATED = "the task itself", "counting vowels", "repeated random tokens"
+"""On what units and heads are found, as the table, the card and the sentence call it."""
+INDUCTION, FUNCTION = "induction", "function-vector"
+KINDS: Mapping[str, str] = {
+    INDUCTION: "How much attention a head gives, at a token that stood before, to what followed it there.",
+    FUNCTION: "By how much a head makes the right answer likelier when it says what it says after proper demonstrations.",
+}
+"""The kinds of attention heads that stand as rivals beside the units, and what their scores say."""
+LOOKS_BACK = 3.0
+"""An induction head attends to what followed a token before at least so many times as even attention would."""
 BINS = 64
 """Columns of the map of units."""
 
@@ -101,17 +110,48 @@ class Attributed:
 
 
 @dataclass(frozen=True, eq=False)
+class Heads:
+    """What attention heads do, as the field tells heads that copy or carry a task.
+
+    Attributes:
+        score: kind -> (layers, heads), 0 for a head that is none of that kind. ``induction``: the prefix-matching score
+            (`run.attention_heads`). ``function-vector``: the average indirect effect (`indirect_effect`), in probability.
+        wide: numbers that one head gives. source: what the prompts of the indirect effect ask for.
+    """
+
+    score: Mapping[str, np.ndarray]
+    wide: int
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """Units to scale. `scales`: layer -> factors (units,). `source`: on what the units were found."""
+    """Units to scale, or whole heads.
+
+    Attributes:
+        scales: layer -> factors (units,), or of what the layer's heads give. source: on what the units or heads were found.
+        part: the projection whose input is scaled. wide: inputs that are scaled together, those of a head; 1 for units.
+    """
 
     family: str
     title: str
     scales: Scales
     source: str
+    part: Part = "down"
+    wide: int = 1
 
     @property
     def units(self) -> int:
+        """How many inputs of projections are scaled: one for each unit, `wide` for each head."""
         return sum(int((s != 1).sum()) for s in self.scales.values())
+
+    @property
+    def what(self) -> str:
+        """What is scaled, in words."""
+        if self.part == "down":
+            return f"{self.units} feed-forward units"
+        count = self.units // self.wide
+        return f"{count} attention head{'s' * (count > 1)} ({self.units} inputs of the output projection)"
 
 
 AS_IT_IS = Candidate("none", "as it is", {}, "")
@@ -163,6 +203,9 @@ def repair(
     those of the best of as many random candidates, picked in the same way; and at most 5 points of accuracy can have been
     lost, here and in any task in which copying is right (first, last or largest of a list).
 
+    Whole attention heads, of which the field says that they copy, are rivals at equal size (`rivals`): judged beside the best
+    units on the second part, and handed over in their place where they come nearer to chance and lose no accuracy against them.
+
     Args:
         proxy: units found on counting vowels are candidates, as published. task: those found on the subject's own prompts are.
         protocol: how either are scored.
@@ -192,7 +235,12 @@ def repair(
         if not task:
             raise
         session().note(f"copying: units were looked for on the task itself alone, and not on a proxy as published. {e}")
-    return choose(subject, queries, found, seed=seed, resamples=resamples)
+    heads = (
+        heads_of(subject, corpus.part("train"), seed, OWN)
+        if task
+        else heads_of(*counting(subject, seed=seed), seed, PROXY)
+    )
+    return choose(subject, queries, found, heads, seed=seed, resamples=resamples)
 
 
 def parted(queries: Corpus, seed: int) -> tuple[Corpus, Corpus, Corpus]:
@@ -206,54 +254,63 @@ def parted(queries: Corpus, seed: int) -> tuple[Corpus, Corpus, Corpus]:
 
 
 def choose(
-    subject: Subject, queries: Corpus, found: Sequence[Attributed], *, seed: int, resamples: int
-) -> Adapted | NoRemedy:
-    """The repair that calibration `queries` choose among the candidates that follow from attributions."""
+    subject: Subject, queries: Corpus, found: Sequence[Attributed], heads: Heads | None = None, *, seed: int, resamples: int
+) -> Adapted | NoRemedy:  # fmt: skip
+    """The repair that calibration `queries` choose among the candidates that follow from attributions, and their rivals."""
     first, second, third = parted(queries, seed)
     made = [c for f in found for c in candidates(f)]
     if not made:
         return NoRemedy("In no layer do the attributions of units add up, so none can be told to copy.")
     glance = list(bystanders(subject, "calibration", seed=seed, most=GLANCED))
-    best, rows = winner(subject, made, first, second, glance, seed, resamples)
+    units = winner(subject, made, first, second, glance, seed, resamples)
+    rows, best, rival, chances = units.rows, units.best, None, random_like(made, seed)
+    whole = rivals(heads, (units.best or units.nearest).units)
+    if whole and heads is not None:
+        won = winner(subject, whole, first, second, glance, seed, resamples)
+        rows, rival = [*rows, *won.rows[1:]], won.best or won.nearest
+        if won.beats(units):
+            best, rival, made = won.best, units.best, [*made, *whole]
+            chances += other_heads(whole, heads, seed)
     about: dict[str, Any] = {
         "candidates": rows, "screened": len(made), "completeness gap": max(float(f.gap[f.sound].max(initial=0.0)) for f in found),
         "prompts explained": sum(len(f.rows) for f in found),
         "queries": {"screened": len(first), "judged": len(second), "confirmed": len(third)},
+        "heads": {} if heads is None else {kind: int((score > 0).sum()) for kind, score in heads.score.items()},
     }  # fmt: skip
     if best is None:
+        also = f" and {len(whole)} to scale attention heads" if whole else ""
         return NoRemedy(
-            f"Of {len(made)} ways to scale units, none lowers wrong copies on calibration queries without losing accuracy.",
+            f"Of {len(made)} ways to scale units{also}, none lowers wrong copies on calibration queries without losing accuracy.",
             about,
         )
     plainly = ask(subject, third, seed)
     base = judged(plainly, third)
     others = list(bystanders(subject, "calibration", seed=seed, most=GUARDED))
     before = beside(others, seed)
-    chance, _ = winner(subject, random_like(made, seed), first, second, [], seed, resamples)
+    chance = winner(subject, chances, first, second, [], seed, resamples).best
     about["units from"] = best.source
-    where_found = next(f for f in found if f.source == best.source)
+    where_found = next((f for f in found if f.source == best.source), found[0])
     told = [row_of(AS_IT_IS, base, base, third, seed, resamples)]
-    with scaled(subject, best.scales):
+    with scaled(subject, best.scales, best.part):
         got = judged(ask(subject, third, seed), third)
         lost = [maths.most_lost(a, b) for a, b in zip(before, beside(others, seed), strict=True)]
     row = row_of(best, base, got, third, seed, resamples) | {"elsewhere": -max(lost, default=0.0)}
     told.append(row)
     against = base
     if chance is not None:
-        with scaled(subject, chance.scales):
+        chance = replace(chance, title=f"the best of {len(chances)} random candidates")
+        with scaled(subject, chance.scales, chance.part):
             against = judged(ask(subject, third, seed), third)
-        told.append(
-            row_of(
-                replace(chance, title=f"the best of {len(made)} random candidates"),
-                base,
-                against,
-                third,
-                seed,
-                resamples,
-            )
-        )
-    rival = _penalty_row(plainly, third, base, seed, resamples)
-    about |= {"confirmed": [*told, rival], "controls": _controls(subject, first, best, where_found, seed, resamples)}
+        told.append(row_of(chance, base, against, third, seed, resamples))
+    if rival is not None:
+        with scaled(subject, rival.scales, rival.part):
+            there = judged(ask(subject, third, seed), third)
+        told.append(row_of(replace(rival, title=f"rival: {rival.title}"), base, there, third, seed, resamples))
+    penalty = _penalty_row(plainly, third, base, seed, resamples)
+    about |= {
+        "confirmed": [*told, penalty],
+        "controls": _controls(subject, first, best, where_found, heads, seed, resamples),
+    }
     better = row_of(AS_IT_IS, against, got, third, seed, resamples)
     moved = f"{row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]"
     if not row["high"] < 0:
@@ -263,53 +320,141 @@ def choose(
         )  # fmt: skip
     if not better["high"] < 0:
         return NoRemedy(
-            f"Scaling {best.units} units lowers wrong copies ({moved}), but not measurably more than the best of as many random "
+            f"Scaling {best.what} lowers wrong copies ({moved}), but not measurably more than the best of as many random "
             f"candidates does ({better['change']:+.1%} [{better['low']:+.1%}, {better['high']:+.1%}] between them).", about,
         )  # fmt: skip
     if (most := max([got.loss(base), *lost])) > ALLOWED:
         return NoRemedy(
-            f"Scaling {best.units} units lowers wrong copies ({moved}), but up to {most:.1%} of accuracy may be lost "
+            f"Scaling {best.what} lowers wrong copies ({moved}), but up to {most:.1%} of accuracy may be lost "
             f"{'here' if most == got.loss(base) else 'where copying is right'}, and at most {ALLOWED:.0%} are allowed.", about,
             too_dear=True,
         )  # fmt: skip
     layers = sorted(best.scales)
     where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
     says = (
-        f"Scales {best.units} feed-forward units of {where} ({best.title}, units found on {best.source}): on {len(third)} "
-        f"calibration queries that chose nothing wrong copies above chance change by {moved} and "
+        f"Scales {best.what} of {where} ({best.title}, {'units' if best.part == 'down' else 'heads'} found on {best.source}): on "
+        f"{len(third)} calibration queries that chose nothing wrong copies above chance change by {moved} and "
         f"accuracy by {row['accuracy change']:+.1%}; a penalty on shown answers "
-        f"changes them by {rival['change']:+.1%} and {rival['accuracy change']:+.1%}."
+        f"changes them by {penalty['change']:+.1%} and {penalty['accuracy change']:+.1%}."
     )
     about["table"] = _markdown(rows, about["confirmed"], about["controls"])
-    settings, tensors = scales_as_adapter(subject, best.scales)
-    return adapted(
-        "copying",
-        subject,
-        settings,
-        tensors,
-        {"describe": says, **about},
-        pictures=(unit_map(where_found.contrasted, best.scales),),
-    )
+    settings, tensors = scales_as_adapter(subject, best.scales, best.part)
+    picture = unit_map(where_found.contrasted, best.scales)
+    if best.part == "mixer_out":
+        assert heads is not None
+        picture = head_map(heads.score[best.family], best.family, best.scales)
+    return adapted("copying", subject, settings, tensors, {"describe": says, **about}, pictures=(picture,))
+
+
+@dataclass(frozen=True, eq=False)
+class Won:
+    """What came of judging candidates.
+
+    Attributes:
+        best: None where all lose accuracy or lower nothing. got: how it answered.
+        nearest: the judged one that came nearest to chance, whatever it cost. rows: the table of those judged, as it is first.
+    """
+
+    best: Candidate | None
+    got: Judged | None
+    nearest: Candidate
+    rows: list[dict[str, Any]]
+
+    def beats(self, other: Won) -> bool:
+        """It comes nearer to chance and loses no accuracy against the other: a model made blind to its demonstrations copies
+        nothing either."""
+        if self.got is None or other.got is None:
+            return self.got is not None
+        return abs(self.got.excess) < abs(other.got.excess) and self.got.no_worse(other.got)
 
 
 def winner(
     subject: Subject, made: Sequence[Candidate], first: Corpus, second: Corpus, others: Sequence[Bystander], seed: int,
     resamples: int,
-) -> tuple[Candidate | None, list[dict[str, Any]]]:  # fmt: skip
-    """The candidate that the first queries screen and the second choose, None where all lose accuracy or lower nothing; and the
-    table of those judged."""
+) -> Won:  # fmt: skip
+    """The candidate that the first queries screen and the second choose."""
     plain, screened = screen(subject, first, made, seed)
     base = judged(ask(subject, second, seed), second)
     rows = [row_of(AS_IT_IS, base, base, second, seed, resamples)]
-    able: list[tuple[float, Candidate]] = []
-    for i in finalists(made, plain, screened, elsewhere(others, made, seed)):
-        with scaled(subject, made[i].scales):
+    able: list[tuple[Judged, Candidate]] = []
+    every: list[tuple[Judged, Candidate]] = []
+    other = elsewhere(others, made, seed)
+    for i in finalists(made, plain, screened, other):
+        with scaled(subject, made[i].scales, made[i].part):
             got = judged(ask(subject, second, seed), second)
         rows.append(row_of(made[i], base, got, second, seed, resamples))
-        if abs(got.excess) < abs(base.excess) and got.no_worse(base):
-            able.append((abs(got.excess), made[i]))
+        every.append((got, made[i]))
+        # Heads that lose where copying is right must not take the place of units that a repair can be made of.
+        lost = made[i].part == "mixer_out" and other[i] < -ALLOWED
+        if abs(got.excess) < abs(base.excess) and got.no_worse(base) and not lost:
+            able.append(every[-1])
     # Below chance is a fault as well: a model that shuns what it is shown.
-    return min(able, key=lambda k: k[0], default=(0.0, None))[1], rows
+    got, best = min(able, key=lambda k: abs(k[0].excess), default=(None, None))
+    return Won(best, got, min(every, key=lambda k: abs(k[0].excess))[1], rows)
+
+
+def heads_of(subject: Subject, train: Corpus, seed: int, source: str) -> Heads | None:
+    """The attention heads that may copy; None where the model has none, or none whose scales could be saved."""
+    if subject.anatomy.kind == "state-space":
+        return None
+    wide, depth = head_width(subject), len(layers_of(subject))
+    try:
+        every = {at: torch.full((width_of(subject, at, "mixer_out"),), 0.5) for at in range(depth)}
+        scales_as_adapter(subject, every, "mixer_out")
+    except Unsupported as e:
+        session().note(f"copying: attention heads were not tried beside the units. {e}")
+        return None
+    look, even = prefix_matching(subject, repeated(subject, seed))
+    effect = indirect_effect(subject, train, seed)
+    score = {INDUCTION: np.where(look >= LOOKS_BACK * even, look, 0.0), FUNCTION: np.maximum(effect, 0.0)}
+    return Heads(score, wide, source)
+
+
+def indirect_effect(subject: Subject, train: Corpus, seed: int) -> np.ndarray:
+    """(layers, heads), in probability: by how much a head, given what it says after proper demonstrations, makes the right
+    answer likelier after demonstrations whose answers are shuffled.
+
+    The average indirect effect of Todd et al. 2024 (arXiv 2310.15213, eqs. 3 to 5), by which they tell function-vector heads:
+    each head's mean over proper prompts, at the last token, is put in its place there. Exact patching, no approximation.
+    Departures: the one task is the subject's own; answers are shuffled over all of the prompts, so that one demonstration is
+    shuffled as well; and the probability is among the answers' first tokens.
+    """
+    train = train.relabel(subject.classes)
+    draws, shots = prompts.drawn(subject, train, seed=seed), prompts.pool_of(subject)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 37]))
+    able = np.sort(rng.permutation(np.flatnonzero(draws.possible))[:EXPLAINED])
+    draws, queries = draws.take(able), train.take(able)
+    place = {c: i for i, c in enumerate(subject.classes)}
+    own = np.array([place[y] for _, y in shots.pool])[draws.index]
+    shuffled = rng.permutation(own.ravel()).reshape(own.shape)
+    mean = last_units(subject, prompts.rows(subject, queries.text, draws), "mixer_out").mean(axis=0)
+    logits_of = forward.reader(subject)
+
+    def right(hidden: Tensor, i: int) -> Tensor:
+        return torch.softmax(logits_of(hidden.float()), dim=1)[:, int(queries.label[i])]
+
+    return heads_replaced(subject, prompts.rows(subject, queries.text, draws, shuffled), right, mean).mean(axis=0)
+
+
+def rivals(heads: Heads | None, units: int) -> list[Candidate]:
+    """For each kind of heads the best, so many that about `units` inputs are scaled, at least one head: at 0 and halved."""
+    made: list[Candidate] = []
+    for kind, score in ({} if heads is None else heads.score).items():
+        assert heads is not None
+        count = min(max(1, round(units / heads.wide)), int((score > 0).sum()))
+        for factor in FACTORS if count else ():
+            title = f"{kind}: the top {count} heads of all layers at {factor:g}"
+            scales = heads_scaled(score, count, heads.wide, factor)
+            source = REPEATED if kind == INDUCTION else heads.source
+            made.append(Candidate(kind, title, scales, source, "mixer_out", heads.wide))
+    return made
+
+
+def heads_scaled(score: np.ndarray, count: int, wide: int, factor: float) -> Scales:
+    """The `count` highest of (layers, heads), each with all of its `wide` inputs."""
+    best = zip(*np.unravel_index(maths.top(score.ravel(), count), score.shape), strict=True)
+    inputs = [(int(at), int(h) * wide + k) for at, h in best for k in range(wide)]
+    return scales_of(inputs, score.shape[1] * wide, factor)
 
 
 def random_like(made: Sequence[Candidate], seed: int) -> list[Candidate]:
@@ -324,6 +469,23 @@ def random_like(made: Sequence[Candidate], seed: int) -> list[Candidate]:
         )
         for c in made
     ]  # fmt: skip
+
+
+def other_heads(made: Sequence[Candidate], heads: Heads, seed: int) -> list[Candidate]:
+    """For every candidate one with as many heads that it leaves alone, of all layers, drawn at random, scaled alike.
+
+    Heads are few, so that draws among all of them would be the candidate itself too often."""
+    rng, drawn = np.random.default_rng(seed), []
+    for c in made:
+        score = rng.random(heads.score[c.family].shape)
+        for at, s in c.scales.items():
+            score[at, (s.numpy() != 1)[:: c.wide]] = 0.0
+        count = min(c.units // c.wide, int((score > 0).sum()))
+        factor = min(float(s.min()) for s in c.scales.values())
+        if count:
+            scales = heads_scaled(score, count, c.wide, factor)
+            drawn.append(replace(c, title="random heads", source="nothing", scales=scales))
+    return drawn
 
 
 def unit_map(score: np.ndarray, scales: Scales) -> Chart:
@@ -341,6 +503,19 @@ def unit_map(score: np.ndarray, scales: Scales) -> Chart:
         "What a feed-forward unit adds to the probability of a shown answer where that is wrong, less what it adds to one that is "
         "right: in each cell the strongest of its units. The repair scales units of the rows that say so.",
         tuple(rows), value_title="added probability of a wrong copy",
+    )  # fmt: skip
+
+
+def head_map(score: np.ndarray, kind: str, scales: Scales) -> Chart:
+    """Layers by heads of one score (layers, heads)."""
+    rows = [
+        Series(f"layer {at}{' (scaled)' * (at in scales)}", [float(h) for h in range(score.shape[1])], line.tolist())
+        for at, line in enumerate(score)
+    ]
+    return Chart(
+        "heads", f"Which {kind} heads there are", "heat", "head", "layer",
+        f"{KINDS[kind]} The repair scales heads of the rows that say so.",
+        tuple(rows), value_title="score",
     )  # fmt: skip
 
 
@@ -446,17 +621,22 @@ def screen(
     Answers are told by their first tokens, among the classes.
     """
     logits_of, first = forward.reader(subject), np.array(subject.verbaliser_ids())
-    one: dict[int, Tensor] = {min(made[0].scales): torch.tensor(1.0)}
-    kept: list[dict[str, np.ndarray]] = [{} for _ in range(len(made) + 1)]
+    every = [replace(made[0], scales={min(made[0].scales): torch.tensor(1.0)}), *made]
+    kept: list[dict[str, np.ndarray]] = [{} for _ in every]
 
     def said(draws: Draws) -> np.ndarray:
         """(n, 1 + c) the classes answered, -1 where there is no such prompt."""
         able, answer = np.flatnonzero(draws.possible), np.full((len(queries), len(kept)), -1)
         if len(able):
             rows = prompts.rows(subject, queries.take(able).text, draws.take(able))
-            logits = scaled_at_last(subject, rows, lambda h, _: logits_of(h.float()), [one, *(c.scales for c in made)])
-            for c, choice in enumerate(logits.argmax(axis=2).T):
-                answer[able, c] = maths.by_token(first, choice, queries.label[able], draws.shown[able])
+            parts: tuple[Part, ...] = tuple(dict.fromkeys(c.part for c in every))
+            for part in parts:
+                here = [i for i, c in enumerate(every) if c.part == part]
+                logits = scaled_at_last(
+                    subject, rows, lambda h, _: logits_of(h.float()), [every[i].scales for i in here], part
+                )
+                for c, choice in zip(here, logits.argmax(axis=2).T, strict=True):
+                    answer[able, c] = maths.by_token(first, choice, queries.label[able], draws.shown[able])
         return answer
 
     for mode in modes:
@@ -488,7 +668,7 @@ def beside(others: Sequence[Bystander], seed: int) -> list[np.ndarray]:
 def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged], other: np.ndarray) -> list[int]:
     """The published choice (best accuracy where the right answer is never shown) of either source of units, and ours: wrong
     copies nearest to chance among those that lose no accuracy here or elsewhere, else the best accuracy over all ways of
-    drawing."""
+    drawing. Of attention heads the best of each kind, in that order."""
 
     def ours(i: int) -> tuple[float, float]:
         j, able = screened[i], screened[i].no_worse(plain) and not other[i] < -ALLOWED
@@ -498,16 +678,33 @@ def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judge
     for i in sorted(range(len(made)), key=lambda i: -screened[i].mean("right", "never")):
         if made[i].family == "published":
             theirs.setdefault(made[i].source, i)
-    return list(dict.fromkeys([*theirs.values(), *sorted(range(len(made)), key=ours)[:FINALISTS]]))
+    in_order = sorted(range(len(made)), key=ours)
+    kinds: dict[str, int] = {}
+    for i in in_order:
+        if made[i].part == "mixer_out":
+            kinds.setdefault(made[i].family, i)
+    units = [i for i in in_order if made[i].part == "down"][:FINALISTS]
+    return list(dict.fromkeys([*theirs.values(), *units, *kinds.values()]))
 
 
 def _controls(
-    subject: Subject, queries: Corpus, best: Candidate, found: Attributed, seed: int, resamples: int
-) -> list[dict[str, Any]]:
-    """The chosen units, and as many others of the same layers, at the last position: the most active, and the lowest scores."""
+    subject: Subject, queries: Corpus, best: Candidate, found: Attributed, heads: Heads | None, seed: int, resamples: int
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The chosen units, and as many others of the same layers, at the last position: the most active, and the lowest scores.
+
+    Of heads it is as many of all layers with the lowest scores."""
+    factor = min(float(s.min()) for s in best.scales.values())
+    if best.part == "mixer_out":
+        assert heads is not None
+        lowest = heads_scaled(-heads.score[best.family], best.units // best.wide, best.wide, factor)
+        made = [
+            replace(best, title="the chosen heads"),
+            replace(best, title="the heads with the lowest scores", scales=lowest),
+        ]
+        plain, got = screen(subject, queries, made, seed)
+        return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(made, got, strict=True)]
     units = found.active.shape[1]
     counts = {at: int((s != 1).sum()) for at, s in best.scales.items()}
-    factor = min(float(s.min()) for s in best.scales.values())
 
     def others(title: str, score: np.ndarray) -> Candidate:
         pairs = [(at, int(u)) for at, n in counts.items() for u in maths.top(score[at].astype(float), n)]
@@ -550,7 +747,7 @@ def _markdown(
     def lines(rows: Sequence[Mapping[str, Any]]) -> str:
         modes: list[Mode] = [m for m in MODES if f"accuracy {m}" in rows[0]]
         head = [
-            "what", "units", "units found on", *(f"accuracy, {TITLES[m]}" for m in modes), "copies above chance", "change [95%]",
+            "what", "inputs scaled", "found on", *(f"accuracy, {TITLES[m]}" for m in modes), "copies above chance", "change [95%]",
         ]  # fmt: skip
         body = [
             [r["title"], str(r["units"]), r["units from"], *(format(r["accuracy " + m], ".3f") for m in modes),
@@ -562,7 +759,7 @@ def _markdown(
     return (
         "On calibration queries that chose nothing:\n\n" + lines(confirmed)
         + "\n\nOn those that chose among these, so the intervals are optimistic:\n\n" + lines(judged)
-        + "\n\nAs many other units of the same layers, scaled at the last token alone:\n\n" + lines(controls)
+        + "\n\nAs many others of the same kind, scaled at the last token alone:\n\n" + lines(controls)
     )  # fmt: skip
 
 
