@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 import torch
 import transformers
 
-from trueup.errors import Unsupported
+from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapted import Adapted
 from trueup.faults.copying import Copying
 from trueup.faults.copying import repair as R
 from trueup.faults.copying.proxy import proxy
+from trueup.faults.fault import NoRemedy
 from trueup.run.answers import answers
 from trueup.run.edit import scaled
 from trueup.run.predict import Session, within
@@ -188,3 +190,38 @@ def test_heads_that_could_not_be_saved_are_left_out_with_a_note(case, monkeypatc
     with within(Session()) as current:
         assert R.heads_of(case[0], case[1].part("train"), 0, R.OWN) is None
     assert current.notes[-1].startswith("copying: attention heads were not tried beside the units. The subject's IA3")
+
+
+# ------------------------------------------------------------------------------------------------- what it may cost
+
+
+def test_the_frontier_holds_what_was_confirmed_and_either_kind_can_be_taken_by_name(case, finding, remedy):
+    points = {a.key: a for a in remedy.alternatives()}
+    assert list(points) == ["heads", "units", "penalty"]
+    assert [a.chosen for a in points.values()] == [True, False, False]
+    assert [a.saveable for a in points.values()] == [True, True, False]
+    rows = {r["title"]: r for r in remedy.card["confirmed"]}
+    for a in points.values():
+        row = rows[a.title]
+        assert (a.gain, a.gain_low, a.gain_high) == (-row["change"], -row["high"], -row["low"])
+        assert a.cost_low <= a.cost == -row["accuracy change"] <= a.cost_high
+    taken = replace(FAULT, take="units").repair(*case, finding, seed=0)
+    assert isinstance(taken, Adapted)
+    assert [a.key for a in taken.alternatives() if a.chosen] == ["units"]
+    assert "feed-forward units" in taken.describe()
+    with pytest.raises(BadInput, match=r"No repair 'head' of copying is tried\. Did you mean 'heads'\?"):
+        replace(FAULT, take="head").repair(*case, finding, seed=0)
+
+
+def test_what_it_may_cost_is_the_users_and_what_few_queries_leave_open_comes_on_top(case, finding, remedy, monkeypatch):
+    monkeypatch.setattr(R.maths, "most_lost", lambda before, after: 0.081)
+    got = FAULT.repair(*case, finding, seed=0)
+    assert isinstance(got, NoRemedy)
+    assert got.too_dear
+    assert "at most 5.0% are allowed: the budget of 2.0% and what" in got.reason
+    assert "(--max-cost 0.06), or take it all the same (--take heads)" in got.reason
+    assert [a.key for a in got.alternatives] == ["heads", "units", "penalty"]
+    for paid in (replace(FAULT, max_cost=0.06), replace(FAULT, take="heads")):
+        assert isinstance(paid.repair(*case, finding, seed=0), Adapted)
+    with pytest.raises(BadInput, match=r"max_cost is 1\.5; give a share of queries"):
+        Copying(max_cost=1.5)

@@ -29,18 +29,24 @@ class Copying(Fault):
         resamples: of every bootstrap.
         units_from: where a repair looks for the units it may scale: ``proxy``, the published protocol, on counting the vowels
             of nouns, and carried to the user's task; ``task``, on the user's own prompts; ``both``, candidates from either.
+        max_cost: accuracy that a repair may cost, here and where copying is right; what few queries leave open comes on top.
+        take: ``units`` or ``heads``, to take what came nearest to chance of these; empty for what the rule chooses.
     """
 
     threshold: float = 0.03
     prose: str = "embedded:bbc"
     resamples: int = 1000
     units_from: str = "both"
+    max_cost: float = 0.02
+    take: str = ""
 
     def __post_init__(self) -> None:
         if self.resamples < 10:
             raise BadInput(f"The knob copying.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:
             raise BadInput(f"The knob copying.threshold is {self.threshold}; give a number between 0 and 1.")
+        if not 0 <= self.max_cost <= 1:
+            raise BadInput(f"The knob copying.max_cost is {self.max_cost}; give a share of queries, such as 0.02.")
         if self.units_from not in UNITS_FROM:
             raise BadInput(
                 f"The knob copying.units_from is '{self.units_from}'.{did_you_mean(self.units_from, UNITS_FROM)} Give one of "
@@ -89,7 +95,7 @@ class Copying(Fault):
         from trueup.faults.copying.repair import repair
 
         return repair(
-            subject, corpus, finding, seed=seed, resamples=self.resamples,
+            subject, corpus, finding, seed=seed, resamples=self.resamples, max_cost=self.max_cost, take=self.take,
             proxy=self.units_from != "task", task=self.units_from != "proxy",
         )  # fmt: skip
 

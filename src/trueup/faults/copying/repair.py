@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import MODES, Draws, Mode
-from trueup.errors import BadInput, Unsupported, listing
+from trueup.errors import BadInput, Unsupported, did_you_mean, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
 from trueup.faults.copying.audit import TITLES, Told, asked, scored, some
 from trueup.faults.copying.harm import Bystander, bystanders
 from trueup.faults.copying.proxy import proxy as counting
-from trueup.faults.fault import Chart, Finding, NoRemedy, Remedy, Series
+from trueup.faults.fault import Alternative, Chart, Finding, NoRemedy, Remedy, Series, dearer
 from trueup.measure import bootstrap
 from trueup.measure.folds import folds
 from trueup.run import forward, prompts
@@ -40,9 +41,9 @@ GUARDED = 100
 """Fewest queries on which what a repair may cost is told: a twentieth of fewer cannot be told from none."""
 FINALISTS = 3
 """Candidates that are judged in full, beside the published choice."""
-GLANCED, ALLOWED = 20, 0.05
-"""Queries of each task in which copying is right that all candidates are screened on; and how much accuracy a repair may cost
-any of these tasks, or the examined one: the upper end of what `GUARDED` queries or more leave open counts."""
+GLANCED, ALLOWED, OPEN = 20, 0.05, 0.03
+"""Queries of each task in which copying is right that all candidates are screened on, and how much accuracy a candidate may lose on
+them. And what some hundred queries leave open of a cost: the upper end of its interval may lie so far above what may be paid."""
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """The published grid: shares of a layer's units that are pruned."""
 COUNTS = (1, 4, 16, 64, 256, 1024)
@@ -60,6 +61,8 @@ Asked = Mapping[Mode, Told]
 
 OWN, PROXY, REPEATED = "the task itself", "counting vowels", "repeated random tokens"
 """On what units and heads are found, as the table, the card and the sentence call it."""
+UNITS, HEADS = "units", "heads"
+"""What may be scaled, as `--take` names it."""
 INDUCTION, FUNCTION = "induction", "function-vector"
 KINDS: Mapping[str, str] = {
     INDUCTION: "How much attention a head gives, at a token that stood before, to what followed it there.",
@@ -190,8 +193,8 @@ class Judged:
 
 
 def repair(
-    subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, resamples: int, proxy: bool = True, task: bool = True,
-    protocol: maths.Protocol = maths.RECONSTRUCTED,
+    subject: Subject, corpus: Corpus, finding: Finding, *, seed: int, resamples: int, max_cost: float, take: str,
+    proxy: bool = True, task: bool = True, protocol: maths.Protocol = maths.RECONSTRUCTED,
 ) -> Remedy | NoRemedy:  # fmt: skip
     """Units are found on prompts of the pool and on a proxy task, and chosen on the calibration split, of which three parts do
     three things.
@@ -200,24 +203,30 @@ def repair(
     them. On the second the best are judged with the units scaled everywhere, as an adapter does it, and the one that brings
     wrong copies nearest to chance (below it a model shuns what it is shown) without losing accuracy wins. On the third, which
     chose nothing, that one is put to the test: wrong copies above chance fall beyond their paired interval, and by more than
-    those of the best of as many random candidates, picked in the same way; and at most 5 points of accuracy can have been
-    lost, here and in any task in which copying is right (first, last or largest of a list).
+    those of the best of as many random candidates, picked in the same way; and what accuracy can have been lost, here and in any
+    task in which copying is right (first, last or largest of a list), is at most `max_cost` and what few queries leave open
+    (`OPEN`).
 
     Whole attention heads, of which the field says that they copy, are rivals at equal size (`rivals`): judged beside the best
     units on the second part, and handed over in their place where they come nearer to chance and lose no accuracy against them.
 
     Args:
         proxy: units found on counting vowels are candidates, as published. task: those found on the subject's own prompts are.
-        protocol: how either are scored.
+        protocol: how either are scored. max_cost: accuracy that a repair may cost, a share of queries.
+        take: ``units`` or ``heads`` to take what came nearest to chance of these, whatever it costs; empty for the rule.
 
     Raises:
-        BadInput: there are too few calibration queries. Unsupported: the subject's adapter takes no scales, or `proxy` alone is
-            asked of a subject that cannot write its answers.
+        BadInput: there are too few calibration queries, or `take` is nothing that was tried. Unsupported: the subject's adapter
+            takes no scales, or `proxy` alone is asked of a subject that cannot write its answers.
     """
     if not finding.found:
         return NoRemedy(
             f"Wrong copies above chance, {finding.severity:+.1%} [{finding.low:+.1%}, {finding.high:+.1%}], are not clearly more "
             f"than the threshold of {finding.threshold:.1%}, so there is nothing to repair."
+        )
+    if take not in ("", UNITS, HEADS):
+        raise BadInput(
+            f"No repair '{take}' of copying is tried.{did_you_mean(take, (UNITS, HEADS))} Give --take {UNITS} or --take {HEADS}."
         )
     corpus = corpus.relabel(subject.classes)
     queries = corpus.part("calibration")
@@ -240,7 +249,7 @@ def repair(
         if task
         else heads_of(*counting(subject, seed=seed), seed, PROXY)
     )
-    return choose(subject, queries, found, heads, seed=seed, resamples=resamples)
+    return choose(subject, queries, found, heads, seed=seed, resamples=resamples, max_cost=max_cost, take=take)
 
 
 def parted(queries: Corpus, seed: int) -> tuple[Corpus, Corpus, Corpus]:
@@ -254,7 +263,8 @@ def parted(queries: Corpus, seed: int) -> tuple[Corpus, Corpus, Corpus]:
 
 
 def choose(
-    subject: Subject, queries: Corpus, found: Sequence[Attributed], heads: Heads | None = None, *, seed: int, resamples: int
+    subject: Subject, queries: Corpus, found: Sequence[Attributed], heads: Heads | None = None, *, seed: int, resamples: int,
+    max_cost: float = 0.02, take: str = "",
 ) -> Adapted | NoRemedy:  # fmt: skip
     """The repair that calibration `queries` choose among the candidates that follow from attributions, and their rivals."""
     first, second, third = parted(queries, seed)
@@ -268,9 +278,17 @@ def choose(
     if whole and heads is not None:
         won = winner(subject, whole, first, second, glance, seed, resamples)
         rows, rival = [*rows, *won.rows[1:]], won.best or won.nearest
-        if won.beats(units):
-            best, rival, made = won.best, units.best, [*made, *whole]
+        if take != UNITS and (take == HEADS or won.beats(units)):
+            best, rival, made = won.best, units.best or units.nearest, [*made, *whole]
             chances += other_heads(whole, heads, seed)
+        if take:
+            best = best or (won if take == HEADS else units).nearest
+    elif take == HEADS:
+        raise BadInput(
+            f"No attention heads of this model were tried, so --take {HEADS} has none to take. Leave it out, or give {UNITS}."
+        )
+    elif take:
+        best = best or units.nearest
     about: dict[str, Any] = {
         "candidates": rows, "screened": len(made), "completeness gap": max(float(f.gap[f.sound].max(initial=0.0)) for f in found),
         "prompts explained": sum(len(f.rows) for f in found),
@@ -311,23 +329,28 @@ def choose(
         "confirmed": [*told, penalty],
         "controls": _controls(subject, first, best, where_found, heads, seed, resamples),
     }
+    points = frontier(row, told[-1] if rival is not None else None, best.part, penalty)
+    about["frontier"] = [asdict(a) for a in points]
     better = row_of(AS_IT_IS, against, got, third, seed, resamples)
     moved = f"{row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]"
-    if not row["high"] < 0:
+    most = max([got.loss(base), *lost])
+    if not take and not row["high"] < 0:
         return NoRemedy(
             f"Of {len(made)} ways to scale units the best, {best.title}, is not confirmed by {len(third)} queries that chose "
-            f"nothing: wrong copies above chance change by {moved}.", about,
+            f"nothing: wrong copies above chance change by {moved}.", about, points,
         )  # fmt: skip
-    if not better["high"] < 0:
+    if not take and not better["high"] < 0:
         return NoRemedy(
             f"Scaling {best.what} lowers wrong copies ({moved}), but not measurably more than the best of as many random "
-            f"candidates does ({better['change']:+.1%} [{better['low']:+.1%}, {better['high']:+.1%}] between them).", about,
+            f"candidates does ({better['change']:+.1%} [{better['low']:+.1%}, {better['high']:+.1%}] between them).", about, points,
         )  # fmt: skip
-    if (most := max([got.loss(base), *lost])) > ALLOWED:
+    if not take and dearer(most, max_cost + OPEN):
         return NoRemedy(
             f"Scaling {best.what} lowers wrong copies ({moved}), but up to {most:.1%} of accuracy may be lost "
-            f"{'here' if most == got.loss(base) else 'where copying is right'}, and at most {ALLOWED:.0%} are allowed.", about,
-            too_dear=True,
+            f"{'here' if most == got.loss(base) else 'where copying is right'}, and at most {max_cost + OPEN:.1%} are allowed: "
+            f"the budget of {max_cost:.1%} and what {len(third)} queries leave open. Raise the budget (--max-cost "
+            f"{math.ceil(100 * (most - OPEN)) / 100:g}), or take it all the same (--take {points[0].key}).",
+            about, points, True,
         )  # fmt: skip
     layers = sorted(best.scales)
     where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
@@ -344,6 +367,25 @@ def choose(
         assert heads is not None
         picture = head_map(heads.score[best.family], best.family, best.scales)
     return adapted("copying", subject, settings, tensors, {"describe": says, **about}, pictures=(picture,))
+
+
+def frontier(
+    row: Mapping[str, Any], rival: Mapping[str, Any] | None, part: Part, penalty: Mapping[str, Any]
+) -> tuple[Alternative, ...]:
+    """What the chosen repair, the other kind of inputs and the penalty gain (wrong copies above chance taken away) and cost
+    (accuracy where demonstrations are drawn freely), on queries that chose nothing; the chosen one first."""
+
+    def point(key: str, r: Mapping[str, Any], chosen: bool, saveable: bool) -> Alternative:
+        return Alternative(
+            key, r["title"], -r["change"], -r["high"], -r["low"], -r["accuracy change"], -r["accuracy high"],
+            -r["accuracy low"], chosen, saveable,
+        )  # fmt: skip
+
+    own, other = (UNITS, HEADS) if part == "down" else (HEADS, UNITS)
+    points = [point(own, row, True, True)]
+    if rival is not None:
+        points.append(point(other, rival, False, True))
+    return (*points, point("penalty", penalty, False, False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -732,10 +774,12 @@ def row_of(tried: Candidate, base: Judged, got: Judged, queries: Corpus, seed: i
 
     d = bootstrap.paired(excess, of(base), of(got), seed, resamples, cluster=queries.cluster[there])
     right = {m: got.mean("right", m) for m in got.modes}
+    was, now = ([j.columns["right_free"][there]] for j in (base, got))
+    a = bootstrap.paired(bootstrap.Means(np.asarray, 0), was, now, seed, resamples, cluster=queries.cluster[there])
     return {
         "title": tried.title, "units": tried.units, "units from": tried.source, **{f"accuracy {m}": v for m, v in right.items()},
-        "accuracy change": got.mean("right") - base.mean("right"), "severity": got.excess, "change": d.value, "low": d.low,
-        "high": d.high,
+        "accuracy change": a.value, "accuracy low": a.low, "accuracy high": a.high,
+        "severity": got.excess, "change": d.value, "low": d.low, "high": d.high,
     }  # fmt: skip
 
 
