@@ -56,7 +56,8 @@ def run(work: Path, task: str, model: str, queries: int, seed: int, always: bool
         return
     found = [repair.attributed(subject, data.part("train"), seed, repair.OWN)]
     found.append(repair.attributed(*counting(subject, seed=seed), seed, repair.PROXY))
-    remedy = repair.choose(subject, data.part("calibration"), found, seed=seed, resamples=500)
+    heads = repair.heads_of(subject, data.part("train"), seed, repair.OWN)
+    remedy = repair.choose(subject, data.part("calibration"), found, heads, seed=seed, resamples=500)
     about = remedy.tried if isinstance(remedy, NoRemedy) else remedy.card
     # Candidates are a matter of the attributions alone; the published choice is judged first.
     theirs = next(r for r in about["candidates"] if r["units from"] == repair.PROXY)
