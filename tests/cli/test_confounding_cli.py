@@ -120,7 +120,9 @@ def test_where_each_repair_costs_more_than_the_budget_the_word_is_trade_off(sick
     assert not (here / "out" / "confounding").exists()
     said = trueup(*words(sick, "--fault", "overconfidence", "--max-cost", 0.1, "-o", "other"))
     assert said.code == 2
-    assert "--max-cost goes with the repair of confounding and copying, and not with that of overconfidence." in said.err
+    assert (
+        "--max-cost goes with the repair of confounding and copying, and not with that of overconfidence." in said.err
+    )
 
 
 def test_of_two_columns_the_first_is_examined_and_a_note_names_the_other(done: tuple[Path, Said], sick: Path) -> None:

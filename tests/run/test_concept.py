@@ -8,7 +8,7 @@ import torch
 
 from trueup.corpus.corpus import Corpus
 from trueup.run import forward
-from trueup.run.concept import sensitivity
+from trueup.run.concept import gradients
 from trueup.run.predict import hidden_states
 from trueup.subject import tiny
 from trueup.subject.anatomy import FAMILIES
@@ -67,7 +67,7 @@ def test_it_is_the_derivative_of_the_logits(family: str):
     layers, width = hidden_states(subject, CORPUS).shape[1:]
     directions, which = rng.normal(size=(2, 2, layers, width)), np.array([0, 1, 1, 0])
     before = {n: p.requires_grad for n, p in subject.model.named_parameters()}
-    got = sensitivity(subject, CORPUS, EITHER, directions, which)
+    got = np.einsum("nkld,nkld->nl", gradients(subject, CORPUS, EITHER), directions[which])
     assert {n: p.requires_grad for n, p in subject.model.named_parameters()} == before
     # Some norms compute in float32 whatever the model's type.
     step, tolerance = (1e-3, 2e-3) if double else (1e-3, 2e-2)
@@ -85,6 +85,6 @@ def test_at_a_state_that_the_last_linear_layer_reads_it_is_the_whole_effect():
     subject = subject_of("gpt2", Lora(rank=2))
     states = hidden_states(subject, CORPUS)
     toward = states[CORPUS.label == 1].mean(axis=0) - states[CORPUS.label == 0].mean(axis=0)
-    got = sensitivity(subject, CORPUS, np.array([[-1.0, 1.0]]), toward[None, None], np.zeros(4, int))
+    got = gradients(subject, CORPUS, np.array([[-1.0, 1.0]]))
     w = subject.own_head().weight.numpy()
-    assert got[:, -1] == pytest.approx(np.full(4, (w[1] - w[0]) @ toward[-1]), rel=1e-5)
+    assert got[:, 0, -1] @ toward[-1] == pytest.approx(np.full(4, (w[1] - w[0]) @ toward[-1]), rel=1e-5)

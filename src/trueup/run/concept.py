@@ -14,19 +14,15 @@ from trueup.run.predict import TOKENS, in_batches
 from trueup.subject.subject import Subject
 
 
-def sensitivity(
-    subject: Subject, corpus: Corpus, answers: np.ndarray, directions: np.ndarray, which: np.ndarray
-) -> np.ndarray:
-    """(n, layers + 1), in logits: the sum over concepts of the derivative of an answer along that concept's direction.
+def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarray:
+    """(n, K, layers + 1, d) float32: the derivatives of K answers by the state of each layer, in logits a unit of the state.
 
-    Layers are those of `predict.hidden_states`, embeddings first, and a direction moves what is read there: every token of the
-    text, or the last one of a causal model. Where a classifier's last linear layer reads just that state, the answer is linear in
-    it, so the derivative is the whole effect. Elsewhere it is the effect to first order.
+    Times a direction it is how the answer moves, to first order, when what is read of a layer moves along it
+    (`predict.hidden_states`, embeddings first): every token of the text at once, or the last one of a causal model. Where a
+    classifier's last linear layer reads just that state, the answer is linear in it, and that is the whole effect.
 
     Args:
-        answers: (K, C) of each concept, what is summed over the class logits.
-        directions: (Y, K, layers + 1, d) of each concept, one set for each of Y kinds of examples.
-        which: (n,) the kind of each example, below Y.
+        answers: (K, C) what is summed over the class logits.
 
     Raises:
         Unavailable: one example does not fit in memory.
@@ -50,12 +46,12 @@ def sensitivity(
             ]
         return torch.stack(pooled, dim=1).float()
 
-    found = np.empty((len(corpus), directions.shape[2]))
+    found: np.ndarray | None = None
     # A backward pass keeps every layer's activations: an eighth of the tokens of a forward pass.
-    for take, gradient in in_batches(
-        subject, forward.tokenize(subject, corpus), read, "use by layer", tokens=TOKENS // 8
-    ):
-        found[take] = np.einsum("bkld,bkld->bl", gradient.cpu().numpy(), directions[which[take]])
+    for take, got in in_batches(subject, forward.tokenize(subject, corpus), read, "use by layer", tokens=TOKENS // 8):
+        found = np.empty((len(corpus), *got.shape[1:]), np.float32) if found is None else found
+        found[take] = got.cpu().numpy()
+    assert found is not None
     return found
 
 

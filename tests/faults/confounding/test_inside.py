@@ -68,31 +68,42 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
         assert d.p == pytest.approx(scipy.stats.ttest_1samp(x[:, k], 0).pvalue)
 
 
-def test_use_counts_labels_equally_and_its_interval_is_that_of_a_stratified_mean():
-    rng = np.random.default_rng(1)
-    label = np.repeat([0, 1], [30, 90])
-    values = rng.normal(size=(120, 1)) + 3 * label[:, None]
-    (found,) = inside.Used(values, label).means(np.arange(120))
-    means, spreads = ([f(values[label == y, 0]) for y in (0, 1)] for f in (np.mean, np.var))
-    assert found.value == pytest.approx(np.mean(means))
-    error = np.sqrt(spreads[0] / 30 + spreads[1] / 90) / 2
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error)
-    (moved,) = (inside.Used(values + 0.5, label) - inside.Used(values, label)).means(np.arange(120))
-    assert (moved.value, moved.high - moved.low) == pytest.approx((0.5, 0))
-
-
 def test_of_two_classes_and_groups_the_use_of_a_linear_answer_is_its_head_start():
     """The lead of the favoured class, in logits, at a given label; whatever classes and groups are called."""
     rng = np.random.default_rng(2)
     label, group = rng.integers(0, 2, (2, 400))
     states = rng.normal(size=(400, 1, 3)) + group[:, None, None] * np.array([1.0, 0, 0])
     w = np.array([[-0.3, 0.2, 0], [0.4, 0, 0.1]])
+    found = []
     for turn in (False, True):
         y, z, v = (1 - label, 1 - group, w[::-1]) if turn else (label, group, w)
         logits = states[:, 0] @ v.T
-        starts = lean.head_starts(lean.centred(logits), y, z, (2, 2))
-        answers, apart = inside.toward(starts), inside.apart_by_label(states, y, z)
-        use = np.einsum("kc,cd,nkld->n", answers, v, apart[y])
+        answers = inside.toward(lean.head_starts(lean.centred(logits), y, z, (2, 2)))
+        gradients = np.broadcast_to((answers @ v)[:, None], (400, 2, 1, 3))
+        found.append(
+            inside.used(inside.Rows(gradients, y, z, np.arange(400)), inside.Rows(states, y, z, np.arange(400, 800)), 0)
+        )
         lead = logits[:, 1] - logits[:, 0]
         by_hand = np.mean([lead[(y == c) & (z == 1)].mean() - lead[(y == c) & (z == 0)].mean() for c in (0, 1)])
-        assert inside.Used(use[:, None], y).means(np.arange(400))[0].value == pytest.approx(abs(by_hand))
+        assert found[-1][0] == pytest.approx(abs(by_hand))
+    assert found[0] == pytest.approx(found[1])
+    (told,) = inside.jackknife(found[0])
+    assert told.low < told.value < told.high, (
+        "the direction is learnt, so a constant derivative has an interval as well"
+    )
+
+
+def test_intervals_of_use_hold_the_truth():
+    """Gradients and states drawn anew: the truth is the product of their means."""
+    held, truth = 0, np.array([1.0, 0.5, 0]) @ np.array([0.8, 0, 0.3])
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        y, z = rng.integers(0, 2, (2, 300))
+        gradients = rng.normal(size=(300, 2, 1, 3)) + np.array([[-1.0], [1.0]])[None, :, None] * np.array([1.0, 0.5, 0])
+        states = rng.normal(size=(300, 1, 3)) + z[:, None, None] * np.array([0.8, 0, 0.3])
+        use = inside.used(
+            inside.Rows(gradients, y, z, np.arange(300)), inside.Rows(states, y, z, np.arange(300, 600)), 0
+        )
+        (told,) = inside.jackknife(use)
+        held += told.low <= truth <= told.high
+    assert 180 <= held <= 199

@@ -558,8 +558,10 @@ def test_every_family_of_a_prompt_with_its_start(tuned, case, monkeypatch):
     assert table["group-dro"]["severity"] != table["resampled"]["severity"]
     assert "| layer | change of the probe [95%] |" in got.card["table"]
     assert re.search(
-        r"By layer \(0 to \d+, 0 the embeddings\): the probe fell at .+; the groups' distance fell at", got.describe()
+        r"By layer, 0 to \d+, the probe fell .+, the groups' distance fell .+, what reaches the answer fell",
+        got.describe(),
     )
+    assert [R._layers(k) for k in ([], [3], [0, 1, 2, 4, 6, 7])] == ["nowhere", "at 3", "at 0 to 2, 4, 6 to 7"]
     assert [c.key for c in got.charts()] == ["use_by_layer"]
 
 

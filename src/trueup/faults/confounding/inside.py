@@ -57,9 +57,7 @@ def apart(x: NDArray, label: NDArray, group: NDArray, cluster: NDArray, judges: 
     without each of `PARTS` parts of them. What it misses (the function is learnt on a third of the rows) it misses before and
     after."""
     at = projected((x - x.mean(axis=0)) / (x.std(axis=0).mean() + 1e-9), seed=seed)
-    ids = np.unique(cluster, return_inverse=True)[1]
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 9]))
-    part = (rng.permutation(int(ids.max()) + 1) % PARTS)[ids]
+    part = _parts(cluster, seed)
 
     def far(kept: NDArray) -> float:
         found = []
@@ -149,37 +147,47 @@ def charts_of_change(probe: Sequence[Difference], distance: Sequence[Difference]
 
 
 @dataclass(frozen=True, eq=False)
-class Used:
-    """How far each layer's states carry the attribute into the answer, in logits: `values` (n, L) by example, of `label` (n,)."""
+class Rows:
+    """Examples of which something is known: `of` (n, ...), with their label, group and cluster (n,)."""
 
-    values: NDArray
+    of: NDArray
     label: NDArray
-
-    @property
-    def weight(self) -> NDArray:
-        """(n,) by which rows are averaged: labels count equally."""
-        _, which, size = np.unique(self.label, return_inverse=True, return_counts=True)
-        return 1 / (len(size) * size[which])
-
-    def __sub__(self, other: Used) -> Used:
-        return Used(self.values - other.values, self.label)
-
-    def means(self, cluster: NDArray) -> list[Difference]:
-        """By layer, with normal intervals over clusters."""
-        centre = np.stack([self.values[self.label == y].mean(axis=0) for y in self.label])
-        errors = spread(self.weight[:, None] * (self.values - centre), cluster)
-        return [_normal(m, s) for m, s in zip(self.weight @ self.values, errors, strict=True)]
+    group: NDArray
+    cluster: NDArray
 
 
-def apart_by_label(states: NDArray, label: NDArray, group: NDArray) -> NDArray:
-    """(Y, G, L, d) the mean states (n, L, d) of each label and group, less their mean over groups."""
-    means = np.stack(
-        [
-            np.stack([states[(label == y) & (group == z)].mean(axis=0) for z in np.unique(group)])
-            for y in np.unique(label)
-        ]
-    )
-    return means - means.mean(axis=1, keepdims=True)
+def used(gradients: Rows, states: Rows, seed: int) -> NDArray:
+    """(1 + PARTS, L), in logits: how far each layer carries the attribute into the answer, on all clusters and without each part.
+
+    The mean, over examples and with labels counted equally, of the answer's derivative along what tells the groups apart at the
+    example's label: the groups' mean states less their mean. Between two groups and two classes, at a state that is read
+    linearly, it is the head start that the one group has.
+
+    Args:
+        gradients: (n, G, L, d) by group, of what counts there as leaning (`toward`). states: (m, L, d) of other examples.
+    """
+    parted = _parts(np.concatenate([gradients.cluster, states.cluster]), seed)
+    of_gradients, of_states = parted[: len(gradients.label)], parted[len(gradients.label) :]
+
+    def carried(k: int) -> NDArray:
+        kept, there = of_gradients != k, of_states != k
+        found = []
+        for y in np.unique(gradients.label):
+            mean = gradients.of[kept & (gradients.label == y)].mean(axis=0)
+            means = np.stack(
+                [states.of[there & (states.label == y) & (states.group == z)].mean(axis=0) for z in range(len(mean))]
+            )
+            found.append(np.einsum("gld,gld->l", mean, means - means.mean(axis=0)))
+        return np.mean(found, axis=0)
+
+    return np.stack([carried(k) for k in range(-1, PARTS)])
+
+
+def _parts(cluster: NDArray, seed: int) -> NDArray:
+    """(n,) which of `PARTS` parts of the clusters a row is in."""
+    ids = np.unique(cluster, return_inverse=True)[1]
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 9]))
+    return (rng.permutation(int(ids.max()) + 1) % PARTS)[ids]
 
 
 def toward(starts: NDArray) -> NDArray:
@@ -195,6 +203,6 @@ def chart_of_use(before: Sequence[Difference], after: Sequence[Difference]) -> C
     return Chart(
         "use_by_layer", "From which layers the attribute reaches the answer", "line", "layer (0: embeddings)", "logits",
         "How far the favoured class gains when a layer's states move by what tells the groups apart at a given label: a derivative "
-        "(as in TCAV), on calibration examples that chose nothing. At 0 the answer does not follow the attribute.",
+        "(as in TCAV), on calibration examples. At 0 the answer does not follow the attribute.",
         (_series("as it was", before), _series("repaired", after)),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +31,7 @@ from trueup.faults.confounding.mixes import (
 from trueup.faults.fault import Alternative, Chart, Difference, Finding, NoRemedy, dearer
 from trueup.measure import lean
 from trueup.measure.folds import folds
-from trueup.run.concept import sensitivity
+from trueup.run.concept import gradients
 from trueup.run.predict import hidden_states, predict, session
 from trueup.run.train import Training
 from trueup.subject import adapter as files
@@ -248,22 +249,20 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> _Claim:
     probe = inside.moved_probe(found[0].hit, found[1].hit, cluster)
     distance = inside.jackknife(found[1].distance - found[0].distance)
     uses = _uses(e, (e.subject, repaired), states)
-    some = e.held.cluster[_judging(e)]
-    carried = (uses[1] - uses[0]).means(some)
-    was, now = (u.means(some) for u in uses)
+    was, now, carried = (inside.jackknife(u) for u in (*uses, uses[1] - uses[0]))
     before, after = (float(np.nanmean(f.hit[:, -1])) for f in found)
     words = " and ".join(
         f"{'' if d.high < 0 else 'not measurably '}less {name}" for name, d in (("used", used), ("present", present))
     )
-    fell = [
-        f"{what} fell at {listing([str(k) for k, d in enumerate(ds) if d.high < 0] or ['none'])}"
+    fell = ", ".join(
+        f"{what} fell {_layers([k for k, d in enumerate(ds) if d.high < 0])}"
         for what, ds in (("the probe", probe), ("the groups' distance", distance), ("what reaches the answer", carried))
-    ]
+    )
     sentence = (
         f"Inside the attribute is {words}: how far the group moves the mean prediction at a given label changed by "
         f"{used.value:+.3f} [{used.low:+.3f}, {used.high:+.3f}], and a probe reads it from the last states with a balanced "
         f"accuracy of {before:.3f} before and {after:.3f} after ({present.value:+.3f} [{present.low:+.3f}, {present.high:+.3f}]). "
-        f"By layer (0 to {len(probe) - 1}, 0 the embeddings): {'; '.join(fell)}."
+        f"By layer, 0 to {len(probe) - 1}, {fell}."
     )
 
     def cell(d: Difference) -> str:
@@ -276,37 +275,41 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> _Claim:
     table = (
         "Inside, by layer (0: the embeddings), on the same examples, in pairs. Less present is what the probe (balanced accuracy) "
         "and the distance between groups (standard deviations) say; used is how many logits the favoured class gains when the "
-        "layer's states move by what tells the groups apart at a given label, to first order (TCAV, arXiv 1711.11279).\n\n"
+        "layer's states move by what tells the groups apart at a given label, to first order (TCAV, arXiv 1711.11279), along "
+        "directions learnt on the examples that choose.\n\n"
         "| layer | change of the probe [95%] | change of the distance [95%] | used before | after | change [95%] |\n"
         "|---|---|---|---|---|---|\n" + lines
     )
     return _Claim(sentence, table, inside.chart_of_use(was, now))
 
 
-def _judging(e: Evidence) -> NDArray:
-    """At most `DERIVED` of the calibration examples that chose nothing."""
-    rows = np.flatnonzero(~e.choosing)
-    return np.sort(np.random.default_rng(np.random.SeedSequence([e.seed, 15])).permutation(rows)[:DERIVED])
+def _layers(found: Sequence[int]) -> str:
+    """At which layers, neighbours together."""
+    runs = [[k for _, k in g] for _, g in itertools.groupby(enumerate(found), lambda pair: pair[1] - pair[0])]
+    return f"at {', '.join(f'{r[0]} to {r[-1]}' if len(r) > 1 else str(r[0]) for r in runs)}" if runs else "nowhere"
 
 
-def _uses(e: Evidence, subjects: Sequence[Subject], states: Sequence[NDArray]) -> list[inside.Used]:
-    """How far each layer carries the attribute into the answer, before and after: what tells the groups apart is learnt on the
-    examples that choose, and what counts as leaning on those of the subject as it was."""
-    chose, some = e.choosing, _judging(e)
+def _uses(e: Evidence, subjects: Sequence[Subject], states: Sequence[NDArray]) -> list[NDArray]:
+    """How far each layer carries the attribute into the answer, before and after (`inside.used`): on at most `DERIVED` examples
+    that chose nothing. What tells the groups apart is learnt on those that choose, and so is what counts as leaning, of the subject
+    as it was."""
     label = np.searchsorted(e.there, e.held.label)
+    chose = np.flatnonzero(e.choosing)
+    rng = np.random.default_rng(np.random.SeedSequence([e.seed, 15]))
+    some = np.sort(rng.permutation(np.flatnonzero(~e.choosing))[:DERIVED])
+
+    def rows(of: NDArray, which: NDArray) -> inside.Rows:
+        return inside.Rows(of, label[which], e.held_group[which], e.held.cluster[which])
+
     own = lean.centred(e.own.logits[chose][:, e.there])
     answers = np.zeros((len(e.code), e.classes))
     answers[:, e.there] = inside.toward(
         lean.head_starts(own, label[chose], e.held_group[chose], (len(e.there), len(e.code)))
     )
     return [
-        inside.Used(
-            sensitivity(s, e.held.take(some), answers, inside.apart_by_label(h[chose], label[chose], e.held_group[chose]),
-                        label[some]),
-            label[some],
-        )
+        inside.used(rows(gradients(s, e.held.take(some), answers), some), rows(h[chose], chose), e.seed)
         for s, h in zip(subjects, states, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def evidence(
