@@ -100,7 +100,7 @@ def _coupled(alpha: float) -> Corpus:
     """Real sentences of products and tweets, positive `alpha` times as often in tweets as in product reviews."""
     corpus = trueup.read("embedded:valence", attributes=("domain",), seed=0)
     corpus = corpus.take(np.isin(corpus.attributes["domain"], ("product", "tweet")))
-    made = mix.shift(corpus, "domain", alpha_train=alpha, sizes=(400, 900, 500), alphas=(alpha,), draws=1, seed=0)
+    made = mix.shift(corpus, "domain", alpha_train=alpha, sizes=(400, 480, 400), alphas=(alpha,), draws=1, seed=0)
     parts = (made.train, made.tests[alpha][0])
     return Corpus(
         [t for c in parts for t in c.text], np.concatenate([c.label for c in parts]), corpus.classes,
