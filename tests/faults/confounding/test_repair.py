@@ -161,6 +161,21 @@ def test_a_cost_of_just_the_budget_is_within_it(remedy):
     assert R.best_of([r | {"chose cost": 0.0201} for r in rows], 0.02) is None
 
 
+def test_a_winner_that_is_not_confirmed_is_told_why(remedy):
+    """Seen: "do not confirm it: the lean moved by -0.108 [-0.156, -0.050]", which is a clear fall; AUPRC had not risen."""
+    rows = remedy.card["candidates"]
+    won = next(r for r in rows if r["key"] == remedy.card["chosen"])
+    flat = {**won, "gain": -0.008, "gain low": -0.052, "gain high": 0.032}
+    lean = f"{won['severity']:+.3f} [{won['low']:+.3f}, {won['high']:+.3f}]"
+    said, dear = R.why_none(rows, flat, 0.02)
+    assert said.endswith(
+        f"the lean moved by {lean}, but AUPRC over all mixes, which has to rise, by -0.008 [-0.052, +0.032]."
+    )
+    assert not dear
+    said, _ = R.why_none(rows, {**flat, "high": 0.01}, 0.02)
+    assert said.endswith(f"{lean.rsplit(',', 1)[0]}, +0.010], which is no clear fall.")
+
+
 def test_the_frontier_says_what_each_repair_gains_and_costs(remedy):
     points = remedy.card["frontier"]
     assert [p["key"] for p in points if p["chosen"]] == [remedy.card["chosen"]]
@@ -571,7 +586,7 @@ def test_arithmetic_under_another_head_is_arithmetic_on_a_prompt_tuned_under_it(
     e = R.evidence(subject, corpus, "site", 0.0, 0)
     family = Under(Hybrid("balanced", "hybrid-balanced", "hybrid arithmetic"), how)
     assert family.possible(e)
-    assert (family.key, family.title) == (f"hybrid-balanced-{how}-head", f"hybrid arithmetic, under a {how} head")
+    assert (family.key, family.title) == (f"hybrid-balanced@{how}", f"hybrid arithmetic, under a {how} head")
     variants, plain = family.variants(e), Under(TaskPrompt(), how).variants(e)
     there = family._there(e)
     # The head is the one fitted at P0, and training has not moved it.

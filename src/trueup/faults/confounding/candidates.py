@@ -743,7 +743,7 @@ class Under(Family):
 
     @property
     def key(self) -> str:  # type: ignore[override]
-        return f"{self.inner.key}-{self.how}-head"
+        return f"{self.inner.key}@{self.how}"
 
     @property
     def title(self) -> str:  # type: ignore[override]

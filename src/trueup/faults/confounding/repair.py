@@ -174,9 +174,16 @@ def why_none(table: list[dict[str, Any]], row: Mapping[str, Any] | None, max_cos
     if row is not None and row["high"] < 0 < row["gain"]:
         dear = [dict(row) | {"chose cost": row["cost"]}]
     elif row is not None:
+        moved = f"{row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        gain = f"{row['gain']:+.3f} [{row['gain low']:+.3f}, {row['gain high']:+.3f}]"
         said = (
             f"Of {len(repairs)} repairs {row['title']} was the best on the calibration examples that choose, and those that chose "
-            f"nothing do not confirm it: the lean moved by {row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]."
+            "nothing do not confirm it: "
+            + (
+                f"the lean moved by {moved}, but AUPRC over all mixes, which has to rise, by {gain}."
+                if row["high"] < 0
+                else f"the lean moved by {moved}, which is no clear fall."
+            )
         )
         return said, False
     if dear:
