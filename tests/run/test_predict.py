@@ -192,6 +192,22 @@ def test_features_and_hidden_states_are_remembered_apart(subject: Subject, tmp_p
         assert np.array_equal(predict(subject, corpus()).features, x)
 
 
+def test_hidden_states_and_the_prediction_come_from_one_pass(subject: Subject, tmp_path: Path):
+    alone, calls = predict(subject, corpus()).features, []
+    hook = subject.base.base_model.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[operator]
+    with within(Session(memo=Memo(tmp_path))):
+        states = hidden_states(subject, corpus())
+        done = len(calls)
+        x = predict(subject, corpus()).features
+    assert len(calls) == done > 0
+    assert np.array_equal(x, alone), "to the last bit"
+    with within(Session()):
+        assert np.array_equal(hidden_states(subject, corpus()), states)
+        predict(subject, corpus())
+    hook.remove()
+    assert len(calls) > 2 * done, "the control: without a memory there are two passes"
+
+
 def out_of_memory_above(largest: int, sizes: list[int]) -> Callable[[Subject, forward.Batch], torch.Tensor]:
     plain = forward.features
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.run import forward
@@ -31,7 +29,9 @@ def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarr
 
     def read(subject: Subject, batch: forward.Batch) -> Tensor:
         with torch.enable_grad():
-            logits, states = _with_states(subject, batch)
+            # The base is frozen: gradients begin at the first layer's input.
+            with forward.entering(subject, lambda h, k: h if k else h.detach().requires_grad_(True)) as states:
+                logits = forward.logits(subject, batch)
             z = logits[:, : wanted.shape[1]].float()
             last = len(wanted) - 1
             each = [torch.autograd.grad((z @ w).sum(), states, retain_graph=k < last) for k, w in enumerate(wanted)]
@@ -53,27 +53,3 @@ def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarr
         found[take] = got.cpu().numpy()
     assert found is not None
     return found
-
-
-def _with_states(subject: Subject, batch: forward.Batch) -> tuple[Tensor, list[Tensor]]:
-    """The logits, and the states (b, t, d) that each depends on: what goes into each layer, and what comes out of the last."""
-    net: nn.Module = subject.base.base_model  # type: ignore[assignment]
-    states: list[Tensor] = []
-
-    def entering(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        state = inputs[0] if inputs else named["hidden_states"]
-        # The base is frozen: gradients begin at the first layer's input.
-        state = state if states else state.detach().requires_grad_(True)
-        states.append(state)
-        return ((state, *inputs[1:]), named) if inputs else (inputs, {**named, "hidden_states": state})
-
-    def leaving(_: nn.Module, __: Any, out: Any) -> None:
-        states.append(out.last_hidden_state)
-
-    hooks = [m.register_forward_pre_hook(entering, with_kwargs=True) for m in net.get_submodule(subject.anatomy.layers)]  # type: ignore[attr-defined]
-    hooks.append(net.register_forward_hook(leaving))
-    try:
-        return forward.logits(subject, batch), states
-    finally:
-        for hook in hooks:
-            hook.remove()

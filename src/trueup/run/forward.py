@@ -7,13 +7,14 @@ example's result does not depend on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
@@ -169,27 +170,58 @@ def _after_shared(subject: Subject, ids: Tensor, mask: Tensor, shared: int) -> T
 def hidden_states(subject: Subject, batch: Batch) -> Tensor:
     """(b, layers + 1, d): the residual stream, embeddings first: at the last token (causal), averaged over tokens else."""
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
-    layers = subject.base.base_model.get_submodule(subject.anatomy.layers)  # type: ignore[operator, union-attr]
-    states: list[Tensor] = []
-
-    def read(_: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        states.append(inputs[0] if inputs else named["hidden_states"])
-
     # Not transformers' output_hidden_states: that leaves its own hooks on the model for good.
-    hooks = [layer.register_forward_pre_hook(read, with_kwargs=True) for layer in layers]  # type: ignore[union-attr]
-    try:
-        if subject.anatomy.causal:
-            states.append(backbone(subject, ids, mask).last_hidden_state)
-        else:
-            states.append(backbone(subject, ids, mask, **segments(subject, batch)).last_hidden_state)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with entering(subject, lambda h, _: h) as states:
+        backbone(subject, ids, mask, **({} if subject.anatomy.causal else segments(subject, batch)))
+    return _pooled(subject, states, ids, mask)
+
+
+def states_and_features(subject: Subject, batch: Batch) -> tuple[Tensor, Tensor]:
+    """`hidden_states` and `features` from one pass."""
+    if subject.anatomy.causal:
+        states = hidden_states(subject, batch)
+        return states, states[:, -1]
+    with entering(subject, lambda h, _: h) as states:
+        x = features(subject, batch)
+    return _pooled(subject, states, batch.ids.to(subject.device), batch.mask.to(subject.device)), x
+
+
+def _pooled(subject: Subject, states: Sequence[Tensor], ids: Tensor, mask: Tensor) -> Tensor:
+    """(b, layers + 1, d) of states (b, t, d): at the last token (causal), averaged over the text's tokens else."""
     if subject.anatomy.causal:
         here = read_up_to(subject, ids, mask)
         return torch.stack([at_last(h, here) for h in states], dim=1)
     weight = mask.unsqueeze(-1) / mask.sum(dim=1, keepdim=True).unsqueeze(-1)
     return torch.stack([(h[:, -ids.shape[1] :] * weight).sum(dim=1) for h in states], dim=1)
+
+
+def depth(subject: Subject) -> int:
+    """How many layers there are."""
+    layers: Any = subject.base.base_model.get_submodule(subject.anatomy.layers)  # type: ignore[operator,union-attr]
+    return len(layers)
+
+
+@contextlib.contextmanager
+def entering(subject: Subject, change: Callable[[Tensor, int], Tensor]) -> Iterator[list[Tensor]]:
+    """Inside the block a pass fills the list with the states (b, t, d) that enter each layer, and what leaves the last one.
+
+    `change` is given what enters a layer, and which; what it returns goes on.
+    """
+    net: nn.Module = subject.base.base_model  # type: ignore[assignment]
+    states: list[Tensor] = []
+
+    def before(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        states.append(change(inputs[0] if inputs else named["hidden_states"], len(states)))
+        return ((states[-1], *inputs[1:]), named) if inputs else (inputs, {**named, "hidden_states": states[-1]})
+
+    layers: Any = net.get_submodule(subject.anatomy.layers)
+    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    hooks.append(net.register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state)))
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def live_head(subject: Subject) -> Head:

@@ -28,6 +28,8 @@ from trueup.subject.subject import Subject, body_fingerprint
 T = TypeVar("T")
 VERSIONS = [__version__, *(version(p) for p in ("torch", "transformers", "peft"))]
 """What computed a remembered pass: a library that was exchanged since may compute another."""
+FEATURES = "features"
+"""Under which a pass's features are remembered."""
 TOKENS = 4096
 """Tokens of one batch, padding included. Halved, with a note, as often as memory runs out."""
 
@@ -96,7 +98,7 @@ def predict(subject: Subject, corpus: Corpus) -> Outputs:
     Raises:
         BadInput: an example has no token. Unavailable: one example alone does not fit in memory.
     """
-    x = collect(subject, corpus, forward.features, "features", head=False)
+    x = collect(subject, corpus, forward.features, FEATURES, head=False)
     return outputs(subject, x)
 
 
@@ -125,8 +127,22 @@ def _through_head(subject: Subject, x: np.ndarray) -> np.ndarray:
 
 
 def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
-    """(n, layers + 1, d) float32: the residual stream per example (see `forward.hidden_states`)."""
-    return collect(subject, corpus, forward.hidden_states, "hidden states", head=False)
+    """(n, layers + 1, d) float32: the residual stream per example (see `forward.hidden_states`).
+
+    The same pass gives the features, which are remembered: `predict` needs none of its own after it.
+    """
+
+    def read(subject: Subject, batch: forward.Batch) -> Tensor:
+        states, x = forward.states_and_features(subject, batch)
+        return torch.cat([states.flatten(1).float(), x.float()], dim=1)
+
+    ids = forward.tokenize(subject, corpus)
+    got = collect_rows(subject, ids, read, "hidden states and features", head=False)
+    width = forward.live_head(subject).weight.shape[1]
+    if (now := session()).memo:
+        order = _in_order(ids)
+        now.memo.put(memo_key(subject, [ids[i] for i in order], FEATURES, head=False), {"rows": got[order, -width:]})
+    return got[:, :-width].reshape(len(ids), forward.depth(subject) + 1, -1)
 
 
 def collect(
@@ -146,7 +162,7 @@ def collect_rows(
     """
     now = session()
     # By length and contents: what is remembered serves the same rows in any order, and says the same of them to the last bit.
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), ids[i], ids[i].segments or []))
+    order = _in_order(ids)
     ids, place = [ids[i] for i in order], np.argsort(order)
     key = memo_key(subject, ids, stage, head=head) if now.memo else ""
     if now.memo and (known := now.memo.get(key)) is not None:
@@ -162,6 +178,11 @@ def collect_rows(
     if now.memo:
         now.memo.put(key, {"rows": rows})
     return rows[place]
+
+
+def _in_order(ids: list[forward.Row]) -> list[int]:
+    """Rows of tokens by length and contents."""
+    return sorted(range(len(ids)), key=lambda i: (len(ids[i]), ids[i], ids[i].segments or []))
 
 
 PROVEN_ON = 64

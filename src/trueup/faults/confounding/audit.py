@@ -123,6 +123,7 @@ def audit(
     # A class of the head that no example has takes no part: its margins and its precision do not exist.
     there = np.unique(corpus.label)
     label = np.searchsorted(there, corpus.label)
+    states = hidden_states(subject, corpus)  # first: its pass serves the prediction
     out = predict(subject, corpus)
     samples = columns(out.logits[:, : len(subject.classes)][:, there], label, group) | {
         "cluster": corpus.cluster, "judges": judges(corpus.cluster, seed),
@@ -132,7 +133,7 @@ def audit(
     direction, strength, whose = nominal(cells, None if trained is None else trained.among(groups)[there], coupling)
     starts = lean.head_starts(samples["score"], label, group, direction.shape)
     m = mixes(cells, direction if direction.shape == (2, 2) else starts, strength)
-    within = inside.inside(hidden_states(subject, corpus), label, group, corpus.cluster, samples["judges"], seed)
+    within = inside.inside(states, label, group, corpus.cluster, samples["judges"], seed)
     samples["probed"] = within.hit
     curve = [f"curve{i}" for i in range(len(m.tables))]
     wanted = statistics(samples, m) | {"present": present(samples["probed"])}
