@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.faults.copying.planted import ANSWERS, FILLERS, KEYS, LAYER, UNITS, answer_of, planted
 from trueup.run.prompts import with_pool
 from trueup.subject.load import load
+from trueup.subject.quiet import quiet
 from trueup.subject.subject import Subject
 from trueup.subject.tiny import kept_llama
 from trueup.subject.units import width_of
@@ -104,3 +106,15 @@ def one_head(copies: bool = True) -> tuple[Subject, Corpus]:
     )  # fmt: skip
     _, corpus = planted("planted")
     return with_pool(load(str(base), shots=4, template="{text} {label}\n", device="cpu"), corpus.part("train")), corpus
+
+
+def said_by_the_card(lines: str, subject: Subject, saved: Path, query: str, index: Any) -> str:
+    """What the card's lines answer to a query after the demonstrations `index` of the pool."""
+    assert subject.shots is not None
+    here: dict[str, Any] = {
+        "BASE": subject.source.base, "FOLDER": str(saved), "query": query,
+        "demonstrations": [subject.shots.pool[j] for j in index],
+    }  # fmt: skip
+    with quiet(), torch.no_grad():
+        exec(lines, here)
+    return here["answer"]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from trueup.faults.adapted import Adapted
 from trueup.faults.copying import Copying
@@ -19,7 +17,7 @@ from trueup.subject.load import load
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Subject
 
-from .cases import counting
+from .cases import counting, said_by_the_card
 
 FAULT = Copying(resamples=60, units_from="task")
 AS_LINES = "{% for m in messages %}{{ m.content }} {% endfor %}"
@@ -95,13 +93,7 @@ def test_the_lines_of_the_card_ask_it_as_a_chat(case, finding, tmp_path):
     with got.on(subject) as repaired:
         ours = answers(repaired, rows(subject, few.text, d)).answer
     for query, index, answer in zip(few.text, d.index, ours, strict=True):
-        here: dict[str, Any] = {
-            "BASE": subject.source.base, "FOLDER": str(saved), "query": query,
-            "demonstrations": [subject.shots.pool[j] for j in index],
-        }  # fmt: skip
-        with quiet(), torch.no_grad():
-            exec(lines, here)
-        assert here["answer"].split()[0] == corpus.classes[answer]
+        assert said_by_the_card(lines, subject, saved, query, index).split()[0] == corpus.classes[answer]
 
 
 def test_a_saved_repair_is_asked_as_a_chat_by_itself(case, finding, tmp_path):

@@ -34,7 +34,7 @@ from trueup.subject.recipe import Lora, Prompt, fresh
 from trueup.subject.subject import Subject, Template
 from trueup.subject.units import width_of
 
-from .cases import PLANTED, counting, scales, unit_of
+from .cases import PLANTED, counting, said_by_the_card, scales, unit_of
 
 FAULT = Copying(resamples=60)
 
@@ -328,6 +328,22 @@ def test_what_loses_accuracy_is_never_kept(case, found):
         assert "the planted units" in got.describe()
 
 
+def test_the_penalty_is_chosen_on_other_queries_than_it_is_judged_on(case, remedy):
+    subject, corpus = case
+    _, second, third = R.parted(corpus.part("calibration"), 0)
+    told = R.ask(subject, second, 0)
+    nats, base = R._penalty(told, second), R.judged(told, second)
+    able = {n: R._with_penalty(told, second, n) for n in R.PENALTIES}
+    able = {n: j for n, j in able.items() if j.no_worse(base)}
+    assert nats > 0, "the control: a penalty helps here"
+    assert abs(able[nats].excess) == min(abs(j.excess) for j in able.values()) < abs(base.excess)
+    row = next(r for r in remedy.card["confirmed"] if "penalty" in r["title"])
+    assert row["title"] == f"rival: a penalty on shown answers' logits, {nats:g} nats"
+    there = R._with_penalty(R.ask(subject, third, 0), third, nats)
+    assert row["severity"] == pytest.approx(there.excess)
+    assert R._with_penalty(told, second, 0.0).excess == pytest.approx(base.excess)
+
+
 def test_too_few_calibration_queries_is_a_sentence(case, finding):
     subject, corpus = case
     few = corpus.take(np.flatnonzero((corpus.split != "calibration") | (np.arange(len(corpus)) < 240 + 9)))
@@ -376,13 +392,7 @@ def test_the_lines_of_the_card_answer_as_trueup_does(case, remedy, saved):
     card = (saved / "README.md").read_text()
     assert "trueup cuts" not in card
     for query, index, answer in zip(few.text, d.index, ours, strict=True):
-        here: dict[str, Any] = {
-            "BASE": subject.source.base, "FOLDER": str(saved), "query": query,
-            "demonstrations": [subject.shots.pool[j] for j in index],
-        }  # fmt: skip
-        with quiet(), torch.no_grad():
-            exec(code_of(card), here)
-        assert here["answer"].split()[0] == corpus.classes[answer]
+        assert said_by_the_card(code_of(card), subject, saved, query, index).split()[0] == corpus.classes[answer]
     assert len(set(ours.tolist())) > 1
 
 

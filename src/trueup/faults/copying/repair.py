@@ -272,11 +272,12 @@ def choose(
     if not made:
         return NoRemedy("In no layer do the attributions of units add up, so none can be told to copy.")
     glance = list(bystanders(subject, "calibration", seed=seed, most=GLANCED))
-    units = winner(subject, made, first, second, glance, seed, resamples)
+    unscaled = ask(subject, second, seed)
+    units = winner(subject, made, first, second, unscaled, glance, seed, resamples)
     rows, best, rival, chances = units.rows, units.best, None, random_like(made, seed)
     whole = rivals(heads, (units.best or units.nearest).units)
     if whole and heads is not None:
-        won = winner(subject, whole, first, second, glance, seed, resamples)
+        won = winner(subject, whole, first, second, unscaled, glance, seed, resamples)
         rows, rival = [*rows, *won.rows[1:]], won.best or won.nearest
         if take != UNITS and (take == HEADS or won.beats(units)):
             best, rival, made = won.best, units.best or units.nearest, [*made, *whole]
@@ -305,7 +306,7 @@ def choose(
     base = judged(plainly, third)
     others = list(bystanders(subject, "calibration", seed=seed, most=GUARDED))
     before = beside(others, seed)
-    chance = winner(subject, chances, first, second, [], seed, resamples).best
+    chance = winner(subject, chances, first, second, unscaled, [], seed, resamples).best
     about["units from"] = best.source
     where_found = next((f for f in found if f.source == best.source), found[0])
     told = [row_of(AS_IT_IS, base, base, third, seed, resamples)]
@@ -324,7 +325,9 @@ def choose(
         with scaled(subject, rival.scales, rival.part):
             there = judged(ask(subject, third, seed), third)
         told.append(row_of(replace(rival, title=f"rival: {rival.title}"), base, there, third, seed, resamples))
-    penalty = _penalty_row(plainly, third, base, seed, resamples)
+    nats = _penalty(unscaled, second)
+    penalised = replace(AS_IT_IS, title=f"rival: a penalty on shown answers' logits, {nats:g} nats")
+    penalty = row_of(penalised, base, _with_penalty(plainly, third, nats), third, seed, resamples)
     about |= {
         "confirmed": [*told, penalty],
         "controls": _controls(subject, first, best, where_found, heads, seed, resamples),
@@ -411,12 +414,12 @@ class Won:
 
 
 def winner(
-    subject: Subject, made: Sequence[Candidate], first: Corpus, second: Corpus, others: Sequence[Bystander], seed: int,
-    resamples: int,
+    subject: Subject, made: Sequence[Candidate], first: Corpus, second: Corpus, unscaled: Asked, others: Sequence[Bystander],
+    seed: int, resamples: int,
 ) -> Won:  # fmt: skip
-    """The candidate that the first queries screen and the second choose."""
+    """The candidate that the first queries screen and the second choose. `unscaled`: the second asked of the model as it is."""
     plain, screened = screen(subject, first, made, seed)
-    base = judged(ask(subject, second, seed), second)
+    base = judged(unscaled, second)
     rows = [row_of(AS_IT_IS, base, base, second, seed, resamples)]
     able: list[tuple[Judged, Candidate]] = []
     every: list[tuple[Judged, Candidate]] = []
@@ -807,20 +810,26 @@ def _markdown(
     )  # fmt: skip
 
 
-def _penalty_row(told: Asked, queries: Corpus, base: Judged, seed: int, resamples: int) -> dict[str, Any]:
-    """The trivial rival: a penalty on the logits of shown answers, as large as loses no accuracy."""
-    rival = "rival: a penalty on shown answers' logits, {:g} nats".format
-    best = row_of(replace(AS_IT_IS, title=rival(0)), base, base, queries, seed, resamples)
-    for penalty in PENALTIES:
-        kept: dict[str, np.ndarray] = {}
-        for mode, t in told.items():
-            others = t.draws.others
-            against = None if others is None or t.other is None else _penalised(t.other, others.shown, penalty)
-            kept |= _columns(mode, t.draws, queries.label, _penalised(t.got, t.draws.shown, penalty), against)
-        j = Judged(kept)
-        if j.no_worse(base) and abs(j.excess) < abs(best["severity"]):
-            best = row_of(replace(AS_IT_IS, title=rival(penalty)), base, j, queries, seed, resamples)
+def _penalty(told: Asked, queries: Corpus) -> float:
+    """The trivial rival: the penalty (nats) on the logits of shown answers that brings wrong copies nearest to chance and loses no
+    accuracy; 0 where there is none."""
+    base = judged(told, queries)
+    best, nearest = 0.0, abs(base.excess)
+    for nats in PENALTIES:
+        j = _with_penalty(told, queries, nats)
+        if j.no_worse(base) and abs(j.excess) < nearest:
+            best, nearest = nats, abs(j.excess)
     return best
+
+
+def _with_penalty(told: Asked, queries: Corpus, nats: float) -> Judged:
+    """How queries are answered under a penalty on shown answers' logits."""
+    kept: dict[str, np.ndarray] = {}
+    for mode, t in told.items():
+        others = t.draws.others
+        against = None if others is None or t.other is None else _penalised(t.other, others.shown, nats)
+        kept |= _columns(mode, t.draws, queries.label, _penalised(t.got, t.draws.shown, nats), against)
+    return Judged(kept)
 
 
 def _penalised(got: Answers, shown: np.ndarray, penalty: float) -> np.ndarray:
