@@ -88,7 +88,7 @@ def rate(rates: Floats, pick: tuple[int, int]) -> float:
     return float(rates[pick])
 
 
-def share(event: NDArray[np.bool_], rows: NDArray[np.bool_], cluster: NDArray) -> Estimate:
+def share(event: NDArray[np.bool_], rows: NDArray[np.bool_], cluster: NDArray, *, variance: float = 1.0) -> Estimate:
     """The share of `rows` in which `event` is true, with Wilson's 95% interval; 0 to 1 around nan without a row.
 
     The number of trials is that of Kish (1965): (sum m)^2 / sum m^2 over clusters of m rows, so many independent rows as there
@@ -96,9 +96,10 @@ def share(event: NDArray[np.bool_], rows: NDArray[np.bool_], cluster: NDArray) -
 
     Args:
         event, rows: (n,). cluster: (n,) rows of equal number belong together.
+        variance: how many times that of independent rows the share's variance is, beyond what the clusters say.
     """
     size = np.unique(cluster[rows], return_counts=True)[1].astype(np.float64)
-    trials = float(size.sum() ** 2 / (size @ size)) if size.size else 0.0
+    trials = float(size.sum() ** 2 / (size @ size)) / variance if size.size else 0.0
     value = float(event[rows].mean()) if size.size else math.nan
     low, high = wilson(0.0 if math.isnan(value) else value * trials, trials)
     return Estimate(value, float(low), float(high), 0.95)

@@ -8,6 +8,7 @@ import scipy.stats
 
 from trueup.faults.confounding import inside
 from trueup.measure import lean
+from trueup.measure.divergence import REFITTED, probed, probed_by_chance
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +40,14 @@ def test_what_a_layer_forgets_is_said_of_that_layer_alone(worlds):
     for moved in (probe, distance):
         assert [d.high < 0 for d in moved] == [False, True, False]
         assert all((d.p < 0.05) == (d.high < 0) for d in moved)
-    assert found[0].chance == pytest.approx(0.5, abs=0.06)
+    chance = probed_by_chance(states[0][:, -1], group, label, seed=0, cluster=cluster)
+    assert chance == pytest.approx(0.5, abs=0.06)
     assert probe[1].value == pytest.approx(np.nanmean(found[1].hit[:, 1]) - np.nanmean(found[0].hit[:, 1]))
     was, now = (inside.jackknife(f.distance)[1] for f in found)
     assert now.low < 0 < was.low
     same = inside.jackknife(found[0].distance - found[0].distance)
     assert [(d.value, d.low, d.high, d.p) for d in same] == [(0, 0, 0, 1)] * 3
-    charts = inside.charts("site", found[0], cluster) + inside.charts_of_change(probe, distance)
+    charts = inside.charts("site", found[0], chance, cluster) + inside.charts_of_change(probe, distance)
     assert len({c.key for c in charts}) == 4
     assert all(s.x == [0, 1, 2] for c in charts for s in c.series)
 
@@ -107,3 +109,20 @@ def test_intervals_of_use_hold_the_truth():
         (told,) = inside.jackknife(use)
         held += told.low <= truth <= told.high
     assert 180 <= held <= 199
+
+
+def test_where_nothing_moved_the_probes_paired_interval_holds_0_because_it_counts_that_the_probe_is_learnt():
+    held = naive = 0
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        label, group = rng.integers(0, 2, (2, 200))
+        hits = []
+        for x in rng.normal(size=(2, 200, 1, 30)):
+            rows, told = probed(x[:, 0], group, label, seed=seed)
+            hits.append(np.full((200, 1), np.nan))
+            hits[-1][rows, 0] = told
+        (moved,) = inside.moved_probe(*hits, np.arange(200))
+        held += moved.low <= 0 <= moved.high
+        naive += abs(moved.value) <= (moved.high - moved.low) / 2 / np.sqrt(REFITTED)
+    assert held >= 75
+    assert naive < 74, "the control: as if the probe were given"

@@ -35,12 +35,12 @@ from trueup.faults.confounding.mixes import (
     measured,
     mixes,
     nominal,
-    present,
     statistics,
 )
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
 from trueup.measure import bootstrap, lean
 from trueup.measure.accuracy import wilson
+from trueup.measure.divergence import probed_by_chance
 from trueup.run.predict import hidden_states, predict, session
 from trueup.subject.subject import Subject
 
@@ -135,15 +135,15 @@ def audit(
     m = mixes(cells, direction if direction.shape == (2, 2) else starts, strength)
     within = inside.inside(states, label, group, corpus.cluster, samples["judges"], seed)
     samples["probed"] = within.hit
+    chance = probed_by_chance(states[:, -1], group, label, seed=seed, cluster=corpus.cluster)
     curve = [f"curve{i}" for i in range(len(m.tables))]
-    wanted = statistics(samples, m) | {"present": present(samples["probed"])}
-    got = measured(wanted, samples, direction.shape, *curve, seed=seed, resamples=resamples)
+    got = measured(statistics(samples, m), samples, direction.shape, *curve, seed=seed, resamples=resamples)
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]
         for k, (title, unit, better) in TITLES.items()
         if k in got
     }
-    present_in = got["present"]
+    present_in = inside.told(within.hit, corpus.cluster)[-1]
     measures["present"] = Measure(
         present_in.value, present_in.low, present_in.high, "balanced accuracy of a linear probe", "lower",
         "presence of the attribute",
@@ -158,10 +158,13 @@ def audit(
     return judged(
         head, corpus.cluster, threshold=threshold,
         sentence=_sentence(got, m, attribute, groups, favoured, whose), measures=measures,
-        charts=_charts(m, [got[k] for k in curve], got, within, samples, names, groups, attribute),
+        charts=_charts(
+            m, [got[k] for k in curve], got, inside.charts(attribute, within, chance, corpus.cluster), samples, names, groups,
+            attribute,
+        ),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),
-                 "distance by layer": within.distance.tolist(), "chance of the probe": within.chance},
+                 "distance by layer": within.distance.tolist(), "chance of the probe": chance},
         samples={k: v[place] for k, v in samples.items()},
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "attribute": attribute},
@@ -207,18 +210,17 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
         mixes(np.array(f.details["cells"]), np.array(f.details["coupling"]), f.details["strength"])
         for f in (before, after)
     )
-    found = differences(
-        before.samples, after.samples, m, n, (*TITLES, "severity", "present"), resamples=resamples, seed=seed
-    )
-    return found | {"distance": _moved_apart(before, after)[-1]}
+    found = differences(before.samples, after.samples, m, n, (*TITLES, "severity"), resamples=resamples, seed=seed)
+    return found | {"present": _moved_probe(before, after)[-1], "distance": _moved_apart(before, after)[-1]}
 
 
 def pictures(before: Finding, after: Finding) -> tuple[Chart, ...]:
-    """What the repair changed inside, by layer, in pairs; nothing where it left a layer out."""
-    if before.samples["probed"].shape != after.samples["probed"].shape:
-        return ()
-    probe = inside.moved_probe(before.samples["probed"], after.samples["probed"], before.samples["cluster"])
-    return inside.charts_of_change(probe, _moved_apart(before, after))
+    """What the repair changed inside, by layer, in pairs."""
+    return inside.charts_of_change(_moved_probe(before, after), _moved_apart(before, after))
+
+
+def _moved_probe(before: Finding, after: Finding) -> list[Difference]:
+    return inside.moved_probe(before.samples["probed"], after.samples["probed"], before.samples["cluster"])
 
 
 def _moved_apart(before: Finding, after: Finding) -> list[Difference]:
@@ -267,7 +269,7 @@ def _check_cells(corpus: Corpus, attribute: str, groups: tuple[str, ...]) -> Non
         )
 
 
-def _charts(m: Mixes, curve, got, within: inside.Inside, samples, names, groups, attribute) -> tuple[Chart, ...]:
+def _charts(m: Mixes, curve, got, layers: tuple[Chart, ...], samples, names, groups, attribute) -> tuple[Chart, ...]:
     axis = "coupling: with even margins each class so many times as frequent in its group (1: none; below 1: reversed)"
     rates = []
     for z, name in enumerate(groups):
@@ -293,7 +295,7 @@ def _charts(m: Mixes, curve, got, within: inside.Inside, samples, names, groups,
             (Series("AUPRC", m.x.tolist(), [e.value for e in curve], [e.low for e in curve], [e.high for e in curve]),),
             log10=True, slider=Slider("Coupling in the test mix", 0.0),
         ),
-        *inside.charts(attribute, within, samples["cluster"]),
+        *layers,
         Chart(
             "cells", "Accuracy by label and group", "bar", "label", "accuracy",
             "Bars of one label differ where a group has a head start or is harder. Only the first is leaning.", tuple(rates),

@@ -18,10 +18,10 @@ from scipy.stats import t
 from trueup.faults.fault import Chart, Difference, Series
 from trueup.measure import gaps, lean
 from trueup.measure.bootstrap import Estimate
-from trueup.measure.divergence import probed, probed_by_chance, projected, sliced_wasserstein
+from trueup.measure.divergence import REFITTED, probed, projected, sliced_wasserstein
 
 PARTS = 20
-"""Of the clusters, of which each is left out once to learn how sure a distance is."""
+"""Of the clusters, of which each is left out once to learn how sure a number is (`jackknife`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,11 @@ class Inside:
 
     Attributes:
         hit: (n, L) whether a probe of the layer told the row's group; nan of rows outside the balanced set.
-        chance: balanced accuracy of the last layer's probe with groups dealt out at random.
         distance: (1 + PARTS, L) sliced Wasserstein distance of the groups' states at a given label, in standard deviations, held
             out, so that it is 0 by chance: of all clusters, and without each part of them (`jackknife`).
     """
 
     hit: NDArray
-    chance: float
     distance: NDArray
 
 
@@ -45,11 +43,10 @@ def inside(states: NDArray, label: NDArray, group: NDArray, cluster: NDArray, ju
     n, layers = states.shape[:2]
     hit, distance = np.full((n, layers), np.nan), np.empty((1 + PARTS, layers))
     for k in range(layers):
-        rows, told = probed(states[:, k], group, label, seed=seed, cluster=cluster)
-        hit[rows, k] = told
+        rows, hits = probed(states[:, k], group, label, seed=seed, cluster=cluster)
+        hit[rows, k] = hits
         distance[:, k] = apart(states[:, k], label, group, cluster, judges, seed)
-    chance = probed_by_chance(states[:, -1], group, label, seed=seed, cluster=cluster)
-    return Inside(hit, chance, distance)
+    return Inside(hit, distance)
 
 
 def apart(x: NDArray, label: NDArray, group: NDArray, cluster: NDArray, judges: NDArray, seed: int) -> NDArray:
@@ -78,7 +75,12 @@ def jackknife(values: NDArray) -> list[Difference]:
     """
     every, without = values[0], values[1:]
     error = np.sqrt((PARTS - 1) / PARTS * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
-    return [_interval(v, s, float(t.ppf(0.975, PARTS - 1)), PARTS - 1) for v, s in zip(every, error, strict=True)]
+    return [_interval(v, s, PARTS - 1) for v, s in zip(every, error, strict=True)]
+
+
+def told(hit: NDArray, cluster: NDArray) -> list[Estimate]:
+    """Per layer the balanced accuracy of the probe, from what it told (n, L)."""
+    return [gaps.share(np.nan_to_num(h) > 0, np.isfinite(h), cluster, variance=REFITTED) for h in hit.T]
 
 
 def moved_probe(before: NDArray, after: NDArray, cluster: NDArray) -> list[Difference]:
@@ -86,14 +88,13 @@ def moved_probe(before: NDArray, after: NDArray, cluster: NDArray) -> list[Diffe
     rows = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)
     d = after[rows] - before[rows]
     mean = d.mean(axis=0)
-    return [_normal(m, s) for m, s in zip(mean, spread((d - mean) / len(d), cluster[rows]), strict=True)]
+    errors = math.sqrt(REFITTED) * spread((d - mean) / len(d), cluster[rows])
+    return [_interval(m, s, math.inf) for m, s in zip(mean, errors, strict=True)]
 
 
-def _normal(value: float, error: float) -> Difference:
-    return _interval(value, error, 1.96, math.inf)
-
-
-def _interval(value: float, error: float, errors: float, freedom: float) -> Difference:
+def _interval(value: float, error: float, freedom: float) -> Difference:
+    """By Student's t; of endless degrees of freedom the normal."""
+    errors = float(t.ppf(0.975, freedom))
     p = float(2 * t.sf(abs(value) / error, freedom)) if error > 0 else float(value == 0)
     return Difference(float(value), float(value - errors * error), float(value + errors * error), p)
 
@@ -111,15 +112,15 @@ def _series(name: str, found: Sequence[Difference] | Sequence[Estimate]) -> Seri
     return Series(name, depth, [d.value for d in found], [d.low for d in found], [d.high for d in found])
 
 
-def charts(attribute: str, found: Inside, cluster: NDArray) -> tuple[Chart, ...]:
-    """Probe and distance by layer, each with its interval."""
-    shares = [gaps.share(np.nan_to_num(h) > 0, np.isfinite(h), cluster) for h in found.hit.T]
+def charts(attribute: str, found: Inside, chance: float, cluster: NDArray) -> tuple[Chart, ...]:
+    """Probe and distance by layer, each with its interval; `chance` is what a probe tells of groups dealt out at random."""
+    shares = told(found.hit, cluster)
     return (
         Chart(
             "presence", f"Where '{attribute}' can be read inside", "line", "layer (0: embeddings)", "balanced accuracy",
             "A linear probe on examples balanced over label and group. Present is not used: see the use of the attribute.",
             (_series("probe", shares),
-             Series("chance (permuted)", list(range(len(shares))), [found.chance] * len(shares))),
+             Series("chance (permuted)", list(range(len(shares))), [chance] * len(shares))),
         ),
         Chart(
             "distance", f"How far apart the groups of '{attribute}' lie inside", "line", "layer (0: embeddings)",
@@ -199,7 +200,6 @@ def toward(starts: NDArray) -> NDArray:
 
 def chart_of_use(before: Sequence[Difference], after: Sequence[Difference]) -> Chart:
     """Use by layer, as it was and repaired."""
-
     return Chart(
         "use_by_layer", "From which layers the attribute reaches the answer", "line", "layer (0: embeddings)", "logits",
         "How far the favoured class gains when a layer's states move by what tells the groups apart at a given label: a derivative "

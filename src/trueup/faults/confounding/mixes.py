@@ -283,10 +283,7 @@ def differences(
     statistics of these classes and groups are left out.
     """
     own = n is not None
-    sides = [
-        statistics(s, of, own=own) | {"present": present(s["probed"])}
-        for s, of in ((before, m), (after, n if own else m))
-    ]
+    sides = [statistics(s, of, own=own) for s, of in ((before, m), (after, n if own else m))]
 
     def either(key: str) -> Callable[..., float]:
         # The last column says which side this is.
@@ -315,15 +312,3 @@ def weighted(samples: Mapping[str, NDArray], *more: str) -> dict[str, int]:
     """Each of `WEIGHTED`, and `more`, with the number of clusters in the (label, group) cell that has the fewest."""
     counted = in_cells(samples["label"], samples["group"], samples["cluster"])
     return dict.fromkeys((*WEIGHTED, *more), int(counted[counted > 0].min()))
-
-
-def present(hit: NDArray) -> Callable[..., float]:
-    """The share of the probed rows whose group the probe of the last layer told, from what those of all layers told (n, L)."""
-    seen = np.isfinite(hit[:, -1])
-    told = np.nan_to_num(hit[:, -1])
-
-    def statistic(*columns, weight=None) -> float:
-        w = seen.astype(float) if weight is None else weight * seen
-        return float(w @ told / w.sum()) if w.any() else math.nan
-
-    return statistic

@@ -249,11 +249,9 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> _Claim:
     states = [hidden_states(s, e.held) for s in (e.subject, repaired)]
     label, group, cluster = (sides[0][k] for k in ("label", "group", "cluster"))
     found = [inside.inside(s[rows], label, group, cluster, sides[0]["judges"], e.seed) for s in states]
-    for side, within in zip(sides, found, strict=True):
-        side["probed"] = within.hit
-    moved = differences(sides[0], sides[1], e.mixes, None, ("use", "present"), resamples=resamples, seed=e.seed)
-    used, present = moved["use"], moved["present"]
+    used = differences(sides[0], sides[1], e.mixes, None, ("use",), resamples=resamples, seed=e.seed)["use"]
     probe = inside.moved_probe(found[0].hit, found[1].hit, cluster)
+    present = probe[-1]
     distance = inside.jackknife(found[1].distance - found[0].distance)
     uses = _uses(e, (e.subject, repaired), states)
     was, now, carried = (inside.jackknife(u) for u in (*uses, uses[1] - uses[0]))
