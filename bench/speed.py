@@ -31,7 +31,7 @@ from trueup.subject.load import load
 from trueup.subject.recipe import Lora, Prompt, fresh, prompt_embeddings
 from trueup.subject.subject import Head, Source, Subject, Template
 from trueup.subject.tiny import make_tokenizer
-from trueup.subject.units import down_of, layers_of
+from trueup.subject.units import layers_of, projection_of
 from trueup.subject.wear import bare
 
 
@@ -235,7 +235,7 @@ def stairs(case: str, prompts: int = 8) -> None:
             def put(_: object, inputs: tuple[torch.Tensor, ...], path: torch.Tensor = path) -> torch.Tensor:
                 return torch.cat([inputs[0][:, :-1], path[:, None]], dim=1)
 
-            hook = down_of(subject, at)[1].register_forward_pre_hook(put)
+            hook = projection_of(subject, at)[1].register_forward_pre_hook(put)
             h = forward.backbone(subject, ids, torch.ones_like(ids), use_cache=False).last_hidden_state[:, -1]
             hook.remove()
             (slope,) = torch.autograd.grad(shift(h, 0).sum(), path)

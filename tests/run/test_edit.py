@@ -17,7 +17,7 @@ from trueup.store.cache import Memo
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.subject import Subject
-from trueup.subject.units import down_of
+from trueup.subject.units import projection_of
 
 CAUSAL = [f for f, a in FAMILIES.items() if a.causal]
 TEXT = ["good cat sat", "bad", "the cat bad good mat sat on the good dog", "very loud film it was"]
@@ -33,8 +33,8 @@ def bare(base: Path) -> Subject:
 
 def some_scales(subject: Subject, layers: tuple[int, ...] = (0, 1)) -> dict[int, torch.Tensor]:
     g = torch.Generator().manual_seed(2)
-    fused = type(down_of(subject, 0)[1]).__name__ == "Conv1D"
-    wide = down_of(subject, 0)[1].weight.shape[0 if fused else 1]  # type: ignore[union-attr, index]
+    fused = type(projection_of(subject, 0)[1]).__name__ == "Conv1D"
+    wide = projection_of(subject, 0)[1].weight.shape[0 if fused else 1]  # type: ignore[union-attr, index]
     return {at: torch.rand(wide, generator=g) * 2 * (torch.rand(wide, generator=g) > 0.3) for at in layers}
 
 
@@ -50,7 +50,7 @@ def test_scaled_units_are_scaled_columns(family: str, base_of: Any):
     with scaled(subject, {1: scales[1]}):
         assert np.abs(predict(subject, corpus()).logits - got).max() > 1e-3
     for at, s in scales.items():
-        module = down_of(subject, at)[1]
+        module = projection_of(subject, at)[1]
         fused = type(module).__name__ == "Conv1D"
         module.weight.data = module.weight.data * (s[:, None] if fused else s)  # type: ignore[operator]
     assert np.abs(predict(subject, corpus()).logits - got).max() <= 1e-5

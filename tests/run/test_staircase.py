@@ -34,7 +34,7 @@ from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh
 from trueup.subject.subject import Subject, Template
-from trueup.subject.units import Part, down_of, head_width, layers_of, projection_of
+from trueup.subject.units import Part, head_width, layers_of, projection_of
 from trueup.subject.wear import wear
 
 CAUSAL = [f for f, a in FAMILIES.items() if a.causal]
@@ -173,7 +173,7 @@ def test_with_an_adapter(family: str, kind: str, base_of: Any):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mamba"])
 def test_units_are_what_goes_into_an_ia3_projection(family: str, base_of: Any):
     subject = bare(base_of(family))
-    name = down_of(subject, 1)[0]
+    name = projection_of(subject, 1)[0]
     config = peft.IA3Config(target_modules=[name], feedforward_modules=[name], task_type="CAUSAL_LM")
     wide = last_units(subject, ROWS).shape[2]
     vector = torch.rand(1, wide, generator=torch.Generator().manual_seed(2)) * 2
@@ -233,7 +233,7 @@ def test_a_good_rule_is_complete_and_a_left_sum_is_not(family: str, base_of: Any
 def saturating(subject: Subject, layer: int) -> Subject:
     """One layer's units fill the residual stream, as those of SmolLM2's layer 0 do: what follows bends near a = 0."""
     with torch.no_grad():
-        down_of(subject, layer)[1].weight.mul_(3000)  # type: ignore[operator, union-attr]
+        projection_of(subject, layer)[1].weight.mul_(3000)  # type: ignore[operator, union-attr]
     return subject
 
 
@@ -287,7 +287,7 @@ def test_a_wrong_path_or_a_missing_factor_is_noticed(base_of: Any):
     # All positions scaled, not the last alone.
     whole = []
     for i, row in enumerate(ROWS):
-        handle = down_of(subject, 0)[1].register_forward_pre_hook(lambda _, x: (x[0] * 0,))
+        handle = projection_of(subject, 0)[1].register_forward_pre_hook(lambda _, x: (x[0] * 0,))
         ids = torch.tensor([row])
         with torch.no_grad():
             whole.append(float(readout(subject.base.base_model(ids).last_hidden_state[0, -1:], i)))  # type: ignore[operator]

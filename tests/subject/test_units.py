@@ -28,7 +28,6 @@ from trueup.subject.subject import Subject, Template
 from trueup.subject.tiny import make_tokenizer
 from trueup.subject.units import (
     Part,
-    down_of,
     head_width,
     layers_of,
     projection_of,
@@ -177,7 +176,7 @@ def test_an_ia3_is_scaled_columns(family: str, base_of: Any, tmp_path: Path):
     # One layer alone: the other is not named at all.
     one = {1: scales[1]}
     settings, tensors = scales_as_ia3(subject, one)
-    assert settings["target_modules"] == settings["feedforward_modules"] == [down_of(subject, 1)[0]]
+    assert settings["target_modules"] == settings["feedforward_modules"] == [projection_of(subject, 1)[0]]
     assert len(tensors) == 1
     assert apart(predict(wear(subject, settings, tensors), corpus()).logits, by_columns(subject, one)) <= TOLERANCE
 
@@ -322,9 +321,9 @@ def test_scales_join_a_lora_of_the_same_projection(family: str, rslora: bool, ba
     assert subject.fingerprint == before
     # The control: columns of the base alone are not the units of the sum.
     assert apart(by_columns(subject, scales), expected) > 1e-4
-    name = down_of(subject, 1)[0]
+    name = projection_of(subject, 1)[0]
     assert made[0]["rank_pattern"][name] == 2 + int((scales[1] != 1).sum())
-    assert set(made[0]["target_modules"]) >= {down_of(subject, 0)[0], name}
+    assert set(made[0]["target_modules"]) >= {projection_of(subject, 0)[0], name}
     worn = wear(subject, *made)
     again = scales_as_adapter(worn, {0: torch.full_like(scales[0], 0.5)})
     with scaled(subject, scales), scaled(subject, {0: torch.full_like(scales[0], 0.5)}) as inside:
@@ -336,7 +335,7 @@ def test_scales_multiply_into_an_ia3(family: str, base_of: Any, tmp_path: Path):
     anatomy, base = FAMILIES[family], base_of(family)
     down = anatomy.down.split(".")[-1]
     where = ["mlp.c_proj"] if family == "gpt2" else [down]
-    layer = f"{down_of(bare(base), 1)[0]}"
+    layer = f"{projection_of(bare(base), 1)[0]}"
     others = [anatomy.lora[0]]
     for targets, inputs in (([*others, *where], where), (others, []), ([*others, layer], [layer])):
         config = peft.IA3Config(

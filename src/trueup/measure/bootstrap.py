@@ -356,10 +356,12 @@ def _drawn(
                     out[:, s, i] = statistic.of(*(mean[c] for c in statistic.places))
         many = {i: s for i, (s, _) in others.items() if isinstance(s, Many)}
         for at in range(0, len(weights) if many else 0, step := max(1, AT_ONCE // n)):
-            rows = weights[at : at + step][:, ids]
+            counts = weights[at : at + step][:, ids]
             for s, columns in enumerate(sides):
                 for i, statistic in many.items():
-                    out[at : at + step, s, i] = np.where(rows.any(axis=1), statistic.of(*columns, weight=rows), np.nan)
+                    out[at : at + step, s, i] = np.where(
+                        counts.any(axis=1), statistic.of(*columns, weight=counts), np.nan
+                    )
         others = {i: s for i, s in others.items() if i not in many}
         for r, weight in enumerate(weights if others else ()):
             row = weight[ids]

@@ -35,16 +35,10 @@ def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarr
             z = logits[:, : wanted.shape[1]].float()
             last = len(wanted) - 1
             each = [torch.autograd.grad((z @ w).sum(), states, retain_graph=k < last) for k, w in enumerate(wanted)]
-        mask = batch.mask.to(subject.device)
-        if subject.anatomy.causal:
-            here = forward.read_up_to(subject, batch.ids.to(subject.device), mask)
-            pooled = [torch.stack([forward.at_last(g, here) for g in gs], dim=1) for gs in each]
-        else:
-            pooled = [
-                torch.stack([(g[:, -mask.shape[1] :] * mask.unsqueeze(-1)).sum(dim=1) for g in gs], dim=1)
-                for gs in each
-            ]
-        return torch.stack(pooled, dim=1).float()
+        ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
+        moved = torch.stack([forward.pooled(subject, gs, ids, mask) for gs in each], dim=1).float()
+        # A text is read as its tokens' mean, and moves with every one of them.
+        return moved if subject.anatomy.causal else moved * mask.sum(dim=1)[:, None, None, None]
 
     found: np.ndarray | None = None
     # A backward pass keeps every layer's activations: an eighth of the tokens of a forward pass.

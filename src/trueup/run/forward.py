@@ -23,6 +23,7 @@ from trueup.run.prompts import Row
 from trueup.subject import past
 from trueup.subject.linear import map_of
 from trueup.subject.subject import Head, Subject
+from trueup.subject.units import layers_of
 from trueup.subject.wording import text_ids
 
 CUT = 0.05
@@ -173,7 +174,7 @@ def hidden_states(subject: Subject, batch: Batch) -> Tensor:
     # Not transformers' output_hidden_states: that leaves its own hooks on the model for good.
     with entering(subject, lambda h, _: h) as states:
         backbone(subject, ids, mask, **({} if subject.anatomy.causal else segments(subject, batch)))
-    return _pooled(subject, states, ids, mask)
+    return pooled(subject, states, ids, mask)
 
 
 def states_and_features(subject: Subject, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -183,22 +184,16 @@ def states_and_features(subject: Subject, batch: Batch) -> tuple[Tensor, Tensor]
         return states, states[:, -1]
     with entering(subject, lambda h, _: h) as states:
         x = features(subject, batch)
-    return _pooled(subject, states, batch.ids.to(subject.device), batch.mask.to(subject.device)), x
+    return pooled(subject, states, batch.ids.to(subject.device), batch.mask.to(subject.device)), x
 
 
-def _pooled(subject: Subject, states: Sequence[Tensor], ids: Tensor, mask: Tensor) -> Tensor:
+def pooled(subject: Subject, states: Sequence[Tensor], ids: Tensor, mask: Tensor) -> Tensor:
     """(b, layers + 1, d) of states (b, t, d): at the last token (causal), averaged over the text's tokens else."""
     if subject.anatomy.causal:
         here = read_up_to(subject, ids, mask)
         return torch.stack([at_last(h, here) for h in states], dim=1)
     weight = mask.unsqueeze(-1) / mask.sum(dim=1, keepdim=True).unsqueeze(-1)
     return torch.stack([(h[:, -ids.shape[1] :] * weight).sum(dim=1) for h in states], dim=1)
-
-
-def depth(subject: Subject) -> int:
-    """How many layers there are."""
-    layers: Any = subject.base.base_model.get_submodule(subject.anatomy.layers)  # type: ignore[operator,union-attr]
-    return len(layers)
 
 
 @contextlib.contextmanager
@@ -214,8 +209,7 @@ def entering(subject: Subject, change: Callable[[Tensor, int], Tensor]) -> Itera
         states.append(change(inputs[0] if inputs else named["hidden_states"], len(states)))
         return ((states[-1], *inputs[1:]), named) if inputs else (inputs, {**named, "hidden_states": states[-1]})
 
-    layers: Any = net.get_submodule(subject.anatomy.layers)
-    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers_of(subject)]
     hooks.append(net.register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state)))
     try:
         yield states

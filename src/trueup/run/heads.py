@@ -162,10 +162,10 @@ def warm_start(subject: Subject, corpus: Corpus, *, strength: float = 0.01, weig
         return  # training itself says what is wrong with that
     layer = subject.head_layer()
     x = predict(subject, corpus).features.astype(np.float64)
-    weight, bias, _ = fit_head(
+    w, b, _ = fit_head(
         x, corpus.label, len(subject.classes), strength=strength, weight=weight, biased=layer.bias is not None
     )  # fmt: skip
     with torch.no_grad():
-        layer.weight.copy_(torch.as_tensor(weight))
+        layer.weight.copy_(torch.as_tensor(w))
         if layer.bias is not None:
-            layer.bias.copy_(torch.as_tensor(bias))
+            layer.bias.copy_(torch.as_tensor(b))

@@ -24,6 +24,7 @@ from trueup.run.proof import equal
 from trueup.store.cache import Memo
 from trueup.subject.sharing import whole_batches
 from trueup.subject.subject import Subject, body_fingerprint
+from trueup.subject.units import layers_of
 
 T = TypeVar("T")
 VERSIONS = [__version__, *(version(p) for p in ("torch", "transformers", "peft"))]
@@ -142,7 +143,7 @@ def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
     if (now := session()).memo:
         order = _in_order(ids)
         now.memo.put(memo_key(subject, [ids[i] for i in order], FEATURES, head=False), {"rows": got[order, -width:]})
-    return got[:, :-width].reshape(len(ids), forward.depth(subject) + 1, -1)
+    return got[:, :-width].reshape(len(ids), len(layers_of(subject)) + 1, -1)
 
 
 def collect(

@@ -39,15 +39,10 @@ def layers_of(subject: Subject) -> list[nn.Module]:
     return list(subject.base.base_model.get_submodule(subject.anatomy.layers))  # type: ignore[operator, union-attr, arg-type]
 
 
-def projection_of(subject: Subject, layer: int, part: Part) -> tuple[str, nn.Module]:
+def projection_of(subject: Subject, layer: int, part: Part = "down") -> tuple[str, nn.Module]:
     """A projection of a layer, in the adapter's wrapping where there is one, and its full name in the base."""
     module = layers_of(subject)[layer].get_submodule(getattr(subject.anatomy, part))
     return next(n for n, m in subject.base.named_modules() if m is module), module
-
-
-def down_of(subject: Subject, layer: int) -> tuple[str, nn.Module]:
-    """The down projection of a layer, as `projection_of`."""
-    return projection_of(subject, layer, "down")
 
 
 def width_of(subject: Subject, layer: int, part: Part = "down") -> int:

@@ -150,7 +150,7 @@ class Evidence:
         label, cluster = np.searchsorted(self.there, self.held.label[rows]), self.held.cluster[rows]
         logits = np.log(np.maximum(probability[rows][:, self.there], 1e-300))
         return columns(logits, label, self.held_group[rows]) | {
-            "cluster": cluster, "judges": judges(cluster, self.seed), "probed": np.full((len(label), 1), np.nan),
+            "cluster": cluster, "judges": judges(cluster, self.seed),
         }  # fmt: skip
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
@@ -210,11 +210,8 @@ class Evidence:
     def _ordinary(self) -> PromptVector:
         assert self.start is not None
         new = again(self)
-        soft = [p for n, p in new.model.named_parameters() if "prompt_encoder" in n]
-        train(new, self.coded, self.training, lr=self.lr, seed=self.seed, parameters=soft)
-        end = prompt_embeddings(new)
-        assert end is not None
-        return PromptVector.between(self.start, end.numpy())
+        train_only(self, new, SOFT, self.coded)
+        return PromptVector.between(self.start, _prompt_of(new))
 
     @property
     def own(self) -> Outputs:
@@ -265,7 +262,14 @@ def score(e: Evidence, probability: NDArray, what: str) -> float:
     return float(np.mean([shift.auprc_at(ranked, label, group, t) for t in tables]))
 
 
-class Arithmetic(Family):
+class Prompted(Family):
+    """A family that goes with a soft prompt."""
+
+    def possible(self, e: Evidence) -> bool:
+        return e.prompt is not None
+
+
+class Arithmetic(Prompted):
     """A family with one variant for each coefficient of the confounder.
 
     `rule` says how l_Z is chosen without a look at shifted data (method file): ``one`` fixes it, ``balanced`` takes the best
@@ -307,24 +311,18 @@ class Hybrid(Arithmetic):
     title: str = ""
     source: str = "HyPA, reconstruction"
 
-    def possible(self, e: Evidence) -> bool:
-        return e.prompt is not None
-
     def at(self, e: Evidence, coefficient: float) -> Variant:
         # Three rules choose among the same prompts.
         return e.once(f"hybrid {coefficient}", lambda: _prompted(e, e.task, e.tau_z, coefficient))
 
 
 @dataclass(frozen=True)
-class Flipped(Family):
+class Flipped(Prompted):
     """The control with the polarity of the shortcut turned round, P_Y + tau_Z: it must not help."""
 
     key: str = "flipped"
     title: str = "control: hybrid arithmetic with the polarity flipped"
     source: str = CONTROL
-
-    def possible(self, e: Evidence) -> bool:
-        return e.prompt is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
         return [replace(_prompted(e, e.task, e.tau_z, -1.0), change=None)]
@@ -337,9 +335,6 @@ class FunctionForm(Arithmetic):
     key: str = "function"
     title: str = "hybrid arithmetic on the function"
     source: str = "HyPA, reconstruction"
-
-    def possible(self, e: Evidence) -> bool:
-        return e.prompt is not None
 
     def at(self, e: Evidence, coefficient: float) -> Variant:
         return _linear(e, coefficient, e.anchor, -coefficient * e.tau_z, around_subject=True)
@@ -428,7 +423,7 @@ def _tangent_z(e: Evidence) -> PromptVector:
 
 
 @dataclass(frozen=True)
-class Relinearised(Family):
+class Relinearised(Prompted):
     """Hybrid arithmetic in small steps, each linearised where the last one ended: P <- P - length * tau_Z(P). Ours.
 
     A confounder prompt is as long as the prompt itself, and the model is not linear so far out: subtracted in one piece
@@ -439,9 +434,6 @@ class Relinearised(Family):
     key: str = "relinearised"
     title: str = "hybrid arithmetic, re-linearised at each step"
     source: str = "trueup"
-
-    def possible(self, e: Evidence) -> bool:
-        return e.prompt is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
         return e.once("relinearised", lambda: self._steps(e))
@@ -658,6 +650,22 @@ def again(e: Evidence) -> Subject:
     return new
 
 
+SOFT = "prompt_encoder"
+"""In the names of a soft prompt's parameters."""
+
+
+def train_only(e: Evidence, new: Subject, named: str, corpus: Corpus) -> None:
+    """Train the parameters with `named` in their name on `corpus`, as the subject's adapter was; all else is frozen."""
+    some = [p for n, p in new.model.named_parameters() if named in n]
+    train(new, corpus, e.training, lr=e.lr, seed=e.seed, parameters=some)
+
+
+def _prompt_of(subject: Subject) -> NDArray:
+    soft = prompt_embeddings(subject)
+    assert soft is not None
+    return soft.float().numpy()
+
+
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, NDArray]:
     return {k: v.float().numpy() for k, v in tensors.items()}
 
@@ -708,21 +716,17 @@ class LoraArithmetic(Arithmetic):
 
     def _trained(self, e: Evidence) -> tuple[dict[str, Any], dict[str, Tensor]]:
         new = again(e)
-        low = [p for n, p in new.model.named_parameters() if "lora_" in n]
-        train(new, e.coded, e.training, lr=e.lr, seed=e.seed, parameters=low)
+        train_only(e, new, "lora_", e.coded)
         return files.adapter_of(new)
 
 
 @dataclass(frozen=True)
-class TaskPrompt(Family):
+class TaskPrompt(Prompted):
     """The subject's prompt, from which nothing is subtracted. Under another last layer: what that layer alone changes."""
 
     key: str = "prompt"
     title: str = "prompt tuned again"
     source: str = "prompt tuning"
-
-    def possible(self, e: Evidence) -> bool:
-        return e.prompt is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
         return [e.variant("l_Z = 0", Change(prompt=e.prompt))]
@@ -780,11 +784,8 @@ class Under(Family):
     def _tuned(self, e: Evidence) -> Evidence:
         new = again(e)
         warm_start(new, e.train, weight=e.balance(e.train.label, e.train_group) if self.how == "balanced" else None)
-        soft = [p for n, p in new.model.named_parameters() if "prompt_encoder" in n]
-        train(new, e.train, e.training, lr=e.lr, seed=e.seed, parameters=soft)
-        end = prompt_embeddings(new)
-        assert end is not None
-        return replace(e, subject=new, prompt=end.float().numpy(), memory={})
+        train_only(e, new, SOFT, e.train)
+        return replace(e, subject=new, prompt=_prompt_of(new), memory={})
 
 
 ARITHMETIC: tuple[Family, ...] = (
