@@ -136,7 +136,7 @@ def fit_head(
         how = {"solver": "liblinear" if len(np.unique(label)) == 2 else "saga", "random_state": 0, **l1}
     fit = LogisticRegression(C=strength, max_iter=3000, fit_intercept=biased, **how).fit(z, label, sample_weight=weight)
     present = fit.classes_.astype(int)
-    coefficients, intercept = fit.coef_, fit.intercept_
+    coefficients, intercept = fit.coef_, np.atleast_1d(fit.intercept_)  # without bias liblinear's is a bare 0.0
     if len(present) == 2:
         coefficients, intercept = (
             np.stack([-coefficients[0], coefficients[0]]) / 2,
