@@ -248,9 +248,11 @@ def tune(
     confounding."""
     given = _given(locals(), "tune")
     with _sentences():
-        job = _tune_job(given, kind.value, {"rank": rank, "tokens": tokens, "start": start},
-                        {"lr": lr, "epochs": epochs, "batch": batch})  # fmt: skip
         from trueup.tuning import tune as run_tune
+        from trueup.tuning import tune_job
+
+        kept = {k: v for k, v in given.items() if k != "adapter"}
+        job = tune_job(kept, kind=kind.value, rank=rank, tokens=tokens, start=start, lr=lr, epochs=epochs, batch=batch)
 
         with _progress(quiet) as progress:
             tuned = run_tune(job, out, force=force, progress=progress)
@@ -281,6 +283,129 @@ def demo(
         if not quiet:
             _print_report(done, out / "report")
             print(onward(done, out))
+
+
+class EngineName(StrEnum):
+    """Who does the cells of a sweep."""
+
+    local = "local"
+    ray = "ray"
+
+
+@app.command(
+    epilog=CODES.replace("no fault was found", "no fault was found in any cell")
+    .replace("a fault was found", "a fault was found in some cell")
+    .replace("the input cannot be used", "the input of the sweep, or of a cell, cannot be used")
+)
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The sweep: defaults, matrix, include, exclude, steps.")],
+    out: Out,
+    list_: Annotated[bool, typer.Option("--list", help="Print the cells, their state and cost, and run nothing.")] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes of this machine that do cells at once.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N, such as 2/8: for job arrays. Then --collect.")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="failed", help="Only cells that failed before.")] = None,
+    collect: Annotated[
+        list[Path] | None,
+        typer.Option("--collect", metavar="DIR", help="Run nothing; join what parts wrote into DIR; repeatable."),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="DIR", help="An earlier sweep, to tell what changed; default OUT's own.")
+    ] = None,
+    engine: Annotated[EngineName, typer.Option("--engine", help="This machine, or a Ray cluster.")] = EngineName.local,
+    address: Annotated[str, typer.Option("--address", help="Ray: the cluster's address.")] = "auto",
+    gpus: Annotated[float, typer.Option("--gpus-per-cell", min=0.0, help="Ray: GPUs a cell takes; 0.5 shares one.")] = 0.0,
+    quiet: Quiet = False, strict: Strict = False,
+) -> None:  # fmt: skip
+    """Many adapters, data and seeds: every cell tuned or checked, resumable, with one table and one page of all of them."""
+    with _sentences():
+        from trueup.run.engine import Here, Processes, Ray
+        from trueup.sweep import run
+
+        if only not in (None, "failed"):
+            raise BadInput(f"--only takes the word 'failed', and '{only}' was given.")
+        if engine is EngineName.local and (gpus or address != "auto"):
+            raise BadInput("--address and --gpus-per-cell go with --engine ray; add it, or leave them out.")
+        if engine is EngineName.ray and workers != 1:
+            raise BadInput(
+                "--workers goes with this machine's processes; on a Ray cluster each free core takes a cell. Leave it out."
+            )
+        if list_:
+            _print_cells(run.left(file, out, part=shard or ""))
+            return
+        who = Ray(address, gpus) if engine is EngineName.ray else Processes(workers) if workers > 1 else Here()
+        todo = [c for c, state in run.left(file, out, part=shard or "") if state != "done"]
+        with _progress(quiet) as progress:
+
+            def told(cell: Any, record: Any) -> None:
+                told.done += 1
+                progress("cells", told.done, len(todo))
+                if not quiet:
+                    print(f"{told.done}/{len(todo)}  {_cell_line(out, record)}", flush=True)
+
+            told.done = 0
+            done = run.sweep(
+                file, out, engine=who, part=shard or "", only_failed=only == "failed", collect=collect or (),
+                baseline=baseline, told=told,
+            )  # fmt: skip
+        if not quiet and not shard:
+            print(f"Page: {out / run.PAGE}\nTable: {out / run.TABLE}")
+        raise typer.Exit(_swept(done, strict))
+
+
+def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
+    from trueup.sweep import cost
+
+    total, unknown = 0.0, 0
+    for cell, state in cells:
+        seconds = cost.seconds(cell)
+        total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
+        print(f"{state:8}  {_about(seconds):>10}  {cell.name}")
+    more = f", and {unknown} of unknown cost" if unknown else ""
+    print(f"{len(cells)} cells, some {_about(total)} of one core{more}.")
+
+
+def _about(seconds: float | None) -> str:
+    """A cost to two digits: it is an estimate."""
+    if seconds is None:
+        return "?"
+    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return "1 s"
+
+
+def _cell_line(out: Path, record: Any) -> str:
+    """What a cell came to, in one line."""
+    from trueup.report import bundle
+    from trueup.report.words import interval, state
+    from trueup.sweep import cell
+
+    said = []
+    if record.state == "failed":
+        said.append(f"failed: {record.error}")
+    if record.tuned:
+        said.append(f"accuracy {record.tuned['test_accuracy']:.3f}")
+    folder = out / cell.CELLS / record.name / cell.REPORT
+    if record.state == "done" and folder.is_dir():
+        said += [f"{c.before.fault} {state(c)} {interval(c.before)}" for c in bundle.read(folder).comparisons]
+    return f"{record.name}: {'; '.join(said)} ({record.cpu_seconds:.0f} s)"
+
+
+def _swept(done: Any, strict: bool) -> int:
+    """The exit code of a sweep; what failed is told on standard error."""
+    failed = done.failed
+    for record in failed[:10]:
+        print(f"trueup: the cell '{record.name}' failed: {record.error}", file=sys.stderr)
+    if len(failed) > 10:
+        print(f"trueup: {len(failed) - 10} more cells failed; the page names them.", file=sys.stderr)
+    if any(r.crash for r in done.records.values()):
+        return 3
+    if failed:
+        return 2
+    comparisons = [c for report in done.reports.values() for c in report.comparisons]
+    return int(any(c.before.found or (strict and c.before.verdict == "undecided") for c in comparisons))
 
 
 bench = typer.Typer(
@@ -451,25 +576,6 @@ def _priced(
             if not faults or name in faults:
                 knobs.setdefault(name, {})[knob] = value
     return knobs
-
-
-def _tune_job(given: dict[str, Any], kind: str, options: dict[str, Any], training: dict[str, Any]) -> Any:
-    from dataclasses import fields
-
-    from trueup.subject.recipe import RECIPES
-    from trueup.tuning import TuneJob
-
-    cls = RECIPES[kind]
-    allowed = {f.name for f in fields(cls)}
-    chosen = {k: v for k, v in options.items() if v is not None}
-    for k in chosen:
-        if k not in allowed:
-            has = ", ".join(f"--{o}" for o in sorted(allowed & set(options)))
-            raise BadInput(f"--{k} does not go with `tune {kind}`; it has {has}.")
-    if "rank" in chosen:
-        chosen["alpha"] = 2 * chosen["rank"]
-    kept = {k: v for k, v in given.items() if k != "adapter"}
-    return TuneJob(**kept, recipe=cls(**chosen), training={k: v for k, v in training.items() if v is not None})
 
 
 def _verdict(done: Any, strict: bool) -> int:

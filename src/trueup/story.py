@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 
-def run_job(job: Job, out: Path, *, force: bool = False, progress: Progress | None = None) -> Report:
+def run_job(
+    job: Job, out: Path, *, force: bool = False, progress: Progress | None = None, bases: Path | None = None
+) -> Report:
     """Do the job and write its folder: report, findings, job, and each remedy as a PEFT adapter.
 
-    Passes through the model are kept beside `out` until the folder is whole, so a killed run goes on where it stopped.
+    Passes through the model are kept beside `out` until the folder is whole, so a killed run goes on where it stopped. Those of a
+    base without an adapter are kept in `bases`, where that is given, for other jobs as well.
 
     Raises:
         TrueupError: the input cannot be used; nothing is written.
@@ -47,7 +50,9 @@ def run_job(job: Job, out: Path, *, force: bool = False, progress: Progress | No
     out = Path(out)
     faults = faults_of(job.faults, job.knobs)
     with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
-        session = Session(Memo(work), progress=progress or (lambda stage, done, total: None))
+        session = Session(
+            Memo(work), None if bases is None else Memo(bases), progress=progress or (lambda stage, done, total: None)
+        )
         with within(session):
             card = read_card(adapter_folder(job.adapter))
             subject, corpus, seed = open_job(job, card)
@@ -406,6 +411,8 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
     """What a reader needs to repeat and to trust a run."""
     import torch
 
+    from trueup.subject.subject import model_fingerprint
+
     config = subject.peft_config
     packages = ("trueup", "torch", "transformers", "peft", "scikit-learn", "numpy")
     return {
@@ -423,7 +430,7 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
             for k, v in (config.to_dict() if config else {}).items()
             if v not in (None, {}, [])
         },
-        "model fingerprint": subject.fingerprint[:16],
+        "model fingerprint": model_fingerprint(subject.model)[:16],  # the same wherever the model lies
         "data": corpus.name,
         "data fingerprint": corpus.fingerprint[:16],
         "examples": {s: int((corpus.split == s).sum()) for s in ("train", "calibration", "test")},

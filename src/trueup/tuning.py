@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trueup.errors import BadInput
+from trueup.errors import BadInput, did_you_mean, listing
 from trueup.store import atomic
 
 if TYPE_CHECKING:
@@ -39,6 +39,40 @@ class TuneJob:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
+
+
+TRAINED: dict[str, type] = {
+    "kind": str, "rank": int, "tokens": int, "start": str, "lr": float, "epochs": int, "batch": int,
+}  # fmt: skip
+"""What a user chooses of an adapter and its training beside the rest of a `TuneJob`, by the names of the command line."""
+_RECIPE = ("rank", "tokens", "start")
+
+
+def tune_job(given: Mapping[str, Any], *, kind: str, **chosen: Any) -> TuneJob:
+    """The job for an adapter of `kind`, a name of `RECIPES`; `chosen` are others of `TRAINED`, None where nothing was chosen.
+
+    A LoRA's alpha is twice its rank.
+
+    Raises:
+        BadInput: there is no such kind, or a choice does not go with it.
+    """
+    from trueup.subject.recipe import RECIPES
+
+    if kind not in RECIPES:
+        raise BadInput(
+            f"There is no kind of adapter '{kind}'.{did_you_mean(kind, RECIPES)} There are {listing(RECIPES)}."
+        )
+    chosen = {k: v for k, v in chosen.items() if v is not None}
+    allowed = {f.name for f in fields(RECIPES[kind])}
+    options = {k: chosen.pop(k) for k in _RECIPE if k in chosen}
+    for k in options:
+        if k not in allowed:
+            raise BadInput(
+                f"'{k}' does not go with the kind '{kind}'; it has {listing(o for o in _RECIPE if o in allowed)}."
+            )
+    if "rank" in options:
+        options["alpha"] = 2 * options["rank"]
+    return TuneJob(**given, recipe=RECIPES[kind](**options), training=chosen)
 
 
 @dataclass(frozen=True)

@@ -274,8 +274,8 @@ def test_options_of_check(world: Path, here: Path, more: tuple[str, ...], says: 
 @pytest.mark.parametrize(
     ("kind", "more", "says"),
     [
-        ("prompt", ("--rank", 4), ("--rank does not go with `tune prompt`; it has --start, --tokens",)),
-        ("lora", ("--tokens", 4), ("--tokens does not go with `tune lora`", "--rank")),
+        ("prompt", ("--rank", 4), ("'rank' does not go with the kind 'prompt'; it has 'tokens', 'start'",)),
+        ("lora", ("--tokens", 4), ("'tokens' does not go with the kind 'lora'", "'rank'")),
         ("lora", ("--rank", 0), ("--rank",)),
         ("lora", ("--epochs", 0), ("--epochs",)),
         ("lora", ("--batch", -1), ("--batch",)),

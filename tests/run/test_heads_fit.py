@@ -108,7 +108,9 @@ def test_a_sparse_head_is_the_optimum_of_its_penalty(classes: int, biased: bool)
     head = fit_head(x, label, classes, strength=0.1, biased=biased, sparse=True)
     z = (x - x.mean(axis=0) * biased) / (x.std(axis=0) + 1e-6)
     l1: dict[str, Any] = {"penalty": "l1"} if LogisticRegression().l1_ratio is None else {"l1_ratio": 1.0}
-    slow = LogisticRegression(C=0.1, max_iter=20_000, tol=1e-9, fit_intercept=biased, solver="saga", random_state=0, **l1)
+    slow = LogisticRegression(
+        C=0.1, max_iter=20_000, tol=1e-9, fit_intercept=biased, solver="saga", random_state=0, **l1
+    )
     theirs = slow.fit(z, label).decision_function(z)
     # liblinear penalises the intercept a little, as its documentation says.
     close = 0.15 if biased and classes == 2 else 1e-3

@@ -85,8 +85,8 @@ def _render(report: Report, cell: int, points: int) -> str:
         _fault(f"fault-{i}", c, report.examples.get(c.before.fault, ()), charts, cell, points)
         for i, c in enumerate(report.comparisons, 1)
     ]
-    code = _file("page.js")
-    scripts = [_inline(_vega()), _inline(code)] if charts else [_inline(code)]
+    code = asset("page.js")
+    scripts = [inline(_vega()), inline(code)] if charts else [inline(code)]
     env = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -94,7 +94,7 @@ def _render(report: Report, cell: int, points: int) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return env.from_string(_file("page.html.jinja")).render(
+    return env.from_string(asset("page.html.jinja")).render(
         title=words.clean(report.title, 200),
         summary=_summary(report),
         faults=faults,
@@ -103,8 +103,8 @@ def _render(report: Report, cell: int, points: int) -> str:
         provenance=_pairs({k: v for k, v in report.provenance.items() if k != "command"}),
         command=_command(report.provenance.get("command")),
         job=_pretty(report.job, 20_000) if report.job else "",
-        csp=_policy(scripts),
-        css=Markup(_file("page.css")),
+        csp=policy(scripts),
+        css=Markup(asset("page.css")),
         charts=Markup(_json(charts)) if charts else None,
         scripts=[Markup(s) for s in scripts],
     )
@@ -558,13 +558,13 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _inline(code: str) -> str:
+def inline(code: str) -> str:
     """Our own script, so that the HTML parser sees no end of the element inside it."""
     code = code.replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"<(?=/script|!--)", r"\\x3c", code, flags=re.IGNORECASE)
 
 
-def _policy(scripts: Sequence[str]) -> str:
+def policy(scripts: Sequence[str]) -> str:
     hashes = (base64.b64encode(hashlib.sha256(s.encode("utf-8")).digest()).decode() for s in scripts)
     allowed = " ".join(f"'sha256-{h}'" for h in hashes)
     return (
@@ -585,5 +585,5 @@ def _vega() -> str:
 
 
 @cache
-def _file(name: str) -> str:
+def asset(name: str) -> str:
     return resources.files("trueup.report").joinpath(name).read_text(encoding="utf-8")

@@ -37,12 +37,20 @@ TOKENS = 4096
 
 @dataclass
 class Session:
-    """What runs share during one job: a memory of finished passes, progress, notes for the report, and warnings for its head."""
+    """What runs share during one job: a memory of finished passes, progress, notes for the report, and warnings for its head.
+
+    `bases` remembers passes of a base without an adapter; where jobs share it, each is made once for all of them.
+    """
 
     memo: Memo | None = None
+    bases: Memo | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+    def memory(self, subject: Subject) -> Memo | None:
+        """Where passes of `subject` are remembered; None where they are not."""
+        return self.bases if self.bases and self.memo and subject.peft_config is None else self.memo
 
     def note(self, sentence: str) -> None:
         if sentence not in self.notes:
@@ -140,9 +148,9 @@ def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
     ids = forward.tokenize(subject, corpus)
     got = collect_rows(subject, ids, read, "hidden states and features", head=False)
     width = forward.live_head(subject).weight.shape[1]
-    if (now := session()).memo:
+    if memo := session().memory(subject):
         order = _in_order(ids)
-        now.memo.put(memo_key(subject, [ids[i] for i in order], FEATURES, head=False), {"rows": got[order, -width:]})
+        memo.put(memo_key(subject, [ids[i] for i in order], FEATURES, head=False), {"rows": got[order, -width:]})
     return got[:, :-width].reshape(len(ids), len(layers_of(subject)) + 1, -1)
 
 
@@ -161,12 +169,12 @@ def collect_rows(
 
     `head` False: `read` sees nothing of the last linear layer, so what is remembered serves a repair of that layer too.
     """
-    now = session()
+    memo = session().memory(subject)
     # By length and contents: what is remembered serves the same rows in any order, and says the same of them to the last bit.
     order = _in_order(ids)
     ids, place = [ids[i] for i in order], np.argsort(order)
-    key = memo_key(subject, ids, stage, head=head) if now.memo else ""
-    if now.memo and (known := now.memo.get(key)) is not None:
+    key = memo_key(subject, ids, stage, head=head) if memo else ""
+    if memo and (known := memo.get(key)) is not None:
         return known["rows"][place]
     rows: np.ndarray | None = None
     proven(subject, ids)
@@ -176,8 +184,8 @@ def collect_rows(
             rows = np.empty((len(ids), *got.shape[1:]), np.float32) if rows is None else rows
             rows[take] = got
     assert rows is not None
-    if now.memo:
-        now.memo.put(key, {"rows": rows})
+    if memo:
+        memo.put(key, {"rows": rows})
     return rows[place]
 
 

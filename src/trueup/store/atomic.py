@@ -43,7 +43,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(temporary, path)
         _fsync_folder(path.parent)
     except OSError as e:
-        raise BadInput(_cannot_write(path, e)) from e
+        raise BadInput(cannot_write(path, e)) from e
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -117,7 +117,7 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterat
         _sweep(target)
         temporary.mkdir()
     except OSError as e:
-        raise BadInput(_cannot_write(target, e)) from e
+        raise BadInput(cannot_write(target, e)) from e
     try:
         yield temporary
         refuse_taken(target, force)
@@ -125,7 +125,7 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterat
             _seal(temporary)
             _move_onto(temporary, target, force)
         except OSError as e:
-            raise BadInput(_cannot_write(target, e)) from e
+            raise BadInput(cannot_write(target, e)) from e
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -242,10 +242,10 @@ def refuse_taken(target: Path, force: bool) -> None:
         elif os.path.lexists(target):
             raise BadInput(f"'{target}' is a file, but a folder is to be written there. Give another name.")
     except OSError as e:
-        raise BadInput(_cannot_write(target, e)) from e
+        raise BadInput(cannot_write(target, e)) from e
 
 
-def _cannot_write(target: Path, e: OSError) -> str:
+def cannot_write(target: Path, e: OSError) -> str:
     taken = next((p for p in target.parents if os.path.lexists(p)), None)
     if taken is not None and not taken.is_dir():
         return f"'{target}' cannot be written, because '{taken}' is a file. Give another folder."

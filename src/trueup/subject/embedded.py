@@ -13,12 +13,14 @@ from trueup.store.cache import cache_folder
 
 @dataclass(frozen=True)
 class Shipped:
-    """A model that a package carries. `make` returns its folder, fetching and converting where that is still to do."""
+    """A model that a package carries. `make` returns its folder, fetching and converting where that is still to do; `numbers`
+    are its parameters, and how many of them lie outside of the embeddings."""
 
     name: str
     package: packages.Package
     title: str
     make: Callable[[Shipped], Path]
+    numbers: tuple[int, int]
 
 
 def folder_of(name: str) -> Path:
@@ -79,9 +81,19 @@ def _from_gguf(shipped: Shipped) -> Path:
 MODELS: dict[str, Shipped] = {
     s.name: s
     for s in (
-        Shipped("minilm", packages.MINILM, "all-MiniLM-L6-v2, a BERT encoder of 22.7 million weights", _plain),
         Shipped(
-            "smollm2", packages.SMOLLM2, "SmolLM2-135M-Instruct, a Llama decoder of 135 million weights", _from_gguf
+            "minilm",
+            packages.MINILM,
+            "all-MiniLM-L6-v2, a BERT encoder of 22.7 million weights",
+            _plain,
+            (22_713_216, 10_795_392),
+        ),
+        Shipped(
+            "smollm2",
+            packages.SMOLLM2,
+            "SmolLM2-135M-Instruct, a Llama decoder of 135 million weights",
+            _from_gguf,
+            (134_515_008, 106_203_456),
         ),
     )
 }

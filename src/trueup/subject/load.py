@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from trueup.subject import adapter as files
 from trueup.subject import linear, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
 from trueup.subject.quiet import quiet
-from trueup.subject.sharing import state_of
+from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template
 from trueup.subject.wording import first_tokens, opened
 
@@ -430,6 +431,10 @@ def load_base(
 
     A head of another size in the checkpoint is replaced and listed among the invented weights.
     """
+    key = (cls, where, name, device, allow_pickle, repr(quantised), repr(options), *_rng(), *_files(where))
+    if _kept.key == key:
+        torch.set_rng_state(_kept.rng)
+        return _kept.copy(), list(_kept.missing)
     path = Path(where)
     if path.is_dir() and not allow_pickle and not list(path.glob("*.safetensors")) and list(path.glob("*.bin")):
         raise BadInput(
@@ -451,7 +456,67 @@ def load_base(
         except Exception as e:
             raise _explained(e, name) from e
     mismatched = [m[0] if isinstance(m, tuple | list) else str(m) for m in info.get("mismatched_keys", ())]
-    return net, sorted({*info["missing_keys"], *mismatched})
+    missing = sorted({*info["missing_keys"], *mismatched})
+    if _kept.wanted and quantised is None:
+        _kept.key, _kept.net, _kept.missing, _kept.rng = (
+            key,
+            net.to(device or best_device()),
+            missing,
+            torch.get_rng_state(),
+        )
+        net = _kept.copy()
+    return net, missing
+
+
+class _Kept:
+    """The base that this process loaded last, as it was loaded, while `keeping_base` wants it."""
+
+    wanted = False
+    key: tuple[Any, ...] | None = None
+    net: Any = None
+    missing: Sequence[str] = ()
+    rng: Any = None  # of torch after loading: what is drawn next is what would be drawn had it been loaded again
+
+    def copy(self) -> Any:
+        """Other modules around the same tensors; what a job says of its parameters (requires_grad) is not seen by the next."""
+        return copy_of(
+            self.net, {id(p): torch.nn.Parameter(p.detach(), p.requires_grad) for p in self.net.parameters()}
+        )
+
+    def forget(self) -> None:
+        self.key = self.net = self.rng = None
+        self.wanted = False
+
+
+_kept = _Kept()
+
+
+@contextmanager
+def keeping_base() -> Iterator[None]:
+    """Inside the block, the base that was loaded last stays in memory, and the next job on it does not load it again.
+
+    Jobs do not see each other: each has modules of its own, and no job of trueup writes to a base's weights.
+    """
+    _kept.wanted = True
+    try:
+        yield
+    finally:
+        _kept.forget()
+
+
+def _rng() -> tuple[bytes, ...]:
+    """torch's random state, which says what a head that the checkpoint lacks is drawn as."""
+    return (torch.get_rng_state().numpy().tobytes(),) if _kept.wanted else ()
+
+
+def _files(where: str) -> tuple[Any, ...]:
+    """What tells a model's folder from the same folder written again."""
+    folder = Path(where)
+    return (
+        tuple(sorted((p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in folder.iterdir()))
+        if folder.is_dir()
+        else ()
+    )
 
 
 def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, other: str) -> tuple[Any, bool]:

@@ -1,0 +1,138 @@
+"""The page of a sweep: one line for each cell, one column for each fault, and a link to each cell's own page.
+
+Static and whole in one file, as a report's page is; its script sorts and filters what is there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trueup.faults.fault import Comparison, Difference
+from trueup.report import words
+from trueup.report.html import asset, inline, policy
+
+MOST_BYTES = 2_000_000
+"""The page of 1,000 cells stays below."""
+RANK = ("found", "made worse", "no gain", "trade-off", "reduced", "undecided", "not measured", "repaired", "clear")
+"""The outcomes in the order in which they want attention: that of a column that is sorted."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of a sweep for its page.
+
+    Attributes:
+        name: of the cell. link: to its page, relative to the index; empty where there is none. settings: column -> value, of what
+            differs between cells. faults: fault -> its comparison. changes: fault -> severity now less severity in an earlier
+            run. error: why it failed. seconds: CPU seconds. accuracy: of the adapter that was trained, on test.
+    """
+
+    name: str
+    link: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, Comparison] = field(default_factory=dict)
+    changes: dict[str, Difference] = field(default_factory=dict)
+    error: str = ""
+    seconds: float = math.nan
+    accuracy: float = math.nan
+
+
+def page(title: str, entries: Sequence[Entry], *, waiting: int = 0, against: str = "") -> str:
+    """The whole page.
+
+    Args:
+        title: of the sweep. waiting: cells that were not run yet. against: what `Entry.changes` are changes from.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    faults = sorted({f for e in entries for f in e.faults})
+    settings = [k for k in dict.fromkeys(k for e in entries for k in e.settings) if k != "name"]
+    code = asset("index.js")
+    env = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return env.from_string(asset("index.html.jinja")).render(
+        title=words.clean(title, 200),
+        summary=_summary(entries, faults, waiting),
+        counts=[_count(f, entries) for f in faults],
+        settings=settings,
+        faults=[_title(f, entries) for f in faults],
+        outcomes=[o for o in RANK if any(words.state(c) == o for e in entries for c in e.faults.values())],
+        trained=any(not math.isnan(e.accuracy) for e in entries),
+        rows=[_row(e, faults, settings) for e in entries],
+        against=words.clean(against, 200),
+        csp=policy([inline(code)]),
+        css=Markup(asset("page.css") + asset("index.css")),
+        script=Markup(inline(code)),
+    )
+
+
+def _title(fault: str, entries: Sequence[Entry]) -> str:
+    return next(words.title_of(e.faults[fault].before) for e in entries if fault in e.faults)
+
+
+def _summary(entries: Sequence[Entry], faults: Sequence[str], waiting: int) -> str:
+    failed = sum(bool(e.error) for e in entries)
+    said = [f"{len(entries):,} cells, {len(entries) - failed:,} of them examined"]
+    if failed:
+        said.append(f"{failed:,} failed")
+    if waiting:
+        said.append(f"{waiting:,} more were not run yet")
+    return f"{', '.join(said)}."
+
+
+def _count(fault: str, entries: Sequence[Entry]) -> dict[str, Any]:
+    """How many cells came to each outcome."""
+    states = [words.state(e.faults[fault]) for e in entries if fault in e.faults]
+    worse = sum(e.changes[fault].low > 0 for e in entries if fault in e.changes)
+    better = sum(e.changes[fault].high < 0 for e in entries if fault in e.changes)
+    moved = f"Since the earlier run {worse} got worse beyond chance, and {better} better." if any(
+        fault in e.changes for e in entries
+    ) else ""  # fmt: skip
+    return {
+        "title": _title(fault, entries), "moved": moved,
+        "states": [(o, o.replace(" ", "-"), states.count(o)) for o in RANK if o in states],
+    }  # fmt: skip
+
+
+def _row(e: Entry, faults: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": words.clean(e.name, 140), "link": e.link, "error": words.clean(e.error, 400),
+        "settings": [(words.clean(e.settings.get(k, ""), 80), _key(e.settings.get(k, ""))) for k in settings],
+        "faults": [_cell(e.faults.get(f), e.changes.get(f)) for f in faults],
+        "seconds": "" if math.isnan(e.seconds) else f"{e.seconds:,.0f}",
+        "accuracy": "" if math.isnan(e.accuracy) else f"{e.accuracy:.3f}",
+    }  # fmt: skip
+
+
+def _key(value: str) -> str:
+    """What a setting is sorted by: numbers by size."""
+    try:
+        return f"{float(value):020.6f}"
+    except ValueError:
+        return words.clean(value, 80).lower()
+
+
+def _cell(c: Comparison | None, change: Difference | None) -> dict[str, Any]:
+    if c is None:
+        return {"state": "", "class": "", "text": "", "range": "", "after": "", "change": "", "way": "", "key": "99"}
+    state = words.state(c)
+    value, interval = words.parts(c.before)
+    said, way = "", ""
+    if change is not None:
+        said = words.interval(change, sign=True)
+        way = "worse" if change.low > 0 else "better" if change.high < 0 else ""
+    severity = c.before.severity if math.isfinite(c.before.severity) else -9.0
+    return {
+        "state": state, "class": state.replace(" ", "-"), "text": value, "range": interval,
+        "after": "" if c.after is None else f" → {words.parts(c.after)[0]}", "change": said, "way": way,
+        "key": f"{RANK.index(state):02d} {1e6 - 1e3 * severity:012.3f}",
+    }  # fmt: skip

@@ -1,0 +1,58 @@
+"""What tells the files that a job reads from the same files written again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from trueup.store.atomic import sha256_of
+
+LARGE = 1 << 30
+"""Bytes from which on a file is told by its size and its time alone: reading it would take longer than what is asked."""
+
+Stamps = dict[str, dict[str, list[Any]]]
+"""Path as given -> file below it ('' for a file itself) -> size in bytes, time of its last change in ns, sha256 or None."""
+
+
+def stamps(paths: Mapping[str, Any] | list[str]) -> Stamps:
+    """The stamps of those of `paths` that are files or folders here; names of anything else have none."""
+    found: Stamps = {}
+    for path in paths:
+        root = Path(path).expanduser()
+        if root.is_file():
+            found[str(path)] = {"": _stamp(root)}
+        elif root.is_dir():
+            files = sorted(
+                p for p in root.rglob("*") if p.is_file() and not p.relative_to(root).as_posix().startswith(".")
+            )
+            found[str(path)] = {p.relative_to(root).as_posix(): _stamp(p) for p in files}
+    return found
+
+
+def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two stamps are of files with the same contents: by sha256, and of large files by size and time."""
+
+    def told(stamp: list[Any]) -> tuple[Any, ...]:
+        size, time, sha256 = stamp
+        return (size, sha256) if sha256 else (size, time)
+
+    return {p: {f: told(s) for f, s in files.items()} for p, files in a.items()} == {
+        p: {f: told(s) for f, s in files.items()} for p, files in b.items()
+    }
+
+
+def _stamp(file: Path) -> list[Any]:
+    stat = file.stat()
+    return [
+        stat.st_size,
+        stat.st_mtime_ns,
+        _sha256(str(file), stat.st_size, stat.st_mtime_ns) if stat.st_size < LARGE else None,
+    ]
+
+
+@lru_cache(maxsize=10_000)
+def _sha256(file: str, size: int, time: int) -> str:
+    """Once for each state of a file: the cells of a sweep share their data and their base."""
+    return sha256_of(file)

@@ -1,0 +1,239 @@
+"""One cell: what was asked, done and written down, from the first step to its record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import trueup
+from trueup.errors import BadInput, TrueupError, Unavailable
+from trueup.store import atomic, inputs
+from trueup.sweep.plan import Cell
+
+CELLS, PREVIOUS, RECORD = "cells", "previous", "cell.json"
+ADAPTER, REPORT, CRASH = "adapter", "report", "crash.txt"
+PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "numpy", "scipy")
+
+State = Literal["begun", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``cell.json`` says of a cell.
+
+    Attributes:
+        name: its folder. asked: its steps and settings. state: ``begun`` while it runs, and where it was killed.
+        inputs: of the files it reads, as `trueup.store.inputs.stamps`. version: of trueup. versions: of other packages.
+        error: why it failed, as a sentence. crash: trueup itself failed, in the cell or in one fault of it.
+        tuned: what training came to. seconds, cpu_seconds: of the run that finished it. peak_bytes: the most memory that its
+            process held. host: where it ran.
+    """
+
+    name: str
+    asked: Mapping[str, Any]
+    state: State = "begun"
+    inputs: inputs.Stamps = field(default_factory=dict)
+    version: str = trueup.__version__
+    versions: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+    crash: bool = False
+    tuned: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+    host: str = ""
+
+
+def read(out: Path, name: str, within: str = CELLS) -> Record | None:
+    """The record of a cell; None where it was never begun, or its record cannot be read."""
+    import json
+
+    try:
+        return Record(**json.loads((out / within / name / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def stamps_of(cell: Cell) -> inputs.Stamps:
+    """Those of the files that a cell reads."""
+    return inputs.stamps([v for k in ("model", "adapter", "data", "demos") if (v := cell.settings.get(k)) is not None])
+
+
+def current(record: Record | None, cell: Cell, stamps: inputs.Stamps) -> bool:
+    """Whether a record is of this cell as it is asked now: by this trueup, from the same files."""
+    return (
+        record is not None
+        and record.asked == cell.asked
+        and record.version == trueup.__version__
+        and inputs.same(record.inputs, stamps)
+    )
+
+
+def run(cell: Cell, out: Path) -> Record:
+    """Do what the cell asks and has not done, and write its record.
+
+    A cell that was killed goes on where it stopped. One that was done otherwise (another version, other files, other settings)
+    makes way: its folder goes to ``previous``, for the page to tell what changed. What goes wrong is written down and returned,
+    not raised; an interrupt is raised.
+    """
+    folder = out / CELLS / cell.name
+    stamps, known = stamps_of(cell), read(out, cell.name)
+    if not current(known, cell, stamps):
+        _aside(folder, out / PREVIOUS / cell.name, done=known is not None and known.state == "done")
+        known = None
+    if known is not None and known.state == "done":
+        return known
+    record = Record(
+        cell.name, cell.asked, inputs=stamps, versions={p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
+        host=platform.node(),
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CRASH).unlink(missing_ok=True)
+    atomic.write_json(folder / RECORD, asdict(record))
+    reset_peak()
+    began, cpu = time.perf_counter(), time.process_time()
+    try:
+        done = _steps(cell, folder, out)
+    except Exception as e:
+        done = _failed(e, folder)
+    except BaseException as e:  # a panic of a library written in Rust is no Exception
+        if isinstance(e, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        done = _failed(e, folder)
+    record = replace(
+        record, **done, seconds=round(time.perf_counter() - began, 3), cpu_seconds=round(time.process_time() - cpu, 3),
+        peak_bytes=peak(),
+    )  # fmt: skip
+    atomic.write_json(folder / RECORD, asdict(record))
+    return record
+
+
+def _steps(cell: Cell, folder: Path, out: Path) -> dict[str, Any]:
+    from trueup.report import bundle
+    from trueup.story import run_job
+    from trueup.sweep import cost
+    from trueup.tuning import tune
+
+    _there(cell)
+    cost.fits(cell)
+    tuned: dict[str, float] = {}
+    adapter = folder / ADAPTER
+    if cell.tuned:
+        if not adapter.is_dir():
+            tune(cell.tune_job(), adapter)
+        tuned = _training(adapter)
+    crash, job = False, cell.job(str(adapter))
+    if job is not None:
+        if not (folder / REPORT).is_dir():
+            run_job(job, folder / REPORT, bases=bases_of(out))
+        crash = bool(bundle.read(folder / REPORT).crashes)
+    return {"state": "done", "tuned": tuned, "crash": crash}
+
+
+def bases_of(out: Path) -> Path:
+    """Where cells keep the passes that they share, until the sweep is done."""
+    return out / ".bases"
+
+
+def _training(adapter: Path) -> dict[str, float]:
+    from trueup.subject.adapter import read_card
+
+    tuned = read_card(adapter)["tuned"]
+    best = tuned["history"]["best_epoch"]
+    return {
+        "test_accuracy": tuned["test_accuracy"],
+        "validation_accuracy": tuned["history"]["validation_accuracy"][best],
+    }
+
+
+def _there(cell: Cell) -> None:
+    """Raises BadInput where a file that the cell reads is not on this machine."""
+    for key in ("data", "adapter", "demos"):
+        name = cell.settings.get(key)
+        if name is None or name.startswith(("embedded:", "task:")) or Path(name).expanduser().exists():
+            continue
+        if Path(name).suffix or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise BadInput(
+                f"{platform.node()} has no {key} '{name}' (seen from '{os.getcwd()}'). Give a path that every worker has, on a "
+                "file system that they share."
+            )
+
+
+def _failed(e: BaseException, folder: Path) -> dict[str, Any]:
+    from trueup.run.predict import out_of_memory
+
+    if isinstance(e, TrueupError):
+        return {"state": "failed", "error": str(e)}
+    if out_of_memory(e):
+        said = Unavailable(
+            "Memory ran out. Lower max_length or limit, take a smaller model, or run fewer workers at once."
+        )
+        return {"state": "failed", "error": str(said)}
+    if isinstance(e, OSError) and e.strerror:
+        return {"state": "failed", "error": f"'{e.filename or 'A file'}' cannot be read or written ({e.strerror})."}
+    atomic.write_text(folder / CRASH, "".join(traceback.format_exception(e)))
+    said = " ".join(str(e).split())[:200]
+    return {
+        "state": "failed", "crash": True,
+        "error": f"trueup crashed ({type(e).__name__}: {said}). Please report it with {CRASH}, which lies in the cell's folder.",
+    }  # fmt: skip
+
+
+def lost(cell: Cell, out: Path, why: str) -> Record:
+    """The record of a cell whose worker ended before it did."""
+    folder = out / CELLS / cell.name
+    known = read(out, cell.name)
+    record = replace(known or Record(cell.name, cell.asked, inputs=stamps_of(cell)), state="failed", error=why)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(folder / RECORD, asdict(record))
+    return record
+
+
+def _aside(folder: Path, previous: Path, *, done: bool) -> None:
+    """Move what a finished cell left to `previous`; what did not finish goes."""
+    if not folder.exists():
+        return
+    if not done:
+        shutil.rmtree(folder)
+        return
+    previous.parent.mkdir(parents=True, exist_ok=True)
+    if previous.exists():
+        shutil.rmtree(previous)
+    os.rename(folder, previous)
+
+
+def reset_peak() -> None:
+    """From here on `peak` is of what follows, where the system can say that (Linux, CUDA)."""
+    import contextlib
+
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> int:
+    """The most memory, in bytes, that this process has held; with CUDA the device's, where that is more."""
+    held = 0
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        held = most if sys.platform == "darwin" else most * 1024
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        held = max(held, torch.cuda.max_memory_allocated())
+    return held

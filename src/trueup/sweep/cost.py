@@ -1,0 +1,88 @@
+"""What a cell costs, before it is run: a law of passes through the model, and the memory that its weights need."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+from trueup.errors import BadInput, TrueupError
+from trueup.sweep.plan import Cell
+
+FLOPS = 7e10
+"""Multiplications and additions a second of one core, as measured with MiniLM and SmolLM2 in float32 (docs/costs.md)."""
+FIXED = 15.0
+"""Seconds of a check beside all passes: imports, intervals, the last layer's repairs, the page."""
+PASSES = {"overconfidence": 0.6, "confounding": 0.6, "copying": 25.0, "rigidity": 230.0}
+"""How many passes over all texts a check of each fault came to on the embedded models; an audit alone is half of it or less."""
+TRAINING = 3.0
+"""Passes that a training step counts for: forward, and twice as much backward."""
+TOKENS = 64
+"""Length of a text where no max_length says less."""
+
+
+def seconds(cell: Cell) -> float | None:
+    """CPU seconds of one core that the cell takes, to an order of magnitude; None where the data's rows cannot be counted."""
+    from trueup.subject.size import size_of
+
+    texts = rows(cell)
+    try:
+        layers = size_of(cell.settings["model"], cell.settings.get("revision")).layers
+    except TrueupError:
+        return None
+    if texts is None:
+        return None
+    one = 2 * layers * min(TOKENS, cell.settings.get("max_length") or TOKENS) * texts / FLOPS
+    total = FIXED
+    if cell.tuned:
+        total += TRAINING * one * cell.settings.get("epochs", 4) / 2  # half of the texts are trained on
+    if cell.steps[-1] != "tune":
+        faults = cell.settings.get("faults") or ("overconfidence", "confounding")
+        total += one * sum(PASSES.get(f, 1.0) for f in faults) * (1.0 if cell.steps[-1] == "check" else 0.5)
+    return total
+
+
+def rows(cell: Cell) -> int | None:
+    """How many rows of the data a cell reads: its limit, or the lines of its file. None where neither says so."""
+    limit = cell.settings.get("limit")
+    file = Path(cell.settings["data"]).expanduser()
+    if file.suffix not in (".csv", ".tsv", ".jsonl") or not file.is_file():
+        return limit
+    with open(file, "rb") as f:
+        lines = sum(block.count(b"\n") for block in iter(lambda: f.read(1 << 20), b""))
+    own = max(lines - (file.suffix != ".jsonl"), 0)
+    return own if limit is None else min(limit, own)
+
+
+def fits(cell: Cell) -> None:
+    """Raises BadInput where the base's weights alone are more than the memory that is free here."""
+    from trueup.subject.size import size_of
+
+    try:
+        size = size_of(cell.settings["model"], cell.settings.get("revision"))
+    except TrueupError:
+        return  # what is wrong with the model is said where it is loaded
+    needed, there = 4 * size.parameters, free()
+    if there is not None and needed > there:
+        raise BadInput(
+            f"'{cell.settings['model']}' needs {needed / 1e9:.1f} GB for its weights alone, and {platform.node()} has "
+            f"{there / 1e9:.1f} GB free. Run fewer workers at once, or give the cell a machine with more memory."
+        )
+
+
+def free() -> int | None:
+    """Bytes of memory that this process could still take, of the machine and of its control group; None where nobody says."""
+    bounds = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        bounds.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
+    except (OSError, StopIteration):
+        try:
+            bounds.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        except (ValueError, OSError, AttributeError):
+            return None
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
+        bounds.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(min(bounds), 0)

@@ -1,0 +1,141 @@
+"""YAML (and so JSON) as plain values that remember their lines.
+
+Scalars are read by the rules of YAML 1.2: ``no`` is a word and ``1e-3`` a number, which PyYAML by itself reads the other way
+round.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trueup.errors import BadInput
+
+MOST_BYTES = 10_000_000
+"""The largest file that is read: a sweep is written by hand or by a short script."""
+
+
+@dataclass(frozen=True)
+class At:
+    """A value and where it stands. `value` is a dict of `At` by key, a list of `At`, or a scalar.
+
+    Attributes:
+        text: a scalar as it was written. keys: of a dict, where each key stands.
+    """
+
+    value: Any
+    file: str
+    line: int
+    text: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+    def plain(self) -> Any:
+        """The value without its places."""
+        if isinstance(self.value, dict):
+            return {k: v.plain() for k, v in self.value.items()}
+        return [v.plain() for v in self.value] if isinstance(self.value, list) else self.value
+
+    def items(self) -> Iterator[tuple[str, At]]:
+        yield from self.value.items()
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own way
+
+
+for _tag, _form, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    ("merge", r"<<", "<"),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), list(_first) + [""] * ("\0" in _first)
+    )
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten
+
+
+def read(path: Path) -> At:
+    """The one document of a file.
+
+    Raises:
+        BadInput: there is no such file, or it is no YAML, or a key stands twice; with the line.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise BadInput(
+                f"'{path}' is larger than {MOST_BYTES // 1_000_000} MB, so it is no sweep. Give the YAML file of one."
+            )
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise BadInput(f"There is no file '{path}'. Check the path; a sweep is a YAML file.") from None
+    except UnicodeDecodeError as e:
+        raise BadInput(
+            f"'{path}' is not UTF-8 text (byte {e.start}), so it is no sweep. Give the YAML file of one."
+        ) from e
+    except OSError as e:
+        raise BadInput(f"'{path}' cannot be read ({e.strerror}). Give a file that you may read.") from e
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise BadInput(f"'{path}' is empty. Write the sweep into it: `defaults`, `matrix` and `steps`.")
+        return _at(loader, node, str(path))
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        said = str(getattr(e, "problem", None) or e).splitlines()[0]
+        raise BadInput(
+            f"{path}{line}: this is no YAML ({said}). Correct the line; mind its indentation and quotes."
+        ) from e
+    except RecursionError:
+        raise BadInput(f"'{path}' is nested too deeply to be a sweep. Give the YAML file of one.") from None
+    finally:
+        loader.dispose()
+
+
+def _at(loader: Any, node: Any, file: str, above: tuple[int, ...] = ()) -> At:
+    line = node.start_mark.line + 1
+    if id(node) in above:
+        raise BadInput(f"{file}, line {line}: a value holds itself through an alias. Write it out.")
+    above = (*above, id(node))
+    if node.tag.startswith(("tag:yaml.org,2002:python", "!")):
+        raise BadInput(
+            f"{file}, line {line}: the tag '{node.tag}' has no place in a sweep. Write the value without it."
+        )
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            value = loader.construct_object(node)
+        except ValueError as e:
+            raise BadInput(f"{file}, line {line}: {node.value!r} cannot be read ({e}). Put it in quotes.") from e
+        return At(value, file, line, node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return At([_at(loader, n, file, above) for n in node.value], file, line)
+    found: dict[str, At] = {}
+    merged: dict[str, At] = {}
+    for key, value in node.value:
+        at = key.start_mark.line + 1
+        if key.tag == "tag:yaml.org,2002:merge":
+            parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for part in reversed(parts):
+                merged |= _at(loader, part, file, above).value
+            continue
+        if not isinstance(key, yaml.ScalarNode):
+            raise BadInput(f"{file}, line {at}: a key is a word, such as `model`, and here it is a list or a mapping.")
+        if key.value in found:
+            raise BadInput(
+                f"{file}, line {at}: '{key.value}' stands here and in line {found[key.value].line}. Keep one."
+            )
+        found[key.value] = _at(loader, value, file, above)
+    return At(merged | found, file, line)

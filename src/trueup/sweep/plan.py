@@ -1,0 +1,409 @@
+"""From a sweep's file to its cells: what `defaults`, `matrix`, `include` and `exclude` come to, each cell a job with a name.
+
+```yaml
+steps: [tune, check]          # or check, audit, tune alone; check where nothing is said
+defaults:                     # of every cell; the settings of `trueup.Job`, and with tune those of training
+  model: embedded:minilm
+  data: reviews.csv
+  kind: lora
+matrix:                       # every combination of these
+  seed: [0, 1, 2]
+  confounder: [site, source]
+include:                      # further cells, each on top of the defaults
+  - {name: long, max_length: 256}
+exclude:                      # cells with all of these values; * stands for anything
+  - {seed: 2, confounder: site}
+```
+
+An adapter may be a pattern, ``runs/*/checkpoint-best``: one value for each folder that matches.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from trueup.errors import BadInput, did_you_mean, listing
+from trueup.job import Job, faults_of
+from trueup.sweep.lines import At, read
+from trueup.tuning import TRAINED, TuneJob, tune_job
+
+STEPS = ("tune", "check", "audit")
+PARTS = ("defaults", "matrix", "include", "exclude", "steps")
+MOST = 100_000
+"""The most cells of one sweep."""
+LONGEST = 120
+"""The longest name of a cell: it is a folder's."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of a sweep: a tuning, a check, or a check of what was tuned.
+
+    Attributes:
+        name: its folder. steps: in their order, of `STEPS`. settings: what was asked, by the names of `Job`, `TuneJob` and
+            `TRAINED`.
+    """
+
+    name: str
+    steps: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tuned(self) -> bool:
+        return "tune" in self.steps
+
+    def tune_job(self) -> TuneJob:
+        """The training of a cell with the step ``tune``."""
+        own = {f.name for f in fields(TuneJob)} - {"recipe", "training"}
+        return tune_job(
+            {k: _tuple(v) for k, v in self.settings.items() if k in own},
+            **{k: v for k, v in self.settings.items() if k in TRAINED},
+        )
+
+    def job(self, adapter: str | None = None) -> Job | None:
+        """The check, or audit, of `adapter` where the cell tunes one itself; None where there is no such step."""
+        if self.steps[-1] == "tune":
+            return None
+        own = {k: v for k, v in self.settings.items() if k in _CHECK}
+        if self.tuned:
+            own |= {"adapter": adapter}
+        return Job.from_dict({**own, "depth": self.steps[-1]})
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What tells this cell's work from another's, as JSON holds it."""
+        return {"steps": list(self.steps), "settings": json.loads(json.dumps(dict(self.settings)))}
+
+
+def cells_of(path: str | Path) -> list[Cell]:
+    """The cells that a sweep's file comes to, by base model, so that each is loaded as rarely as can be.
+
+    Raises:
+        BadInput: the file cannot be read, a setting is unknown or of the wrong kind (with its line), nothing or too much comes
+            out, or two cells have one name.
+    """
+    root = read(Path(path))
+    parts = _mapping(root, "A sweep", PARTS)
+    steps = _steps(parts.get("steps"))
+    known = _kinds(steps)
+    defaults = _settings(parts["defaults"], known, steps) if "defaults" in parts else {}
+    axes = _axes(parts["matrix"], known, steps) if "matrix" in parts else {}
+    found: list[tuple[Cell, str]] = []
+    if number := math.prod(len(v) for v in axes.values()) if axes else int("include" not in parts):
+        if number > MOST:
+            raise BadInput(
+                f"{parts['matrix'].where}: the matrix comes to {number:,} cells, and a sweep has at most {MOST:,}. Take values "
+                "away, or part it into several sweeps."
+            )
+        refused = (
+            [_pattern(at, known, steps) for at in _list(parts["exclude"], "`exclude`")] if "exclude" in parts else []
+        )
+        varying = {k: v for k, v in axes.items() if len(v) > 1} or axes
+        called = {k: _called(k, [v.plain() for v in values]) for k, values in varying.items()}
+        where = parts["matrix"].where if axes else root.where
+        for at in product(*(range(len(v)) for v in axes.values())):
+            own = {k: axes[k][i].plain() for k, i in zip(axes, at, strict=True)}
+            settings = defaults | own
+            if any(_matches(settings, pattern) for pattern in refused):
+                continue
+            name = "_".join(called[k][i] for k, i in zip(axes, at, strict=True) if k in called)
+            found.append((Cell(_short(name or "cell"), steps, _ordered(settings)), where))
+    for at in _list(parts["include"], "`include`") if "include" in parts else ():
+        own = dict(_mapping(at, "A cell under `include`", ("name", *known)))
+        name = own.pop("name", None)
+        if name is not None and not (isinstance(name.value, str) and _slug(name.value) == name.value):
+            raise BadInput(
+                f"{name.where}: the name {name.text or name.plain()!r} is no name of a folder. Use letters, digits, '-', '_', '.' "
+                "and '='."
+            )
+        given = _settings(replace(at, value=own), known, steps)
+        spelt = name.value if name is not None else "_".join(f"{k}={_slug(word(v))}" for k, v in given.items())
+        found.append((Cell(_short(spelt or "cell"), steps, _ordered(defaults | given)), at.where))
+    if not found:
+        raise BadInput(
+            f"{root.file}: no cell is left of the matrix and `include`. Take something out of `exclude`, or give a matrix values."
+        )
+    _distinct(found)
+    for cell, where in found:
+        _possible(cell, where)
+    order = sorted(range(len(found)), key=lambda i: (str(found[i][0].settings["model"]), i))
+    return [found[i][0] for i in order]
+
+
+def shard(cells: Sequence[Cell], part: str) -> list[Cell]:
+    """The cells of part i of n, written ``i/n`` and counted from 1: neighbours, which mostly share a base model.
+
+    Raises:
+        BadInput: `part` is not of this form, or there is no such part.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", part.strip())
+    i, n = (int(g) for g in found.groups()) if found else (0, 0)
+    if not 1 <= i <= n:
+        raise BadInput(f"--shard {part} is no part of a sweep. Parts are 1/4, 2/4, 3/4 and 4/4, for example.")
+    return list(cells[len(cells) * (i - 1) // n : len(cells) * i // n])
+
+
+# ------------------------------------------------------------------------------------------------- settings and their kinds
+
+
+_CHECK = tuple(f.name for f in fields(Job) if f.name != "depth")
+
+
+def _kinds(steps: tuple[str, ...]) -> dict[str, tuple[type, bool]]:
+    """Every setting of the steps: what its value is, and whether there may be several."""
+    hints: dict[str, Any] = {}
+    if "tune" in steps:
+        hints |= get_type_hints(TuneJob, localns={"Recipe": object}) | TRAINED
+        hints = {k: v for k, v in hints.items() if k not in ("recipe", "training")}
+    if steps[-1] != "tune":
+        hints |= {k: v for k, v in get_type_hints(Job).items() if k != "depth"}
+    if "tune" in steps:
+        hints.pop("adapter", None)  # it is what the first step makes
+    return {name: _kind(hint) for name, hint in hints.items()}
+
+
+def _kind(hint: Any) -> tuple[type, bool]:
+    if isinstance(hint, UnionType):
+        hint = next(a for a in get_args(hint) if a is not NoneType)
+    if get_origin(hint) is tuple:
+        return get_args(hint)[0], True
+    return (hint, False) if get_origin(hint) is None else (dict, False)
+
+
+def _settings(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]) -> dict[str, Any]:
+    own = _mapping(at, "The settings", tuple(known), _elsewhere(steps))
+    return {k: _value(k, v, known[k]).plain() for k, v in own.items()}
+
+
+def _axes(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]) -> dict[str, list[At]]:
+    """The values of each axis. An adapter's patterns stand for the folders that match them."""
+    axes = {}
+    for key, values in _mapping(at, "The matrix", tuple(known), _elsewhere(steps)).items():
+        listed = values.value if isinstance(values.value, list) else [values]
+        checked = [_value(key, v, known[key]) for v in listed]
+        if key == "adapter":
+            checked = [found for v in checked for found in _folders(v)]
+        seen: dict[str, At] = {}
+        for v in checked:
+            spelt = json.dumps(v.plain(), sort_keys=True)
+            if spelt in seen:
+                raise BadInput(f"{v.where}: {word(v.plain())!r} stands twice under {key}. Keep one.")
+            seen[spelt] = v
+        if not checked:
+            raise BadInput(
+                f"{values.where}: the matrix has no value for '{key}', so it comes to nothing. Give it one or more."
+            )
+        axes[key] = checked
+    return axes
+
+
+def _folders(at: At) -> list[At]:
+    pattern = at.value
+    if not isinstance(pattern, str) or not glob.has_magic(pattern):
+        return [at]
+    found = sorted(p for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isdir(p))
+    adapters = [p for p in found if (Path(p) / "adapter_config.json").is_file()]
+    if not adapters:
+        said = (
+            f"matches {len(found)} folders, none of which holds an adapter_config.json, such as {found[0]!r}"
+            if found
+            else f"matches no folder (seen from '{os.getcwd()}')"
+        )
+        raise BadInput(f"{at.where}: the pattern {pattern!r} {said}. Give one that matches folders of PEFT adapters.")
+    return [replace(at, value=p, text=p) for p in adapters]
+
+
+def _pattern(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]) -> dict[str, Any]:
+    own = _mapping(at, "An entry of `exclude`", tuple(known), _elsewhere(steps))
+    if not own:
+        raise BadInput(f"{at.where}: an entry of `exclude` says nothing, so it would exclude every cell. Take it away.")
+    return {k: _value(k, v, known[k]).plain() for k, v in own.items()}
+
+
+def _matches(settings: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
+    def fits(own: Any, wanted: Any) -> bool:
+        return fnmatch.fnmatchcase(own, wanted) if isinstance(own, str) and isinstance(wanted, str) else own == wanted
+
+    return all(k in settings and fits(settings[k], v) for k, v in pattern.items())
+
+
+def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
+    """`at`, when it is of the setting's kind; a number where a word is meant is the word as it was written."""
+    of, several = kind
+    if at.value is None:
+        raise BadInput(f"{at.where}: '{key}' has no value. Give it one, or take it away.")
+    if several:
+        listed = at.value if isinstance(at.value, list) else [at]
+        return replace(at, value=[_value(key, v, (of, False)) for v in listed])
+    if of is dict:
+        if not isinstance(at.value, dict):
+            raise BadInput(
+                f"{at.where}: '{key}' maps names to values, such as `{key}: {{overconfidence: {{threshold: 0.25}}}}`."
+            )
+        return at
+    value = at.value
+    scalar = not isinstance(value, list | dict)
+    if of is str and scalar:
+        return replace(at, value=at.text)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if of is float and whole:
+        return replace(at, value=float(value))
+    if (whole if of is int else isinstance(value, of)) and not (of is float and not math.isfinite(value)):
+        return at
+    names = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
+    given = at.text if scalar else "a list" if isinstance(value, list) else "a mapping"
+    raise BadInput(f"{at.where}: '{key}' is {names[of]}, and {given!r} was given. Correct it.")
+
+
+def _mapping(at: At, what: str, known: Sequence[str], elsewhere: Mapping[str, str] | None = None) -> dict[str, At]:
+    """The entries of a mapping whose keys are among `known`; `elsewhere` says of others where they would have a place."""
+    if at.value is None:
+        return {}
+    if not isinstance(at.value, dict):
+        raise BadInput(
+            f"{at.where}: {what[0].lower() + what[1:]} is a mapping of names to values, such as `model: org/name`."
+        )
+    for key, value in at.items():
+        if key not in known:
+            if elsewhere and key in elsewhere:
+                raise BadInput(f"{value.where}: {elsewhere[key]}")
+            raise BadInput(
+                f"{value.where}: there is no '{key}' here.{did_you_mean(key, known)} There are {listing(sorted(known), 99)}."
+            )
+    return dict(at.items())
+
+
+def _elsewhere(steps: tuple[str, ...]) -> dict[str, str]:
+    """Settings that exist and have no place in these steps, and why."""
+    all_of = {**_kinds(("tune",)), **_kinds(("check",))}
+    own = _kinds(steps)
+    cure = {
+        k: f"'{k}' goes with the step {'tune' if k in TRAINED else 'check'}, and the steps are {listing(steps)}. Add the step, or "
+        f"take '{k}' away."
+        for k in all_of
+        if k not in own
+    }
+    if "tune" in steps and "adapter" in cure:
+        cure["adapter"] = (
+            "'adapter' is what the step tune makes, so it cannot be given beside it. Take it away, or leave tune out of `steps`."
+        )
+    return cure
+
+
+def _list(at: At, what: str) -> list[At]:
+    if not isinstance(at.value, list):
+        raise BadInput(f"{at.where}: {what} is a list: each entry begins with '- '.")
+    return at.value
+
+
+def _steps(at: At | None) -> tuple[str, ...]:
+    if at is None:
+        return ("check",)
+    listed = at.value if isinstance(at.value, list) else [at]
+    for step in listed:
+        if step.value not in STEPS:
+            raise BadInput(
+                f"{step.where}: there is no step {step.text or step.plain()!r}.{did_you_mean(step.text, STEPS)} There are "
+                f"{listing(STEPS)}."
+            )
+    steps = tuple(step.value for step in listed)
+    if steps not in (("tune",), ("check",), ("audit",), ("tune", "check"), ("tune", "audit")):
+        raise BadInput(
+            f"{at.where}: the steps {listing(steps)} do not follow each other. Give [tune, check], [check], [audit] or [tune]."
+        )
+    return steps
+
+
+def _possible(cell: Cell, where: str) -> None:
+    """Raises BadInput where the cell's jobs cannot be made: a setting is missing, a fault or knob unknown."""
+    for key in ("model", "data", *(["kind"] if cell.tuned else [])):
+        if key not in cell.settings:
+            raise BadInput(
+                f"{where}: the cell '{cell.name}' does not say which {key}; add it under `defaults` or `matrix`."
+            )
+    try:
+        job = cell.job("ADAPTER")
+        if job is not None:
+            faults_of(job.faults, job.knobs)
+        if cell.tuned:
+            cell.tune_job()
+    except BadInput as e:
+        raise BadInput(f"{where}, cell '{cell.name}': {e}") from e
+
+
+def _ordered(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in one order, whichever part of the file they come from."""
+    order = ["model", "adapter", "data", *_CHECK, *TRAINED]
+    return {k: settings[k] for k in dict.fromkeys(order) if k in settings}
+
+
+# ------------------------------------------------------------------------------------------------------------------- names
+
+
+def _called(key: str, values: Sequence[Any]) -> list[str]:
+    """A short word for each value of an axis: of paths the parts in which they differ, and of a number what it is."""
+    if not all(isinstance(v, str | list) for v in values):
+        return [f"{key}={_slug(word(v))}" for v in values]
+    words = [word(v) for v in values]
+    parts = [w.split("/") for w in words]
+    if len(words) > 1:
+        before = _alike(parts)
+        after = _alike([p[before:][::-1] for p in parts])
+        parts = [p[before : len(p) - after] for p in parts]
+    return [_slug("/".join(p)) or "none" for p in parts]
+
+
+def _alike(lists: Sequence[Sequence[str]]) -> int:
+    """How many items all lists begin with."""
+    return next((i for i, items in enumerate(zip(*lists, strict=False)) if len(set(items)) > 1), min(map(len, lists)))
+
+
+def word(value: Any) -> str:
+    """A setting's value as a reader sees it."""
+    if isinstance(value, list):
+        return "+".join(map(word, value))
+    if isinstance(value, dict):
+        return "+".join(f"{k}={word(v)}" for k, v in value.items())
+    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", text).strip("-.")
+
+
+def _short(name: str) -> str:
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+
+
+def _distinct(found: Sequence[tuple[Cell, str]]) -> None:
+    """Raises BadInput where two cells would write one folder, also on a file system that does not tell A from a."""
+    seen: dict[str, tuple[Cell, str]] = {}
+    for cell, where in found:
+        if (other := seen.get(cell.name.lower())) is not None:
+            differ = sorted(
+                k for k in {**cell.settings, **other[0].settings} if cell.settings.get(k) != other[0].settings.get(k)
+            )
+            what = f"They differ in {listing(differ)}." if differ else "They ask the same."
+            raise BadInput(
+                f"{where}: two cells have the name '{cell.name}' (the other: {other[1]}). {what} Give one of them a name of its "
+                "own under `include`, or take it away."
+            )
+        seen[cell.name.lower()] = (cell, where)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

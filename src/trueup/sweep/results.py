@@ -1,0 +1,178 @@
+"""What the cells of a sweep found, as rows: one for each cell, fault and measure, and what changed since an earlier run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trueup.errors import TrueupError
+from trueup.faults.fault import Comparison, Difference
+from trueup.job import faults_of
+from trueup.report import bundle
+from trueup.report.bundle import Report
+from trueup.store import atomic
+from trueup.sweep import cell as cells
+from trueup.sweep.plan import Cell
+
+CHANGE = "change.json"
+WORK = ("seconds", "cpu_seconds", "peak_bytes", "host")
+"""Columns that are of the run and not of what it found: all others are equal, whoever does the cells."""
+
+COLUMNS: dict[str, str] = {
+    "cell": "string", "model": "string", "adapter": "string", "data": "string", "seed": "int64", "settings": "string",
+    "state": "string", "error": "string", "fault": "string", "kind": "string", "measure": "string", "title": "string",
+    "unit": "string", "better": "string", "verdict": "string", "outcome": "string", "threshold": "float64", "needed": "int64",
+    "value": "float64", "low": "float64", "high": "float64",
+    "after": "float64", "after_low": "float64", "after_high": "float64",
+    "difference": "float64", "difference_low": "float64", "difference_high": "float64", "p": "float64",
+    "change": "float64", "change_low": "float64", "change_high": "float64", "change_paired": "bool",
+    "model_fingerprint": "string", "data_fingerprint": "string", "trueup": "string", "versions": "string",
+    "seconds": "float64", "cpu_seconds": "float64", "peak_bytes": "int64", "host": "string",
+}  # fmt: skip
+"""Name and type of each column of ``results.parquet``.
+
+`adapter` of a cell that tunes one lies in the folder of the sweep. `kind` is ``severity`` (the headline), ``measure``, ``harm``
+(only a difference), or ``training``; a cell that failed has one row without a fault. `value` is of the first audit and `after` of
+the second, `difference` the paired difference of the two. `change` is `value` less that of the same cell in an earlier run, paired
+where both judged the same texts.
+"""
+
+
+def rows(
+    cell: Cell, record: cells.Record, report: Report | None, change: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The rows of one cell."""
+    provenance = report.provenance if report is not None else {}
+    base = dict.fromkeys(COLUMNS) | {
+        "cell": cell.name, "model": cell.settings["model"], "data": cell.settings["data"],
+        "adapter": f"{cells.CELLS}/{cell.name}/{cells.ADAPTER}" if cell.tuned else cell.settings.get("adapter"),
+        "seed": provenance.get("seed", cell.settings.get("seed")),
+        "settings": json.dumps(dict(cell.settings), sort_keys=True), "state": record.state, "error": record.error,
+        "model_fingerprint": provenance.get("model fingerprint"), "data_fingerprint": provenance.get("data fingerprint"),
+        "trueup": record.version, "versions": json.dumps(dict(record.versions), sort_keys=True),
+        "seconds": record.seconds, "cpu_seconds": record.cpu_seconds, "peak_bytes": record.peak_bytes, "host": record.host,
+    }  # fmt: skip
+    made = [
+        {
+            "kind": "training",
+            "measure": k,
+            "title": k.replace("_", " "),
+            "unit": "share of examples",
+            "better": "higher",
+            "value": v,
+        }
+        for k, v in record.tuned.items()
+    ]
+    for c in report.comparisons if report is not None else ():
+        made += _of_fault(c, change.get(c.before.fault))
+    for row in made or [{}]:
+        yield base | row
+
+
+def _of_fault(c: Comparison, change: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    before, after = c.before, c.after
+    shared = {
+        "fault": before.fault, "verdict": before.verdict, "outcome": c.outcome, "threshold": before.threshold,
+        "needed": before.needed,
+    }  # fmt: skip
+    made = [
+        shared | {"kind": "severity", "measure": "severity", "title": "severity", "unit": before.unit, "better": "lower",
+                  "value": before.severity, "low": before.low, "high": before.high}
+        | _after(after and (after.severity, after.low, after.high)) | _difference(c.differences.get("severity"))
+        | ({"change": change["value"]} | {f"change_{k}": change[k] for k in ("low", "high", "paired")} if change else {})
+    ]  # fmt: skip
+    for key, m in before.measures.items():
+        then = after.measures.get(key) if after else None
+        made.append(
+            shared | {"kind": "measure", "measure": key, "title": m.title, "unit": m.unit, "better": m.better, "value": m.value,
+                      "low": m.low, "high": m.high}
+            | _after(then and (then.value, then.low, then.high)) | _difference(c.differences.get(key))
+        )  # fmt: skip
+    for key, d in c.harm.items():
+        made.append(shared | {"kind": "harm", "measure": key, "title": c.title(key)} | _difference(d))
+    return made
+
+
+def _after(three: Any) -> dict[str, float]:
+    return dict(zip(("after", "after_low", "after_high"), three, strict=True)) if three else {}
+
+
+def _difference(d: Difference | None) -> dict[str, float]:
+    return {} if d is None else {"difference": d.value, "difference_low": d.low, "difference_high": d.high, "p": d.p}
+
+
+def change_of(out: Path, name: str, earlier: Path) -> dict[str, Any]:
+    """What changed in a cell since `earlier`, the folder of the same cell of another run: by fault value, low, high, paired.
+
+    Severity now less severity then: on the same test texts paired, by the fault's own bootstrap; on others the interval is that of
+    a difference of two independent estimates (Zou and Donner 2008, "MOVER"). It is kept beside the cell.
+    """
+    own = out / cells.CELLS / name
+    try:
+        against = hashlib.sha256(
+            b"".join((f / "report" / atomic.MANIFEST).read_bytes() for f in (own, earlier))
+        ).hexdigest()
+    except OSError:  # one of them has no report
+        return {}
+    file = own / CHANGE
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["against"] == against:
+            return known["faults"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        now, then = (bundle.read(f / cells.REPORT) for f in (own, earlier))
+    except TrueupError:  # an older format, or damaged: there is nothing to compare with
+        return {}
+    found = {}
+    for c in now.comparisons:
+        old = next((o for o in then.comparisons if o.before.fault == c.before.fault), None)
+        if old is not None:
+            found[c.before.fault] = _since(c, old, now, then)
+    atomic.write_json(file, {"against": against, "faults": found})
+    return found
+
+
+def _since(c: Comparison, old: Comparison, now: Report, then: Report) -> dict[str, Any]:
+    a, b = old.before, c.before
+    same = (
+        now.provenance.get("data fingerprint") == then.provenance.get("data fingerprint")
+        and _length(a) == _length(b) > 0
+    )
+    if same and now.provenance.get("examples") == then.provenance.get("examples"):
+        [fault] = faults_of([b.fault], {b.fault: dict(b.provenance.get("knobs") or {})})
+        try:
+            d = fault.compare(a, b, seed=int(now.provenance.get("seed") or 0)).get("severity")
+        except (TrueupError, KeyError, ValueError):  # samples of another kind
+            d = None
+        if d is not None:
+            return {"value": d.value, "low": d.low, "high": d.high, "paired": True}
+    value = b.severity - a.severity
+    down, up = (
+        math.hypot(b.severity - b.low, a.high - a.severity),
+        math.hypot(b.high - b.severity, a.severity - a.low),
+    )
+    return {"value": value, "low": value - down, "high": value + up, "paired": False}
+
+
+def _length(finding: Any) -> int:
+    return max((len(v) for v in finding.samples.values()), default=0)
+
+
+def write(rows_: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """``results.parquet``: whole or not at all, the same bytes for the same rows."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(k, getattr(pa, {"bool": "bool_"}.get(t, t))()) for k, t in COLUMNS.items()])
+    table = pa.table({k: pa.array([r[k] for r in rows_], schema.field(k).type) for k in COLUMNS}, schema=schema)
+    to = io.BytesIO()
+    pq.write_table(table, to)
+    atomic.write_bytes(file, to.getvalue())

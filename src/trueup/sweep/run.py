@@ -1,0 +1,241 @@
+"""A sweep from its file to its page: which cells are left, who does them, and what they found side by side."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import trueup
+from trueup.errors import BadInput, TrueupError, listing
+from trueup.faults.fault import Difference
+from trueup.report import bundle, index
+from trueup.report.bundle import Report
+from trueup.run.engine import Engine, Here, Lost
+from trueup.store import atomic
+from trueup.sweep import cell as cells
+from trueup.sweep import lock, plan, results
+from trueup.sweep.plan import Cell
+
+PLAN, TABLE, PAGE = "sweep.json", "results.parquet", "index.html"
+
+Told = Callable[[Cell, cells.Record], None]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What is in the folder of a sweep.
+
+    Attributes:
+        out: the folder. cells: of the sweep, or of the part that was asked for. records: of those that were begun, by name.
+        reports: of those that were examined, by name.
+    """
+
+    out: Path
+    cells: Sequence[Cell]
+    records: Mapping[str, cells.Record]
+    reports: Mapping[str, Report]
+
+    @property
+    def failed(self) -> list[cells.Record]:
+        return [r for r in self.records.values() if r.state == "failed"]
+
+
+def sweep(
+    file: str | Path, out: str | Path, *, engine: Engine | None = None, part: str = "", only_failed: bool = False,
+    collect: Sequence[str | Path] = (), baseline: str | Path | None = None, told: Told = lambda cell, record: None,
+) -> Swept:  # fmt: skip
+    """Do the cells that are left, and write `out`/results.parquet and `out`/index.html.
+
+    What is done is not done again, unless its settings, its files or trueup have changed since. Cells that failed are tried
+    again. A sweep that was killed goes on where it stopped.
+
+    Args:
+        file: the sweep (`trueup.sweep.plan`). out: its folder. engine: who does the cells; this process by default.
+        part: ``i/n`` does this part alone, beside others that do the rest in the same folder or in folders of their own;
+            `collect` then makes the table and the page.
+        only_failed: do only cells that failed before.
+        collect: do nothing; take what is done from these folders (`out` may be one of them) and write the table and the page.
+        baseline: the folder of an earlier sweep with cells of the same names, to tell what changed since. Default: what was in
+            `out` before its cells were done again.
+        told: called with each cell as it finishes.
+
+    Raises:
+        BadInput: the file cannot be used, another sweep writes `out`, or what is collected is of another trueup.
+    """
+    asked = plan.cells_of(file)
+    mine = plan.shard(asked, part) if part else asked
+    out = Path(out)
+    earlier = _earlier(baseline)
+    for folder in collect:
+        _sweep_of(Path(folder))
+    with lock.writing(out, part):
+        if not part:
+            atomic.write_json(out / PLAN, {"version": trueup.__version__, "cells": [asdict(c) for c in asked]})
+        if collect:
+            _collected(mine, out, [Path(f) for f in collect])
+        else:
+            _done(mine, out, engine or Here(), only_failed, earlier, told)
+        swept = _read(mine, out)
+        if not part:
+            write(swept, title=Path(file).stem, earlier=earlier)
+        if lock.alone(out):
+            shutil.rmtree(cells.bases_of(out), ignore_errors=True)
+    return swept
+
+
+def left(file: str | Path, out: str | Path, *, part: str = "") -> list[tuple[Cell, str]]:
+    """Every cell, or those of a part, and what is there of it: ``done``, ``failed``, ``begun``, ``changed`` or ``to do``."""
+    found, asked = [], plan.cells_of(file)
+    for cell in plan.shard(asked, part) if part else asked:
+        record = cells.read(Path(out), cell.name)
+        state = "to do" if record is None else record.state
+        if record is not None and not cells.current(record, cell, cells.stamps_of(cell)):
+            state = "changed"
+        found.append((cell, state))
+    return found
+
+
+def work(cell: Cell, out: Path, earlier: Path | None) -> cells.Record:
+    """One cell, on whichever machine, and what changed in it."""
+    record = cells.run(cell, out)
+    if record.state == "done":
+        results.change_of(out, cell.name, _before(cell.name, out, earlier))
+    return record
+
+
+def _done(mine: Sequence[Cell], out: Path, engine: Engine, only_failed: bool, earlier: Path | None, told: Told) -> None:
+    from trueup.subject.load import keeping_base
+
+    todo = []
+    for cell in mine:
+        record = cells.read(out, cell.name)
+        if only_failed and (record is None or record.state != "failed"):
+            continue
+        if record is not None and record.state == "done" and cells.current(record, cell, cells.stamps_of(cell)):
+            continue
+        todo.append(cell)
+    piece = functools.partial(work, out=out, earlier=earlier)
+    for i, got in engine.each(piece, todo, [_base(c) for c in todo], keeping_base):
+        record = got
+        if isinstance(got, Lost):
+            record = cells.lost(todo[i], out, f"The cell was begun and not finished: {got.why}.")
+        told(todo[i], record)
+
+
+def _base(cell: Cell) -> str:
+    """Cells of one word have one base model in memory."""
+    kept = ("model", "revision", "device", "template", "verbaliser", "shots")
+    return json.dumps([cell.settings.get(k) for k in kept])
+
+
+def _before(name: str, out: Path, earlier: Path | None) -> Path:
+    return (earlier / cells.CELLS if earlier is not None else out / cells.PREVIOUS) / name
+
+
+def _earlier(baseline: str | Path | None) -> Path | None:
+    if baseline is not None:
+        _sweep_of(Path(baseline))
+    return None if baseline is None else Path(baseline)
+
+
+def _sweep_of(folder: Path) -> None:
+    if not (folder / cells.CELLS).is_dir():
+        raise BadInput(
+            f"'{folder}' is no folder of a sweep: there is no '{cells.CELLS}' in it. Give one that `trueup sweep -o` wrote."
+        )
+
+
+def _collected(mine: Sequence[Cell], out: Path, folders: Sequence[Path]) -> None:
+    """Copy to `out` what the parts of a sweep did elsewhere.
+
+    Raises:
+        BadInput: a cell there is of another trueup, or of other settings.
+    """
+    others: dict[str, list[str]] = {}
+    for cell in mine:
+        for folder in [out, *folders]:
+            record = cells.read(folder, cell.name)
+            if record is None or record.state == "begun":
+                continue
+            if record.version != trueup.__version__:
+                others.setdefault(record.version, []).append(str(folder / cells.CELLS / cell.name))
+                continue
+            if record.asked != cell.asked:
+                raise BadInput(
+                    f"'{folder / cells.CELLS / cell.name}' was made for other settings than the file has now. Run the sweep again: "
+                    "it does only what has changed."
+                )
+            if folder.resolve() != out.resolve() and (
+                (own := cells.read(out, cell.name)) is None or own.state != "done"
+            ):
+                target = out / cells.CELLS / cell.name
+                if target.exists():
+                    shutil.rmtree(target)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{target.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(folder / cells.CELLS / cell.name, partial)
+                partial.rename(target)
+    if others:
+        version, names = next(iter(others.items()))
+        raise BadInput(
+            f"{sum(map(len, others.values()))} cells were made by trueup {version}, and this is {trueup.__version__}: "
+            f"{listing(names, 3)}. Run the sweep again with this one; it does those cells anew."
+        )
+
+
+def _read(mine: Sequence[Cell], out: Path) -> Swept:
+    records = {c.name: r for c in mine if (r := cells.read(out, c.name)) is not None and r.asked == c.asked}
+    reports: dict[str, Report] = {}
+    for name, record in records.items():
+        folder = out / cells.CELLS / name / cells.REPORT
+        if record.state == "done" and folder.is_dir():
+            try:
+                reports[name] = bundle.read(folder)
+            except TrueupError as e:
+                records[name] = replace(record, state="failed", error=str(e))
+    return Swept(out, mine, records, reports)
+
+
+def write(swept: Swept, *, title: str, earlier: Path | None = None) -> None:
+    """The table and the page of what is done."""
+    rows, entries = [], []
+    varying = _varying(swept.cells)
+    out = swept.out
+    any_earlier = False
+    for cell in swept.cells:
+        record = swept.records.get(cell.name)
+        if record is None or record.state == "begun":
+            continue
+        report = swept.reports.get(cell.name)
+        before = _before(cell.name, out, earlier)
+        change = results.change_of(out, cell.name, before) if report is not None and before.is_dir() else {}
+        any_earlier |= bool(change)
+        rows += list(results.rows(cell, record, report, change))
+        there = f"{cells.CELLS}/{cell.name}/"
+        entries.append(
+            index.Entry(
+                cell.name,
+                there + ("report/report.html" if report is not None else cells.CRASH if record.crash else cells.RECORD),
+                {k: plan.word(cell.settings[k]) for k in varying if k in cell.settings},
+                {c.before.fault: c for c in (report.comparisons if report is not None else ())},
+                {f: Difference(d["value"], d["low"], d["high"], float("nan")) for f, d in change.items()},
+                record.error,
+                record.cpu_seconds,
+                record.tuned.get("test_accuracy", float("nan")),
+            )
+        )
+    waiting = len(swept.cells) - len(entries)
+    against = "" if not any_earlier else str(earlier) if earlier is not None else "the run before"
+    results.write(rows, out / TABLE)
+    atomic.write_text(out / PAGE, index.page(title, entries, waiting=waiting, against=against))
+
+
+def _varying(found: Sequence[Cell]) -> list[str]:
+    """The settings in which cells differ."""
+    keys = dict.fromkeys(k for c in found for k in c.settings)
+    return [k for k in keys if len({json.dumps(c.settings.get(k), sort_keys=True) for c in found}) > 1]

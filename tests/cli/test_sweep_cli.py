@@ -1,0 +1,104 @@
+"""`trueup sweep` as its users meet it: what it lists, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_cases import trueup
+
+SWEEP = """
+steps: audit
+defaults:
+  model: {world}/bert
+  data: {world}/data.csv
+  limit: 400
+  max_length: 32
+  knobs: {{overconfidence: {{resamples: 20, folds: 2}}}}
+include:
+  - {{name: sharp, adapter: {world}/adapter}}
+"""
+
+
+def file(here: Path, world: Path, more: str = "") -> Path:
+    path = here / "night.yaml"
+    path.write_text(SWEEP.format(world=world) + more.format(world=world), encoding="utf-8")
+    return path
+
+
+def test_it_lists_runs_and_says_what_was_found(world, here):
+    path = file(here, world)
+    said = trueup("sweep", path, "-o", "out", "--list")
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[0].split()[:2] == ["to", "do"]
+    assert said.out.splitlines()[0].endswith("sharp")
+    assert said.out.splitlines()[-1].startswith("1 cells, some ")
+    assert not (here / "out").exists()
+
+    said = trueup("sweep", path, "-o", "out")
+    assert said.code == 1, "a fault was found"
+    assert "1/1  sharp: overconfidence found " in said.out
+    assert "Page: out/index.html" in said.out
+    assert (here / "out" / "results.parquet").is_file()
+    again = trueup("sweep", path, "-o", "out", "-q")
+    assert (again.code, again.out) == (1, ""), "done before, and still found"
+    assert trueup("sweep", path, "-o", "out", "--list").out.startswith("done")
+
+
+def test_a_cell_that_fails_gives_exit_code_2_and_its_sentence(world, here):
+    path = file(here, world, "  - {{name: other, adapter: {world}/adapter, label: lable}}\n")
+    said = trueup("sweep", path, "-o", "out")
+    assert said.code == 2
+    assert "trueup: the cell 'other' failed: " in said.err
+    assert "Did you mean 'label'?" in said.err
+    assert "2/2  other: failed: " in said.out or "1/2  other: failed: " in said.out
+    only = trueup("sweep", path, "-o", "out", "--only", "failed")
+    assert only.code == 2
+    assert "sharp" not in only.out
+    listed = trueup("sweep", path, "-o", "out", "--list").out
+    assert [line.split()[0] for line in listed.splitlines()[:2]] == ["done", "failed"]
+
+
+def test_parts_are_joined(world, here):
+    path = file(here, world, "  - {{name: other, adapter: {world}/adapter, seed: 1}}\n")
+    for part in ("1/2", "2/2"):
+        said = trueup("sweep", path, "-o", f"part{part[0]}", "--shard", part)
+        assert said.code == 1, said.err
+        assert "Page" not in said.out
+    said = trueup("sweep", path, "-o", "all", "--collect", "part1", "--collect", "part2")
+    assert said.code == 1, said.err
+    assert len(json.loads((here / "all" / "sweep.json").read_text())["cells"]) == 2
+    page = (here / "all" / "index.html").read_text()
+    assert "cells/sharp/report/report.html" in page
+    assert (here / "all" / "cells" / "other" / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--only", "done"), "--only takes the word 'failed'"),
+        (("--shard", "3/2"), "--shard 3/2 is no part of a sweep"),
+        (("--address", "x:1"), "go with --engine ray"),
+        (("--gpus-per-cell", "0.5"), "go with --engine ray"),
+        (("--engine", "ray", "--workers", "2"), "--workers goes with this machine's processes"),
+        (("--engine", "slurm"), "'slurm' is not one of"),
+        (("--workers", "0"), "--workers"),
+        (("--collect", "nowhere"), "'nowhere' is no folder of a sweep"),
+        (("--baseline", "nowhere"), "'nowhere' is no folder of a sweep"),
+    ],
+)
+def test_what_cannot_be_used_is_a_sentence(world, here, words, said):
+    got = trueup("sweep", file(here, world), "-o", "out", *words)
+    assert got.code == 2
+    assert said in got.err, got.err
+    assert not (here / "out").exists()
+    assert "Traceback" not in got.err
+
+
+def test_a_mistake_in_the_file_is_told_with_its_line(here):
+    (here / "night.yaml").write_text("defaults:\n  modle: x\n")
+    got = trueup("sweep", "night.yaml", "-o", "out")
+    assert (got.code, got.err) == (
+        2, "trueup: night.yaml, line 2: there is no 'modle' here. Did you mean 'model'? There are " + got.err.split("There are ")[1]
+    )  # fmt: skip

@@ -1,0 +1,157 @@
+"""What a sweep's file comes to, and where it says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sweep_cases import AUDITS, NAMES, sweep_file
+
+from trueup.errors import BadInput
+from trueup.job import Job
+from trueup.sweep.plan import Cell, cells_of, shard
+
+
+def cells(folder: Path, text: str) -> list[Cell]:
+    return cells_of(sweep_file(folder, text))
+
+
+def test_a_matrix_is_every_combination(world):
+    found = cells(world, AUDITS)
+    assert [c.name for c in found] == NAMES
+    assert [(c.settings["adapter"], c.settings["seed"]) for c in found] == [
+        (f"runs/{a}/best", s) for a in "ab" for s in (0, 1)
+    ]
+    job = found[0].job()
+    assert isinstance(job, Job)
+    assert (job.depth, job.faults, job.knobs["overconfidence"]["folds"]) == ("audit", ("overconfidence",), 2)
+
+
+def test_include_adds_and_exclude_takes_away(world):
+    found = cells(
+        world,
+        """
+        defaults: {model: bert, data: data.csv}
+        matrix: {adapter: runs/*/best, seed: [0, 1], confounder: [site, [site, label]]}
+        include:
+          - {name: plain, adapter: runs/a/best}
+          - {max_length: 64}
+        exclude:
+          - {adapter: "*/b/*"}
+          - {seed: 1, confounder: site}
+        """,
+    )
+    assert [c.name for c in found] == [
+        "a_seed=0_site",
+        "a_seed=0_site+label",
+        "a_seed=1_site+label",
+        "plain",
+        "max_length=64",
+    ]
+    assert found[0].settings["confounder"] == ["site"]
+    assert found[-1].settings == {"model": "bert", "data": "data.csv", "max_length": 64}
+
+
+def test_a_tuning_has_its_own_settings(world):
+    [cell] = cells(
+        world,
+        """
+        steps: [tune, check]
+        defaults: {model: bert, data: data.csv, kind: lora, rank: 4, lr: 1e-3, epochs: 2, seed: 3, cluster: site}
+        """,
+    )
+    job, check = cell.tune_job(), cell.job("there")
+    assert (job.recipe.rank, job.recipe.alpha, job.seed, dict(job.training)) == (4, 8, 3, {"lr": 1e-3, "epochs": 2})  # type: ignore[attr-defined]
+    assert check is not None
+    assert (check.adapter, check.seed, check.cluster, check.depth) == ("there", 3, "site", "check")
+
+
+def test_words_that_look_like_numbers_stay_words(world):
+    [cell] = cells(world, "defaults: {model: bert, data: data.csv, label: 2024, confounder: 1.50, classes: [no, 1e3]}")
+    assert (cell.settings["label"], cell.settings["confounder"], cell.settings["classes"]) == (
+        "2024",
+        ["1.50"],
+        ["no", "1e3"],
+    )
+
+
+def test_cells_of_one_base_stand_together(world):
+    found = cells(world, "defaults: {data: data.csv}\nmatrix: {seed: [0, 1], model: [b, a]}")
+    assert [c.settings["model"] for c in found] == ["a", "a", "b", "b"]
+
+
+@given(n=st.integers(0, 40), parts=st.integers(1, 12))
+def test_shards_are_a_partition_in_order(n, parts):
+    all_of = [Cell(str(i), ("check",)) for i in range(n)]
+    got = [shard(all_of, f"{i}/{parts}") for i in range(1, parts + 1)]
+    assert [c for part in got for c in part] == all_of
+    assert max(map(len, got)) - min(map(len, got)) <= 1
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
+def test_no_such_shard(part):
+    with pytest.raises(BadInput, match="is no part of a sweep"):
+        shard([], part)
+
+
+BASE = "defaults: {model: bert, data: data.csv}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("default: {model: bert}", "line 1: there is no 'default' here. Did you mean 'defaults'?"),
+        ("defaults:\n  modle: bert", "line 2: there is no 'modle' here. Did you mean 'model'?"),
+        ("defaults:\n  max-length: 5", "Did you mean 'max_length'?"),
+        ("defaults: [a]", "line 1: the settings is a mapping"),
+        ("- a", "a sweep is a mapping"),
+        (BASE + "steps: [tune, chekc]", "line 2: there is no step 'chekc'. Did you mean 'check'?"),
+        (BASE + "steps: [check, tune]", "do not follow each other"),
+        (BASE + "matrix: {rank: [1, 2]}", "line 2: 'rank' goes with the step tune"),
+        (BASE + "steps: tune\nmatrix: {confounder: site}", "line 3: 'confounder' goes with the step check"),
+        (BASE + "steps: [tune, check]\nmatrix: {kind: lora, adapter: x}", "'adapter' is what the step tune makes"),
+        (BASE + "matrix: {seed: [0, one]}", "line 2: 'seed' is a whole number, and 'one' was given"),
+        (BASE + "matrix: {seed: [1.5]}", "'seed' is a whole number, and '1.5' was given"),
+        (BASE + "matrix: {keep: [1]}", "'keep' is true or false"),
+        (BASE + "matrix: {seed: [0, 0]}", "line 2: '0' stands twice under seed"),
+        (BASE + "matrix: {seed: []}", "the matrix has no value for 'seed'"),
+        (BASE + "matrix: {seed: }", "'seed' has no value"),
+        (BASE + "matrix: {model: {a: 1}}", "'model' is a word, and 'a mapping' was given"),
+        (BASE + "matrix: {knobs: [3]}", "'knobs' maps names to values"),
+        (BASE + "matrix: {adapter: run/*/best}", "the pattern 'run/*/best' matches no folder"),
+        (BASE + "matrix: {adapter: run*}", "none of which holds an adapter_config.json"),
+        (BASE + "exclude: {seed: 1}", "`exclude` is a list"),
+        (BASE + "exclude: [{}]", "would exclude every cell"),
+        (BASE + "matrix: {seed: [1]}\nexclude: [{seed: 1}]", "no cell is left"),
+        (BASE + "include: [{name: a/b}]", "is no name of a folder"),
+        (BASE + "include: [{name: a, seed: 1}, {name: A, seed: 2}]", "two cells have the name 'A'"),
+        (BASE + "matrix: {data: [a/b.csv, a-b.csv]}", "two cells have the name"),
+        (BASE + "include: [{seed: 1}, {seed: 1}]", "They ask the same."),
+        ("defaults: {model: bert}", "does not say which data"),
+        (BASE + "steps: tune", "does not say which kind"),
+        (BASE + "steps: tune\nmatrix: {kind: [lorra]}", "There is no kind of adapter 'lorra'. Did you mean 'lora'?"),
+        (BASE + "steps: tune\nmatrix: {kind: prompt, rank: 3}", "'rank' does not go with the kind 'prompt'"),
+        (
+            BASE + "matrix: {faults: [[confounding], confuonding]}",
+            "There is no fault 'confuonding'. Did you mean 'confounding'?",
+        ),
+        (BASE + "matrix: {knobs: [{copying: {shot: 1}}]}", "'copying' has no knob 'shot'"),
+        (
+            BASE + f"matrix: {{seed: {list(range(400))}, limit: {list(range(3, 303))}}}",
+            "the matrix comes to 120,000 cells, and a sweep has at most 100,000",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_where_it_stands(world, text, said):
+    with pytest.raises(BadInput) as e:
+        cells(world, text)
+    assert said in str(e.value), str(e.value)
+    assert "sweep.yaml" in str(e.value)
+
+
+def test_long_names_are_cut_and_stay_apart(world):
+    found = cells(world, BASE + f"include: [{{text: {'x' * 200}}}, {{text: {'x' * 199}y}}]")
+    assert len({c.name for c in found}) == 2
+    assert all(len(c.name) <= 120 for c in found)

@@ -1,0 +1,318 @@
+"""A sweep of real cells: done once, gone on with, told apart, joined, and the same whoever does them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sweep_cases import AUDITS, NAMES, data, sweep_file, table
+
+import trueup
+from trueup.errors import BadInput
+from trueup.run.engine import Here, Lost, Processes
+from trueup.sweep import cell as cells
+from trueup.sweep import lock, results
+from trueup.sweep.run import left, sweep
+
+
+@pytest.fixture(scope="module")
+def swept(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a world in which the four audits were done to ``out``."""
+    folder = tmp_path_factory.mktemp("swept") / "world"
+    shutil.copytree(made, folder)
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        sweep(sweep_file(folder, AUDITS), "out")
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def done(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `swept` as the current folder."""
+    shutil.copytree(swept, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def times(out: Path) -> dict[str, int]:
+    return {p.parent.name: p.stat().st_mtime_ns for p in (out / "cells").glob("*/cell.json")}
+
+
+def test_every_cell_has_its_report_its_rows_and_its_line(swept):
+    out = swept / "out"
+    assert sorted(p.name for p in (out / "cells").iterdir()) == NAMES
+    got = table(out).to_pylist()
+    heads = [r for r in got if r["kind"] == "severity"]
+    assert [r["cell"] for r in heads] == NAMES
+    for r in heads:
+        said = json.loads((out / "cells" / r["cell"] / "report" / "findings.json").read_text())["comparisons"][0][
+            "before"
+        ]
+        assert (r["value"], r["low"], r["high"], r["verdict"]) == (
+            said["severity"],
+            said["low"],
+            said["high"],
+            said["verdict"],
+        )
+        assert (r["state"], r["fault"], r["change"]) == ("done", "overconfidence", None)
+    page = (out / "index.html").read_text()
+    for name in NAMES:
+        assert f'href="cells/{name}/report/report.html"' in page
+    record = cells.read(out, NAMES[0])
+    assert record is not None
+    assert record.cpu_seconds > 0
+    assert record.peak_bytes > 50_000_000
+    assert not (out / ".bases").exists()
+    assert not list(out.glob(".writing*"))
+
+
+def test_what_is_done_is_not_done_again(done):
+    before = times(done / "out")
+    sweep("sweep.yaml", "out")
+    assert times(done / "out") == before
+    assert [state for _, state in left("sweep.yaml", "out")] == ["done"] * 4
+
+
+def test_a_changed_file_makes_its_cells_anew_and_tells_what_changed(done):
+    before = times(done / "out")
+    shutil.copytree("runs/a/best", "kept")
+    shutil.rmtree("runs/b/best")
+    shutil.copytree("runs/a/best", "runs/b/best")  # b was trained again, and is now what a is
+    assert [state for _, state in left("sweep.yaml", "out")] == ["done", "done", "changed", "changed"]
+    sweep("sweep.yaml", "out")
+    after = times(done / "out")
+    assert [after[n] == before[n] for n in NAMES] == [True, True, False, False]
+    rows = {r["cell"]: r for r in table(done / "out").to_pylist() if r["kind"] == "severity"}
+    assert rows[NAMES[0]]["change"] is None
+    for seed in (0, 1):
+        a, b = rows[f"a_seed={seed}"], rows[f"b_seed={seed}"]
+        assert a["value"] == b["value"]
+        then = trueup.report.bundle.read(done / "out" / "previous" / f"b_seed={seed}" / "report").comparisons[0].before  # type: ignore[attr-defined]
+        assert b["change"] == pytest.approx(b["value"] - then.severity)
+        assert b["change_paired"]
+        assert b["change_low"] <= b["change"] <= b["change_high"]
+    assert "Since the earlier run" in (done / "out" / "index.html").read_text()
+
+
+def test_other_texts_are_compared_without_pairs(done):
+    Path("data.csv").write_text(data(400, seed=5))
+    sweep("sweep.yaml", "new", baseline="out")
+    for r in (r for r in table(done / "new").to_pylist() if r["kind"] == "severity"):
+        then = trueup.report.bundle.read(done / "out" / "cells" / r["cell"] / "report").comparisons[0].before  # type: ignore[attr-defined]
+        assert r["change_paired"] is False
+        assert r["change"] == pytest.approx(r["value"] - then.severity)
+        own, other = r["value"] - r["low"], then.high - then.severity
+        assert r["value"] - then.severity - r["change_low"] == pytest.approx((own**2 + other**2) ** 0.5)
+
+
+def test_an_unchanged_model_has_not_changed(done):
+    sweep("sweep.yaml", "again", baseline="out")
+    for r in (r for r in table(done / "again").to_pylist() if r["kind"] == "severity"):
+        assert (r["change"], r["change_low"], r["change_high"], r["change_paired"]) == (0, 0, 0, True)
+
+
+@pytest.mark.parametrize("engine", [Processes(2)], ids=str)
+def test_every_engine_finds_the_same(done, engine):
+    sweep("sweep.yaml", "other", engine=engine)
+    assert table(done / "other").equals(table(done / "out"))
+
+
+def test_parts_joined_are_the_whole(done):
+    for part, out in (("1/3", "one"), ("2/3", "one"), ("3/3", "two")):
+        got = sweep("sweep.yaml", out, part=part)
+        assert not (Path(out) / "results.parquet").exists()
+        assert len(got.records) == len(got.cells)
+    joined = sweep("sweep.yaml", "all", collect=["one", "two"])
+    assert len(joined.records) == 4
+    assert table(done / "all").equals(table(done / "out"))
+    partly = sweep("sweep.yaml", "half", collect=["two"])
+    assert len(partly.records) == 2
+    assert "2 more were not run yet" in (done / "half" / "index.html").read_text()
+
+
+def test_a_part_that_failed_gives_way_to_one_that_did_it(done):
+    shutil.copytree("out", "bad")
+    file = done / "bad" / "cells" / NAMES[0] / "cell.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "failed", "error": "It did not."}))
+    assert len(sweep("sweep.yaml", "bad", collect=["out"]).failed) == 0
+    assert table(done / "bad").equals(table(done / "out"))
+
+
+FAILING = """
+defaults: {model: bert, data: data.csv, faults: [overconfidence], max_length: 32}
+steps: audit
+include:
+  - {name: absent, adapter: runs/c/best}
+  - {name: column, adapter: runs/a/best, label: lable}
+  - {name: fine, adapter: runs/a/best}
+  - {name: nowhere, adapter: runs/a/best, data: gone.csv}
+  - {name: crashed, adapter: runs/b/best}
+"""
+
+
+def test_a_cell_that_fails_is_written_down_and_the_rest_goes_on(world, monkeypatch):
+    file = sweep_file(world, FAILING)
+    from trueup import story
+
+    real = story.run_job
+
+    def crash(job, out, **more):
+        if "runs/b" in job.adapter:
+            raise ZeroDivisionError("float division by zero")
+        return real(job, out, **more)
+
+    monkeypatch.setattr(story, "run_job", crash)
+    got = sweep(file, "out")
+    said = {r.name: r.error for r in got.failed}
+    assert sorted(said) == ["absent", "column", "crashed", "nowhere"]
+    assert (
+        "There is no adapter folder 'runs/c/best'" in said["absent"] or "has no adapter 'runs/c/best'" in said["absent"]
+    )
+    assert "Did you mean 'label'?" in said["column"]
+    assert "has no data 'gone.csv'" in said["nowhere"]
+    assert "crashed (ZeroDivisionError: float division by zero)" in said["crashed"]
+    assert "ZeroDivisionError" in (world / "out/cells/crashed/crash.txt").read_text()
+    assert [r["error"] for r in table(world / "out").to_pylist() if r["cell"] == "column"] == [said["column"]]
+    assert said["nowhere"].split("(")[0].strip() in (world / "out" / "index.html").read_text().replace("&#39;", "'")
+
+    # Only what failed is tried again, and what was put right is right.
+    monkeypatch.setattr(story, "run_job", real)
+    (world / "gone.csv").write_text(data(400, seed=3))
+    fine = times(world / "out")["fine"]
+    told: list[str] = []
+    again = sweep(file, "out", only_failed=True, told=lambda cell, record: told.append(cell.name))
+    assert sorted(told) == ["absent", "column", "crashed", "nowhere"]
+    assert sorted(r.name for r in again.failed) == ["absent", "column"]
+    assert times(world / "out")["fine"] == fine
+    assert not (world / "out/cells/crashed/crash.txt").exists()
+
+
+def test_only_failed_does_nothing_that_was_never_begun(world):
+    assert sweep(sweep_file(world, AUDITS), "out", only_failed=True).records == {}
+
+
+def test_a_cell_that_is_too_large_for_its_worker_says_so(world, monkeypatch):
+    from trueup.sweep import cost
+
+    monkeypatch.setattr(cost, "free", lambda: 1000)
+    got = sweep(sweep_file(world, AUDITS), "out", part="1/4")
+    assert "GB for its weights alone" in got.failed[0].error
+    assert "Run fewer workers" in got.failed[0].error
+
+
+def test_a_worker_that_was_lost_is_told(world):
+    class Losing(Here):
+        def each(self, work, pieces, alike, around):
+            for i in range(len(pieces)):
+                yield i, Lost("its worker was ended by SIGKILL")
+
+    got = sweep(sweep_file(world, AUDITS), "out", engine=Losing(), part="1/4")
+    assert got.failed[0].error == "The cell was begun and not finished: its worker was ended by SIGKILL."
+    assert sweep("sweep.yaml", "out", part="1/4").failed == [], "the same command goes on"
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_stopped(world):
+    file = sweep_file(
+        world,
+        """
+        steps: [tune, audit]
+        defaults: {model: bert, data: data.csv, kind: lora, rank: 2, epochs: 1, faults: [overconfidence], max_length: 32}
+        matrix: {seed: [0, 1, 2]}
+        """,
+    )
+    code = f"from trueup.sweep.run import sweep; sweep({str(file)!r}, 'out')"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    for _ in range(1200):
+        if (world / "out/cells/seed=0/cell.json").exists() and (world / "out/cells/seed=1/adapter").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first, adapter = times(world / "out")["seed=0"], (world / "out/cells/seed=1/adapter").stat().st_mtime_ns
+    states = [s for _, s in left(file, "out")]
+    assert states[0] == "done"
+    assert states[1:] != ["done", "done"], "the control: it was killed in the middle"
+    done = sweep(file, "out")
+    assert [r.state for r in done.records.values()] == ["done"] * 3
+    assert times(world / "out")["seed=0"] == first
+    assert (world / "out/cells/seed=1/adapter").stat().st_mtime_ns == adapter
+    sweep(file, "whole")
+    assert table(world / "out").equals(table(world / "whole"))
+
+
+def test_one_writer_at_a_time(tmp_path):
+    out = tmp_path / "out"
+    with lock.writing(out):
+        with (
+            pytest.raises(BadInput, match=rf"Another sweep is writing '{out}': process {os.getpid()} on "),
+            lock.writing(out),
+        ):
+            pass
+        with pytest.raises(BadInput, match="Another sweep"), lock.writing(out, "1/2"):
+            pass
+    with lock.writing(out, "1/2"), lock.writing(out, "2/2"):  # parts stand beside each other
+        with pytest.raises(BadInput, match=r"\(its part 1/2\)"), lock.writing(out, "1/2"):
+            pass
+        with pytest.raises(BadInput, match="Another sweep"), lock.writing(out, "1/3"):
+            pass
+        with pytest.raises(BadInput, match="Another sweep"), lock.writing(out):
+            pass
+    (out / ".writing").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    with pytest.raises(BadInput, match="process 1 on elsewhere"), lock.writing(out):
+        pass
+    old = time.time() - lock.GONE - 1
+    os.utime(out / ".writing", (old, old))
+    with lock.writing(out):  # whoever that was is gone
+        pass
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    import platform
+
+    (out / ".writing").write_text(json.dumps({"host": platform.node(), "pid": gone.pid}))
+    with lock.writing(out):
+        pass
+    assert not list(out.glob(".writing*"))
+
+
+def test_cells_of_another_version_are_not_joined_and_are_done_anew(done, monkeypatch):
+    monkeypatch.setattr(trueup, "__version__", "9.9.9")
+    with pytest.raises(BadInput, match=rf"4 cells were made by trueup {trueup_version()}, and this is 9.9.9"):
+        sweep("sweep.yaml", "all", collect=["out"])
+    assert [s for _, s in left("sweep.yaml", "out")] == ["changed"] * 4
+
+
+def trueup_version() -> str:
+    from importlib.metadata import version
+
+    return version("trueup")
+
+
+def test_cells_of_other_settings_are_not_joined(done):
+    sweep_file(done, AUDITS.replace("max_length: 32", "max_length: 31"))
+    with pytest.raises(BadInput, match="was made for other settings than the file has now"):
+        sweep("sweep.yaml", "all", collect=["out"])
+
+
+@pytest.mark.parametrize("how", [{"collect": ["data.csv"]}, {"baseline": "runs"}])
+def test_a_folder_that_is_no_sweep(world, how):
+    with pytest.raises(BadInput, match="is no folder of a sweep"):
+        sweep(sweep_file(world, AUDITS), "out", **how)
+    assert not (world / "out").exists()
+
+
+def test_rows_are_of_their_columns(swept):
+    import pyarrow.parquet as pq
+
+    got = pq.read_table(swept / "out" / "results.parquet")
+    assert got.column_names == list(results.COLUMNS)
+    assert [str(t).replace("double", "float64") for t in got.schema.types] == list(results.COLUMNS.values())
