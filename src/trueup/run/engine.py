@@ -6,6 +6,7 @@ dies (killed, out of memory) costs the piece that it was at, which is tried once
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -243,7 +244,7 @@ class Ray:
             raise Unavailable("The engine ray needs Ray, which is not installed: pip install 'trueup[ray]'.") from e
         if not ray.is_initialized():
             try:
-                ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as e:
                 raise Unavailable(
                     f"There is no Ray cluster at '{self.address}' ({' '.join(str(e).split())[:160]}). Start one with `ray start "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -326,6 +328,36 @@ def test_what_loses_accuracy_is_never_kept(case, found):
         got = R.choose(subject, queries, [broken], seed=0, resamples=60)
         assert isinstance(got, Adapted)
         assert "the planted units" in got.describe()
+
+
+def test_of_candidates_that_help_one_that_spares_other_tasks_is_taken(case, found, monkeypatch):
+    """Though the other comes nearer to chance; and where none spares them, the nearest is put to the test and priced."""
+    subject, corpus = case
+    queries, width = corpus.part("calibration"), found.active.shape[1]
+    nearest = R.Candidate("contrasted", "all of them", R.scales_of(sorted(PLANTED), width, 0.0), R.OWN)
+    gentler = R.Candidate("contrasted", "the same, halved", R.scales_of(sorted(PLANTED), width, 0.5), R.OWN)
+    monkeypatch.setattr(R, "candidates", lambda _: [nearest, gentler])
+
+    def chosen(spares: Callable[[], bool]) -> str:
+        monkeypatch.setattr(R._Check, "passed", lambda self: spares() if self.allowed else True)
+        got = R.choose(subject, queries, [found], seed=0, resamples=60)
+        rows = got.card["candidates"] if isinstance(got, Adapted) else got.tried["candidates"]
+        told = {r["title"]: (abs(r["severity"]), r["spares other tasks"]) for r in rows[1:]}
+        assert told["all of them"][0] < told["the same, halved"][0], "the control: it does come nearer"
+        return got.describe() if isinstance(got, Adapted) else got.reason
+
+    assert "all of them" in chosen(lambda: True)
+    assert "all of them" in chosen(lambda: False)
+    live: list[float] = []
+
+    @contextlib.contextmanager
+    def recorded(subject, scales, part="down"):
+        live.append(min(float(s.min()) for s in scales.values()))
+        with scaled(subject, scales, part):
+            yield subject
+
+    monkeypatch.setattr(R, "scaled", recorded)
+    assert "halved" in chosen(lambda: live[-1] == 0.5)
 
 
 def test_the_penalty_is_chosen_on_other_queries_than_it_is_judged_on(case, remedy):

@@ -60,8 +60,9 @@ def harm(
     return found
 
 
-def bystanders(subject: Subject, part: str, *, seed: int, most: int) -> Iterator[Bystander]:
-    """Tasks whose answer stands in the query, where copying is right: name, the subject asked for it, at most `most` queries.
+def bystanders(subject: Subject, part: str, *, seed: int, most: int, skip: int = 0) -> Iterator[Bystander]:
+    """Tasks whose answer stands in the query, where copying is right: name, the subject asked for it, at most `most` queries
+    after the first `skip`.
 
     `part` is the split: a repair looks at ``calibration``, what it cost is told on ``test``. A task that the tokenizer cannot
     spell, that is too long for the model, or that cannot be had, is left out with a note.
@@ -72,7 +73,7 @@ def bystanders(subject: Subject, part: str, *, seed: int, most: int) -> Iterator
         try:
             data = tasks.load(task.name, seed=seed, progress=False)
             queries = data.part(part)
-            queries = queries.take(np.arange(min(most, len(queries))))
+            queries = queries.take(np.arange(min(skip, len(queries)), min(skip + most, len(queries))))
             able = with_pool(subject, data.part("train"))
             rows(able, queries.text, drawn(able, queries, seed=seed))
         except TrueupError as e:
