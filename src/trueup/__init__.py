@@ -36,13 +36,16 @@ if TYPE_CHECKING:
     from trueup.faults.rigidity import Rigidity
     from trueup.job import Job, faults_of
     from trueup.report.bundle import Report
+    from trueup.run.engine import Processes, Ray
     from trueup.story import check, run_job
     from trueup.subject.load import load
     from trueup.subject.subject import Subject
+    from trueup.sweeps.run import Swept, sweep
     from trueup.tuning import TuneJob, tune
 
 _WHERE = {
     "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "job", "faults_of": "job",
+    "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
     "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
@@ -54,8 +57,9 @@ _WHERE = {
 
 __all__ = [
     "BadInput", "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
-    "Overconfidence", "Remedy", "Report", "Rigidity", "Subject", "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check",
-    "faults_of", "load", "read", "run_job", "tune",
+    "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Subject", "Swept",
+    "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check",
+    "faults_of", "load", "read", "run_job", "sweep", "tune",
 ]  # fmt: skip
 
 

@@ -321,7 +321,7 @@ def sweep(
     """Many adapters, data and seeds: every cell tuned or checked, resumable, with one table and one page of all of them."""
     with _sentences():
         from trueup.run.engine import Here, Processes, Ray
-        from trueup.sweep import run
+        from trueup.sweeps import run
 
         if only not in (None, "failed"):
             raise BadInput(f"--only takes the word 'failed', and '{only}' was given.")
@@ -355,7 +355,7 @@ def sweep(
 
 
 def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
-    from trueup.sweep import cost
+    from trueup.sweeps import cost
 
     total, unknown = 0.0, 0
     for cell, state in cells:
@@ -380,7 +380,7 @@ def _cell_line(out: Path, record: Any) -> str:
     """What a cell came to, in one line."""
     from trueup.report import bundle
     from trueup.report.words import interval, state
-    from trueup.sweep import cell
+    from trueup.sweeps import cell
 
     said = []
     if record.state == "failed":

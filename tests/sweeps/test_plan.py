@@ -11,7 +11,7 @@ from sweep_cases import AUDITS, NAMES, sweep_file
 
 from trueup.errors import BadInput
 from trueup.job import Job
-from trueup.sweep.plan import Cell, cells_of, shard
+from trueup.sweeps.plan import Cell, cells_of, shard
 
 
 def cells(folder: Path, text: str) -> list[Cell]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import trueup
 from trueup.errors import BadInput, TrueupError, Unavailable
 from trueup.store import atomic, inputs
-from trueup.sweep.plan import Cell
+from trueup.sweeps.plan import Cell
 
 CELLS, PREVIOUS, RECORD = "cells", "previous", "cell.json"
 ADAPTER, REPORT, CRASH = "adapter", "report", "crash.txt"
@@ -120,7 +120,7 @@ def run(cell: Cell, out: Path) -> Record:
 def _steps(cell: Cell, folder: Path, out: Path) -> dict[str, Any]:
     from trueup.report import bundle
     from trueup.story import run_job
-    from trueup.sweep import cost
+    from trueup.sweeps import cost
     from trueup.tuning import tune
 
     _there(cell)

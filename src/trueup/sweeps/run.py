@@ -16,9 +16,9 @@ from trueup.report import bundle, index
 from trueup.report.bundle import Report
 from trueup.run.engine import Engine, Here, Lost
 from trueup.store import atomic
-from trueup.sweep import cell as cells
-from trueup.sweep import lock, plan, results
-from trueup.sweep.plan import Cell
+from trueup.sweeps import cell as cells
+from trueup.sweeps import lock, plan, results
+from trueup.sweeps.plan import Cell
 
 PLAN, TABLE, PAGE = "sweep.json", "results.parquet", "index.html"
 
@@ -54,7 +54,7 @@ def sweep(
     again. A sweep that was killed goes on where it stopped.
 
     Args:
-        file: the sweep (`trueup.sweep.plan`). out: its folder. engine: who does the cells; this process by default.
+        file: the sweep (`trueup.sweeps.plan`). out: its folder. engine: who does the cells; this process by default.
         part: ``i/n`` does this part alone, beside others that do the rest in the same folder or in folders of their own;
             `collect` then makes the table and the page.
         only_failed: do only cells that failed before.

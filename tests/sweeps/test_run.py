@@ -17,9 +17,9 @@ from sweep_cases import AUDITS, NAMES, data, sweep_file, table
 import trueup
 from trueup.errors import BadInput
 from trueup.run.engine import Here, Lost, Processes
-from trueup.sweep import cell as cells
-from trueup.sweep import lock, results
-from trueup.sweep.run import left, sweep
+from trueup.sweeps import cell as cells
+from trueup.sweeps import lock, results
+from trueup.sweeps.run import left, sweep
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_only_failed_does_nothing_that_was_never_begun(world):
 
 
 def test_a_cell_that_is_too_large_for_its_worker_says_so(world, monkeypatch):
-    from trueup.sweep import cost
+    from trueup.sweeps import cost
 
     monkeypatch.setattr(cost, "free", lambda: 1000)
     got = sweep(sweep_file(world, AUDITS), "out", part="1/4")
@@ -230,7 +230,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_stopped(world):
         matrix: {seed: [0, 1, 2]}
         """,
     )
-    code = f"from trueup.sweep.run import sweep; sweep({str(file)!r}, 'out')"
+    code = f"from trueup.sweeps.run import sweep; sweep({str(file)!r}, 'out')"
     process = subprocess.Popen([sys.executable, "-c", code])
     for _ in range(1200):
         if (world / "out/cells/seed=0/cell.json").exists() and (world / "out/cells/seed=1/adapter").exists():

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trueup.errors import BadInput, TrueupError
-from trueup.sweep.plan import Cell
+from trueup.sweeps.plan import Cell
 
 FLOPS = 7e10
 """Multiplications and additions a second of one core, as measured with MiniLM and SmolLM2 in float32 (docs/costs.md)."""

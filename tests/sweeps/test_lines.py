@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trueup.errors import BadInput
-from trueup.sweep.lines import read
+from trueup.sweeps.lines import read
 
 
 def plain(folder: Path, text: str):

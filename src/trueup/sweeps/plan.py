@@ -36,7 +36,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.job import Job, faults_of
-from trueup.sweep.lines import At, read
+from trueup.sweeps.lines import At, read
 from trueup.tuning import TRAINED, TuneJob, tune_job
 
 STEPS = ("tune", "check", "audit")

@@ -15,8 +15,8 @@ from trueup.job import faults_of
 from trueup.report import bundle
 from trueup.report.bundle import Report
 from trueup.store import atomic
-from trueup.sweep import cell as cells
-from trueup.sweep.plan import Cell
+from trueup.sweeps import cell as cells
+from trueup.sweeps.plan import Cell
 
 CHANGE = "change.json"
 WORK = ("seconds", "cpu_seconds", "peak_bytes", "host")

@@ -50,7 +50,7 @@ def table(out: Path) -> Any:
     """``results.parquet`` without the columns that are of the run."""
     import pyarrow.parquet as pq
 
-    from trueup.sweep.results import WORK
+    from trueup.sweeps.results import WORK
 
     return pq.read_table(out / "results.parquet").drop_columns(list(WORK))
 
