@@ -16,7 +16,7 @@ FLOOR = {"errors": 0, "versions": 1, "store": 1, "measure": 1, "corpus": 2, "sub
 DOORS = {
     "transformers": {"subject"}, "peft": {"subject"}, "tokenizers": {"subject"}, "accelerate": {"run"},
     "typer": {"cli"}, "rich": {"cli", "report", "store"}, "datasets": {"corpus"}, "pyarrow": {"corpus", "sweeps"},
-    "yaml": {"sweeps"}, "ray": {"run"},
+    "yaml": {"sweeps"}, "trackio": {"sweeps"}, "mlflow": {"sweeps"}, "ray": {"run"},
     "jinja2": {"report"}, "altair": {"report"}, "vl_convert": {"report"}, "huggingface_hub": {"subject"},
 }  # fmt: skip
 NO_MODELS = ("measure", "maths")

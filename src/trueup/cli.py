@@ -292,6 +292,13 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
+class TrackerName(StrEnum):
+    """Trackers that a sweep can tell its findings to."""
+
+    trackio = "trackio"
+    mlflow = "mlflow"
+
+
 @app.command(
     epilog=CODES.replace("no fault was found", "no fault was found in any cell")
     .replace("a fault was found", "a fault was found in some cell")
@@ -316,6 +323,9 @@ def sweep(
     engine: Annotated[EngineName, typer.Option("--engine", help="This machine, or a Ray cluster.")] = EngineName.local,
     address: Annotated[str, typer.Option("--address", help="Ray: the cluster's address.")] = "auto",
     gpus: Annotated[float, typer.Option("--gpus-per-cell", min=0.0, help="Ray: GPUs a cell takes; 0.5 shares one.")] = 0.0,
+    track: Annotated[
+        TrackerName | None, typer.Option("--track", help="Tell the findings to this tracker as well, where it is installed.")
+    ] = None,
     quiet: Quiet = False, strict: Strict = False,
 ) -> None:  # fmt: skip
     """Many adapters, data and seeds: every cell tuned or checked, resumable, with one table and one page of all of them."""
@@ -347,7 +357,8 @@ def sweep(
             told.done = 0
             done = run.sweep(
                 file, out, engine=who, part=shard or "", only_failed=only == "failed", collect=collect or (),
-                baseline=baseline, told=told,
+                baseline=baseline, track=None if track is None else track.value, told=told,
+                note=lambda sentence: print(f"trueup: {sentence}", file=sys.stderr),
             )  # fmt: skip
         if not quiet and not shard:
             print(f"Page: {out / run.PAGE}\nTable: {out / run.TABLE}")

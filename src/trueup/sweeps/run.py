@@ -18,7 +18,9 @@ from trueup.run.engine import Engine, Here, Lost
 from trueup.store import atomic
 from trueup.sweeps import cell as cells
 from trueup.sweeps import lock, plan, results
+from trueup.sweeps import track as trackers
 from trueup.sweeps.plan import Cell
+from trueup.sweeps.track import Tracker
 
 PLAN, TABLE, PAGE = "sweep.json", "results.parquet", "index.html"
 
@@ -46,7 +48,8 @@ class Swept:
 
 def sweep(
     file: str | Path, out: str | Path, *, engine: Engine | None = None, part: str = "", only_failed: bool = False,
-    collect: Sequence[str | Path] = (), baseline: str | Path | None = None, told: Told = lambda cell, record: None,
+    collect: Sequence[str | Path] = (), baseline: str | Path | None = None, track: Tracker | None = None,
+    told: Told = lambda cell, record: None, note: Callable[[str], None] = lambda sentence: None,
 ) -> Swept:  # fmt: skip
     """Do the cells that are left, and write `out`/results.parquet and `out`/index.html.
 
@@ -61,7 +64,9 @@ def sweep(
         collect: do nothing; take what is done from these folders (`out` may be one of them) and write the table and the page.
         baseline: the folder of an earlier sweep with cells of the same names, to tell what changed since. Default: what was in
             `out` before its cells were done again.
-        told: called with each cell as it finishes.
+        track: tell each cell's findings to this tracker as well, as a run of the project that the file is named after. What the
+            tracker cannot take is noted and costs no cell.
+        told: called with each cell as it finishes. note: called with what went wrong beside the cells.
 
     Raises:
         BadInput: the file cannot be used, another sweep writes `out`, or what is collected is of another trueup.
@@ -70,6 +75,8 @@ def sweep(
     mine = plan.shard(asked, part) if part else asked
     out = Path(out)
     earlier = _earlier(baseline)
+    if track is not None:
+        trackers.available(track)
     for folder in collect:
         _sweep_of(Path(folder))
     with lock.writing(out, part):
@@ -78,7 +85,8 @@ def sweep(
         if collect:
             _collected(mine, out, [Path(f) for f in collect])
         else:
-            _done(mine, out, engine or Here(), only_failed, earlier, told)
+            finished = told if track is None else _tracking(track, Path(file).stem, out, told, note)
+            _done(mine, out, engine or Here(), only_failed, earlier, finished)
         swept = _read(mine, out)
         if not part:
             write(swept, title=Path(file).stem, earlier=earlier)
@@ -186,6 +194,26 @@ def _collected(mine: Sequence[Cell], out: Path, folders: Sequence[Path]) -> None
             f"{sum(map(len, others.values()))} cells were made by trueup {version}, and this is {trueup.__version__}: "
             f"{listing(names, 3)}. Run the sweep again with this one; it does those cells anew."
         )
+
+
+def _tracking(track: Tracker, project: str, out: Path, told: Told, note: Callable[[str], None]) -> Told:
+    """`told`, and the tracker after it, until that fails once."""
+    failed = False
+
+    def finished(cell: Cell, record: cells.Record) -> None:
+        nonlocal failed
+        told(cell, record)
+        folder = out / cells.CELLS / cell.name / cells.REPORT
+        if failed:
+            return
+        try:
+            trackers.track(track, project, cell, record, bundle.read(folder) if folder.is_dir() else None)
+        except Exception as e:  # whatever the tracker raises
+            failed = True
+            said = " ".join(str(e).split())[:200]
+            note(f"{track} took no results ({type(e).__name__}: {said}). They are in '{out}' all the same.")
+
+    return finished
 
 
 def _read(mine: Sequence[Cell], out: Path) -> Swept:

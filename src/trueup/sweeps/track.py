@@ -1,0 +1,72 @@
+"""What a cell found, told to a tracker that its users already have: one run for each cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from trueup.errors import Unavailable
+from trueup.report.bundle import Report
+from trueup.report.words import state
+from trueup.sweeps.cell import Record
+from trueup.sweeps.plan import Cell, word
+
+Tracker = Literal["trackio", "mlflow"]
+TRACKERS: tuple[Tracker, ...] = ("trackio", "mlflow")
+
+
+def available(tracker: Tracker) -> None:
+    """Raises Unavailable where the tracker's package is not installed."""
+    import importlib
+
+    try:
+        importlib.import_module(tracker)
+    except ImportError as e:
+        raise Unavailable(f"--track {tracker} needs its package, which is not installed: pip install {tracker}.") from e
+
+
+def track(tracker: Tracker, project: str, cell: Cell, record: Record, report: Report | None) -> None:
+    """One run, named as the cell, in `project`: where and with which rights is the tracker's own setting (its environment
+    variables). Raises whatever the tracker raises."""
+    settings = {k: word(v) for k, v in cell.settings.items()}
+    numbers, words = dict(metrics(record, report)), dict(outcomes(record, report))
+    if tracker == "trackio":
+        import trackio
+
+        run = trackio.init(project=project, name=cell.name, config=settings | words, embed=False)
+        run.log(numbers)
+        run.finish()
+        return
+    import mlflow
+
+    mlflow.set_experiment(project)
+    with mlflow.start_run(run_name=cell.name):
+        mlflow.log_params(settings)
+        mlflow.set_tags(words)
+        mlflow.log_metrics(numbers)
+
+
+def metrics(record: Record, report: Report | None) -> Iterator[tuple[str, float]]:
+    """Every finite number by a path: ``confounding/severity``, ``.../low``, ``.../high``; ``.../after``; ``.../change`` where a
+    repair was made; ``.../measures/KEY``; ``training/test_accuracy``; ``cpu_seconds``."""
+    found: dict[str, float] = {
+        "cpu_seconds": record.cpu_seconds,
+        **{f"training/{k}": v for k, v in record.tuned.items()},
+    }
+    for c in report.comparisons if report is not None else ():
+        at = c.before.fault
+        found |= {f"{at}/severity": c.before.severity, f"{at}/low": c.before.low, f"{at}/high": c.before.high}
+        found |= {f"{at}/measures/{k}": m.value for k, m in c.before.measures.items()}
+        if c.after is not None:
+            found |= {f"{at}/after": c.after.severity, f"{at}/after_low": c.after.low, f"{at}/after_high": c.after.high}
+        if (d := c.differences.get("severity")) is not None:
+            found |= {f"{at}/difference": d.value, f"{at}/difference_low": d.low, f"{at}/difference_high": d.high}
+    yield from ((k, float(v)) for k, v in found.items() if math.isfinite(v))
+
+
+def outcomes(record: Record, report: Report | None) -> Mapping[str, str]:
+    """The words: the state of the cell, each fault's outcome, and why it failed."""
+    said = {"trueup.state": record.state, "trueup.version": record.version}
+    said |= {"trueup.error": record.error[:500]} if record.error else {}
+    return said | {f"{c.before.fault}.outcome": state(c) for c in (report.comparisons if report is not None else ())}
