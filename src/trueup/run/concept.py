@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.run import forward
-from trueup.run.predict import TOKENS, in_batches
+from trueup.run.predict import TOKENS, in_batches, rows_of
 from trueup.subject.subject import Subject
 
 
@@ -42,7 +42,7 @@ def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarr
 
     found: np.ndarray | None = None
     # A backward pass keeps every layer's activations: an eighth of the tokens of a forward pass.
-    for take, got in in_batches(subject, forward.tokenize(subject, corpus), read, "use by layer", tokens=TOKENS // 8):
+    for take, got in in_batches(subject, rows_of(subject, corpus), read, "use by layer", tokens=TOKENS // 8):
         found = np.empty((len(corpus), *got.shape[1:]), np.float32) if found is None else found
         found[take] = got.cpu().numpy()
     assert found is not None
