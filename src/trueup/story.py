@@ -210,7 +210,7 @@ def _examined(
     alone = len(faults) - len(reasons) == 1
     comparisons, examples = [], {}
     crashes = _Crashes(subject)
-    for fault in faults:
+    for fault in sorted(faults, key=lambda f: not f.reads_states):
         if fault.name in reasons:
             continue
         try:
@@ -224,6 +224,9 @@ def _examined(
             continue
         comparisons.append(comparison)
         examples[fault.name] = shown
+    asked = [f.name for f in faults]
+    comparisons.sort(key=lambda c: asked.index(c.before.fault))
+    reasons = {name: reasons[name] for name in asked if name in reasons}
     if not comparisons:
         raise crashes.last or BadInput(
             f"No fault could be examined. {' '.join(f'{k}: {v}' for k, v in reasons.items())}"
@@ -232,7 +235,7 @@ def _examined(
         title=f"{subject.source.adapter or subject.source.base} on {corpus.name}",
         job=dict(job or {}),
         comparisons=tuple(comparisons),
-        examples=examples,
+        examples={name: examples[name] for name in asked if name in examples},
         provenance=provenance(subject, corpus, seed, job) | _length(subject, test),
         notes=[
             *subject.source.told,

@@ -114,5 +114,8 @@ def test_auprc_at_many_tables_and_resamples_is_that_of_each(classes, groups):
         for b in range(5):
             one = shift.auprc_at(lean.margins(score), y, z, table, weight=weight[b])
             assert found[t, b] == pytest.approx(one, abs=1e-12, nan_ok=True), (t, b)
+    for b in range(5):
+        one = shift.auprc(lean.margins(score), y, weight=weight[b])
+        assert found[-1, b] == pytest.approx(one, abs=1e-12, nan_ok=True), b
     assert np.isnan(found[:, 3]).all()
     assert np.isfinite(found[:, [0, 1, 4]]).all()

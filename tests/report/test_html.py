@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,3 +229,18 @@ def test_examples_may_hold_numpys_own_values_and_no_number() -> None:
     assert "yes" in page.text
     assert "n/a" in page.text
     assert "True" not in page.text
+
+
+def test_the_charts_script_is_put_together_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import vl_convert
+
+    made: list[int] = []
+    monkeypatch.setenv("TRUEUP_CACHE", str(tmp_path))
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda **_: made.append(1) or "let α = 1;")
+    once = html._vega.__wrapped__
+    assert [once(), once()] == ["let α = 1;"] * 2
+    assert len(made) == 1
+    (file,) = (tmp_path / "scripts").iterdir()
+    file.write_bytes(b"damaged")
+    assert once() == "let α = 1;"
+    assert len(made) == 2

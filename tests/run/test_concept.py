@@ -88,3 +88,20 @@ def test_at_a_state_that_the_last_linear_layer_reads_it_is_the_whole_effect():
     got = gradients(subject, CORPUS, np.array([[-1.0, 1.0]]))
     w = subject.own_head().weight.numpy()
     assert got[:, 0, -1] @ toward[-1] == pytest.approx(np.full(4, (w[1] - w[0]) @ toward[-1]), rel=1e-5)
+
+
+def test_answers_that_are_sums_of_others_cost_no_pass_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    subject = subject_of("bert", Lora(rank=2))
+    alone = np.concatenate([gradients(subject, CORPUS, a[None]) for a in EITHER], axis=1)
+    both = gradients(subject, CORPUS, EITHER)
+    assert np.allclose(both, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+    passes: list[int] = []
+    own = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append(1) or own(*a, **k))
+    turned = gradients(subject, CORPUS, np.array([EITHER[0], -EITHER[0], 2 * EITHER[0]]))
+    per_batch = len(passes)
+    gradients(subject, CORPUS, EITHER[:1])
+    assert len(passes) == 2 * per_batch
+    for k, times in enumerate((1, -1, 2)):
+        assert np.allclose(turned[:, k], times * alone[:, 0], rtol=0, atol=1e-5 * np.abs(alone).max())
+    assert not gradients(subject, CORPUS, np.zeros((2, 2))).any()

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from trueup.corpus.corpus import Corpus
-from trueup.run.heads import fit_head, warm_start
+from trueup.run.heads import fit_head, fit_heads, warm_start
 from trueup.run.predict import predict
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.subject import Subject
@@ -35,12 +35,12 @@ def data(classes: int = 3, *, extra: int = 0) -> tuple[np.ndarray, np.ndarray, n
 
 def directly(
     x: np.ndarray, label: np.ndarray, *, weight: np.ndarray | None = None, extra: np.ndarray | None = None,
-    biased: bool = True,
+    biased: bool = True, strength: float = STRENGTH, **how: Any,
 ) -> np.ndarray:  # fmt: skip
     """scikit-learn's decision function on the same examples."""
     z = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6) if biased else x / (x.std(axis=0) + 1e-6)
     z = z if extra is None else np.hstack([z, extra])
-    fit = LogisticRegression(C=STRENGTH, max_iter=3000, tol=1e-6, fit_intercept=biased)
+    fit = LogisticRegression(C=strength, max_iter=3000, fit_intercept=biased, **({"tol": 1e-6} | how))
     return fit.fit(z, label, sample_weight=weight).decision_function(z)
 
 
@@ -223,3 +223,46 @@ def test_a_warm_start_serves_the_labels_it_is_given(base_of: Callable[[str], Pat
     warm_start(subject, wrong, strength=1.0)
     assert loss(subject, every) > cold
     assert loss(subject, wrong) < cold
+
+
+# -------------------------------------------------------------------------------------------------------- fit_heads
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("columns", [None, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_heads_fitted_together_are_each_alone(classes: int, weighted: bool, columns: int | None, biased: bool):
+    x, label, extra = data(classes, extra=columns or 0)
+    rng = np.random.default_rng(1)
+    kept = np.concatenate([np.arange(3)[:, None] != np.arange(N) % 3, np.ones((2, N), bool)])
+    strength = [0.3, 0.3, 0.3, 0.3, 30.0]
+    weight = rng.gamma(2, size=kept.shape) if weighted else None
+    extra = extra if columns else None
+    # A class that nobody has stays out.
+    got = fit_heads(x, label, classes + 1, kept, strength=strength, weight=weight, extra=extra, biased=biased)
+    for f, (k, head) in enumerate(zip(kept, got, strict=True)):
+        own = None if extra is None else extra[k]
+        given: dict[str, Any] = {"weight": None if weight is None else weight[f, k], "extra": own, "biased": biased}
+        slow = fit_head(x[k], label[k], classes + 1, strength=strength[f], **given)
+        assert [a.shape for a in head] == [a.shape for a in slow]
+        ours, theirs = logits_of(x[k], head, own), logits_of(x[k], slow, own)
+        np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs[:, :classes]).max(), rtol=0)
+        # Where scikit-learn goes on to the minimum, it is the same.
+        if classes == 2:
+            exact = directly(x[k], label[k], strength=strength[f], solver="newton-cholesky", tol=1e-12, **given)
+            np.testing.assert_allclose(deciding(ours[:, :2]), exact, atol=1e-8 * np.abs(exact).max(), rtol=0)
+    assert np.abs(logits_of(x, got[0], extra) - logits_of(x, got[1], extra)).max() > 1e-2, "the rows tell"
+
+
+def test_heads_fitted_together_with_more_features_than_rows_and_classes_apart():
+    """A parted pair of classes, and a Hessian that lacks most directions."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 100)) + 5
+    label = (x[:, 0] > 5).astype(int)
+    kept = rng.random((4, 40)) < 0.8
+    for strength in (1e-3, 100.0):
+        for k, head in zip(kept, fit_heads(x, label, 2, kept, strength=strength), strict=True):
+            exact = directly(x[k], label[k], strength=strength, solver="newton-cholesky", tol=1e-12)
+            ours = deciding(logits_of(x[k], head, None))
+            np.testing.assert_allclose(ours, exact, atol=1e-6 * np.abs(exact).max(), rtol=0)

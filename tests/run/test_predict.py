@@ -427,3 +427,25 @@ def test_hidden_states_are_those_of_transformers(family: str, recipe: Any, base_
 def test_templates_keep_braces_of_the_text():
     assert Template("say {text} now", ("a", "b")).fill("{second} {text}") == "say {second} {text} now"
     assert Template("{text} or {second}", ("a", "b")).fill("x {text}", "y") == "x {text} or y"
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_each_text_is_tokenised_once_in_a_session(
+    second: bool, base_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(forward, "AT_ONCE", 3)
+    subject = fresh(base_of("bert"), Lora(), CLASSES, max_length=8)
+    whole = corpus([*texts(10), texts(1)[0]])
+    whole = replace(whole, second=texts(11)[::-1]) if second else whole
+    alone = forward.tokenize(subject, whole)
+    read: list[int] = []
+    own = forward._read
+    monkeypatch.setattr(forward, "_read", lambda s, pairs: read.append(len(pairs)) or own(s, pairs))
+    with within(Session(Memo(tmp_path))):
+        assert room.rows_of(subject, whole) == alone
+        assert [r.segments for r in room.rows_of(subject, whole)] == [r.segments for r in alone]
+        assert room.rows_of(subject, whole.take(np.arange(5)[::-1])) == alone[4::-1]
+        seen = sum(read)
+        assert room.rows_of(replace(subject, max_length=4), whole) != alone
+    assert max(read) == 3
+    assert seen == len(set(zip(whole.text, whole.second or whole.text, strict=True)))

@@ -356,6 +356,9 @@ class Fault(ABC):
     """What differs from the paper, or is reconstruction: one sentence each, for the report."""
     on_request: ClassVar[str] = ""
     """Why a check examines this fault only when it is named, as half a sentence; empty where it costs little."""
+    reads_states: ClassVar[bool] = False
+    """Whether its audit reads hidden states. A check examines such faults first: the pass that gives the states gives the features
+    that others ask for."""
 
     @abstractmethod
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:

@@ -121,9 +121,14 @@ def nll(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = 
     Unit: nats per example, 0 upwards. Lower is better.
     Raises: BadInput on wrong shapes, rows that are no distribution, or labels outside the classes.
     """
+    return mean(surprises(probability, label), weight)
+
+
+def surprises(probability: ArrayLike, label: ArrayLike) -> Floats:
+    """(n,) -ln p_label of each example, of which :func:`nll` is the mean."""
     probability, label = _distribution(probability, label)
     of_label = probability[np.arange(label.size), label]
-    return mean(-np.log(np.clip(of_label, np.finfo(np.float64).tiny, 1.0)), weight)
+    return -np.log(np.clip(of_label, np.finfo(np.float64).tiny, 1.0))
 
 
 def fit_temperature(logits: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:

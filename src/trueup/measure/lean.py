@@ -106,6 +106,10 @@ def drop_and_floor(
     """
     classes, groups = coupling.shape
     w = np.ones((1, len(label))) if weight is None else np.atleast_2d(np.asarray(weight, np.float64))
+    if classes == 2:
+        # Head starts move groups as they are: of groups that are sorted already, a sort of each resample is a merge.
+        order = np.lexsort((score[:, 0] - score[:, 1], group))
+        score, label, group, w = score[order], label[order], group[order], w[:, order]
     cell = label * groups + group
     onto = np.eye(classes * groups)[cell]
     mass = w @ onto
@@ -133,8 +137,9 @@ def drop_and_floor(
 
 
 def auprcs_at(score: Floats, label: NDArray, group: NDArray, tables: Sequence[Floats], *, weight: NDArray) -> Floats:
-    """AUPRC of centred scores (n, C) where label and group are coupled as in each of `tables` (C, G), under `weight` (B, n) of as
-    many resamples: (T, B). It is `shift.auprc_at` of each, from one sort; nan where fewer than two classes are left."""
+    """AUPRC of centred scores (n, C) where label and group are coupled as in each of `tables` (C, G), and last as they are, under
+    `weight` (B, n) of as many resamples: (T + 1, B). It is `shift.auprc_at` of each and `shift.auprc`, from one sort; nan where
+    fewer than two classes are left."""
     classes, groups = tables[0].shape
     w = np.asarray(weight, np.float64)
     cell = label * groups + group
@@ -144,6 +149,7 @@ def auprcs_at(score: Floats, label: NDArray, group: NDArray, tables: Sequence[Fl
         for t in tables:
             wanted = np.where(mass > 0, t.ravel(), 0.0)
             ratios.append(np.where(mass > 0, wanted / wanted.sum(axis=1, keepdims=True) / mass, 0.0))
+    ratios.append(np.ones(mass.shape))
     if classes == 2:  # a class is ranked as the other reversed
         each = _average_precisions(score[:, 1] - score[:, 0], label == 1, cell, w, ratios, reversed_too=True)
     else:
@@ -176,30 +182,47 @@ def _turned(mass: Floats, coupling: Floats) -> tuple[Floats, Floats]:
 
 
 def _average_precisions(
-    rank: Floats, hit: NDArray, cell: NDArray, w: Floats, ratios: list[Floats], *, reversed_too: bool
+    rank: Floats, hit: NDArray, cell: NDArray, w: Floats, ratios: Sequence[Floats], *, reversed_too: bool
 ) -> list[list[Floats]]:
     """Average precisions (B,) by each of `ratios`, of one ranking (n,) or one for each resample (B, n), under weights
-    w * ratio[cell]; with `reversed_too` also those of the misses by the reversed ranking, from the same sort."""
+    w * ratio[cell]; with `reversed_too` also those of the misses by the reversed ranking, from the same sort.
+
+    Ties count as one step. `hit` says which cells are hits. What is ranked above a row is summed cell by cell, once for all ratios:
+    under each it is a weighted sum of those.
+    """
+    n, cells = w.shape[1], ratios[0].shape[1]
     order = np.argsort(-rank, axis=-1, kind="stable")
-    ranked, hits, cells = np.take_along_axis(rank, order, -1), hit[order], cell[order]
+    ranked, of = np.take_along_axis(rank, order, -1), cell[order]
     drawn = w[:, order] if rank.ndim == 1 else np.take_along_axis(w, order, 1)
-    weights = [drawn * (r[:, cells] if rank.ndim == 1 else np.take_along_axis(r, cells, 1)) for r in ratios]
-    found = [[_average_precision(ranked, hits, v) for v in weights]]
-    if reversed_too:
-        found.append([_average_precision(ranked[..., ::-1], ~hits[..., ::-1], v[:, ::-1]) for v in weights])
-    return found
-
-
-def _average_precision(ranked: Floats, hits: NDArray, v: Floats) -> Floats:
-    """(B,) of rows that are ranked already, (n,) or (B, n); ties count as one step."""
-    n = v.shape[1]
-    good = v * hits
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.nan_to_num(np.cumsum(good, axis=1) / np.cumsum(v, axis=1))
+    each = drawn[:, None] * (of[..., None, :] == np.arange(cells)[:, None])
+    above = np.zeros((len(w), cells, n + 1))
+    np.cumsum(each, axis=2, out=above[:, :, 1:])
+    first = last = np.arange(n)
     tied = ranked[..., 1:] == ranked[..., :-1]
     if tied.any():
-        end = np.where(np.concatenate([tied, np.zeros((*tied.shape[:-1], 1), bool)], axis=-1), n, np.arange(n))
-        end = np.minimum.accumulate(end[..., ::-1], axis=-1)[..., ::-1]
-        precision = precision[:, end] if end.ndim == 1 else np.take_along_axis(precision, end, 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.einsum("bn,bn->b", good, precision) / good.sum(axis=1)
+        edge = np.zeros((*tied.shape[:-1], 1), bool)
+        first = np.maximum.accumulate(np.where(np.concatenate([edge, tied], axis=-1), 0, first), axis=-1)
+        last = np.where(np.concatenate([tied, edge], axis=-1), n, last)
+        last = np.minimum.accumulate(last[..., ::-1], axis=-1)[..., ::-1]
+    hits = np.zeros(cells, bool)
+    hits[cell[hit]] = True
+    weights = np.stack(ratios, axis=1)
+
+    def precisions(wanted: NDArray[np.bool_], until: NDArray, less: Floats | None) -> list[Floats]:
+        of_rows = each
+        if rank.ndim == 1:  # the same rows are wanted in every resample
+            rows = np.flatnonzero(wanted[of])
+            of_rows, until = each[:, :, rows], until[rows]
+        up_to = above[:, :, until] if until.ndim == 1 else np.take_along_axis(above, until[:, None], 2)
+        up_to = up_to if less is None else less - up_to
+        good = weights * wanted
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # Nothing above is no hit above.
+            precision = (good @ up_to) / np.maximum(weights @ up_to, 1e-300)
+            gained = ((precision @ of_rows.transpose(0, 2, 1)) * good).sum(axis=2)
+            return list((gained / (good @ of_rows.sum(axis=2)[:, :, None])[:, :, 0]).T)
+
+    found = [precisions(hits, last + 1, None)]
+    if reversed_too:
+        found.append(precisions(~hits, first, above[:, :, -1:]))
+    return found

@@ -16,12 +16,16 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
+from importlib.metadata import version as release
 from typing import Any
+
+import numpy as np
 
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure
 from trueup.report import examples, heat, slide, words
 from trueup.report.bundle import Report, plain, untag
 from trueup.report.points import distinct, finite, is_number, name, thin
+from trueup.store.cache import Memo, cache_folder
 
 MOST_BYTES = 5_000_000
 MOST_POINTS = 300
@@ -575,13 +579,21 @@ def policy(scripts: Sequence[str]) -> str:
 
 @cache
 def _vega() -> str:
-    """Vega, Vega-Lite and vega-embed in one script: the Vega-Lite version that Altair writes for, if it is there."""
+    """Vega, Vega-Lite and vega-embed in one script: the Vega-Lite version that Altair writes for, if it is there.
+
+    Kept in the cache folder: putting it together takes two seconds.
+    """
     import altair as alt
     import vl_convert
 
     wanted = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     version = {"vl_version": wanted} if wanted in vl_convert.get_vegalite_versions() else {}
-    return vl_convert.javascript_bundle(**version)
+    kept, key = Memo(cache_folder() / "scripts"), f"vl-convert {release('vl-convert-python')}, {version}"
+    if (known := kept.get(key)) is not None:
+        return known["script"].tobytes().decode()
+    script = vl_convert.javascript_bundle(**version)
+    kept.put(key, {"script": np.frombuffer(script.encode(), np.uint8)})
+    return script
 
 
 @cache

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.run import forward
-from trueup.run.predict import TOKENS, in_batches
+from trueup.run.predict import TOKENS, in_batches, rows_of
 from trueup.subject.subject import Subject
 
 
@@ -25,7 +25,11 @@ def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarr
     Raises:
         Unavailable: one example does not fit in memory.
     """
-    wanted = torch.as_tensor(answers, dtype=torch.float32, device=subject.device)
+    # Derivatives are linear in the answers, and each costs a backward pass: answers that are sums of others need none of their own.
+    u, size, v = np.linalg.svd(np.asarray(answers, np.float64), full_matrices=False)
+    apart = size >= 1e-12 * size.max()
+    wanted = torch.as_tensor(v[apart], dtype=torch.float32, device=subject.device)
+    mixed = torch.as_tensor((u * size)[:, apart], dtype=torch.float32, device=subject.device)
 
     def read(subject: Subject, batch: forward.Batch) -> Tensor:
         with torch.enable_grad():
@@ -37,12 +41,13 @@ def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarr
             each = [torch.autograd.grad((z @ w).sum(), states, retain_graph=k < last) for k, w in enumerate(wanted)]
         ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
         moved = torch.stack([forward.pooled(subject, gs, ids, mask) for gs in each], dim=1).float()
+        moved = torch.einsum("kr,brld->bkld", mixed, moved)
         # A text is read as its tokens' mean, and moves with every one of them.
         return moved if subject.anatomy.causal else moved * mask.sum(dim=1)[:, None, None, None]
 
     found: np.ndarray | None = None
     # A backward pass keeps every layer's activations: an eighth of the tokens of a forward pass.
-    for take, got in in_batches(subject, forward.tokenize(subject, corpus), read, "use by layer", tokens=TOKENS // 8):
+    for take, got in in_batches(subject, rows_of(subject, corpus), read, "use by layer", tokens=TOKENS // 8):
         found = np.empty((len(corpus), *got.shape[1:]), np.float32) if found is None else found
         found[take] = got.cpu().numpy()
     assert found is not None

@@ -8,6 +8,7 @@ example's result does not depend on its neighbours.
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,10 @@ from trueup.subject.wording import text_ids
 
 CUT = 0.05
 """Share of texts that are longer than the model reads (see `cut`) above which a reader is warned."""
+AT_ONCE = 256
+"""Texts that the tokenizer is given at once: of each it holds, meanwhile, every token beyond the cut as well."""
+Known = dict[tuple[str, str | None], tuple[array, bytes | None]]
+"""Text and second text -> token ids, and which text of the pair each is of: in a tenth of the room that lists of numbers take."""
 
 
 @dataclass(frozen=True)
@@ -43,42 +48,66 @@ class Batch:
     shared: int = 0
 
 
-def tokenize(subject: Subject, corpus: Corpus) -> list[Row]:
+def tokenize(subject: Subject, corpus: Corpus, known: Known | None = None) -> list[Row]:
     """Token ids of each example, at most ``subject.max_length``. Templates are filled, and cut inside the example.
+
+    Args:
+        known: what earlier calls for a subject of this tokenizer, template and length have read; what is new is added.
 
     Raises:
         BadInput: an example has no token at all.
     """
-    tok, most = subject.tokenizer, subject.max_length
-    second = corpus.second
     if subject.shots is not None:
         return prompts.rows(subject, corpus.text, prompts.drawn(subject, corpus))
-    if subject.template is None:
-        pairs: tuple[Any, ...] = (list(corpus.text),) if second is None else (list(corpus.text), list(second))
-        got = tok(*pairs, truncation=True, max_length=most, verbose=False)
-        rows = [Row(ids) for ids in got["input_ids"]]
-        if second is not None and "token_type_ids" in got and getattr(subject.base.config, "type_vocab_size", 0) > 1:
-            for row, segments in zip(rows, got["token_type_ids"], strict=True):
-                row.segments = segments
-    else:
-        rows = [Row(_templated(subject, t, None if second is None else second[i])) for i, t in enumerate(corpus.text)]
-    for i, row in enumerate(rows):
+    known = {} if known is None else known
+    keys = _pairs(corpus)
+    new = [key for key in dict.fromkeys(keys) if key not in known]
+    for at in range(0, len(new), AT_ONCE):
+        known.update(zip(new[at : at + AT_ONCE], _read(subject, new[at : at + AT_ONCE]), strict=True))
+    rows = []
+    for i, key in enumerate(keys):
+        ids, segments = known[key]
+        row = Row(ids)
+        row.segments = None if segments is None else list(segments)
         if not row:
             raise BadInput(f"Example {i + 1} of '{corpus.name}' becomes no token at all; drop it or give it text.")
+        rows.append(row)
     return rows
+
+
+def _pairs(corpus: Corpus) -> list[tuple[str, str | None]]:
+    return list(zip(corpus.text, [None] * len(corpus) if corpus.second is None else corpus.second, strict=True))
+
+
+def _arguments(pairs: Sequence[tuple[str, str | None]]) -> tuple[list[str], ...]:
+    """The texts as a tokenizer takes them, and the second ones where there are any."""
+    first, second = ([str(t) for t in side] for side in zip(*pairs, strict=True))
+    return (first,) if pairs[0][1] is None else (first, second)
+
+
+def _read(subject: Subject, pairs: Sequence[tuple[str, str | None]]) -> list[tuple[array, bytes | None]]:
+    """The values of `Known`."""
+    if subject.template is not None:
+        return [(array("i", _templated(subject, *pair)), None) for pair in pairs]
+    got = subject.tokenizer(*_arguments(pairs), truncation=True, max_length=subject.max_length, verbose=False)
+    types = pairs[0][1] is not None and getattr(subject.base.config, "type_vocab_size", 0) > 1
+    segments = map(bytes, got["token_type_ids"]) if types and "token_type_ids" in got else [None] * len(pairs)
+    return list(zip((array("i", ids) for ids in got["input_ids"]), segments, strict=True))
 
 
 def cut(subject: Subject, corpus: Corpus) -> np.ndarray:
     """(n,) bool: the examples that are longer than ``subject.max_length`` tokens, of which the model reads a beginning."""
-    tok, second = subject.tokenizer, corpus.second
+    tok = subject.tokenizer
     if subject.shots is not None:  # refused, and never cut
         return np.zeros(len(corpus), dtype=bool)
-    if subject.template is None:
-        pairs: tuple[Any, ...] = (list(corpus.text),) if second is None else (list(corpus.text), list(second))
-        lengths = list(map(len, tok(*pairs, truncation=False, verbose=False)["input_ids"]))
-    else:
-        pairs = tuple(zip(corpus.text, [None] * len(corpus) if second is None else second, strict=True))
-        lengths = [len(text_ids(tok, subject.template.fill(*pair))) for pair in pairs]
+    lengths: list[int] = []
+    pairs = _pairs(corpus)
+    for at in range(0, len(pairs), AT_ONCE):
+        some = pairs[at : at + AT_ONCE]
+        if subject.template is None:
+            lengths += map(len, tok(*_arguments(some), truncation=False, verbose=False)["input_ids"])
+        else:
+            lengths += [len(text_ids(tok, subject.template.fill(*pair))) for pair in some]
     return np.array(lengths) > subject.max_length
 
 

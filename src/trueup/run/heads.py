@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import cho_factor, cho_solve
+from scipy.special import expit
 from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
@@ -16,6 +19,8 @@ from trueup.run.predict import predict, session
 from trueup.subject.subject import Head, Subject
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+NEWTON, TAKEN_ANEW = 50, 8
+"""Most steps of `_logistic`, and products of a step from which the shared Hessian is taken anew."""
 
 
 @dataclass(frozen=True)
@@ -41,48 +46,47 @@ def train_heads(
     Args:
         loss: (runs, b, K) logits, (b,) rows, (runs,) alpha -> (runs,) losses. The L2-SP term is added here.
         biased: whether the bias is trained too; a family whose head has none keeps it at its start.
-        watch: shown the heads (runs, K, d + 1) after each epoch, biases last, in the runs' order where all have as many epochs;
-            training ends where it returns True.
+        watch: shown the heads (runs, K, d + 1) after each epoch, biases last, in the runs' order; training ends where it
+            returns True.
     """
-    order = sorted(range(len(runs)), key=lambda i: -runs[i].epochs)
+    # Runs of one rate and length share a schedule, and stand together; the longest first, so that those still training do.
+    order = sorted(range(len(runs)), key=lambda i: (-runs[i].epochs, runs[i].lr))
     ranked = [runs[i] for i in order]
-    features = torch.as_tensor(x, dtype=torch.float32)
-    n, d, k = len(features), features.shape[1], len(start.weight)
+    n, d, k = *x.shape, len(start.weight)
     per_epoch = math.ceil(n / batch)
     theta0 = torch.cat([start.weight.float().cpu(), start.bias.float().cpu()[:, None]], dim=1)
     theta = theta0.expand(len(ranked), k, d + 1).clone()
-    first, second = torch.zeros_like(theta), torch.zeros_like(theta)
-    totals = torch.tensor([r.epochs * per_epoch for r in ranked])
-    rates = torch.tensor([r.lr for r in ranked])
     alpha, beta = torch.tensor([r.alpha for r in ranked]), torch.tensor([r.beta for r in ranked])
     trained = torch.ones(d + 1)
     trained[-1] = float(biased)
+    pull = 2 * beta[:, None, None] * trained
+    groups = [list(of) for _, of in itertools.groupby(range(len(ranked)), lambda i: (ranked[i].epochs, ranked[i].lr))]
+    parts = [slice(g[0], g[-1] + 1) for g in groups]
+    adam = torch.optim.Adam([{"params": [theta[part]]} for part in parts], fused=True)
     rng, step = np.random.default_rng(np.random.SeedSequence([seed, 3])), 0
-    # Adam's bias correction divides by the product of the betas so far, and OneCycle moves beta1.
-    ones = torch.cat([features, torch.ones(n, 1)], dim=1)
+    ones = torch.cat([torch.as_tensor(x, dtype=torch.float32), torch.ones(n, 1)], dim=1)
     for epoch in range(ranked[0].epochs):
         live = sum(r.epochs > epoch for r in ranked)
         perm = torch.as_tensor(rng.permutation(n))
         for at in range(0, n, batch):
             rows = perm[at : at + batch]
-            w = theta[:live].detach().requires_grad_(True)
-            z = (ones[rows] @ w.reshape(live * k, d + 1).T).reshape(len(rows), live, k).transpose(0, 1)
-            total = loss(z, rows, alpha[:live]) + beta[:live] * ((w - theta0) * trained).square().sum(dim=(1, 2))
-            (grad,) = torch.autograd.grad(total.sum(), w)
-            with torch.no_grad():
-                lr, beta1 = _one_cycle(step, totals[:live], rates[:live])
-                shape = (live, 1, 1)
-                g = grad * trained
-                b1 = beta1.reshape(shape)
-                first[:live] = b1 * first[:live] + (1 - b1) * g
-                second[:live] = 0.999 * second[:live] + 0.001 * g.square()
-                # torch's Adam corrects with the present beta1 to the power of the step, also while it is being cycled.
-                m = first[:live] / (1 - b1 ** (step + 1))
-                v = second[:live] / (1 - 0.999 ** (step + 1))
-                theta[:live] -= lr.reshape(shape) * m / (v.sqrt() + 1e-8) * trained
+            some, w = ones[rows], theta[:live]
+            # Examples last in memory: torch is slow along a short last axis.
+            z = (w.reshape(live * k, d + 1) @ some.T).reshape(live, k, len(rows)).requires_grad_(True)
+            (grad,) = torch.autograd.grad(loss(z.mT, rows, alpha[:live]).sum(), z)
+            g = (grad.reshape(live * k, len(rows)) @ some).reshape(w.shape) * trained + pull[:live] * (w - theta0)
+            for group, part in zip(adam.param_groups, parts, strict=True):
+                if part.start >= live:
+                    group["params"][0].grad = None
+                    continue
+                group["params"][0].grad = g[part]
+                r = ranked[part.start]
+                group["lr"], beta1 = _one_cycle(step, r.epochs * per_epoch, r.lr)
+                group["betas"] = beta1, 0.999
+            adam.step()
             step += 1
         session().progress("training heads", epoch + 1, ranked[0].epochs)
-        if watch is not None and watch(theta):
+        if watch is not None and watch(theta[torch.as_tensor(np.argsort(order))]):
             break
     heads: list[Head] = [start] * len(runs)
     for place, i in enumerate(order):
@@ -90,20 +94,17 @@ def train_heads(
     return heads
 
 
-def _one_cycle(step: int, totals: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-    """Learning rate and beta1 of each run at `step`: torch's OneCycleLR(pct_start=0.1, anneal_strategy="cos")."""
-    rise, end = 0.1 * totals - 1, totals - 1.0
-    low, last = peak / 25, peak / 25 / 1e4
-    up = torch.where(rise > 0, step / rise.clamp(min=1e-9), torch.ones_like(rise)).clamp(max=1)
-    down = ((step - rise) / (end - rise).clamp(min=1e-9)).clamp(0, 1)
-
-    def cosine(a: Tensor | float, b: Tensor | float, t: Tensor) -> Tensor:
-        return b + (a - b) / 2 * (1 + torch.cos(math.pi * t))
-
-    rising = step <= rise
-    lr = torch.where(rising, cosine(low, peak, up), cosine(peak, last, down))
-    beta1 = torch.where(rising, cosine(0.95, 0.85, up), cosine(0.85, 0.95, down))
-    return lr, beta1
+def _one_cycle(step: int, total: int, peak: float) -> tuple[float, float]:
+    """Learning rate and beta1 at `step` of `total`: torch's OneCycleLR(pct_start=0.1, anneal_strategy="cos")."""
+    rise, end = 0.1 * total - 1, total - 1.0
+    if step <= rise:
+        low, high, way = peak / 25, (peak, 0.85), step / rise if rise > 0 else 1.0
+        ends = (low, 0.95), high
+    else:
+        ends, way = ((peak, 0.85), (peak / 25 / 1e4, 0.95)), min(1.0, (step - rise) / max(end - rise, 1e-9))
+    (lr, beta1), (lr_then, beta1_then) = ends
+    up = (1 + math.cos(math.pi * way)) / 2
+    return lr_then + (lr - lr_then) * up, beta1_then + (beta1 - beta1_then) * up
 
 
 def fit_head(
@@ -148,6 +149,115 @@ def fit_head(
     b[present] = (intercept if biased else 0.0) - w[present] @ centre
     e[present] = coefficients[:, d:]
     return w, b, e
+
+
+def fit_heads(
+    x: np.ndarray,
+    label: np.ndarray,
+    classes: int,
+    kept: np.ndarray,
+    *,
+    strength: float | Sequence[float],
+    weight: np.ndarray | None = None,
+    extra: np.ndarray | None = None,
+    biased: bool = True,
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """`fit_head` on each of F sets of rows, `kept` (F, n) bool, at its `strength` and under its `weight` (F, n).
+
+    Between two classes all at once, further towards the minimum than scikit-learn goes; of more, one after the other.
+    """
+    present, strengths = np.unique(label), np.broadcast_to(strength, len(kept))
+    if len(present) != 2 or any(len(np.unique(label[k])) < 2 for k in kept):
+        each = range(len(kept))
+        return [
+            fit_head(
+                x[kept[f]], label[kept[f]], classes, strength=float(strengths[f]), biased=biased,
+                weight=None if weight is None else weight[f][kept[f]], extra=None if extra is None else extra[kept[f]],
+            )
+            for f in each
+        ]  # fmt: skip
+    rows = kept.astype(np.float64)
+    size = rows.sum(axis=1, keepdims=True)
+    origin, unit = x.mean(axis=0), x.std(axis=0) + 1e-6
+    centred = x - origin
+    # Each fit is penalised in standard deviations of its own rows.
+    spread = np.sqrt(np.maximum(rows @ centred**2 / size - (rows @ centred / size) ** 2, 0.0)) + 1e-6
+    columns = [centred / unit if biased else x / unit]
+    scale = unit / spread
+    if extra is not None:
+        columns, scale = [*columns, extra], np.concatenate([scale, np.ones((len(kept), extra.shape[1]))], axis=1)
+    if biased:
+        columns, scale = [*columns, np.ones((len(x), 1))], np.concatenate([scale, np.ones((len(kept), 1))], axis=1)
+    penalty = np.repeat(1 / strengths[:, None], scale.shape[1], axis=1)
+    if biased:
+        penalty[:, -1] = 0.0
+    counted = rows if weight is None else rows * weight
+    found = _logistic(np.concatenate(columns, axis=1), label == present[1], counted, scale, penalty)
+    d = x.shape[1]
+    heads = []
+    for u, own in zip(found, spread, strict=True):
+        w, b, e = np.zeros((classes, d)), np.full(classes, -30.0 * biased), np.zeros((classes, len(u) - d - biased))
+        w[present] = np.outer([-0.5, 0.5], u[:d] / own)
+        b[present] = (np.array([-0.5, 0.5]) * u[-1] - w[present] @ origin) if biased else 0.0
+        e[present] = np.outer([-0.5, 0.5], u[d : len(u) - biased])
+        heads.append((w, b, e))
+    return heads
+
+
+def _logistic(a: np.ndarray, hit: np.ndarray, weight: np.ndarray, scale: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+    """(F, p) the minima u of sum_i weight_fi nll(hit_i; a_i . (scale_f u)) + penalty_f . u^2 / 2, for each f.
+
+    Newton's method; its systems are solved together by conjugate gradients, which the Hessian of their mean weights, taken now
+    and then, makes short. A step that raises a loss is halved.
+    """
+    y, total = hit.astype(np.float64), weight.sum(axis=1)
+    u, short = np.zeros(scale.shape), a.astype(np.float32)
+
+    def at(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        m = (u * scale) @ a.T
+        return m, np.einsum("fn,fn->f", weight, np.logaddexp(0, m) - y * m) + (penalty * u**2).sum(axis=1) / 2
+
+    (m, loss), solved, taken = at(u), None, TAKEN_ANEW
+    for _ in range(NEWTON):
+        p = expit(m)
+        gradient = (weight * (p - y)) @ a * scale + penalty * u
+        if (np.abs(gradient).max(axis=1) / total).max() < 1e-10:
+            break
+        q = weight * p * (1 - p)
+        if taken >= TAKEN_ANEW:
+            shared = (short * q.mean(axis=0).astype(np.float32)[:, None]).T @ short
+            solved = cho_factor(shared + np.diag(penalty.mean(axis=0) + 1e-6 * np.diag(shared)))
+        step, taken = _conjugate(lambda d, q=q: (q * ((d * scale) @ a.T)) @ a * scale + penalty * d, gradient, solved)
+        length = np.ones(len(u))
+        for _ in range(NEWTON):
+            there = u - length[:, None] * step
+            margin, found = at(there)
+            worse = ~(found <= loss + 1e-14 * np.abs(loss))
+            if not worse.any():
+                break
+            length[worse] /= 2
+        u, m, loss = there, margin, found
+    return u
+
+
+def _conjugate(times: Callable[[np.ndarray], np.ndarray], b: np.ndarray, near: Any) -> tuple[np.ndarray, int]:
+    """(F, p) x with times(x) = b to a hundredth, each row a system of its own, and how many products it took; `near` is a factor of
+    a matrix near all of theirs."""
+    x, rest = np.zeros(b.shape), b
+    z = d = cho_solve(near, rest.T).T
+    size = np.einsum("fp,fp->f", rest, z)
+    enough = 1e-4 * size
+    for k in range(b.shape[1]):
+        if (size <= enough).all():
+            return x, k
+        product = times(d)
+        along = np.einsum("fp,fp->f", d, product)
+        far = np.where(along > 0, size / np.where(along > 0, along, 1.0), 0.0)[:, None]
+        x, rest = x + far * d, rest - far * product
+        z = cho_solve(near, rest.T).T
+        size, before = np.einsum("fp,fp->f", rest, z), size
+        d = z + np.where(before > 0, size / np.where(before > 0, before, 1.0), 0.0)[:, None] * d
+    return x, b.shape[1]
 
 
 def warm_start(subject: Subject, corpus: Corpus, *, strength: float = 0.01, weight: np.ndarray | None = None) -> None:

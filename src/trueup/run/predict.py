@@ -23,7 +23,7 @@ from trueup.run import forward
 from trueup.run.proof import equal
 from trueup.store.cache import Memo
 from trueup.subject.sharing import whole_batches
-from trueup.subject.subject import Subject, body_fingerprint
+from trueup.subject.subject import Subject, Template, body_fingerprint
 from trueup.subject.units import layers_of
 
 T = TypeVar("T")
@@ -47,6 +47,13 @@ class Session:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    tokens: dict[tuple[int, int, Template | None], tuple[Any, forward.Known]] = field(default_factory=dict, repr=False)
+
+    def known(self, subject: Subject) -> forward.Known:
+        """Token ids of the texts that a subject of this tokenizer, length and template has read."""
+        key = (id(subject.tokenizer), subject.max_length, subject.template)
+        # The tokenizer is kept beside them, so that its number stays its own.
+        return self.tokens.setdefault(key, (subject.tokenizer, {}))[1]
 
     def memory(self, subject: Subject) -> Memo | None:
         """Where passes of `subject` are remembered; None where they are not."""
@@ -111,6 +118,11 @@ def predict(subject: Subject, corpus: Corpus) -> Outputs:
     return outputs(subject, x)
 
 
+def rows_of(subject: Subject, corpus: Corpus) -> list[forward.Row]:
+    """`forward.tokenize`, of each text once in a session: the same are asked for in other orders and parts."""
+    return forward.tokenize(subject, corpus, None if subject.shots is not None else session().known(subject))
+
+
 def outputs(subject: Subject, x: np.ndarray) -> Outputs:
     """The outputs that follow from features alone: the head is linear, so no pass through the model is needed."""
     z = _through_head(subject, x)
@@ -145,7 +157,7 @@ def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
         states, x = forward.states_and_features(subject, batch)
         return torch.cat([states.flatten(1).float(), x.float()], dim=1)
 
-    ids = forward.tokenize(subject, corpus)
+    ids = rows_of(subject, corpus)
     got = collect_rows(subject, ids, read, "hidden states and features", head=False)
     width = forward.live_head(subject).weight.shape[1]
     if memo := session().memory(subject):
@@ -158,7 +170,7 @@ def collect(
     subject: Subject, corpus: Corpus, read: Callable[[Subject, forward.Batch], Tensor], stage: str, *, head: bool = True
 ) -> np.ndarray:
     """`read` over the corpus: one float32 row per example, in the corpus' order. `head` as in `collect_rows`."""
-    return collect_rows(subject, forward.tokenize(subject, corpus), read, stage, head=head)
+    return collect_rows(subject, rows_of(subject, corpus), read, stage, head=head)
 
 
 def collect_rows(
@@ -238,7 +250,7 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
 def padded_answers(subject: Subject, corpus: Corpus) -> np.ndarray:
     """(n,) the classes that the PEFT model itself gives in padded batches (see `forward.batched_logits`)."""
     with torch.inference_mode(), evaluating(subject):
-        return forward.batched_logits(subject, forward.tokenize(subject, corpus)).argmax(dim=1).cpu().numpy()
+        return forward.batched_logits(subject, rows_of(subject, corpus)).argmax(dim=1).cpu().numpy()
 
 
 def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4) -> None:
@@ -247,7 +259,7 @@ def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4
     Raises:
         Unsupported: it does not, so what the machinery of the repair adds cannot be told from the repair.
     """
-    rows = forward.tokenize(subject, corpus.take(np.arange(min(texts, len(corpus)))))
+    rows = rows_of(subject, corpus.take(np.arange(min(texts, len(corpus)))))
     read = forward.logits if subject.shots is None else forward.next_token_logits
 
     def said(s: Subject) -> Tensor:

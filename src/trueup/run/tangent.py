@@ -22,7 +22,7 @@ from torch import Tensor
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
 from trueup.run import forward
-from trueup.run.predict import TOKENS, in_batches, memo_key, session
+from trueup.run.predict import TOKENS, in_batches, memo_key, rows_of, session
 from trueup.subject.subject import Subject
 
 LARGE = 1 << 29
@@ -99,7 +99,7 @@ def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: b
             ]
         return z.detach(), torch.stack(rows, dim=1)
 
-    ids = forward.tokenize(subject, corpus)
+    ids = rows_of(subject, corpus)
     where = hashlib.sha256(prompt.detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
     shape = (len(ids), classes - 1, prompt.numel())
     dtype = np.dtype(np.float16 if half else np.float32)

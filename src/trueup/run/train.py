@@ -21,7 +21,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable
 from trueup.run import forward
 from trueup.run.objective import CrossEntropy, Objective
-from trueup.run.predict import evaluating, out_of_memory, predict, session
+from trueup.run.predict import evaluating, out_of_memory, predict, rows_of, session
 from trueup.store import atomic
 from trueup.subject.recipe import prompt_embeddings
 from trueup.subject.subject import Subject, model_fingerprint
@@ -160,7 +160,7 @@ def _train(
     """`train` once its input is known to be usable: `chosen` are the only parameters that require a gradient."""
     shared = _shared(subject)
     fit, held, aim, judge = _validation_split(corpus, training.validation, seed, objective)
-    ids = forward.tokenize(subject, fit)
+    ids = rows_of(subject, fit)
     label = torch.as_tensor(fit.label)
     tuned = _Tuned(subject)
     parameters = list(chosen.values())

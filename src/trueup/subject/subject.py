@@ -264,8 +264,9 @@ def head_layer(base: nn.Module, anatomy: Anatomy) -> Any:
     return module
 
 
-def _raw(tensor: Tensor) -> bytes:
-    return tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def _raw(tensor: Tensor) -> memoryview:
+    """The bytes, not copied where they lie on the CPU as they are."""
+    return tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -307,7 +308,8 @@ def _computes(model: nn.Module, h: Any, without: tuple[int, ...] = ()) -> str:
             h.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
             h.update(_raw(parameter))
     for name, buffer in model.named_buffers():
-        h.update(name.encode() + _raw(buffer))
+        h.update(name.encode())
+        h.update(_raw(buffer))
     for name, module in model.named_modules():
         hooks = (
             len(module._forward_hooks), len(module._forward_pre_hooks),

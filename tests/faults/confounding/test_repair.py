@@ -505,7 +505,8 @@ def test_dfr_as_published_is_the_mean_of_sparse_heads_on_balanced_subsamples(cas
     family = LastLayer("published", "dfr-published")
     x, z = family._features(e, "train", None), family._features(e, "held", None)
     (_, fit), *_ = [f for f in family._fits(e) if f[0] == "C = 0.1"]
-    w, _ = fit(x, z, e.train.label, e.held.label, e.train_group, e.held_group)
+    every = np.ones((1, len(z)), bool)
+    ((w, _),) = fit(x, z, e.train.label, e.held.label, e.train_group, e.held_group, every)
     cell = e.held.label * 2 + e.held_group
     least, rng = np.bincount(cell).min(), np.random.default_rng(np.random.SeedSequence([0, 14]))
     want = np.zeros(z.shape[1])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from scipy.special import expit, logsumexp, softmax
+from scipy.optimize import minimize
+from scipy.special import expit, logit, logsumexp, softmax
 from sklearn.covariance import EmpiricalCovariance
 
 from trueup.faults.overconfidence import maths as M
@@ -286,10 +287,48 @@ def test_platt_never_turns_the_ranking_round():
         assert p.mean() == pytest.approx(right.mean(), abs=0.05)
 
 
+def platt_by_lbfgs(score: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """The same likelihood of the log of the slope, by scipy: the slow way."""
+    n1, n0 = int(right.sum()), int((~right).sum())
+    target = np.where(right, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))
+    mean, scale = float(score.mean()), float(score.std()) or 1.0
+    s = (score - mean) / scale
+
+    def loss(ab: np.ndarray) -> tuple[float, np.ndarray]:
+        v = np.exp(ab[0]) * s + ab[1]
+        p = expit(v)
+        value = np.mean(np.logaddexp(0, v) - target * v)
+        return float(value), np.array([np.mean((p - target) * np.exp(ab[0]) * s), np.mean(p - target)])
+
+    start, bounds = np.array([0.0, float(logit(target.mean()))]), [(-6, 6), (None, None)]
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=M.TO_THE_END)
+    slope = float(np.exp(best.x[0])) / scale
+    return slope, float(best.x[1]) - slope * mean
+
+
+@pytest.mark.parametrize("n", [30, 213, 2000])
+@pytest.mark.parametrize("kind", ["plain", "turned", "long tails", "ties", "nearly constant", "parted", "no error"])
+def test_platts_are_what_a_slow_fit_of_each_column_finds(n: int, kind: str):
+    rng = np.random.default_rng(0)
+    s = rng.normal(size=(n, 4)) * 3
+    right = rng.random(n) < expit(s[:, 0])
+    right = {"parted": s[:, 0] > 0, "no error": np.ones(n, bool)}.get(kind, right)
+    s = {"turned": -s, "long tails": np.exp(3 * s), "ties": np.round(s), "nearly constant": np.sign(s) * 1e-9 + 5}.get(
+        kind, s
+    )
+    slope, intercept = M.platts(s, right)
+    for column, a, b in zip(s.T, slope, intercept, strict=True):
+        slow = platt_by_lbfgs(column, right)
+        np.testing.assert_allclose(expit(a * column + b), expit(slow[0] * column + slow[1]), atol=2e-6, rtol=0)
+        assert M.platt(column, right) == pytest.approx((a, b), rel=1e-6)
+
+
 def test_platt_of_a_constant_score_is_the_rate():
-    slope, intercept = M.platt(np.full(400, 0.7), np.arange(400) < 300)
-    assert slope > 0
-    assert expit(slope * 0.7 + intercept) == pytest.approx(0.75, abs=0.01)
+    # One whose mean differs from it by rounding as well.
+    for n, constant in ((400, 0.7), (100, 1 / 3 + 1e6)):
+        slope, intercept = M.platt(np.full(n, constant), np.arange(n) < 0.75 * n)
+        assert slope > 0
+        assert expit(slope * constant + intercept) == pytest.approx(0.75, abs=0.02)
 
 
 # ------------------------------------------------------------------------------------------ baselines on features

@@ -89,6 +89,7 @@ class Confounding(Fault):
     title: ClassVar[str] = "Confounding"
     question: ClassVar[str] = "Does my classifier read the site instead of the symptom?"
     paper: ClassVar[str] = "arXiv 2605.03096 (HyPA)"
+    reads_states: ClassVar[bool] = True
     unit: ClassVar[str] = "AUPRC lost to leaning on the attribute"
     departures: ClassVar[tuple[str, ...]] = (
         "Only the abstract of HyPA is at hand: the arithmetic is reconstructed from task arithmetic and its tangent-space form.",

@@ -23,7 +23,7 @@ from trueup.faults.confounding.maths import Basis, PromptVector
 from trueup.faults.confounding.mixes import Mixes, columns, judges
 from trueup.measure import lean, shift
 from trueup.measure.folds import folds
-from trueup.run.heads import fit_head, warm_start
+from trueup.run.heads import fit_head, fit_heads, warm_start
 from trueup.run.objective import GroupDRO, Objective, Resampled, Weighted
 from trueup.run.predict import Outputs, predict
 from trueup.run.tangent import Tangent, expand
@@ -494,14 +494,14 @@ class LastLayer(Family):
         y, g = (e.train.label, e.held.label), (e.train_group, e.held_group)
         cell = e.held.label * len(e.code) + e.held_group
         fold = folds(cell, FOLDS, seed=np.random.SeedSequence([e.seed, 6]), cluster=e.held.cluster)
+        # Of the calibration examples each fold goes without its own, and the last fit has all.
+        kept = np.arange(FOLDS + 1)[:, None] != fold
         found = []
         for name, fit in self._fits(e):
             held = np.empty((len(z), e.classes))
-            for f in range(FOLDS):
-                rest = fold != f
-                head = fit(x, z[rest], y[0], y[1][rest], g[0], g[1][rest])
+            *crossed, whole = fit(x, z, y[0], y[1], g[0], g[1], kept)
+            for head, rest in zip(crossed, kept, strict=False):
                 held[~rest] = _apply(head, z[~rest])
-            whole = fit(x, z, y[0], y[1], g[0], g[1])
             change = Change(prompt=prompt, head=Head(*(torch.as_tensor(t, dtype=torch.float32) for t in whole)))
 
             def run(corpus: Corpus, change: Change = change) -> NDArray:
@@ -523,21 +523,29 @@ class LastLayer(Family):
 
         return e.once(f"features {which}, {prompt is not None}", make)
 
-    def _fits(self, e: Evidence) -> list[tuple[str, Callable[..., tuple[NDArray, NDArray]]]]:
+    def _fits(self, e: Evidence) -> list[tuple[str, Callable[..., list[tuple[NDArray, NDArray]]]]]:
+        """Settings, each with a function of features, labels and groups of train and calibration, and of which of the latter are
+        kept (F, n): F heads."""
         biased = e.subject.template is None and e.subject.head_layer().bias is not None
         own = e.subject.own_head()
 
-        def on(features, label, group, strength, weight):
-            w, b, _ = fit_head(features, label, e.classes, strength=strength, weight=weight, biased=biased)
-            return w, b
+        def each(fit):
+            return lambda x, z, yx, yz, gx, gz, kept: [fit(x, z[k], yx, yz[k], gx, gz[k]) for k in kept]
+
+        def both_of(kept, x):
+            return np.concatenate([np.ones((len(kept), len(x)), bool), kept], axis=1)
 
         def balanced(strength: float, both: bool):
-            def fit(x, z, yx, yz, gx, gz):
-                wz = e.balance(yz, gz)
-                if not both:
-                    return on(z, yz, gz, strength, wz)
-                features, label, group = np.concatenate([x, z]), np.concatenate([yx, yz]), np.concatenate([gx, gz])
-                return on(features, label, group, strength, np.concatenate([e.balance(yx, gx), wz]))
+            def fit(x, z, yx, yz, gx, gz, kept):
+                weight = np.zeros(kept.shape)
+                for f, k in enumerate(kept):
+                    weight[f, k] = e.balance(yz[k], gz[k])
+                features, label, rows = z, yz, kept
+                if both:
+                    features, label, rows = np.concatenate([x, z]), np.concatenate([yx, yz]), both_of(kept, x)
+                    weight = np.concatenate([np.tile(e.balance(yx, gx), (len(kept), 1)), weight], axis=1)
+                found = fit_heads(features, label, e.classes, rows, strength=strength, weight=weight, biased=biased)
+                return [(w, b) for w, b, _ in found]
 
             return fit
 
@@ -557,28 +565,34 @@ class LastLayer(Family):
 
             return fit
 
-        def erased(strength: float | None):
-            def fit(x, z, yx, yz, gx, gz):
-                features, label, group = np.concatenate([x, z]), np.concatenate([yx, yz]), np.concatenate([gx, gz])
-                weight = np.concatenate([e.balance(yx, gx), e.balance(yz, gz)])
-                one_hot = np.eye(int(group.max()) + 1)[group]
-                a, c = maths.leace(features, one_hot, weight=weight)
-                if strength is None:
-                    w, b = own.weight.numpy().astype(np.float64), own.bias.numpy().astype(np.float64)
-                else:
-                    w, b = on(features @ a.T + c, label, group, strength, weight)
-                w, b = maths.through(w, b, a, c)
-                return w, (b if biased else np.zeros_like(b))
+        def erased(x, z, yx, yz, gx, gz):
+            """The own last layer, and one fitted anew at each of `STRENGTHS`, behind features without the group."""
+            features, label, group = np.concatenate([x, z]), np.concatenate([yx, yz]), np.concatenate([gx, gz])
+            weight = np.concatenate([e.balance(yx, gx), e.balance(yz, gz)])
+            a, c = maths.leace(features, np.eye(int(group.max()) + 1)[group], weight=weight)
+            shape = (len(STRENGTHS), len(features))
+            anew = fit_heads(
+                features @ a.T + c, label, e.classes, np.ones(shape, bool), strength=STRENGTHS,
+                weight=np.broadcast_to(weight, shape), biased=biased,
+            )  # fmt: skip
+            before = own.weight.numpy().astype(np.float64), own.bias.numpy().astype(np.float64)
+            heads = [maths.through(w, b, a, c) for w, b in (before, *(fit[:2] for fit in anew))]
+            return heads if biased else [(w, np.zeros_like(b)) for w, b in heads]
 
-            return fit
+        def after_leace(i: int):
+            # What is erased is the same at every strength.
+            return lambda *given: [heads[i] for heads in e.once("heads after LEACE", lambda: each(erased)(*given))]
 
         def backdoor(strength: float):
-            def fit(x, z, yx, yz, gx, gz):
+            def fit(x, z, yx, yz, gx, gz, kept):
                 features, label, group = np.concatenate([x, z]), np.concatenate([yx, yz]), np.concatenate([gx, gz])
-                one_hot = np.eye(int(group.max()) + 1)[group]
-                w, b, of_group = fit_head(features, label, e.classes, strength=strength, extra=one_hot, biased=biased)
+                one_hot, rows = np.eye(int(group.max()) + 1)[group], both_of(kept, x)
+                found = fit_heads(features, label, e.classes, rows, strength=strength, extra=one_hot, biased=biased)
                 # sum_z P(z) P(y | x, z) is no linear layer; the logits' mean over P(z) is one.
-                return w, b + of_group @ one_hot.mean(axis=0) * biased
+                return [
+                    (w, b + of_group @ one_hot[k].mean(axis=0) * biased)
+                    for (w, b, of_group), k in zip(found, rows, strict=True)
+                ]
 
             return fit
 
@@ -588,9 +602,10 @@ class LastLayer(Family):
                 for s in STRENGTHS for both in (True, False)
             ]  # fmt: skip
         if self.how == "published":
-            return [(f"C = {s:g}", published(s)) for s in SPARSE]
+            return [(f"C = {s:g}", each(published(s))) for s in SPARSE]
         if self.how == "leace":
-            return [("own last layer", erased(None)), *((f"C = {s:g}", erased(s)) for s in STRENGTHS)]
+            names = ("own last layer", *(f"C = {s:g}" for s in STRENGTHS))
+            return [(name, after_leace(i)) for i, name in enumerate(names)]
         return [(f"C = {s:g}", backdoor(s)) for s in STRENGTHS]
 
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from trueup.faults.fault import Difference, Finding
 from trueup.measure import bootstrap, gaps, lean, shift
-from trueup.measure.accuracy import accuracy
-from trueup.measure.calibration import nll
+from trueup.measure.calibration import surprises
 from trueup.measure.folds import folds
 
 FEWEST = 10
@@ -129,14 +128,11 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
     def of(found: Callable[..., NDArray], what: Callable[[NDArray], NDArray]) -> bootstrap.Many:
         return bootstrap.Many(lambda *columns, weight: what(found(*columns, weight=weight)))
 
-    def here(probability, predicted, label, group, score, weight=None) -> float:
-        return shift.auprc(lean.margins(score), label, weight=weight)
+    def right(probability, predicted, label, group, score, weight) -> NDArray:
+        return weight @ (predicted == label) / weight.sum(axis=1)
 
-    def right(probability, predicted, label, group, score, weight=None) -> float:
-        return accuracy(predicted, label, weight=weight)
-
-    def surprise(probability, predicted, label, group, score, weight=None) -> float:
-        return nll(probability, label, weight=weight)
+    def surprise(probability, predicted, label, group, score, weight) -> NDArray:
+        return weight @ surprises(probability, label) / weight.sum(axis=1)
 
     def chosen(table, choose, judge) -> Callable[..., float]:
         held = gaps.judged(table, choose, judge, samples["judges"])
@@ -147,17 +143,17 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
 
     found = {
         "severity": of(turned, lambda p: np.abs(p[0] - p[1])), "lean": of(turned, lambda p: p[0] - p[1]),
-        "floor": of(turned, lambda p: p[1]), "drop": of(turned, lambda p: p[0]), "auprc": here,
+        "floor": of(turned, lambda p: p[1]), "drop": of(turned, lambda p: p[0]), "auprc": of(ranked, lambda a: a[-1]),
         "auprc_balanced": of(ranked, lambda a: a[size]), "auprc_towards": of(ranked, lambda a: a[size + 1]),
         "auprc_against": of(ranked, lambda a: a[size + 2]), "level": of(ranked, lambda a: a[:size].mean(axis=0)),
         "use": chosen(
             lambda w: gaps.mean_predictions(probability, label, group, shape[1], w), gaps.farthest, gaps.moved
         ),
-        "accuracy": right,
+        "accuracy": bootstrap.Many(right),
         "worst_group_accuracy": chosen(of_rates(gaps.true_positive_rates), gaps.lowest, gaps.rate),
         "true_positive_gap": chosen(of_rates(gaps.true_positive_rates), gaps.widest, gaps.gap),
         "false_positive_gap": chosen(of_rates(gaps.false_positive_rates), gaps.widest, gaps.gap),
-        "nll": surprise,
+        "nll": bootstrap.Many(surprise),
     }  # fmt: skip
     found |= {f"curve{i}": of(ranked, lambda a, i=i: a[i]) for i in range(size)}
     if shape[0] == 2:

@@ -344,6 +344,10 @@ def evidence(
     tuned_on = parts["train"]
     sampled = np.sort(np.random.default_rng(np.random.SeedSequence([seed, 7])).permutation(len(tuned_on))[:FIT])
     held = parts["calibration"]
+    if session().memo is not None:
+        hidden_states(
+            subject, held
+        )  # first: its pass serves every prediction of these examples, and the claim needs the states
     z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
     fitted_to, cells = (mix.counts(parts[k], attribute, groups) for k in ("train", "calibration"))
     choosing = folds(np.zeros(len(held)), 2, seed=np.random.SeedSequence([seed, 12]), cluster=held.cluster) == 0

@@ -189,9 +189,8 @@ def crossed_losses(scores: Array, right: NDArray[np.bool_], fold: NDArray[np.int
     loss = np.empty(scores.shape)
     for f in np.unique(fold):
         out = fold == f
-        for v, s in enumerate(scores.T):
-            slope, intercept = maths.platt(s[~out], right[~out])
-            loss[out, v] = np.square(expit(slope * s[out] + intercept) - right[out])
+        slope, intercept = maths.platts(scores[~out], right[~out])
+        loss[out] = np.square(expit(slope * scores[out] + intercept) - right[out, None])
     return loss
 
 

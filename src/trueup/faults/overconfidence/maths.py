@@ -24,9 +24,22 @@ Array = NDArray[np.float64]
 # ---------------------------------------------------------------------------------------------------- differentiable
 
 
+def softmax(z: Tensor) -> Tensor:
+    """(..., C) -> (..., C) softmax over the last axis, by way of the one before it: torch takes 20 times as long along a short last
+    axis, and a grid's logits have their examples last in memory."""
+    return torch.softmax(z[None].mT, dim=-2).mT[0]
+
+
+def log_softmax(z: Tensor) -> Tensor:
+    """(..., C) -> (..., C), as `softmax`."""
+    return torch.log_softmax(z[None].mT, dim=-2).mT[0]
+
+
 def smooth_max(p: Tensor, lam: float = 100.0) -> Tensor:
     """(..., C) -> (...): (1/lam) log sum_i exp(lam p_i), a smooth upper bound of max_i p_i (AdUE v1). Unit of p."""
-    return torch.logsumexp(lam * p, dim=-1) / lam
+    x = lam * p
+    # exp(-80) adds nothing to 1, and exp is slow where its result is hardly a number.
+    return torch.maximum(x, x.detach().amax(dim=-1, keepdim=True) - 80).logsumexp(dim=-1) / lam
 
 
 def adue_uncertainty(z: Tensor, *, rescaled: bool) -> Tensor:
@@ -35,18 +48,18 @@ def adue_uncertainty(z: Tensor, *, rescaled: bool) -> Tensor:
     U never exceeds 1 - 1/C, so BCE cannot fit an error when C is small; `rescaled` divides by 1 - 1/C (the authors did
     so later; our correction 1).
     """
-    u = 1.0 - smooth_max(torch.softmax(z, dim=-1))
+    u = 1.0 - smooth_max(softmax(z))
     return u / (1.0 - 1.0 / z.shape[-1]) if rescaled else u
 
 
 def response_uncertainty(z: Tensor) -> Tensor:
     """(..., C) logits -> (...): U_SR = 1 - max_c p_c, what AdUE v1 pulls its head's U towards."""
-    return 1.0 - torch.softmax(z, dim=-1).amax(dim=-1)
+    return 1.0 - softmax(z).amax(dim=-1)
 
 
 def entropy_uncertainty(z: Tensor) -> Tensor:
     """(..., C) logits -> (...) normalised entropy -(1/log C) sum_c p_c log p_c in [0, 1] (ALIEN, v2)."""
-    logp = torch.log_softmax(z, dim=-1)
+    logp = log_softmax(z)
     return -(logp.exp() * logp).sum(dim=-1) / math.log(z.shape[-1])
 
 
@@ -58,10 +71,10 @@ def adue_logs(z: Tensor, *, rescaled: bool, lam: float = 100.0) -> tuple[Tensor,
     """
     scale = 1.0 - 1.0 / z.shape[-1] if rescaled else 1.0
     rest = _log_rest(z)
-    p = torch.softmax(z, dim=-1)
-    top = z.argmax(dim=-1, keepdim=True)
+    p = softmax(z)
+    top = z.max(dim=-1, keepdim=True).indices  # argmax takes ten times as long
     # The largest's own term is the 1 of log(1 + ...), so it is taken out here.
-    more = (lam * (p - p.gather(-1, top))).scatter(-1, top, -math.inf).logsumexp(dim=-1)
+    more = _others(lam * (p - p.gather(-1, top)), top)
     excess = F.softplus(more) / lam
     log_u = rest + torch.log1p(-(excess / rest.exp().clamp(min=1e-37)).clamp(max=1 - 1e-6)) - math.log(scale)
     # 1 - U of the rescaled is (SmoothMax - 1/C) / (1 - 1/C), which is at least log C / lam / (1 - 1/C).
@@ -77,8 +90,8 @@ def entropy_logs(z: Tensor) -> tuple[Tensor, Tensor]:
     uniform distribution (with two classes: a tie of the logits): 1 - U is held above 1e-12, as torch's own cross-entropy does.
     """
     c = z.shape[-1]
-    logp = torch.log_softmax(z, dim=-1)
-    top = z.argmax(dim=-1, keepdim=True)
+    logp = log_softmax(z)
+    top = z.max(dim=-1, keepdim=True).indices  # argmax takes ten times as long
     # -log p_m = log(1 + (1 - p_m) / p_m).
     own = F.softplus(_log_rest(z, odds=True))[..., None]
     surprise = logp.neg().scatter(-1, top, own)
@@ -91,8 +104,15 @@ def entropy_logs(z: Tensor) -> tuple[Tensor, Tensor]:
 def _log_rest(z: Tensor, *, odds: bool = False) -> Tensor:
     """(..., C) -> (...) log(1 - p_m) of the largest p_m, or the log of its odds (1 - p_m) / p_m, from the other logits."""
     top, at = z.max(dim=-1, keepdim=True)
-    others = z.scatter(-1, at, -math.inf).logsumexp(dim=-1) - top[..., 0]
+    others = _others(z, at) - top[..., 0]
     return others if odds else others - F.softplus(others)
+
+
+def _others(z: Tensor, at: Tensor) -> Tensor:
+    """(..., C) -> (...) logsumexp of all but the entry `at` (..., 1)."""
+    if z.shape[-1] == 2:  # of one number it is that number, and exp is slow at -inf
+        return z.gather(-1, 1 - at)[..., 0]
+    return z.scatter(-1, at, -math.inf).logsumexp(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -366,33 +386,63 @@ def response_log_odds(z: Array) -> Array:
     return top[:, -1] - np.asarray(logsumexp(top[:, :-1], axis=1))
 
 
+FLATTEST, STEEPEST = math.exp(-6), math.exp(6)
+"""Slopes between which `platts` looks, of scores in standard deviations."""
+ROUNDS = 60
+
 TO_THE_END = {"maxiter": 1000, "maxcor": 50, "ftol": 1e-16, "gtol": 1e-9}
 """Of L-BFGS. Stopped as early as it does by default, a fit depends on the order of the classes and on a constant on all logits: by
 .001 of a probability. With a long memory the end costs no more time."""
 
 
 def platt(score: Array, right: NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and intercept of P(right) = sigmoid(slope * score + intercept), by maximum likelihood with Platt's targets.
+    """`platts` of one column of scores (n,)."""
+    slope, intercept = platts(score[:, None], right)
+    return float(slope[0]), float(intercept[0])
 
-    The slope is kept positive: calibration must not turn the ranking round.
+
+def platts(scores: Array, right: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Slopes and intercepts (V,) of P(right) = sigmoid(slope * score + intercept), for each column of scores (n, V) by maximum
+    likelihood with Platt's targets.
+
+    The slopes are kept positive: calibration must not turn a ranking round. Newton's method, each step halved until the loss
+    falls: it is convex, and targets inside 0 to 1 give it a minimum.
     """
-    from scipy.optimize import minimize
-
     n1, n0 = int(right.sum()), int((~right).sum())
-    target = np.where(right, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))
-    mean, scale = float(score.mean()), float(score.std()) or 1.0
-    s = (score - mean) / scale
+    target = np.where(right, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))[:, None]
+    mean, scale = scores.mean(axis=0), scores.std(axis=0)
+    flat = scale <= 1e-14 * np.abs(mean)  # but for rounding
+    scale = np.where(flat, 1.0, scale)
+    s = np.where(flat, 0.0, (scores - mean) / scale)
+    a, b = np.ones(s.shape[1]), np.full(s.shape[1], float(logit(target.mean())))
 
-    def loss(ab: Array) -> tuple[float, Array]:
-        v = np.exp(ab[0]) * s + ab[1]
-        p = expit(v)
-        value = np.mean(np.logaddexp(0, v) - target * v)
-        return float(value), np.array([np.mean((p - target) * np.exp(ab[0]) * s), np.mean(p - target)])
+    def loss(a: Array, b: Array) -> Array:
+        v = a * s + b
+        return np.mean(np.logaddexp(0, v) - target * v, axis=0)
 
-    start, bounds = np.array([0.0, float(logit(target.mean()))]), [(-6, 6), (None, None)]
-    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=TO_THE_END)
-    slope = float(np.exp(best.x[0])) / scale
-    return slope, float(best.x[1]) - slope * mean
+    value = loss(a, b)
+    for _ in range(ROUNDS):
+        p = expit(a * s + b)
+        off, q = p - target, p * (1 - p)
+        ga, gb = np.mean(off * s, axis=0), np.mean(off, axis=0)
+        haa, hab, hbb = np.mean(q * s * s, axis=0), np.mean(q * s, axis=0), np.mean(q, axis=0)
+        det = haa * hbb - hab**2
+        held = (det <= 0) | ((a <= FLATTEST) & (ga > 0)) | ((a >= STEEPEST) & (ga < 0))
+        if max(np.abs(np.where(held, 0.0, ga)).max(), np.abs(gb).max()) < 1e-10:
+            break
+        det = np.where(held, 1.0, det)
+        da = np.where(held, 0.0, (hab * gb - hbb * ga) / det)
+        db = np.where(held, -gb / hbb, (hab * ga - haa * gb) / det)
+        step = np.ones(s.shape[1])
+        for _ in range(ROUNDS):
+            there = np.clip(a + step * da, FLATTEST, STEEPEST), b + step * db
+            found = loss(*there)
+            worse = ~(found <= value + 1e-14 * np.abs(value))
+            if not worse.any():
+                break
+            step[worse] /= 2
+        (a, b), value = there, found
+    return a / scale, b - a / scale * mean
 
 
 # -------------------------------------------------------------------------------------- baselines on the features
