@@ -463,11 +463,28 @@ def bench_verdicts(
         _bench(verdicts, verdicts.Settings(runs, numbers, seed, tuple(fault or ())), out, force, quiet)
 
 
-def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> None:
+@bench.command("speed")
+def bench_speed(
+    out: Out,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only this case; repeatable.")] = None,
+    force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """trueup's shortcuts against the usual way: equality first, then CPU seconds, one thread, minimum of several."""
+    with _sentences():
+        from trueup.experiments import speed
+
+        result = _bench(speed, speed.Settings(tuple(only or ())), out, force, quiet)
+        if wrong := speed.failed(result):
+            print(f"trueup: the results differ, so there is no ratio: {'; '.join(wrong)}.", file=sys.stderr)
+            raise typer.Exit(3)
+
+
+def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> dict[str, Any]:
     say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
     result = experiment.run(out, settings, force=force, say=say)
     say("")
     say(experiment.table(result))
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -47,9 +47,22 @@ def test_the_verdicts_of_one_fault_are_put_to_the_test(here: Path) -> None:
     assert "copying" not in said.out
 
 
+def test_speed_that_is_not_equal_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trueup.experiments import speed
+
+    for difference, code in ((0.0, 0), (1.0, 3)):
+        row = speed.Row("a sum", "one by one", 2.0, "at once", 1.0, difference)
+        monkeypatch.setattr(speed, "CASES", {"sum": lambda row=row: iter([row])})
+        said = trueup("bench", "speed", "-o", f"out{code}")
+        assert said.code == code, said.err
+        assert ("the results differ, so there is no ratio: a sum" in said.err) == bool(code)
+        assert ("2 x" in said.out) == (not code)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (("bench", "speed", "--only", "head", "-o", "out"), "Did you mean 'heads'?"),
         (("bench", "rigidty", "-o", "out"), "rigidity"),
         (("bench", "verdicts", "--sizes", "60,many", "-o", "out"), "--sizes 60,0"),
         (("bench", "verdicts", "--sizes", "20", "-o", "out"), "fewer clusters decide nothing"),

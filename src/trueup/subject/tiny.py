@@ -102,6 +102,13 @@ def make_tokenizer(words: list[str] | None = None, *, pair: bool = False) -> tra
     )  # fmt: skip
 
 
+def gpt2_small() -> Any:
+    """GPT-2 of its published size (124 million weights), which are random and always the same: for times, not for answers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
+
+
 def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny random base model of `family` and its tokenizer to `folder`, as a pre-trained checkpoint would be."""
     encoder = FAMILIES[family].kind == "encoder"

@@ -1,0 +1,574 @@
+"""Speed against the usual way, in one process on one thread: equality first, then the ratio of the minimum of several.
+
+Each case does one thing twice, as it is usually done and as trueup does it. Their results are held against each other first,
+relative to the largest of them: a ratio of two things that differ says nothing, and is not told. Times are CPU seconds, so that
+what else runs on the machine counts little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trueup.corpus import tasks
+from trueup.corpus.read import read
+from trueup.errors import BadInput, did_you_mean, listing
+from trueup.experiments import resumed
+from trueup.faults.confounding import maths as tangents
+from trueup.faults.overconfidence import maths
+from trueup.faults.overconfidence.candidates import ADUE_GRID
+from trueup.run import forward, staircase
+from trueup.run.heads import HeadRun, train_heads, warm_start
+from trueup.run.predict import collect_rows, outputs, predict
+from trueup.run.prompts import drawn, rows, with_pool
+from trueup.run.tangent import expand
+from trueup.run.trace import LEAST, Sums, Trace
+from trueup.store import atomic
+from trueup.subject.anatomy import FAMILIES
+from trueup.subject.load import load
+from trueup.subject.recipe import Lora, Prompt, fresh, prompt_embeddings
+from trueup.subject.subject import Head, Source, Subject, Template
+from trueup.subject.tiny import gpt2_small, make_tokenizer
+from trueup.subject.units import layers_of, projection_of
+from trueup.subject.wear import bare
+
+EQUAL = 1e-4
+"""Largest difference of two results, in parts of the largest number among them, at which they count as the same: both are float32,
+summed in another order."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        what: what is done. usual, ours: how it is usually done, and how trueup does it. usual_seconds, our_seconds: CPU seconds.
+        difference: of the two results, in parts of the largest number among them. bound: what it may be. note: what else was
+            measured. usual_mb, our_mb: by how much memory grew at its highest; nan where it was not measured.
+    """
+
+    what: str
+    usual: str
+    usual_seconds: float
+    ours: str
+    our_seconds: float
+    difference: float
+    bound: float = EQUAL
+    note: str = ""
+    usual_mb: float = math.nan
+    our_mb: float = math.nan
+
+    @property
+    def equal(self) -> bool:
+        return self.difference <= self.bound
+
+
+def apart(ours: Any, usual: Any) -> float:
+    """The largest difference of two arrays, in parts of the largest number of the usual one."""
+    a, b = np.asarray(ours, np.float64), np.asarray(usual, np.float64)
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300))
+
+
+def seconds(f: Callable[[], object], repeats: int = 3) -> float:
+    """CPU seconds of this process, minimum of `repeats`."""
+    best = np.inf
+    for _ in range(repeats):
+        start = time.process_time()
+        f()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def one_head(x: torch.Tensor, start: Head, objective: maths.Objective, run: HeadRun, seed: int = 0) -> Head:
+    """The usual way: one head, torch.optim.Adam, OneCycleLR."""
+    layer = torch.nn.Linear(x.shape[1], len(start.weight))
+    layer.weight.data.copy_(start.weight)
+    layer.bias.data.copy_(start.bias)
+    optimiser = torch.optim.Adam(layer.parameters(), lr=run.lr)
+    per_epoch = -(-len(x) // 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, run.lr, total_steps=per_epoch * run.epochs, pct_start=0.1)
+    rng, alpha = np.random.default_rng(np.random.SeedSequence([seed, 3])), torch.tensor([run.alpha])
+    for _ in range(run.epochs):
+        order = torch.as_tensor(rng.permutation(len(x)))
+        for at in range(0, len(x), 128):
+            rows = order[at : at + 128]
+            optimiser.zero_grad()
+            pull = (layer.weight - start.weight).square().sum() + (layer.bias - start.bias).square().sum()
+            loss = objective(layer(x[rows])[None], rows, alpha).sum() + run.beta * pull
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return Head(layer.weight.detach(), layer.bias.detach())
+
+
+def heads(n: int = 2000, d: int = 384, classes: int = 3) -> Iterator[Row]:
+    """The published grid of heads as one tensor, against one head after the other."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=g)
+    start = Head(torch.randn(classes, d, generator=g) * 0.1, torch.zeros(classes))
+    z = x @ start.weight.T
+    objective = maths.Objective(
+        maths.clamped(maths.ADUE_U),
+        (torch.rand(n, generator=g) < 0.2).float(),
+        1 - z.softmax(-1).amax(-1),
+    )
+    together: list[list[Head]] = []
+    alone: list[list[Head]] = []
+    fast = seconds(lambda: together.append(train_heads(x.numpy(), start, objective, ADUE_GRID, biased=True)))
+    slow = seconds(lambda: alone.append([one_head(x, start, objective, r) for r in ADUE_GRID]), repeats=2)
+    gap = max(apart(a.weight, b.weight) for a, b in zip(together[0], alone[0], strict=True))
+    what = f"{len(ADUE_GRID)} heads of AdUE's grid, {n:,} texts, {d} features, {classes} classes"
+    yield Row(what, "one head at a time", slow, "all heads as one tensor", fast, gap)
+
+
+def features(n: int = 400) -> Iterator[Row]:
+    """Another last layer on features that are known, against a pass through the model."""
+    subject = fresh("embedded:minilm", Lora(), ("negative", "positive"), max_length=64)
+    corpus = read("embedded:movie-reviews-short", limit=n)
+    full: list[np.ndarray] = []
+    slow = seconds(lambda: full.append(predict(subject, corpus).logits))
+    kept = predict(subject, corpus).features
+    cached: list[np.ndarray] = []
+    fast = seconds(lambda: cached.append(outputs(subject, kept).logits), repeats=20)
+    yield Row(
+        f"one more last layer, {n} texts, MiniLM", "a pass through the model", slow, "features kept from the first pass", fast,
+        apart(cached[0], full[0]),
+    )  # fmt: skip
+
+
+def tangent(n: int = 320, epochs: tuple[int, ...] = (5, 10, 20)) -> Iterator[Row]:
+    """A tangent prompt by cached gradients and a convex fit, against Adam with a jvp through the model at every step."""
+    subject = fresh("embedded:minilm", Prompt(10), ("negative", "positive"), max_length=32)
+    corpus = read("embedded:movie-reviews-short", limit=n)
+    warm_start(subject, corpus)
+    for p in subject.model.parameters():
+        p.requires_grad_(False)
+    start = prompt_embeddings(subject)
+    assert start is not None
+    target, rows = torch.as_tensor(corpus.label), forward.tokenize(subject, corpus)
+    ridge = 1e-3
+    found: list[tuple[np.ndarray, float, tangents.Basis, np.ndarray]] = []
+
+    def shortcut() -> None:
+        t = expand(subject, corpus, start)
+        base = tangents.basis(t.rows, len(t), 1, start.numel())
+        change, loss = tangents.tangent_fit(base, t.margins, corpus.label, ridge)
+        logits = t.logits[:, :2] + np.stack([np.zeros(n), t.moved(change.reshape(start.shape))[:, 0]], axis=1)
+        found.append((change, loss + 0.5 * ridge * base.scale * float(change @ change), base, logits))
+
+    def linear(change: torch.Tensor, some: np.ndarray) -> torch.Tensor:
+        batch = forward.collate([rows[i] for i in some], subject.tokenizer.pad_token_id)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            z, moved = torch.func.jvp(  # type: ignore[misc]
+                lambda p: forward.logits(subject, batch, p), (start,), (change,)
+            )
+        return z.detach() + moved
+
+    def whole(change: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([linear(change, np.arange(i, min(i + 64, n))) for i in range(0, n, 64)])
+
+    def objective(change: torch.Tensor, scale: float) -> float:
+        z = whole(change)
+        ce = torch.nn.functional.cross_entropy(z.double(), target)
+        return float(ce) + 0.5 * ridge * scale * float(change.double().square().sum())
+
+    def usual(passes: int, scale: float) -> torch.Tensor:
+        change = torch.zeros_like(start, requires_grad=True)
+        optimiser, rng = torch.optim.Adam([change], lr=1e-2), np.random.default_rng(0)
+        for _ in range(passes):
+            order = rng.permutation(n)
+            for at in range(0, n, 32):
+                some = order[at : at + 32]
+                optimiser.zero_grad()
+                loss = torch.nn.functional.cross_entropy(linear(change, some), target[some])
+                (loss + 0.5 * ridge * scale * change.square().sum()).backward()
+                optimiser.step()
+        return change.detach()
+
+    fast = seconds(shortcut, repeats=2)
+    change, best, base, said = found[0]
+    end = torch.as_tensor(change, dtype=torch.float32).reshape(start.shape)
+    # The shortcut's optimum and its margins, looked at through the real model.
+    gap = abs(objective(end, base.scale) - best) / best
+
+    def margin(z: np.ndarray) -> np.ndarray:
+        return z[:, 1] - z[:, 0]
+
+    through = whole(end).numpy()
+    gap = max(gap, apart(margin(said), margin(through)))
+    for passes in epochs:
+        ends: list[torch.Tensor] = []
+        slow = seconds(lambda passes=passes, ends=ends: ends.append(usual(passes, base.scale)), repeats=1)
+        reached = objective(ends[0], base.scale)
+        alike = float((whole(ends[0]).numpy().argmax(axis=1) == through.argmax(axis=1)).mean())
+        note = f"loss {reached:.4f} there and {best:.4f} here; {alike:.1%} of the predictions are the same"
+        yield Row(
+            f"tangent prompt, {n} texts, MiniLM", f"Adam, {passes} epochs, a jvp at every step", slow,
+            "gradients once, then a convex fit", fast, gap if best <= reached * (1 + EQUAL) else math.inf, 1e-3, note,
+        )  # fmt: skip
+
+
+def causal(name: str) -> Subject:
+    """GPT-2 small with random weights, or the embedded decoder."""
+    if name == "smollm2":
+        subject = load("embedded:smollm2", template="{text}", verbaliser=[" a", " b"], max_length=1024, device="cpu")
+    else:
+        words = Template("{text}", ("good", "bad"))
+        subject = Subject(
+            gpt2_small(), make_tokenizer(), FAMILIES["gpt2"], ("a", "b"), Source("random gpt2"), 1024, words
+        )
+    for p in subject.model.parameters():
+        p.requires_grad_(False)
+    return subject
+
+
+def peak(f: Callable[[], object]) -> float:
+    """MB by which the resident memory of this process grew at its highest while `f` ran; nan where the system does not say (it is
+    Linux that does)."""
+    if not sys.platform.startswith("linux"):
+        f()
+        return math.nan
+
+    def megabytes(what: str) -> float:
+        line = next(li for li in Path("/proc/self/status").read_text().splitlines() if li.startswith(what))
+        return int(line.split()[1]) / 1024
+
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier run freed would hide what this one takes
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = megabytes("VmRSS")
+    f()
+    return megabytes("VmHWM") - before
+
+
+def attributions() -> Iterator[Row]:
+    """Integrated gradients of all feed-forward units, at three lengths of prompts of two models."""
+    for model, tokens, points in (
+        ("gpt2", 32, 6), ("gpt2", 128, 6), ("gpt2", 128, 20), ("smollm2", 32, 6), ("smollm2", 128, 6), ("smollm2", 512, 6),
+    ):  # fmt: skip
+        yield from stairs(model, tokens, points)
+
+
+def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Row]:
+    """Attributions of all units by one climb, against one layer at a time over the whole prompt, its points as a batch; and against
+    captum's, where that is installed.
+
+    The climb takes all prompts, as it would in use; the usual way, which gains nothing by more than a batch, the first.
+    """
+    subject, rule = causal(name), staircase.gauss_legendre(points)
+    depth, rng = len(layers_of(subject)), np.random.default_rng(0)
+    rows = [forward.Row(rng.integers(5, 1000, tokens).tolist()) for _ in range(prompts)]
+    answers = subject.base.get_output_embeddings().weight[torch.arange(100, 110)]  # type: ignore[operator]
+    nodes, weights = torch.tensor(rule.nodes)[:, None], torch.tensor(rule.weights)[:, None]
+    # At 512 tokens the usual way runs on the first and the last layer, which cost the most and the least, and is scaled up.
+    some = range(depth) if tokens < 512 else (0, depth - 1)
+
+    def shift(h: torch.Tensor, _: int) -> torch.Tensor:
+        p = (h @ answers.T).softmax(-1)
+        return p[:, 1:4].amax(1) - p[:, 0]
+
+    def usual() -> torch.Tensor:
+        units = torch.as_tensor(staircase.last_units(subject, rows[:1]))[0]
+        ids, parts = torch.tensor([rows[0]]).expand(points, -1), []
+        for at in some:
+            path = (nodes * units[at]).requires_grad_()
+
+            def put(_: object, inputs: tuple[torch.Tensor, ...], path: torch.Tensor = path) -> torch.Tensor:
+                return torch.cat([inputs[0][:, :-1], path[:, None]], dim=1)
+
+            hook = projection_of(subject, at)[1].register_forward_pre_hook(put)
+            h = forward.backbone(subject, ids, torch.ones_like(ids), use_cache=False).last_hidden_state[:, -1]
+            hook.remove()
+            (slope,) = torch.autograd.grad(shift(h, 0).sum(), path)
+            parts.append(units[at] * (weights * slope).sum(dim=0))
+        return torch.stack(parts)
+
+    def by_captum() -> torch.Tensor:
+        from captum.attr import IntegratedGradients
+
+        units, parts = torch.as_tensor(staircase.last_units(subject, rows[:1]))[0], []
+        for at in some:
+
+            def answer(path: torch.Tensor, at: int = at) -> torch.Tensor:
+                ids = torch.tensor([rows[0]]).expand(len(path), -1)
+                hook = projection_of(subject, at)[1].register_forward_pre_hook(
+                    lambda _, inputs: torch.cat([inputs[0][:, :-1], path[:, None]], dim=1)
+                )
+                try:
+                    h = forward.backbone(subject, ids, torch.ones_like(ids), use_cache=False).last_hidden_state[:, -1]
+                finally:
+                    hook.remove()
+                return shift(h, 0)
+
+            parts.append(
+                IntegratedGradients(answer).attribute(units[at][None], n_steps=points, method="gausslegendre")[0]
+            )
+        return torch.stack(parts).detach()
+
+    ours: list[staircase.Attribution] = []
+    fast_memory = peak(lambda: ours.append(staircase.attribute(subject, rows, shift, rule)))
+    fast = seconds(lambda: staircase.attribute(subject, rows, shift, rule)) / prompts
+    measured = "" if len(some) == depth else f", measured on layers {some[0]} and {some[1]}"
+    what = f"unit attributions of {depth} layers, {name}, {tokens} tokens, {points} points"
+    ways = [("one layer at a time", usual)] + ([("captum", by_captum)] if installed("captum") else [])
+    for how, way in ways:
+        theirs: list[torch.Tensor] = []
+        slow_memory = peak(lambda way=way, theirs=theirs: theirs.append(way()))
+        slow = seconds(way, repeats=2) * depth / len(some)
+        yield Row(
+            what, how + measured, slow, f"one climb of {prompts} prompts, each", fast,
+            apart(ours[0].values[0, list(some)], theirs[0].numpy()), usual_mb=slow_memory, our_mb=fast_memory,
+        )  # fmt: skip
+
+
+def installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
+
+
+def attention(tokens: int = 512, slots: int = 10) -> Iterator[Row]:
+    """What a prompt does to attention, reduced layer by layer, against keeping all maps of both passes and comparing them."""
+    words = Template("{text}", (" a", " b"))
+    subject = fresh("embedded:smollm2", Prompt(slots), ("a", "b"), template=words, max_length=1024, device="cpu")
+    plain, rng = bare(subject), np.random.default_rng(0)
+    ids = torch.tensor([rng.integers(5, 40000, tokens).tolist()])
+    batch = forward.Batch(ids, torch.ones_like(ids))
+    positions = {"position_ids": torch.arange(slots, slots + tokens)[None]}
+    configs: list[Any] = [s.base.config for s in (subject, plain)]
+    named = [(c, c._attn_implementation) for c in configs]
+
+    def usual() -> tuple[np.ndarray, np.ndarray]:
+        for config, _ in named:
+            config._attn_implementation = "eager"  # sdpa, the default, returns no maps
+        with torch.inference_mode():
+            now = forward.backbone(subject, ids, batch.mask, output_attentions=True).attentions
+            old = forward.backbone(plain, ids, batch.mask, output_attentions=True, **positions).attentions
+            change, mass = [], []
+            for a, b in zip(now, old, strict=True):
+                text = a[0, :, slots + 1 :, slots:]
+                left = text.sum(-1, keepdim=True)
+                moved, kept = (text / left - b[0, :, 1:]).abs().sum(-1) / 2, left[..., 0] >= LEAST
+                change.append(torch.where(kept, moved, 0.0).sum(-1) / kept.sum(-1).clamp(min=1))
+                mass.append(a[0, :, slots:, :slots].sum(-1).mean(-1))
+        for config, was in named:
+            config._attn_implementation = was
+        return torch.stack(change).numpy(), torch.stack(mass).numpy()
+
+    def ours() -> Trace:
+        sums = Sums(subject)
+        with torch.inference_mode():
+            sums.add(subject, plain, batch)
+        return sums.result()
+
+    usual()  # the first pass also brings the weights into memory
+    got: list[Trace] = []
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    fast_memory = peak(lambda: got.append(ours()))
+    slow_memory = peak(lambda: kept.append(usual()))
+    gap = max(apart(got[0].change, kept[0][0]), apart(got[0].mass, kept[0][1]))
+    fast, slow = seconds(ours), seconds(usual)
+    yield Row(
+        f"attention with and without a prompt, SmolLM2, {tokens} tokens", "all maps of both passes kept", slow,
+        "a layer at a time, with bias subspace and quantiles", fast, gap, usual_mb=slow_memory, our_mb=fast_memory,
+    )  # fmt: skip
+
+
+def demonstrations(tokens: int = 200, queries: int = 16) -> Iterator[Row]:
+    """Fixed demonstrations read once for all queries of a batch, against the whole prompt for every query."""
+    subject = load("embedded:smollm2", shots=4, device="cpu")
+    data = tasks.load("first-of-list", seed=0)
+    pool = data.part("train")
+    pairs = [(t, data.classes[y]) for t, y in zip(pool.text, pool.label, strict=True)]
+    assert subject.template is not None
+    kept: list[tuple[str, str]] = []
+    while len(subject.tokenizer(subject.template.before(kept))["input_ids"]) < tokens:
+        kept.append(pairs[len(kept)])
+    subject = with_pool(subject, pool.take(np.arange(len(kept), len(pool))), kept)
+    asked = data.part("test")
+    asked = asked.take(np.arange(min(queries, len(asked))))
+    ours = rows(subject, asked.text, drawn(subject, asked))
+    usual = [forward.Row(r) for r in ours]
+    got: list[np.ndarray] = []
+    fast = seconds(lambda: got.append(collect_rows(subject, ours, forward.next_token_logits, "answers")))
+    whole: list[np.ndarray] = []
+    slow = seconds(lambda: whole.append(collect_rows(subject, usual, forward.next_token_logits, "answers")), repeats=2)
+    own = float(np.mean([len(r) - r.shared for r in ours]))
+    yield Row(
+        f"{len(ours)} queries of {own:.0f} tokens behind {ours[0].shared} tokens of fixed demonstrations, SmolLM2",
+        "the whole prompt for each query", slow, "demonstrations once a batch", fast, apart(got[0], whole[0]),
+    )  # fmt: skip
+
+
+BARE = """
+import json, sys, time
+import torch, transformers, peft
+texts, base, adapter, length = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3], int(sys.argv[4])
+torch.set_num_threads(1)
+tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+net = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, ignore_mismatched_sizes=True)
+net = peft.PeftModel.from_pretrained(net, adapter).eval()
+ids = [tokenizer(t, truncation=True, max_length=length)["input_ids"] for t in texts]
+said, order = [0] * len(ids), sorted(range(len(ids)), key=lambda i: len(ids[i]))
+began = time.process_time()
+with torch.inference_mode():
+    for at in range(0, len(order), 64):
+        some = order[at : at + 64]
+        batch = tokenizer.pad({"input_ids": [ids[i] for i in some]}, return_tensors="pt")
+        for i, y in zip(some, net(**batch).logits.argmax(-1).tolist()):
+            said[i] = y
+print(json.dumps({"pass": time.process_time() - began, "said": said}))
+"""
+"""One pass of plain transformers and PEFT over the texts, in batches of like length."""
+
+
+def check(texts: int = 2000, length: int = 64) -> Iterator[Row]:
+    """A whole `trueup check` for two faults, in a process of its own, against one bare pass over the same texts."""
+    from trueup.report import bundle
+    from trueup.subject.embedded import folder_of
+    from trueup.tuning import tune, tune_job
+
+    with tempfile.TemporaryDirectory(prefix="trueup-speed-") as name:
+        folder = Path(name)
+        given = {"model": "embedded:minilm", "data": "embedded:movie-reviews", "limit": texts, "max_length": length}
+        tune(tune_job(given, kind="lora", epochs=1, lr=2e-3), folder / "adapter")
+        words = [
+            "check", "embedded:minilm", "--adapter", folder / "adapter", "--data", "embedded:movie-reviews", "--limit", texts,
+            "--max-length", length, "--confounder", "source", "-q", "-o", folder / "out",
+        ]  # fmt: skip
+        code, ours = _cpu([sys.executable, "-m", "trueup", *map(str, words)])
+        if code not in (0, 1):
+            raise BadInput(f"`trueup check` ended with exit code {code}, so its time says nothing.")
+        corpus = read("embedded:movie-reviews", limit=texts, attributes=("source",))
+        atomic.write_json(folder / "texts.json", list(corpus.text))
+        atomic.write_text(folder / "bare.py", BARE)
+        where = folder_of("minilm")
+        said = subprocess.run(
+            [sys.executable, folder / "bare.py", folder / "texts.json", where, folder / "adapter", str(length)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        plain = json.loads(said.stdout.splitlines()[-1])
+        report = bundle.read(folder / "out")
+        right = np.array(plain["said"])[corpus.split == "test"] == corpus.part("test").label
+        own = report.comparisons[0].before.measures["accuracy"].value
+        yield Row(
+            f"check of {texts:,} texts of at most {length} tokens, two faults, MiniLM", "one bare pass of transformers and PEFT",
+            plain["pass"], "audit, repair, audit again, page; a process of its own", ours, abs(own - float(right.mean())), 1e-9,
+        )  # fmt: skip
+
+
+def _cpu(words: list[str]) -> tuple[int, float]:
+    """The exit code of a command, and the CPU seconds of its process."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return code, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+CASES: dict[str, Callable[[], Iterator[Row]]] = {
+    "heads": heads, "features": features, "tangent": tangent, "attention": attention, "demonstrations": demonstrations,
+    "attributions": attributions, "check": check,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Knobs of the bench: `cases` of `CASES`; empty for all."""
+
+    cases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.cases:
+            if name not in CASES:
+                raise BadInput(f"There is no case '{name}'.{did_you_mean(name, CASES)} There are {listing(CASES)}.")
+
+
+def run(
+    out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Measure every case on one thread, and write `out`/speed.json and `out`/speed.md. Returns what speed.json holds.
+
+    A case that is finished is kept for a run that is killed and started again (`resumed.run`).
+
+    Raises:
+        BadInput: `out` is there already and `force` is not given.
+    """
+    import trueup.faults
+    import trueup.run
+
+    def make(parts: resumed.Parts) -> dict[str, Any]:
+        found: list[dict[str, Any]] = []
+        for name in settings.cases or CASES:
+            file = parts.file("speed", name)
+            if not file.is_file():
+                threads = torch.get_num_threads()
+                torch.set_num_threads(1)
+                try:
+                    made = [asdict(r) for r in CASES[name]()]
+                finally:
+                    torch.set_num_threads(threads)
+                atomic.write_json(file, made)
+            for row in json.loads(file.read_text()):
+                found.append({"case": name, **row})
+                say(f"{name}: {line(row)}")
+        return {"settings": asdict(settings), "rows": found}
+
+    return resumed.run(
+        out, "speed", resumed.code_of(trueup.run, trueup.faults, sys.modules[__name__]), make, table, force=force
+    )
+
+
+def failed(result: Mapping[str, Any]) -> list[str]:
+    """The comparisons of which the two sides are not equal."""
+    return [r["what"] for r in result["rows"] if not _row(r).equal]
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    kept = {k: v for k, v in row.items() if k != "case"}
+    return Row(
+        **{**kept, **{k: math.nan if kept[k] is None else kept[k] for k in ("usual_mb", "our_mb", "difference")}}
+    )
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One comparison in one line."""
+    r = _row(row)
+    ratio = f"{r.usual_seconds / max(r.our_seconds, 1e-9):.3g} x" if r.equal else "not equal, so no ratio"
+    return f"{r.what}: {r.usual} {_seconds(r.usual_seconds)}, {r.ours} {_seconds(r.our_seconds)}: {ratio}"
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The comparisons as Markdown: CPU seconds on one thread, memory where it was measured, the ratio, and how equal the results
+    are."""
+    lines = ["| what | the usual way | trueup | ratio | largest difference |", "|---|---|---|---|---|"]
+    for row in map(_row, result["rows"]):
+        memory = ["" if math.isnan(m) else f", {m:.0f} MB" for m in (row.usual_mb, row.our_mb)]
+        ratio = f"{row.usual_seconds / max(row.our_seconds, 1e-9):.3g} x" if row.equal else "none: the results differ"
+        note = f"; {row.note}" if row.note else ""
+        lines.append(
+            f"| {row.what} | {row.usual}: {_seconds(row.usual_seconds)}{memory[0]} | {row.ours}: {_seconds(row.our_seconds)}"
+            f"{memory[1]} | {ratio} | {row.difference:.0e} of the largest{note} |"
+        )
+    return (
+        "CPU seconds on one thread, minimum of several; memory is what the process grew by.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def _seconds(x: float) -> str:
+    return f"{x:.3g} s" if x >= 0.1 else f"{x * 1e3:.2g} ms"
