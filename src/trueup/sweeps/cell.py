@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -213,8 +214,6 @@ def _aside(folder: Path, previous: Path, *, done: bool) -> None:
 
 def reset_peak() -> None:
     """From here on `peak` is of what follows, where the system can say that (Linux, CUDA)."""
-    import contextlib
-
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     torch = sys.modules.get("torch")
@@ -229,10 +228,11 @@ def peak() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
-        import resource
+        with contextlib.suppress(ImportError):  # not on Windows, where 0 says that it is not known
+            import resource
 
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        held = most if sys.platform == "darwin" else most * 1024
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            held = most if sys.platform == "darwin" else most * 1024
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         held = max(held, torch.cuda.max_memory_allocated())

@@ -88,7 +88,8 @@ def _alive(file: Path) -> bool:
     except OSError:
         return False
     claim = json_of(file)
-    if claim.get("host") == platform.node() and isinstance(claim.get("pid"), int):
+    # Windows has no signal that only asks.
+    if os.name == "posix" and claim.get("host") == platform.node() and isinstance(claim.get("pid"), int):
         try:
             os.kill(int(str(claim["pid"])), 0)
         except ProcessLookupError:
