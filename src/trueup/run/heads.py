@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +18,23 @@ from trueup.run.predict import predict, session
 from trueup.subject.subject import Head, Subject
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class Margined(Protocol):
+    """A `Loss` that of two classes sees their margin alone, and knows its derivative."""
+
+    def __call__(self, z: Tensor, rows: Tensor, alpha: Tensor, /) -> Tensor:
+        """As any `Loss`."""
+        ...
+
+    def slope(self, margin: Tensor, rows: Tensor, alpha: Tensor) -> Tensor:
+        """(runs, b) margins z_1 - z_0, (b,) rows, (runs,) alpha -> (runs, b) derivatives of the runs' losses."""
+        ...
+
+
+BETA_2 = 0.999
+"""Adam's second decay, torch's default."""
 NEWTON, TAKEN_ANEW = 50, 8
 """Most steps of `_logistic`, and products of a step from which the shared Hessian is taken anew."""
 
@@ -43,28 +59,42 @@ def train_heads(
     the same batches; a run with fewer epochs ends earlier. The result is that of training each run alone, up to
     rounding (held by a test against ``torch.optim.Adam`` and ``OneCycleLR``).
 
+    Two classes under a `Margined` loss have opposite gradients, and Adam makes opposite steps of them: one row is trained, the
+    change of the second class's, and the first's is its negative.
+
     Args:
         loss: (runs, b, K) logits, (b,) rows, (runs,) alpha -> (runs,) losses. The L2-SP term is added here.
         biased: whether the bias is trained too; a family whose head has none keeps it at its start.
         watch: shown the heads (runs, K, d + 1) after each epoch, biases last, in the runs' order; training ends where it
             returns True.
     """
-    # Runs of one rate and length share a schedule, and stand together; the longest first, so that those still training do.
-    order = sorted(range(len(runs)), key=lambda i: (-runs[i].epochs, runs[i].lr))
+    # The longest first, so that those still training stand together.
+    order = sorted(range(len(runs)), key=lambda i: -runs[i].epochs)
     ranked = [runs[i] for i in order]
     n, d, k = *x.shape, len(start.weight)
     per_epoch = math.ceil(n / batch)
     theta0 = torch.cat([start.weight.float().cpu(), start.bias.float().cpu()[:, None]], dim=1)
-    theta = theta0.expand(len(ranked), k, d + 1).clone()
+    slope = loss.slope if k == 2 and isinstance(loss, Margined) else None
+    begin = theta0 if slope is None else torch.zeros(1, d + 1)
+    theta = begin.expand(len(ranked), *begin.shape).clone()
+
+    def whole() -> Tensor:
+        return theta if slope is None else theta0 + torch.cat([-theta, theta], dim=1)
+
     alpha, beta = torch.tensor([r.alpha for r in ranked]), torch.tensor([r.beta for r in ranked])
     trained = torch.ones(d + 1)
     trained[-1] = float(biased)
     pull = 2 * beta[:, None, None] * trained
-    groups = [list(of) for _, of in itertools.groupby(range(len(ranked)), lambda i: (ranked[i].epochs, ranked[i].lr))]
-    parts = [slice(g[0], g[-1] + 1) for g in groups]
-    adam = torch.optim.Adam([{"params": [theta[part]]} for part in parts], fused=True)
+    first, second = torch.zeros_like(theta), torch.zeros_like(theta)
     rng, step = np.random.default_rng(np.random.SeedSequence([seed, 3])), 0
     ones = torch.cat([torch.as_tensor(x, dtype=torch.float32), torch.ones(n, 1)], dim=1)
+    margin = ones @ (theta0[-1] - theta0[0])
+
+    def schedule(step: int, live: int) -> tuple[Tensor, Tensor]:
+        known = {(r.epochs, r.lr): _one_cycle(step, r.epochs * per_epoch, r.lr) for r in ranked[:live]}
+        each = torch.tensor([known[r.epochs, r.lr] for r in ranked[:live]])
+        return each[:, 0, None, None], each[:, 1, None, None]
+
     for epoch in range(ranked[0].epochs):
         live = sum(r.epochs > epoch for r in ranked)
         perm = torch.as_tensor(rng.permutation(n))
@@ -72,25 +102,25 @@ def train_heads(
             rows = perm[at : at + batch]
             some, w = ones[rows], theta[:live]
             # Examples last in memory: torch is slow along a short last axis.
-            z = (w.reshape(live * k, d + 1) @ some.T).reshape(live, k, len(rows)).requires_grad_(True)
-            (grad,) = torch.autograd.grad(loss(z.mT, rows, alpha[:live]).sum(), z)
-            g = (grad.reshape(live * k, len(rows)) @ some).reshape(w.shape) * trained + pull[:live] * (w - theta0)
-            for group, part in zip(adam.param_groups, parts, strict=True):
-                if part.start >= live:
-                    group["params"][0].grad = None
-                    continue
-                group["params"][0].grad = g[part]
-                r = ranked[part.start]
-                group["lr"], beta1 = _one_cycle(step, r.epochs * per_epoch, r.lr)
-                group["betas"] = beta1, 0.999
-            adam.step()
-            step += 1
+            z = w.reshape(-1, d + 1) @ some.T
+            if slope is None:
+                z = z.reshape(live, k, len(rows)).requires_grad_(True)
+                (grad,) = torch.autograd.grad(loss(z.mT, rows, alpha[:live]).sum(), z)
+            else:
+                grad = slope(margin[rows] + 2 * z, rows, alpha[:live])
+            g = (grad.reshape(-1, len(rows)) @ some).reshape(w.shape) * trained + pull[:live] * (w - begin)
+            (rate, beta1), step = schedule(step, live), step + 1
+            # Adam, each run at its own rate and momentum: torch's own takes longer over groups of runs than this over all numbers.
+            m, v = first[:live].lerp_(g, 1 - beta1), second[:live].mul_(BETA_2).addcmul_(g, g, value=1 - BETA_2)
+            root = v.sqrt().div_(math.sqrt(1 - BETA_2**step)).add_(1e-8)
+            w.sub_(m / root * (rate / (1 - beta1**step)))
         session().progress("training heads", epoch + 1, ranked[0].epochs)
-        if watch is not None and watch(theta[torch.as_tensor(np.argsort(order))]):
+        if watch is not None and watch(whole()[torch.as_tensor(np.argsort(order))]):
             break
     heads: list[Head] = [start] * len(runs)
+    found = whole()
     for place, i in enumerate(order):
-        heads[i] = Head(theta[place, :, :-1].clone(), theta[place, :, -1].clone())
+        heads[i] = Head(found[place, :, :-1].clone(), found[place, :, -1].clone())
     return heads
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.forecast import Seen, probes, ridge_path
 from trueup.measure.calibration import fit_temperature
-from trueup.measure.selective import error_auc
+from trueup.measure.selective import error_auc, error_aucs
 from trueup.run.heads import HeadRun, Loss, train_heads
 from trueup.run.predict import session
 from trueup.subject.subject import Head
@@ -323,13 +323,14 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
     shape = (len(sets), len(ADUE_EPOCHS_GRID))
     best, since = np.full(shape, -np.inf), np.zeros(shape, np.int64)
     heads = [[evidence.head] * shape[1] for _ in sets]
+    among = np.stack([np.isin(np.arange(len(x)), rows) for rows in sets])
 
     def watch(theta: Tensor) -> bool:
-        p = torch.softmax(torch.einsum("nd,rkd->rnk", x, theta), dim=-1)
-        sure = maths.smooth_max(p).double().numpy()
-        for s, rows in enumerate(sets):
-            # Without an error, or a right one, no epoch is better than another.
-            auc = np.nan_to_num([error_auc(one, held.error[rows]) for one in sure[:, rows]], nan=0.5)
+        z = (theta.reshape(-1, x.shape[1]) @ x.T).reshape(len(theta), c, len(x))
+        sure = maths.smooth_max(maths.softmax(z.mT)).numpy()
+        # Without an error, or a right one, no epoch is better than another.
+        aucs = np.nan_to_num(error_aucs(sure, held.error, among), nan=0.5).T
+        for s, auc in enumerate(aucs):
             better = (auc > best[s]) & (since[s] < PATIENCE)
             since[s] = np.where(better, 0, since[s] + (since[s] < PATIENCE))
             best[s] = np.where(better, auc, best[s])
