@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -341,7 +342,7 @@ def logistic(
         q = weight * p * (1 - p)
         if taken >= TAKEN_ANEW:
             shared = (short * q.mean(axis=0).astype(np.float32)[:, None]).T @ short
-            solved = cho_factor(shared + np.diag(penalty.mean(axis=0) + 1e-6 * np.diag(shared)))
+            solved = _factor(shared.astype(np.float64) + np.diag(penalty.mean(axis=0)))
         step, taken = _conjugate(lambda d, q=q: (q * ((d * scale) @ a.T)) @ a * scale + penalty * d, gradient, solved)
         length = np.ones(len(u))
         for _ in range(NEWTON):
@@ -353,6 +354,16 @@ def logistic(
             length[worse] /= 2
         u, m, loss = there, margin, found
     return u
+
+
+def _factor(h: np.ndarray) -> Any:
+    """A Cholesky factor of a matrix near `h`, positive definite but for rounding: with as little more on its diagonal as does."""
+    own = h.diagonal()
+    own = np.maximum(own, 1e-12 * own.max())
+    for damp in (1e-6, 1e-4, 1e-2):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return cho_factor(h + np.diag(damp * own))
+    return cho_factor(np.diag(own))
 
 
 def _conjugate(times: Callable[[np.ndarray], np.ndarray], b: np.ndarray, near: Any) -> tuple[np.ndarray, int]:

@@ -95,6 +95,18 @@ def test_ridge_paths_of_several_sets_are_each_alone_by_the_slow_way(d: int, sens
     assert (max(slopes) == 0) == (sense < 0)
 
 
+def test_a_ridge_path_bears_log_odds_that_hardly_vary():
+    """Beside the intercept they are one column but for float32's rounding, and neither is under the ridge."""
+    rng = np.random.default_rng(0)
+    x, right = rng.normal(size=(200, 4)), rng.random(200) < 0.7
+    for odds in (30 + 1e-3 * rng.normal(size=200), 3e3 + rng.normal(size=200), np.zeros(200)):
+        for path in fc.ridge_paths(x, right, np.ones((1, 200), bool), odds, np.eye(2)[np.arange(200) % 2]):
+            for w, o, s in path:
+                p = expit(x @ w + o[np.arange(200) % 2] + s * odds)
+                assert abs(p.mean() - right.mean()) < 1e-6, "the intercept is free"
+                assert s >= 0
+
+
 def test_a_forecast_learns_what_there_is_to_be_known_and_no_more():
     held, test = drawn(ignored(), 1500), drawn(ignored(), 4000, 1)
     taught = fc.learn(held.seen, held.right, held.cluster, seed=0)

@@ -87,12 +87,14 @@ def ridge_paths(
     """
     (n, d), sets = x.shape, len(kept)
     chosen = np.empty((n, 0)) if chosen is None else chosen
-    c, own = chosen.shape[1], [] if odds is None else [odds[:, None]]
+    # Free of ridge, the log-odds are looked at in units of their own, in which they are no second intercept.
+    middle, spread = (0.0, 1.0) if odds is None else (odds.mean(), odds.std() or 1.0)
+    c, own = chosen.shape[1], [] if odds is None else [(odds[:, None] - middle) / spread]
     origin, scale = x.mean(axis=0), np.sqrt(d)
     unit = (np.stack([x[k].std() for k in kept]) + 1e-12)[:, None] * scale
     a = np.concatenate([(x - origin) / scale, chosen, np.ones((n, 1)), *own], axis=1)
     scales, penalty, at = (np.ones((sets, a.shape[1])) for _ in range(3))
-    scales[:, :d], at[:, : d + c + 1] = scale / unit, 0.0
+    scales[:, :d], at[:, : d + c + 1], at[:, d + c + 1 :] = scale / unit, 0.0, spread
     weight = kept / kept.sum(axis=1, keepdims=True)
     paths: list[list[tuple[Array, Array, float]]] = [[] for _ in kept]
     for ridge in RIDGES:
@@ -107,7 +109,8 @@ def ridge_paths(
         for v, u, path in zip(at, unit, paths, strict=True):
             w = v[:d] / u
             offsets = v[d : d + c] if c else np.zeros(1)
-            path.append((w, offsets + v[d + c] - w @ origin, float(v[-1]) if own else 0.0))
+            slope = float(v[-1]) / spread if own else 0.0
+            path.append((w, offsets + v[d + c] - w @ origin - slope * middle, slope))
     return paths
 
 
