@@ -15,6 +15,7 @@ from trueup.measure.selective import (
     coverage_at_risk,
     eaurc,
     error_auc,
+    error_aucs,
     naurc,
     risk_coverage,
 )
@@ -300,3 +301,19 @@ def test_no_certificate_is_said_plainly():
 def test_refuses(call):
     with pytest.raises(BadInput):
         call()
+
+
+@pytest.mark.parametrize("levels", [2, 10, 10**9])
+def test_error_auc_of_many_rankings_and_sets_is_each_alone(levels: int):
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(0, levels, (7, 90)) / levels
+    confidence[0, :5], confidence[1] = [np.inf, np.inf, -np.inf, -np.inf, np.inf], 0.5
+    error = rng.random(90) < 0.3
+    rows = np.stack([rng.random(90) < 0.7, np.ones(90, bool), np.zeros(90, bool), error, ~error, np.arange(90) < 40])
+    got = error_aucs(confidence, error, rows)
+    slow = [[error_auc(one[some], error[some]) if some.any() else math.nan for some in rows] for one in confidence]
+    assert np.array_equal(got, slow, equal_nan=True)
+    assert np.isnan(got).any(axis=0).tolist() == [False, False, True, True, True, False]
+    with pytest.raises(BadInput):
+        error_aucs(np.full((1, 90), np.nan), error, rows)
+    assert np.isnan(error_aucs(confidence, np.zeros(90, bool), rows)).all()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from trueup.corpus.corpus import Corpus
 from trueup.run import forward
-from trueup.run.concept import gradients
+from trueup.run.concept import gradients, gradients_of
 from trueup.run.predict import hidden_states
 from trueup.subject import tiny
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.recipe import Lora, Prompt, fresh
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Head, Subject, Template
 
 TEXTS = ["the cat sat on the mat", "a good film it was very fine now", "bad", "it was a poor film the dog sat"]
 CORPUS = Corpus(TEXTS, np.array([0, 1, 0, 1]), ("no", "yes"), np.array(["train"] * 4), name="four texts")
@@ -105,3 +107,22 @@ def test_answers_that_are_sums_of_others_cost_no_pass_of_their_own(monkeypatch: 
     for k, times in enumerate((1, -1, 2)):
         assert np.allclose(turned[:, k], times * alone[:, 0], rtol=0, atol=1e-5 * np.abs(alone).max())
     assert not gradients(subject, CORPUS, np.zeros((2, 2))).any()
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_subjects_that_differ_in_the_head_share_a_pass_and_others_do_not(family: str, monkeypatch: pytest.MonkeyPatch):
+    subject, other = subject_of(family, Lora(rank=2)), subject_of(family, Lora(rank=2))
+    head = subject.own_head()
+    turned = replace(subject, head=Head(head.weight.flip(0) * 2 + 0.1, head.bias + 1))
+    alone = [gradients(s, CORPUS, EITHER) for s in (subject, turned)]
+    passes: list[int] = []
+    own = forward.features
+    monkeypatch.setattr(forward, "features", lambda *a, **k: passes.append(1) or own(*a, **k))
+    gradients(subject, CORPUS, EITHER)
+    one = len(passes)
+    for got, slow in zip(gradients_of([subject, turned], CORPUS, EITHER), alone, strict=True):
+        assert np.allclose(got, slow, rtol=0, atol=1e-6 * np.abs(slow).max())
+    assert len(passes) == 2 * one
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3 * np.abs(alone[0]).max(), "the control: the head tells"
+    gradients_of([subject, other], CORPUS, EITHER)
+    assert len(passes) == 4 * one

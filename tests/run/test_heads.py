@@ -178,3 +178,37 @@ def test_training_lowers_the_loss_and_tells_of_its_progress():
         (head,) = grid((HeadRun(1e-2, 20, 0.0, 0.0),))
     assert value(head) < value(start) - 0.01
     assert told == [("training heads", i + 1, 20) for i in range(20)]
+
+
+class Two:
+    """A loss that of two classes sees their margin alone, with its derivative."""
+
+    def __init__(self) -> None:
+        _, _, self.error, self.anchor = data()
+
+    def __call__(self, z: torch.Tensor, rows: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        p = z.softmax(-1)[..., 1]
+        return ((p - self.error[rows]).square() + alpha[:, None] * (p - self.anchor[rows]).square()).mean(-1)
+
+    def slope(self, margin: torch.Tensor, rows: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        p = margin.sigmoid()
+        off = 2 * (p - self.error[rows]) + 2 * alpha[:, None] * (p - self.anchor[rows])
+        return off * p * (1 - p) / len(rows)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_one_row_for_two_classes_is_both(biased: bool):
+    x, start, _, _ = data()
+    start, two = Head(start.weight[:2], start.bias[:2]), Two()
+    seen: list[list[torch.Tensor]] = [[], []]
+    fast, slow = (
+        train_heads(x, start, loss, RUNS, biased=biased, watch=lambda t, of=of: bool(of.append(t.clone())))
+        for loss, of in zip((two, lambda *given: two(*given)), seen, strict=True)
+    )
+    for run, a, b in zip(RUNS, fast, slow, strict=True):
+        assert apart(a, b) <= 1e-6, run
+        assert apart(a, start) > 2e-5
+        assert biased or torch.equal(a.bias, start.bias)
+    assert len(seen[0]) == 7
+    for a, b in zip(*seen, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from trueup.corpus.corpus import Corpus
-from trueup.run.heads import fit_head, fit_heads, warm_start
+from trueup.run.heads import fit_head, fit_heads, fit_sparse, warm_start
 from trueup.run.predict import predict
 from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.subject import Subject
@@ -266,3 +266,48 @@ def test_heads_fitted_together_with_more_features_than_rows_and_classes_apart():
             exact = directly(x[k], label[k], strength=strength, solver="newton-cholesky", tol=1e-12)
             ours = deciding(logits_of(x[k], head, None))
             np.testing.assert_allclose(ours, exact, atol=1e-6 * np.abs(exact).max(), rtol=0)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("parted", [False, True])
+def test_sparse_heads_along_their_strengths_are_liblinears(biased: bool, parted: bool):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(90, 150)) @ rng.normal(size=(150, 150)) + (5 if biased else 0)
+    score = x[:, 0] - x[:, 0].mean() + 0.5 * x[:, 1]
+    label = (score + (0 if parted else 1) * rng.normal(size=90) * score.std() > score.mean()).astype(int)
+    strengths = (1e-4, 0.03, 0.1, 0.3, 1.0)
+    unit = x.std(axis=0) + 1e-6
+    z = np.concatenate([(x - x.mean(axis=0) * biased) / unit, np.ones((90, int(biased)))], axis=1)
+    l1: dict[str, Any] = {"penalty": "l1"} if LogisticRegression().l1_ratio is None else {"l1_ratio": 1.0}
+    zeros = []
+    for strength, (w, b) in zip(strengths, fit_sparse(x, label + 1, 4, strengths, biased=biased), strict=True):
+        assert (w[[0, 3]] == 0).all()
+        assert (b[[0, 3]] == -30.0 * biased).all()
+        u = (w[2] - w[1]) * unit
+        u = np.append(u, b[2] - b[1] + (w[2] - w[1]) @ x.mean(axis=0)) if biased else u
+        exact = LogisticRegression(
+            C=strength, fit_intercept=False, solver="liblinear", tol=1e-9, max_iter=100_000, random_state=0, **l1
+        ).fit(z, label).coef_[0]  # fmt: skip
+        np.testing.assert_allclose(z @ u, z @ exact, atol=1e-4 * max(1.0, np.abs(z @ exact).max()), rtol=0)
+
+        def loss(v: np.ndarray, strength: float = strength) -> float:
+            return float(strength * np.logaddexp(0, np.where(label == 1, -1, 1) * (z @ v)).sum() + np.abs(v).sum())
+
+        assert loss(u) <= loss(exact) * (1 + 1e-9)
+        # And as it was called before, whose end is a little before the minimum.
+        slow = fit_head(x, label + 1, 4, strength=strength, biased=biased, sparse=True)
+        theirs = deciding((x @ slow[0].T + slow[1])[:, 1:3])
+        np.testing.assert_allclose(z @ u, theirs, atol=2e-2 * max(1.0, np.abs(theirs).max()), rtol=0)
+        zeros.append(int((np.abs(u) < 1e-12).sum()))
+        (alone,) = fit_sparse(x, label + 1, 4, [strength], biased=biased)
+        np.testing.assert_allclose(alone[0], w, atol=1e-7 * np.abs(w).max() + 1e-12)
+    assert zeros == sorted(zeros, reverse=True)
+    assert zeros[0] > zeros[-1] > 0, "the control: sparser where the data weigh less"
+
+
+def test_sparse_heads_of_three_classes_are_each_alone():
+    x, label, _ = data()
+    for strength, (w, b) in zip((0.03, 0.3), fit_sparse(x, label, 3, (0.03, 0.3)), strict=True):
+        slow = fit_head(x, label, 3, strength=strength, sparse=True)
+        assert np.array_equal(w, slow[0])
+        assert np.array_equal(b, slow[1])

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr
 
 from trueup.errors import BadInput
@@ -72,6 +72,32 @@ def error_auc(confidence: ArrayLike, error: ArrayLike, *, weight: ArrayLike | No
         return math.nan
     above = np.cumsum(right) - right / 2
     return float(errors @ above / pairs)
+
+
+def error_aucs(confidence: NDArray, error: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Floats:
+    """(R, S) `error_auc` of each of R rankings `confidence` (R, n) among each of S sets of examples, `rows` (S, n) bool.
+
+    Each ranking is sorted once for all sets. Unit: as `error_auc`; nan where a set has no errors, or only errors.
+    """
+    if np.isnan(confidence).any():
+        raise BadInput("confidence has nan, which cannot be ranked; drop these examples or give them a finite score.")
+    runs, n = confidence.shape
+    order = np.argsort(-confidence, axis=1)
+    ranked = np.take_along_axis(confidence, order, axis=1)
+    # Where the examples that tie with one begin and end, as places in all rankings one after the other; asked of errors alone.
+    new = np.concatenate([np.ones((runs, 1), bool), ranked[:, 1:] != ranked[:, :-1]], axis=1)
+    errors = np.flatnonzero(error[order]).reshape(runs, -1)
+    first, tied = np.append(np.flatnonzero(new), runs * n), np.cumsum(new)[errors]
+    begin, end = first[tied - 1], first[tied]
+    found = np.full((runs, len(rows)), math.nan)
+    for s, some in enumerate(rows):
+        if not (some & error).any() or not (some & ~error).any():
+            continue
+        right = np.concatenate([[0], np.cumsum((some & ~error)[order])])
+        above = right[begin] + right[end] - 2 * right[np.arange(0, runs * n, n), None]
+        pairs = 2 * (some & error).sum() * (some & ~error).sum()
+        found[:, s] = (above * some[order.ravel()[errors]]).sum(axis=1) / pairs
+    return found
 
 
 def risk_coverage(confidence: ArrayLike, error: ArrayLike, *, weight: ArrayLike | None = None) -> RiskCoverage:

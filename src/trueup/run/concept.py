@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,11 +15,19 @@ from trueup.subject.subject import Subject
 
 
 def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarray:
-    """(n, K, layers + 1, d) float32: the derivatives of K answers by the state of each layer, in logits a unit of the state.
+    """`gradients_of` one subject."""
+    return gradients_of([subject], corpus, answers)[0]
+
+
+def gradients_of(subjects: Sequence[Subject], corpus: Corpus, answers: np.ndarray) -> list[np.ndarray]:
+    """For each of `subjects` (n, K, layers + 1, d) float32: the derivatives of K answers by the state of each layer, in logits a
+    unit of the state.
 
     Times a direction it is how the answer moves, to first order, when what is read of a layer moves along it
     (`predict.hidden_states`, embeddings first): every token of the text at once, or the last one of a causal model. Where a
     classifier's last linear layer reads just that state, the answer is linear in it, and that is the whole effect.
+
+    Subjects of one live model differ in their heads alone, and share one forward pass.
 
     Args:
         answers: (K, C) what is summed over the class logits.
@@ -25,6 +35,9 @@ def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarr
     Raises:
         Unavailable: one example does not fit in memory.
     """
+    subject = subjects[0]
+    if any(s.model is not subject.model for s in subjects):
+        return [gradients(s, corpus, answers) for s in subjects]
     # Derivatives are linear in the answers, and each costs a backward pass: answers that are sums of others need none of their own.
     u, size, v = np.linalg.svd(np.asarray(answers, np.float64), full_matrices=False)
     apart = size >= 1e-12 * size.max()
@@ -35,20 +48,20 @@ def gradients(subject: Subject, corpus: Corpus, answers: np.ndarray) -> np.ndarr
         with torch.enable_grad():
             # The base is frozen: gradients begin at the first layer's input.
             with forward.entering(subject, lambda h, k: h if k else h.detach().requires_grad_(True)) as states:
-                logits = forward.logits(subject, batch)
-            z = logits[:, : wanted.shape[1]].float()
-            last = len(wanted) - 1
-            each = [torch.autograd.grad((z @ w).sum(), states, retain_graph=k < last) for k, w in enumerate(wanted)]
+                x = forward.features(subject, batch)
+            z = [forward.reader(s)(x)[:, : wanted.shape[1]].float() for s in subjects]
+            said = [(of @ w).sum() for of in z for w in wanted]
+            each = [torch.autograd.grad(s, states, retain_graph=k < len(said) - 1) for k, s in enumerate(said)]
         ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
         moved = torch.stack([forward.pooled(subject, gs, ids, mask) for gs in each], dim=1).float()
-        moved = torch.einsum("kr,brld->bkld", mixed, moved)
+        moved = torch.einsum("kr,bsrld->sbkld", mixed, moved.unflatten(1, (len(subjects), len(wanted))))
         # A text is read as its tokens' mean, and moves with every one of them.
-        return moved if subject.anatomy.causal else moved * mask.sum(dim=1)[:, None, None, None]
+        return moved if subject.anatomy.causal else moved * mask.sum(dim=1)[None, :, None, None, None]
 
     found: np.ndarray | None = None
     # A backward pass keeps every layer's activations: an eighth of the tokens of a forward pass.
     for take, got in in_batches(subject, rows_of(subject, corpus), read, "use by layer", tokens=TOKENS // 8):
-        found = np.empty((len(corpus), *got.shape[1:]), np.float32) if found is None else found
-        found[take] = got.cpu().numpy()
+        found = np.empty((len(got), len(corpus), *got.shape[2:]), np.float32) if found is None else found
+        found[:, take] = got.cpu().numpy()
     assert found is not None
-    return found
+    return list(found)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,8 +19,25 @@ from trueup.run.predict import predict, session
 from trueup.subject.subject import Head, Subject
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-NEWTON, TAKEN_ANEW = 50, 8
-"""Most steps of `_logistic`, and products of a step from which the shared Hessian is taken anew."""
+
+
+@runtime_checkable
+class Margined(Protocol):
+    """A `Loss` that of two classes sees their margin alone, and knows its derivative."""
+
+    def __call__(self, z: Tensor, rows: Tensor, alpha: Tensor, /) -> Tensor:
+        """As any `Loss`."""
+        ...
+
+    def slope(self, margin: Tensor, rows: Tensor, alpha: Tensor) -> Tensor:
+        """(runs, b) margins z_1 - z_0, (b,) rows, (runs,) alpha -> (runs, b) derivatives of the runs' losses."""
+        ...
+
+
+BETA_2 = 0.999
+"""Adam's second decay, torch's default."""
+NEWTON, TAKEN_ANEW, SPARSE_NEWTON = 50, 8, 300
+"""Most steps of `logistic`, products of a step from which the shared Hessian is taken anew, and most steps of `_lasso`."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +60,42 @@ def train_heads(
     the same batches; a run with fewer epochs ends earlier. The result is that of training each run alone, up to
     rounding (held by a test against ``torch.optim.Adam`` and ``OneCycleLR``).
 
+    Two classes under a `Margined` loss have opposite gradients, and Adam makes opposite steps of them: one row is trained, the
+    change of the second class's, and the first's is its negative.
+
     Args:
         loss: (runs, b, K) logits, (b,) rows, (runs,) alpha -> (runs,) losses. The L2-SP term is added here.
         biased: whether the bias is trained too; a family whose head has none keeps it at its start.
         watch: shown the heads (runs, K, d + 1) after each epoch, biases last, in the runs' order; training ends where it
             returns True.
     """
-    # Runs of one rate and length share a schedule, and stand together; the longest first, so that those still training do.
-    order = sorted(range(len(runs)), key=lambda i: (-runs[i].epochs, runs[i].lr))
+    # The longest first, so that those still training stand together.
+    order = sorted(range(len(runs)), key=lambda i: -runs[i].epochs)
     ranked = [runs[i] for i in order]
     n, d, k = *x.shape, len(start.weight)
     per_epoch = math.ceil(n / batch)
     theta0 = torch.cat([start.weight.float().cpu(), start.bias.float().cpu()[:, None]], dim=1)
-    theta = theta0.expand(len(ranked), k, d + 1).clone()
+    slope = loss.slope if k == 2 and isinstance(loss, Margined) else None
+    begin = theta0 if slope is None else torch.zeros(1, d + 1)
+    theta = begin.expand(len(ranked), *begin.shape).clone()
+
+    def whole() -> Tensor:
+        return theta if slope is None else theta0 + torch.cat([-theta, theta], dim=1)
+
     alpha, beta = torch.tensor([r.alpha for r in ranked]), torch.tensor([r.beta for r in ranked])
     trained = torch.ones(d + 1)
     trained[-1] = float(biased)
     pull = 2 * beta[:, None, None] * trained
-    groups = [list(of) for _, of in itertools.groupby(range(len(ranked)), lambda i: (ranked[i].epochs, ranked[i].lr))]
-    parts = [slice(g[0], g[-1] + 1) for g in groups]
-    adam = torch.optim.Adam([{"params": [theta[part]]} for part in parts], fused=True)
+    first, second = torch.zeros_like(theta), torch.zeros_like(theta)
     rng, step = np.random.default_rng(np.random.SeedSequence([seed, 3])), 0
     ones = torch.cat([torch.as_tensor(x, dtype=torch.float32), torch.ones(n, 1)], dim=1)
+    margin = ones @ (theta0[-1] - theta0[0])
+
+    def schedule(step: int, live: int) -> tuple[Tensor, Tensor]:
+        known = {(r.epochs, r.lr): _one_cycle(step, r.epochs * per_epoch, r.lr) for r in ranked[:live]}
+        each = torch.tensor([known[r.epochs, r.lr] for r in ranked[:live]])
+        return each[:, 0, None, None], each[:, 1, None, None]
+
     for epoch in range(ranked[0].epochs):
         live = sum(r.epochs > epoch for r in ranked)
         perm = torch.as_tensor(rng.permutation(n))
@@ -72,25 +103,25 @@ def train_heads(
             rows = perm[at : at + batch]
             some, w = ones[rows], theta[:live]
             # Examples last in memory: torch is slow along a short last axis.
-            z = (w.reshape(live * k, d + 1) @ some.T).reshape(live, k, len(rows)).requires_grad_(True)
-            (grad,) = torch.autograd.grad(loss(z.mT, rows, alpha[:live]).sum(), z)
-            g = (grad.reshape(live * k, len(rows)) @ some).reshape(w.shape) * trained + pull[:live] * (w - theta0)
-            for group, part in zip(adam.param_groups, parts, strict=True):
-                if part.start >= live:
-                    group["params"][0].grad = None
-                    continue
-                group["params"][0].grad = g[part]
-                r = ranked[part.start]
-                group["lr"], beta1 = _one_cycle(step, r.epochs * per_epoch, r.lr)
-                group["betas"] = beta1, 0.999
-            adam.step()
-            step += 1
+            z = w.reshape(-1, d + 1) @ some.T
+            if slope is None:
+                z = z.reshape(live, k, len(rows)).requires_grad_(True)
+                (grad,) = torch.autograd.grad(loss(z.mT, rows, alpha[:live]).sum(), z)
+            else:
+                grad = slope(margin[rows] + 2 * z, rows, alpha[:live])
+            g = (grad.reshape(-1, len(rows)) @ some).reshape(w.shape) * trained + pull[:live] * (w - begin)
+            (rate, beta1), step = schedule(step, live), step + 1
+            # Adam, each run at its own rate and momentum: torch's own takes longer over groups of runs than this over all numbers.
+            m, v = first[:live].lerp_(g, 1 - beta1), second[:live].mul_(BETA_2).addcmul_(g, g, value=1 - BETA_2)
+            root = v.sqrt().div_(math.sqrt(1 - BETA_2**step)).add_(1e-8)
+            w.sub_(m / root * (rate / (1 - beta1**step)))
         session().progress("training heads", epoch + 1, ranked[0].epochs)
-        if watch is not None and watch(theta[torch.as_tensor(np.argsort(order))]):
+        if watch is not None and watch(whole()[torch.as_tensor(np.argsort(order))]):
             break
     heads: list[Head] = [start] * len(runs)
+    found = whole()
     for place, i in enumerate(order):
-        heads[i] = Head(theta[place, :, :-1].clone(), theta[place, :, -1].clone())
+        heads[i] = Head(found[place, :, :-1].clone(), found[place, :, -1].clone())
     return heads
 
 
@@ -151,6 +182,83 @@ def fit_head(
     return w, b, e
 
 
+def fit_sparse(
+    x: np.ndarray, label: np.ndarray, classes: int, strengths: Sequence[float], *, biased: bool = True
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weight and bias of the sparse `fit_head` at each of `strengths`, weakest first.
+
+    Between two classes each fit starts where the one before it ended, and goes further towards the minimum than liblinear does,
+    whose penalty on the intercept it has as well.
+    """
+    if len(np.unique(label)) != 2:
+        return [fit_head(x, label, classes, strength=s, biased=biased, sparse=True)[:2] for s in strengths]
+    present, hit = np.unique(label, return_inverse=True)
+    centre, spread = x.mean(axis=0) * biased, x.std(axis=0) + 1e-6
+    columns = [((x - centre) / spread).T, np.ones((int(biased), len(x)))]
+    a, u = np.concatenate(columns), np.zeros(x.shape[1] + biased)
+    heads = []
+    for strength in strengths:
+        u, found = _lasso(a, hit, strength, u)
+        if not found:
+            heads.append(fit_head(x, label, classes, strength=strength, biased=biased, sparse=True)[:2])
+            continue
+        w, b = np.zeros((classes, x.shape[1])), np.full(classes, -30.0 * biased)
+        w[present] = np.outer([-0.5, 0.5], u[: x.shape[1]] / spread)
+        b[present] = (np.array([-0.5, 0.5]) * u[-1] - w[present] @ centre) if biased else 0.0
+        heads.append((w, b))
+    return heads
+
+
+def _lasso(a: np.ndarray, hit: np.ndarray, strength: float, u: np.ndarray) -> tuple[np.ndarray, bool]:
+    """(p,) the minimum of |u|_1 + strength sum_i nll(hit_i; (u a)_i) for `a` (p, n), from a start `u`; and whether it was reached.
+
+    Newton's method within the orthant of `u`: a step ends at 0 what would change its sign, and takes from 0 what the gradient says
+    most clearly, and only that way. A step that does not lower the loss is halved.
+    """
+
+    def nll(m: np.ndarray) -> float:
+        return strength * float(np.logaddexp(0, m).sum() - m @ hit)
+
+    m = u @ a
+    loss = nll(m) + np.abs(u).sum()
+    for _ in range(SPARSE_NEWTON):
+        p = expit(m)
+        gradient = strength * (a @ (p - hit))
+        out = u == 0
+        sign = np.where(out, -np.sign(gradient), np.sign(u))
+        # How far each is from where it would stay.
+        off = np.where(out, np.maximum(np.abs(gradient) - 1, 0), np.abs(gradient + sign))
+        if off.max() < 1e-9 * max(1.0, strength * len(hit)):
+            return u, True
+        on = np.flatnonzero(~out | (off > off[out].max(initial=0) / 2))
+        rows, own, way, slope = a[on], u[on], sign[on], (gradient + sign)[on]
+        root = rows * np.sqrt(strength * p * (1 - p))
+        hessian = root @ root.T
+        hessian[np.diag_indices(len(on))] += 1e-10 * (1 + hessian.diagonal())
+        step, kept = np.zeros(len(on)), np.ones(len(on), bool)
+        while True:
+            step[kept] = -cho_solve(cho_factor(hessian[np.ix_(kept, kept)], check_finite=False), slope[kept])
+            back = kept & (own == 0) & (step * way < 0)
+            if not back.any():
+                break
+            kept &= ~back
+            step[back] = 0
+        length = 1.0
+        while True:
+            there = own + length * step
+            there[there * way < 0] = 0
+            margin = there @ rows
+            found = nll(margin) + np.abs(there).sum()
+            if found <= loss + 1e-4 * slope @ (there - own) + 1e-13 * abs(loss):
+                break
+            length /= 2
+            if length < 1e-10:
+                return u, False
+        u = u.copy()
+        u[on], m, loss = there, margin, found
+    return u, False
+
+
 def fit_heads(
     x: np.ndarray,
     label: np.ndarray,
@@ -192,7 +300,7 @@ def fit_heads(
     if biased:
         penalty[:, -1] = 0.0
     counted = rows if weight is None else rows * weight
-    found = _logistic(np.concatenate(columns, axis=1), label == present[1], counted, scale, penalty)
+    found = logistic(np.concatenate(columns, axis=1), label == present[1], counted, scale, penalty)
     d = x.shape[1]
     heads = []
     for u, own in zip(found, spread, strict=True):
@@ -204,14 +312,22 @@ def fit_heads(
     return heads
 
 
-def _logistic(a: np.ndarray, hit: np.ndarray, weight: np.ndarray, scale: np.ndarray, penalty: np.ndarray) -> np.ndarray:
-    """(F, p) the minima u of sum_i weight_fi nll(hit_i; a_i . (scale_f u)) + penalty_f . u^2 / 2, for each f.
+def logistic(
+    a: np.ndarray,
+    hit: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray,
+    penalty: np.ndarray,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """(F, p) the minima u of sum_i weight_fi nll(hit_i; a_i . (scale_f u)) + penalty_f . u^2 / 2, for each f, looked for from
+    `start` (F, p) or 0.
 
     Newton's method; its systems are solved together by conjugate gradients, which the Hessian of their mean weights, taken now
     and then, makes short. A step that raises a loss is halved.
     """
     y, total = hit.astype(np.float64), weight.sum(axis=1)
-    u, short = np.zeros(scale.shape), a.astype(np.float32)
+    u, short = np.zeros(scale.shape) if start is None else start, a.astype(np.float32)
 
     def at(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         m = (u * scale) @ a.T
@@ -226,7 +342,7 @@ def _logistic(a: np.ndarray, hit: np.ndarray, weight: np.ndarray, scale: np.ndar
         q = weight * p * (1 - p)
         if taken >= TAKEN_ANEW:
             shared = (short * q.mean(axis=0).astype(np.float32)[:, None]).T @ short
-            solved = cho_factor(shared + np.diag(penalty.mean(axis=0) + 1e-6 * np.diag(shared)))
+            solved = _factor(shared.astype(np.float64) + np.diag(penalty.mean(axis=0)))
         step, taken = _conjugate(lambda d, q=q: (q * ((d * scale) @ a.T)) @ a * scale + penalty * d, gradient, solved)
         length = np.ones(len(u))
         for _ in range(NEWTON):
@@ -238,6 +354,16 @@ def _logistic(a: np.ndarray, hit: np.ndarray, weight: np.ndarray, scale: np.ndar
             length[worse] /= 2
         u, m, loss = there, margin, found
     return u
+
+
+def _factor(h: np.ndarray) -> Any:
+    """A Cholesky factor of a matrix near `h`, positive definite but for rounding: with as little more on its diagonal as does."""
+    own = h.diagonal()
+    own = np.maximum(own, 1e-12 * own.max())
+    for damp in (1e-6, 1e-4, 1e-2):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return cho_factor(h + np.diag(damp * own))
+    return cho_factor(np.diag(own))
 
 
 def _conjugate(times: Callable[[np.ndarray], np.ndarray], b: np.ndarray, near: Any) -> tuple[np.ndarray, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -157,12 +157,9 @@ def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
         states, x = forward.states_and_features(subject, batch)
         return torch.cat([states.flatten(1).float(), x.float()], dim=1)
 
-    ids = rows_of(subject, corpus)
-    got = collect_rows(subject, ids, read, "hidden states and features", head=False)
-    width = forward.live_head(subject).weight.shape[1]
-    if memo := session().memory(subject):
-        order = _in_order(ids)
-        memo.put(memo_key(subject, [ids[i] for i in order], FEATURES, head=False), {"rows": got[order, -width:]})
+    ids, width = rows_of(subject, corpus), forward.live_head(subject).weight.shape[1]
+    stage = "hidden states and features"
+    got = collect_rows(subject, ids, read, stage, head=False, parts={FEATURES: slice(-width, None)})
     return got[:, :-width].reshape(len(ids), len(layers_of(subject)) + 1, -1)
 
 
@@ -175,17 +172,20 @@ def collect(
 
 def collect_rows(
     subject: Subject, ids: list[forward.Row], read: Callable[[Subject, forward.Batch], Tensor], stage: str, *,
-    head: bool = True,
+    head: bool = True, parts: Mapping[str, slice] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """`read` over rows of tokens: one float32 row each, in their order.
 
-    `head` False: `read` sees nothing of the last linear layer, so what is remembered serves a repair of that layer too.
+    `head` False: `read` sees nothing of the last linear layer, so what is remembered serves a repair of that layer too. `parts` of
+    a pass's rows are remembered by themselves as well, each as its stage's.
     """
     memo = session().memory(subject)
     # By length and contents: what is remembered serves the same rows in any order, and says the same of them to the last bit.
     order = _in_order(ids)
     ids, place = [ids[i] for i in order], np.argsort(order)
-    key = memo_key(subject, ids, stage, head=head) if memo else ""
+    # The state is told once, before the pass: so is what the pass is remembered under.
+    state = state_of(subject, head=head) if memo else ""
+    key = memo_key(subject, ids, stage, state=state) if memo else ""
     if memo and (known := memo.get(key)) is not None:
         return known["rows"][place]
     rows: np.ndarray | None = None
@@ -198,6 +198,8 @@ def collect_rows(
     assert rows is not None
     if memo:
         memo.put(key, {"rows": rows})
+        for part, columns in (parts or {}).items():
+            memo.put(memo_key(subject, ids, part, state=state), {"rows": rows[:, columns]})
     return rows[place]
 
 
@@ -334,10 +336,16 @@ def _fitting(order: list[int], ids: list[forward.Row], start: int, budget: int) 
     return order[start:stop]
 
 
-def memo_key(subject: Subject, ids: list[forward.Row], stage: str, *, head: bool = True) -> str:
+def state_of(subject: Subject, *, head: bool = True) -> str:
+    """What a pass depends on of the subject: all of it, or all but its last linear layer."""
+    return subject.fingerprint if head else body_fingerprint(subject)
+
+
+def memo_key(subject: Subject, ids: list[forward.Row], stage: str, *, state: str | None = None) -> str:
+    """Under which a pass over rows of tokens is remembered. None is the `state_of` the whole subject."""
     what: list[Any] = [
         stage,
-        subject.fingerprint if head else body_fingerprint(subject),
+        state_of(subject) if state is None else state,
         VERSIONS,
         ids,
         [r.segments for r in ids],

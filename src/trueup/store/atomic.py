@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -33,11 +33,22 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         BadInput: the folder is missing, or the file cannot be written there.
     """
+    with new_file(path) as f:
+        f.write(data)
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yield a file to write to; at a clean exit it replaces the one at `path`. The parent folder must exist.
+
+    Raises:
+        BadInput: the folder is missing, or the file cannot be written there.
+    """
     path = Path(path)
     temporary = _beside(path)
     try:
         with open(temporary, "wb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import sys
 import zipfile
@@ -64,17 +63,16 @@ class Memo:
         Raises:
             TypeError: an array holds Python objects, which would need a pickle.
         """
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as z:
-            for name, array in arrays.items():
-                array = np.asanyarray(array)
-                if array.dtype.hasobject:
-                    raise TypeError(f"Array '{name}' holds Python objects; convert it to numbers or fixed-width text.")
-                with z.open(f"{name}.npy", "w", force_zip64=True) as f:
-                    np.lib.format.write_array(f, array, allow_pickle=False)
+        for name, array in arrays.items():
+            if np.asanyarray(array).dtype.hasobject:
+                raise TypeError(f"Array '{name}' holds Python objects; convert it to numbers or fixed-width text.")
         try:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-            atomic.write_bytes(self._file(key), buffer.getvalue())
+            # Straight to the file: what is kept may be as large as memory bears.
+            with atomic.new_file(self._file(key)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as z:
+                for name, array in arrays.items():
+                    with z.open(f"{name}.npy", "w", force_zip64=True) as f:
+                        np.lib.format.write_array(f, np.asanyarray(array), allow_pickle=False)
         except (OSError, BadInput):
             return False
         return True

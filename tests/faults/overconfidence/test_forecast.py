@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
@@ -42,14 +43,68 @@ def test_the_ridge_path_is_scikit_learns():
     right = rng.random(n) < expit(0.7 * odds + x[:, 0] - 0.5 * (predicted == 1))
     unit = x.std() * np.sqrt(d)
     theirs_x = np.concatenate([(x - x.mean(axis=0)) / unit, np.eye(c)[predicted], 1e3 * odds[:, None]], axis=1)
-    for ridge, (weight, offsets, slope) in zip(
-        fc.RIDGES, fc.ridge_path(x, right, odds, np.eye(c)[predicted]), strict=True
-    ):
+    (path,) = fc.ridge_paths(x, right, np.ones((1, n), bool), odds, np.eye(c)[predicted])
+    for ridge, (weight, offsets, slope) in zip(fc.RIDGES, path, strict=True):
         fit = LogisticRegression(C=1 / (ridge * n), tol=1e-10, max_iter=20_000).fit(theirs_x, right)
         theirs = fit.predict_proba(theirs_x)[:, 1]
         np.testing.assert_allclose(expit(x @ weight + offsets[predicted] + slope * odds), theirs, atol=3e-3)
         if ridge == fc.RIDGES[0]:
             assert np.abs(theirs - expit(odds)).max() > 0.05, "the control: the fit does something"
+
+
+def slow_path(x, right, odds, chosen):
+    """One set of rows, one ridge after the other, by scipy's L-BFGS under the bound."""
+    (n, d), c, y = x.shape, chosen.shape[1], right.astype(float)
+    mean, unit = x.mean(axis=0), (x.std() + 1e-12) * np.sqrt(d)
+    s = np.concatenate([(x - mean) / unit, chosen], axis=1)
+    at = np.append(np.zeros(d + c + 1), 1.0)
+    for ridge in fc.RIDGES:
+
+        def loss(v, ridge=ridge):
+            w, b, a = v[:-2], v[-2], v[-1]
+            t = s @ w + b + a * odds
+            r = (expit(t) - y) / n
+            value = np.mean(np.logaddexp(0, t) - y * t) + ridge * (w @ w) / 2
+            return value, np.concatenate([s.T @ r + ridge * w, [r.sum(), r @ odds]])
+
+        bounds = [(None, None)] * (d + c + 1) + [(0.0, None)]
+        at = minimize(loss, at, jac=True, method="L-BFGS-B", bounds=bounds, options=maths.TO_THE_END).x
+        weight = at[:d] / unit
+        yield weight, at[d : d + c] + at[-2] - weight @ mean, at[-1]
+
+
+@pytest.mark.parametrize("sense", [1.0, -1.0])
+@pytest.mark.parametrize("d", [5, 300])
+def test_ridge_paths_of_several_sets_are_each_alone_by_the_slow_way(d: int, sense: float):
+    """More features than rows as well, and log-odds that go the wrong way: their slope stays at 0."""
+    rng = np.random.default_rng(1)
+    n, c = 240, 3
+    x, odds, predicted = rng.normal(size=(n, d)) + 2, np.abs(rng.normal(size=n)), rng.integers(0, c, n)
+    right = rng.random(n) < expit(0.8 * sense * odds + x[:, 0] - 2 - 0.5 * (predicted == 1))
+    kept = np.concatenate([np.arange(3)[:, None] != rng.integers(0, 3, n), np.ones((1, n), bool)])
+    chosen = np.eye(c)[predicted]
+    slopes = []
+    for k, path in zip(kept, fc.ridge_paths(x, right, kept, odds, chosen), strict=True):
+        slow = slow_path(x[k], right[k], odds[k], chosen[k])
+        for (w, o, s), (weight, offsets, slope) in zip(path, slow, strict=True):
+            theirs = expit(x @ weight + offsets[predicted] + slope * odds)
+            np.testing.assert_allclose(expit(x @ w + o[predicted] + s * odds), theirs, atol=3e-6)
+            assert s == 0 or s == pytest.approx(slope, abs=1e-4)
+            slopes.append(s)
+    assert (min(slopes) > 0.1) == (sense > 0)
+    assert (max(slopes) == 0) == (sense < 0)
+
+
+def test_a_ridge_path_bears_log_odds_that_hardly_vary():
+    """Beside the intercept they are one column but for float32's rounding, and neither is under the ridge."""
+    rng = np.random.default_rng(0)
+    x, right = rng.normal(size=(200, 4)), rng.random(200) < 0.7
+    for odds in (30 + 1e-3 * rng.normal(size=200), 3e3 + rng.normal(size=200), np.zeros(200)):
+        for path in fc.ridge_paths(x, right, np.ones((1, 200), bool), odds, np.eye(2)[np.arange(200) % 2]):
+            for w, o, s in path:
+                p = expit(x @ w + o[np.arange(200) % 2] + s * odds)
+                assert abs(p.mean() - right.mean()) < 1e-6, "the intercept is free"
+                assert s >= 0
 
 
 def test_a_forecast_learns_what_there_is_to_be_known_and_no_more():

@@ -143,6 +143,33 @@ def test_objective_is_bce_and_the_pull_to_the_anchor():
         assert float(got[0]) != pytest.approx(float(got[1]), rel=1e-3)
 
 
+@pytest.mark.parametrize("clamped", [False, True])
+@pytest.mark.parametrize("u", UNCERTAINTIES.values(), ids=UNCERTAINTIES)
+def test_slopes_of_two_classes_are_the_gradients_in_closed_form(u: M.Uncertainty, clamped: bool):
+    rng = np.random.default_rng(0)
+    far = [rng.normal(size=200) * scale for scale in (1e-2, 1.0, 6.0, 20.0)]
+    margin = torch.as_tensor(np.concatenate([*far, [0.0, 80.0, -80.0]]))
+    n = len(margin)
+    error, anchor = torch.as_tensor((rng.random(n) < 0.5).astype(float)), torch.as_tensor(rng.random(n))
+    rows, alpha = torch.as_tensor(rng.permutation(n)), torch.tensor([0.0, 0.3], dtype=torch.float64)
+    objective = M.Objective(M.clamped(u) if clamped else u, error, anchor)
+    z = torch.stack([0 * margin, margin], dim=-1).expand(2, n, 2).clone().requires_grad_(True)
+    (slow,) = torch.autograd.grad(objective(z, rows, alpha).sum(), z)
+    got = objective.slope(margin.expand(2, n), rows, alpha)
+    torch.testing.assert_close(got, slow[..., 1], rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(got, -slow[..., 0], rtol=1e-8, atol=1e-12)
+    short = M.Objective(objective.uncertainty, error.float(), anchor.float()).slope(
+        margin.float().expand(2, n), rows, alpha.float()
+    )
+    # In float32 but where U or 1 - U is rounding, which only the clamp reads.
+    near = (margin.abs() < 10) & (margin.abs() > 0.1) if clamped else margin.abs() < 1e9
+    torch.testing.assert_close(short[:, near].double(), got[:, near], rtol=2e-3, atol=1e-6)
+    wild = torch.tensor([[0.0, 1e4, -1e4, 120.0]]).float()
+    for e in (0.0, 1.0):
+        some = M.Objective(objective.uncertainty, torch.full((4,), e), torch.zeros(4))
+        assert bool(torch.isfinite(some.slope(wild, torch.arange(4), torch.tensor([0.1]))).all())
+
+
 @pytest.mark.parametrize("u", UNCERTAINTIES.values(), ids=UNCERTAINTIES)
 @pytest.mark.parametrize("c", [2, 3, 20])
 def test_the_loss_and_its_gradient_are_finite_everywhere(u: M.Uncertainty, c: int):

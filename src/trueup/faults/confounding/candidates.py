@@ -23,7 +23,7 @@ from trueup.faults.confounding.maths import Basis, PromptVector
 from trueup.faults.confounding.mixes import Mixes, columns, judges
 from trueup.measure import lean, shift
 from trueup.measure.folds import folds
-from trueup.run.heads import fit_head, fit_heads, warm_start
+from trueup.run.heads import fit_heads, fit_sparse, warm_start
 from trueup.run.objective import GroupDRO, Objective, Resampled, Weighted
 from trueup.run.predict import Outputs, predict
 from trueup.run.tangent import Tangent, expand
@@ -549,21 +549,17 @@ class LastLayer(Family):
 
             return fit
 
-        def published(strength: float):
-            def fit(x, z, yx, yz, gx, gz):
-                cell = yz * len(e.code) + gz
-                rows = [np.flatnonzero(cell == c) for c in np.unique(cell)]
-                least = min(map(len, rows))
-                rng = np.random.default_rng(np.random.SeedSequence([e.seed, 14]))
-                each = []
-                for _ in range(SUBSAMPLES):
-                    some = np.concatenate([rng.permutation(r)[:least] for r in rows])
-                    each.append(
-                        fit_head(z[some], yz[some], e.classes, strength=strength, biased=biased, sparse=True)[:2]
-                    )
-                return np.mean([w for w, _ in each], axis=0), np.mean([b for _, b in each], axis=0)
-
-            return fit
+        def published(x, z, yx, yz, gx, gz):
+            """At each of `SPARSE`, on the same subsamples."""
+            cell = yz * len(e.code) + gz
+            rows = [np.flatnonzero(cell == c) for c in np.unique(cell)]
+            least = min(map(len, rows))
+            rng = np.random.default_rng(np.random.SeedSequence([e.seed, 14]))
+            found = []
+            for _ in range(SUBSAMPLES):
+                some = np.concatenate([rng.permutation(r)[:least] for r in rows])
+                found.append(fit_sparse(z[some], yz[some], e.classes, SPARSE[::-1], biased=biased)[::-1])
+            return [tuple(np.mean(part, axis=0) for part in zip(*at, strict=True)) for at in zip(*found, strict=True)]
 
         def erased(x, z, yx, yz, gx, gz):
             """The own last layer, and one fitted anew at each of `STRENGTHS`, behind features without the group."""
@@ -579,9 +575,16 @@ class LastLayer(Family):
             heads = [maths.through(w, b, a, c) for w, b in (before, *(fit[:2] for fit in anew))]
             return heads if biased else [(w, np.zeros_like(b)) for w, b in heads]
 
-        def after_leace(i: int):
-            # What is erased is the same at every strength.
-            return lambda *given: [heads[i] for heads in e.once("heads after LEACE", lambda: each(erased)(*given))]
+        made: dict[bytes, list] = {}
+
+        def one_of(several, i: int):
+            def fit(x, z, yx, yz, gx, gz, kept):
+                # What is erased is the same at every strength, and so are subsamples.
+                if (key := kept.tobytes()) not in made:
+                    made[key] = each(several)(x, z, yx, yz, gx, gz, kept)
+                return [heads[i] for heads in made[key]]
+
+            return fit
 
         def backdoor(strength: float):
             def fit(x, z, yx, yz, gx, gz, kept):
@@ -602,10 +605,10 @@ class LastLayer(Family):
                 for s in STRENGTHS for both in (True, False)
             ]  # fmt: skip
         if self.how == "published":
-            return [(f"C = {s:g}", each(published(s))) for s in SPARSE]
+            return [(f"C = {s:g}", one_of(published, i)) for i, s in enumerate(SPARSE)]
         if self.how == "leace":
             names = ("own last layer", *(f"C = {s:g}" for s in STRENGTHS))
-            return [(name, after_leace(i)) for i, name in enumerate(names)]
+            return [(name, one_of(erased, i)) for i, name in enumerate(names)]
         return [(f"C = {s:g}", backdoor(s)) for s in STRENGTHS]
 
 

@@ -31,7 +31,7 @@ from trueup.faults.confounding.mixes import (
 from trueup.faults.fault import Alternative, Chart, Difference, Finding, NoRemedy, dearer
 from trueup.measure import lean
 from trueup.measure.folds import folds
-from trueup.run.concept import gradients
+from trueup.run.concept import gradients_of
 from trueup.run.predict import hidden_states, predict, session
 from trueup.run.train import Training
 from trueup.subject import adapter as files
@@ -248,7 +248,10 @@ def _inside(e: Evidence, variant: Variant, resamples: int) -> _Claim:
     sides = [e.columns(p, rows) for p in (e.own.probability, variant.held)]
     states = [hidden_states(s, e.held) for s in (e.subject, repaired)]
     label, group, cluster = (sides[0][k] for k in ("label", "group", "cluster"))
-    found = [inside.inside(s[rows], label, group, cluster, sides[0]["judges"], e.seed) for s in states]
+    found = [inside.inside(states[0][rows], label, group, cluster, sides[0]["judges"], e.seed)]
+    # A repair of the last layer alone moves no state.
+    same = np.array_equal(states[0], states[1])
+    found += found if same else [inside.inside(states[1][rows], label, group, cluster, sides[0]["judges"], e.seed)]
     used = differences(sides[0], sides[1], e.mixes, None, ("use",), resamples=resamples, seed=e.seed)["use"]
     probe = inside.moved_probe(found[0].hit, found[1].hit, cluster)
     present = probe[-1]
@@ -312,8 +315,8 @@ def _uses(e: Evidence, subjects: Sequence[Subject], states: Sequence[NDArray]) -
         lean.head_starts(own, label[chose], e.held_group[chose], (len(e.there), len(e.code)))
     )
     return [
-        inside.used(rows(gradients(s, e.held.take(some), answers), some), rows(h[chose], chose), e.seed)
-        for s, h in zip(subjects, states, strict=True)
+        inside.used(rows(g, some), rows(h[chose], chose), e.seed)
+        for g, h in zip(gradients_of(subjects, e.held.take(some), answers), states, strict=True)
     ]
 
 

@@ -21,9 +21,9 @@ from scipy.special import expit
 from torch import Tensor
 
 from trueup.faults.overconfidence import maths
-from trueup.faults.overconfidence.forecast import Seen, probes, ridge_path
+from trueup.faults.overconfidence.forecast import Seen, probes, ridge_paths
 from trueup.measure.calibration import fit_temperature
-from trueup.measure.selective import error_auc
+from trueup.measure.selective import error_auc, error_aucs
 from trueup.run.heads import HeadRun, Loss, train_heads
 from trueup.run.predict import session
 from trueup.subject.subject import Head
@@ -323,13 +323,14 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
     shape = (len(sets), len(ADUE_EPOCHS_GRID))
     best, since = np.full(shape, -np.inf), np.zeros(shape, np.int64)
     heads = [[evidence.head] * shape[1] for _ in sets]
+    among = _kept(evidence, sets)
 
     def watch(theta: Tensor) -> bool:
-        p = torch.softmax(torch.einsum("nd,rkd->rnk", x, theta), dim=-1)
-        sure = maths.smooth_max(p).double().numpy()
-        for s, rows in enumerate(sets):
-            # Without an error, or a right one, no epoch is better than another.
-            auc = np.nan_to_num([error_auc(one, held.error[rows]) for one in sure[:, rows]], nan=0.5)
+        z = (theta.reshape(-1, x.shape[1]) @ x.T).reshape(len(theta), c, len(x))
+        sure = maths.smooth_max(maths.softmax(z.mT)).numpy()
+        # Without an error, or a right one, no epoch is better than another.
+        aucs = np.nan_to_num(error_aucs(sure, held.error, among), nan=0.5).T
+        for s, auc in enumerate(aucs):
             better = (auc > best[s]) & (since[s] < PATIENCE)
             since[s] = np.where(better, 0, since[s] + (since[s] < PATIENCE))
             best[s] = np.where(better, auc, best[s])
@@ -344,21 +345,26 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
     return [[Learnt(h, maths.SmoothMax(c, start=c)) for h in of] for of in heads]
 
 
-def _probe(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
-    part = evidence.held.take(rows)
+def _kept(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """(sets, n_held) whether an example is in a set."""
+    return np.stack([np.isin(np.arange(len(evidence.held.label)), rows) for rows in sets])
+
+
+def _probe(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
+    held = evidence.held
     return [
         # A constant does not rank; families whose head has no bias go without it.
-        Learnt(_row(weight, offsets[0] if evidence.biased else 0.0), maths.Column(evidence.classes))
-        for weight, offsets, _ in ridge_path(part.x, ~part.error)
+        [Learnt(_row(w, o[0] if evidence.biased else 0.0), maths.Column(evidence.classes)) for w, o, _ in path]
+        for path in ridge_paths(held.x, ~held.error, _kept(evidence, sets))
     ]
 
 
-def _shrunk(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
-    part, c = evidence.held.take(rows), evidence.classes
-    seen = Seen(part.x, maths.response_log_odds(part.z), part.predicted, c)
+def _shrunk(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
+    held, c = evidence.held, evidence.classes
+    seen = Seen(held.x, maths.response_log_odds(held.z), held.predicted, c)
     return [
-        Learnt(_row(f.weight, 0.0), maths.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets))))
-        for f in probes(seen, ~part.error)
+        [Learnt(_row(f.weight, 0.0), maths.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets)))) for f in path]
+        for path in probes(seen, ~held.error, _kept(evidence, sets))
     ]
 
 
@@ -485,8 +491,8 @@ FAMILIES: tuple[Family, ...] = (
         _trained(maths.ENTROPY_U, maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=True), uses_held=True,
         notes="The errors are held out.",
     ),
-    Family("probe", "logistic probe", "baseline", _probe, uses_held=True),
-    Family("shrunk", "shrunk probe", "ours", _shrunk, uses_held=True),
+    Family("probe", "logistic probe", "baseline", together=_probe, uses_held=True),
+    Family("shrunk", "shrunk probe", "ours", together=_shrunk, uses_held=True),
     Family("distilled", "distilled ensemble", "ours", _distilled, uses_held=True, needs=("committee",)),
     Family(
         "ensemble", "deep ensemble", "arXiv 1612.01474", needs=("committee",), comparison=_opinion("committee"),

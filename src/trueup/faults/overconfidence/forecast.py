@@ -10,17 +10,16 @@ fall-back makes an interval of no width at 0, which said *clear* of 29% of model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import expit
 
-from trueup.faults.overconfidence.maths import TO_THE_END, platt
+from trueup.faults.overconfidence.maths import platt
 from trueup.measure.folds import folds
+from trueup.run.heads import logistic
 
 Array = NDArray[np.float64]
 
@@ -68,47 +67,51 @@ def recalibrated(seen: Seen, right: NDArray[np.bool_]) -> Forecast:
     return Forecast(slope, np.full(seen.classes, intercept), np.zeros(seen.x.shape[1]))
 
 
-def probes(seen: Seen, right: NDArray[np.bool_]) -> Iterator[Forecast]:
-    """The class-aware shrunk probe at each of `RIDGES`.
+def probes(seen: Seen, right: NDArray[np.bool_], kept: NDArray[np.bool_]) -> list[list[Forecast]]:
+    """The class-aware shrunk probe at each of `RIDGES`, learnt from each of F sets of rows, `kept` (F, n).
 
     Intercept and slope of the log-odds are free of ridge, so that a strong one leaves the confidence's own ranking.
     """
-    c = seen.classes
-    for ridge, (weight, offsets, slope) in zip(
-        RIDGES, ridge_path(seen.x, right, seen.odds, np.eye(c)[seen.predicted]), strict=True
-    ):
-        yield Forecast(slope, offsets, weight, ridge)
+    paths = ridge_paths(seen.x, right, kept, seen.odds, np.eye(seen.classes)[seen.predicted])
+    return [[Forecast(s, o, w, ridge) for ridge, (w, o, s) in zip(RIDGES, path, strict=True)] for path in paths]
 
 
-def ridge_path(
-    x: Array, right: NDArray[np.bool_], odds: Array | None = None, chosen: Array | None = None
-) -> Iterator[tuple[Array, Array, float]]:
-    """Logistic regression of being right for each of `RIDGES`: weight (d,), offsets (C,) or (1,), slope of the log-odds.
+def ridge_paths(
+    x: Array, right: NDArray[np.bool_], kept: NDArray[np.bool_], odds: Array | None = None, chosen: Array | None = None
+) -> list[list[tuple[Array, Array, float]]]:
+    """Logistic regression of being right for each of `RIDGES`: weight (d,), offsets (C,) or (1,), slope of the log-odds; on each of
+    F sets of rows, `kept` (F, n).
 
     On features (n, d), which share one scale, and if given on indicators of the predicted class (n, C), all under the ridge;
     and on an intercept and the log-odds (n,), which are not. The slope is at least 0.
     """
-    n, d = x.shape
+    (n, d), sets = x.shape, len(kept)
     chosen = np.empty((n, 0)) if chosen is None else chosen
-    c, o, y = chosen.shape[1], np.zeros(n) if odds is None else odds, right.astype(np.float64)
-    mean, unit = x.mean(axis=0), (x.std() + 1e-12) * np.sqrt(d)
-    s = np.concatenate([(x - mean) / unit, chosen], axis=1)
-    at = np.zeros(d + c + 2)
-    at[-1] = float(odds is not None)
-    bounds = [(None, None)] * (d + c + 1) + [(0.0, None)]
+    # Free of ridge, the log-odds are looked at in units of their own, in which they are no second intercept.
+    middle, spread = (0.0, 1.0) if odds is None else (odds.mean(), odds.std() or 1.0)
+    c, own = chosen.shape[1], [] if odds is None else [(odds[:, None] - middle) / spread]
+    origin, scale = x.mean(axis=0), np.sqrt(d)
+    unit = (np.stack([x[k].std() for k in kept]) + 1e-12)[:, None] * scale
+    a = np.concatenate([(x - origin) / scale, chosen, np.ones((n, 1)), *own], axis=1)
+    scales, penalty, at = (np.ones((sets, a.shape[1])) for _ in range(3))
+    scales[:, :d], at[:, : d + c + 1], at[:, d + c + 1 :] = scale / unit, 0.0, spread
+    weight = kept / kept.sum(axis=1, keepdims=True)
+    paths: list[list[tuple[Array, Array, float]]] = [[] for _ in kept]
     for ridge in RIDGES:
-
-        def loss(v: Array, ridge: float = ridge) -> tuple[float, Array]:
-            w, b, a = v[:-2], v[-2], v[-1]
-            t = s @ w + b + a * o
-            r = (expit(t) - y) / n
-            value = np.mean(np.logaddexp(0, t) - y * t) + ridge * (w @ w) / 2
-            return float(value), np.concatenate([s.T @ r + ridge * w, [r.sum(), r @ o]])
-
-        at = minimize(loss, at, jac=True, method="L-BFGS-B", bounds=bounds, options=TO_THE_END).x
-        weight = at[:d] / unit
-        offsets = at[d : d + c] if c else np.zeros(1)
-        yield weight, offsets + at[-2] - weight @ mean, float(at[-1])
+        penalty[:, : d + c], penalty[:, d + c :] = ridge, 0.0
+        at = logistic(a, right, weight, scales, penalty, at)
+        if odds is not None and (turned := at[:, -1] < 0).any():
+            # Convex: the best slope that is no less than 0 is then 0.
+            flat = scales[turned].copy()
+            flat[:, -1], at[turned, -1], penalty[:, -1] = 0.0, 0.0, 1.0
+            at[turned] = logistic(a, right, weight[turned], flat, penalty[turned], at[turned])
+            at[turned, -1] = 0.0  # it is there but for rounding
+        for v, u, path in zip(at, unit, paths, strict=True):
+            w = v[:d] / u
+            offsets = v[d : d + c] if c else np.zeros(1)
+            slope = float(v[-1]) / spread if own else 0.0
+            path.append((w, offsets + v[d + c] - w @ origin - slope * middle, slope))
+    return paths
 
 
 def learn(seen: Seen, right: NDArray[np.bool_], cluster: NDArray, *, seed: int) -> Forecast:
@@ -120,17 +123,15 @@ def learn(seen: Seen, right: NDArray[np.bool_], cluster: NDArray, *, seed: int) 
     if min(len(np.unique(cluster[r])) for r in (right, ~right)) < FEWEST_ERRORS:
         return recalibrated(seen, right)
 
-    def taught(rows: NDArray) -> Callable[[Seen], Array]:
-        each = [recalibrated(seen.take(rows), right[rows]), *probes(seen.take(rows), right[rows])]
-        return lambda part: np.stack([f(part) for f in each], axis=1)
-
     fold = folds(right, FOLDS, seed=seed, cluster=cluster)
+    kept = np.concatenate([np.unique(fold)[:, None] != fold, np.ones((1, len(fold)), bool)])
+    *crossed, whole = (
+        [recalibrated(seen.take(k), right[k]), *ps] for k, ps in zip(kept, probes(seen, right, kept), strict=True)
+    )
     loss = np.zeros(1 + len(RIDGES))
-    for f in np.unique(fold):
-        out = fold == f
-        loss += np.square(taught(~out)(seen.take(out)) - right[out, None]).sum(axis=0)
-    best = int(loss.argmin())
-    return recalibrated(seen, right) if best == 0 else list(probes(seen, right))[best - 1]
+    for k, each in zip(kept, crossed, strict=False):
+        loss += [np.square(f(seen.take(~k)) - right[~k]).sum() for f in each]
+    return whole[int(loss.argmin())]
 
 
 def share(before: Any, after: Any, stated: Any) -> Any:
