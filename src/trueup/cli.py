@@ -341,11 +341,16 @@ def sweep(
             raise BadInput(
                 "--workers goes with this machine's processes; on a Ray cluster each free core takes a cell. Leave it out."
             )
+        if collect and (only or workers != 1 or engine is EngineName.ray or list_):
+            raise BadInput(
+                "--collect runs nothing, so --list, --only, --workers and --engine have no place beside it. Leave them out."
+            )
         if list_:
             _print_cells(run.left(file, out, part=shard or ""))
             return
         who = Ray(address, gpus) if engine is EngineName.ray else Processes(workers) if workers > 1 else Here()
-        todo = [c for c, state in run.left(file, out, part=shard or "") if state != "done"]
+        wanted = ("failed",) if only else ("to do", "failed", "begun", "changed", "damaged")
+        todo = [c for c, state in run.left(file, out, part=shard or "") if state in wanted]
         with _progress(quiet) as progress:
 
             def told(cell: Any, record: Any) -> None:
@@ -411,9 +416,18 @@ def _swept(done: Any, strict: bool) -> int:
         print(f"trueup: the cell '{record.name}' failed: {record.error}", file=sys.stderr)
     if len(failed) > 10:
         print(f"trueup: {len(failed) - 10} more cells failed; the page names them.", file=sys.stderr)
+    unexamined = [(name, fault, why) for name, faults in done.unexamined.items() for fault, why in faults.items()]
+    for name, fault, why in unexamined[:10]:
+        print(f"trueup: in the cell '{name}' {fault} was not examined: {why}", file=sys.stderr)
+    if len(unexamined) > 10:
+        print(f"trueup: {len(unexamined) - 10} more were not examined; the page names them.", file=sys.stderr)
+    if waiting := done.waiting:
+        print(
+            f"trueup: {len(waiting)} of {len(done.cells)} cells were not run, such as '{waiting[0]}'.", file=sys.stderr
+        )
     if any(r.crash for r in done.records.values()):
         return 3
-    if failed:
+    if failed or unexamined or waiting:
         return 2
     comparisons = [c for report in done.reports.values() for c in report.comparisons]
     return int(any(c.before.found or (strict and c.before.verdict == "undecided") for c in comparisons))

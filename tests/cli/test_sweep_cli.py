@@ -84,6 +84,7 @@ def test_parts_are_joined(world, here):
         (("--engine", "ray", "--workers", "2"), "--workers goes with this machine's processes"),
         (("--engine", "slurm"), "'slurm' is not one of"),
         (("--workers", "0"), "--workers"),
+        (("--collect", ".", "--workers", "2"), "--collect runs nothing"),
         (("--collect", "nowhere"), "'nowhere' is no folder of a sweep"),
         (("--baseline", "nowhere"), "'nowhere' is no folder of a sweep"),
     ],

@@ -58,6 +58,15 @@ def test_json_is_yaml(tmp_path):
         ("? [a]\n: 1\n", "a key is a word"),
         ("a: &x [*x]\n", "holds itself through an alias"),
         ("a: !!python/object/apply:os.system [ls]\n", "has no place in a sweep"),
+        ("a: {<<: 3}\n", "'<<' merges mappings"),
+        ("a: [!!bool x]\n", "cannot be read"),
+        ("a: !!binary aGVsbG8=\n", "is no word or number"),
+        ("a: \x07\n", "this is no YAML"),
+        (
+            "a: &a [x]\n"
+            + "".join(f"{c}: &{c} [{', '.join(['*' + p] * 99)}]\n" for p, c in zip("abcd", "bcde", strict=True)),
+            "more than 1,000,000 values",
+        ),
         ("a: !mine 3\n", "the tag '!mine' has no place in a sweep"),
         ("a: 1\n---\na: 2\n", "this is no YAML"),
         ("[" * 3000, "nested too deeply"),

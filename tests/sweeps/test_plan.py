@@ -127,7 +127,15 @@ BASE = "defaults: {model: bert, data: data.csv}\n"
         (BASE + "matrix: {seed: [1]}\nexclude: [{seed: 1}]", "no cell is left"),
         (BASE + "include: [{name: a/b}]", "is no name of a folder"),
         (BASE + "include: [{name: a, seed: 1}, {name: A, seed: 2}]", "two cells have the name 'A'"),
-        (BASE + "matrix: {data: [a/b.csv, a-b.csv]}", "two cells have the name"),
+        (
+            BASE + "matrix: {seed: [0, 1]}\nexclude: [{seed: 7}]",
+            "line 3: this entry of `exclude` is of no cell of the matrix",
+        ),
+        (BASE + "matrix: {seed: [-1]}", "'seed' is at least 0 and at most 4,294,967,295, and -1 was given"),
+        (BASE + "matrix: {limit: [0]}", "'limit' is at least 3"),
+        (BASE + "matrix: {model: ['']}", "'model' is empty"),
+        (BASE + "matrix: {knobs: [{overconfidence: 3}]}", "'knobs' maps names to values"),
+        (BASE + "include: [{adapter: runs/*/best}]", "stands for several adapters. Patterns go under `matrix`"),
         (BASE + "include: [{seed: 1}, {seed: 1}]", "They ask the same."),
         ("defaults: {model: bert}", "does not say which data"),
         (BASE + "steps: tune", "does not say which kind"),
@@ -149,6 +157,19 @@ def test_what_is_wrong_is_said_where_it_stands(world, text, said):
         cells(world, text)
     assert said in str(e.value), str(e.value)
     assert "sweep.yaml" in str(e.value)
+
+
+def test_words_that_make_no_folder_are_told_apart(world):
+    found = cells(world, BASE + "matrix: {label: [ü, ö, 日本, 'a b', 'a,b'], text: [x, y]}")
+    assert len({c.name for c in found}) == 10
+    assert next(c.name for c in cells(world, BASE + "matrix: {verbaliser: [[a], [b]], shots: [1, 2]}")) == "a_shots=1"
+
+
+def test_a_star_excludes_any_value(world):
+    found = cells(
+        world, BASE + "matrix: {seed: [0, 1], adapter: runs/*/best}\nexclude: [{seed: '*', adapter: '*/a/*'}]"
+    )
+    assert [c.name for c in found] == ["seed=0_b", "seed=1_b"]
 
 
 def test_long_names_are_cut_and_stay_apart(world):

@@ -148,6 +148,89 @@ def test_a_part_that_failed_gives_way_to_one_that_did_it(done):
     assert table(done / "bad").equals(table(done / "out"))
 
 
+def test_what_a_part_has_done_anew_takes_the_place_of_what_was_joined_before(done):
+    sweep("sweep.yaml", "part")
+    sweep("sweep.yaml", "all", collect=["part"])
+    then = {r["cell"]: r["value"] for r in table(done / "all").to_pylist() if r["kind"] == "severity"}
+    shutil.rmtree("runs/b/best")
+    shutil.copytree("runs/a/best", "runs/b/best")
+    sweep("sweep.yaml", "part")
+    sweep("sweep.yaml", "all", collect=["part"])
+    for r in (r for r in table(done / "all").to_pylist() if r["kind"] == "severity"):
+        assert r["value"] == then[r["cell"].replace("b_", "a_")]
+        assert r["change"] == (None if r["cell"].startswith("a") else pytest.approx(r["value"] - then[r["cell"]]))
+    # What is there of other settings makes way for parts that have the new ones, and is no change.
+    sweep_file(done, AUDITS.replace("max_length: 32", "max_length: 31"))
+    sweep("sweep.yaml", "part")
+    joined = sweep("sweep.yaml", "all", collect=["part"])
+    assert len(joined.records) == 4
+    assert all(r["change"] is None for r in table(done / "all").to_pylist())
+
+
+@pytest.mark.parametrize("spoilt", ["report", "report/findings.json", "report/report.html"])
+def test_a_report_that_is_gone_or_damaged_is_made_again(done, spoilt):
+    at = done / "out" / "cells" / NAMES[0] / spoilt
+    shutil.rmtree(at) if at.is_dir() else at.unlink()
+    assert [s for _, s in left("sweep.yaml", "out")] == ["damaged", "done", "done", "done"]
+    before = table(done / "out")
+    assert sweep("sweep.yaml", "out").failed == []
+    assert table(done / "out").equals(before)
+    assert at.exists()
+
+
+def test_a_record_that_cannot_be_read_costs_no_report(done):
+    file = done / "out" / "cells" / NAMES[0] / "cell.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"from a later version": 1}))
+    assert left("sweep.yaml", "out")[0][1] == "done"
+    for wrong in ("{", json.dumps(data | {"inputs": None}), json.dumps(data | {"inputs": {"bert": {"x": [1]}}}), "3"):
+        file.write_text(wrong)
+        assert left("sweep.yaml", "out")[0][1] == "to do"
+    sweep("sweep.yaml", "out")
+    assert (done / "out" / "previous" / NAMES[0] / "report" / "findings.json").is_file()
+
+
+def test_a_fault_that_crashes_is_told_and_tried_again(world, monkeypatch):
+    from trueup.faults.overconfidence import Overconfidence
+
+    text = AUDITS.replace("faults: [overconfidence]", "faults: [overconfidence, confounding], confounder: site")
+    with monkeypatch.context() as patch:
+        patch.setattr(Overconfidence, "audit", lambda *_, **__: 1 / 0)
+        got = sweep(sweep_file(world, text), "out", part="1/4")
+    [(name, why)] = got.unexamined.items()
+    assert "ZeroDivisionError" in why["overconfidence"]
+    assert got.records[name].crash
+    assert left("sweep.yaml", "out")[0][1] == "failed"
+    again = sweep("sweep.yaml", "out", part="1/4", only_failed=True)
+    assert again.unexamined == {}
+    assert not again.records[name].crash
+
+
+def test_a_fault_that_was_asked_for_and_not_examined_is_told(world):
+    text = AUDITS.replace("faults: [overconfidence]", "faults: [overconfidence, confounding]")
+    file = sweep_file(world, text.replace("seed: [0, 1]", "seed: [0]"))
+    got = sweep(file, "out")
+    assert {n: list(f) for n, f in got.unexamined.items()} == {"a": ["confounding"], "b": ["confounding"]}
+    page = (world / "out" / "index.html").read_text()
+    assert page.count(">not examined</span>") == 2
+    assert got.unexamined["a"]["confounding"].split(".")[0] in page
+    assert sweep(file, "none", only_failed=True).waiting == ["a", "b"]
+
+
+def test_folders_that_are_no_place_for_a_sweep(done):
+    (done / "other").mkdir()
+    (done / "other" / "thing.txt").write_text("mine")
+    for out, said in (
+        ("other", "holds something that is no sweep"),
+        ("data.csv", "is a file"),
+        ("data.csv/x", "is a file"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            sweep("sweep.yaml", out)
+    with pytest.raises(BadInput, match="cannot be its own baseline"):
+        sweep("sweep.yaml", "out", baseline="out")
+
+
 FAILING = """
 defaults: {model: bert, data: data.csv, faults: [overconfidence], max_length: 32}
 steps: audit

@@ -16,7 +16,11 @@
     return "";
   }
 
-  const compare = new Intl.Collator("en", { numeric: true }).compare;
+  const collator = new Intl.Collator("en", { numeric: true });
+  function compare(a, b) {
+    const numbers = a !== "" && b !== "" && !isNaN(a) && !isNaN(b);
+    return numbers ? Number(a) - Number(b) : collator.compare(a, b);
+  }
   Array.from(table.tHead.rows[0].cells).forEach(function (head, column) {
     const button = document.createElement("button");
     button.type = "button";

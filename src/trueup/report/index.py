@@ -27,7 +27,8 @@ class Entry:
     Attributes:
         name: of the cell. link: to its page, relative to the index; empty where there is none. settings: column -> value, of what
             differs between cells. faults: fault -> its comparison. changes: fault -> severity now less severity in an earlier
-            run. error: why it failed. seconds: CPU seconds. accuracy: of the adapter that was trained, on test.
+            run. unexamined: fault -> why there is no finding of it. error: why the cell failed. seconds: CPU seconds. accuracy: of
+            the adapter that was trained, on test.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Entry:
     error: str = ""
     seconds: float = math.nan
     accuracy: float = math.nan
+    unexamined: dict[str, str] = field(default_factory=dict)
 
 
 def page(title: str, entries: Sequence[Entry], *, waiting: int = 0, against: str = "") -> str:
@@ -49,7 +51,7 @@ def page(title: str, entries: Sequence[Entry], *, waiting: int = 0, against: str
     import jinja2
     from markupsafe import Markup
 
-    faults = sorted({f for e in entries for f in e.faults})
+    faults = sorted({f for e in entries for f in (*e.faults, *e.unexamined)})
     settings = [k for k in dict.fromkeys(k for e in entries for k in e.settings) if k != "name"]
     code = asset("index.js")
     env = jinja2.Environment(
@@ -62,7 +64,7 @@ def page(title: str, entries: Sequence[Entry], *, waiting: int = 0, against: str
     return env.from_string(asset("index.html.jinja")).render(
         title=words.clean(title, 200),
         summary=_summary(entries, faults, waiting),
-        counts=[_count(f, entries) for f in faults],
+        counts=[_count(f, entries) for f in faults if any(f in e.faults for e in entries)],
         settings=settings,
         faults=[_title(f, entries) for f in faults],
         outcomes=[o for o in RANK if any(words.state(c) == o for e in entries for c in e.faults.values())],
@@ -76,12 +78,13 @@ def page(title: str, entries: Sequence[Entry], *, waiting: int = 0, against: str
 
 
 def _title(fault: str, entries: Sequence[Entry]) -> str:
-    return next(words.title_of(e.faults[fault].before) for e in entries if fault in e.faults)
+    return next((words.title_of(e.faults[fault].before) for e in entries if fault in e.faults), fault.capitalize())
 
 
 def _summary(entries: Sequence[Entry], faults: Sequence[str], waiting: int) -> str:
     failed = sum(bool(e.error) for e in entries)
-    said = [f"{len(entries):,} cells, {len(entries) - failed:,} of them examined"]
+    examined = sum(bool(e.faults) for e in entries)
+    said = [f"{len(entries):,} cells, {examined:,} of them examined"]
     if failed:
         said.append(f"{failed:,} failed")
     if waiting:
@@ -107,7 +110,7 @@ def _row(e: Entry, faults: Sequence[str], settings: Sequence[str]) -> dict[str, 
     return {
         "name": words.clean(e.name, 140), "link": e.link, "error": words.clean(e.error, 400),
         "settings": [(words.clean(e.settings.get(k, ""), 80), _key(e.settings.get(k, ""))) for k in settings],
-        "faults": [_cell(e.faults.get(f), e.changes.get(f)) for f in faults],
+        "faults": [_cell(e.faults.get(f), e.changes.get(f), e.unexamined.get(f, "")) for f in faults],
         "seconds": "" if math.isnan(e.seconds) else f"{e.seconds:,.0f}",
         "accuracy": "" if math.isnan(e.accuracy) else f"{e.accuracy:.3f}",
     }  # fmt: skip
@@ -116,12 +119,15 @@ def _row(e: Entry, faults: Sequence[str], settings: Sequence[str]) -> dict[str, 
 def _key(value: str) -> str:
     """What a setting is sorted by: numbers by size."""
     try:
-        return f"{float(value):020.6f}"
+        return repr(float(value))
     except ValueError:
         return words.clean(value, 80).lower()
 
 
-def _cell(c: Comparison | None, change: Difference | None) -> dict[str, Any]:
+def _cell(c: Comparison | None, change: Difference | None, missed: str) -> dict[str, Any]:
+    if c is None and missed:
+        return {"state": "not examined", "class": "not-measured", "text": words.clean(missed, 300), "range": "", "after": "",
+                "change": "", "way": "", "key": "05"}  # fmt: skip
     if c is None:
         return {"state": "", "class": "", "text": "", "range": "", "after": "", "change": "", "way": "", "key": "99"}
     state = words.state(c)

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -237,19 +238,33 @@ class Ray:
             for left in waiting:
                 ray.cancel(left, force=True)
 
+    def _answers(self) -> None:
+        """Raises Unavailable where nothing listens at the address: Ray itself would go on trying for a long time."""
+        host, _, port = self.address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdigit():
+            return
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as e:
+            raise self._absent(e) from e
+
+    def _absent(self, e: Exception) -> Unavailable:
+        return Unavailable(
+            f"There is no Ray cluster at '{self.address}' ({' '.join(str(e).split())[:160]}). Start one with `ray start "
+            "--head` and give --address auto there, or name the address that it prints."
+        )
+
     def _joined(self) -> Any:
         try:
             import ray
         except ImportError as e:
             raise Unavailable("The engine ray needs Ray, which is not installed: pip install 'trueup[ray]'.") from e
         if not ray.is_initialized():
+            self._answers()
             try:
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as e:
-                raise Unavailable(
-                    f"There is no Ray cluster at '{self.address}' ({' '.join(str(e).split())[:160]}). Start one with `ray start "
-                    "--head` and give --address auto there, or name the address that it prints."
-                ) from e
+                raise self._absent(e) from e
         if self.gpus and float(ray.cluster_resources().get("GPU", 0)) < self.gpus:
             raise BadInput(
                 f"--gpus-per-cell {self.gpus:g} waits for GPUs, and the cluster has {ray.cluster_resources().get('GPU', 0):g}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ def stamps(paths: Mapping[str, Any] | list[str]) -> Stamps:
     """The stamps of those of `paths` that are files or folders here; names of anything else have none."""
     found: Stamps = {}
     for path in paths:
-        root = Path(path).expanduser()
-        if root.is_file():
-            found[str(path)] = {"": _stamp(root)}
-        elif root.is_dir():
-            files = sorted(
-                p for p in root.rglob("*") if p.is_file() and not p.relative_to(root).as_posix().startswith(".")
-            )
-            found[str(path)] = {p.relative_to(root).as_posix(): _stamp(p) for p in files}
+        with suppress(OSError, RuntimeError):  # a name that is too long, no home of such a user: said where it is read
+            root = Path(path).expanduser()
+            if root.is_file():
+                found[str(path)] = {"": _stamp(root)}
+            elif root.is_dir():
+                files = sorted(
+                    p for p in root.rglob("*") if p.is_file() and not p.relative_to(root).as_posix().startswith(".")
+                )
+                found[str(path)] = {p.relative_to(root).as_posix(): _stamp(p) for p in files}
     return found
 
 

@@ -55,13 +55,32 @@ class Record:
 
 
 def read(out: Path, name: str, within: str = CELLS) -> Record | None:
-    """The record of a cell; None where it was never begun, or its record cannot be read."""
+    """The record of a cell; None where it was never begun, or its record cannot be read. What another version added is left out."""
     import json
 
     try:
-        return Record(**json.loads((out / within / name / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        data = json.loads((out / within / name / RECORD).read_text(encoding="utf-8"))
+        record = Record(**{k: v for k, v in data.items() if k in Record.__dataclass_fields__})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
+    whole = all(isinstance(m, dict) for m in (record.asked, record.inputs, record.versions, record.tuned))
+    stamped = whole and all(isinstance(s, list) and len(s) == 3 for f in record.inputs.values() for s in f.values())
+    return record if stamped and record.state in ("begun", "done", "failed") else None
+
+
+def finished(cell: Cell, out: Path, record: Record | None, stamps: inputs.Stamps) -> bool:
+    """Whether nothing is left to do: the record is current, no fault of it crashed, and what it wrote is there."""
+    if record is None or record.state != "done" or record.crash or not current(record, cell, stamps):
+        return False
+    folder = out / CELLS / cell.name
+    try:
+        if cell.tuned:
+            atomic.verify(folder / ADAPTER, contents=False)
+        if cell.steps[-1] != "tune":
+            atomic.verify(folder / REPORT, contents=False)
+    except BadInput:
+        return False
+    return True
 
 
 def stamps_of(cell: Cell) -> inputs.Stamps:
@@ -86,13 +105,25 @@ def run(cell: Cell, out: Path) -> Record:
     makes way: its folder goes to ``previous``, for the page to tell what changed. What goes wrong is written down and returned,
     not raised; an interrupt is raised.
     """
+    try:
+        return _run(cell, out)
+    except OSError as e:
+        said = f"'{e.filename or out / CELLS / cell.name}' cannot be read or written ({e.strerror or e})."
+        return Record(cell.name, cell.asked, "failed", error=said, host=platform.node())
+
+
+def _run(cell: Cell, out: Path) -> Record:
     folder = out / CELLS / cell.name
     stamps, known = stamps_of(cell), read(out, cell.name)
-    if not current(known, cell, stamps):
-        _aside(folder, out / PREVIOUS / cell.name, done=known is not None and known.state == "done")
-        known = None
-    if known is not None and known.state == "done":
+    if finished(cell, out, known, stamps):
+        assert known is not None
         return known
+    if not current(known, cell, stamps):
+        aside(out, cell.name)
+    elif known is not None and known.state == "done":  # a fault crashed, or something is missing or damaged
+        shutil.rmtree(folder / REPORT, ignore_errors=True)
+        if cell.tuned and not (folder / ADAPTER / atomic.MANIFEST).is_file():
+            shutil.rmtree(folder / ADAPTER, ignore_errors=True)
     record = Record(
         cell.name, cell.asked, inputs=stamps, versions={p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
         host=platform.node(),
@@ -114,6 +145,8 @@ def run(cell: Cell, out: Path) -> Record:
         record, **done, seconds=round(time.perf_counter() - began, 3), cpu_seconds=round(time.process_time() - cpu, 3),
         peak_bytes=peak(),
     )  # fmt: skip
+    for left in folder.glob(".*.partial"):  # of a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     atomic.write_json(folder / RECORD, asdict(record))
     return record
 
@@ -199,11 +232,13 @@ def lost(cell: Cell, out: Path, why: str) -> Record:
     return record
 
 
-def _aside(folder: Path, previous: Path, *, done: bool) -> None:
-    """Move what a finished cell left to `previous`; what did not finish goes."""
+def aside(out: Path, name: str) -> None:
+    """Move a cell with a report to ``previous``; what never came to one goes."""
+    folder, previous = out / CELLS / name, out / PREVIOUS / name
     if not folder.exists():
         return
-    if not done:
+    known = read(out, name)
+    if (known is not None and known.state == "failed") or not (folder / REPORT / atomic.MANIFEST).is_file():
         shutil.rmtree(folder)
         return
     previous.parent.mkdir(parents=True, exist_ok=True)

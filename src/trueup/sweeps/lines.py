@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from trueup.errors import BadInput
 
 MOST_BYTES = 10_000_000
 """The largest file that is read: a sweep is written by hand or by a short script."""
+MOST_VALUES = 1_000_000
+"""The most values that a file may come to: with aliases a few lines can come to more than any memory holds."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,18 @@ class At:
     """A value and where it stands. `value` is a dict of `At` by key, a list of `At`, or a scalar.
 
     Attributes:
-        text: a scalar as it was written. keys: of a dict, where each key stands.
+        text: a scalar as it was written. key_line: where its key stands, of a value of a mapping.
     """
 
     value: Any
     file: str
     line: int
     text: str = ""
+    key_line: int = 0
 
     @property
     def where(self) -> str:
-        return f"{self.file}, line {self.line}"
+        return f"{self.file}, line {self.key_line or self.line}"
 
     def plain(self) -> Any:
         """The value without its places."""
@@ -86,12 +89,13 @@ def read(path: Path) -> At:
         ) from e
     except OSError as e:
         raise BadInput(f"'{path}' cannot be read ({e.strerror}). Give a file that you may read.") from e
-    loader = _Loader(text)
+    loader: Any = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             raise BadInput(f"'{path}' is empty. Write the sweep into it: `defaults`, `matrix` and `steps`.")
-        return _at(loader, node, str(path))
+        return _at(loader, node, str(path), room=[MOST_VALUES])
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -102,11 +106,17 @@ def read(path: Path) -> At:
     except RecursionError:
         raise BadInput(f"'{path}' is nested too deeply to be a sweep. Give the YAML file of one.") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
-def _at(loader: Any, node: Any, file: str, above: tuple[int, ...] = ()) -> At:
+def _at(loader: Any, node: Any, file: str, above: tuple[int, ...] = (), *, room: list[int]) -> At:
     line = node.start_mark.line + 1
+    room[0] -= 1
+    if room[0] < 0:
+        raise BadInput(
+            f"{file}, line {line}: the file comes to more than {MOST_VALUES:,} values. Write fewer, or use fewer aliases."
+        )
     if id(node) in above:
         raise BadInput(f"{file}, line {line}: a value holds itself through an alias. Write it out.")
     above = (*above, id(node))
@@ -117,11 +127,15 @@ def _at(loader: Any, node: Any, file: str, above: tuple[int, ...] = ()) -> At:
     if isinstance(node, yaml.ScalarNode):
         try:
             value = loader.construct_object(node)
-        except ValueError as e:
-            raise BadInput(f"{file}, line {line}: {node.value!r} cannot be read ({e}). Put it in quotes.") from e
+        except (ValueError, KeyError) as e:
+            raise BadInput(f"{file}, line {line}: {_cut(node.value)!r} cannot be read ({e}). Put it in quotes.") from e
+        if not isinstance(value, str | int | float | bool | None):
+            raise BadInput(f"{file}, line {line}: {_cut(node.value)!r} is no word or number. Write it as one.")
+        if any("\ud800" <= c <= "\udfff" for c in node.value):
+            raise BadInput(f"{file}, line {line}: {_cut(node.value)!a} holds half a character. Write it whole.")
         return At(value, file, line, node.value)
     if isinstance(node, yaml.SequenceNode):
-        return At([_at(loader, n, file, above) for n in node.value], file, line)
+        return At([_at(loader, n, file, above, room=room) for n in node.value], file, line)
     found: dict[str, At] = {}
     merged: dict[str, At] = {}
     for key, value in node.value:
@@ -129,7 +143,11 @@ def _at(loader: Any, node: Any, file: str, above: tuple[int, ...] = ()) -> At:
         if key.tag == "tag:yaml.org,2002:merge":
             parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for part in reversed(parts):
-                merged |= _at(loader, part, file, above).value
+                if not isinstance(part, yaml.MappingNode):
+                    raise BadInput(
+                        f"{file}, line {at}: '<<' merges mappings, and something else stands here. Give it an alias of one."
+                    )
+                merged |= _at(loader, part, file, above, room=room).value
             continue
         if not isinstance(key, yaml.ScalarNode):
             raise BadInput(f"{file}, line {at}: a key is a word, such as `model`, and here it is a list or a mapping.")
@@ -137,5 +155,9 @@ def _at(loader: Any, node: Any, file: str, above: tuple[int, ...] = ()) -> At:
             raise BadInput(
                 f"{file}, line {at}: '{key.value}' stands here and in line {found[key.value].line}. Keep one."
             )
-        found[key.value] = _at(loader, value, file, above)
+        found[key.value] = replace(_at(loader, value, file, above, room=room), key_line=at)
     return At(merged | found, file, line)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:79] + "…"

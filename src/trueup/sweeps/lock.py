@@ -26,7 +26,10 @@ def writing(out: Path, part: str = "") -> Iterator[None]:
     Raises:
         BadInput: another sweep that is alive writes there; it says which, and where it runs.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise BadInput(atomic.cannot_write(out, e)) from e
     own = out / f".writing{'-' + part.replace('/', '-of-') if part else ''}"
     claim = {"host": platform.node(), "pid": os.getpid(), "part": part}
     if not _claim(own, claim):

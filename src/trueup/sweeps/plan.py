@@ -113,31 +113,40 @@ def cells_of(path: str | Path) -> list[Cell]:
         varying = {k: v for k, v in axes.items() if len(v) > 1} or axes
         called = {k: _called(k, [v.plain() for v in values]) for k, values in varying.items()}
         where = parts["matrix"].where if axes else root.where
+        used: set[int] = set()
         for at in product(*(range(len(v)) for v in axes.values())):
             own = {k: axes[k][i].plain() for k, i in zip(axes, at, strict=True)}
             settings = defaults | own
-            if any(_matches(settings, pattern) for pattern in refused):
+            hits = [i for i, pattern in enumerate(refused) if _matches(settings, pattern)]
+            used.update(hits)
+            if hits:
                 continue
             name = "_".join(called[k][i] for k, i in zip(axes, at, strict=True) if k in called)
             found.append((Cell(_short(name or "cell"), steps, _ordered(settings)), where))
+        for i, entry in enumerate(_list(parts["exclude"], "`exclude`") if "exclude" in parts else ()):
+            if i not in used:
+                raise BadInput(
+                    f"{entry.where}: this entry of `exclude` is of no cell of the matrix. Correct it, or take it away."
+                )
     for at in _list(parts["include"], "`include`") if "include" in parts else ():
         own = dict(_mapping(at, "A cell under `include`", ("name", *known)))
         name = own.pop("name", None)
-        if name is not None and not (isinstance(name.value, str) and _slug(name.value) == name.value):
+        if name is not None and not (name.text and _slug(name.text) == name.text):
             raise BadInput(
                 f"{name.where}: the name {name.text or name.plain()!r} is no name of a folder. Use letters, digits, '-', '_', '.' "
                 "and '='."
             )
         given = _settings(replace(at, value=own), known, steps)
-        spelt = name.value if name is not None else "_".join(f"{k}={_slug(word(v))}" for k, v in given.items())
+        spelt = name.text if name is not None else "_".join(f"{k}={_slug(word(v))}" for k, v in given.items())
         found.append((Cell(_short(spelt or "cell"), steps, _ordered(defaults | given)), at.where))
     if not found:
         raise BadInput(
             f"{root.file}: no cell is left of the matrix and `include`. Take something out of `exclude`, or give a matrix values."
         )
     _distinct(found)
+    proven: set[str] = set()
     for cell, where in found:
-        _possible(cell, where)
+        _possible(cell, where, proven)
     order = sorted(range(len(found)), key=lambda i: (str(found[i][0].settings["model"]), i))
     return [found[i][0] for i in order]
 
@@ -182,8 +191,20 @@ def _kind(hint: Any) -> tuple[type, bool]:
     return (hint, False) if get_origin(hint) is None else (dict, False)
 
 
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1), "limit": (3, math.inf), "max_length": (4, math.inf), "shots": (0, math.inf), "rank": (1, math.inf),
+    "tokens": (1, math.inf), "epochs": (1, math.inf), "batch": (1, math.inf), "lr": (0, math.inf),
+}  # fmt: skip
+"""What the command line allows of each number."""
+
+
 def _settings(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]) -> dict[str, Any]:
     own = _mapping(at, "The settings", tuple(known), _elsewhere(steps))
+    if (adapter := own.get("adapter")) is not None and isinstance(adapter.value, str) and glob.has_magic(adapter.value):
+        if not os.path.isdir(os.path.expanduser(adapter.value)):
+            raise BadInput(
+                f"{adapter.where}: the pattern {adapter.value!r} stands for several adapters. Patterns go under `matrix`."
+            )
     return {k: _value(k, v, known[k]).plain() for k, v in own.items()}
 
 
@@ -229,11 +250,15 @@ def _pattern(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, .
     own = _mapping(at, "An entry of `exclude`", tuple(known), _elsewhere(steps))
     if not own:
         raise BadInput(f"{at.where}: an entry of `exclude` says nothing, so it would exclude every cell. Take it away.")
-    return {k: _value(k, v, known[k]).plain() for k, v in own.items()}
+    return {k: "*" if v.value == "*" else _value(k, v, known[k]).plain() for k, v in own.items()}
 
 
 def _matches(settings: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
     def fits(own: Any, wanted: Any) -> bool:
+        if wanted == "*":
+            return True
+        if isinstance(own, list) and isinstance(wanted, list):
+            return len(own) == len(wanted) and all(map(fits, own, wanted))
         return fnmatch.fnmatchcase(own, wanted) if isinstance(own, str) and isinstance(wanted, str) else own == wanted
 
     return all(k in settings and fits(settings[k], v) for k, v in pattern.items())
@@ -248,7 +273,7 @@ def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
         listed = at.value if isinstance(at.value, list) else [at]
         return replace(at, value=[_value(key, v, (of, False)) for v in listed])
     if of is dict:
-        if not isinstance(at.value, dict):
+        if not isinstance(at.value, dict) or not all(isinstance(v.value, dict) for v in at.value.values()):
             raise BadInput(
                 f"{at.where}: '{key}' maps names to values, such as `{key}: {{overconfidence: {{threshold: 0.25}}}}`."
             )
@@ -256,14 +281,28 @@ def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
     value = at.value
     scalar = not isinstance(value, list | dict)
     if of is str and scalar:
+        if key in ("model", "data", "adapter") and not at.text.strip():
+            raise BadInput(f"{at.where}: '{key}' is empty. Name one, or take it away.")
         return replace(at, value=at.text)
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if of is float and whole:
-        return replace(at, value=float(value))
+    if of is float and whole and abs(value) < 1e300:
+        return _value(key, replace(at, value=float(value)), kind)
     if (whole if of is int else isinstance(value, of)) and not (of is float and not math.isfinite(value)):
+        least, most = _RANGES.get(key, (-math.inf, math.inf))
+        if of in (int, float) and not least <= value <= most:
+            upper = f" and at most {most:,}" if math.isfinite(most) else ""
+            raise BadInput(
+                f"{at.where}: '{key}' is at least {least:g}{upper}, and {at.text[:40]} was given. Correct it."
+            )
         return at
     names = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
-    given = at.text if scalar else "a list" if isinstance(value, list) else "a mapping"
+    given = (
+        (at.text if len(at.text) <= 80 else at.text[:79] + "…")
+        if scalar
+        else "a list"
+        if isinstance(value, list)
+        else "a mapping"
+    )
     raise BadInput(f"{at.where}: '{key}' is {names[of]}, and {given!r} was given. Correct it.")
 
 
@@ -277,6 +316,7 @@ def _mapping(at: At, what: str, known: Sequence[str], elsewhere: Mapping[str, st
         )
     for key, value in at.items():
         if key not in known:
+            key = key if len(key) <= 80 else key[:79] + "…"
             if elsewhere and key in elsewhere:
                 raise BadInput(f"{value.where}: {elsewhere[key]}")
             raise BadInput(
@@ -326,13 +366,20 @@ def _steps(at: At | None) -> tuple[str, ...]:
     return steps
 
 
-def _possible(cell: Cell, where: str) -> None:
-    """Raises BadInput where the cell's jobs cannot be made: a setting is missing, a fault or knob unknown."""
+def _possible(cell: Cell, where: str, proven: set[str]) -> None:
+    """Raises BadInput where the cell's jobs cannot be made: a setting is missing, a fault or knob unknown.
+
+    `proven`: what was tried before, of the settings that can be wrong by themselves.
+    """
     for key in ("model", "data", *(["kind"] if cell.tuned else [])):
         if key not in cell.settings:
             raise BadInput(
                 f"{where}: the cell '{cell.name}' does not say which {key}; add it under `defaults` or `matrix`."
             )
+    told = json.dumps([cell.settings.get(k) for k in ("faults", "knobs", *TRAINED)], sort_keys=True)
+    if told in proven:
+        return
+    proven.add(told)
     try:
         job = cell.job("ADAPTER")
         if job is not None:
@@ -355,14 +402,21 @@ def _ordered(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _called(key: str, values: Sequence[Any]) -> list[str]:
     """A short word for each value of an axis: of paths the parts in which they differ, and of a number what it is."""
     if not all(isinstance(v, str | list) for v in values):
-        return [f"{key}={_slug(word(v))}" for v in values]
+        return [f"{key}={'-' * word(v).startswith('-')}{_slug(word(v))}" for v in values]
     words = [word(v) for v in values]
     parts = [w.split("/") for w in words]
     if len(words) > 1:
         before = _alike(parts)
         after = _alike([p[before:][::-1] for p in parts])
         parts = [p[before : len(p) - after] for p in parts]
-    return [_slug("/".join(p)) or "none" for p in parts]
+    slugs = [_slug("/".join(p)) for p in parts]
+    if len(set(map(str.lower, slugs))) == len(slugs) and all(slugs):
+        return slugs
+    # Words of which too little is left for the name of a folder are told apart by a number of their own.
+    return [
+        f"{s or key}-{hashlib.blake2b(w.encode(), digest_size=3).hexdigest()}"
+        for s, w in zip(slugs, words, strict=True)
+    ]
 
 
 def _alike(lists: Sequence[Sequence[str]]) -> int:

@@ -125,6 +125,9 @@ def change_of(out: Path, name: str, earlier: Path) -> dict[str, Any]:
             return known["faults"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    old = _asked(earlier), _asked(own)
+    if old[0] != old[1]:  # another job of the same name
+        return {}
     try:
         now, then = (bundle.read(f / cells.REPORT) for f in (own, earlier))
     except TrueupError:  # an older format, or damaged: there is nothing to compare with
@@ -136,6 +139,13 @@ def change_of(out: Path, name: str, earlier: Path) -> dict[str, Any]:
             found[c.before.fault] = _since(c, old, now, then)
     atomic.write_json(file, {"against": against, "faults": found})
     return found
+
+
+def _asked(folder: Path) -> Any:
+    """What a cell was asked, but for which model, adapter and data: a change of these is what is looked for."""
+    record = cells.read(folder.parent.parent, folder.name, folder.parent.name)
+    settings = {} if record is None else record.asked.get("settings", {})
+    return {k: v for k, v in settings.items() if k not in ("model", "adapter", "data", "revision")}
 
 
 def _since(c: Comparison, old: Comparison, now: Report, then: Report) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +15,8 @@ from trueup.errors import BadInput, TrueupError, listing
 from trueup.faults.fault import Difference
 from trueup.report import bundle, index
 from trueup.report.bundle import Report
-from trueup.run.engine import Engine, Here, Lost
-from trueup.store import atomic
+from trueup.run.engine import Engine, Here, Lost, Processes
+from trueup.store import atomic, inputs
 from trueup.sweeps import cell as cells
 from trueup.sweeps import lock, plan, results
 from trueup.sweeps import track as trackers
@@ -45,6 +46,26 @@ class Swept:
     def failed(self) -> list[cells.Record]:
         return [r for r in self.records.values() if r.state == "failed"]
 
+    @property
+    def unexamined(self) -> dict[str, dict[str, str]]:
+        """Name of a cell -> fault that was asked for by name, or crashed -> why there is no finding of it, as a sentence."""
+        found: dict[str, dict[str, str]] = {}
+        for name, report in self.reports.items():
+            # Who names a column that should not matter asks for confounding.
+            asked = report.job.get("faults") or (["confounding"] if report.job.get("confounder") else [])
+            for fault in {*asked, *report.crashes} - {c.before.fault for c in report.comparisons}:
+                begun = f"{fault} was not examined: "
+                said = next(
+                    (n.removeprefix(begun) for n in report.notes if n.startswith(begun)), "It was not examined."
+                )
+                found.setdefault(name, {})[fault] = said
+        return found
+
+    @property
+    def waiting(self) -> list[str]:
+        """Names of the cells that neither finished nor failed."""
+        return [c.name for c in self.cells if (r := self.records.get(c.name)) is None or r.state == "begun"]
+
 
 def sweep(
     file: str | Path, out: str | Path, *, engine: Engine | None = None, part: str = "", only_failed: bool = False,
@@ -71,10 +92,16 @@ def sweep(
     Raises:
         BadInput: the file cannot be used, another sweep writes `out`, or what is collected is of another trueup.
     """
+    if isinstance(engine, Processes) and multiprocessing.parent_process() is not None:
+        raise BadInput(
+            "A sweep was begun by a process that another sweep started: the workers of a script without a guard import it. "
+            "Put the call under `if __name__ == '__main__':`."
+        )
     asked = plan.cells_of(file)
     mine = plan.shard(asked, part) if part else asked
     out = Path(out)
-    earlier = _earlier(baseline)
+    earlier = _earlier(baseline, out)
+    _ours(out)
     if track is not None:
         trackers.available(track)
     for folder in collect:
@@ -96,13 +123,16 @@ def sweep(
 
 
 def left(file: str | Path, out: str | Path, *, part: str = "") -> list[tuple[Cell, str]]:
-    """Every cell, or those of a part, and what is there of it: ``done``, ``failed``, ``begun``, ``changed`` or ``to do``."""
+    """Every cell, or those of a part, and what is there of it: ``done``, ``failed``, ``begun``, ``changed``, ``damaged`` or
+    ``to do``."""
     found, asked = [], plan.cells_of(file)
     for cell in plan.shard(asked, part) if part else asked:
-        record = cells.read(Path(out), cell.name)
-        state = "to do" if record is None else record.state
-        if record is not None and not cells.current(record, cell, cells.stamps_of(cell)):
+        record, stamps = cells.read(Path(out), cell.name), cells.stamps_of(cell)
+        state = "to do" if record is None else "failed" if record.crash else record.state
+        if record is not None and not cells.current(record, cell, stamps):
             state = "changed"
+        elif state == "done" and not cells.finished(cell, Path(out), record, stamps):
+            state = "damaged"
         found.append((cell, state))
     return found
 
@@ -121,9 +151,9 @@ def _done(mine: Sequence[Cell], out: Path, engine: Engine, only_failed: bool, ea
     todo = []
     for cell in mine:
         record = cells.read(out, cell.name)
-        if only_failed and (record is None or record.state != "failed"):
+        if only_failed and (record is None or not (record.state == "failed" or record.crash)):
             continue
-        if record is not None and record.state == "done" and cells.current(record, cell, cells.stamps_of(cell)):
+        if cells.finished(cell, out, record, cells.stamps_of(cell)):
             continue
         todo.append(cell)
     piece = functools.partial(work, out=out, earlier=earlier)
@@ -144,10 +174,24 @@ def _before(name: str, out: Path, earlier: Path | None) -> Path:
     return (earlier / cells.CELLS if earlier is not None else out / cells.PREVIOUS) / name
 
 
-def _earlier(baseline: str | Path | None) -> Path | None:
+def _earlier(baseline: str | Path | None, out: Path) -> Path | None:
     if baseline is not None:
         _sweep_of(Path(baseline))
+        if Path(baseline).resolve() == out.resolve():
+            raise BadInput(
+                f"'{out}' cannot be its own baseline. Leave --baseline out: what changed in a cell since is told anyway."
+            )
     return None if baseline is None else Path(baseline)
+
+
+def _ours(out: Path) -> None:
+    """Raises BadInput where `out` is a file, or holds something else than a sweep."""
+    atomic.refuse_taken(out, True)
+    if out.is_dir() and any(out.iterdir()) and not any((out / n).exists() for n in (PLAN, cells.CELLS)):
+        if not list(out.glob(".writing*")):
+            raise BadInput(
+                f"The folder '{out}' holds something that is no sweep. Give another folder, or an empty one."
+            )
 
 
 def _sweep_of(folder: Path) -> None:
@@ -165,29 +209,34 @@ def _collected(mine: Sequence[Cell], out: Path, folders: Sequence[Path]) -> None
     """
     others: dict[str, list[str]] = {}
     for cell in mine:
-        for folder in [out, *folders]:
-            record = cells.read(folder, cell.name)
+        stamps = cells.stamps_of(cell)
+        fits: list[tuple[tuple[bool, bool, float, bool], Path]] = []
+        for folder in dict.fromkeys(f.resolve() for f in (out, *folders)):
+            record, at = cells.read(folder, cell.name), folder / cells.CELLS / cell.name
             if record is None or record.state == "begun":
                 continue
-            if record.version != trueup.__version__:
-                others.setdefault(record.version, []).append(str(folder / cells.CELLS / cell.name))
-                continue
-            if record.asked != cell.asked:
+            if record.asked == cell.asked and record.version == trueup.__version__:
+                # Of the files as they are now, done, the newest, and rather the copy that is here.
+                now, age = inputs.same(record.inputs, stamps), (at / cells.RECORD).stat().st_mtime
+                fits.append(((now, record.state == "done", age, folder == out.resolve()), at))
+            elif folder == out.resolve():
+                continue  # it makes way for what a part has done since
+            elif record.version != trueup.__version__:
+                others.setdefault(record.version, []).append(str(at))
+            else:
                 raise BadInput(
-                    f"'{folder / cells.CELLS / cell.name}' was made for other settings than the file has now. Run the sweep again: "
-                    "it does only what has changed."
+                    f"'{at}' was made for other settings than the file has now. Run the part again: it does only what has changed."
                 )
-            if folder.resolve() != out.resolve() and (
-                (own := cells.read(out, cell.name)) is None or own.state != "done"
-            ):
-                target = out / cells.CELLS / cell.name
-                if target.exists():
-                    shutil.rmtree(target)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{target.name}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(folder / cells.CELLS / cell.name, partial)
-                partial.rename(target)
+        if not fits:
+            continue
+        best, target = max(fits)[1], out.resolve() / cells.CELLS / cell.name
+        if best != target:
+            cells.aside(out, cell.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(best, partial, ignore=shutil.ignore_patterns(".*"))
+            partial.rename(target)
     if others:
         version, names = next(iter(others.items()))
         raise BadInput(
@@ -232,7 +281,7 @@ def _read(mine: Sequence[Cell], out: Path) -> Swept:
 def write(swept: Swept, *, title: str, earlier: Path | None = None) -> None:
     """The table and the page of what is done."""
     rows, entries = [], []
-    varying = _varying(swept.cells)
+    varying, unexamined = _varying(swept.cells), swept.unexamined
     out = swept.out
     any_earlier = False
     for cell in swept.cells:
@@ -255,6 +304,7 @@ def write(swept: Swept, *, title: str, earlier: Path | None = None) -> None:
                 record.error,
                 record.cpu_seconds,
                 record.tuned.get("test_accuracy", float("nan")),
+                unexamined.get(cell.name, {}),
             )
         )
     waiting = len(swept.cells) - len(entries)
