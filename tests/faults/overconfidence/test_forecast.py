@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
@@ -312,3 +313,15 @@ def test_the_worlds_verdict_is_the_audits():
     got = judge(parts, 0)
     assert got.verdict == "found"
     assert set(got.intervals) == {"severity", *audit.MEASURES}
+
+
+def test_the_slope_is_a_plain_number_and_the_line_of_the_card_is_plain_torch():
+    rng = np.random.default_rng(5)
+    x, odds = rng.normal(size=(200, 4)), rng.normal(size=200)
+    right = rng.random(200) < 1 / (1 + np.exp(-odds))
+    [path] = fc.ridge_paths(x, right, np.ones((1, 200), bool), odds, np.eye(2)[np.arange(200) % 2])
+    assert {type(slope) for _, _, slope in path} == {float}
+    line = maths.ShrunkProbe(2, np.float64(path[0][2]), (0.5, -0.5)).torch_line
+    assert "np." not in line
+    z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.is_tensor(eval(line, {"out": z}))

@@ -88,7 +88,7 @@ def ridge_paths(
     (n, d), sets = x.shape, len(kept)
     chosen = np.empty((n, 0)) if chosen is None else chosen
     # Free of ridge, the log-odds are looked at in units of their own, in which they are no second intercept.
-    middle, spread = (0.0, 1.0) if odds is None else (odds.mean(), odds.std() or 1.0)
+    middle, spread = (0.0, 1.0) if odds is None else (float(odds.mean()), float(odds.std()) or 1.0)
     c, own = chosen.shape[1], [] if odds is None else [(odds[:, None] - middle) / spread]
     origin, scale = x.mean(axis=0), np.sqrt(d)
     unit = (np.stack([x[k].std() for k in kept]) + 1e-12)[:, None] * scale

@@ -387,7 +387,7 @@ class ShrunkProbe:
         c = self.classes
         top = f"out[:, :{c}].topk({c}).values"
         offsets = f"out.new_tensor({[round(o, 6) for o in self.offsets]})[out[:, :{c}].argmax(-1)]"
-        return f"{self.slope!r} * ({top}[:, 0] - {top}[:, 1:].logsumexp(-1)) + {offsets} + out[:, {c}]"
+        return f"{float(self.slope)!r} * ({top}[:, 0] - {top}[:, 1:].logsumexp(-1)) + {offsets} + out[:, {c}]"
 
 
 @dataclass(frozen=True)
