@@ -81,7 +81,6 @@ def page(report: Report) -> str:
 
 
 def _render(report: Report, cell: int, points: int) -> str:
-    import jinja2
     from markupsafe import Markup
 
     charts: dict[str, Any] = {}
@@ -91,14 +90,7 @@ def _render(report: Report, cell: int, points: int) -> str:
     ]
     code = asset("page.js")
     scripts = [inline(_vega()), inline(code)] if charts else [inline(code)]
-    env = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return env.from_string(asset("page.html.jinja")).render(
+    return template("page.html.jinja").render(
         title=words.clean(report.title, 200),
         summary=_summary(report),
         faults=faults,
@@ -597,5 +589,19 @@ def _vega() -> str:
 
 
 @cache
+def template(name: str) -> Any:
+    """A page's template: everything that it shows is escaped, and a name that it does not know is an error."""
+    import jinja2
+
+    env = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return env.from_string(asset(name))
+
+
 def asset(name: str) -> str:
     return resources.files("trueup.report").joinpath(name).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 from trueup.faults.fault import Comparison, Difference
 from trueup.report import words
-from trueup.report.html import asset, inline, policy
+from trueup.report.html import asset, inline, policy, template
 
 MOST_BYTES = 2_000_000
 """The page of 1,000 cells stays below."""
@@ -48,20 +48,12 @@ def page(title: str, entries: Sequence[Entry], *, waiting: int = 0, against: str
     Args:
         title: of the sweep. waiting: cells that were not run yet. against: what `Entry.changes` are changes from.
     """
-    import jinja2
     from markupsafe import Markup
 
     faults = sorted({f for e in entries for f in (*e.faults, *e.unexamined)})
     settings = [k for k in dict.fromkeys(k for e in entries for k in e.settings) if k != "name"]
     code = asset("index.js")
-    env = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return env.from_string(asset("index.html.jinja")).render(
+    return template("index.html.jinja").render(
         title=words.clean(title, 200),
         summary=_summary(entries, faults, waiting),
         counts=[_count(f, entries) for f in faults if any(f in e.faults for e in entries)],
