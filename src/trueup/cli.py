@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -349,17 +349,13 @@ def sweep(
             _print_cells(run.left(file, out, part=shard or ""))
             return
         who = Ray(address, gpus) if engine is EngineName.ray else Processes(workers) if workers > 1 else Here()
-        wanted = ("failed",) if only else ("to do", "failed", "begun", "changed", "damaged")
-        todo = [c for c, state in run.left(file, out, part=shard or "") if state in wanted]
         with _progress(quiet) as progress:
 
-            def told(cell: Any, record: Any) -> None:
-                told.done += 1
-                progress("cells", told.done, len(todo))
+            def told(record: Any, number: int, total: int) -> None:
+                progress("cells", number, total)
                 if not quiet:
-                    print(f"{told.done}/{len(todo)}  {_cell_line(out, record)}", flush=True)
+                    print(f"{number}/{total}  {_cell_line(out, record)}", flush=True)
 
-            told.done = 0
             done = run.sweep(
                 file, out, engine=who, part=shard or "", only_failed=only == "failed", collect=collect or (),
                 baseline=baseline, track=None if track is None else track.value, told=told,
@@ -429,8 +425,7 @@ def _swept(done: Any, strict: bool) -> int:
         return 3
     if failed or unexamined or waiting:
         return 2
-    comparisons = [c for report in done.reports.values() for c in report.comparisons]
-    return int(any(c.before.found or (strict and c.before.verdict == "undecided") for c in comparisons))
+    return int(_found((c for report in done.reports.values() for c in report.comparisons), strict))
 
 
 bench = typer.Typer(
@@ -624,13 +619,8 @@ def _verdict(done: Any, strict: bool) -> int:
     """The exit code of a report. A fault asked for by name that was not examined is told on standard error, and so is a crash."""
     from trueup.report.bundle import crash_file
 
-    examined = {c.before.fault for c in done.comparisons}
-    # Who names a column that should not matter asks for confounding.
-    asked = done.job.get("faults") or (["confounding"] if done.job.get("confounder") else [])
-    missed = [f"{name} was not examined: " for name in asked if name not in examined]
-    for note in done.notes:
-        if note.startswith(tuple(missed)):
-            print(f"trueup: {note}", file=sys.stderr)
+    for fault, why in done.unexamined.items():
+        print(f"trueup: {fault} was not examined: {why}", file=sys.stderr)
     if done.crashes:
         print(
             f"trueup: this is an error of trueup. Please report it with {', '.join(map(crash_file, done.crashes))} in the output "
@@ -638,9 +628,12 @@ def _verdict(done: Any, strict: bool) -> int:
             file=sys.stderr,
         )
         return 3
-    if any(c.before.found or (strict and c.before.verdict == "undecided") for c in done.comparisons):
-        return 1
-    return 2 if missed else 0
+    return int(_found(done.comparisons, strict)) or 2 * bool(done.unexamined)
+
+
+def _found(comparisons: Iterable[Any], strict: bool) -> bool:
+    """Whether a fault was found, or with `strict` left undecided."""
+    return any(c.before.found or (strict and c.before.verdict == "undecided") for c in comparisons)
 
 
 def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:

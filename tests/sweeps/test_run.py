@@ -273,7 +273,7 @@ def test_a_cell_that_fails_is_written_down_and_the_rest_goes_on(world, monkeypat
     (world / "gone.csv").write_text(data(400, seed=3))
     fine = times(world / "out")["fine"]
     told: list[str] = []
-    again = sweep(file, "out", only_failed=True, told=lambda cell, record: told.append(cell.name))
+    again = sweep(file, "out", only_failed=True, told=lambda record, *_: told.append(record.name))
     assert sorted(told) == ["absent", "column", "crashed", "nowhere"]
     assert sorted(r.name for r in again.failed) == ["absent", "column"]
     assert times(world / "out")["fine"] == fine

@@ -29,7 +29,7 @@ from trueup.experiments import resumed
 from trueup.faults.confounding import maths as tangents
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.candidates import ADUE_GRID
-from trueup.run import forward, staircase
+from trueup.run import forward, memory, staircase
 from trueup.run.heads import HeadRun, train_heads, warm_start
 from trueup.run.predict import collect_rows, outputs, predict
 from trueup.run.prompts import drawn, rows, with_pool
@@ -238,19 +238,12 @@ def causal(name: str) -> Subject:
 def peak(f: Callable[[], object]) -> float:
     """MB by which the resident memory of this process grew at its highest while `f` ran; nan where the system does not say (it is
     Linux that does)."""
-    if not sys.platform.startswith("linux"):
-        f()
-        return math.nan
-
-    def megabytes(what: str) -> float:
-        line = next(li for li in Path("/proc/self/status").read_text().splitlines() if li.startswith(what))
-        return int(line.split()[1]) / 1024
-
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier run freed would hide what this one takes
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = megabytes("VmRSS")
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier run freed would hide what this one takes
+    memory.reset_peak()
+    before = memory.resident()
     f()
-    return megabytes("VmHWM") - before
+    return math.nan if before is None else (memory.peak() - before) / 2**20
 
 
 def attributions() -> Iterator[Row]:

@@ -64,6 +64,19 @@ class Report:
     warnings: Sequence[str] = ()
     crashes: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def unexamined(self) -> dict[str, str]:
+        """Fault that was asked for by name, or crashed, and has no finding -> why, as a sentence."""
+        # Who names a column that should not matter asks for confounding.
+        asked = self.job.get("faults") or (["confounding"] if self.job.get("confounder") else [])
+        examined, found = {c.before.fault for c in self.comparisons}, {}
+        for fault in dict.fromkeys([*asked, *self.crashes]):
+            if fault not in examined:
+                begun = f"{fault} was not examined: "
+                whys = (n.removeprefix(begun) for n in self.notes if n.startswith(begun))
+                found[fault] = next(whys, "It was not examined.")
+        return found
+
     def __post_init__(self) -> None:
         names = [c.before.fault for c in self.comparisons]
         for c in self.comparisons:

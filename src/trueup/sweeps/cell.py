@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from typing import Any, Literal
 
 import trueup
 from trueup.errors import BadInput, TrueupError, Unavailable
+from trueup.run import memory
 from trueup.store import atomic, inputs
 from trueup.sweeps.plan import Cell
 
@@ -131,7 +130,7 @@ def _run(cell: Cell, out: Path) -> Record:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CRASH).unlink(missing_ok=True)
     atomic.write_json(folder / RECORD, asdict(record))
-    reset_peak()
+    memory.reset_peak()
     began, cpu = time.perf_counter(), time.process_time()
     try:
         done = _steps(cell, folder, out)
@@ -143,7 +142,7 @@ def _run(cell: Cell, out: Path) -> Record:
         done = _failed(e, folder)
     record = replace(
         record, **done, seconds=round(time.perf_counter() - began, 3), cpu_seconds=round(time.process_time() - cpu, 3),
-        peak_bytes=peak(),
+        peak_bytes=memory.peak(),
     )  # fmt: skip
     for left in folder.glob(".*.partial"):  # of a run that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -165,12 +164,11 @@ def _steps(cell: Cell, folder: Path, out: Path) -> dict[str, Any]:
         if not adapter.is_dir():
             tune(cell.tune_job(), adapter)
         tuned = _training(adapter)
-    crash, job = False, cell.job(str(adapter))
-    if job is not None:
-        if not (folder / REPORT).is_dir():
-            run_job(job, folder / REPORT, bases=bases_of(out))
-        crash = bool(bundle.read(folder / REPORT).crashes)
-    return {"state": "done", "tuned": tuned, "crash": crash}
+    job, report = cell.job(str(adapter)), folder / REPORT
+    if job is None:
+        return {"state": "done", "tuned": tuned}
+    done = bundle.read(report) if report.is_dir() else run_job(job, report, bases=bases_of(out))
+    return {"state": "done", "tuned": tuned, "crash": bool(done.crashes)}
 
 
 def bases_of(out: Path) -> Path:
@@ -245,30 +243,3 @@ def aside(out: Path, name: str) -> None:
     if previous.exists():
         shutil.rmtree(previous)
     os.rename(folder, previous)
-
-
-def reset_peak() -> None:
-    """From here on `peak` is of what follows, where the system can say that (Linux, CUDA)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak() -> int:
-    """The most memory, in bytes, that this process has held; with CUDA the device's, where that is more."""
-    held = 0
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        with contextlib.suppress(ImportError):  # not on Windows, where 0 says that it is not known
-            import resource
-
-            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            held = most if sys.platform == "darwin" else most * 1024
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        held = max(held, torch.cuda.max_memory_allocated())
-    return held

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from contextlib import suppress
 from pathlib import Path
 
 from trueup.errors import BadInput, TrueupError
+from trueup.run.memory import free
 from trueup.sweeps.plan import Cell
 
 FLOPS = 7e10
@@ -69,20 +68,3 @@ def fits(cell: Cell) -> None:
             f"'{cell.settings['model']}' needs {needed / 1e9:.1f} GB for its weights alone, and {platform.node()} has "
             f"{there / 1e9:.1f} GB free. Run fewer workers at once, or give the cell a machine with more memory."
         )
-
-
-def free() -> int | None:
-    """Bytes of memory that this process could still take, of the machine and of its control group; None where nobody says."""
-    bounds = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        bounds.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration):
-        try:
-            bounds.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        except (ValueError, OSError, AttributeError):
-            return None
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
-        bounds.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(min(bounds), 0)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from trueup.errors import BadInput
+from trueup.report.words import clean
 
 MOST_BYTES = 10_000_000
 """The largest file that is read: a sweep is written by hand or by a short script."""
@@ -128,11 +129,13 @@ def _at(loader: Any, node: Any, file: str, above: tuple[int, ...] = (), *, room:
         try:
             value = loader.construct_object(node)
         except (ValueError, KeyError) as e:
-            raise BadInput(f"{file}, line {line}: {_cut(node.value)!r} cannot be read ({e}). Put it in quotes.") from e
+            raise BadInput(
+                f"{file}, line {line}: {clean(node.value, 80)!r} cannot be read ({e}). Put it in quotes."
+            ) from e
         if not isinstance(value, str | int | float | bool | None):
-            raise BadInput(f"{file}, line {line}: {_cut(node.value)!r} is no word or number. Write it as one.")
+            raise BadInput(f"{file}, line {line}: {clean(node.value, 80)!r} is no word or number. Write it as one.")
         if any("\ud800" <= c <= "\udfff" for c in node.value):
-            raise BadInput(f"{file}, line {line}: {_cut(node.value)!a} holds half a character. Write it whole.")
+            raise BadInput(f"{file}, line {line}: {clean(node.value, 80)!a} holds half a character. Write it whole.")
         return At(value, file, line, node.value)
     if isinstance(node, yaml.SequenceNode):
         return At([_at(loader, n, file, above, room=room) for n in node.value], file, line)
@@ -157,7 +160,3 @@ def _at(loader: Any, node: Any, file: str, above: tuple[int, ...] = (), *, room:
             )
         found[key.value] = replace(_at(loader, value, file, above, room=room), key_line=at)
     return At(merged | found, file, line)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else text[:79] + "…"

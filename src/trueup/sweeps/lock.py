@@ -97,9 +97,8 @@ def _alive(file: Path) -> bool:
             os.kill(int(str(claim["pid"])), 0)
         except ProcessLookupError:
             return False
-        except PermissionError:
+        except PermissionError:  # of another user, and alive
             pass
-        return age < GONE
     return age < GONE
 
 

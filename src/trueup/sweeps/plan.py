@@ -36,6 +36,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.job import Job, faults_of
+from trueup.report.words import clean
 from trueup.sweeps.lines import At, read
 from trueup.tuning import TRAINED, TuneJob, tune_job
 
@@ -107,9 +108,8 @@ def cells_of(path: str | Path) -> list[Cell]:
                 f"{parts['matrix'].where}: the matrix comes to {number:,} cells, and a sweep has at most {MOST:,}. Take values "
                 "away, or part it into several sweeps."
             )
-        refused = (
-            [_pattern(at, known, steps) for at in _list(parts["exclude"], "`exclude`")] if "exclude" in parts else []
-        )
+        entries = _list(parts["exclude"], "`exclude`") if "exclude" in parts else []
+        refused = [_pattern(at, known, steps) for at in entries]
         varying = {k: v for k, v in axes.items() if len(v) > 1} or axes
         called = {k: _called(k, [v.plain() for v in values]) for k, values in varying.items()}
         where = parts["matrix"].where if axes else root.where
@@ -123,7 +123,7 @@ def cells_of(path: str | Path) -> list[Cell]:
                 continue
             name = "_".join(called[k][i] for k, i in zip(axes, at, strict=True) if k in called)
             found.append((Cell(_short(name or "cell"), steps, _ordered(settings)), where))
-        for i, entry in enumerate(_list(parts["exclude"], "`exclude`") if "exclude" in parts else ()):
+        for i, entry in enumerate(entries):
             if i not in used:
                 raise BadInput(
                     f"{entry.where}: this entry of `exclude` is of no cell of the matrix. Correct it, or take it away."
@@ -296,13 +296,7 @@ def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
             )
         return at
     names = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
-    given = (
-        (at.text if len(at.text) <= 80 else at.text[:79] + "…")
-        if scalar
-        else "a list"
-        if isinstance(value, list)
-        else "a mapping"
-    )
+    given = clean(at.text, 80) if scalar else "a list" if isinstance(value, list) else "a mapping"
     raise BadInput(f"{at.where}: '{key}' is {names[of]}, and {given!r} was given. Correct it.")
 
 
@@ -316,11 +310,11 @@ def _mapping(at: At, what: str, known: Sequence[str], elsewhere: Mapping[str, st
         )
     for key, value in at.items():
         if key not in known:
-            key = key if len(key) <= 80 else key[:79] + "…"
             if elsewhere and key in elsewhere:
                 raise BadInput(f"{value.where}: {elsewhere[key]}")
             raise BadInput(
-                f"{value.where}: there is no '{key}' here.{did_you_mean(key, known)} There are {listing(sorted(known), 99)}."
+                f"{value.where}: there is no '{clean(key, 80)}' here.{did_you_mean(key, known)} There are "
+                f"{listing(sorted(known), 99)}."
             )
     return dict(at.items())
 

@@ -114,7 +114,7 @@ def change_of(out: Path, name: str, earlier: Path) -> dict[str, Any]:
     own = out / cells.CELLS / name
     try:
         against = hashlib.sha256(
-            b"".join((f / "report" / atomic.MANIFEST).read_bytes() for f in (own, earlier))
+            b"".join((f / cells.REPORT / atomic.MANIFEST).read_bytes() for f in (own, earlier))
         ).hexdigest()
     except OSError:  # one of them has no report
         return {}
@@ -125,8 +125,7 @@ def change_of(out: Path, name: str, earlier: Path) -> dict[str, Any]:
             return known["faults"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    old = _asked(earlier), _asked(own)
-    if old[0] != old[1]:  # another job of the same name
+    if _asked(earlier) != _asked(own):  # another job of the same name
         return {}
     try:
         now, then = (bundle.read(f / cells.REPORT) for f in (own, earlier))

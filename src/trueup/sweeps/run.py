@@ -25,7 +25,8 @@ from trueup.sweeps.track import Tracker
 
 PLAN, TABLE, PAGE = "sweep.json", "results.parquet", "index.html"
 
-Told = Callable[[Cell, cells.Record], None]
+Told = Callable[[cells.Record, int, int], None]
+"""Of a cell that has finished: its record, the how manieth it is, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,8 @@ class Swept:
 
     @property
     def unexamined(self) -> dict[str, dict[str, str]]:
-        """Name of a cell -> fault that was asked for by name, or crashed -> why there is no finding of it, as a sentence."""
-        found: dict[str, dict[str, str]] = {}
-        for name, report in self.reports.items():
-            # Who names a column that should not matter asks for confounding.
-            asked = report.job.get("faults") or (["confounding"] if report.job.get("confounder") else [])
-            for fault in {*asked, *report.crashes} - {c.before.fault for c in report.comparisons}:
-                begun = f"{fault} was not examined: "
-                said = next(
-                    (n.removeprefix(begun) for n in report.notes if n.startswith(begun)), "It was not examined."
-                )
-                found.setdefault(name, {})[fault] = said
-        return found
+        """`Report.unexamined` of each cell that has any, by its name."""
+        return {name: missed for name, report in self.reports.items() if (missed := report.unexamined)}
 
     @property
     def waiting(self) -> list[str]:
@@ -70,7 +61,7 @@ class Swept:
 def sweep(
     file: str | Path, out: str | Path, *, engine: Engine | None = None, part: str = "", only_failed: bool = False,
     collect: Sequence[str | Path] = (), baseline: str | Path | None = None, track: Tracker | None = None,
-    told: Told = lambda cell, record: None, note: Callable[[str], None] = lambda sentence: None,
+    told: Told = lambda record, number, total: None, note: Callable[[str], None] = lambda sentence: None,
 ) -> Swept:  # fmt: skip
     """Do the cells that are left, and write `out`/results.parquet and `out`/index.html.
 
@@ -87,7 +78,7 @@ def sweep(
             `out` before its cells were done again.
         track: tell each cell's findings to this tracker as well, as a run of the project that the file is named after. What the
             tracker cannot take is noted and costs no cell.
-        told: called with each cell as it finishes. note: called with what went wrong beside the cells.
+        told: called as each cell finishes. note: called with what went wrong beside the cells.
 
     Raises:
         BadInput: the file cannot be used, another sweep writes `out`, or what is collected is of another trueup.
@@ -112,7 +103,9 @@ def sweep(
         if collect:
             _collected(mine, out, [Path(f) for f in collect])
         else:
-            finished = told if track is None else _tracking(track, Path(file).stem, out, told, note)
+            finished = (
+                told if track is None else _tracking(track, Path(file).stem, {c.name: c for c in mine}, out, told, note)
+            )
             _done(mine, out, engine or Here(), only_failed, earlier, finished)
         swept = _read(mine, out)
         if not part:
@@ -125,16 +118,19 @@ def sweep(
 def left(file: str | Path, out: str | Path, *, part: str = "") -> list[tuple[Cell, str]]:
     """Every cell, or those of a part, and what is there of it: ``done``, ``failed``, ``begun``, ``changed``, ``damaged`` or
     ``to do``."""
-    found, asked = [], plan.cells_of(file)
-    for cell in plan.shard(asked, part) if part else asked:
-        record, stamps = cells.read(Path(out), cell.name), cells.stamps_of(cell)
-        state = "to do" if record is None else "failed" if record.crash else record.state
-        if record is not None and not cells.current(record, cell, stamps):
-            state = "changed"
-        elif state == "done" and not cells.finished(cell, Path(out), record, stamps):
-            state = "damaged"
-        found.append((cell, state))
-    return found
+    asked = plan.cells_of(file)
+    return [(cell, _state(cell, Path(out))) for cell in (plan.shard(asked, part) if part else asked)]
+
+
+def _state(cell: Cell, out: Path) -> str:
+    record, stamps = cells.read(out, cell.name), cells.stamps_of(cell)
+    if record is None:
+        return "to do"
+    if record.state == "failed" or record.crash:
+        return "failed"
+    if not cells.current(record, cell, stamps):
+        return "changed"
+    return "damaged" if record.state == "done" and not cells.finished(cell, out, record, stamps) else record.state
 
 
 def work(cell: Cell, out: Path, earlier: Path | None) -> cells.Record:
@@ -148,20 +144,14 @@ def work(cell: Cell, out: Path, earlier: Path | None) -> cells.Record:
 def _done(mine: Sequence[Cell], out: Path, engine: Engine, only_failed: bool, earlier: Path | None, told: Told) -> None:
     from trueup.subject.load import keeping_base
 
-    todo = []
-    for cell in mine:
-        record = cells.read(out, cell.name)
-        if only_failed and (record is None or not (record.state == "failed" or record.crash)):
-            continue
-        if cells.finished(cell, out, record, cells.stamps_of(cell)):
-            continue
-        todo.append(cell)
+    states = [_state(cell, out) for cell in mine]
+    todo = [c for c, s in zip(mine, states, strict=True) if s == "failed" or (s != "done" and not only_failed)]
     piece = functools.partial(work, out=out, earlier=earlier)
-    for i, got in engine.each(piece, todo, [_base(c) for c in todo], keeping_base):
+    for number, (i, got) in enumerate(engine.each(piece, todo, [_base(c) for c in todo], keeping_base), 1):
         record = got
         if isinstance(got, Lost):
             record = cells.lost(todo[i], out, f"The cell was begun and not finished: {got.why}.")
-        told(todo[i], record)
+        told(record, number, len(todo))
 
 
 def _base(cell: Cell) -> str:
@@ -245,18 +235,20 @@ def _collected(mine: Sequence[Cell], out: Path, folders: Sequence[Path]) -> None
         )
 
 
-def _tracking(track: Tracker, project: str, out: Path, told: Told, note: Callable[[str], None]) -> Told:
+def _tracking(
+    track: Tracker, project: str, asked: Mapping[str, Cell], out: Path, told: Told, note: Callable[[str], None]
+) -> Told:
     """`told`, and the tracker after it, until that fails once."""
     failed = False
 
-    def finished(cell: Cell, record: cells.Record) -> None:
+    def finished(record: cells.Record, number: int, total: int) -> None:
         nonlocal failed
-        told(cell, record)
-        folder = out / cells.CELLS / cell.name / cells.REPORT
+        told(record, number, total)
+        folder = out / cells.CELLS / record.name / cells.REPORT
         if failed:
             return
         try:
-            trackers.track(track, project, cell, record, bundle.read(folder) if folder.is_dir() else None)
+            trackers.track(track, project, asked[record.name], record, bundle.read(folder) if folder.is_dir() else None)
         except Exception as e:  # whatever the tracker raises
             failed = True
             said = " ".join(str(e).split())[:200]
@@ -307,10 +299,9 @@ def write(swept: Swept, *, title: str, earlier: Path | None = None) -> None:
                 unexamined.get(cell.name, {}),
             )
         )
-    waiting = len(swept.cells) - len(entries)
     against = "" if not any_earlier else str(earlier) if earlier is not None else "the run before"
     results.write(rows, out / TABLE)
-    atomic.write_text(out / PAGE, index.page(title, entries, waiting=waiting, against=against))
+    atomic.write_text(out / PAGE, index.page(title, entries, waiting=len(swept.waiting), against=against))
 
 
 def _varying(found: Sequence[Cell]) -> list[str]:

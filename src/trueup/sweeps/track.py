@@ -13,7 +13,6 @@ from trueup.sweeps.cell import Record
 from trueup.sweeps.plan import Cell, word
 
 Tracker = Literal["trackio", "mlflow"]
-TRACKERS: tuple[Tracker, ...] = ("trackio", "mlflow")
 
 
 def available(tracker: Tracker) -> None:
