@@ -386,7 +386,7 @@ class ShrunkProbe:
     def torch_line(self) -> str:
         c = self.classes
         top = f"out[:, :{c}].topk({c}).values"
-        offsets = f"out.new_tensor({[round(o, 6) for o in self.offsets]})[out[:, :{c}].argmax(-1)]"
+        offsets = f"out.new_tensor({[round(float(o), 6) for o in self.offsets]})[out[:, :{c}].argmax(-1)]"
         return f"{float(self.slope)!r} * ({top}[:, 0] - {top}[:, 1:].logsumexp(-1)) + {offsets} + out[:, {c}]"
 
 
@@ -442,7 +442,7 @@ class Calibrated:
 
     @property
     def torch_line(self) -> str:
-        return f"({self.slope!r} * ({self.score.torch_line}) + {self.intercept!r}).sigmoid()"
+        return f"({float(self.slope)!r} * ({self.score.torch_line}) + {float(self.intercept)!r}).sigmoid()"
 
 
 def response_log_odds(z: Array) -> Array:
