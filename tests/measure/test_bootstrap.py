@@ -320,3 +320,24 @@ def test_a_statistic_that_takes_many_resamples_at_once_is_drawn_as_one_that_take
         )
     got = paired_many({"a": one, "b": many}, [x], [x + 0.1], seed=0, resamples=150, cluster=cluster)
     assert (got["a"].low, got["a"].p) == pytest.approx((got["b"].low, got["b"].p))
+
+
+def test_the_last_bits_of_a_draw_move_no_interval():
+    """Whether a draw that equals the estimate lies below it is up to the processor; it must not be up to the verdict."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 9, (2, 60)).astype(float)
+
+    def median(v, noise=0.0):
+        return float(np.median(v)) / 9 + noise * rng.choice([-1, 1])
+
+    def shaken(v):
+        return median(v, 1e-15)
+
+    def moved(v):
+        return median(v, 0.02)
+
+    one, other, far = (interval(f, x, seed=1, resamples=400) for f in (median, shaken, moved))
+    assert np.allclose([other.low, other.high], [one.low, one.high], rtol=0, atol=1e-12)
+    assert abs(far.low - one.low) > 1e-3, "the control"
+    one, other = (paired(f, (x,), (y,), seed=1, resamples=400) for f in (median, shaken))
+    assert np.allclose([other.low, other.high, other.p], [one.low, one.high, one.p], rtol=0, atol=1e-12)

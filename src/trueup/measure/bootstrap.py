@@ -45,6 +45,8 @@ Seed = int | np.random.SeedSequence
 
 FEWEST = 30
 """Clusters below which an interval decides nothing."""
+EQUAL = 1e-9
+"""Of the range of the draws: what differs by less is equal but for rounding."""
 BATCH = 64
 """Resamples that are held at once."""
 AT_ONCE = 1 << 16
@@ -268,7 +270,9 @@ class _Bent:
         kept, left = draws[~np.isnan(draws)], without[~np.isnan(without)]
         if not kept.size or not left.size:
             return _Bent(0.0, 0.0, clusters)
-        below = ((kept < value).sum() + (kept == value).sum() / 2 + 0.5) / (kept.size + 1)
+        # Draws that equal the estimate but for the last bits count as equal: which side they fall on is up to the processor.
+        near = EQUAL * np.ptp(kept)
+        below = ((kept < value - near).sum() + (np.abs(kept - value) <= near).sum() / 2 + 0.5) / (kept.size + 1)
         pull = left.mean() - left
         spread = (pull @ pull) ** 1.5
         return _Bent(float(norm.ppf(below)), float((pull**3).sum() / 6 / spread) if spread > 1e-200 else 0.0, clusters)
@@ -283,7 +287,8 @@ class _Bent:
 
     def p(self, draws: NDArray[np.float64]) -> float:
         kept = draws[~np.isnan(draws)]
-        low, high = (float(1 + (side).sum()) / (1 + kept.size) for side in (kept <= 0, kept >= 0))
+        near = EQUAL * np.ptp(kept)
+        low, high = (float(1 + side.sum()) / (1 + kept.size) for side in (kept <= near, kept >= -near))
         if min(low, high) == 1.0:
             return 1.0
         ends = []
