@@ -41,7 +41,11 @@ Model = Annotated[
 ]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="PEFT adapter: a folder or a hub id.")]
 Data = Annotated[
-    str, typer.Option("--data", help="csv, tsv, json, jsonl, parquet, a hub data set, embedded:NAME, or task:NAME.")
+    str,
+    typer.Option(
+        "--data",
+        help="csv, tsv, json, jsonl, parquet, a hub data set, embedded:NAME, confounded:NAME:ALPHA, or task:NAME.",
+    ),
 ]
 Text = Annotated[str, typer.Option("--text", help="Column of the text.")]
 Label = Annotated[str, typer.Option("--label", help="Column of the class.")]

@@ -14,6 +14,8 @@ from typing import Any, Literal
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.faults.fault import Fault, each_fault
 
+Depth = Literal["audit", "check", "methods"]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -28,7 +30,8 @@ class Job:
         data, text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`; `confounder` are its
             attributes. With `shots` the labels are answers and need not be classes.
         faults: names; empty for every fault that applies.
-        depth: ``audit`` stops after the first finding, ``check`` repairs and audits again.
+        depth: ``audit`` stops after the first finding, ``check`` repairs and audits again, ``methods`` compares every method of
+            repair on the test examples and chooses none.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0, so that
             a tuned adapter is examined on the split it has not seen.
         keep: save repairs without a measurable gain on test as well.
@@ -47,7 +50,7 @@ class Job:
     allow_leak: bool = False
     limit: int | None = None
     faults: tuple[str, ...] = ()
-    depth: Literal["audit", "check"] = "check"
+    depth: Depth = "check"
     seed: int | None = None
     classes: tuple[str, ...] | None = None
     template: str | None = None
@@ -139,10 +142,10 @@ def one_line(names: Sequence[object]) -> str:
 def command_line(job: Mapping[str, Any]) -> str | None:
     """The command that repeats a job; None where no one command does.
 
-    The command line audits one fault at a time.
+    The command line audits one fault at a time, and methods are compared by a sweep.
     """
     faults, audit = list(job.get("faults") or ()), job.get("depth") == "audit"
-    if audit and len(faults) != 1:
+    if (audit and len(faults) != 1) or job.get("depth") == "methods":
         return None
     words = ["trueup", *(["audit", faults[0]] if audit else ["check"])]
     words.append(str(job["model"]))

@@ -16,7 +16,7 @@ import numpy as np
 
 from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
-from trueup.job import Job, command_line, faults_of
+from trueup.job import Depth, Job, command_line, faults_of
 from trueup.opening import agreed, open_job
 from trueup.store import atomic
 from trueup.versions import untested
@@ -63,6 +63,7 @@ def run_job(
                 faults,
                 seed=seed,
                 repair=job.depth == "check",
+                methods=job.depth == "methods",
                 save=new,
                 keep=job.keep,
                 job=asdict(replace(job, seed=seed)),
@@ -99,6 +100,7 @@ def check(
     device: str | None = None,
     seed: int | None = None,
     repair: bool = True,
+    methods: bool = False,
     save: str | Path | None = None,
     keep: bool = False,
     job: Mapping[str, Any] | None = None,
@@ -118,7 +120,8 @@ def check(
         text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`, for data that are no Corpus yet;
             `confounder` are its attributes.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
-        repair: False stops after the first finding.
+        repair: False stops after the first finding. methods: in place of a repair, compare every method on the test examples, for
+            research; nothing is chosen or saved (`Comparison.methods`).
         save: a folder for the remedies, one subfolder per fault. keep: save also those without a measurable gain on test.
         job: what the report keeps to repeat the check; by itself for a model and data given by name.
 
@@ -134,6 +137,7 @@ def check(
     given = [faults] if isinstance(faults, Fault | str) else list(faults)
     chosen = [f for g in given for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
     confounder = (confounder,) if isinstance(confounder, str) else tuple(confounder)
+    depth: Depth = "methods" if methods else "check" if repair else "audit"
     if isinstance(model, Subject):
         _settled(
             "A Subject", "load", adapter=adapter, tokenizer=tokenizer, classes=classes, template=template,
@@ -153,7 +157,7 @@ def check(
             asked = Job(
                 model=_called(model), data=_called(data), adapter=adapter, text=text, label=label, second=second,
                 confounder=confounder, cluster=cluster, split=split, allow_leak=allow_leak, keep=keep, limit=limit,
-                faults=tuple(f.name for f in chosen) if given else (), depth="check" if repair else "audit", seed=seed,
+                faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
                 classes=None if classes is None else tuple(classes), template=template,
                 verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
                 demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device,
@@ -170,7 +174,7 @@ def check(
                 "that train again were not tried. Save the base with save_pretrained and load it from there to have both."
             )
         report = _examined(
-            subject, corpus, chosen, seed=seed, repair=repair, save=None if save is None else Path(save), keep=keep, job=job
+            subject, corpus, chosen, seed=seed, depth=depth, save=None if save is None else Path(save), keep=keep, job=job
         )  # fmt: skip
         return replace(report, notes=[*now.notes, *report.notes, *unasked], warnings=now.warnings)
 
@@ -191,7 +195,7 @@ def _remembering() -> Iterator[Session]:
 
 
 def _examined(
-    subject: Subject, corpus: Corpus, faults: Sequence[Fault], *, seed: int, repair: bool, save: Path | None, keep: bool,
+    subject: Subject, corpus: Corpus, faults: Sequence[Fault], *, seed: int, depth: Depth, save: Path | None, keep: bool,
     job: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
     """The report of all faults that can be examined; its notes say which cannot, and why."""
@@ -214,7 +218,7 @@ def _examined(
         if fault.name in reasons:
             continue
         try:
-            comparison = _one(fault, subject, corpus, test, crashes, seed=seed, repair=repair, save=save, keep=keep)
+            comparison = _one(fault, subject, corpus, test, crashes, seed=seed, depth=depth, save=save, keep=keep)
             shown = fault.examples(test, comparison.before, comparison.after)
         except BaseException as e:  # a panic of a tokenizer written in Rust is no Exception
             # What one fault cannot use, or where it crashes, must not cost the findings of the others.
@@ -352,14 +356,19 @@ def _unused(subject: Subject, test: Corpus) -> list[str]:
 
 
 def _one(
-    fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, crashes: _Crashes, *, seed: int, repair: bool,
+    fault: Fault, subject: Subject, corpus: Corpus, test: Corpus, crashes: _Crashes, *, seed: int, depth: Depth,
     save: Path | None, keep: bool,
 ) -> Comparison:  # fmt: skip
     fault = fault.prepared(subject, corpus, seed=seed)
     before = _told(fault, fault.audit(subject, test, seed=seed))
-    if not repair:
+    if depth == "audit":
         return Comparison(before, None, "Only an audit was asked for.")
     try:
+        if depth == "methods":
+            compared = tuple(fault.methods(subject, corpus, seed=seed))
+            return Comparison(
+                before, None, "Methods were compared on the test examples, and none was chosen.", methods=compared
+            )
         return _repaired(fault, subject, corpus, test, before, seed=seed, save=save, keep=keep)
     except BaseException as e:
         # The finding stands without its repair.

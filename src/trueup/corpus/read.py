@@ -27,6 +27,9 @@ from trueup.corpus.table import Table
 from trueup.corpus.values import group_column, label_column, text_column
 from trueup.errors import BadInput, did_you_mean, listing
 
+SHIPPED = ("embedded:", "confounded:")
+"""How the names of data begin that packages ship."""
+
 
 def read(
     source: str | Path | Any,
@@ -51,7 +54,8 @@ def read(
     Args:
         source: a csv (whatever sign parts its fields), tsv, jsonl, json or parquet file, also in gzip; a folder written by
             ``datasets``' save_to_disk; a Hugging Face dataset id, as ``ID`` or ``ID:CONFIG``; or ``embedded:NAME`` (see
-            `trueup.corpus.embedded`), or ``task:NAME`` (pairs for in-context learning, which bring their own splits; see
+            `trueup.corpus.embedded`), ``confounded:NAME:ALPHA`` (of such a set, text in which label and group go together; see
+            `trueup.corpus.confounded`), or ``task:NAME`` (pairs for in-context learning, which bring their own splits; see
             `trueup.corpus.tasks`). Or an object: a pandas or polars DataFrame, a ``datasets.Dataset`` or ``DatasetDict``,
             a list of dicts, a dict of columns, or a pair (texts, labels); a message then counts its rows from 0, or names
             them by their pandas index.
@@ -88,7 +92,7 @@ def read(
     if name.startswith("task:"):
         return _task(name, second, attributes, cluster, split, hub_split, classes, seed, limit, progress)
     wanted = [c for c in (text, label, second, cluster, split, *attributes) if c]
-    table, named, natural, name = _found(source, name, wanted, text, label, hub_split, progress)
+    table, named, natural, name, told = _found(source, name, wanted, text, label, hub_split, seed, progress)
     given = split or named
     attributes = attributes or tuple(a for a in natural if a not in (text, label, second))
     _check_columns(table, [c for c in (text, label, second, cluster, *attributes, given) if c])
@@ -96,6 +100,7 @@ def read(
     texts = text_column(table, text)
     seconds = text_column(table, second) if second else None
     label_index, class_names, notes = label_column(table, label, classes, answers=answers)
+    notes = (*told, *notes)
     groups: dict[str, np.ndarray] = {}
     for a in attributes:
         groups[a], more = group_column(table, a)
@@ -173,31 +178,37 @@ def _task(
 
 
 def _found(
-    source: Any, name: str, wanted: Sequence[str], text: str, label: str, hub_split: str | None, progress: bool
-) -> tuple[Table, str | None, tuple[str, ...], str]:
-    """The columns of `source`, the column of its splits and the attributes where it brings them, and what it is called."""
-    held, embedded_name = not isinstance(source, str | Path), name.startswith("embedded:")
-    saved = None if held or embedded_name else saved_to_disk(Path(name).expanduser())
-    path = None if held or embedded_name or saved is not None else data_file(source)
+    source: Any, name: str, wanted: Sequence[str], text: str, label: str, hub_split: str | None, seed: int, progress: bool
+) -> tuple[Table, str | None, tuple[str, ...], str, list[str]]:  # fmt: skip
+    """The columns of `source`, the column of its splits and the attributes where it brings them, what it is called, and sentences
+    about how it was made."""
+    held, shipped = not isinstance(source, str | Path), name.startswith(SHIPPED)
+    saved = None if held or shipped else saved_to_disk(Path(name).expanduser())
+    path = None if held or shipped or saved is not None else data_file(source)
     if hub_split is not None and held:
         raise BadInput(
             f"hub_split names a part of a hub dataset; of an object that you hold, give the part '{hub_split}' itself."
         )
-    if hub_split is not None and (embedded_name or saved is not None or path is not None):
+    if hub_split is not None and (shipped or saved is not None or path is not None):
         raise BadInput(f"'{name}' is no hub dataset, so it has no part '{hub_split}'. Leave hub_split out.")
-    if embedded_name:
-        from trueup.corpus import embedded
+    if shipped:
+        from trueup.corpus import confounded, embedded
 
-        dataset, columns = embedded.load(name, progress=progress)
-        rows = range(1, len(columns["text"]) + 1)
-        return Table(columns, rows, "row", f"'{name}'", {}), None, dataset.attributes, name
+        told: list[str] = []
+        if name.startswith(confounded.PREFIX):
+            columns, attribute, told = confounded.columns(name, seed, progress=progress)
+            natural: tuple[str, ...] = (attribute,)
+        else:
+            dataset, columns = embedded.load(name, progress=progress)
+            natural = dataset.attributes
+        return Table(columns, range(1, len(columns["text"]) + 1), "row", f"'{name}'", {}), None, natural, name, told
     if path is not None:
-        return read_file(path), None, (), name
+        return read_file(path), None, (), name, []
     if held or saved is not None:
         table, named, kind = table_of(source if saved is None else saved, wanted, text=text, label=label)
-        return table, named, (), name or kind
+        return table, named, (), name or kind, []
     table, named = hub_table(name, wanted, label, hub_split)
-    return table, named, (), name
+    return table, named, (), name, []
 
 
 def _check_options(

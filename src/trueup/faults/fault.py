@@ -160,6 +160,34 @@ class Alternative:
     saveable: bool = True
 
 
+@dataclass(frozen=True)
+class Method:
+    """What one way to repair does on the test examples, beside all others: for comparing methods, and not for choosing one.
+
+    Attributes:
+        key, title: the name for tables, and for readers. source: the paper, or "ours". setting: what calibration examples chose.
+        values: the fault's measures under it, by key. differences: these less those of the subject as it is, paired.
+        behind: these less those of the method that trueup's rule takes, paired; empty where it takes none.
+        chosen: it is that method. saveable: an adapter can carry it. control: it is tried because it must not help.
+    """
+
+    key: str
+    title: str
+    source: str
+    setting: str
+    values: Mapping[str, float]
+    differences: Mapping[str, Difference]
+    behind: Mapping[str, Difference] = field(default_factory=dict)
+    chosen: bool = False
+    saveable: bool = True
+    control: bool = False
+
+
+def as_differences(got: Mapping[str, Any]) -> dict[str, Difference]:
+    """Paired estimates of the bootstrap, as they cross the seam."""
+    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Finding:
     """What an audit says. The headline is `severity`: higher is worse.
@@ -295,6 +323,7 @@ class Comparison:
         budget: how much accuracy, as the data are, a repair may cost before it is called a trade-off.
         alternatives: the repairs that were tried, by gain and cost. too_dear: none was made, because each that helps costs more
             than the budget.
+        methods: where they were asked for in place of a repair, every method on the test examples.
     """
 
     before: Finding
@@ -306,6 +335,7 @@ class Comparison:
     budget: float = 0.02
     alternatives: tuple[Alternative, ...] = ()
     too_dear: bool = False
+    methods: tuple[Method, ...] = ()
 
     @property
     def gained(self) -> bool:
@@ -388,6 +418,19 @@ class Fault(ABC):
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
         """Learn a repair from the ``train`` and ``calibration`` splits of `corpus`. Never looks at ``test``."""
 
+    def methods(self, subject: Subject, corpus: Corpus, *, seed: int) -> list[Method]:
+        """Every method that a repair tries, and its rivals, on ``test``: each learnt and set on ``train`` and ``calibration`` as a
+        repair does it. It compares methods; nothing is chosen by it.
+
+        Raises:
+            Unsupported: methods of this fault are not compared so.
+        """
+        from trueup.errors import Unsupported
+
+        raise Unsupported(
+            f"{self.title} has no methods that are compared on test examples; its check is a contest itself."
+        )
+
     @abstractmethod
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         """Paired differences, after minus before, of this fault's measures. Both findings on the same examples."""
@@ -419,7 +462,7 @@ class Fault(ABC):
             (a.predicted, a.probability, corpus.label), (b.predicted, b.probability, corpus.label), seed,
             cluster=corpus.cluster,
         )  # fmt: skip
-        return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+        return as_differences(got)
 
     @abstractmethod
     def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:

@@ -15,7 +15,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from trueup.errors import BadInput, TrueupError
-from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure
+from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
 
 FORMAT = 3
 MOST_EXAMPLES = 200
@@ -222,6 +222,7 @@ def _payload(report: Report) -> dict[str, Any]:
                 "budget": c.budget,
                 "alternatives": [asdict(a) for a in c.alternatives],
                 "too_dear": c.too_dear,
+                **({"methods": [asdict(m) for m in c.methods]} if c.methods else {}),
                 "outcome": c.outcome,  # for who reads the file; it follows from the rest
             }
             for c in report.comparisons
@@ -282,6 +283,7 @@ def _comparison(data: Mapping[str, Any], folder: Path) -> Comparison:
         budget=data["budget"],
         alternatives=tuple(_alternative(a) for a in data["alternatives"]),
         too_dear=_is(data["too_dear"], bool),
+        methods=tuple(_method(m) for m in data.get("methods", ())),
     )
     _numbers(comparison.budget)
     return comparison
@@ -293,6 +295,15 @@ def _alternative(data: Mapping[str, Any]) -> Alternative:
     for text in (a.key, a.title):
         _is(text, str)
     return a
+
+
+def _method(data: Mapping[str, Any]) -> Method:
+    m = Method(**data)
+    _numbers(*m.values.values())
+    for text in (m.key, m.title, m.source, m.setting):
+        _is(text, str)
+    pairs = {k: {key: _difference(d) for key, d in getattr(m, k).items()} for k in ("differences", "behind")}
+    return replace(m, **pairs)
 
 
 def _difference(data: Mapping[str, Any]) -> Difference:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure
+from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Method
 from trueup.report import examples, heat, slide, words
 from trueup.report.bundle import Report, plain, untag
 from trueup.report.points import distinct, finite, is_number, name, thin
@@ -133,6 +133,7 @@ def _fault(
         "harm": [_row(r) for r in words.harm_rows(c)],
         "harm_sentence": _hold(words.harm_sentence(c)),
         "frontier": _frontier(c),
+        "methods": _methods(c),
         "charts": pictures,
         "examples": examples.shown(table, cell, sliders),
         "paper": _paper(known.get("paper")),
@@ -194,6 +195,29 @@ def _strip(before: Finding, after: Finding | None) -> dict[str, Any] | None:
         "threshold_text": words.number(before.threshold),
         "unit": words.clean(before.unit, 120),
     }
+
+
+def _methods(c: Comparison) -> dict[str, Any] | None:
+    """Every method on the test examples, in the order that they were tried."""
+    if not c.methods:
+        return None
+    keys = list(c.methods[0].values)
+    titles = {k: c.before.measures[k].title if k in c.before.measures else k.replace("_", " ") for k in keys}
+
+    def cell(m: Method, k: str) -> tuple[str, tuple[str, str]]:
+        d = m.differences.get(k)
+        return words.number(m.values[k]), words.parts(d, sign=True) if d else ("", "")
+
+    return {
+        "titles": [words.clean(titles[k], 80) for k in keys],
+        "rows": [
+            {
+                "title": words.clean(m.title, 160), "source": words.clean(m.source, 80), "setting": words.clean(m.setting, 80),
+                "chosen": m.chosen, "cells": [cell(m, k) for k in keys],
+            }
+            for m in c.methods
+        ],
+    }  # fmt: skip
 
 
 def _frontier(c: Comparison) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import trueup
+from trueup.corpus.read import SHIPPED
 from trueup.errors import BadInput, TrueupError, Unavailable
 from trueup.run import memory
 from trueup.store import atomic, inputs
@@ -191,7 +192,7 @@ def _there(cell: Cell) -> None:
     """Raises BadInput where a file that the cell reads is not on this machine."""
     for key in ("data", "adapter", "demos"):
         name = cell.settings.get(key)
-        if name is None or name.startswith(("embedded:", "task:")) or Path(name).expanduser().exists():
+        if name is None or name.startswith((*SHIPPED, "task:")) or Path(name).expanduser().exists():
             continue
         if Path(name).suffix or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise BadInput(

@@ -1,7 +1,7 @@
 """From a sweep's file to its cells: what `defaults`, `matrix`, `include` and `exclude` come to, each cell a job with a name.
 
 ```yaml
-steps: [tune, check]          # or check, audit, tune alone; check where nothing is said
+steps: [tune, check]          # tune, check, audit or methods alone, or tune before another; check where nothing is said
 defaults:                     # of every cell; the settings of `trueup.Job`, and with tune those of training
   model: embedded:minilm
   data: reviews.csv
@@ -40,7 +40,8 @@ from trueup.report.words import clean
 from trueup.sweeps.lines import At, read
 from trueup.tuning import TRAINED, TuneJob, tune_job
 
-STEPS = ("tune", "check", "audit")
+STEPS = ("tune", "check", "audit", "methods")
+_LAST = ("check", "audit", "methods")
 PARTS = ("defaults", "matrix", "include", "exclude", "steps")
 MOST = 100_000
 """The most cells of one sweep."""
@@ -353,9 +354,9 @@ def _steps(at: At | None) -> tuple[str, ...]:
                 f"{listing(STEPS)}."
             )
     steps = tuple(step.value for step in listed)
-    if steps not in (("tune",), ("check",), ("audit",), ("tune", "check"), ("tune", "audit")):
+    if steps not in (("tune",), *((last,) for last in _LAST), *(("tune", last) for last in _LAST)):
         raise BadInput(
-            f"{at.where}: the steps {listing(steps)} do not follow each other. Give [tune, check], [check], [audit] or [tune]."
+            f"{at.where}: the steps {listing(steps)} do not follow each other. Give [tune] or one of {listing(_LAST)}, or both."
         )
     return steps
 

@@ -29,6 +29,8 @@ COLUMNS: dict[str, str] = {
     "value": "float64", "low": "float64", "high": "float64",
     "after": "float64", "after_low": "float64", "after_high": "float64",
     "difference": "float64", "difference_low": "float64", "difference_high": "float64", "p": "float64",
+    "method": "string", "source": "string", "setting": "string", "chosen": "bool", "control": "bool",
+    "behind": "float64", "behind_low": "float64", "behind_high": "float64",
     "change": "float64", "change_low": "float64", "change_high": "float64", "change_paired": "bool",
     "model_fingerprint": "string", "data_fingerprint": "string", "trueup": "string", "versions": "string",
     "seconds": "float64", "cpu_seconds": "float64", "peak_bytes": "int64", "host": "string",
@@ -36,9 +38,10 @@ COLUMNS: dict[str, str] = {
 """Name and type of each column of ``results.parquet``.
 
 `adapter` of a cell that tunes one lies in the folder of the sweep. `kind` is ``severity`` (the headline), ``measure``, ``harm``
-(only a difference), or ``training``; a cell that failed has one row without a fault. `value` is of the first audit and `after` of
-the second, `difference` the paired difference of the two. `change` is `value` less that of the same cell in an earlier run, paired
-where both judged the same texts.
+(only a difference), ``method`` or ``training``; a cell that failed has one row without a fault. `value` is of the first audit and
+`after` of the second, `difference` the paired difference of the two. Of a method (the step ``methods``) `value` is the measure of
+the model as it is, `after` that under the method, and `behind` what `after` is above that of the method which trueup's rule takes.
+`change` is `value` less that of the same cell in an earlier run, paired where both judged the same texts.
 """
 
 
@@ -92,6 +95,16 @@ def _of_fault(c: Comparison, change: Mapping[str, Any] | None) -> list[dict[str,
                       "low": m.low, "high": m.high}
             | _after(then and (then.value, then.low, then.high)) | _difference(c.differences.get(key))
         )  # fmt: skip
+    for m in c.methods:
+        for key, value in m.values.items():
+            b, d = m.behind.get(key), m.differences.get(key)
+            own = next((r for r in made if r["measure"] == key and r["kind"] in ("severity", "measure")), {})
+            made.append(
+                shared | {k: own.get(k) for k in ("title", "unit", "better")}
+                | {"kind": "method", "measure": key, "method": m.key, "title": m.title, "source": m.source, "setting": m.setting,
+                   "chosen": m.chosen, "control": m.control, "value": None if d is None else value - d.value, "after": value}
+                | _difference(d) | ({} if b is None else {"behind": b.value, "behind_low": b.low, "behind_high": b.high})
+            )  # fmt: skip
     for key, d in c.harm.items():
         made.append(shared | {"kind": "harm", "measure": key, "title": c.title(key)} | _difference(d))
     return made

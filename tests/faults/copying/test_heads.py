@@ -157,13 +157,13 @@ def judged(right: float, copied: float) -> R.Judged:
 
 def test_heads_take_the_units_place_only_at_no_cost():
     def won(right: float, copied: float) -> R.Won:
-        return R.Won(R.AS_IT_IS, judged(right, copied), R.AS_IT_IS, [])
+        return R.Won(R.AS_IT_IS, judged(right, copied), R.AS_IT_IS, [], [])
 
     assert won(0.6, 0.1).beats(won(0.6, 0.2))
     assert not won(0.5, 0.0).beats(won(0.6, 0.2)), "made blind"
     assert not won(0.7, 0.2).beats(won(0.6, 0.2))
-    assert won(0.1, 0.4).beats(R.Won(None, None, R.AS_IT_IS, []))
-    assert not R.Won(None, None, R.AS_IT_IS, []).beats(won(0.1, 0.4))
+    assert won(0.1, 0.4).beats(R.Won(None, None, R.AS_IT_IS, [], []))
+    assert not R.Won(None, None, R.AS_IT_IS, [], []).beats(won(0.1, 0.4))
 
 
 def test_a_candidate_of_heads_is_screened_as_slow_passes_say(case, heads):

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, did_you_mean
-from trueup.faults.fault import Chart, Difference, Fault, Finding, NoRemedy, Remedy
+from trueup.faults.fault import Chart, Difference, Fault, Finding, Method, NoRemedy, Remedy
 from trueup.subject.subject import Subject
 
 if TYPE_CHECKING:
     from trueup.faults.confounding.audit import Trained
+    from trueup.faults.confounding.candidates import Knobs
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,26 @@ class Confounding(Fault):
         )  # fmt: skip
 
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
-        from trueup.faults.confounding.candidates import Knobs
         from trueup.faults.confounding.repair import repair
 
-        knobs = Knobs(self.l_y, self.coefficients, self.ridge, self.anchor == "start")
         return repair(
             subject, corpus, finding, attribute=self.attribute, coupling=self.coupling, retrain=self.retrain,
-            max_cost=self.max_cost, take=self.take, knobs=knobs, resamples=self.resamples, seed=seed,
+            max_cost=self.max_cost, take=self.take, knobs=self._arithmetic, resamples=self.resamples, seed=seed,
         )  # fmt: skip
+
+    def methods(self, subject: Subject, corpus: Corpus, *, seed: int) -> list[Method]:
+        from trueup.faults.confounding.repair import methods
+
+        return methods(
+            subject, corpus, attribute=self.attribute, coupling=self.coupling, retrain=self.retrain, max_cost=self.max_cost,
+            knobs=self._arithmetic, resamples=self.resamples, seed=seed,
+        )  # fmt: skip
+
+    @property
+    def _arithmetic(self) -> Knobs:
+        from trueup.faults.confounding.candidates import Knobs
+
+        return Knobs(self.l_y, self.coefficients, self.ridge, self.anchor == "start")
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         from trueup.faults.confounding.audit import compare

@@ -147,9 +147,12 @@ class Evidence:
 
     def columns(self, probability: NDArray, rows: NDArray) -> dict[str, NDArray]:
         """What `mixes.statistics` asks for, of some calibration examples that get these class probabilities (n, C)."""
-        label, cluster = np.searchsorted(self.there, self.held.label[rows]), self.held.cluster[rows]
-        logits = np.log(np.maximum(probability[rows][:, self.there], 1e-300))
-        return columns(logits, label, self.held_group[rows]) | {
+        return self.columns_of(probability[rows], self.held.label[rows], self.held_group[rows], self.held.cluster[rows])
+
+    def columns_of(self, probability: NDArray, label: NDArray, group: NDArray, cluster: NDArray) -> dict[str, NDArray]:
+        """The same of any examples (n,) whose classes are `there`."""
+        logits = np.log(np.maximum(probability[:, self.there], 1e-300))
+        return columns(logits, np.searchsorted(self.there, label), group) | {
             "cluster": cluster, "judges": judges(cluster, self.seed),
         }  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trueup.faults.fault import Difference, Finding
+from trueup.faults.fault import Difference, Finding, as_differences
 from trueup.measure import bootstrap, gaps, lean, shift
 from trueup.measure.calibration import surprises
 from trueup.measure.folds import folds
@@ -297,7 +297,7 @@ def differences(
         plain=weighted(before),
         cluster=before["cluster"],
     )
-    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+    return as_differences(got)
 
 
 WEIGHTED = ("severity", "lean", "floor", "drop", "auprc_balanced", "auprc_towards", "auprc_against", "level")

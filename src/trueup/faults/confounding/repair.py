@@ -28,7 +28,7 @@ from trueup.faults.confounding.mixes import (
     nominal,
     statistics,
 )
-from trueup.faults.fault import Alternative, Chart, Difference, Finding, NoRemedy, dearer
+from trueup.faults.fault import Alternative, Chart, Difference, Finding, Method, NoRemedy, dearer
 from trueup.measure import lean
 from trueup.measure.folds import folds
 from trueup.run.concept import gradients_of
@@ -46,6 +46,10 @@ NEAR = 0.01
 """Difference in AUPRC over all mixes that some hundred calibration examples cannot tell."""
 DERIVED = 200
 """Most calibration examples on which use by layer is told: each costs a backward pass for each group."""
+SCREENED = 10
+"""Of a bootstrap whose intervals are not read: `methods` tells those of test examples."""
+ON_TEST = ("severity", "level", "auprc_against", "accuracy")
+"""What `methods` tells of each: the lean, AUPRC over all mixes, AUPRC under the coupling turned round, accuracy as the data are."""
 RESAMPLES = 300
 """Of the bootstrap that judges the families on calibration examples."""
 
@@ -453,6 +457,57 @@ def tried(e: Evidence, *, retrain: bool, resamples: int, seed: int) -> tuple[lis
         kept[family.key] = variant
         session().progress("trying repairs", i + 1, len(possible))
     return table, kept
+
+
+def methods(
+    subject: Subject, corpus: Corpus, *, attribute: str, coupling: float, retrain: bool, max_cost: float, knobs: Knobs,
+    resamples: int, seed: int,
+) -> list[Method]:  # fmt: skip
+    """Every family on ``test``: learnt and set as in `repair`, judged along the mixes of the calibration examples.
+
+    Raises: as `repair`; Unsupported where the last layer is repaired already.
+    """
+    corpus = corpus.relabel(subject.classes)
+    attribute = attribute_of(corpus, attribute)
+    if subject.head is not None:
+        raise Unsupported(
+            "The subject already carries a repaired last layer; compare methods on the adapter it was made from."
+        )
+    e = evidence(subject, corpus, attribute, coupling, seed, knobs)
+    table, variants = tried(e, retrain=retrain, resamples=SCREENED, seed=seed)
+    test, families = corpus.part("test"), {f.key: f for f in FAMILIES}
+    group = mix.group_index(test, attribute, mix.groups_of(corpus.take(corpus.split != "test"), attribute))
+    if missing := set(np.unique(test.label)) ^ set(e.there):
+        raise BadInput(
+            f"Test and calibration examples are not of the same classes ({listing([test.classes[c] for c in sorted(missing)])} "
+            "stands in one alone). Give more rows, or a split in which both have all."
+        )
+
+    def sampled(probability: NDArray) -> dict[str, NDArray]:
+        return e.columns_of(probability, test.label, group, test.cluster)
+
+    own = sampled(predict(subject, test).probability)
+    under = {key: sampled(v.predict(test)) for key, v in variants.items()}
+    row = best_of(table, max_cost)
+    chosen = None if row is None else row["key"]
+
+    def apart(a: dict[str, NDArray], b: dict[str, NDArray]) -> dict[str, Difference]:
+        return differences(a, b, e.mixes, None, ON_TEST, resamples=resamples, seed=seed)
+
+    found = []
+    for r in table:
+        here = under[r["key"]]
+        now = statistics(here, e.mixes, own=False)
+        found.append(
+            Method(
+                r["key"], r["title"], r["source"], r["variant"],
+                {k: float(now[k](*(here[c] for c in COLUMNS))) for k in ON_TEST}, apart(own, here),
+                {} if chosen in (None, r["key"]) else apart(under[chosen], here), r["key"] == chosen,
+                variants[r["key"]].change is not None, families[r["key"]].source == CONTROL,
+            )
+        )  # fmt: skip
+        session().progress("methods on the test examples", len(found), len(table))
+    return found
 
 
 def leans(e: Evidence, samples: Mapping[str, NDArray]) -> float:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, did_you_mean, listing
-from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
+from trueup.faults.fault import Difference, Fault, Finding, Method, NoRemedy, Remedy
 from trueup.subject.subject import Subject
 
 UNITS_FROM = ("both", "proxy", "task")
@@ -97,6 +97,14 @@ class Copying(Fault):
         return repair(
             subject, corpus, finding, seed=seed, resamples=self.resamples, max_cost=self.max_cost, take=self.take,
             proxy=self.units_from != "task", task=self.units_from != "proxy",
+        )  # fmt: skip
+
+    def methods(self, subject: Subject, corpus: Corpus, *, seed: int) -> list[Method]:
+        from trueup.faults.copying.repair import methods
+
+        return methods(
+            subject, corpus, seed=seed, resamples=self.resamples, max_cost=self.max_cost, proxy=self.units_from != "task",
+            task=self.units_from != "proxy",
         )  # fmt: skip
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:

@@ -16,7 +16,7 @@ from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.corpus.split import POOL_FRACTIONS
 from trueup.errors import BadInput
 from trueup.faults.copying import maths
-from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
+from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, as_differences
 from trueup.measure import bootstrap
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers, answers, in_full, patched_answers
@@ -43,6 +43,15 @@ def some(corpus: Corpus, most: int, seed: int) -> Corpus:
     return corpus.take(np.sort(drawn))
 
 
+Read = Callable[[Answers, np.ndarray], np.ndarray]
+"""What the answers come to, (n,), given which answers the demonstrations show, (n, C)."""
+
+
+def as_said(got: Answers, shown: np.ndarray) -> np.ndarray:
+    """The answers as the model gives them."""
+    return got.answer
+
+
 @dataclass(frozen=True, eq=False)
 class Told:
     """Queries asked in one way.
@@ -56,9 +65,11 @@ class Told:
     got: Answers
     other: Answers | None = None
 
-    def scored(self, gold: np.ndarray) -> dict[str, np.ndarray]:
-        """As the function `scored`."""
-        return scored(self.draws, gold, self.got.answer, None if self.other is None else self.other.answer)
+    def scored(self, gold: np.ndarray, read: Read = as_said) -> dict[str, np.ndarray]:
+        """As the function `scored`, of the answers that `read` makes of these."""
+        others = self.draws.others
+        other = None if others is None or self.other is None else read(self.other, others.shown)
+        return scored(self.draws, gold, read(self.got, self.draws.shown), other)
 
 
 def asked(subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int | None = None, first: str = "") -> Told:
@@ -83,7 +94,7 @@ def _answered(subject: Subject, corpus: Corpus, draws: Draws, first: str) -> Ans
     return Answers(answer, logits, other, beyond)
 
 
-def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
+def columns(subject: Subject, corpus: Corpus, seed: int, read: Read = as_said) -> dict[str, np.ndarray]:
     """What every query answered under each kind of draw, and what of it is a copy: arrays of n, named ``what_mode``; with at
     most `prompts.MOST_NAMED` answers also ``what_named``, drawn freely with all answers named; and whether the right answer
     was shown."""
@@ -91,7 +102,7 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
     for mode in MODES:
         told = asked(subject, corpus, mode, seed)
         draws, got = told.draws, told.got
-        kept |= {f"{what}_{mode}": values for what, values in told.scored(corpus.label).items()}
+        kept |= {f"{what}_{mode}": values for what, values in told.scored(corpus.label, read).items()}
         if mode == "free" and draws.others is not None and (alone := draws.possible & ~draws.others.possible).any():
             session().note(
                 f"copying: for {alone.sum()} of {len(corpus)} queries there are no other demonstrations that show the right answer "
@@ -107,7 +118,7 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
         if mode == "free":
             kept["shown"] = draws.shown[np.arange(len(corpus)), corpus.label]
             if len(subject.classes) <= prompts.MOST_NAMED:
-                kept |= _named(subject, corpus, seed)
+                kept |= _named(subject, corpus, seed, read)
     closed = len(subject.classes) <= prompts.MOST_NAMED
     excess = kept["copied_free"] - kept["expected_free"]
     kept["blamed"], kept["counted"] = excess, kept["asked_free"]
@@ -118,7 +129,7 @@ def columns(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray
     return kept
 
 
-def _named(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
+def _named(subject: Subject, corpus: Corpus, seed: int, read: Read) -> dict[str, np.ndarray]:
     """The queries asked again, with the same demonstrations and all answers named; empty where that is too long."""
     try:
         told = asked(subject, corpus, "free", seed, first=prompts.header(subject.classes))
@@ -128,7 +139,7 @@ def _named(subject: Subject, corpus: Corpus, seed: int) -> dict[str, np.ndarray]
             f"shown: {e}"
         )
         return {}
-    return {f"{what}_named": values for what, values in told.scored(corpus.label).items()}
+    return {f"{what}_named": values for what, values in told.scored(corpus.label, read).items()}
 
 
 def scored(draws: Draws, gold: np.ndarray, answer: np.ndarray, other: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -225,7 +236,7 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
         statistics, list(before.samples.values()), [after.samples[k] for k in before.samples], seed, resamples=resamples,
         cluster=before.samples["cluster"],
     )  # fmt: skip
-    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items()}
+    return as_differences(got)
 
 
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:

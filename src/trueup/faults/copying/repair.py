@@ -11,15 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.errors import BadInput, Unsupported, did_you_mean, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
-from trueup.faults.copying.audit import TITLES, Told, asked, scored, some
+from trueup.faults.copying.audit import TITLES, Told, asked, columns, scored, some
 from trueup.faults.copying.harm import Bystander, bystanders
 from trueup.faults.copying.proxy import proxy as counting
-from trueup.faults.fault import Alternative, Chart, Finding, NoRemedy, Remedy, Series, dearer
+from trueup.faults.fault import (
+    Alternative,
+    Chart,
+    Difference,
+    Finding,
+    Method,
+    NoRemedy,
+    Remedy,
+    Series,
+    as_differences,
+    dearer,
+)
 from trueup.measure import bootstrap
 from trueup.measure.folds import folds
 from trueup.run import forward, prompts
@@ -238,6 +250,14 @@ def repair(
         )
     # What cannot be saved is refused now and not after the search.
     scales_as_adapter(subject, {0: torch.full((width_of(subject, 0),), 0.5)})
+    found, heads = explained(subject, corpus, seed=seed, proxy=proxy, task=task, protocol=protocol)
+    return choose(subject, queries, found, heads, seed=seed, resamples=resamples, max_cost=max_cost, take=take)
+
+
+def explained(
+    subject: Subject, corpus: Corpus, *, seed: int, proxy: bool, task: bool, protocol: maths.Protocol
+) -> tuple[list[Attributed], Heads | None]:
+    """Units and heads that may copy, found on the prompts of the pool, on the proxy task, or on both."""
     found = [attributed(subject, corpus.part("train"), seed, OWN, protocol)] if task else []
     try:
         found += [attributed(*counting(subject, seed=seed), seed, PROXY, protocol)] if proxy else []
@@ -250,7 +270,7 @@ def repair(
         if task
         else heads_of(*counting(subject, seed=seed), seed, PROXY)
     )
-    return choose(subject, queries, found, heads, seed=seed, resamples=resamples, max_cost=max_cost, take=take)
+    return found, heads
 
 
 def parted(queries: Corpus, seed: int) -> tuple[Corpus, Corpus, Corpus]:
@@ -268,20 +288,13 @@ def choose(
     max_cost: float = 0.02, take: str = "",
 ) -> Adapted | NoRemedy:  # fmt: skip
     """The repair that calibration `queries` choose among the candidates that follow from attributions, and their rivals."""
-    first, second, third = parted(queries, seed)
-    made = [c for f in found for c in candidates(f)]
-    if not made:
+    c = contest(subject, queries, found, heads, seed=seed, resamples=resamples, max_cost=max_cost)
+    if c is None:
         return NoRemedy("In no layer do the attributions of units add up, so none can be told to copy.")
-    glance = list(bystanders(subject, "calibration", seed=seed, most=GLANCED, skip=GUARDED))
-    check = _Check(
-        list(bystanders(subject, "calibration", seed=seed, most=CHECKED, skip=GUARDED)), max_cost + OPEN, seed
-    )
-    unscaled = ask(subject, second, seed)
-    units = winner(subject, made, first, second, unscaled, glance, check, seed, resamples)
+    first, second, third = c.parts
+    made, units, whole, won, unscaled = c.made, c.units, c.whole, c.heads, c.unscaled
     rows, best, rival, chances = units.rows, units.best, None, random_like(made, seed)
-    whole = rivals(heads, (units.best or units.nearest).units)
-    if whole and heads is not None:
-        won = winner(subject, whole, first, second, unscaled, glance, check, seed, resamples)
+    if won is not None and heads is not None:
         rows, rival = [*rows, *won.rows[1:]], won.best or won.nearest
         if take != UNITS and (take == HEADS or won.beats(units)):
             best, rival, made = won.best, units.best or units.nearest, [*made, *whole]
@@ -310,7 +323,7 @@ def choose(
     base = judged(plainly, third)
     others = list(bystanders(subject, "calibration", seed=seed, most=GUARDED))
     before = beside(others, seed)
-    chance = winner(subject, chances, first, second, unscaled, [], _Check([], 0.0, seed), seed, resamples).best
+    chance = c.of_chance(subject, chances, seed, resamples).best
     about["units from"] = best.source
     where_found = next((f for f in found if f.source == best.source), found[0])
     told = [row_of(AS_IT_IS, base, base, third, seed, resamples)]
@@ -406,11 +419,13 @@ class Won:
     Attributes:
         best: None where all lose accuracy or lower nothing. got: how it answered.
         nearest: the judged one that came nearest to chance, whatever it cost. rows: the table of those judged, as it is first.
+        every: the judged ones.
     """
 
     best: Candidate | None
     got: Judged | None
     nearest: Candidate
+    every: list[Candidate]
     rows: list[dict[str, Any]]
 
     def beats(self, other: Won) -> bool:
@@ -419,6 +434,48 @@ class Won:
         if self.got is None or other.got is None:
             return self.got is not None
         return abs(self.got.excess) < abs(other.got.excess) and self.got.no_worse(other.got)
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """What calibration queries say of all candidates.
+
+    Attributes:
+        parts: the queries that screened, judged, and chose nothing. unscaled: the second of them asked of the model as it is.
+        made, units: ways to scale units, and what came of them. whole, heads: the same of attention heads; None without any.
+    """
+
+    parts: tuple[Corpus, Corpus, Corpus]
+    unscaled: Asked
+    made: list[Candidate]
+    units: Won
+    whole: list[Candidate]
+    heads: Won | None
+
+    def of_chance(self, subject: Subject, chances: Sequence[Candidate], seed: int, resamples: int) -> Won:
+        """What the same choice makes of candidates that were drawn at random."""
+        first, second, _ = self.parts
+        return winner(subject, chances, first, second, self.unscaled, [], _Check([], 0.0, seed), seed, resamples)
+
+
+def contest(
+    subject: Subject, queries: Corpus, found: Sequence[Attributed], heads: Heads | None, *, seed: int, resamples: int,
+    max_cost: float,
+) -> Contest | None:  # fmt: skip
+    """The candidates that follow from attributions, and heads at equal size, judged; None where no attributions add up."""
+    first, second, third = parted(queries, seed)
+    made = [c for f in found for c in candidates(f)]
+    if not made:
+        return None
+    glance = list(bystanders(subject, "calibration", seed=seed, most=GLANCED, skip=GUARDED))
+    check = _Check(
+        list(bystanders(subject, "calibration", seed=seed, most=CHECKED, skip=GUARDED)), max_cost + OPEN, seed
+    )
+    unscaled = ask(subject, second, seed)
+    units = winner(subject, made, first, second, unscaled, glance, check, seed, resamples)
+    whole = rivals(heads, (units.best or units.nearest).units)
+    won = winner(subject, whole, first, second, unscaled, glance, check, seed, resamples) if whole else None
+    return Contest((first, second, third), unscaled, made, units, whole, won)
 
 
 class _Check:
@@ -462,7 +519,7 @@ def winner(
             sparing += [every[-1]] * spares
     # Below chance is a fault as well: a model that shuns what it is shown.
     got, best = min(sparing or able, key=lambda k: abs(k[0].excess), default=(None, None))
-    return Won(best, got, min(every, key=lambda k: abs(k[0].excess))[1], rows)
+    return Won(best, got, min(every, key=lambda k: abs(k[0].excess))[1], [c for _, c in every], rows)
 
 
 def heads_of(subject: Subject, train: Corpus, seed: int, source: str) -> Heads | None:
@@ -789,6 +846,77 @@ def _controls(
     ]
     plain, got = screen(subject, queries, made, seed)
     return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(made, got, strict=True)]
+
+
+def methods(
+    subject: Subject, corpus: Corpus, *, seed: int, resamples: int, max_cost: float, proxy: bool, task: bool
+) -> list[Method]:
+    """On ``test``: the published choice of units from either source, ours, heads of each kind at equal size, the penalty on shown
+    answers, and units drawn at random, all chosen on ``calibration`` as in `repair`.
+
+    Raises: as `repair`; Unsupported where no attributions add up.
+    """
+    corpus = corpus.relabel(subject.classes)
+    found, heads = explained(subject, corpus, seed=seed, proxy=proxy, task=task, protocol=maths.RECONSTRUCTED)
+    c = contest(subject, corpus.part("calibration"), found, heads, seed=seed, resamples=resamples, max_cost=max_cost)
+    if c is None:
+        raise Unsupported("In no layer do the attributions of units add up, so none can be told to copy.")
+    test, _ = in_order(corpus.part("test"))
+    own = c.units.best or c.units.nearest
+    tried = {f"published, on {x.source}": x for x in c.units.every if x.family == "published" and x is not own}
+    tried["units"] = own
+    if c.heads is not None:
+        judged_heads = [*([c.heads.best] if c.heads.best else []), *c.heads.every]
+        tried |= {x.family: x for x in reversed(judged_heads)}  # the best, where it is one of its kind, comes last
+    chance = c.of_chance(subject, random_like(c.made, seed), seed, resamples)
+    tried["random"] = replace(chance.best or chance.nearest, title="the best of as many random candidates")
+    won = c.heads if c.heads is not None and c.heads.beats(c.units) else c.units
+    chosen = next((k for k, x in tried.items() if x is won.best), None)
+    answers = {"": columns(subject, test, seed)}
+    for key, x in tried.items():
+        with scaled(subject, x.scales, x.part):
+            answers[key] = columns(subject, test, seed)
+        session().progress("methods on the test queries", len(answers) - 1, len(tried))
+    nats = _penalty(c.unscaled, c.parts[1])
+    answers["penalty"] = columns(subject, test, seed, lambda got, shown: _penalised(got, shown, nats))
+    tried["penalty"] = replace(AS_IT_IS, title=f"a penalty of {nats:g} nats on shown answers", source="the task itself")
+    told = {k: [of[x] for pair in _ON_TEST.values() for x in pair] for k, of in answers.items()}
+    wanted = {k: _share(2 * i) for i, k in enumerate(_ON_TEST)}
+
+    def apart(a: str, b: str) -> dict[str, Difference]:
+        sides = (told[a], told[b])
+        return as_differences(bootstrap.paired_many(wanted, *sides, seed, resamples, cluster=test.cluster))
+
+    return [
+        Method(
+            key, x.title, "baseline" if key in ("random", "penalty") else _SOURCES.get(x.family, "ours"), x.source,
+            {k: f(*told[key]) for k, f in wanted.items()}, apart("", key),
+            {} if chosen in (None, key) else apart(chosen, key), key == chosen, key != "penalty", key == "random",
+        )
+        for key, x in tried.items()
+    ]  # fmt: skip
+
+
+_ON_TEST = {
+    "severity": ("blamed", "counted"), "accuracy": ("right_free", "asked_free"), "accuracy_never": ("right_never", "asked_never"),
+}  # fmt: skip
+"""What `methods` tells, as means of one column of the audit over the queries that another counts: wrong copies above chance,
+accuracy where demonstrations are drawn freely, and where they never show the right answer."""
+
+
+def _share(at: int) -> Callable[..., float]:
+    def statistic(*values: np.ndarray, weight: np.ndarray | None = None) -> float:
+        w = values[at + 1] if weight is None else values[at + 1] * weight
+        return float(w @ values[at] / w.sum()) if w.sum() else math.nan
+
+    return statistic
+
+
+_SOURCES = {
+    "published": "arXiv 2410.01288",
+    INDUCTION: "arXiv 2209.11895",
+    FUNCTION: "arXiv 2310.15213",
+}
 
 
 def row_of(tried: Candidate, base: Judged, got: Judged, queries: Corpus, seed: int, resamples: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
-from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
+from trueup.faults.fault import Difference, Fault, Finding, Method, NoRemedy, Remedy
 from trueup.subject.subject import Subject
 
 if TYPE_CHECKING:
@@ -97,6 +97,19 @@ class Overconfidence(Fault):
             passes=self.passes,
             resamples=self.resamples,
             delta=self.delta,
+            seed=seed,
+        )
+
+    def methods(self, subject: Subject, corpus: Corpus, *, seed: int) -> list[Method]:
+        from trueup.faults.overconfidence.repair import methods
+
+        return methods(
+            subject,
+            corpus,
+            folds=self.folds,
+            members=self.members,
+            passes=self.passes,
+            resamples=self.resamples,
             seed=seed,
         )
 

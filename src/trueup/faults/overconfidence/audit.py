@@ -12,7 +12,7 @@ from scipy.special import logit
 from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
-from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider
+from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider, as_differences
 from trueup.faults.overconfidence import forecast as fc
 from trueup.faults.overconfidence import maths
 from trueup.measure import bootstrap
@@ -254,7 +254,7 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
         STATISTICS, columns(before.samples, order), columns(after.samples, order), seed, resamples=resamples,
         squares=SQUARES, cluster=before.samples["cluster"][order],
     )  # fmt: skip
-    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in got.items() if not np.isnan(d.value)}
+    return as_differences({k: d for k, d in got.items() if not np.isnan(d.value)})
 
 
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:

@@ -218,7 +218,7 @@ class Choice:
 
     Attributes:
         key, title: of the family. learnt: its chosen variant, from all examples. slope, intercept: its Platt scale.
-        crossed: (n,) its out-of-fold scores.
+        crossed: (n,) its out-of-fold scores. best: of every family the (n,) out-of-fold scores of its best variant.
         stated, recalibrated, chosen: (n,) Brier losses of the softmax response as it is, of that recalibrated, and of what the
             other folds choose among all heads and scores that can be saved.
         table: a row for each family: error ROC-AUC within folds, Brier loss, and what that saves of the response's as it is.
@@ -230,6 +230,7 @@ class Choice:
     slope: float
     intercept: float
     crossed: Array
+    best: dict[str, Array]
     stated: Array
     recalibrated: Array
     chosen: Array
@@ -244,6 +245,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
     recalibrated = stated
     table: list[dict[str, Any]] = []
     scores: dict[str, Array] = {}
+    kept: dict[str, Array] = {}
     losses: dict[str, Array] = {}
     possible = [f for f in families if f.possible(evidence)]
     for i, family in enumerate(possible):
@@ -259,6 +261,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
             recalibrated = honest
         elif family.saveable:
             scores[family.key], losses[family.key] = crossed, loss
+        kept[family.key] = crossed[:, best]
         table.append(
             {
                 "key": family.key, "title": family.title, "source": family.source, "saveable": family.saveable, "variant": best,
@@ -274,7 +277,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
     crossed = scores[key][:, variant]
     slope, intercept = maths.platt(crossed, right)
     learnt = family.learnt(evidence, [np.arange(len(right))])[0][variant]
-    return Choice(key, family.title, learnt, slope, intercept, crossed, stated, recalibrated, honest, table)
+    return Choice(key, family.title, learnt, slope, intercept, crossed, kept, stated, recalibrated, honest, table)
 
 
 # ------------------------------------------------------------------------------------------------------- the families

@@ -21,14 +21,14 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults import loading
 from trueup.faults.card import Card, page
-from trueup.faults.fault import Comparison, NoRemedy, Remedy
+from trueup.faults.fault import Comparison, Difference, Method, NoRemedy, Remedy, as_differences
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Part, choose
 from trueup.faults.overconfidence.forecast import share
 from trueup.measure import bootstrap
 from trueup.measure.folds import folds as spread
-from trueup.measure.selective import certified_threshold
+from trueup.measure.selective import certified_threshold, error_auc
 from trueup.run import ensemble
 from trueup.run.predict import outputs, predict, session
 from trueup.store import atomic
@@ -119,23 +119,31 @@ def null_remedy(subject: Subject) -> ConfidenceHead:
     return _remedy(subject, None, maths.Calibrated(maths.ResponseLogOdds(c), 1.0, 0.0), card)
 
 
-def repair(
-    subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, resamples: int, delta: float, seed: int
-) -> ConfidenceHead | NoRemedy:
-    """Learn and choose on ``calibration`` (and, for the published heads, on ``train``); never looks at ``test``.
+@dataclass(frozen=True, eq=False)
+class _Gathered:
+    """What a repair learns from, and what it is judged by.
 
-    Two thirds of the calibration clusters choose: every family is scored out of fold, and the best of all by point estimate is
-    learnt from them and calibrated (Platt, on its out-of-fold scores). It is judged on examples that chose nothing: in each
-    fold by what the other folds choose, and on the last third as it stands, all in one interval by clusters. A head that saves
-    Brier loss beyond the recalibrated softmax response with its whole interval is handed over; else the recalibrated response,
-    where that saves loss with its whole interval; else nothing. The last third also certifies abstention thresholds, for the
-    score as it was fixed before; that they are told only after the judgement can only lower the chance that a false one is told.
-
-    Raises:
-        BadInput: fewer than 20 calibration examples.
+    Attributes:
+        evidence: of the calibration examples that choose. rest, cluster: those that judge, and the clusters of all, where `last`
+            (n,) says which are which. tuned_on: training examples. streams: seeds of what is drawn.
+        there: by the name in `Evidence`, what several opinions (an ensemble, dropout) say of further examples.
     """
-    corpus = corpus.relabel(subject.classes)
-    held = corpus.take(corpus.split == "calibration")
+
+    evidence: Evidence
+    rest: Part
+    cluster: np.ndarray
+    last: np.ndarray
+    tuned_on: int
+    there: Mapping[str, np.ndarray | None]
+
+
+def _gathered(
+    subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, seed: int, further: np.ndarray | None = None
+) -> _Gathered | NoRemedy:  # fmt: skip
+    """Two thirds of the calibration clusters as evidence, the last third apart. `further`: rows of `corpus` on which several
+    opinions are asked for as well."""
+    rows = np.flatnonzero(corpus.split == "calibration")
+    held = corpus.take(rows)
     if len(held) < FEWEST:
         raise BadInput(
             f"'{corpus.name}' has {len(held)} calibration examples; a repair needs at least {FEWEST}. "
@@ -155,7 +163,8 @@ def repair(
     if min(first.error.sum(), (~first.error).sum()) < 2:
         return NoRemedy(f"The errors among {len(held)} calibration examples lie in too few clusters to learn from.")
     tuned_on = corpus.take(corpus.split == "train")
-    committee = dropped = None
+    asked = corpus.take(np.concatenate([rows[~last], np.zeros(0, np.int64) if further is None else further]))
+    opinions: dict[str, np.ndarray | None] = {"committee": None, "dropped": None}
     if members and not len(tuned_on):
         session().note(
             f"No ensemble was tried, because '{corpus.name}' holds no training examples for its {members} members. Give the data "
@@ -163,20 +172,45 @@ def repair(
         )
     elif members:
         try:
-            committee = ensemble.committee(subject, tuned_on, held.take(~last), members=members, seed=streams[1])
+            opinions["committee"] = ensemble.committee(subject, tuned_on, asked, members=members, seed=streams[1])
         except Unsupported as e:
             session().note(f"No ensemble was tried. {e}")
     if passes:
         try:
-            dropped = ensemble.dropped(subject, held.take(~last), passes=passes, seed=streams[4])
+            opinions["dropped"] = ensemble.dropped(subject, asked, passes=passes, seed=streams[4])
         except Unsupported as e:
             session().note(f"MC dropout was not tried. {e}")
-    biased = subject.template is None and subject.head_layer().bias is not None
+    n, biased = int((~last).sum()), subject.template is None and subject.head_layer().bias is not None
     evidence = Evidence(
         train=_part(subject, tuned_on) if len(tuned_on) else None, held=first, head=own, biased=biased,
         fold=spread(first.error, folds, seed=streams[2], cluster=cluster[~last]), seed=streams[3],
-        committee=committee, dropped=dropped,
+        **{k: None if o is None else o[:n] for k, o in opinions.items()},
     )  # fmt: skip
+    there = {k: None if o is None else o[n:] for k, o in opinions.items()}
+    return _Gathered(evidence, rest, cluster, last, len(tuned_on), there)
+
+
+def repair(
+    subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, resamples: int, delta: float, seed: int
+) -> ConfidenceHead | NoRemedy:
+    """Learn and choose on ``calibration`` (and, for the published heads, on ``train``); never looks at ``test``.
+
+    Two thirds of the calibration clusters choose: every family is scored out of fold, and the best of all by point estimate is
+    learnt from them and calibrated (Platt, on its out-of-fold scores). It is judged on examples that chose nothing: in each
+    fold by what the other folds choose, and on the last third as it stands, all in one interval by clusters. A head that saves
+    Brier loss beyond the recalibrated softmax response with its whole interval is handed over; else the recalibrated response,
+    where that saves loss with its whole interval; else nothing. The last third also certifies abstention thresholds, for the
+    score as it was fixed before; that they are told only after the judgement can only lower the chance that a false one is told.
+
+    Raises:
+        BadInput: fewer than 20 calibration examples.
+    """
+    corpus = corpus.relabel(subject.classes)
+    got = _gathered(subject, corpus, folds=folds, members=members, passes=passes, seed=seed)
+    if isinstance(got, NoRemedy):
+        return got
+    evidence, rest, cluster, last = got.evidence, got.rest, got.cluster, got.last
+    first = evidence.held
     choice = choose(evidence, FAMILIES)
     head = maths.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
     response = maths.ResponseLogOdds(evidence.classes)
@@ -226,13 +260,68 @@ def repair(
     card = loading.facts(subject) | facts | {
         "describe": f"{sentence} {_promise(abstention, delta)}",
         "chosen": chosen, "delta": delta, "seed": seed, "pair": corpus.second is not None,
-        "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": len(tuned_on)},
+        "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": got.tuned_on},
         "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
     }  # fmt: skip
     try:
         return _remedy(subject, extra, score, card)
     except Unsupported as e:
         return NoRemedy(str(e), facts)
+
+
+def methods(
+    subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, resamples: int, seed: int
+) -> list[Method]:
+    """Every family on ``test``: what each learns and chooses as in `repair`, its error ROC-AUC, and the Brier loss of its score
+    after Platt scaling on the calibration examples that chose. The subject as it is stands for its softmax response unscaled.
+
+    Raises:
+        Unsupported: the calibration examples teach nothing.
+    """
+    corpus = corpus.relabel(subject.classes)
+    rows = np.flatnonzero(corpus.split == "test")
+    got = _gathered(subject, corpus, folds=folds, members=members, passes=passes, seed=seed, further=rows)
+    if isinstance(got, NoRemedy):
+        raise Unsupported(got.reason)
+    e, test = got.evidence, corpus.take(rows)
+    part = _part(subject, test)
+    there = replace(e, **got.there)
+    choice, every, right = choose(e, FAMILIES), np.arange(len(e.held.label)), ~e.held.error
+    judged_by = {r["key"]: r for r in choice.table}
+    odds = maths.ResponseLogOdds(e.classes)(part.z)
+    scored = {"": (odds, np.square(expit(odds) - ~part.error))}
+    for family in (f for f in FAMILIES if f.key in choice.best):
+        best = judged_by[family.key]["variant"]
+        if family is RESPONSE:
+            score = odds
+        elif family.comparison is not None:
+            score = family.comparison(there, every, part)[:, best]
+        else:
+            score = family.learnt(e, [every])[0][best](part)
+        slope, intercept = maths.platt(choice.best[family.key], right)
+        scored[family.key] = (score, np.square(expit(slope * score + intercept) - ~part.error))
+
+    def apart(a: str, b: str) -> dict[str, Difference]:
+        sides = [(*scored[k], ~part.error) for k in (a, b)]
+        return as_differences(
+            bootstrap.paired_many(_ON_TEST, *sides, seed=seed, resamples=resamples, cluster=test.cluster)
+        )
+
+    return [
+        Method(
+            f.key, f.title, f.source, str(judged_by[f.key]["variant"]),
+            {k: float(s(*scored[f.key], ~part.error)) for k, s in _ON_TEST.items()},
+            apart("", f.key), {} if f.key == choice.key else apart(choice.key, f.key), f.key == choice.key, f.saveable,
+        )
+        for f in FAMILIES if f.key in scored
+    ]  # fmt: skip
+
+
+_ON_TEST = {
+    "error_auc": lambda score, loss, right, weight=None: error_auc(score, ~right, weight=weight),
+    "confidence_brier": lambda score, loss, right, weight=None: float(np.average(loss, weights=weight)),
+}
+"""What `methods` tells of a score, its Brier losses and which predictions are right."""
 
 
 def judged(

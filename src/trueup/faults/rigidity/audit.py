@@ -11,7 +11,7 @@ import numpy as np
 from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
-from trueup.faults.fault import Chart, Difference, Finding, Measure, Series
+from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, as_differences
 from trueup.faults.rigidity import maths
 from trueup.faults.rigidity.contest import UNEQUAL, Kind, Team, budget, left_out, on, rivals, team
 from trueup.measure import bootstrap
@@ -299,7 +299,7 @@ def compare(before: Finding, after: Finding) -> dict[str, Difference]:
         else PairedEstimate(0.0, 0.0, 0.0, 1.0, 0.95)
         for k, x in found.items()
     }
-    return {k: Difference(d.value, d.low, d.high, d.p) for k, d in made.items()}
+    return as_differences(made)
 
 
 def _severity_sides(f: Finding, weights: str) -> list[Side]:
