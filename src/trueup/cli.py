@@ -303,6 +303,22 @@ class TrackerName(StrEnum):
     mlflow = "mlflow"
 
 
+ListCells = Annotated[bool, typer.Option("--list", help="Print the cells, their state and cost, and run nothing.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes of this machine that do cells at once.")]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Only part I of N, such as 2/8: for job arrays. Then --collect."),
+]
+Only = Annotated[str | None, typer.Option("--only", metavar="failed", help="Only cells that failed before.")]
+Collect = Annotated[
+    list[Path] | None,
+    typer.Option("--collect", metavar="DIR", help="Run nothing; join what parts wrote into DIR; repeatable."),
+]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="This machine, or a Ray cluster.")]
+Address = Annotated[str, typer.Option("--address", help="Ray: the cluster's address.")]
+Gpus = Annotated[float, typer.Option("--gpus-per-cell", min=0.0, help="Ray: GPUs a cell takes; 0.5 shares one.")]
+
+
 @app.command(
     epilog=CODES.replace("no fault was found", "no fault was found in any cell")
     .replace("a fault was found", "a fault was found in some cell")
@@ -311,22 +327,11 @@ class TrackerName(StrEnum):
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The sweep: defaults, matrix, include, exclude, steps.")],
     out: Out,
-    list_: Annotated[bool, typer.Option("--list", help="Print the cells, their state and cost, and run nothing.")] = False,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes of this machine that do cells at once.")] = 1,
-    shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N, such as 2/8: for job arrays. Then --collect.")
-    ] = None,
-    only: Annotated[str | None, typer.Option("--only", metavar="failed", help="Only cells that failed before.")] = None,
-    collect: Annotated[
-        list[Path] | None,
-        typer.Option("--collect", metavar="DIR", help="Run nothing; join what parts wrote into DIR; repeatable."),
-    ] = None,
+    list_: ListCells = False, workers: Workers = 1, shard: Shard = None, only: Only = None, collect: Collect = None,
     baseline: Annotated[
         Path | None, typer.Option("--baseline", metavar="DIR", help="An earlier sweep, to tell what changed; default OUT's own.")
     ] = None,
-    engine: Annotated[EngineName, typer.Option("--engine", help="This machine, or a Ray cluster.")] = EngineName.local,
-    address: Annotated[str, typer.Option("--address", help="Ray: the cluster's address.")] = "auto",
-    gpus: Annotated[float, typer.Option("--gpus-per-cell", min=0.0, help="Ray: GPUs a cell takes; 0.5 shares one.")] = 0.0,
+    engine: EngineOption = EngineName.local, address: Address = "auto", gpus: Gpus = 0.0,
     track: Annotated[
         TrackerName | None, typer.Option("--track", help="Tell the findings to this tracker as well, where it is installed.")
     ] = None,
@@ -490,6 +495,56 @@ def bench_speed(
         if wrong := speed.failed(result):
             print(f"trueup: the results differ, so there is no ratio: {'; '.join(wrong)}.", file=sys.stderr)
             raise typer.Exit(3)
+
+
+class Preset(StrEnum):
+    """Sizes of an experiment."""
+
+    small = "small"
+    paper = "paper"
+
+
+def _compared(name: str, about: str) -> None:
+    """The command of an experiment that is a sweep."""
+
+    def command(
+        out: Out,
+        preset: Annotated[
+            Preset, typer.Option("--preset", help="Models that trueup fetches, on a processor; or the paper's own, by hub id.")
+        ] = Preset.small,
+        list_: ListCells = False, workers: Workers = 1, shard: Shard = None, only: Only = None, collect: Collect = None,
+        engine: EngineOption = EngineName.local, address: Address = "auto", gpus: Gpus = 0.0, quiet: Quiet = False,
+    ) -> None:  # fmt: skip
+        from trueup.experiments import presets
+
+        with _sentences():
+            file = presets.file_of(name, preset.value, make=not (list_ or collect))
+        try:
+            sweep(
+                file, out, list_=list_, workers=workers, shard=shard, only=only, collect=collect, engine=engine,
+                address=address, gpus=gpus, quiet=quiet,
+            )  # fmt: skip
+        except typer.Exit as e:
+            if e.exit_code > 1:  # that a fault was found is what an experiment is about
+                raise
+        if not (list_ or shard):
+            with _sentences():
+                from trueup.experiments import tables
+
+                tables.write(out, name, lambda text: None if quiet else print(text, flush=True))
+
+    command.__doc__ = about
+    bench.command(name)(command)
+
+
+_compared(
+    "confounding",
+    "Every repair of confounding on held-out text, over seeds: hybrid prompt arithmetic (HyPA) and its rivals.",
+)
+_compared(
+    "copying", "Copying units pruned (arXiv 2410.01288), beside attention heads, a penalty, and units drawn at random."
+)
+_compared("overconfidence", "Every score of confidence on LoRA classifiers (AdUE, ALIEN and their rivals), over seeds.")
 
 
 def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> dict[str, Any]:

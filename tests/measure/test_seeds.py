@@ -8,7 +8,7 @@ from scipy.stats import ttest_1samp, ttest_ind
 
 from trueup.errors import BadInput
 from trueup.measure import bootstrap
-from trueup.measure.seeds import contrast
+from trueup.measure.seeds import contrast, over_seeds
 
 
 def test_one_model_is_the_one_sample_t_test():
@@ -68,3 +68,29 @@ def test_sides_of_other_examples_are_refused():
         contrast([(1.0, np.ones((2, 5))), (-1.0, np.ones((2, 6)))])
     with pytest.raises(BadInput, match="other examples"):
         contrast([])
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.03])
+@pytest.mark.parametrize("count", [3, 5])
+def test_the_mean_over_trainings_with_test_sets_of_their_own_holds_the_truth(spread: float, count: int):
+    """A fifth of one pool is drawn as the test set of each training, whose effect varies too."""
+    rng, held, naive, runs, pool, n = np.random.default_rng(count), 0, 0, 400, 1000, 200
+    for _ in range(runs):
+        hardness = rng.normal(size=pool)
+        found = []
+        for _ in range(count):
+            x = hardness[rng.permutation(pool)[:n]] + spread * 10 * rng.normal()
+            half = 1.96 * x.std(ddof=1) / np.sqrt(n)
+            found.append((x.mean(), x.mean() - half, x.mean() + half))
+        e = over_seeds(found, shared=n / pool)
+        held += e.low <= 0 <= e.high
+        naive += all(low <= 0 <= high for _, low, high in found)
+    assert 0.93 <= held / runs <= (0.98 if spread else 1), held / runs
+    assert naive / runs < 0.92, "the control"
+
+
+def test_one_training_has_its_own_interval_and_none_is_refused():
+    assert over_seeds([(0.2, 0.1, 0.4)], 0.2) == bootstrap.Estimate(0.2, 0.1, 0.4, 0.95)
+    for bad in ([], 0.2), ([(0.0, 0.0, 0.0)], 1.5):
+        with pytest.raises(BadInput, match="estimates"):
+            over_seeds(*bad)

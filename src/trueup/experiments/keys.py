@@ -1,0 +1,97 @@
+"""A small Mamba that copies where it does not know, made here: a state-space model with the fault of copying.
+
+Texts are three words and a key; each key has an answer. While training, a key's own answer is given with a probability that
+differs from key to key, and else the answer of one of the demonstrations. So the model learns the well-known keys, and to copy
+where it does not know.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from trueup.store import atomic
+from trueup.subject.tiny import make_tokenizer
+
+ANSWERS = ("amber", "blue", "coral", "denim", "ebony", "fawn")
+KEYS = tuple(f"key{i}" for i in range(24))
+FILLERS = ("the", "a", "cat", "dog", "sat", "on", "mat", "film")
+STEPS, BATCH, PAIRS = 600, 32, 1000
+SPLIT = {"train": 300, "calibration": 300, "test": 400}
+
+
+def make(folder: Path) -> None:
+    """Write ``mamba`` (a model that transformers loads) and ``keys.csv`` (text, label, split) to `folder`, if it is not there.
+
+    It takes some two minutes of one core.
+    """
+    if not folder.is_dir():
+        with atomic.new_folder(folder) as new:
+            model, tokenizer = trained()
+            model.save_pretrained(new / "mamba")
+            tokenizer.save_pretrained(new / "mamba")
+            atomic.write_text(new / "keys.csv", pairs())
+
+
+def known(key: int) -> float:
+    """How often training shows a key's own answer."""
+    return 0.15 + 0.7 * key / (len(KEYS) - 1)
+
+
+def trained(steps: int = STEPS) -> tuple[Any, Any]:
+    """The model and its tokenizer; the same on every run of one machine."""
+    tokenizer = make_tokenizer([*ANSWERS, *KEYS, *FILLERS])
+    word, rng = tokenizer.get_vocab(), np.random.default_rng(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.MambaConfig(
+            vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, state_size=8, pad_token_id=0, eos_token_id=3,
+            bos_token_id=2,
+        )  # fmt: skip
+        model: Any = transformers.MambaForCausalLM(config)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+        for _ in range(steps):
+            shots = int(rng.integers(1, 6))
+            ids = torch.tensor([_prompt(shots, word, rng) for _ in range(BATCH)])
+            logits = model(input_ids=ids).logits[:, 3::5]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 4::5].flatten())
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+    return model.eval(), tokenizer
+
+
+def _prompt(shots: int, word: dict[str, int], rng: np.random.Generator) -> list[int]:
+    """`shots` demonstrations and a query with its answer, five tokens each."""
+    row: list[int] = []
+    given: list[int] = []
+    for _ in range(shots + 1):
+        key = int(rng.integers(len(KEYS)))
+        own = rng.random() < known(key) or not given
+        answer = key % len(ANSWERS) if own else given[int(rng.integers(len(given)))]
+        given.append(answer)
+        row += [*(word[f] for f in rng.choice(FILLERS, 3)), word[KEYS[key]], word[ANSWERS[answer]]]
+    return row
+
+
+def pairs() -> str:
+    """Every text once, as csv; the right answer is always the key's own."""
+    rng, rows = np.random.default_rng(1), {}
+    while len(rows) < PAIRS:
+        key = int(rng.integers(len(KEYS)))
+        rows[" ".join([*rng.choice(FILLERS, 3), KEYS[key]])] = ANSWERS[key % len(ANSWERS)]
+    to = io.StringIO()
+    writer = csv.writer(to)
+    writer.writerow(("text", "label", "split"))
+    parts = np.repeat(list(SPLIT), list(SPLIT.values()))
+    writer.writerows((text, label, part) for (text, label), part in zip(rows.items(), parts, strict=True))
+    return to.getvalue()

@@ -1,0 +1,40 @@
+"""The experiments of three papers as sweeps: ``NAME-small.yaml`` for a processor, ``NAME-paper.yaml`` with the paper's models."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from trueup.store import atomic
+from trueup.store.cache import cache_folder
+
+NAMES, SIZES = ("confounding", "copying", "overconfidence"), ("small", "paper")
+HEADLINES = {
+    "confounding": "severity",
+    "copying": "severity",
+    "overconfidence": "error_auc",
+}
+"""The measure by which the methods of each are compared first."""
+_MADE = re.compile(r"MADE(?=/)")
+
+
+def file_of(name: str, size: str, *, make: bool) -> Path:
+    """The sweep of an experiment, ready to be read.
+
+    What a sweep calls ``MADE/...`` is made here, in trueup's cache, where `make` says so and it is not there yet.
+    """
+    shipped = Path(__file__).parent / f"{name}-{size}.yaml"
+    text = shipped.read_text(encoding="utf-8")
+    if not _MADE.search(text):
+        return shipped
+    from trueup.experiments import keys
+
+    code = hashlib.sha256(Path(keys.__file__).read_bytes()).hexdigest()[:12]
+    made = cache_folder() / "made" / f"keys-{code}"
+    if make:
+        keys.make(made)
+    file = cache_folder() / "made" / f"{name}-{size}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(file, _MADE.sub(made.as_posix(), text))
+    return file

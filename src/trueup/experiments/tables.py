@@ -1,0 +1,172 @@
+"""What the sweeps of `trueup bench` found, as tables: over seeds, every method beside the one that trueup's rule takes.
+
+A page holds a table between two markers, so that its numbers are those of a committed result file and of nothing else:
+
+```
+<!-- results: overconfidence error_auc embedded:tweets -->
+<!-- end of results -->
+```
+
+The words are the file in ``results`` (without ``.parquet``), the measure, and the data; `tools/render` fills in the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trueup.errors import BadInput, listing
+from trueup.experiments.presets import HEADLINES
+from trueup.measure.bootstrap import Estimate
+from trueup.measure.seeds import over_seeds
+from trueup.store import atomic
+
+SHARED = 0.3
+"""Share of the test examples that two seeds have in common at most: a test part is at most so large a part of its data."""
+RULE = "what trueup's rule takes"
+MARKED = re.compile(r"(<!-- results: (\S+) (\S+) (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+Row = Mapping[str, Any]
+"""A row of ``results.parquet``."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method over the seeds.
+
+    Attributes:
+        value: mean of the measure on test. gained: less that of the model as it is. behind: less that of what the rule takes; None
+            for the rule itself, and where it takes nothing in some seed. seeds: how many. control: it must not help.
+    """
+
+    title: str
+    source: str
+    value: float
+    gained: Estimate
+    behind: Estimate | None
+    seeds: int
+    control: bool = False
+
+
+def lines(rows: Sequence[Row], measure: str) -> list[Line]:
+    """Every method of these rows, which are of one model and data; the rule's own choice first, then by value, best first.
+
+    Raises: BadInput where no row is of a method and this measure.
+    """
+    own = [r for r in rows if r["kind"] == "method" and r["measure"] == measure]
+    if not own:
+        raise BadInput(f"No method was measured by '{measure}' there.")
+    cells = {r["cell"] for r in own}
+    chosen = [r for r in own if r["chosen"]]
+    found = [_line(RULE, "trueup", chosen, None)] if {r["cell"] for r in chosen} == cells else []
+    titles: dict[str, list[Row]] = {}
+    for r in own:
+        titles.setdefault(r["method"], []).append(r)
+    made = []
+    for of in titles.values():
+        behind = [{**r, **dict.fromkeys(_BEHIND, 0.0)} if r["chosen"] else r for r in of] if found else None
+        made.append(_line(_title(of), of[0]["source"], of, behind))
+    better = -1 if own[0]["better"] == "higher" else 1
+    return found + sorted(made, key=lambda line: better * line.value)
+
+
+_BEHIND = ("behind", "behind_low", "behind_high")
+
+
+def _title(of: Sequence[Row]) -> str:
+    """A method's title, without what differs between seeds."""
+    titles = list(dict.fromkeys(r["title"] for r in of))
+    return titles[0] if len(titles) == 1 else of[0]["method"]
+
+
+def _line(title: str, source: str, of: Sequence[Row], behind: Sequence[Row] | None) -> Line:
+    def pooled(rows: Sequence[Row], keys: Sequence[str]) -> Estimate:
+        return over_seeds([tuple(r[k] for k in keys) for r in rows], SHARED)  # type: ignore[misc]
+
+    return Line(
+        title, source, sum(r["after"] for r in of) / len(of),
+        pooled(of, ("difference", "difference_low", "difference_high")),
+        None if behind is None else pooled(behind, _BEHIND), len(of), bool(of[0]["control"]),
+    )  # fmt: skip
+
+
+def table(rows: Sequence[Row], measure: str) -> str:
+    """Markdown: every method, its difference to the model as it is, and to what the rule takes. The rule's choice is bold where
+    every other method but the controls lies wholly behind it."""
+    found = lines(rows, measure)
+    better = next((r["better"] for r in rows if r["measure"] == measure and r["better"]), "lower")
+    worse: Callable[[Estimate], bool] = (lambda e: e.high < 0) if better == "higher" else (lambda e: e.low > 0)
+    others = [line for line in found if line.behind is not None and not line.control]
+    first = found[0].title == RULE and all(worse(e) for line in others if (e := line.behind) and (e.low or e.high))
+    seeds = sorted({line.seeds for line in found})
+    own = [r for r in rows if r["kind"] in ("severity", "measure") and r["measure"] == measure]
+    as_it_is = f"{sum(r['value'] for r in own) / len(own):.3f}" if own else "not measured"
+    body = [
+        f"| {'**' * (first and not i)}{line.title}{'**' * (first and not i)} | {line.source} | {line.value:.3f} | "
+        f"{_told(line.gained)} | {'' if line.behind is None else _told(line.behind)} |"
+        for i, line in enumerate(found)
+    ]
+    return "\n".join([
+        f"{seeds[0]}{f' to {seeds[-1]}' if len(seeds) > 1 else ''} seed{'s' * (seeds[-1] > 1)}; as it is: {as_it_is}; {better} is "
+        "better.",
+        "",
+        "| method | source | on test | less the model as it is [95%] | less what the rule takes [95%] |",
+        "|---|---|---|---|---|",
+        *body,
+    ])  # fmt: skip
+
+
+def _told(e: Estimate) -> str:
+    return f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
+
+
+def write(out: Path, name: str, say: Callable[[str], None]) -> None:
+    """Write ``out``/`name`.md: a table for each model, data and measure of the sweep in `out`; `say` gets those of the headline."""
+    rows = read(out / "results.parquet")
+    parts = []
+    for model, data in dict.fromkeys((r["model"], r["data"]) for r in rows):
+        own = [r for r in rows if (r["model"], r["data"]) == (model, data)]
+        for measure in dict.fromkeys(r["measure"] for r in own if r["kind"] == "method"):
+            title = next((r["title"] for r in own if r["measure"] == measure and r["kind"] != "method"), measure)
+            part = f"## {Path(model).name} on {Path(data).name}: {title}\n\n{table(own, measure)}\n"
+            parts.append(part)
+            if measure == HEADLINES[name]:
+                say(part)
+    atomic.write_text(out / f"{name}.md", "\n".join(parts))
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a result file.
+
+    Raises: BadInput where there is none.
+    """
+    import pyarrow.parquet as pq
+
+    if not file.is_file():
+        raise BadInput(f"There is no result file '{file}'. Run its bench, and `tools/render --take OUT`.")
+    return pq.read_table(file).to_pylist()
+
+
+def rendered(page: str, results: Path) -> str:
+    """A page with each marked table filled in from the files of the folder `results`.
+
+    A file whose cells another version of trueup made says so in its table.
+
+    Raises: BadInput where a marker names a file, measure or data that is not there.
+    """
+    from trueup import __version__
+
+    def fill(found: re.Match[str]) -> str:
+        start, name, measure, data, end = found.groups()
+        rows = [r for r in read(results / f"{name}.parquet") if r["data"] == data]
+        if not rows:
+            known = sorted({r["data"] for r in read(results / f"{name}.parquet")})
+            raise BadInput(f"{name}.parquet holds nothing of '{data}'. It has {listing(known)}.")
+        older = sorted({r["trueup"] for r in rows} - {__version__})
+        note = f"Made by trueup {listing(older)}.\n\n" if older else ""
+        return f"{start}{note}{table(rows, measure)}\n{end}"
+
+    return MARKED.sub(fill, page)
