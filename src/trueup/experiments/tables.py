@@ -7,7 +7,8 @@ A page holds a table between two markers, so that its numbers are those of a com
 <!-- end of results -->
 ```
 
-The words are the file in ``results`` (without ``.parquet``), the measure, and the data; `tools/render` fills in the rest.
+The words are the file in ``results`` (without ``.parquet``), the measure, and the data; `tools/render` fills in the rest. In place
+of the data ``all: adue huq`` gives one line for each model and data, with these methods beside what the rule takes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from trueup.store import atomic
 SHARED = 0.3
 """Share of the test examples that two seeds have in common at most: a test part is at most so large a part of its data."""
 RULE = "what trueup's rule takes"
-MARKED = re.compile(r"(<!-- results: (\S+) (\S+) (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- results: (\S+) (\S+) (\S[^\n]*?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 Row = Mapping[str, Any]
 """A row of ``results.parquet``."""
@@ -38,10 +39,12 @@ class Line:
     """One method over the seeds.
 
     Attributes:
+        key: of the method; `RULE` of what the rule takes.
         value: mean of the measure on test. gained: less that of the model as it is. behind: less that of what the rule takes; None
             for the rule itself, and where it takes nothing in some seed. seeds: how many. control: it must not help.
     """
 
+    key: str
     title: str
     source: str
     value: float
@@ -61,14 +64,14 @@ def lines(rows: Sequence[Row], measure: str) -> list[Line]:
         raise BadInput(f"No method was measured by '{measure}' there.")
     cells = {r["cell"] for r in own}
     chosen = [r for r in own if r["chosen"]]
-    found = [_line(RULE, "trueup", chosen, None)] if {r["cell"] for r in chosen} == cells else []
+    found = [_line(RULE, RULE, "trueup", chosen, None)] if {r["cell"] for r in chosen} == cells else []
     titles: dict[str, list[Row]] = {}
     for r in own:
         titles.setdefault(r["method"], []).append(r)
     made = []
     for of in titles.values():
         behind = [{**r, **dict.fromkeys(_BEHIND, 0.0)} if r["chosen"] else r for r in of] if found else None
-        made.append(_line(_title(of), of[0]["source"], of, behind))
+        made.append(_line(of[0]["method"], _title(of), of[0]["source"], of, behind))
     better = -1 if own[0]["better"] == "higher" else 1
     return found + sorted(made, key=lambda line: better * line.value)
 
@@ -82,12 +85,12 @@ def _title(of: Sequence[Row]) -> str:
     return titles[0] if len(titles) == 1 else of[0]["method"]
 
 
-def _line(title: str, source: str, of: Sequence[Row], behind: Sequence[Row] | None) -> Line:
+def _line(key: str, title: str, source: str, of: Sequence[Row], behind: Sequence[Row] | None) -> Line:
     def pooled(rows: Sequence[Row], keys: Sequence[str]) -> Estimate:
         return over_seeds([tuple(r[k] for k in keys) for r in rows], SHARED)  # type: ignore[misc]
 
     return Line(
-        title, source, sum(r["after"] for r in of) / len(of),
+        key, title, source, sum(r["after"] for r in of) / len(of),
         pooled(of, ("difference", "difference_low", "difference_high")),
         None if behind is None else pooled(behind, _BEHIND), len(of), bool(of[0]["control"]),
     )  # fmt: skip
@@ -102,21 +105,49 @@ def table(rows: Sequence[Row], measure: str) -> str:
     others = [line for line in found if line.behind is not None and not line.control]
     first = found[0].title == RULE and all(worse(e) for line in others if (e := line.behind) and (e.low or e.high))
     seeds = sorted({line.seeds for line in found})
-    own = [r for r in rows if r["kind"] in ("severity", "measure") and r["measure"] == measure]
-    as_it_is = f"{sum(r['value'] for r in own) / len(own):.3f}" if own else "not measured"
+    said = f"{' to '.join(dict.fromkeys(map(str, (seeds[0], seeds[-1]))))} seed{'s' * (seeds[-1] > 1)}"
+    own = [r["value"] for r in rows if r["kind"] == "method" and r["measure"] == measure]
     body = [
         f"| {'**' * (first and not i)}{line.title}{'**' * (first and not i)} | {line.source} | {line.value:.3f} | "
         f"{_told(line.gained)} | {'' if line.behind is None else _told(line.behind)} |"
         for i, line in enumerate(found)
     ]
     return "\n".join([
-        f"{seeds[0]}{f' to {seeds[-1]}' if len(seeds) > 1 else ''} seed{'s' * (seeds[-1] > 1)}; as it is: {as_it_is}; {better} is "
-        "better.",
+        f"{said}; as it is: {sum(own) / len(own):.3f}; {better} is better.",
         "",
         "| method | source | on test | less the model as it is [95%] | less what the rule takes [95%] |",
         "|---|---|---|---|---|",
         *body,
     ])  # fmt: skip
+
+
+def summary(rows: Sequence[Row], measure: str, methods: Sequence[str]) -> str:
+    """Markdown: a line for each model and data, with the differences of some methods, and of what the rule takes, to the model as
+    it is.
+
+    Raises: BadInput where a method was not tried there.
+    """
+    body, heads = [], {}
+    for model, data in dict.fromkeys((r["model"], r["data"]) for r in rows):
+        own = [r for r in rows if (r["model"], r["data"]) == (model, data)]
+        found = {line.key: line for line in lines(own, measure)}
+        if missing := [m for m in methods if m not in found]:
+            raise BadInput(f"There is no method '{missing[0]}' of {data}. There are {listing(found)}.")
+        heads |= {m: found[m].title for m in methods}
+        values = [r["value"] for r in own if r["kind"] == "method" and r["measure"] == measure]
+        told = [_told(found[m].gained) for m in methods]
+        rule = _told(found[RULE].gained) if RULE in found else "takes nothing"
+        seeds = max(line.seeds for line in found.values())
+        body.append(
+            f"| {_named(model)}, {_named(data)} | {seeds} | {sum(values) / len(values):.3f} | {' | '.join(told)} | {rule} |"
+        )
+    head = ["model and data", "seeds", "as it is", *(heads[m] for m in methods), RULE]
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body])
+
+
+def _named(source: str) -> str:
+    """The name of a model or of data, without how it is had."""
+    return Path(source.partition(":")[2] or source).name
 
 
 def _told(e: Estimate) -> str:
@@ -131,7 +162,7 @@ def write(out: Path, name: str, say: Callable[[str], None]) -> None:
         own = [r for r in rows if (r["model"], r["data"]) == (model, data)]
         for measure in dict.fromkeys(r["measure"] for r in own if r["kind"] == "method"):
             title = next((r["title"] for r in own if r["measure"] == measure and r["kind"] != "method"), measure)
-            part = f"## {Path(model).name} on {Path(data).name}: {title}\n\n{table(own, measure)}\n"
+            part = f"## {_named(model)} on {_named(data)}: {title}\n\n{table(own, measure)}\n"
             parts.append(part)
             if measure == HEADLINES[name]:
                 say(part)
@@ -161,12 +192,13 @@ def rendered(page: str, results: Path) -> str:
 
     def fill(found: re.Match[str]) -> str:
         start, name, measure, data, end = found.groups()
-        rows = [r for r in read(results / f"{name}.parquet") if r["data"] == data]
+        every, some = data.startswith("all: "), data.removeprefix("all: ").split()
+        rows = [r for r in read(results / f"{name}.parquet") if every or r["data"] == data]
         if not rows:
             known = sorted({r["data"] for r in read(results / f"{name}.parquet")})
             raise BadInput(f"{name}.parquet holds nothing of '{data}'. It has {listing(known)}.")
         older = sorted({r["trueup"] for r in rows} - {__version__})
-        note = f"Made by trueup {listing(older)}.\n\n" if older else ""
-        return f"{start}{note}{table(rows, measure)}\n{end}"
+        note = f"Made by trueup {', '.join(older)}.\n\n" if older else ""
+        return f"{start}{note}{summary(rows, measure, some) if every else table(rows, measure)}\n{end}"
 
     return MARKED.sub(fill, page)

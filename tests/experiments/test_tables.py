@@ -1,0 +1,109 @@
+"""Tables over seeds: against numbers by hand, and pages that hold the numbers of their result files and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trueup import __version__
+from trueup.errors import BadInput
+from trueup.experiments.tables import RULE, lines, read, rendered, table
+from trueup.measure.seeds import over_seeds
+
+ROOT = Path(__file__).parents[2]
+
+
+def row(cell: str, method: str, after: float, *, chosen=False, behind=None, control=False, **more):
+    d = after - 0.5
+    return {
+        "cell": cell, "data": "d", "model": "embedded:m",
+        "kind": "method", "measure": "auc", "method": method, "title": method.upper(), "source": "s",
+        "value": 0.5, "after": after, "difference": d, "difference_low": d - 0.02, "difference_high": d + 0.02, "better": "higher",
+        "behind": behind, "behind_low": None if behind is None else behind - 0.01,
+        "behind_high": None if behind is None else behind + 0.01, "chosen": chosen, "control": control, "trueup": __version__,
+    } | more  # fmt: skip
+
+
+def rows(rival: float = 0.6):
+    """Two seeds in which the rule takes a and b in turn; c is far behind, and x must not help."""
+    found = []
+    for cell, chosen in (("0", "a"), ("1", "b")):
+        own = {"a": 0.8, "b": 0.82}[chosen]
+        for method, after in (("a", 0.8), ("b", 0.82), ("c", rival), ("x", 0.9)):
+            took = method == chosen
+            found.append(
+                row(cell, method, after, chosen=took, behind=None if took else after - own, control=method == "x")
+            )
+    return found
+
+
+def test_the_rule_stands_first_and_is_the_mean_of_what_it_takes():
+    first, *rest = lines(rows(), "auc")
+    assert (first.title, first.seeds, first.behind) == (RULE, 2, None)
+    assert first.value == pytest.approx(0.81)
+    wanted = over_seeds([(0.3, 0.28, 0.32), (0.32, 0.30, 0.34)], 0.3)
+    assert (first.gained.low, first.gained.high) == pytest.approx((wanted.low, wanted.high))
+    assert [line.title for line in rest] == ["X", "B", "A", "C"], "best first"
+    assert rest[2].behind.value == pytest.approx((0.0 + (0.8 - 0.82)) / 2), "0 where the rule takes it"
+
+
+def test_bold_is_the_rule_only_where_everything_else_lies_behind_it():
+    alone = [r for r in rows() if r.get("method") not in ("a", "b") or r["chosen"]]
+    for r in alone:
+        r |= {"method": "ours", "title": "OURS"} if r.get("chosen") else {}
+    assert f"| **{RULE}** |" in table(alone, "auc")
+    near = [r | ({"behind_high": 0.2} if r.get("method") == "c" else {}) for r in alone]
+    assert f"| {RULE} |" in table(near, "auc"), "the control"
+    assert "as it is: 0.500; higher is better" in table(alone, "auc")
+
+
+def test_without_a_choice_in_every_seed_there_is_no_first_line():
+    some = [r | {"chosen": False} if r["cell"] == "1" and r["kind"] == "method" else r for r in rows()]
+    found = lines(some, "auc")
+    assert RULE not in [line.title for line in found]
+    assert all(line.behind is None for line in found)
+
+
+def test_a_page_is_filled_in_and_says_what_is_missing(tmp_path):
+    pq.write_table(pa.Table.from_pylist(rows()), tmp_path / "it.parquet")
+    page = "# A\n<!-- results: it auc d -->\nold 0.123\n<!-- end of results -->\nend 0.9\n"
+    new = rendered(page, tmp_path)
+    assert "0.123" not in new
+    assert f"| {RULE} | trueup | 0.810 |" in new
+    assert new.startswith("# A\n")
+    assert new.endswith("\nend 0.9\n")
+    assert rendered(new, tmp_path) == new
+    short = rendered(page.replace("it auc d", "it auc all: c"), tmp_path)
+    assert "| model and data | seeds | as it is | C | " in short
+    assert "| m, d | 2 | 0.500 | +0.100 [" in short
+    older = [r | {"trueup": "0.0.1"} if r["kind"] == "method" else r for r in rows()]
+    pq.write_table(pa.Table.from_pylist(older), tmp_path / "it.parquet")
+    assert "Made by trueup 0.0.1." in rendered(page, tmp_path)
+    for slip, said in (
+        ("it auc e", "It has 'd'"),
+        ("it acu d", "'acu'"),
+        ("other auc d", "no result file"),
+        ("it auc all: y", "no method 'y'"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            rendered(page.replace("it auc d", slip), tmp_path)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
+def test_pages_hold_the_numbers_of_their_result_files(page):
+    """A changed number, here or in the file, fails: `tools/render` puts it right."""
+    text = page.read_text(encoding="utf-8")
+    assert rendered(text, ROOT / "results") == text
+
+
+def test_result_files_are_small_and_name_no_machine():
+    files = sorted((ROOT / "results").glob("*.parquet"))
+    assert files
+    for file in files:
+        assert file.stat().st_size < 200_000
+        found = read(file)
+        assert not {"host", "settings"} & set(found[0])
+        assert not [r for r in found if str(r["model"]).startswith("/") or str(r["data"]).startswith("/")]
