@@ -587,9 +587,10 @@ def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
         if not equals or not dot:
             raise BadInput(f"--set {word!r} is not FAULT.KNOB=VALUE, for example overconfidence.threshold=0.25.")
         try:
-            knobs.setdefault(fault, {})[knob] = json.loads(value)
-        except ValueError:
-            knobs[fault][knob] = value  # a word: a knob that wants a number says so
+            read = json.loads(value)
+        except (ValueError, RecursionError):
+            read = value  # a word: a knob that wants a number says so
+        knobs.setdefault(fault, {})[knob] = read
     return knobs
 
 
