@@ -2,7 +2,7 @@
 
 Exit codes: 0 no fault was found; 1 a fault was found, or with --strict undecided; 2 the input cannot be used, or a fault asked
 for by name could not be examined (one sentence says why); 3 an error of trueup itself, which costs other faults nothing; 130
-interrupted.
+interrupted, or 128 and the number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import errno
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from trueup.errors import BadInput, TrueupError, Unavailable
 CODES = (
     "Exit code 0: no fault was found. 1: a fault was found, or with --strict undecided. 2: the input cannot be used, or a fault "
     "asked for by name could not be examined. 3: an error of trueup itself; the findings of the other faults are in the output "
-    "folder. 130: interrupted."
+    "folder. 130: interrupted; 143: ended by a scheduler."
 )
 
 app = typer.Typer(
@@ -669,7 +671,11 @@ def _print_report(done: Any, out: Path) -> None:
 def _sentences(again: str = "The same command goes on where it stopped.") -> Iterator[None]:
     """What trueup raises on purpose becomes one sentence on standard error and exit code 2; `again` follows an interrupt."""
     try:
-        yield
+        with _ended_by_signals():
+            yield
+    except _Ended as e:
+        print(f"trueup: stopped by {signal.Signals(e.number).name}. {again}", file=sys.stderr)
+        raise typer.Exit(128 + e.number) from None
     except TrueupError as e:
         print(f"trueup: {e}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -692,6 +698,36 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
             file=sys.stderr,
         )
         raise typer.Exit(2) from None
+
+
+class _Ended(SystemExit):
+    """A signal asks the process to end. What may not hold up an exit does not hold up this either."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Raise `_Ended` where a scheduler or a closed terminal ends the process: it ends its workers and lets go of its folder."""
+
+    def end(number: int, frame: Any) -> None:
+        for n in ours:  # once: a second one would cut the leaving short
+            signal.signal(n, signal.SIG_IGN)
+        raise _Ended(number)
+
+    asked = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [n for n in asked if signal.getsignal(n) is signal.SIG_DFL]  # one that is ignored, as nohup has it, stays so
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for n in ours:
+        signal.signal(n, end)
+    try:
+        yield
+    finally:
+        for n in ours:
+            signal.signal(n, signal.SIG_DFL)
 
 
 @contextmanager

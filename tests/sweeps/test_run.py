@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -359,12 +360,90 @@ def test_one_writer_at_a_time(tmp_path):
         pass
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    import platform
-
     (out / ".writing").write_text(json.dumps({"host": platform.node(), "pid": gone.pid}))
     with lock.writing(out):
         pass
     assert not list(out.glob(".writing*"))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from trueup.sweeps import lock
+with lock.writing(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def held_by(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+
+
+def test_a_stopped_writer_keeps_the_folder_and_a_dead_one_lets_go_at_once(tmp_path):
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True) as holder:
+        held_by(holder)
+        holder.send_signal(signal.SIGSTOP)
+        old = time.time() - lock.GONE - 1
+        os.utime(out / ".writing", (old, old))
+        with pytest.raises(BadInput, match=f"process {holder.pid} on "), lock.writing(out):
+            pass
+        with pytest.raises(BadInput, match=f"process {holder.pid} on "), lock.writing(out, "1/2"):
+            pass
+        assert not lock.alone(out)
+        holder.send_signal(signal.SIGKILL)
+    assert (out / ".writing").exists()
+    with lock.writing(out):
+        pass
+    # A process that has the number of a dead one is not taken for it.
+    (out / ".writing").write_text(json.dumps({"host": platform.node(), "pid": os.getppid()}))
+    with lock.writing(out):
+        pass
+
+
+def test_of_two_starts_at_one_moment_one_writes(tmp_path, monkeypatch):
+    own = tmp_path / ".writing"
+    own.write_text(json.dumps({"host": platform.node(), "pid": 1}))
+    real, others = lock.json_of, []
+
+    def between(file):  # one has read who wrote before, and the other comes
+        known = real(file)
+        if not others:
+            others.append(None)
+            others.append(lock._claim(own, {"pid": 2}))
+        return known
+
+    monkeypatch.setattr(lock, "json_of", between)
+    assert lock._claim(own, {"pid": 3}) is not None
+    assert others == [None, None]
+    assert real(own) == {"pid": 3}
+
+
+def test_a_start_that_came_to_nothing_holds_up_no_other(tmp_path, monkeypatch):
+    (tmp_path / ".writing").touch()
+    with pytest.raises(BadInput, match="Another sweep"), lock.writing(tmp_path):  # it may be about to say who it is
+        pass
+    old = time.time() - lock.EMPTY - 1
+    os.utime(tmp_path / ".writing", (old, old))
+    with lock.writing(tmp_path):
+        pass
+
+
+def test_a_writer_that_was_cut_off_leaves_the_folder_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "FIRST", 0.01)
+
+    def goes_on() -> None:
+        with lock.writing(tmp_path):
+            (tmp_path / ".writing").write_text(json.dumps({"host": "elsewhere", "pid": 7, "token": "another"}))
+            time.sleep(30)
+
+    with pytest.raises(BadInput, match=r"was stopped or cut off for 5 minutes.*process 7 on elsewhere"):
+        goes_on()
+    assert lock.json_of(tmp_path / ".writing")["pid"] == 7, "the lock is the other's"
+    with pytest.raises(KeyboardInterrupt), lock.writing(tmp_path / "b"):
+        raise KeyboardInterrupt  # the control: another interrupt stays one
 
 
 def test_cells_of_another_version_are_not_joined_and_are_done_anew(done, monkeypatch):
