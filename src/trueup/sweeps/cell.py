@@ -17,7 +17,7 @@ import trueup
 from trueup.errors import BadInput, TrueupError, Unavailable
 from trueup.run import memory
 from trueup.store import atomic, inputs
-from trueup.sweeps.plan import Cell
+from trueup.sweeps.plan import READ, Cell
 
 CELLS, PREVIOUS, RECORD = "cells", "previous", "cell.json"
 ADAPTER, REPORT, CRASH = "adapter", "report", "crash.txt"
@@ -84,7 +84,7 @@ def finished(cell: Cell, out: Path, record: Record | None, stamps: inputs.Stamps
 
 def stamps_of(cell: Cell) -> inputs.Stamps:
     """Those of the files that a cell reads."""
-    return inputs.stamps([v for k in ("model", "adapter", "data", "demos") if (v := cell.settings.get(k)) is not None])
+    return inputs.stamps([v for k in READ if (v := cell.settings.get(k)) is not None])
 
 
 def current(record: Record | None, cell: Cell, stamps: inputs.Stamps) -> bool:
