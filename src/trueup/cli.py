@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import typer
 
 from trueup import __version__
-from trueup.errors import BadInput, TrueupError, Unavailable
+from trueup.errors import BadInput, TrueupError, Unavailable, did_you_mean
 
 CODES = (
     "Exit code 0: no fault was found. 1: a fault was found, or with --strict undecided. 2: the input cannot be used, or a fault "
@@ -336,7 +336,9 @@ def sweep(
         from trueup.sweeps import run
 
         if only not in (None, "failed"):
-            raise BadInput(f"--only takes the word 'failed', and '{only}' was given.")
+            raise BadInput(
+                f"--only takes the word 'failed', and '{only}' was given.{did_you_mean(only, ['failed'])} Give that, or leave it out."
+            )
         if engine is EngineName.local and (gpus or address != "auto"):
             raise BadInput("--address and --gpus-per-cell go with --engine ray; add it, or leave them out.")
         if engine is EngineName.ray and workers != 1:
@@ -347,8 +349,12 @@ def sweep(
             raise BadInput(
                 "--collect runs nothing, so --list, --only, --workers and --engine have no place beside it. Leave them out."
             )
+
+        def note(sentence: str) -> None:
+            print(f"trueup: {sentence}", file=sys.stderr)
+
         if list_:
-            _print_cells(run.left(file, out, part=shard or ""))
+            _print_cells(run.left(file, out, part=shard or "", baseline=baseline, note=note))
             return
         who = Ray(address, gpus) if engine is EngineName.ray else Processes(workers) if workers > 1 else Here()
         with _progress(quiet) as progress:
@@ -360,8 +366,7 @@ def sweep(
 
             done = run.sweep(
                 file, out, engine=who, part=shard or "", only_failed=only == "failed", collect=collect or (),
-                baseline=baseline, track=None if track is None else track.value, told=told,
-                note=lambda sentence: print(f"trueup: {sentence}", file=sys.stderr),
+                baseline=baseline, track=None if track is None else track.value, told=told, note=note,
             )  # fmt: skip
         if not quiet and not shard:
             print(f"Page: {out / run.PAGE}\nTable: {out / run.TABLE}")

@@ -313,7 +313,20 @@ print(json.dumps(told))
 """
 
 
+SWEEPS = {
+    "faults: [overconfidense]": ("a.yaml", "a.yaml, line 4: There is no fault 'overconfidense'"),
+    "knobs: {rigidity: {epoch: 1}}": (
+        "b.yaml",
+        "b.yaml, line 4: 'rigidity' has no knob 'epoch'. Did you mean 'epochs'?",
+    ),
+    "sede: 1": ("c.yaml", "c.yaml, line 4: there is no 'sede' here. Did you mean 'seed'?"),
+    "seed: 1\nsteps: tune\nmatrix: {kind: [lorra]}": ("d.yaml", "d.yaml, line 6: There is no kind of adapter 'lorra'"),
+}
+
+
 def test_slips_are_told_without_loading_torch(here: Path) -> None:
+    for more, (name, _) in [*SWEEPS.items(), ("seed: 1", ("good.yaml", ""))]:
+        (here / name).write_text(f"defaults:\n  model: embedded:minilm\n  data: absent.csv\n  {more}\n")
     (here / "taken").mkdir()
     (here / "taken" / "x").touch()
     check = ["check", "embedded:minilm", "--data", "absent.csv", "-o"]
@@ -326,6 +339,14 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (["repair", "overconfidence", *check[1:], "out", "--max-cost", "0.1"], "--max-cost goes with"),
         (["tune", "lora", *check[1:], "out", "--tokens", "3"], "'tokens' does not go with the kind 'lora'"),
         ([*check, "taken"], "exists and is not empty"),
+        *((["sweep", name, "-o", "out"], said) for name, said in SWEEPS.values()),
+        (["sweep", "good.yaml", "-o", "out", "--shard", "3/2"], "--shard 3/2 is no part"),
+        (["sweep", "good.yaml", "-o", "out", "--only", "faild"], "Did you mean 'failed'?"),
+        (["sweep", "good.yaml", "-o", "out", "--baseline", "nowhere"], "'nowhere' is no folder of a sweep"),
+        (["sweep", "good.yaml", "-o", "out", "--list", "--baseline", "nowhere"], "'nowhere' is no folder of a sweep"),
+        (["sweep", "good.yaml", "-o", "out", "--collect", "nowhere"], "'nowhere' is no folder of a sweep"),
+        (["sweep", "good.yaml", "-o", "taken"], "holds something that is no sweep"),
+        (["sweep", "good.yaml", "-o", "out", "--track", "mlfow"], "'mlfow' is not one of"),
         ([*check, "out"], "absent.csv"),  # the control: what is no slip of a name goes on to the model's libraries
     ]
     done = subprocess.run(

@@ -31,7 +31,7 @@ class Record:
     """What ``cell.json`` says of a cell.
 
     Attributes:
-        name: its folder. asked: its steps and settings. state: ``begun`` while it runs, and where it was killed.
+        name: of its folder. asked: its steps and settings. state: ``begun`` while it runs, and where it was killed.
         inputs: of the files it reads, as `trueup.store.inputs.stamps`. version: of trueup. versions: of other packages.
         error: why it failed, as a sentence. crash: trueup itself failed, in the cell or in one fault of it.
         tuned: what training came to. seconds, cpu_seconds: of the run that finished it. peak_bytes: the most memory that its
@@ -59,7 +59,7 @@ def read(out: Path, name: str, within: str = CELLS) -> Record | None:
 
     try:
         data = json.loads((out / within / name / RECORD).read_text(encoding="utf-8"))
-        record = Record(**{k: v for k, v in data.items() if k in Record.__dataclass_fields__})
+        record = Record(**{k: v for k, v in data.items() if k in Record.__dataclass_fields__} | {"name": name})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     whole = all(isinstance(m, dict) for m in (record.asked, record.inputs, record.versions, record.tuned))
@@ -67,11 +67,10 @@ def read(out: Path, name: str, within: str = CELLS) -> Record | None:
     return record if stamped and record.state in ("begun", "done", "failed") else None
 
 
-def finished(cell: Cell, out: Path, record: Record | None, stamps: inputs.Stamps) -> bool:
-    """Whether nothing is left to do: the record is current, no fault of it crashed, and what it wrote is there."""
+def finished(cell: Cell, folder: Path, record: Record | None, stamps: inputs.Stamps) -> bool:
+    """Whether nothing is left to do: the record is current, no fault of it crashed, and what it wrote is there in its folder."""
     if record is None or record.state != "done" or record.crash or not current(record, cell, stamps):
         return False
-    folder = out / CELLS / cell.name
     try:
         if cell.tuned:
             atomic.verify(folder / ADAPTER, contents=False)
@@ -114,7 +113,7 @@ def run(cell: Cell, out: Path) -> Record:
 def _run(cell: Cell, out: Path) -> Record:
     folder = out / CELLS / cell.name
     stamps, known = stamps_of(cell), read(out, cell.name)
-    if finished(cell, out, known, stamps):
+    if finished(cell, folder, known, stamps):
         assert known is not None
         return known
     if not current(known, cell, stamps):

@@ -466,7 +466,7 @@ def _apart(found: Sequence[_Found], adapters: At | None, out: Path) -> None:
         if not os.path.exists(read):
             continue
         for root in roots:
-            if Path(root).is_relative_to(read):
+            if os.path.isdir(read) and Path(root).is_relative_to(read):
                 raise BadInput(
                     f"{at.where}: the folder '{out}' that the sweep writes to lies in the {key} '{at.value}' that its cells "
                     "read, so each start would do them anew. Give -o a folder outside of it."
