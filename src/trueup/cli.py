@@ -337,7 +337,8 @@ def sweep(
 
         if only not in (None, "failed"):
             raise BadInput(
-                f"--only takes the word 'failed', and '{only}' was given.{did_you_mean(only, ['failed'])} Give that, or leave it out."
+                f"--only takes the word 'failed', and '{only}' was given.{did_you_mean(only, ['failed'])} Give that, or leave it "
+                "out."
             )
         if engine is EngineName.local and (gpus or address != "auto"):
             raise BadInput("--address and --gpus-per-cell go with --engine ray; add it, or leave them out.")
