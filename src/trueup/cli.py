@@ -506,6 +506,11 @@ def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command ``trueup``. Exits; an option or argument that cannot be used is one sentence, too."""
+    with _readers_may_go():
+        _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> None:
     try:
         code = app(args=None if argv is None else list(argv), prog_name="trueup", standalone_mode=False)
     except _USAGE as e:
@@ -646,15 +651,10 @@ def _found(comparisons: Iterable[Any], strict: bool) -> bool:
 
 
 def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:
-    try:
-        if as_json:
-            print((Path(out) / "findings.json").read_text(encoding="utf-8"), end="")
-        elif not quiet:
-            _print_report(done, out)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # A reader that has gone (`| head`) is no fault of the model: the exit code stays the verdict's.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if as_json:
+        print((Path(out) / "findings.json").read_text(encoding="utf-8"), end="")
+    elif not quiet:
+        _print_report(done, out)
 
 
 def _print_report(done: Any, out: Path) -> None:
@@ -662,11 +662,7 @@ def _print_report(done: Any, out: Path) -> None:
 
     from trueup.report.table import findings_table
 
-    class Plain(Console):
-        def on_broken_pipe(self) -> None:
-            raise  # rich itself would exit 1, which here says that a fault was found
-
-    Plain(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(findings_table(done))
+    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(findings_table(done))
     print(f"Report: {Path(out) / 'report.html'}")
     for c in done.comparisons:
         if c.adapter:
@@ -704,6 +700,47 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
             file=sys.stderr,
         )
         raise typer.Exit(2) from None
+
+
+class _Heard:
+    """A stream whose reader may go (`| head`): what is said after that is said to nobody, and costs no work and no verdict.
+
+    The libraries below would exit with 1, which here says that a fault was found."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._gone()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._gone()
+
+    def _gone(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _readers_may_go() -> Iterator[None]:
+    streams: Any = sys.stdout, sys.stderr
+    heard: Any = [_Heard(s) for s in streams]
+    sys.stdout, sys.stderr = heard
+    try:
+        yield
+    finally:
+        for stream in heard:
+            stream.flush()
+        sys.stdout, sys.stderr = streams
 
 
 class _Ended(SystemExit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,24 @@ def test_what_cannot_be_used_is_a_sentence(world, here, words, said):
     assert said in got.err, got.err
     assert not (here / "out").exists()
     assert "Traceback" not in got.err
+
+
+def test_a_reader_that_has_gone_stops_no_cell(world, here):
+    more = "  - {{name: other, adapter: {world}/adapter, seed: 1}}\n"
+    words = [sys.executable, "-m", "trueup", "sweep", str(file(here, world, more)), "-o", "out"]
+    for stream in ("stdout", "stderr"):
+        for more in ([], ["--list"]):
+            done = subprocess.Popen([*words, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            getattr(done, stream).close()
+            rest = (done.stderr if stream == "stdout" else done.stdout).read()
+            assert done.wait() == (0 if more else 1), rest
+            assert stream == "stderr" or rest == b""
+        assert (here / "out" / "results.parquet").exists()
+        assert len(list((here / "out").glob("cells/*/report"))) == 2
+        # What is told on standard error: the second round has something to tell there.
+        shutil.rmtree(here / "out" / "cells")
+        (here / "out" / "results.parquet").unlink()
+        (here / "out" / "cells" / "none").mkdir(parents=True)
 
 
 def children(pid: int) -> set[int]:

@@ -59,7 +59,7 @@ def read(out: Path, name: str, within: str = CELLS) -> Record | None:
 
     try:
         data = json.loads((out / within / name / RECORD).read_text(encoding="utf-8"))
-        record = Record(**{k: v for k, v in data.items() if k in Record.__dataclass_fields__} | {"name": name})
+        record = replace(Record(**{k: v for k, v in data.items() if k in Record.__dataclass_fields__}), name=name)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     whole = all(isinstance(m, dict) for m in (record.asked, record.inputs, record.versions, record.tuned))
@@ -106,7 +106,7 @@ def run(cell: Cell, out: Path) -> Record:
     try:
         return _run(cell, out)
     except OSError as e:
-        said = f"'{e.filename or out / CELLS / cell.name}' cannot be read or written ({e.strerror or e})."
+        said = _unwritable(e.filename or str(out / CELLS / cell.name), e)
         return Record(cell.name, cell.asked, "failed", error=said, host=platform.node())
 
 
@@ -210,13 +210,20 @@ def _failed(e: BaseException, folder: Path) -> dict[str, Any]:
         )
         return {"state": "failed", "error": str(said)}
     if isinstance(e, OSError) and e.strerror:
-        return {"state": "failed", "error": f"'{e.filename or 'A file'}' cannot be read or written ({e.strerror})."}
+        return {"state": "failed", "error": _unwritable(e.filename or "A file", e)}
     atomic.write_text(folder / CRASH, "".join(traceback.format_exception(e)))
     said = " ".join(str(e).split())[:200]
     return {
         "state": "failed", "crash": True,
         "error": f"trueup crashed ({type(e).__name__}: {said}). Please report it with {CRASH}, which lies in the cell's folder.",
     }  # fmt: skip
+
+
+def _unwritable(file: str, e: OSError) -> str:
+    return (
+        f"'{file}' cannot be read or written ({e.strerror or e}). Put that right, then run the same command again: it does what "
+        "is left."
+    )
 
 
 def lost(cell: Cell, out: Path, why: str) -> Record:
