@@ -333,8 +333,10 @@ def sweep(
     """Many adapters, data and seeds: every cell tuned or checked, resumable, with one table and one page of all of them."""
     with _sentences():
         from trueup.run.engine import Here, Processes, Ray
-        from trueup.sweeps import run
+        from trueup.sweeps import plan, run
 
+        if shard is not None:  # an empty one, of a variable that is not set, is no part and not the whole
+            plan.part_of(shard)
         if only not in (None, "failed"):
             raise BadInput(
                 f"--only takes the word 'failed', and '{only}' was given.{did_you_mean(only, ['failed'])} Give that, or leave it "
@@ -685,6 +687,14 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
         print(f"trueup: stopped. {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     except OSError as e:
+        if e.errno == errno.ENAMETOOLONG:
+            name = str(e.filename)
+            shown = name if len(name) <= 80 else f"{name[:80]}…"
+            print(
+                f"trueup: '{shown}' is too long for the name of a file. Check it, and give a shorter one.",
+                file=sys.stderr,
+            )
+            raise typer.Exit(2) from None
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         where = f"'{e.filename}'" if e.filename else "A file"

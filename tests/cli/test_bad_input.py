@@ -277,6 +277,13 @@ def test_options_of_check(world: Path, here: Path, more: tuple[str, ...], says: 
     refused(*check_of(world, world / "data.csv", *more), says=says)
 
 
+@pytest.mark.parametrize("at", ["model", "--adapter", "--data", "--demos"])
+def test_a_name_that_no_file_can_have(world: Path, here: Path, at: str) -> None:
+    given = {"model": world / "bert", "--data": world / "data.csv"} | {at: "x" * 300}
+    more = [word for k, v in given.items() if k != "model" for word in (k, v)]
+    refused("check", given["model"], *more, "-o", "out", says=("'xxx", "…' is too long for the name of a file"))
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "says"),
     [
@@ -340,7 +347,7 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (["tune", "lora", *check[1:], "out", "--tokens", "3"], "'tokens' does not go with the kind 'lora'"),
         ([*check, "taken"], "exists and is not empty"),
         *((["sweep", name, "-o", "out"], said) for name, said in SWEEPS.values()),
-        (["sweep", "good.yaml", "-o", "out", "--shard", "3/2"], "--shard 3/2 is no part"),
+        (["sweep", "good.yaml", "-o", "out", "--shard", "3/2"], "--shard '3/2' is no part"),
         (["sweep", "good.yaml", "-o", "out", "--only", "faild"], "Did you mean 'failed'?"),
         (["sweep", "good.yaml", "-o", "out", "--baseline", "nowhere"], "'nowhere' is no folder of a sweep"),
         (["sweep", "good.yaml", "-o", "out", "--list", "--baseline", "nowhere"], "'nowhere' is no folder of a sweep"),

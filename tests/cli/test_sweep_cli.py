@@ -85,7 +85,9 @@ def test_parts_are_joined(world, here):
     ("words", "said"),
     [
         (("--only", "done"), "--only takes the word 'failed'"),
-        (("--shard", "3/2"), "--shard 3/2 is no part of a sweep"),
+        (("--shard", "3/2"), "--shard '3/2' is no part of a sweep"),
+        (("--shard", ""), "--shard '' is no part of a sweep"),
+        (("--shard", "１/２"), "is no part of a sweep"),
         (("--address", "x:1"), "go with --engine ray"),
         (("--gpus-per-cell", "0.5"), "go with --engine ray"),
         (("--engine", "ray", "--workers", "2"), "--workers goes with this machine's processes"),

@@ -134,6 +134,7 @@ BASE = "defaults: {model: bert, data: data.csv}\n"
         (BASE + "matrix: {seed: [-1]}", "'seed' is at least 0 and at most 4,294,967,295, and -1 was given"),
         (BASE + "matrix: {limit: [0]}", "'limit' is at least 3"),
         (BASE + "matrix: {model: ['']}", "'model' is empty"),
+        (BASE + 'include: [{adapter: "a\\0b"}]', "line 2: 'adapter' holds a NUL character"),
         (BASE + "matrix: {knobs: [{overconfidence: 3}]}", "'knobs' maps names to values"),
         (BASE + "include: [{adapter: runs/*/best}]", "stands for several adapters. Patterns go under `matrix`"),
         (BASE + "include: [{seed: 1}, {seed: 1}]", "They ask the same."),

@@ -73,5 +73,5 @@ def _size(model: str, revision: str | None) -> Size | None:
 
     try:
         return size_of(model, revision)
-    except TrueupError:
+    except (TrueupError, OSError):
         return None

@@ -179,7 +179,7 @@ def part_of(part: str) -> tuple[int, int]:
     i, n = (int(g) for g in found.groups()) if found else (0, 0)
     if not 1 <= i <= n:
         raise BadInput(
-            f"--shard {clean(part, 80)} is no part of a sweep. Parts are 1/4, 2/4, 3/4 and 4/4, for example."
+            f"--shard '{clean(part, 80)}' is no part of a sweep. Parts are 1/4, 2/4, 3/4 and 4/4, for example."
         )
     return i, n
 
@@ -315,6 +315,8 @@ def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
     if of is str and scalar:
         if key in ("model", "data", "adapter") and not at.text.strip():
             raise BadInput(f"{at.where}: '{key}' is empty. Name one, or take it away.")
+        if "\0" in at.text:
+            raise BadInput(f"{at.where}: '{key}' holds a NUL character, which no name has. Take it out.")
         return replace(at, value=at.text)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if of is float and whole and abs(value) < 1e300:
