@@ -124,7 +124,7 @@ def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
         shown = shown if len(shown) <= 80 else f"{shown[:40]}…"
         raise BadInput(
             f"The knob {fault}.{knob} is {names.get(kind, kind.__name__)}, such as {default}, but {shown} was given. "
-            f"Correct it, for example to {json.dumps(default)}."
+            f"Correct it, for example --set {fault}.{knob}={default}."
         )
     return value
 
