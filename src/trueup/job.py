@@ -16,6 +16,9 @@ from trueup.faults.fault import Fault, each_fault
 
 Depth = Literal["audit", "check", "methods"]
 
+LARGEST = 2**31 - 1
+"""The largest whole number that a setting may be: no count comes near it, and what is larger no tensor takes as a size."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -112,7 +115,7 @@ def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] 
 def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
     """`value`, when it is of the default's kind; a whole number serves where a fraction is meant."""
     kind = type(default)
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
     if kind is float and whole:
         value = float(value)
     if kind is str:  # a column may be named 2024 or true
@@ -120,8 +123,10 @@ def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
     right = whole if kind is int else isinstance(value, kind)
     if not right or (kind is float and not math.isfinite(value)):
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else f"{shown[:40]}…"
         raise BadInput(
-            f"The knob {fault}.{knob} is {names.get(kind, kind.__name__)}, such as {default}, but {value!r} was given. "
+            f"The knob {fault}.{knob} is {names.get(kind, kind.__name__)}, such as {default}, but {shown} was given. "
             f"Correct it, for example --set {fault}.{knob}={default}."
         )
     return value

@@ -41,15 +41,16 @@ def run_job(
     Raises:
         TrueupError: the input cannot be used; nothing is written.
     """
-    from trueup.report import bundle, html
-    from trueup.run.predict import Session, within
-    from trueup.store.cache import Memo
-    from trueup.subject.adapter import read_card
-    from trueup.subject.load import adapter_folder
-
     out = Path(out)
     faults = faults_of(job.faults, job.knobs)
     with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
+        # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.
+        from trueup.report import bundle, html
+        from trueup.run.predict import Session, within
+        from trueup.store.cache import Memo
+        from trueup.subject.adapter import read_card
+        from trueup.subject.load import adapter_folder
+
         session = Session(
             Memo(work), None if bases is None else Memo(bases), progress=progress or (lambda stage, done, total: None)
         )

@@ -14,7 +14,7 @@ from trueup.store import atomic
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
-    from trueup.subject.recipe import Recipe
+    from trueup.subject.kinds import Recipe
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def tune_job(given: Mapping[str, Any], *, kind: str, **chosen: Any) -> TuneJob:
     Raises:
         BadInput: there is no such kind, or a choice does not go with it.
     """
-    from trueup.subject.recipe import RECIPES
+    from trueup.subject.kinds import RECIPES
 
     if kind not in RECIPES:
         raise BadInput(
@@ -106,8 +106,9 @@ def tune(
     from trueup.run.predict import Session, predict, within
     from trueup.run.train import Training, processes, train
     from trueup.subject.adapter import CARD, save_tuned
+    from trueup.subject.kinds import Lora
     from trueup.subject.load import template_of
-    from trueup.subject.recipe import Lora, fresh
+    from trueup.subject.recipe import fresh
 
     unknown = set(job.training) - set(Training.__dataclass_fields__)
     if unknown:

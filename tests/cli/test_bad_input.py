@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -259,6 +261,10 @@ def test_prefix_tuning_of_mamba(world: Path, here: Path) -> None:
         (("--set", "overconfidence.folds=1"), ("overconfidence.folds is 1; give 2 or more",)),
         (("--set", "overconfidence.resamples=0"), ("overconfidence.resamples is 0; give 10 or more",)),
         (("--set", "overconfidence.members=-1"), ("overconfidence.members is -1",)),
+        (("--set", f"overconfidence.members={10**400}"), ("overconfidence.members is a whole number", "000… was given")),
+        (("--set", f"overconfidence.threshold={10**400}"), ("overconfidence.threshold is a number",)),
+        (("--set", f"overconfidence.folds={'1' * 4400}"), ("overconfidence.folds is a whole number",)),
+        (("--set", "confounding.anchor=strat"), ("confounding.anchor is 'strat'. Did you mean 'start'?",)),
         (("--limit", "-5"), ("--limit",)),
         (("--limit", "many"), ("--limit",)),
         (("--seed", "-1"), ("--seed",)),
@@ -269,6 +275,13 @@ def test_prefix_tuning_of_mamba(world: Path, here: Path) -> None:
 )  # fmt: skip
 def test_options_of_check(world: Path, here: Path, more: tuple[str, ...], says: tuple[str, ...]) -> None:
     refused(*check_of(world, world / "data.csv", *more), says=says)
+
+
+@pytest.mark.parametrize("at", ["model", "--adapter", "--data", "--demos"])
+def test_a_name_that_no_file_can_have(world: Path, here: Path, at: str) -> None:
+    given = {"model": world / "bert", "--data": world / "data.csv"} | {at: "x" * 300}
+    more = [word for k, v in given.items() if k != "model" for word in (k, v)]
+    refused("check", given["model"], *more, "-o", "out", says=("'xxx", "…' is too long for the name of a file"))
 
 
 @pytest.mark.parametrize(
@@ -290,6 +303,67 @@ def test_options_of_check(world: Path, here: Path, more: tuple[str, ...], says: 
 )
 def test_options_of_tune(world: Path, here: Path, kind: str, more: tuple[object, ...], says: tuple[str, ...]) -> None:
     refused(*tune_of(world, kind, "bert", *more), says=says)
+
+
+LIGHT = """
+import contextlib, io, json, sys
+from trueup.cli import main
+told = []
+for words in json.loads(sys.argv[1]):
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        try:
+            main(words)
+        except SystemExit as e:
+            told.append([e.code, err.getvalue(), sorted({"torch", "transformers", "peft", "scipy"} & set(sys.modules))])
+print(json.dumps(told))
+"""
+
+
+SWEEPS = {
+    "faults: [overconfidense]": ("a.yaml", "a.yaml, line 4: There is no fault 'overconfidense'"),
+    "knobs: {rigidity: {epoch: 1}}": (
+        "b.yaml",
+        "b.yaml, line 4: 'rigidity' has no knob 'epoch'. Did you mean 'epochs'?",
+    ),
+    "sede: 1": ("c.yaml", "c.yaml, line 4: there is no 'sede' here. Did you mean 'seed'?"),
+    "seed: 1\nsteps: tune\nmatrix: {kind: [lorra]}": ("d.yaml", "d.yaml, line 6: There is no kind of adapter 'lorra'"),
+}
+
+
+def test_slips_are_told_without_loading_torch(here: Path) -> None:
+    for more, (name, _) in [*SWEEPS.items(), ("seed: 1", ("good.yaml", ""))]:
+        (here / name).write_text(f"defaults:\n  model: embedded:minilm\n  data: absent.csv\n  {more}\n")
+    (here / "taken").mkdir()
+    (here / "taken" / "x").touch()
+    check = ["check", "embedded:minilm", "--data", "absent.csv", "-o"]
+    slips = [
+        ([*check, "out", "--fault", "overconfidense"], "Did you mean 'overconfidence'?"),
+        ([*check, "out", "--set", "typo.x=1"], "no fault 'typo'"),
+        ([*check, "out", "--set", "rigidity.epoch=1"], "Did you mean 'epochs'?"),
+        ([*check, "out", "--set", "overconfidence.folds=1"], "give 2 or more"),
+        (["audit", "confuonding", *check[1:], "out"], "Did you mean 'confounding'?"),
+        (["repair", "overconfidence", *check[1:], "out", "--max-cost", "0.1"], "--max-cost goes with"),
+        (["tune", "lora", *check[1:], "out", "--tokens", "3"], "'tokens' does not go with the kind 'lora'"),
+        ([*check, "taken"], "exists and is not empty"),
+        *((["sweep", name, "-o", "out"], said) for name, said in SWEEPS.values()),
+        (["sweep", "good.yaml", "-o", "out", "--shard", "3/2"], "--shard '3/2' is no part"),
+        (["sweep", "good.yaml", "-o", "out", "--only", "faild"], "Did you mean 'failed'?"),
+        (["sweep", "good.yaml", "-o", "out", "--baseline", "nowhere"], "'nowhere' is no folder of a sweep"),
+        (["sweep", "good.yaml", "-o", "out", "--list", "--baseline", "nowhere"], "'nowhere' is no folder of a sweep"),
+        (["sweep", "good.yaml", "-o", "out", "--collect", "nowhere"], "'nowhere' is no folder of a sweep"),
+        (["sweep", "good.yaml", "-o", "taken"], "holds something that is no sweep"),
+        (["sweep", "good.yaml", "-o", "out", "--track", "mlfow"], "'mlfow' is not one of"),
+        ([*check, "out"], "absent.csv"),  # the control: what is no slip of a name goes on to the model's libraries
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, json.dumps([words for words, _ in slips])], capture_output=True, text=True
+    )
+    told = json.loads(done.stdout)
+    for (words, says), (code, err, heavy) in zip(slips, told, strict=True):
+        assert code == 2, words
+        assert says in err
+        assert bool(heavy) == (words[-1] == "out" and words[0] == "check"), (words, heavy)
 
 
 def test_commands(world: Path, here: Path) -> None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,7 +85,9 @@ def test_parts_are_joined(world, here):
     ("words", "said"),
     [
         (("--only", "done"), "--only takes the word 'failed'"),
-        (("--shard", "3/2"), "--shard 3/2 is no part of a sweep"),
+        (("--shard", "3/2"), "--shard '3/2' is no part of a sweep"),
+        (("--shard", ""), "--shard '' is no part of a sweep"),
+        (("--shard", "１/２"), "is no part of a sweep"),
         (("--address", "x:1"), "go with --engine ray"),
         (("--gpus-per-cell", "0.5"), "go with --engine ray"),
         (("--engine", "ray", "--workers", "2"), "--workers goes with this machine's processes"),
@@ -95,6 +104,67 @@ def test_what_cannot_be_used_is_a_sentence(world, here, words, said):
     assert said in got.err, got.err
     assert not (here / "out").exists()
     assert "Traceback" not in got.err
+
+
+def test_a_reader_that_has_gone_stops_no_cell(world, here):
+    more = "  - {{name: other, adapter: {world}/adapter, seed: 1}}\n"
+    words = [sys.executable, "-m", "trueup", "sweep", str(file(here, world, more)), "-o", "out"]
+    for stream in ("stdout", "stderr"):
+        for more in ([], ["--list"]):
+            done = subprocess.Popen([*words, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            getattr(done, stream).close()
+            rest = (done.stderr if stream == "stdout" else done.stdout).read()
+            assert done.wait() == (0 if more else 1), rest
+            assert stream == "stderr" or rest == b""
+        assert (here / "out" / "results.parquet").exists()
+        assert len(list((here / "out").glob("cells/*/report"))) == 2
+        # What is told on standard error: the second round has something to tell there.
+        shutil.rmtree(here / "out" / "cells")
+        (here / "out" / "results.parquet").unlink()
+        (here / "out" / "cells" / "none").mkdir(parents=True)
+
+
+def children(pid: int) -> set[int]:
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            number, _, rest = stat.read_text().partition(" ")
+            if int(rest.rpartition(")")[2].split()[1]) == pid:
+                found.add(int(number))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Processes are told apart by /proc.")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_scheduler_ends_it_and_the_same_command_goes_on(world, here, workers):
+    more = "".join(f"  - {{{{name: s{i}, adapter: {{world}}/adapter, seed: {i}}}}}\n" for i in range(3))
+    words = ["sweep", str(file(here, world, more)), "-o", "out", "--workers", str(workers)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "trueup", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
+        for _ in range(3000):
+            if len(list((here / "out").glob("cells/*/cell.json"))) >= workers:
+                break
+            time.sleep(0.03)
+        own = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, err
+    assert err == "trueup: stopped by SIGTERM. The same command goes on where it stopped.\n"
+    assert not list((here / "out").glob(".writing*"))
+    states = [json.loads(f.read_text())["state"] for f in (here / "out").glob("cells/*/cell.json")]
+    assert "begun" in states, "the control: it was in the middle of a cell"
+    assert "failed" not in states
+    assert len(own) >= (workers if workers > 1 else 0)
+    for _ in range(100):
+        if not (own & {int(p.name) for p in Path("/proc").glob("[0-9]*")}):
+            break
+        time.sleep(0.1)
+    assert not own & {int(p.name) for p in Path("/proc").glob("[0-9]*")}, "a worker is left"
+    again = trueup(*words[:4])
+    assert again.code == 1, again.err
+    assert {s for s in trueup(*words[:4], "--list").out.split() if s in ("done", "begun", "failed")} == {"done"}
 
 
 def test_a_mistake_in_the_file_is_told_with_its_line(here):

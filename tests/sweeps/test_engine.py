@@ -147,3 +147,19 @@ def test_an_unreachable_cluster_says_how_to_start_one(monkeypatch):
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(Unavailable, match=r"no Ray cluster at '192.0.2.1:6379'.*ray start --head"):
         list(Ray("192.0.2.1:6379").each(partial(power, 2), [1], ["a"]))
+
+
+def test_joining_a_cluster_leaves_the_way_in_which_signals_end_it(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(15)))
+
+    def end(number, frame):
+        raise AssertionError(number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        Ray("auto")._joined()
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -134,6 +134,7 @@ BASE = "defaults: {model: bert, data: data.csv}\n"
         (BASE + "matrix: {seed: [-1]}", "'seed' is at least 0 and at most 4,294,967,295, and -1 was given"),
         (BASE + "matrix: {limit: [0]}", "'limit' is at least 3"),
         (BASE + "matrix: {model: ['']}", "'model' is empty"),
+        (BASE + 'include: [{adapter: "a\\0b"}]', "line 2: 'adapter' holds a NUL character"),
         (BASE + "matrix: {knobs: [{overconfidence: 3}]}", "'knobs' maps names to values"),
         (BASE + "include: [{adapter: runs/*/best}]", "stands for several adapters. Patterns go under `matrix`"),
         (BASE + "include: [{seed: 1}, {seed: 1}]", "They ask the same."),
@@ -146,6 +147,65 @@ BASE = "defaults: {model: bert, data: data.csv}\n"
             "There is no fault 'confuonding'. Did you mean 'confounding'?",
         ),
         (BASE + "matrix: {knobs: [{copying: {shot: 1}}]}", "'copying' has no knob 'shot'"),
+        (
+            "defaults:\n  faults:\n    - confounding\n    - typo\nmatrix: {seed: [0]}",
+            "line 4: There is no fault 'typo'",
+        ),
+        ("defaults:\n  knobs:\n    copyin: {shot: 1}", "line 3: There is no fault 'copyin'. Did you mean 'copying'?"),
+        (
+            "defaults:\n  knobs:\n    overconfidence:\n      folds: 3\n      thresold: 1\nmatrix: {seed: [0]}",
+            "line 5: 'overconfidence' has no knob 'thresold'",
+        ),
+        ("defaults:\n  knobs:\n    overconfidence:\n      folds: 1", "line 4: The knob overconfidence.folds is 1;"),
+        (
+            f"matrix:\n  knobs:\n    - overconfidence:\n        folds: {10**400}",
+            "line 4: The knob overconfidence.folds is a whole",
+        ),
+        (
+            f"matrix:\n  knobs:\n    - overconfidence:\n        threshold: {10**400}",
+            "line 4: The knob overconfidence.threshold is a",
+        ),
+        (
+            "steps: tune\ndefaults:\n  model: bert\n  data: data.csv\n  rank: 3\nmatrix:\n  kind: [lora, prompt]",
+            "line 5, cell 'prompt': 'rank' does not go with the kind 'prompt'",
+        ),
+        ("steps: tune\ndefaults:\n  seed: 1\n  kind: lorra", "line 4: There is no kind of adapter 'lorra'"),
+        *(
+            (f"{BASE}{part}: {entry.format(key, value)}", f"line 2: '{key}' is at least {least} and at most ")
+            for part, entry in (("matrix", "{{{}: [{}]}}"), ("include", "[{{{}: {}}}]"), ("exclude", "[{{{}: {}}}]"))
+            for key, least in (("seed", 0), ("limit", 3), ("max_length", 4), ("shots", 0))
+            for value in (10**400, -1)
+        ),
+        *(
+            (
+                BASE + f"steps: tune\ninclude: [{{kind: lora, {key}: {10**400}}}]",
+                f"line 3: '{key}' is at least 1 and at most ",
+            )
+            for key in ("rank", "tokens", "epochs", "batch")
+        ),
+        (BASE + f"matrix: {{seed: [{'1' * 4400}]}}", "cannot be read"),
+        *((BASE + f"include: [{{seed: {v}}}]", "'seed' is a whole number") for v in ("true", ".inf", ".nan", "1e3")),
+        *(
+            (BASE + f"steps: tune\ninclude: [{{kind: lora, lr: {v}}}]", "line 3: 'lr' is a number")
+            for v in ("true", ".inf", ".nan", "1e999", 10**400)
+        ),
+        (
+            BASE + "matrix:\n  data:\n    - data.csv\n    - ./data.csv",
+            "line 4) are one job, which would be done twice. Their data is './data.csv' and 'data.csv', which comes to the same.",
+        ),
+        (
+            BASE + "include:\n  - {name: a, adapter: runs/a/best}\n  - {name: b, adapter: runs//a/../a/best/}",
+            "line 4: the cells 'b' and 'a'",
+        ),
+        (
+            BASE + "include:\n  - {name: a, demos: gone.csv}\n  - {name: b, demos: ./gone.csv}",
+            "which comes to the same",
+        ),
+        (BASE + "matrix: {seed: [0, 1]}\ninclude:\n  - {name: zero, seed: 0}", "line 4: the cells 'zero' and 'seed=0'"),
+        (
+            BASE + "include:\n  - {name: a}\n  - {name: b, text: text}",
+            "Their text is 'text' and left out, which comes to the",
+        ),
         (
             BASE + f"matrix: {{seed: {list(range(400))}, limit: {list(range(3, 303))}}}",
             "the matrix comes to 120,000 cells, and a sweep has at most 100,000",
@@ -176,3 +236,55 @@ def test_long_names_are_cut_and_stay_apart(world):
     found = cells(world, BASE + f"include: [{{text: {'x' * 200}}}, {{text: {'x' * 199}y}}]")
     assert len({c.name for c in found}) == 2
     assert all(len(c.name) <= 120 for c in found)
+
+
+def test_cells_that_differ_in_anything_are_no_one_job(world):
+    """The control of jobs that are told to be one."""
+    (world / "link").symlink_to("runs")
+    found = cells(
+        world,
+        BASE
+        + """
+matrix: {adapter: [runs/a/best, runs/b/best, link/a/best, org/name], seed: [0, 1]}
+include:
+  - {name: none}
+  - {name: other, model: ./org/name}
+""",
+    )
+    assert len(found) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "out", "said"),
+    [
+        (
+            BASE + "matrix: {adapter: [runs/a/best]}",
+            "runs/a/best/out",
+            "line 2: the folder 'runs/a/best/out' that the sweep",
+        ),
+        (BASE + "include: [{adapter: runs/a/best}]", "runs/a/best", "lies in the adapter 'runs/a/best'"),
+        ("include: [{model: bert, data: data.csv}]", "bert/x/y", "lies in the model 'bert'"),
+        ("defaults: {data: data.csv}\ninclude: [{model: '.'}]", "out", "line 2: the folder 'out'"),
+        (
+            BASE + "include: [{adapter: runs/a/best}]",
+            "runs",
+            "the adapter 'runs/a/best' lies in 'runs', where the sweep itself",
+        ),
+        (BASE + "matrix: {adapter: 'runs/**/'}", "runs/out", "line 2: the pattern 'runs/**/' reaches into 'runs/out'"),
+        (BASE + "matrix: {adapter: '*/*/*/report/over*'}", "out", "reaches into 'out'"),
+        (BASE + "matrix: {adapter: ['out/cells/*/adapter', runs/a/best]}", "./out", "matches no folder"),
+    ],
+)
+def test_what_cells_read_is_apart_from_what_they_write(world, text, out, said):
+    for n, at in (("a", "odd/cells/x/report/overconfidence"), ("b", "runs/a/best/x")):
+        (world / at).mkdir(parents=True)
+        (world / at / "adapter_config.json").write_text(f'{{"{n}": 1}}')
+    file = sweep_file(world, text)
+    with pytest.raises(BadInput) as e:
+        cells_of(file, out)
+    assert said in str(e.value)
+
+
+@pytest.mark.parametrize("out", ["out", "runs/out", "runs/a/out", "bert-out"])
+def test_a_folder_beside_what_cells_read_is_fine(world, out):
+    assert len(cells_of(sweep_file(world, AUDITS), out)) == 4

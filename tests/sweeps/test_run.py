@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,88 @@ def test_what_is_done_is_not_done_again(done):
     sweep("sweep.yaml", "out")
     assert times(done / "out") == before
     assert [state for _, state in left("sweep.yaml", "out")] == ["done"] * 4
+
+
+ONE = AUDITS.replace("seed: [0, 1]", "seed: [0]")
+TWO = AUDITS.replace("runs/*/best", "[runs/a/best]")
+
+
+def test_what_is_done_stays_done_when_a_second_value_changes_the_names(done):
+    for name in ("a", "b"):  # as if they had been done with one seed
+        os.rename(f"out/cells/{name}_seed=0", f"out/cells/{name}")
+        shutil.rmtree(f"out/cells/{name}_seed=1")
+    shutil.copytree("out/cells/a", "out/previous/a")
+    assert [s for _, s in left(sweep_file(done, ONE), "out")] == ["done", "done"], "the control: names with one seed"
+    before, told, notes = times(done / "out"), [], []
+    file = sweep_file(done, AUDITS)
+    assert [s for _, s in left(file, "out")] == ["done", "to do", "done", "to do"]
+    assert times(done / "out") == before, "a list writes nothing"
+    sweep(file, "out", told=lambda record, *_: told.append(record.name), note=notes.append)
+    assert told == ["a_seed=1", "b_seed=1"]
+    assert notes == []
+    after = times(done / "out")
+    assert {n: after[f"{n}_seed=0"] for n in ("a", "b")} == before
+    assert sorted(p.name for p in (done / "out/cells").iterdir()) == NAMES
+    assert sorted(p.name for p in (done / "out/previous").iterdir()) == ["a_seed=0"]
+    assert json.loads((done / "out/cells/a_seed=0/cell.json").read_text())["name"] == "a_seed=0"
+    assert [r.name for r in sweep(file, "out").records.values()] == NAMES
+    # And back again: those of the other seed are told, and lost to nobody.
+    file = sweep_file(done, ONE)
+    assert [s for _, s in left(file, "out", note=notes.append)] == ["done", "done"]
+    assert "'out' holds 2 cells that are none of the file's: 'out/cells/a_seed=1', 'out/cells/b_seed=1'." in notes[0]
+    sweep(file, "out", note=notes.append)
+    assert notes[1] == notes[0]
+    assert sorted(times(done / "out")) == ["a", "a_seed=1", "b", "b_seed=1"]
+
+
+def test_names_that_trade_places_keep_what_is_theirs(done):
+    names = ["a_seed=0", "b_seed=0", "a_seed=1"]
+    for new, old in zip(names, [*names[1:], names[0]], strict=True):
+        os.rename(f"out/cells/{old}", f"out/cells/{new}-then")
+    for name in names:
+        os.rename(f"out/cells/{name}-then", f"out/cells/{name}")
+    file = sweep_file(done, AUDITS)
+    assert [s for _, s in left(file, "out")] == ["done"] * 4
+    told: list[str] = []
+    got = sweep(file, "out", part="1/2", told=lambda record, *_: told.append(record.name))
+    got = sweep(file, "out", told=lambda record, *_: told.append(record.name))
+    assert told == []
+    assert [r.asked["settings"]["adapter"][5] + str(r.asked["settings"]["seed"]) for r in got.records.values()] == [
+        "a0", "a1", "b0", "b1",
+    ]  # fmt: skip
+    assert sorted(p.name for p in (done / "out/cells").iterdir()) == NAMES
+
+
+def test_what_lies_under_a_name_that_another_cell_gets_goes_to_previous(done):
+    shutil.copytree("out/cells/b_seed=1", "out/cells/then")
+    file = done / "out/cells/then/cell.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"asked": {"steps": ["audit"], "settings": {"seed": 7}}}))
+    text = AUDITS.replace(
+        "matrix: {adapter: runs/*/best, seed: [0, 1]}", "include: [{name: then, adapter: runs/a/best, seed: 0}]"
+    )
+    assert [s for _, s in left(sweep_file(done, text), "out")] == ["done"]
+    got = sweep("sweep.yaml", "out")
+    assert got.records["then"].asked["settings"]["adapter"] == "runs/a/best"
+    assert (done / "out/previous/then/report/findings.json").is_file()
+
+
+def test_parts_with_earlier_names_are_joined_and_baselines_are_compared(done):
+    for name in ("a", "b"):
+        os.rename(f"out/cells/{name}_seed=0", f"out/cells/{name}")
+        shutil.rmtree(f"out/cells/{name}_seed=1")
+    notes: list[str] = []
+    joined = sweep(sweep_file(done, AUDITS), "all", collect=["out"], note=notes.append)
+    assert sorted(joined.records) == ["a_seed=0", "b_seed=0"]
+    assert notes == []
+    again = sweep("sweep.yaml", "new", baseline="out", part="1/2")
+    assert sorted(again.records) == ["a_seed=0", "a_seed=1"]
+    assert json.loads((done / "new/cells/a_seed=0/change.json").read_text())["faults"]["overconfidence"]["value"] == 0
+    assert not (done / "new/cells/a_seed=1/change.json").exists()
+    joined = sweep(sweep_file(done, TWO), "some", collect=["out"], note=notes.append)
+    assert sorted(joined.records) == ["seed=0"]
+    assert notes[0].startswith(
+        "'out' holds a cell that is none of the file's: 'out/cells/b'. The page and the table leave it"
+    )
 
 
 def test_a_changed_file_makes_its_cells_anew_and_tells_what_changed(done):
@@ -359,12 +442,90 @@ def test_one_writer_at_a_time(tmp_path):
         pass
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    import platform
-
     (out / ".writing").write_text(json.dumps({"host": platform.node(), "pid": gone.pid}))
     with lock.writing(out):
         pass
     assert not list(out.glob(".writing*"))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from trueup.sweeps import lock
+with lock.writing(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def held_by(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+
+
+def test_a_stopped_writer_keeps_the_folder_and_a_dead_one_lets_go_at_once(tmp_path):
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True) as holder:
+        held_by(holder)
+        holder.send_signal(signal.SIGSTOP)
+        old = time.time() - lock.GONE - 1
+        os.utime(out / ".writing", (old, old))
+        with pytest.raises(BadInput, match=f"process {holder.pid} on "), lock.writing(out):
+            pass
+        with pytest.raises(BadInput, match=f"process {holder.pid} on "), lock.writing(out, "1/2"):
+            pass
+        assert not lock.alone(out)
+        holder.send_signal(signal.SIGKILL)
+    assert (out / ".writing").exists()
+    with lock.writing(out):
+        pass
+    # A process that has the number of a dead one is not taken for it.
+    (out / ".writing").write_text(json.dumps({"host": platform.node(), "pid": os.getppid()}))
+    with lock.writing(out):
+        pass
+
+
+def test_of_two_starts_at_one_moment_one_writes(tmp_path, monkeypatch):
+    own = tmp_path / ".writing"
+    own.write_text(json.dumps({"host": platform.node(), "pid": 1}))
+    real, others = lock.json_of, []
+
+    def between(file):  # one has read who wrote before, and the other comes
+        known = real(file)
+        if not others:
+            others.append(None)
+            others.append(lock._claim(own, {"pid": 2}))
+        return known
+
+    monkeypatch.setattr(lock, "json_of", between)
+    assert lock._claim(own, {"pid": 3}) is not None
+    assert others == [None, None]
+    assert real(own) == {"pid": 3}
+
+
+def test_a_start_that_came_to_nothing_holds_up_no_other(tmp_path, monkeypatch):
+    (tmp_path / ".writing").touch()
+    with pytest.raises(BadInput, match="Another sweep"), lock.writing(tmp_path):  # it may be about to say who it is
+        pass
+    old = time.time() - lock.EMPTY - 1
+    os.utime(tmp_path / ".writing", (old, old))
+    with lock.writing(tmp_path):
+        pass
+
+
+def test_a_writer_that_was_cut_off_leaves_the_folder_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "FIRST", 0.01)
+
+    def goes_on() -> None:
+        with lock.writing(tmp_path):
+            (tmp_path / ".writing").write_text(json.dumps({"host": "elsewhere", "pid": 7, "token": "another"}))
+            time.sleep(30)
+
+    with pytest.raises(BadInput, match=r"was stopped or cut off for 5 minutes.*process 7 on elsewhere"):
+        goes_on()
+    assert lock.json_of(tmp_path / ".writing")["pid"] == 7, "the lock is the other's"
+    with pytest.raises(KeyboardInterrupt), lock.writing(tmp_path / "b"):
+        raise KeyboardInterrupt  # the control: another interrupt stays one
 
 
 def test_cells_of_another_version_are_not_joined_and_are_done_anew(done, monkeypatch):
@@ -384,6 +545,63 @@ def test_cells_of_other_settings_are_not_joined(done):
     sweep_file(done, AUDITS.replace("max_length: 32", "max_length: 31"))
     with pytest.raises(BadInput, match="was made for other settings than the file has now"):
         sweep("sweep.yaml", "all", collect=["out"])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda out: out.write_text("x"), "'out' is a file"),
+        (lambda out: out.symlink_to("nowhere"), "'out' is a file"),
+        (lambda out: (out / "src").mkdir(parents=True), "holds something that is no sweep"),
+        (lambda out: (out.mkdir(), (out / "cells").touch()), "holds something that is no sweep"),
+        (lambda out: None, ""),
+        (lambda out: out.mkdir(), ""),
+        (lambda out: (out / "cells" / NAMES[0] / "cell.json").mkdir(parents=True), ""),
+        (lambda out: out.parent.joinpath("x").write_text("") and None, ""),
+    ],
+)
+def test_a_list_of_whatever_is_there_writes_nothing(world, make, said):
+    file = sweep_file(world, AUDITS)
+    make(world / "out")
+    before = sorted(world.rglob("*"))
+    if said:
+        with pytest.raises(BadInput, match=said):
+            left(file, "out")
+    else:
+        assert [s for _, s in left(file, "out")] == ["to do"] * 4
+    assert sorted(world.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_read_is_a_sentence(world, monkeypatch):
+    (world / "out").mkdir()
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(BadInput, match=r"'out' cannot be (read|written) \(Permission denied\)"):
+        left(sweep_file(world, AUDITS), "out")
+
+
+def test_a_model_whose_size_cannot_be_told_is_asked_for_once(world, monkeypatch):
+    from trueup.errors import Unavailable
+    from trueup.subject import size
+    from trueup.sweeps import cost
+    from trueup.sweeps.plan import cells_of
+
+    asked = []
+
+    def unreachable(model, revision=None):
+        asked.append(model)
+        raise Unavailable("The hub is out of reach.")
+
+    monkeypatch.setattr(size, "size_of", unreachable)
+    cost._size.cache_clear()
+    for cell in cells_of(sweep_file(world, AUDITS)):
+        assert cost.seconds(cell) is None
+        cost.fits(cell)
+    cost._size.cache_clear()
+    assert asked == ["bert"]
 
 
 @pytest.mark.parametrize("how", [{"collect": ["data.csv"]}, {"baseline": "runs"}])

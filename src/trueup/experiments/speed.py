@@ -37,8 +37,9 @@ from trueup.run.tangent import expand
 from trueup.run.trace import LEAST, Sums, Trace
 from trueup.store import atomic
 from trueup.subject.anatomy import FAMILIES
+from trueup.subject.kinds import Lora, Prompt
 from trueup.subject.load import load
-from trueup.subject.recipe import Lora, Prompt, fresh, prompt_embeddings
+from trueup.subject.recipe import fresh, prompt_embeddings
 from trueup.subject.subject import Head, Source, Subject, Template
 from trueup.subject.tiny import gpt2_small, make_tokenizer
 from trueup.subject.units import layers_of, projection_of

@@ -261,10 +261,13 @@ class Ray:
             raise Unavailable("The engine ray needs Ray, which is not installed: pip install 'trueup[ray]'.") from e
         if not ray.is_initialized():
             self._answers()
+            ending = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as e:
                 raise self._absent(e) from e
+            if callable(ending) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, ending)  # Ray puts its own in place, which ends with code 15
         if self.gpus and float(ray.cluster_resources().get("GPU", 0)) < self.gpus:
             raise BadInput(
                 f"--gpus-per-cell {self.gpus:g} waits for GPUs, and the cluster has {ray.cluster_resources().get('GPU', 0):g}. "

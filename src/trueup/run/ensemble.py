@@ -13,7 +13,8 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
 from trueup.run.predict import predict, session
 from trueup.run.train import Training, train
-from trueup.subject.recipe import RECIPES, beside, recipe_of
+from trueup.subject.kinds import RECIPES
+from trueup.subject.recipe import beside, recipe_of
 from trueup.subject.subject import Subject
 
 

@@ -18,7 +18,7 @@ from trueup.corpus.read import SHIPPED
 from trueup.errors import BadInput, TrueupError, Unavailable
 from trueup.run import memory
 from trueup.store import atomic, inputs
-from trueup.sweeps.plan import Cell
+from trueup.sweeps.plan import READ, Cell
 
 CELLS, PREVIOUS, RECORD = "cells", "previous", "cell.json"
 ADAPTER, REPORT, CRASH = "adapter", "report", "crash.txt"
@@ -32,7 +32,7 @@ class Record:
     """What ``cell.json`` says of a cell.
 
     Attributes:
-        name: its folder. asked: its steps and settings. state: ``begun`` while it runs, and where it was killed.
+        name: of its folder. asked: its steps and settings. state: ``begun`` while it runs, and where it was killed.
         inputs: of the files it reads, as `trueup.store.inputs.stamps`. version: of trueup. versions: of other packages.
         error: why it failed, as a sentence. crash: trueup itself failed, in the cell or in one fault of it.
         tuned: what training came to. seconds, cpu_seconds: of the run that finished it. peak_bytes: the most memory that its
@@ -60,7 +60,7 @@ def read(out: Path, name: str, within: str = CELLS) -> Record | None:
 
     try:
         data = json.loads((out / within / name / RECORD).read_text(encoding="utf-8"))
-        record = Record(**{k: v for k, v in data.items() if k in Record.__dataclass_fields__})
+        record = replace(Record(**{k: v for k, v in data.items() if k in Record.__dataclass_fields__}), name=name)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     whole = all(isinstance(m, dict) for m in (record.asked, record.inputs, record.versions, record.tuned))
@@ -68,11 +68,10 @@ def read(out: Path, name: str, within: str = CELLS) -> Record | None:
     return record if stamped and record.state in ("begun", "done", "failed") else None
 
 
-def finished(cell: Cell, out: Path, record: Record | None, stamps: inputs.Stamps) -> bool:
-    """Whether nothing is left to do: the record is current, no fault of it crashed, and what it wrote is there."""
+def finished(cell: Cell, folder: Path, record: Record | None, stamps: inputs.Stamps) -> bool:
+    """Whether nothing is left to do: the record is current, no fault of it crashed, and what it wrote is there in its folder."""
     if record is None or record.state != "done" or record.crash or not current(record, cell, stamps):
         return False
-    folder = out / CELLS / cell.name
     try:
         if cell.tuned:
             atomic.verify(folder / ADAPTER, contents=False)
@@ -85,7 +84,7 @@ def finished(cell: Cell, out: Path, record: Record | None, stamps: inputs.Stamps
 
 def stamps_of(cell: Cell) -> inputs.Stamps:
     """Those of the files that a cell reads."""
-    return inputs.stamps([v for k in ("model", "adapter", "data", "demos") if (v := cell.settings.get(k)) is not None])
+    return inputs.stamps([v for k in READ if (v := cell.settings.get(k)) is not None])
 
 
 def current(record: Record | None, cell: Cell, stamps: inputs.Stamps) -> bool:
@@ -108,14 +107,14 @@ def run(cell: Cell, out: Path) -> Record:
     try:
         return _run(cell, out)
     except OSError as e:
-        said = f"'{e.filename or out / CELLS / cell.name}' cannot be read or written ({e.strerror or e})."
+        said = _unwritable(e.filename or str(out / CELLS / cell.name), e)
         return Record(cell.name, cell.asked, "failed", error=said, host=platform.node())
 
 
 def _run(cell: Cell, out: Path) -> Record:
     folder = out / CELLS / cell.name
     stamps, known = stamps_of(cell), read(out, cell.name)
-    if finished(cell, out, known, stamps):
+    if finished(cell, folder, known, stamps):
         assert known is not None
         return known
     if not current(known, cell, stamps):
@@ -212,13 +211,20 @@ def _failed(e: BaseException, folder: Path) -> dict[str, Any]:
         )
         return {"state": "failed", "error": str(said)}
     if isinstance(e, OSError) and e.strerror:
-        return {"state": "failed", "error": f"'{e.filename or 'A file'}' cannot be read or written ({e.strerror})."}
+        return {"state": "failed", "error": _unwritable(e.filename or "A file", e)}
     atomic.write_text(folder / CRASH, "".join(traceback.format_exception(e)))
     said = " ".join(str(e).split())[:200]
     return {
         "state": "failed", "crash": True,
         "error": f"trueup crashed ({type(e).__name__}: {said}). Please report it with {CRASH}, which lies in the cell's folder.",
     }  # fmt: skip
+
+
+def _unwritable(file: str, e: OSError) -> str:
+    return (
+        f"'{file}' cannot be read or written ({e.strerror or e}). Put that right, then run the same command again: it does what "
+        "is left."
+    )
 
 
 def lost(cell: Cell, out: Path, why: str) -> Record:

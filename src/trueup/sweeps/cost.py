@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import platform
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trueup.errors import BadInput, TrueupError
 from trueup.run.memory import free
 from trueup.sweeps.plan import Cell
+
+if TYPE_CHECKING:
+    from trueup.subject.size import Size
 
 FLOPS = 7e10
 """Multiplications and additions a second of one core, as measured with MiniLM and SmolLM2 in float32 (docs/costs.md)."""
@@ -23,16 +28,10 @@ TOKENS = 64
 
 def seconds(cell: Cell) -> float | None:
     """CPU seconds of one core that the cell takes, to an order of magnitude; None where the data's rows cannot be counted."""
-    from trueup.subject.size import size_of
-
-    texts = rows(cell)
-    try:
-        layers = size_of(cell.settings["model"], cell.settings.get("revision")).layers
-    except TrueupError:
+    texts, size = rows(cell), _size(cell.settings["model"], cell.settings.get("revision"))
+    if texts is None or size is None:
         return None
-    if texts is None:
-        return None
-    one = 2 * layers * min(TOKENS, cell.settings.get("max_length") or TOKENS) * texts / FLOPS
+    one = 2 * size.layers * min(TOKENS, cell.settings.get("max_length") or TOKENS) * texts / FLOPS
     total = FIXED
     if cell.tuned:
         total += TRAINING * one * cell.settings.get("epochs", 4) / 2  # half of the texts are trained on
@@ -56,11 +55,8 @@ def rows(cell: Cell) -> int | None:
 
 def fits(cell: Cell) -> None:
     """Raises BadInput where the base's weights alone are more than the memory that is free here."""
-    from trueup.subject.size import size_of
-
-    try:
-        size = size_of(cell.settings["model"], cell.settings.get("revision"))
-    except TrueupError:
+    size = _size(cell.settings["model"], cell.settings.get("revision"))
+    if size is None:
         return  # what is wrong with the model is said where it is loaded
     needed, there = 4 * size.parameters, free()
     if there is not None and needed > there:
@@ -68,3 +64,14 @@ def fits(cell: Cell) -> None:
             f"'{cell.settings['model']}' needs {needed / 1e9:.1f} GB for its weights alone, and {platform.node()} has "
             f"{there / 1e9:.1f} GB free. Run fewer workers at once, or give the cell a machine with more memory."
         )
+
+
+@lru_cache(maxsize=1000)
+def _size(model: str, revision: str | None) -> Size | None:
+    """The size of a base; None where it cannot be told: a hub that is out of reach is asked once and not for each cell."""
+    from trueup.subject.size import size_of
+
+    try:
+        return size_of(model, revision)
+    except (TrueupError, OSError):
+        return None

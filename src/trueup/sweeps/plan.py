@@ -27,7 +27,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -35,7 +35,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from trueup.errors import BadInput, did_you_mean, listing
-from trueup.job import Job, faults_of
+from trueup.job import LARGEST, Job, faults_of
 from trueup.report.words import clean
 from trueup.sweeps.lines import At, read
 from trueup.tuning import TRAINED, TuneJob, tune_job
@@ -47,6 +47,8 @@ MOST = 100_000
 """The most cells of one sweep."""
 LONGEST = 120
 """The longest name of a cell: it is a folder's."""
+READ = ("model", "adapter", "data", "demos")
+"""Settings that may name files or folders, which a cell reads."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,33 @@ class Cell:
         return {"steps": list(self.steps), "settings": json.loads(json.dumps(dict(self.settings)))}
 
 
-def cells_of(path: str | Path) -> list[Cell]:
+@dataclass(frozen=True)
+class _Found:
+    """A cell, where the file has it, and where each of its settings stands."""
+
+    cell: Cell
+    where: str
+    places: Mapping[str, At]
+
+
+def cells_of(path: str | Path, out: str | Path | None = None) -> list[Cell]:
     """The cells that a sweep's file comes to, by base model, so that each is loaded as rarely as can be.
+
+    Args:
+        path: the file. out: the folder that they will write to, where that is known.
 
     Raises:
         BadInput: the file cannot be read, a setting is unknown or of the wrong kind (with its line), nothing or too much comes
-            out, or two cells have one name.
+            out, two cells have one name or are one job, or they read what is in `out` or around it.
     """
     root = read(Path(path))
     parts = _mapping(root, "A sweep", PARTS)
     steps = _steps(parts.get("steps"))
     known = _kinds(steps)
     defaults = _settings(parts["defaults"], known, steps) if "defaults" in parts else {}
-    axes = _axes(parts["matrix"], known, steps) if "matrix" in parts else {}
-    found: list[tuple[Cell, str]] = []
+    axes_at = _mapping(parts["matrix"], "The matrix", tuple(known), _elsewhere(steps)) if "matrix" in parts else {}
+    axes = _axes(axes_at, known)
+    found: list[_Found] = []
     if number := math.prod(len(v) for v in axes.values()) if axes else int("include" not in parts):
         if number > MOST:
             raise BadInput(
@@ -116,14 +131,14 @@ def cells_of(path: str | Path) -> list[Cell]:
         where = parts["matrix"].where if axes else root.where
         used: set[int] = set()
         for at in product(*(range(len(v)) for v in axes.values())):
-            own = {k: axes[k][i].plain() for k, i in zip(axes, at, strict=True)}
-            settings = defaults | own
+            own = defaults | {k: axes[k][i] for k, i in zip(axes, at, strict=True)}
+            settings = _plain(own)
             hits = [i for i, pattern in enumerate(refused) if _matches(settings, pattern)]
             used.update(hits)
             if hits:
                 continue
             name = "_".join(called[k][i] for k, i in zip(axes, at, strict=True) if k in called)
-            found.append((Cell(_short(name or "cell"), steps, _ordered(settings)), where))
+            found.append(_Found(Cell(_short(name or "cell"), steps, settings), where, own))
         for i, entry in enumerate(entries):
             if i not in used:
                 raise BadInput(
@@ -138,18 +153,36 @@ def cells_of(path: str | Path) -> list[Cell]:
                 "and '='."
             )
         given = _settings(replace(at, value=own), known, steps)
-        spelt = name.text if name is not None else "_".join(f"{k}={_slug(word(v))}" for k, v in given.items())
-        found.append((Cell(_short(spelt or "cell"), steps, _ordered(defaults | given)), at.where))
+        spelt = name.text if name is not None else "_".join(f"{k}={_slug(word(v.plain()))}" for k, v in given.items())
+        places = defaults | given
+        found.append(_Found(Cell(_short(spelt or "cell"), steps, _plain(places)), at.where, places))
     if not found:
         raise BadInput(
             f"{root.file}: no cell is left of the matrix and `include`. Take something out of `exclude`, or give a matrix values."
         )
-    _distinct(found)
     proven: set[str] = set()
-    for cell, where in found:
-        _possible(cell, where, proven)
-    order = sorted(range(len(found)), key=lambda i: (str(found[i][0].settings["model"]), i))
-    return [found[i][0] for i in order]
+    for one in found:
+        _possible(one, proven)
+    _distinct(found)
+    if out is not None:
+        _apart(found, axes_at.get("adapter"), Path(out))
+    order = sorted(range(len(found)), key=lambda i: (str(found[i].cell.settings["model"]), i))
+    return [found[i].cell for i in order]
+
+
+def part_of(part: str) -> tuple[int, int]:
+    """i and n of a part ``i/n``.
+
+    Raises:
+        BadInput: as `shard`.
+    """
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", part.strip())
+    i, n = (int(g) for g in found.groups()) if found else (0, 0)
+    if not 1 <= i <= n:
+        raise BadInput(
+            f"--shard '{clean(part, 80)}' is no part of a sweep. Parts are 1/4, 2/4, 3/4 and 4/4, for example."
+        )
+    return i, n
 
 
 def shard(cells: Sequence[Cell], part: str) -> list[Cell]:
@@ -158,10 +191,7 @@ def shard(cells: Sequence[Cell], part: str) -> list[Cell]:
     Raises:
         BadInput: `part` is not of this form, or there is no such part.
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", part.strip())
-    i, n = (int(g) for g in found.groups()) if found else (0, 0)
-    if not 1 <= i <= n:
-        raise BadInput(f"--shard {part} is no part of a sweep. Parts are 1/4, 2/4, 3/4 and 4/4, for example.")
+    i, n = part_of(part)
     return list(cells[len(cells) * (i - 1) // n : len(cells) * i // n])
 
 
@@ -193,28 +223,27 @@ def _kind(hint: Any) -> tuple[type, bool]:
 
 
 _RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1), "limit": (3, math.inf), "max_length": (4, math.inf), "shots": (0, math.inf), "rank": (1, math.inf),
-    "tokens": (1, math.inf), "epochs": (1, math.inf), "batch": (1, math.inf), "lr": (0, math.inf),
+    "seed": (0, 2**32 - 1), "limit": (3, LARGEST), "max_length": (4, LARGEST), "shots": (0, LARGEST), "rank": (1, LARGEST),
+    "tokens": (1, LARGEST), "epochs": (1, LARGEST), "batch": (1, LARGEST), "lr": (0, math.inf),
 }  # fmt: skip
-"""What the command line allows of each number."""
+"""What the command line allows of each number, and no more than a number of that kind can be."""
 
 
-def _settings(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]) -> dict[str, Any]:
+def _settings(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]) -> dict[str, At]:
     own = _mapping(at, "The settings", tuple(known), _elsewhere(steps))
     if (adapter := own.get("adapter")) is not None and isinstance(adapter.value, str) and glob.has_magic(adapter.value):
         if not os.path.isdir(os.path.expanduser(adapter.value)):
             raise BadInput(
                 f"{adapter.where}: the pattern {adapter.value!r} stands for several adapters. Patterns go under `matrix`."
             )
-    return {k: _value(k, v, known[k]).plain() for k, v in own.items()}
+    return {k: _proven(k, _value(k, v, known[k])) for k, v in own.items()}
 
 
-def _axes(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]) -> dict[str, list[At]]:
+def _axes(given: Mapping[str, At], known: Mapping[str, tuple[type, bool]]) -> dict[str, list[At]]:
     """The values of each axis. An adapter's patterns stand for the folders that match them."""
     axes = {}
-    for key, values in _mapping(at, "The matrix", tuple(known), _elsewhere(steps)).items():
-        listed = values.value if isinstance(values.value, list) else [values]
-        checked = [_value(key, v, known[key]) for v in listed]
+    for key, values in given.items():
+        checked = [_proven(key, _value(key, v, known[key])) for v in _listed(values)]
         if key == "adapter":
             checked = [found for v in checked for found in _folders(v)]
         seen: dict[str, At] = {}
@@ -229,6 +258,10 @@ def _axes(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]
             )
         axes[key] = checked
     return axes
+
+
+def _listed(at: At) -> list[At]:
+    return at.value if isinstance(at.value, list) else [at]
 
 
 def _folders(at: At) -> list[At]:
@@ -271,8 +304,7 @@ def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
     if at.value is None:
         raise BadInput(f"{at.where}: '{key}' has no value. Give it one, or take it away.")
     if several:
-        listed = at.value if isinstance(at.value, list) else [at]
-        return replace(at, value=[_value(key, v, (of, False)) for v in listed])
+        return replace(at, value=[_value(key, v, (of, False)) for v in _listed(at)])
     if of is dict:
         if not isinstance(at.value, dict) or not all(isinstance(v.value, dict) for v in at.value.values()):
             raise BadInput(
@@ -284,6 +316,8 @@ def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
     if of is str and scalar:
         if key in ("model", "data", "adapter") and not at.text.strip():
             raise BadInput(f"{at.where}: '{key}' is empty. Name one, or take it away.")
+        if "\0" in at.text:
+            raise BadInput(f"{at.where}: '{key}' holds a NUL character, which no name has. Take it out.")
         return replace(at, value=at.text)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if of is float and whole and abs(value) < 1e300:
@@ -299,6 +333,29 @@ def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
     names = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
     given = clean(at.text, 80) if scalar else "a list" if isinstance(value, list) else "a mapping"
     raise BadInput(f"{at.where}: '{key}' is {names[of]}, and {given!r} was given. Correct it.")
+
+
+def _proven(key: str, at: At) -> At:
+    """`at`, when there are such faults, such knobs of them, and such a kind of adapter; else BadInput with the line of the slip."""
+    if key == "faults":
+        for v in at.value:
+            _tried(v.where, lambda name=v.value: faults_of([name]))
+    elif key == "knobs":
+        for fault, knobs in at.items():
+            _tried(knobs.where, lambda name=fault: faults_of([name]))
+            one_by_one = [(v.where, {knob: v.plain()}) for knob, v in knobs.items()]
+            for where, some in [*one_by_one, (knobs.where, knobs.plain())]:
+                _tried(where, lambda name=fault, some=some: faults_of([name], {name: some}))
+    elif key == "kind":
+        _tried(at.where, lambda: tune_job({"model": "", "data": ""}, kind=at.value))
+    return at
+
+
+def _tried(where: str, make: Callable[[], object]) -> None:
+    try:
+        make()
+    except BadInput as e:
+        raise BadInput(f"{where}: {e}") from e
 
 
 def _mapping(at: At, what: str, known: Sequence[str], elsewhere: Mapping[str, str] | None = None) -> dict[str, At]:
@@ -346,7 +403,7 @@ def _list(at: At, what: str) -> list[At]:
 def _steps(at: At | None) -> tuple[str, ...]:
     if at is None:
         return ("check",)
-    listed = at.value if isinstance(at.value, list) else [at]
+    listed = _listed(at)
     for step in listed:
         if step.value not in STEPS:
             raise BadInput(
@@ -361,34 +418,75 @@ def _steps(at: At | None) -> tuple[str, ...]:
     return steps
 
 
-def _possible(cell: Cell, where: str, proven: set[str]) -> None:
-    """Raises BadInput where the cell's jobs cannot be made: a setting is missing, a fault or knob unknown.
+def _possible(one: _Found, proven: set[str]) -> None:
+    """Raises BadInput where the cell's jobs cannot be made: a setting is missing, or does not go with the kind of adapter.
 
     `proven`: what was tried before, of the settings that can be wrong by themselves.
     """
+    cell = one.cell
     for key in ("model", "data", *(["kind"] if cell.tuned else [])):
         if key not in cell.settings:
             raise BadInput(
-                f"{where}: the cell '{cell.name}' does not say which {key}; add it under `defaults` or `matrix`."
+                f"{one.where}: the cell '{cell.name}' does not say which {key}; add it under `defaults` or `matrix`."
             )
-    told = json.dumps([cell.settings.get(k) for k in ("faults", "knobs", *TRAINED)], sort_keys=True)
-    if told in proven:
+    chosen = {k: cell.settings[k] for k in TRAINED if k in cell.settings}
+    told = json.dumps(chosen)
+    if told in proven or not cell.tuned:
         return
     proven.add(told)
-    try:
-        job = cell.job("ADAPTER")
-        if job is not None:
-            faults_of(job.faults, job.knobs)
-        if cell.tuned:
-            cell.tune_job()
-    except BadInput as e:
-        raise BadInput(f"{where}, cell '{cell.name}': {e}") from e
+    kind = chosen.pop("kind")
+    for key, value in chosen.items():
+        _tried(
+            f"{one.places[key].where}, cell '{cell.name}'",
+            lambda some={key: value}: tune_job({"model": "", "data": ""}, kind=kind, **some),
+        )
 
 
-def _ordered(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(places: Mapping[str, At]) -> dict[str, Any]:
     """Settings in one order, whichever part of the file they come from."""
     order = ["model", "adapter", "data", *_CHECK, *TRAINED]
-    return {k: settings[k] for k in dict.fromkeys(order) if k in settings}
+    return {k: places[k].plain() for k in dict.fromkeys(order) if k in places}
+
+
+def _apart(found: Sequence[_Found], adapters: At | None, out: Path) -> None:
+    """Raises BadInput where cells read what the sweep writes: they would be other cells at each start."""
+    roots = {os.path.abspath(out), os.path.realpath(out)}
+    written = [
+        [*root.split(os.sep), kept, "", *below]
+        for root in roots
+        for kept in ("cells", "previous")
+        for below in (["adapter"], ["report", ""])
+    ]
+    for at in [] if adapters is None else _listed(adapters):
+        pattern = os.path.abspath(os.path.expanduser(at.text)).split(os.sep)
+        if glob.has_magic(at.text) and any(_reaches(pattern, path) for path in written):
+            raise BadInput(
+                f"{at.where}: the pattern {at.text!r} reaches into '{out}', where the sweep writes adapters of its own, and "
+                "the next start would take them for cells. Give -o a folder that it does not reach."
+            )
+    for at, key in {one.places[k].value: (one.places[k], k) for one in found for k in READ if k in one.places}.values():
+        read = os.path.realpath(os.path.expanduser(at.value))
+        if not os.path.exists(read):
+            continue
+        for root in roots:
+            if os.path.isdir(read) and Path(root).is_relative_to(read):
+                raise BadInput(
+                    f"{at.where}: the folder '{out}' that the sweep writes to lies in the {key} '{at.value}' that its cells "
+                    "read, so each start would do them anew. Give -o a folder outside of it."
+                )
+            if Path(read).is_relative_to(root):
+                raise BadInput(
+                    f"{at.where}: the {key} '{at.value}' lies in '{out}', where the sweep itself writes. Give -o another folder."
+                )
+
+
+def _reaches(pattern: Sequence[str], path: Sequence[str]) -> bool:
+    """Whether a pattern can match a path, part by part; a part '' of the path stands for any name."""
+    if not path or not pattern:
+        return not path and all(p == "**" for p in pattern)
+    if pattern[0] == "**":
+        return _reaches(pattern[1:], path) or _reaches(pattern, path[1:])
+    return (not path[0] or fnmatch.fnmatchcase(path[0], pattern[0])) and _reaches(pattern[1:], path[1:])
 
 
 # ------------------------------------------------------------------------------------------------------------------- names
@@ -438,20 +536,52 @@ def _short(name: str) -> str:
     return f"{name[: LONGEST - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
-def _distinct(found: Sequence[tuple[Cell, str]]) -> None:
-    """Raises BadInput where two cells would write one folder, also on a file system that does not tell A from a."""
-    seen: dict[str, tuple[Cell, str]] = {}
-    for cell, where in found:
-        if (other := seen.get(cell.name.lower())) is not None:
-            differ = sorted(
-                k for k in {**cell.settings, **other[0].settings} if cell.settings.get(k) != other[0].settings.get(k)
-            )
+def _distinct(found: Sequence[_Found]) -> None:
+    """Raises BadInput where two cells would write one folder, also on a file system that does not tell A from a, or would do one
+    job twice."""
+    seen: dict[str, _Found] = {}
+    jobs: dict[str, _Found] = {}
+    names = {one.places[k].value for one in found for k in READ if k in one.places}
+    leads = {name: _leads(name) for name in names}
+    for one in found:
+        cell = one.cell
+        if (other := seen.setdefault(cell.name.lower(), one)) is not one:
+            differ = _differ(one, other)
             what = f"They differ in {listing(differ)}." if differ else "They ask the same."
             raise BadInput(
-                f"{where}: two cells have the name '{cell.name}' (the other: {other[1]}). {what} Give one of them a name of its "
-                "own under `include`, or take it away."
+                f"{one.where}: two cells have the name '{cell.name}' (the other: {other.where}). {what} Give one of them a name of "
+                "its own under `include`, or take it away."
             )
-        seen[cell.name.lower()] = (cell, where)
+        if (other := jobs.setdefault(_work(cell, leads), one)) is not one:
+            differ = _differ(one, other)
+            here, there = one.where, other.where
+            what = "They ask the same."
+            if differ:
+                key = differ[0]
+                here, there = (o.places[key].where if key in o.places else o.where for o in (one, other))
+                values = [repr(word(o.cell.settings[key])) if key in o.places else "left out" for o in (one, other)]
+                what = f"Their {key} is {values[0]} and {values[1]}, which comes to the same."
+            raise BadInput(
+                f"{here}: the cells '{cell.name}' and '{other.cell.name}' ({there}) are one job, which would be done "
+                f"twice. {what} Take one of them away."
+            )
+
+
+def _differ(one: _Found, other: _Found) -> list[str]:
+    a, b = one.cell.settings, other.cell.settings
+    return sorted(k for k in {**a, **b} if a.get(k) != b.get(k))
+
+
+def _work(cell: Cell, leads: Mapping[str, str]) -> str:
+    """What the cell does, whichever way it was said: paths by where they lead, defaults as if they were given."""
+    same = replace(cell, settings={k: leads[v] if k in READ else v for k, v in cell.settings.items()})
+    jobs = [same.job("ADAPTER"), same.tune_job() if cell.tuned else None]
+    return json.dumps([None if job is None else vars(job) for job in jobs], sort_keys=True, default=repr)
+
+
+def _leads(name: str) -> str:
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if os.path.exists(path) else os.path.normpath(path)
 
 
 def _tuple(value: Any) -> Any:

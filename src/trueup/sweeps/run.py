@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import trueup
-from trueup.errors import BadInput, TrueupError, listing
+from trueup.errors import BadInput, TrueupError, it_or_them, listing
 from trueup.faults.fault import Difference
 from trueup.report import bundle, index
 from trueup.report.bundle import Report
@@ -20,6 +20,7 @@ from trueup.store import atomic, inputs
 from trueup.sweeps import cell as cells
 from trueup.sweeps import lock, plan, results
 from trueup.sweeps import track as trackers
+from trueup.sweeps.homes import homes, settle
 from trueup.sweeps.plan import Cell
 from trueup.sweeps.track import Tracker
 
@@ -65,8 +66,8 @@ def sweep(
 ) -> Swept:  # fmt: skip
     """Do the cells that are left, and write `out`/results.parquet and `out`/index.html.
 
-    What is done is not done again, unless its settings, its files or trueup have changed since. Cells that failed are tried
-    again. A sweep that was killed goes on where it stopped.
+    What is done is not done again, unless its settings, its files or trueup have changed since, whatever its cell is called now.
+    Cells that failed are tried again. A sweep that was killed goes on where it stopped.
 
     Args:
         file: the sweep (`trueup.sweeps.plan`). out: its folder. engine: who does the cells; this process by default.
@@ -74,11 +75,12 @@ def sweep(
             `collect` then makes the table and the page.
         only_failed: do only cells that failed before.
         collect: do nothing; take what is done from these folders (`out` may be one of them) and write the table and the page.
-        baseline: the folder of an earlier sweep with cells of the same names, to tell what changed since. Default: what was in
-            `out` before its cells were done again.
+        baseline: the folder of an earlier sweep with cells of the same settings or names, to tell what changed since. Default: what
+            was in `out` before its cells were done again.
         track: tell each cell's findings to this tracker as well, as a run of the project that the file is named after. What the
             tracker cannot take is noted and costs no cell.
-        told: called as each cell finishes. note: called with what went wrong beside the cells.
+        told: called as each cell finishes. note: called with what went wrong beside the cells, and what lies in the folder that is
+            of none of them.
 
     Raises:
         BadInput: the file cannot be used, another sweep writes `out`, or what is collected is of another trueup.
@@ -88,65 +90,92 @@ def sweep(
             "A sweep was begun by a process that another sweep started: the workers of a script without a guard import it. "
             "Put the call under `if __name__ == '__main__':`."
         )
-    asked = plan.cells_of(file)
-    mine = plan.shard(asked, part) if part else asked
     out = Path(out)
-    earlier = _earlier(baseline, out)
-    _ours(out)
-    if track is not None:
-        trackers.available(track)
+    earlier = _usable(out, part, baseline)
     for folder in collect:
         _sweep_of(Path(folder))
+    asked = plan.cells_of(file, out)
+    mine = plan.shard(asked, part) if part else asked
+    if track is not None:
+        trackers.available(track)
     with lock.writing(out, part):
         if not part:
             atomic.write_json(out / PLAN, {"version": trueup.__version__, "cells": [asdict(c) for c in asked]})
+        settle(mine, asked, out)
+        before = _before(mine, asked, out, earlier)
         if collect:
-            _collected(mine, out, [Path(f) for f in collect])
+            _collected(mine, asked, out, [Path(f) for f in collect])
         else:
             finished = (
                 told if track is None else _tracking(track, Path(file).stem, {c.name: c for c in mine}, out, told, note)
             )
-            _done(mine, out, engine or Here(), only_failed, earlier, finished)
+            _done(mine, out, engine or Here(), only_failed, before, finished)
         swept = _read(mine, out)
         if not part:
-            write(swept, title=Path(file).stem, earlier=earlier)
+            write(swept, before, title=Path(file).stem, against=str(earlier or "the run before"))
         if lock.alone(out):
             shutil.rmtree(cells.bases_of(out), ignore_errors=True)
+    for folder in dict.fromkeys(Path(f) for f in (out, *collect)):
+        _tell_leftover(asked, folder, note)
     return swept
 
 
-def left(file: str | Path, out: str | Path, *, part: str = "") -> list[tuple[Cell, str]]:
+def left(
+    file: str | Path, out: str | Path, *, part: str = "", baseline: str | Path | None = None,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> list[tuple[Cell, str]]:  # fmt: skip
     """Every cell, or those of a part, and what is there of it: ``done``, ``failed``, ``begun``, ``changed``, ``damaged`` or
-    ``to do``."""
-    asked = plan.cells_of(file)
-    return [(cell, _state(cell, Path(out))) for cell in (plan.shard(asked, part) if part else asked)]
+    ``to do``. Nothing is written. Arguments, and what is raised, as of `sweep`."""
+    out = Path(out)
+    _usable(out, part, baseline)
+    asked = plan.cells_of(file, out)
+    own = homes(asked, out).of
+    states = [(cell, _state(cell, out, own.get(cell.name))) for cell in (plan.shard(asked, part) if part else asked)]
+    _tell_leftover(asked, out, note)
+    return states
 
 
-def _state(cell: Cell, out: Path) -> str:
-    record, stamps = cells.read(out, cell.name), cells.stamps_of(cell)
+def _tell_leftover(asked: Sequence[Cell], out: Path, note: Callable[[str], None]) -> None:
+    if found := homes(asked, out).leftover:
+        said = (
+            f"{len(found)} cells that are none of the file's" if len(found) > 1 else "a cell that is none of the file's"
+        )
+        note(
+            f"'{out}' holds {said}: {listing(found, 3)}. The page and the table leave {it_or_them(found)} out. Put the settings "
+            "back into the file, or delete what is not needed any more."
+        )
+
+
+def _state(cell: Cell, out: Path, folder: str | None) -> str:
+    if folder is None:
+        return "to do"
+    record, stamps = cells.read(out, folder), cells.stamps_of(cell)
     if record is None:
         return "to do"
     if record.state == "failed" or record.crash:
         return "failed"
     if not cells.current(record, cell, stamps):
         return "changed"
-    return "damaged" if record.state == "done" and not cells.finished(cell, out, record, stamps) else record.state
+    whole = record.state != "done" or cells.finished(cell, out / cells.CELLS / folder, record, stamps)
+    return record.state if whole else "damaged"
 
 
-def work(cell: Cell, out: Path, earlier: Path | None) -> cells.Record:
-    """One cell, on whichever machine, and what changed in it."""
+def work(cell: Cell, out: Path, before: Mapping[str, Path]) -> cells.Record:
+    """One cell, on whichever machine, and what changed in it since its folder in `before`."""
     record = cells.run(cell, out)
     if record.state == "done":
-        results.change_of(out, cell.name, _before(cell.name, out, earlier))
+        results.change_of(out, cell.name, before[cell.name])
     return record
 
 
-def _done(mine: Sequence[Cell], out: Path, engine: Engine, only_failed: bool, earlier: Path | None, told: Told) -> None:
+def _done(
+    mine: Sequence[Cell], out: Path, engine: Engine, only_failed: bool, before: Mapping[str, Path], told: Told
+) -> None:
     from trueup.subject.load import keeping_base
 
-    states = [_state(cell, out) for cell in mine]
+    states = [_state(cell, out, cell.name) for cell in mine]
     todo = [c for c, s in zip(mine, states, strict=True) if s == "failed" or (s != "done" and not only_failed)]
-    piece = functools.partial(work, out=out, earlier=earlier)
+    piece = functools.partial(work, out=out, before=before)
     for number, (i, got) in enumerate(engine.each(piece, todo, [_base(c) for c in todo], keeping_base), 1):
         record = got
         if isinstance(got, Lost):
@@ -160,28 +189,37 @@ def _base(cell: Cell) -> str:
     return json.dumps([cell.settings.get(k) for k in kept])
 
 
-def _before(name: str, out: Path, earlier: Path | None) -> Path:
-    return (earlier / cells.CELLS if earlier is not None else out / cells.PREVIOUS) / name
+def _before(mine: Sequence[Cell], asked: Sequence[Cell], out: Path, earlier: Path | None) -> dict[str, Path]:
+    """The folder that each cell is compared with, whether or not there is one."""
+    if earlier is None:
+        return {c.name: out / cells.PREVIOUS / c.name for c in mine}
+    own = homes(asked, earlier).of
+    return {c.name: earlier / cells.CELLS / own.get(c.name, c.name) for c in mine}
 
 
-def _earlier(baseline: str | Path | None, out: Path) -> Path | None:
+def _usable(out: Path, part: str, baseline: str | Path | None) -> Path | None:
+    """The baseline, where all that was said beside the file can be used: slips are told before anything is read.
+
+    Raises:
+        BadInput: `out` is a file, or holds something else than a sweep; there is no such part; the baseline is no sweep, or `out`.
+    """
+    if part:
+        plan.part_of(part)
     if baseline is not None:
         _sweep_of(Path(baseline))
         if Path(baseline).resolve() == out.resolve():
             raise BadInput(
                 f"'{out}' cannot be its own baseline. Leave --baseline out: what changed in a cell since is told anyway."
             )
-    return None if baseline is None else Path(baseline)
-
-
-def _ours(out: Path) -> None:
-    """Raises BadInput where `out` is a file, or holds something else than a sweep."""
     atomic.refuse_taken(out, True)
-    if out.is_dir() and any(out.iterdir()) and not any((out / n).exists() for n in (PLAN, cells.CELLS)):
-        if not list(out.glob(".writing*")):
-            raise BadInput(
-                f"The folder '{out}' holds something that is no sweep. Give another folder, or an empty one."
-            )
+    try:
+        names = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    except OSError as e:
+        raise BadInput(f"'{out}' cannot be read ({e.strerror or e}). Give a folder that you may read and write.") from e
+    known = any(n in (PLAN, cells.CELLS) or n.startswith(".writing") for n in names)
+    if names and (not known or (cells.CELLS in names and not (out / cells.CELLS).is_dir())):
+        raise BadInput(f"The folder '{out}' holds something that is no sweep. Give another folder, or an empty one.")
+    return None if baseline is None else Path(baseline)
 
 
 def _sweep_of(folder: Path) -> None:
@@ -191,18 +229,21 @@ def _sweep_of(folder: Path) -> None:
         )
 
 
-def _collected(mine: Sequence[Cell], out: Path, folders: Sequence[Path]) -> None:
+def _collected(mine: Sequence[Cell], asked: Sequence[Cell], out: Path, folders: Sequence[Path]) -> None:
     """Copy to `out` what the parts of a sweep did elsewhere.
 
     Raises:
         BadInput: a cell there is of another trueup, or of other settings.
     """
     others: dict[str, list[str]] = {}
+    own = {folder: homes(asked, folder).of for folder in dict.fromkeys(f.resolve() for f in (out, *folders))}
     for cell in mine:
         stamps = cells.stamps_of(cell)
         fits: list[tuple[tuple[bool, bool, float, bool], Path]] = []
-        for folder in dict.fromkeys(f.resolve() for f in (out, *folders)):
-            record, at = cells.read(folder, cell.name), folder / cells.CELLS / cell.name
+        for folder, names in own.items():
+            if cell.name not in names:
+                continue
+            record, at = cells.read(folder, names[cell.name]), folder / cells.CELLS / names[cell.name]
             if record is None or record.state == "begun":
                 continue
             if record.asked == cell.asked and record.version == trueup.__version__:
@@ -270,8 +311,8 @@ def _read(mine: Sequence[Cell], out: Path) -> Swept:
     return Swept(out, mine, records, reports)
 
 
-def write(swept: Swept, *, title: str, earlier: Path | None = None) -> None:
-    """The table and the page of what is done."""
+def write(swept: Swept, before: Mapping[str, Path], *, title: str, against: str) -> None:
+    """The table and the page of what is done, and what changed since the folders `before`, which are called `against`."""
     rows, entries = [], []
     varying, unexamined = _varying(swept.cells), swept.unexamined
     out = swept.out
@@ -281,8 +322,8 @@ def write(swept: Swept, *, title: str, earlier: Path | None = None) -> None:
         if record is None or record.state == "begun":
             continue
         report = swept.reports.get(cell.name)
-        before = _before(cell.name, out, earlier)
-        change = results.change_of(out, cell.name, before) if report is not None and before.is_dir() else {}
+        then = before[cell.name]
+        change = results.change_of(out, cell.name, then) if report is not None and then.is_dir() else {}
         any_earlier |= bool(change)
         rows += list(results.rows(cell, record, report, change))
         there = f"{cells.CELLS}/{cell.name}/"
@@ -299,7 +340,7 @@ def write(swept: Swept, *, title: str, earlier: Path | None = None) -> None:
                 unexamined.get(cell.name, {}),
             )
         )
-    against = "" if not any_earlier else str(earlier) if earlier is not None else "the run before"
+    against = against if any_earlier else ""
     results.write(rows, out / TABLE)
     atomic.write_text(out / PAGE, index.page(title, entries, waiting=len(swept.waiting), against=against))
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, did_you_mean
 from trueup.faults.fault import Chart, Difference, Fault, Finding, Method, NoRemedy, Remedy
-from trueup.subject.subject import Subject
 
 if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
     from trueup.faults.confounding.audit import Trained
     from trueup.faults.confounding.candidates import Knobs
+    from trueup.subject.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.faults.fault import Difference, Fault, Finding, Method, NoRemedy, Remedy
-from trueup.subject.subject import Subject
+
+if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
+    from trueup.subject.subject import Subject
 
 UNITS_FROM = ("both", "proxy", "task")
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.fault import Difference, Fault, Finding, Method, NoRemedy, Remedy
-from trueup.subject.subject import Subject
 
 if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
     from trueup.faults.overconfidence.audit import Learnt
+    from trueup.subject.subject import Subject
 
 
 @dataclass(frozen=True)

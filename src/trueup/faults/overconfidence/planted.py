@@ -10,7 +10,8 @@ import torch
 
 from trueup.corpus.corpus import Corpus
 from trueup.run.predict import predict
-from trueup.subject.recipe import Lora, fresh
+from trueup.subject.kinds import Lora
+from trueup.subject.recipe import fresh
 from trueup.subject.subject import Subject
 from trueup.subject.tiny import kept_base
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
-from trueup.subject.subject import Subject
 
 if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
     from trueup.faults.rigidity.audit import References
+    from trueup.subject.subject import Subject
 
 MOST_TRIES = 9
 KINDS = ("LORA", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")

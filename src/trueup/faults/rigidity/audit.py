@@ -23,8 +23,8 @@ from trueup.run.predict import collect_rows, predict, session
 from trueup.run.prompts import Row
 from trueup.run.trace import ByLayer, Trace, by_layer, frozen, slots, trace
 from trueup.run.train import Training
+from trueup.subject.kinds import Prefix
 from trueup.subject.mixers import changed_elsewhere
-from trueup.subject.recipe import Prefix
 from trueup.subject.subject import Subject
 
 FEWEST = 20
