@@ -393,8 +393,10 @@ def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
         seconds = cost.seconds(cell)
         total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
         print(f"{state:8}  {_about(seconds):>10}  {cell.name}")
-    more = f", and {unknown} of unknown cost" if unknown else ""
-    print(f"{len(cells)} cells, some {_about(total)} of one core{more}.")
+    said = [f"some {_about(total)} of one core"] * (unknown < len(cells)) + [f"{unknown} of unknown cost"] * bool(
+        unknown
+    )
+    print(f"{len(cells)} cells, {' and '.join(said)}.")
 
 
 def _about(seconds: float | None) -> str:

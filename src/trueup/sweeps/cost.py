@@ -27,9 +27,11 @@ TOKENS = 64
 
 
 def seconds(cell: Cell) -> float | None:
-    """CPU seconds of one core that the cell takes, to an order of magnitude; None where the data's rows cannot be counted."""
-    texts, size = rows(cell), _size(cell.settings["model"], cell.settings.get("revision"))
-    if texts is None or size is None:
+    """CPU seconds of one core that the cell takes, to an order of magnitude; None where the data's rows cannot be counted, or the
+    model's size cannot be told."""
+    if (texts := rows(cell)) is None:
+        return None  # before the hub is asked how large the model is
+    if (size := _size(cell.settings["model"], cell.settings.get("revision"))) is None:
         return None
     one = 2 * size.layers * min(TOKENS, cell.settings.get("max_length") or TOKENS) * texts / FLOPS
     total = FIXED
