@@ -331,7 +331,8 @@ def logistic(
     `start` (F, p) or 0.
 
     Newton's method; its systems are solved together by conjugate gradients, which the Hessian of their mean weights, taken now
-    and then, makes short. A step that raises a loss is halved.
+    and then, makes short. A step that raises a loss is halved. Steps are in float32, and the gradient that ends them in float64:
+    a step need not be exact for the next gradient to be.
     """
     y, total = hit.astype(np.float64), weight.sum(axis=1)
     u, short = np.zeros(scale.shape) if start is None else start, a.astype(np.float32)
@@ -350,7 +351,13 @@ def logistic(
         if taken >= TAKEN_ANEW:
             shared = (short * q.mean(axis=0).astype(np.float32)[:, None]).T @ short
             solved = _factor(shared.astype(np.float64) + np.diag(penalty.mean(axis=0)))
-        step, taken = _conjugate(lambda d, q=q: (q * ((d * scale) @ a.T)) @ a * scale + penalty * d, gradient, solved)
+        curve = np.ascontiguousarray(q.T, np.float32)
+
+        def times(d: np.ndarray, curve: np.ndarray = curve) -> np.ndarray:
+            # Rows first: BLAS is slow at few rows of many columns.
+            return (curve * (short @ (d * scale).T.astype(np.float32))).T @ short * scale + penalty * d
+
+        step, taken = _conjugate(times, gradient, solved)
         length = np.ones(len(u))
         for _ in range(NEWTON):
             there = u - length[:, None] * step
