@@ -77,7 +77,7 @@ def test_no_such_case():
         speed.Settings(("head",))
 
 
-def test_a_package_that_is_not_installed_is_said_and_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_package_that_is_not_installed_is_said_and_fails_nothing(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(speed, "installed", lambda package: False)
     monkeypatch.setattr(speed, "CASES", {"laplace": lambda: speed.laplace(n=60, d=4, priors=(1.0,))})
     said: list[str] = []
