@@ -75,3 +75,13 @@ def test_a_case_that_is_done_is_kept(tmp_path, monkeypatch):
 def test_no_such_case():
     with pytest.raises(BadInput, match=r"There is no case 'head'\. Did you mean 'heads'\?"):
         speed.Settings(("head",))
+
+
+def test_a_package_that_is_not_installed_is_said_and_fails_nothing(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speed, "installed", lambda package: False)
+    monkeypatch.setattr(speed, "CASES", {"laplace": lambda: speed.laplace(n=60, d=4, priors=(1.0,))})
+    said: list[str] = []
+    got = speed.run(tmp_path / "out", speed.Settings(), say=said.append)
+    assert speed.failed(got) == []
+    assert "laplace-torch is not installed" in said[0]
+    assert "| laplace-torch is not installed | its posterior in closed form: " in speed.table(got)

