@@ -617,3 +617,33 @@ def test_rows_are_of_their_columns(swept):
     got = pq.read_table(swept / "out" / "results.parquet")
     assert got.column_names == list(results.COLUMNS)
     assert [str(t).replace("double", "float64") for t in got.schema.types] == list(results.COLUMNS.values())
+
+
+def test_methods_are_rows_and_their_table_is_that_of_the_bench(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    file = sweep_file(tmp_path / "copy", AUDITS.replace("[audit]", "[methods]").replace("seed: [0, 1]", "seed: [0]"))
+    swept = sweep(file, "out")
+    assert not swept.failed
+    got = [r for r in table(tmp_path / "copy" / "out").to_pylist() if r["kind"] == "method"]
+    assert {r["cell"] for r in got} == {"a", "b"}
+    for name, report in swept.reports.items():
+        (c,) = report.comparisons
+        assert c.after is None
+        assert {m.key for m in c.methods} == {r["method"] for r in got if r["cell"] == name}
+        for m in c.methods:
+            (r,) = [r for r in got if (r["cell"], r["method"], r["measure"]) == (name, m.key, "error_auc")]
+            assert (r["after"], r["difference"], r["chosen"]) == (
+                m.values["error_auc"],
+                m.differences["error_auc"].value,
+                m.chosen,
+            )
+            assert r["better"] == "higher"
+            assert r["value"] == pytest.approx(c.before.measures["error_auc"].value)
+    from trueup.experiments import tables
+
+    tables.write(tmp_path / "copy" / "out", "overconfidence", print)
+    said = capsys.readouterr().out
+    assert "softmax response" in said
+    assert "2 seeds" in said
+    assert (tmp_path / "copy" / "out" / "overconfidence.md").is_file()

@@ -39,7 +39,7 @@ def seconds(cell: Cell) -> float | None:
         total += TRAINING * one * cell.settings.get("epochs", 4) / 2  # half of the texts are trained on
     if cell.steps[-1] != "tune":
         faults = cell.settings.get("faults") or ("overconfidence", "confounding")
-        total += one * sum(PASSES.get(f, 1.0) for f in faults) * (1.0 if cell.steps[-1] == "check" else 0.5)
+        total += one * sum(PASSES.get(f, 1.0) for f in faults) * (0.5 if cell.steps[-1] == "audit" else 1.0)
     return total
 
 
