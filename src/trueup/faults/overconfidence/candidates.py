@@ -265,6 +265,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
         table.append(
             {
                 "key": family.key, "title": family.title, "source": family.source, "saveable": family.saveable, "variant": best,
+                "variants": loss.shape[1],
                 "auc": auc_within(crossed[:, best], held.error, fold), "brier": float(honest.mean()),
                 "saved": float(1 - honest.mean() / stated.mean()),
             }

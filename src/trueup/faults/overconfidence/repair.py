@@ -301,6 +301,9 @@ def methods(
         slope, intercept = maths.platt(choice.best[family.key], right)
         scored[family.key] = (score, np.square(expit(slope * score + intercept) - ~part.error))
 
+    def setting(row: Mapping[str, Any]) -> str:
+        return f"run {row['variant'] + 1} of {row['variants']}" if row["variants"] > 1 else ""
+
     def apart(a: str, b: str) -> dict[str, Difference]:
         sides = [(*scored[k], ~part.error) for k in (a, b)]
         return as_differences(
@@ -309,7 +312,7 @@ def methods(
 
     return [
         Method(
-            f.key, f.title, f.source, str(judged_by[f.key]["variant"]),
+            f.key, f.title, f.source, setting(judged_by[f.key]),
             {k: float(s(*scored[f.key], ~part.error)) for k, s in _ON_TEST.items()},
             apart("", f.key), {} if f.key == choice.key else apart(choice.key, f.key), f.key == choice.key, f.saveable,
         )
