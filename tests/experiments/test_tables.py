@@ -10,8 +10,9 @@ import pytest
 
 from trueup import __version__
 from trueup.errors import BadInput
-from trueup.experiments.tables import RULE, lines, read, rendered, table
+from trueup.experiments.tables import RULE, lines, rendered, table
 from trueup.measure.seeds import over_seeds
+from trueup.sweeps.results import read
 
 ROOT = Path(__file__).parents[2]
 

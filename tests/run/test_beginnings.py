@@ -81,7 +81,7 @@ def test_the_beginning_of_a_text_gives_what_the_whole_does(
     monkeypatch.setattr(forward, "_GAP", SimpleNamespace(search=lambda *a: (short.append(found := gap(*a)), found)[1]))
     rows, longer = forward.tokenize(subject, corpus), forward.cut(subject, corpus)
     assert sum(s is not None for s in short) > len(given), "most are longer than what is read at first"
-    monkeypatch.setattr(forward, "_begins", lambda tok: False)
+    monkeypatch.setattr(forward, "begins", lambda tok: False)
     assert rows == forward.tokenize(subject, corpus)
     np.testing.assert_array_equal(longer, forward.cut(subject, corpus))
     assert longer.any()
@@ -90,12 +90,12 @@ def test_the_beginning_of_a_text_gives_what_the_whole_does(
 
 def test_no_beginning_is_enough_where_words_are_not_split_first():
     tok = bert()
-    assert forward._begins(tok)
+    assert forward.begins(tok)
     tok.truncation_side = "left"
-    assert not forward._begins(tok)
+    assert not forward.begins(tok)
     tok = bert()
     tok.add_tokens(["two words"])
-    assert not forward._begins(tok)
+    assert not forward.begins(tok)
     tok = gpt2()
     tok.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    assert not forward._begins(tok)
+    assert not forward.begins(tok)

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from trueup.store import atomic
-from trueup.subject.tiny import make_tokenizer
+from trueup.subject.tiny import make_tokenizer, mamba_small
 
 ANSWERS = ("amber", "blue", "coral", "denim", "ebony", "fawn")
 KEYS = tuple(f"key{i}" for i in range(24))
@@ -48,25 +47,19 @@ def trained(steps: int = STEPS) -> tuple[Any, Any]:
     """The model and its tokenizer; the same on every run of one machine."""
     tokenizer = make_tokenizer([*ANSWERS, *KEYS, *FILLERS])
     word, rng = tokenizer.get_vocab(), np.random.default_rng(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = transformers.MambaConfig(
-            vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, state_size=8, pad_token_id=0, eos_token_id=3,
-            bos_token_id=2,
-        )  # fmt: skip
-        model: Any = transformers.MambaForCausalLM(config)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-        for _ in range(steps):
-            shots = int(rng.integers(1, 6))
-            ids = torch.tensor([_prompt(shots, word, rng) for _ in range(BATCH)])
-            logits = model(input_ids=ids).logits[:, 3::5]
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 4::5].flatten())
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
+    model = mamba_small(len(tokenizer))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        shots = int(rng.integers(1, 6))
+        ids = torch.tensor([_prompt(shots, word, rng) for _ in range(BATCH)])
+        logits = model(input_ids=ids).logits[:, 3::5]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 4::5].flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
     return model.eval(), tokenizer
 
 

@@ -24,6 +24,7 @@ from trueup.experiments.presets import HEADLINES
 from trueup.measure.bootstrap import Estimate
 from trueup.measure.seeds import over_seeds
 from trueup.store import atomic
+from trueup.sweeps.results import read
 
 SHARED = 0.3
 """Share of the test examples that two seeds have in common at most: a test part is at most so large a part of its data."""
@@ -167,18 +168,6 @@ def write(out: Path, name: str, say: Callable[[str], None]) -> None:
             if measure == HEADLINES[name]:
                 say(part)
     atomic.write_text(out / f"{name}.md", "\n".join(parts))
-
-
-def read(file: Path) -> list[Row]:
-    """The rows of a result file.
-
-    Raises: BadInput where there is none.
-    """
-    import pyarrow.parquet as pq
-
-    if not file.is_file():
-        raise BadInput(f"There is no result file '{file}'. Run its bench, and `tools/render --take OUT`.")
-    return pq.read_table(file).to_pylist()
 
 
 def rendered(page: str, results: Path) -> str:

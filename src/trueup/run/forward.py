@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 
 from trueup.corpus.corpus import Corpus
@@ -27,7 +26,7 @@ from trueup.subject import past
 from trueup.subject.linear import map_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.units import layers_of
-from trueup.subject.wording import text_ids
+from trueup.subject.wording import begins, text_ids
 
 T = TypeVar("T")
 CUT = 0.05
@@ -35,7 +34,7 @@ CUT = 0.05
 AT_ONCE = 256
 """Texts that the tokenizer is given at once: of each it holds, meanwhile, every token beyond the cut as well."""
 LETTERS = 8
-"""Characters of a text for each token that the model reads, beyond which its tokenizer is not given it at first (`_begins`)."""
+"""Characters of a text for each token that the model reads, beyond which its tokenizer is not given it at first (`begins`)."""
 _GAP = re.compile(r"(?<=\S) ")
 Known = dict[tuple[str, str | None], tuple[array, bytes | None]]
 """Text and second text -> token ids, and which text of the pair each is of: in a tenth of the room that lists of numbers take."""
@@ -136,7 +135,7 @@ def _by_beginnings(
 ) -> list[T]:
     """`read` of every pair, and of long single texts at first of the beginning alone: that of the whole is the same where `enough`
     is true of it. A tokenizer splits all of a text before it drops what is beyond the cut."""
-    if pairs[0][1] is not None or not _begins(subject.tokenizer):
+    if pairs[0][1] is not None or not begins(subject.tokenizer):
         return read(pairs)
     room = LETTERS * subject.max_length
     ends = [_GAP.search(text, room) if len(text) > room else None for text, _ in pairs]
@@ -145,17 +144,6 @@ def _by_beginnings(
     for i, whole in zip(again, read([pairs[i] for i in again]) if again else [], strict=True):
         found[i] = whole
     return found
-
-
-def _begins(tok: Any) -> bool:
-    """Whether the tokens of a text begin with those of its beginning, where that ends before a space: words are split there first,
-    each by itself, and what is beyond the cut is the end."""
-    if not tok.is_fast or tok.truncation_side != "right":
-        return False
-    words = tok.backend_tokenizer.pre_tokenizer
-    kinds = (pre_tokenizers.BertPreTokenizer, pre_tokenizers.WhitespaceSplit, pre_tokenizers.Whitespace)
-    split = isinstance(words, kinds) or (isinstance(words, pre_tokenizers.ByteLevel) and words.use_regex)
-    return split and not any(" " in str(t) for t in tok.added_tokens_decoder.values())
 
 
 def _templated(subject: Subject, text: str, second: str | None) -> list[int]:

@@ -109,6 +109,22 @@ def gpt2_small() -> Any:
         return transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
 
 
+def mamba_small(words: int) -> Any:
+    """A fresh Mamba of two layers and a width of 64 over a vocabulary of `words`, always the same."""
+    config = transformers.MambaConfig(
+        vocab_size=words,
+        hidden_size=64,
+        num_hidden_layers=2,
+        state_size=8,
+        pad_token_id=0,
+        eos_token_id=3,
+        bos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.MambaForCausalLM(config)
+
+
 def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny random base model of `family` and its tokenizer to `folder`, as a pre-trained checkpoint would be."""
     encoder = FAMILIES[family].kind == "encoder"

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import pre_tokenizers
+
 from trueup.errors import BadInput
 from trueup.subject.subject import Template
 
@@ -192,3 +194,14 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text that is to be gone on with. An end token that the text itself writes stays."""
     ids = tokenizer(text, verbose=False)["input_ids"]
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and ends_texts(tokenizer) else ids
+
+
+def begins(tok: Any) -> bool:
+    """Whether the tokens of a text begin with those of its beginning, where that ends before a space: words are split there first,
+    each by itself, and what is beyond the cut is the end."""
+    if not tok.is_fast or tok.truncation_side != "right":
+        return False
+    words = tok.backend_tokenizer.pre_tokenizer
+    kinds = (pre_tokenizers.BertPreTokenizer, pre_tokenizers.WhitespaceSplit, pre_tokenizers.Whitespace)
+    split = isinstance(words, kinds) or (isinstance(words, pre_tokenizers.ByteLevel) and words.use_regex)
+    return split and not any(" " in str(t) for t in tok.added_tokens_decoder.values())

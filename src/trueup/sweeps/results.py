@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trueup.errors import TrueupError
+from trueup.errors import BadInput, TrueupError
 from trueup.faults.fault import Comparison, Difference
 from trueup.job import faults_of
 from trueup.report import bundle
@@ -199,3 +199,20 @@ def write(rows_: Sequence[Mapping[str, Any]], file: Path) -> None:
     to = io.BytesIO()
     pq.write_table(table, to)
     atomic.write_bytes(file, to.getvalue())
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows of such a file.
+
+    Raises:
+        BadInput: there is none, or it is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(file).to_pylist()
+    except FileNotFoundError:
+        raise BadInput(f"There is no result file '{file}'. `trueup sweep` writes one into its folder.") from None
+    except (OSError, pa.ArrowInvalid) as e:
+        raise BadInput(f"'{file}' cannot be read as a result file ({e}). Write it again with `trueup sweep`.") from e
