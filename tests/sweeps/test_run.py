@@ -513,7 +513,16 @@ def test_a_start_that_came_to_nothing_holds_up_no_other(tmp_path, monkeypatch):
         pass
 
 
-def test_a_writer_that_was_cut_off_leaves_the_folder_to_the_next(tmp_path, monkeypatch):
+@pytest.fixture(params=["Ctrl-C is heard", "Ctrl-C is ignored, as under nohup"])
+def hearing(request):
+    then = signal.signal(
+        signal.SIGINT, signal.default_int_handler if request.param == "Ctrl-C is heard" else signal.SIG_IGN
+    )
+    yield signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, then)
+
+
+def test_a_writer_that_was_cut_off_leaves_the_folder_to_the_next(tmp_path, monkeypatch, hearing):
     monkeypatch.setattr(lock, "FIRST", 0.01)
 
     def goes_on() -> None:
@@ -526,6 +535,7 @@ def test_a_writer_that_was_cut_off_leaves_the_folder_to_the_next(tmp_path, monke
     assert lock.json_of(tmp_path / ".writing")["pid"] == 7, "the lock is the other's"
     with pytest.raises(KeyboardInterrupt), lock.writing(tmp_path / "b"):
         raise KeyboardInterrupt  # the control: another interrupt stays one
+    assert signal.getsignal(signal.SIGINT) is hearing
 
 
 def test_cells_of_another_version_are_not_joined_and_are_done_anew(done, monkeypatch):

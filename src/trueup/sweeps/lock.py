@@ -66,6 +66,14 @@ def writing(out: Path, part: str = "") -> Iterator[None]:
             with suppress(OSError):
                 os.utime(own)
 
+    def interrupted(number: int, frame: Any) -> None:
+        if lost.is_set():
+            raise KeyboardInterrupt
+
+    # Under nohup, or behind a script's &, Ctrl-C is ignored; that the folder is lost must be heard all the same.
+    deaf = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if deaf:
+        signal.signal(signal.SIGINT, interrupted)
     try:
         for other in sorted(out.glob(".writing*")):
             if other == own or not re.fullmatch(r"\.writing(-\d+-of-\d+)?", other.name):
@@ -84,6 +92,8 @@ def writing(out: Path, part: str = "") -> Iterator[None]:
         ) from None
     finally:
         ended.set()
+        if deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if json_of(own).get("token") == claim["token"]:
             own.unlink(missing_ok=True)
         os.close(held)
