@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from trueup.cli import main
+from trueup.cli import Preset, main
 from trueup.experiments import keys
-from trueup.experiments.presets import NAMES, SIZES, file_of
+from trueup.experiments.presets import HEADLINES, file_of
 from trueup.sweeps.plan import cells_of
 
 
@@ -18,8 +18,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRUEUP_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", list(Preset))
+@pytest.mark.parametrize("name", HEADLINES)
 def test_a_preset_is_a_sweep_over_seeds_or_tasks(name, size):
     cells = cells_of(file_of(name, size, make=False))
     assert len(cells) >= 3
@@ -35,7 +35,7 @@ def test_the_papers_copying_is_of_18_tasks():
     assert all(t.startswith("task:") for t in tasks)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HEADLINES)
 def test_the_papers_cells_are_listed_without_a_hub(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SystemExit) as end:

@@ -9,13 +9,8 @@ from pathlib import Path
 from trueup.store import atomic
 from trueup.store.cache import cache_folder
 
-NAMES, SIZES = ("confounding", "copying", "overconfidence"), ("small", "paper")
-HEADLINES = {
-    "confounding": "severity",
-    "copying": "severity",
-    "overconfidence": "error_auc",
-}
-"""The measure by which the methods of each are compared first."""
+HEADLINES = {"confounding": "severity", "copying": "severity", "overconfidence": "error_auc"}
+"""Each experiment, and the measure by which its methods are compared first."""
 _MADE = re.compile(r"MADE(?=/)")
 
 

@@ -475,7 +475,7 @@ def methods(
         )
     e = evidence(subject, corpus, attribute, coupling, seed, knobs)
     table, variants = tried(e, retrain=retrain, resamples=SCREENED, seed=seed)
-    test, families = corpus.part("test"), {f.key: f for f in FAMILIES}
+    test = corpus.part("test")
     group = mix.group_index(test, attribute, mix.groups_of(corpus.take(corpus.split != "test"), attribute))
     if missing := set(np.unique(test.label)) ^ set(e.there):
         raise BadInput(
@@ -503,7 +503,7 @@ def methods(
                 r["key"], r["title"], r["source"], r["variant"],
                 {k: float(now[k](*(here[c] for c in COLUMNS))) for k in ON_TEST}, apart(own, here),
                 {} if chosen in (None, r["key"]) else apart(under[chosen], here), r["key"] == chosen,
-                variants[r["key"]].change is not None, families[r["key"]].source == CONTROL,
+                variants[r["key"]].change is not None, r["source"] == CONTROL,
             )
         )  # fmt: skip
         session().progress("methods on the test examples", len(found), len(table))

@@ -176,14 +176,14 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
                      strict=True)) | {"cluster": corpus.cluster}  # fmt: skip
     given = task_vectors(subject, corpus, seed)
     kept |= {} if given is None else given.columns
-    statistics = _statistics(kept)
+    found = statistics(kept)
     got = bootstrap.interval_many(
-        {k: s[0] for k, s in statistics.items()}, *kept.values(), seed=seed, resamples=resamples, cluster=corpus.cluster
+        {k: s[0] for k, s in found.items()}, *kept.values(), seed=seed, resamples=resamples, cluster=corpus.cluster
     )
     head = maths.severity(kept["blamed"], kept["counted"], corpus.cluster, seed=seed, resamples=resamples)
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, "share of queries", better, title)  # type: ignore[arg-type]
-        for k, (_, title, better) in statistics.items()
+        for k, (_, title, better) in found.items()
         if k != "severity"
     }
     shots = subject.shots
@@ -231,9 +231,9 @@ def _sentence(got: Mapping[str, bootstrap.Estimate], shots: Shots, head: bootstr
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
     """Paired bootstrap differences, after minus before, of the severity and every measure both have."""
-    statistics = {k: s[0] for k, s in _statistics(before.samples).items() if not k.startswith("follow")}
+    wanted = {k: s[0] for k, s in statistics(before.samples).items() if not k.startswith("follow")}
     got = bootstrap.paired_many(
-        statistics, list(before.samples.values()), [after.samples[k] for k in before.samples], seed, resamples=resamples,
+        wanted, list(before.samples.values()), [after.samples[k] for k in before.samples], seed, resamples=resamples,
         cluster=before.samples["cluster"],
     )  # fmt: skip
     return as_differences(got)
@@ -403,7 +403,7 @@ def _tail(mode: str) -> str:
     return "" if mode == "free" else f"_{mode}"
 
 
-def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[..., float], str, str]]:
+def statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[..., float], str, str]]:
     """key -> statistic of the columns, title, which direction is better."""
     names = list(kept)
 
@@ -442,7 +442,7 @@ def _statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[...,
     if kept.get("vector_asked", np.zeros(1)).any():
         title = "accuracy without demonstrations, given a task vector"
         found["task_vector"] = (share("vector", "vector_asked"), title, "higher")
-    if kept["swapped"].any():
+    if kept.get("swapped", np.zeros(1)).any():
         title = "copies that follow when the shown answer is exchanged"
         found["follow"] = (share("followed", "swapped"), title, "lower")
         found["follow_expected"] = (share("followed_expected", "swapped"), f"{title}, by chance", "lower")

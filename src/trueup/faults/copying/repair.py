@@ -17,7 +17,7 @@ from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.errors import BadInput, Unsupported, did_you_mean, listing
 from trueup.faults.adapted import Adapted, adapted
 from trueup.faults.copying import maths
-from trueup.faults.copying.audit import TITLES, Told, asked, columns, scored, some
+from trueup.faults.copying.audit import TITLES, Told, asked, columns, scored, some, statistics
 from trueup.faults.copying.harm import Bystander, bystanders
 from trueup.faults.copying.proxy import proxy as counting
 from trueup.faults.fault import (
@@ -65,6 +65,9 @@ FACTORS = (0.0, 0.5)
 """What the units are multiplied by: 0 is published, 0.5 ours."""
 PENALTIES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Nats taken off the shown answers' logits by the trivial rival."""
+ON_TEST = ("severity", "accuracy", "accuracy_never")
+"""What `methods` tells of each: wrong copies above chance, accuracy where demonstrations are drawn freely, and where they never
+show the right answer."""
 COMPLETE = 0.05
 """Completeness error that attributions may have, in probability; layers above it are left alone."""
 
@@ -880,8 +883,8 @@ def methods(
     nats = _penalty(c.unscaled, c.parts[1])
     answers["penalty"] = columns(subject, test, seed, lambda got, shown: _penalised(got, shown, nats))
     tried["penalty"] = replace(AS_IT_IS, title=f"a penalty of {nats:g} nats on shown answers", source="the task itself")
-    told = {k: [of[x] for pair in _ON_TEST.values() for x in pair] for k, of in answers.items()}
-    wanted = {k: _share(2 * i) for i, k in enumerate(_ON_TEST)}
+    told = {k: list(of.values()) for k, of in answers.items()}
+    wanted = {k: s[0] for k, s in statistics(answers[""]).items() if k in ON_TEST}
 
     def apart(a: str, b: str) -> dict[str, Difference]:
         sides = (told[a], told[b])
@@ -895,21 +898,6 @@ def methods(
         )
         for key, x in tried.items()
     ]  # fmt: skip
-
-
-_ON_TEST = {
-    "severity": ("blamed", "counted"), "accuracy": ("right_free", "asked_free"), "accuracy_never": ("right_never", "asked_never"),
-}  # fmt: skip
-"""What `methods` tells, as means of one column of the audit over the queries that another counts: wrong copies above chance,
-accuracy where demonstrations are drawn freely, and where they never show the right answer."""
-
-
-def _share(at: int) -> Callable[..., float]:
-    def statistic(*values: np.ndarray, weight: np.ndarray | None = None) -> float:
-        w = values[at + 1] if weight is None else values[at + 1] * weight
-        return float(w @ values[at] / w.sum()) if w.sum() else math.nan
-
-    return statistic
 
 
 _SOURCES = {
