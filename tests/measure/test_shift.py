@@ -1,5 +1,7 @@
+import json
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +60,18 @@ def test_the_worked_check_of_the_protocol(alpha, p0, p1):
     train = coupled(0.1, 0.5, 0.5)
     assert alpha_of(train) == pytest.approx(5)
     assert table_at(train, alpha) == pytest.approx(coupled(p0, p1, 0.5), abs=1e-15)
+
+
+DECON = json.loads((Path(__file__).parent / "decon.json").read_text())
+"""[alpha, P(y=1), P(z=1), then the joint of (y, z): 00, 01, 10, 11] as `alpha_to_joint_distribution` of decon-dtn-toolkit 0.1.1
+(the protocol's authors, MIT) says them. Its docstring has alpha upside down; its code, like ours, has z = 1 above."""
+
+
+@pytest.mark.parametrize(("alpha", "y", "z", "cells"), [(a, y, z, t) for a, y, z, *t in DECON])
+def test_a_table_at_alpha_is_that_of_the_authors_toolkit(alpha, y, z, cells):
+    theirs = np.reshape(cells, (2, 2))
+    np.testing.assert_allclose(table_at(np.outer([1 - y, y], [1 - z, z]), alpha), theirs, atol=1e-15)
+    assert alpha_of(theirs) == pytest.approx(alpha, rel=1e-9)
 
 
 @settings(deadline=None)
