@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -93,6 +94,33 @@ def test_a_page_is_filled_in_and_says_what_is_missing(tmp_path):
             rendered(page.replace("it auc d", slip), tmp_path)
 
 
+def test_an_experiment_that_is_no_sweep_gives_its_own_table(tmp_path):
+    row = {
+        "case": "heads",
+        "what": "W",
+        "usual": "U",
+        "usual_seconds": 6.0,
+        "ours": "O",
+        "our_seconds": 2.0,
+        "difference": 1e-6,
+    }
+    row |= {"bound": 1e-4, "note": "", "usual_mb": None, "our_mb": None}
+    made = {"settings": {}, "rows": [row], "code": "x", "trueup": "0.0.1"}
+    page = "A\n<!-- results: speed -->\n9 x\n<!-- end of results -->\nend 9\n"
+    with pytest.raises(BadInput, match="tools/render --take speed"):
+        rendered(page, tmp_path)
+    (tmp_path / "speed.json").write_text(json.dumps(made))
+    new = rendered(page, tmp_path)
+    assert "| W | U: 6 s | O: 2 s | 3 x |" in new
+    assert "9 x" not in new
+    assert "Made by trueup 0.0.1." in new
+    assert rendered(new, tmp_path) == new
+    (tmp_path / "speed.json").write_text(json.dumps(made | {"rows": [row | {"difference": 1e-2}]}))
+    assert "none: the results differ" in rendered(page, tmp_path)
+    with pytest.raises(BadInput, match="Did you mean 'speed'"):
+        rendered(page.replace("speed", "sped"), tmp_path)
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
 def test_pages_hold_the_numbers_of_their_result_files(page):
     """A changed number, here or in the file, fails: `tools/render` puts it right."""
@@ -108,3 +136,6 @@ def test_result_files_are_small_and_name_no_machine():
         found = read(file)
         assert not {"host", "settings"} & set(found[0])
         assert not [r for r in found if str(r["model"]).startswith("/") or str(r["data"]).startswith("/")]
+    for file in sorted((ROOT / "results").glob("*.json")):
+        assert file.stat().st_size < 200_000
+        assert str(Path.home()) not in file.read_text()

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trueup import __version__
 from trueup.store import atomic
 
 
@@ -48,7 +49,8 @@ def run(
     out: str | Path, name: str, code: str, make: Callable[[Parts], Mapping[str, Any]], table: Callable[[Any], str],
     *, force: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write what `make` returns to `out`/`name`.json and its `table` to `out`/`name`.md; returns it with `code` added.
+    """Write what `make` returns to `out`/`name`.json and its `table` to `out`/`name`.md; returns it with `code` added, and with
+    the version of trueup.
 
     `make` keeps its finished parts where `Parts.file` says, in a hidden folder beside `out`, so that a killed run goes on
     where it stopped. Parts that other code made are not read.
@@ -59,7 +61,7 @@ def run(
     out = Path(out)
     with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         work.mkdir(parents=True, exist_ok=True)
-        result = {**make(Parts(work, code)), "code": code}
+        result = {**make(Parts(work, code)), "code": code, "trueup": __version__}
         atomic.write_json(new / f"{name}.json", result)
         atomic.write_text(new / f"{name}.md", table(result))
     return result

@@ -8,18 +8,21 @@ A page holds a table between two markers, so that its numbers are those of a com
 ```
 
 The words are the file in ``results`` (without ``.parquet``), the measure, and the data; `tools/render` fills in the rest. In place
-of the data ``all: adue huq`` gives one line for each model and data, with these methods beside what the rule takes.
+of the data ``all: adue huq`` gives one line for each model and data, with these methods beside what the rule takes. The name alone
+of an experiment that is no sweep (`WHOLE`) gives its table from ``results/NAME.json``.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from trueup.errors import BadInput, listing
+from trueup.errors import BadInput, did_you_mean, listing
 from trueup.experiments.presets import HEADLINES
 from trueup.measure.bootstrap import Estimate
 from trueup.measure.seeds import over_seeds
@@ -29,7 +32,10 @@ from trueup.sweeps.results import read
 SHARED = 0.3
 """Share of the test examples that two seeds have in common at most: a test part is at most so large a part of its data."""
 RULE = "what trueup's rule takes"
+WHOLE = ("rigidity", "speed", "verdicts")
+"""Experiments that have a result and a table of their own: modules of this package."""
 MARKED = re.compile(r"(<!-- results: (\S+) (\S+) (\S[^\n]*?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+MARKED_WHOLE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 Row = Mapping[str, Any]
 """A row of ``results.parquet``."""
@@ -175,7 +181,7 @@ def rendered(page: str, results: Path) -> str:
 
     A file whose cells another version of trueup made says so in its table.
 
-    Raises: BadInput where a marker names a file, measure or data that is not there.
+    Raises: BadInput where a marker names a file, experiment, measure or data that is not there.
     """
     from trueup import __version__
 
@@ -186,8 +192,26 @@ def rendered(page: str, results: Path) -> str:
         if not rows:
             known = sorted({r["data"] for r in read(results / f"{name}.parquet")})
             raise BadInput(f"{name}.parquet holds nothing of '{data}'. It has {listing(known)}.")
-        older = sorted({r["trueup"] for r in rows} - {__version__})
-        note = f"Made by trueup {', '.join(older)}.\n\n" if older else ""
-        return f"{start}{note}{summary(rows, measure, some) if every else table(rows, measure)}\n{end}"
+        told = summary(rows, measure, some) if every else table(rows, measure)
+        return f"{start}{older({r['trueup'] for r in rows})}{told}\n{end}"
 
-    return MARKED.sub(fill, page)
+    def whole(found: re.Match[str]) -> str:
+        start, name, end = found.groups()
+        if name not in WHOLE:
+            raise BadInput(
+                f"There is no experiment '{name}' with a table of its own.{did_you_mean(name, WHOLE)} There are {listing(WHOLE)}."
+            )
+        file = results / f"{name}.json"
+        if not file.is_file():
+            raise BadInput(
+                f"There is no '{file}'. `trueup bench {name} -o OUT` makes one, and `tools/render --take {name} OUT` takes it."
+            )
+        result = json.loads(file.read_text(encoding="utf-8"))
+        told = import_module(f"trueup.experiments.{name}").table(result).strip()
+        return f"{start}{older({result['trueup']})}{told}\n{end}"
+
+    def older(versions: set[str]) -> str:
+        others = sorted(versions - {__version__})
+        return f"Made by trueup {', '.join(others)}.\n\n" if others else ""
+
+    return MARKED_WHOLE.sub(whole, MARKED.sub(fill, page))
