@@ -147,7 +147,7 @@ def tune(
                 training,
                 lr=training.lr or job.recipe.lr,
                 seed=job.seed,
-                checkpoint=work / "checkpoint.pt",
+                checkpoint=work / "checkpoint",
             )
             test = corpus.part("test")
             right = float((predict(subject, test).predicted == test.label).mean())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trueup.errors import BadInput
-from trueup.store import atomic
+from trueup.errors import TrueupError
+from trueup.store import sealed
 
 
 def cache_folder() -> Path:
@@ -37,22 +36,23 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Memo:
-    """Arrays kept under a key in `folder`, one file each. Losing a file only costs the time to compute it again."""
+    """Arrays kept under a key in `folder`, one sealed file each. Losing a file only costs the time to compute it again."""
 
     folder: Path
 
     def _file(self, key: str) -> Path:
-        return Path(self.folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.npz"
+        return Path(self.folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.kept"
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
-        """What `put` kept under `key`, or None. A file that cannot be read is removed and counts as absent."""
+        """What `put` kept under `key`, or None. A file that is not what was kept is removed and counts as absent."""
         file = self._file(key)
         try:
-            with np.load(file, allow_pickle=False) as kept:
-                return {name: kept[name] for name in kept.files}
+            with sealed.open_file(file, key) as f:
+                names = json.loads(f.readline())
+                return {name: np.lib.format.read_array(f, allow_pickle=False) for name in names}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
+        except (sealed.Spoilt, OSError, ValueError):  # or of a numpy that writes otherwise
             with suppress(OSError):  # a cache that can only be read: absent all the same
                 file.unlink(missing_ok=True)
             return None
@@ -69,10 +69,10 @@ class Memo:
         try:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             # Straight to the file: what is kept may be as large as memory bears.
-            with atomic.new_file(self._file(key)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as z:
-                for name, array in arrays.items():
-                    with z.open(f"{name}.npy", "w", force_zip64=True) as f:
-                        np.lib.format.write_array(f, np.asanyarray(array), allow_pickle=False)
-        except (OSError, BadInput):
+            with sealed.new_file(self._file(key), key) as f:
+                f.write(json.dumps(list(arrays)).encode() + b"\n")
+                for array in arrays.values():
+                    np.lib.format.write_array(f, np.asanyarray(array), allow_pickle=False)
+        except (OSError, TrueupError):
             return False
         return True
