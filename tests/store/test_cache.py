@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from trueup.errors import BadInput
 from trueup.store import sealed
-from trueup.store.cache import Memo, cache_folder
+from trueup.store.cache import Memo, cache_folder, kept_folder
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -122,3 +123,29 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path):
     memo = Memo(tmp_path / "f" / "memo")
     assert memo.put("k", {"x": np.arange(2)}) is False
     assert memo.get("k") is None
+
+
+def test_the_folder_of_who_was_quicker_is_taken(tmp_path):
+    """Two processes that make one model at first use, as test runners and job arrays do."""
+    folder, made = tmp_path / "model", []
+
+    def make(new: Path, who: str = "me") -> None:
+        if who == "me":
+            kept_folder(folder, lambda theirs: make(theirs, "they"), "it")
+        made.append(who)
+        (new / "weights").write_text(who)
+
+    assert kept_folder(folder, make, "it") == folder
+    assert (folder / "weights").read_text() == "they"
+    assert made == ["they", "me"]
+    (folder / "weights").write_text("spoilt")
+    made.clear()
+    kept_folder(folder, make, "it")
+    assert (folder / "weights").read_text() == "they", "also where both make it again"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+    def refuse(new: Path) -> None:
+        raise BadInput("a reason")
+
+    with pytest.raises(BadInput, match="a reason"):  # the control
+        kept_folder(tmp_path / "other", refuse, "it")

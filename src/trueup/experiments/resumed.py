@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from trueup.store import atomic
+from trueup.store.work import work_folder
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def run(
         BadInput: `out` is there already and `force` is not given.
     """
     out = Path(out)
-    with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
+    with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         work.mkdir(parents=True, exist_ok=True)
         result = {**make(Parts(work, code)), "code": code}
         atomic.write_json(new / f"{name}.json", result)

@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from trueup.errors import TrueupError
-from trueup.store import sealed
+from trueup.errors import BadInput, TrueupError
+from trueup.store import atomic, sealed
 
 
 def cache_folder() -> Path:
@@ -32,6 +33,64 @@ def cache_folder() -> Path:
         base = os.environ.get("XDG_CACHE_HOME", "")
         base = base if os.path.isabs(base) else Path.home() / ".cache"
     return Path(base) / "trueup"
+
+
+_WHOLE: dict[Path, tuple[tuple[str, int, int], ...]] = {}
+"""Folders whose contents this process has compared with their manifests, and the sizes and times of their files then."""
+
+
+def kept_folder(folder: Path, make: Callable[[Path], Any], what: str) -> Path:
+    """`folder` in the cache, with what `make` writes into the folder that it is given: made at the first call.
+
+    It is compared with its manifest, sha256 and all, once in a process and after a change: a bit that a disk has turned is another
+    model. What is not as it was written is made again, and said on standard error. Two processes may call it at once: both
+    get the same whole folder.
+
+    Args:
+        what: the thing, in words.
+
+    Raises:
+        TrueupError: as `make`, or the cache cannot be written.
+    """
+    if whole(folder):
+        return folder
+    spoilt = folder.exists()
+    if spoilt:
+        _say(f"trueup: the kept copy of {what} in '{folder}' is not as it was written, so it is made again.")
+    try:
+        with atomic.new_folder(folder, force=spoilt) as new:
+            make(new)
+            if spoilt and whole(folder):
+                raise _Quicker
+    except (BadInput, _Quicker):
+        # Another process was quicker: its folder stands in the way, and is as good as ours.
+        if not whole(folder):
+            raise
+    return folder
+
+
+class _Quicker(Exception):
+    """Another process has made the folder meanwhile."""
+
+
+def whole(folder: Path) -> bool:
+    """Whether a folder of the cache is what its manifest says."""
+    try:
+        files = [(p, p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
+        now = tuple((str(p), s.st_size, s.st_mtime_ns) for p, s in files)
+        if _WHOLE.get(folder) != now:
+            atomic.verify(folder)
+            _WHOLE[folder] = now
+    except (BadInput, OSError):  # a disk that cannot read a file any more has not kept it
+        return False
+    return True
+
+
+def _say(sentence: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(sentence))
 
 
 @dataclass(frozen=True)
