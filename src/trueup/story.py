@@ -19,6 +19,7 @@ from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.job import Depth, Job, command_line, faults_of
 from trueup.opening import agreed, open_job
 from trueup.store import atomic
+from trueup.store.work import work_folder
 from trueup.versions import untested
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run_job(
     """
     out = Path(out)
     faults = faults_of(job.faults, job.knobs)
-    with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
+    with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.
         from trueup.report import bundle, html
         from trueup.run.predict import Session, within

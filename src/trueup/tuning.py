@@ -11,6 +11,7 @@ import numpy as np
 
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.store import atomic
+from trueup.store.work import work_folder
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
@@ -118,7 +119,7 @@ def tune(
     training = Training(**job.training)
     template = template_of(job.template, job.verbaliser)
     out = Path(out)
-    with atomic.work_folder(out, mine=processes().rank == 0) as work, processes().writing(out, force) as new:
+    with work_folder(out, mine=processes().rank == 0) as work, processes().writing(out, force) as new:
         corpus = read(
             job.data, text=job.text, label=job.label, second=job.second, split=job.split, seed=job.seed, limit=job.limit,
             classes=job.classes,
@@ -147,7 +148,7 @@ def tune(
                 training,
                 lr=training.lr or job.recipe.lr,
                 seed=job.seed,
-                checkpoint=work / "checkpoint.pt",
+                checkpoint=work / "checkpoint",
             )
             test = corpus.part("test")
             right = float((predict(subject, test).predicted == test.label).mean())

@@ -419,7 +419,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(world: Path, here: Path)
     job = TuneJob(str(world / "bert"), "data.csv", Lora(rank=2), training={"epochs": 1, "save_every": 2})
     with pytest.raises(Stop):
         tune(job, here / "out", progress=stop)
-    assert (here / ".out.work" / "checkpoint.pt").is_file()
+    assert (here / ".out.work" / "checkpoint").is_file()
     assert not (here / "out").exists()
     other = {"negative": "positive", "positive": "negative"}
     write_csv(turned, [(t, other[c]) for t, c in rows])

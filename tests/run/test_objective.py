@@ -143,7 +143,7 @@ class Enough(Exception):
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_training_is_the_formula_row_by_row(kind: str, new: Any, tmp_path: Path):
-    want, got, plain, path = new(), new(), new(), tmp_path / "checkpoint.pt"
+    want, got, plain, path = new(), new(), new(), tmp_path / "checkpoint"
     losses, q, criterion = slowly(want, kind)
 
     def one_epoch(stage: str, done: int, total: int) -> None:
@@ -226,7 +226,7 @@ def killed_at(count: int) -> Session:
 @pytest.mark.parametrize("count", [5, 8, 17])
 @pytest.mark.parametrize("kind", ["weighted", "resampled", "group-dro"])
 def test_a_killed_run_goes_on_to_the_same_weights(kind: str, count: int, new: Any, tmp_path: Path):
-    path, whole, resumed, current = tmp_path / "checkpoint.pt", new(0.1), new(0.1), Session()
+    path, whole, resumed, current = tmp_path / "checkpoint", new(0.1), new(0.1), Session()
     want = run(whole, OBJECTIVES[kind])
     with within(killed_at(count)), pytest.raises(Killed):
         run(new(0.1), OBJECTIVES[kind], checkpoint=path)
@@ -239,7 +239,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(kind: str, count: int, new: An
 
 def test_without_its_state_it_would_not(new: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The control of the test above: q is worth saving."""
-    path, whole, resumed = tmp_path / "checkpoint.pt", new(0.1), new(0.1)
+    path, whole, resumed = tmp_path / "checkpoint", new(0.1), new(0.1)
     run(whole, OBJECTIVES["group-dro"])
     with within(killed_at(8)), pytest.raises(Killed):
         run(new(0.1), OBJECTIVES["group-dro"], checkpoint=path)
@@ -249,7 +249,7 @@ def test_without_its_state_it_would_not(new: Any, tmp_path: Path, monkeypatch: p
 
 
 def test_a_checkpoint_of_another_objective_is_not_gone_on_from(new: Any, tmp_path: Path):
-    path, training = tmp_path / "checkpoint.pt", replace(TRAINING, epochs=1)
+    path, training = tmp_path / "checkpoint", replace(TRAINING, epochs=1)
     with within(killed_at(3)), pytest.raises(Killed):
         run(new(), GroupDRO(GROUP, 0.3), training, checkpoint=path)
     kept, swapped = path.read_bytes(), GROUP[::-1].copy()

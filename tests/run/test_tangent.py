@@ -293,7 +293,7 @@ def test_large_gradients_live_in_a_file(
         assert np.array_equal(getattr(large, name), getattr(small, name)), name
     assert np.array_equal(large.moved(change), small.moved(change))
     found = sorted(p.suffix for p in memo.glob("*")) if remembered else []
-    assert found == ([".npy", ".npz"] if remembered else []), "and no half-written file"
+    assert found == ([".kept", ".npy"] if remembered else []), "and no half-written file"
     assert (Path(str(large.gradient.filename)).parent == memo) is remembered
 
 
@@ -371,15 +371,24 @@ def test_the_memory_is_found_again_and_never_mixed_up(
         expand(subject, every, at)  # no session, no memory
 
 
-def test_a_lost_file_is_computed_again(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("spoilt", ["lost", "a bit turned", None])
+def test_a_spoilt_file_is_computed_again(
+    spoilt: str | None, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(tangent, "LARGE", 0)
     at = own_prompt(subject)
     with within(Session(memo=Memo(tmp_path))):
         first = expand(subject, corpus(), at).gradient.copy()
         (file,) = tmp_path.glob("*.npy")
-        file.unlink()
+        whole = file.read_bytes()
+        if spoilt == "lost":
+            file.unlink()
+        elif spoilt:
+            file.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        else:
+            monkeypatch.setattr(tangent, "in_batches", no_model)  # the control: it is read again
         assert np.array_equal(expand(subject, corpus(), at).gradient, first)
-        assert file.is_file()
+        assert file.read_bytes() == whole
 
 
 # ------------------------------------------------------------------------------------------- refusals and left behind

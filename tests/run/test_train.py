@@ -218,7 +218,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     stage: str, count: int, save_every: int, saves: bool, new: Any, tmp_path: Path
 ):
     """7 steps an epoch, 3 epochs: killed inside an epoch, at its end, and while it is being validated."""
-    training, path = replace(TRAINING, save_every=save_every), tmp_path / "checkpoint.pt"
+    training, path = replace(TRAINING, save_every=save_every), tmp_path / "checkpoint"
     whole = new()
     told: list[tuple[str, int, int]] = []
     with within(Session(progress=lambda *report: told.append(report))):
@@ -238,7 +238,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 
 
 def test_a_finished_run_started_again_only_reads(new: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path, first, again = tmp_path / "checkpoint.pt", new(), new()
+    path, first, again = tmp_path / "checkpoint", new(), new()
     want = run(first, checkpoint=path)
     monkeypatch.setattr(room, "_step", lambda *_: pytest.fail("a step was taken"))
     assert run(again, checkpoint=path) == want
@@ -246,7 +246,7 @@ def test_a_finished_run_started_again_only_reads(new: Any, tmp_path: Path, monke
 
 
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(new: Any, tmp_path: Path):
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint"
     with within(killed_at("training", 9)), pytest.raises(Killed):
         run(new(), checkpoint=path)
     kept = path.read_bytes()
@@ -263,11 +263,33 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(new: Any, tmp_path: Pat
     assert any("went on from step 8" in n for n in current.notes), "the control: its own run does go on"
 
 
+def turned(raw: bytes, at: int) -> bytes:
+    """`raw` with one bit turned in the byte at `at`."""
+    return raw[:at] + bytes([raw[at] ^ 64]) + raw[at + 1 :]
+
+
 def test_a_damaged_checkpoint_is_as_good_as_none(new: Any, tmp_path: Path):
-    path, plain, again = tmp_path / "checkpoint.pt", new(), new()
-    path.write_bytes(b"not a checkpoint")
-    assert run(again, checkpoint=path) == run(plain)
+    """One bit turned anywhere, among the weights too: begun anew, and said."""
+    path, plain = tmp_path / "checkpoint", new()
+    want = run(plain)
+    with within(killed_at("training", 16)), pytest.raises(Killed):
+        run(new(), checkpoint=path)
+    whole = path.read_bytes()
+    places = [20, *range(len(whole) // 6, len(whole), len(whole) // 6), len(whole) - 1]
+    for spoilt in (*(turned(whole, at) for at in places), b"[1]", b"", whole[:-1], whole + b"0"):
+        path.write_bytes(spoilt)
+        state, again = room._State([], None, path, {}), Session()
+        with within(again):
+            state.load()
+        assert state.step == 0, "nothing of it is taken"
+        assert any("is damaged, or of another trueup, so training began anew" in n for n in again.notes)
+    again = new()
+    assert run(again, checkpoint=path) == want
     assert identical(weights(again), weights(plain))
+    path.write_bytes(whole)
+    with within(Session()) as control:
+        run(new(), checkpoint=path)
+    assert any("went on from step 14" in n for n in control.notes)
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
@@ -388,7 +410,7 @@ def test_parameters_that_are_not_the_models_are_said(new: Any):
 
 
 def test_a_checkpoint_of_other_parameters_is_not_gone_on_from(new: Any, tmp_path: Path):
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint"
     for word, resumed in (("prompt", True), ("class", False), ("", False)):
         path.unlink(missing_ok=True)
         first, again, current = new(Prompt(5)), new(Prompt(5)), Session()
@@ -447,7 +469,7 @@ def test_a_prompt_starts_from_the_texts_embeddings_and_its_start_is_kept(family:
 
 
 def test_p0_survives_a_kill(new: Any, tmp_path: Path):
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint"
     rows = prompt_embeddings(new(Prompt(5)))
     with within(killed_at("training", 9)), pytest.raises(Killed):
         run(new(Prompt(5)), checkpoint=path)

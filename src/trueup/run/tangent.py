@@ -23,6 +23,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
 from trueup.run import forward
 from trueup.run.predict import TOKENS, in_batches, memo_key, rows_of, session
+from trueup.store import atomic
 from trueup.subject.subject import Subject
 
 LARGE = 1 << 29
@@ -110,7 +111,8 @@ def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: b
     file = None
     if large:
         file = _file(now.memo.folder if now.memo else None, key or "gradient")
-    if now.memo and (known := now.memo.get(key)) is not None and (file is None or file.is_file()):
+    known = now.memo.get(key) if now.memo else None
+    if known is not None and (file is None or (file.is_file() and atomic.sha256_of(file) == str(known["sha256"]))):
         gradient = known["gradient"] if file is None else np.load(file, mmap_mode="r")
         return Tangent(at_numpy, known["logits"], gradient, known["scale"])
     part = file.with_suffix(".part") if file is not None else None
@@ -123,10 +125,12 @@ def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: b
             scale[take] = rows.abs().amax(dim=2).clamp(min=1e-30).cpu().numpy()
             rows = rows / rows.abs().amax(dim=2, keepdim=True).clamp(min=1e-30)
         gradient[take] = rows.cpu().numpy()
-    kept = {"logits": logits, "scale": scale}
+    kept: dict[str, np.ndarray] = {"logits": logits, "scale": scale}
     if file is not None and part is not None:
         gradient.flush()
         del gradient
+        if now.memo:
+            kept["sha256"] = np.array(atomic.sha256_of(part))
         part.replace(file)
         gradient = np.load(file, mmap_mode="r")
     else:

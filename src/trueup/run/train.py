@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch as safetensors
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +23,7 @@ from trueup.errors import BadInput, Unavailable
 from trueup.run import forward
 from trueup.run.objective import CrossEntropy, Objective
 from trueup.run.predict import evaluating, out_of_memory, predict, rows_of, session
-from trueup.store import atomic
+from trueup.store import atomic, sealed
 from trueup.subject.recipe import prompt_embeddings
 from trueup.subject.subject import Subject, model_fingerprint
 
@@ -364,10 +365,14 @@ def _batches(
         yield batches[i]
 
 
+SEALED = "training checkpoint 1"
+"""The name that a checkpoint is sealed under. The number is its form's: what another form wrote is not parsed."""
+
+
 class _State:
     """Where training stands: weights, optimiser, objective, step, curves and the best weights; on disk when asked."""
 
-    KEPT = ("step", "sum", "count", "loss", "nll", "accuracy", "best", "start", "objective")
+    SAID = ("step", "sum", "count", "loss", "nll", "accuracy")
 
     def __init__(self, parameters: Sequence[Tensor], optimiser: Any, path: Path | None, made_by: dict[str, Any]):
         self.parameters, self.optimiser, self.path, self.made_by = parameters, optimiser, path, made_by
@@ -402,25 +407,44 @@ class _State:
     def save(self) -> None:
         if self.path is None:
             return
-        keep = {k: getattr(self, k) for k in ("made_by", *self.KEPT)}
-        keep |= {"now": [p.detach().cpu() for p in self.parameters], "optimiser": self.optimiser.state_dict()}
-        part = self.path.with_suffix(".part")
-        torch.save(keep, part)
-        os.replace(part, self.path)
+        said = {k: getattr(self, k) for k in self.SAID} | {"made_by": self.made_by}
+        tensors = {"objective": self.objective} | ({} if self.start is None else {"start": self.start})
+        for i, p in enumerate(self.parameters):
+            tensors[f"now.{i}"] = p
+        for i, p in enumerate(self.best):
+            tensors[f"best.{i}"] = p
+        for i, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{name}": value for name, value in moments.items()}
+        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        sealed.write(self.path, SEALED, safetensors.save(plain, {"said": json.dumps(said)}))
 
     def load(self) -> None:
+        """Stand where an earlier run with the same beginning had stopped, if its checkpoint is whole."""
         if self.path is None or not self.path.is_file():
             return
         try:
-            kept = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception:  # a damaged checkpoint is as good as none: training starts over
+            kept = sealed.read(self.path, SEALED)
+        except (sealed.Spoilt, OSError):
+            session().note("The checkpoint of an earlier run is damaged, or of another trueup, so training began anew.")
             return
-        if kept["made_by"] != self.made_by or [p.shape for p in kept["now"]] != [p.shape for p in self.parameters]:
+        header = json.loads(kept[8 : 8 + int.from_bytes(kept[:8], "little")])
+        said = json.loads(header["__metadata__"]["said"])
+        tensors = safetensors.load(kept)
+        now = [tensors[f"now.{i}"] for i in range(len([k for k in tensors if k.startswith("now.")]))]
+        same = said["made_by"] == json.loads(json.dumps(self.made_by))
+        if not same or [p.shape for p in now] != [p.shape for p in self.parameters]:
             return
         with torch.no_grad():
-            for p, value in zip(self.parameters, kept["now"], strict=True):
+            for p, value in zip(self.parameters, now, strict=True):
                 p.copy_(value)
-        self.optimiser.load_state_dict(kept["optimiser"])
-        for k in self.KEPT:
-            setattr(self, k, kept[k])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser."):
+                _, i, name = key.split(".", 2)
+                moments.setdefault(int(i), {})[name] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        for k in self.SAID:
+            setattr(self, k, said[k])
+        self.objective, self.start = tensors["objective"], tensors.get("start")
+        self.best = [tensors[f"best.{i}"] for i in range(len(self.parameters)) if f"best.{i}" in tensors]
         session().note(f"Training went on from step {self.step}, where an earlier run had stopped.")

@@ -7,31 +7,39 @@ process that dies halfway leaves the old state, and at most a hidden ``.NAME.*.p
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
+import platform
 import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from trueup.errors import BadInput, Unsupported, listing
+from trueup.errors import BadInput, TrueupError, Unavailable, listing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 MANIFEST = "manifest.json"
 STALE_SECONDS = 24 * 3600
+"""How long what a writer on another machine has left is let lie: whether that one still runs cannot be asked."""
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file at `path` by `data`, whole or not at all. The parent folder must exist.
 
     Raises:
-        BadInput: the folder is missing, or the file cannot be written there.
+        BadInput: the folder is missing, or the file cannot be written there. Unavailable: the disk is full.
     """
     with new_file(path) as f:
         f.write(data)
@@ -42,19 +50,20 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield a file to write to; at a clean exit it replaces the one at `path`. The parent folder must exist.
 
     Raises:
-        BadInput: the folder is missing, or the file cannot be written there.
+        BadInput: the folder is missing, or the file cannot be written there. Unavailable: the disk is full.
     """
     path = Path(path)
     temporary = _beside(path)
     try:
         with open(temporary, "wb") as f:
+            free(f.fileno(), alone=True)
             yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
         _fsync_folder(path.parent)
     except OSError as e:
-        raise BadInput(cannot_write(path, e)) from e
+        raise cannot_write(path, e) from e
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -119,6 +128,7 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterat
 
     Raises:
         BadInput: `target` is a file, or a folder that is not empty and `force` is not given, or cannot be written.
+        Unavailable: the disk is full.
     """
     target = Path(os.path.abspath(target))
     refuse_taken(target, force)
@@ -128,43 +138,21 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterat
         _sweep(target)
         temporary.mkdir()
     except OSError as e:
-        raise BadInput(cannot_write(target, e)) from e
+        raise cannot_write(target, e) from e
     try:
-        yield temporary
-        refuse_taken(target, force)
-        try:
-            _seal(temporary)
-            _move_onto(temporary, target, force)
-        except OSError as e:
-            raise BadInput(cannot_write(target, e)) from e
-    except BaseException:
+        with _held(temporary):
+            yield temporary
+            refuse_taken(target, force)
+            try:
+                _seal(temporary)
+                _move_onto(temporary, target, force)
+            except OSError as e:
+                raise cannot_write(target, e) from e
+    except BaseException as e:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(e, TrueupError) and (why := no_room(e)):  # whatever library wrote into the folder
+            raise _full(target, why) from e
         raise
-
-
-@contextmanager
-def work_folder(out: Path, *, mine: bool = True) -> Iterator[Path]:
-    """Where a job keeps finished work until its folder is whole: beside the folder, hidden. Only its owner clears it.
-
-    Enter it before the folder is made, so that it goes last: a kill in between costs nothing. After input that cannot
-    be used it goes as well, unless an earlier run that was killed had left it.
-    """
-    out = Path(os.path.abspath(out))
-    work = out.parent / f".{out.name}.work"
-    if not mine:
-        yield work
-        return
-    earlier, absent = work.exists(), [p for p in out.parents if not p.exists()]
-    try:
-        yield work
-    except (BadInput, Unsupported):
-        if not earlier:
-            shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):
-                for folder in absent:
-                    folder.rmdir()
-        raise
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def verify(folder: str | os.PathLike[str], *, contents: bool = True) -> None:
@@ -207,15 +195,16 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def _seal(folder: Path) -> None:
-    """Flush every file, then write the manifest last."""
+    """Flush every file, give all one mode (the folder's, which is the user's umask), then write the manifest last."""
     if (folder / MANIFEST).exists():
         raise ValueError(f"{MANIFEST} is written by new_folder; give your own file another name.")
     files = {}
-    folders = [folder]
+    folders, mode = [folder], folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             folders.append(path)
         else:
+            path.chmod(mode)  # safetensors writes files that nobody else may read
             _fsync_file(path)
             files[path.relative_to(folder).as_posix()] = {"sha256": sha256_of(path), "size": path.stat().st_size}
     for path in reversed(folders):
@@ -230,16 +219,18 @@ def _move_onto(temporary: Path, target: Path, force: bool) -> None:
         target.rmdir()  # it was empty a moment ago; if another process has filled it, this fails and keeps it
     elif target.is_dir():
         aside = _beside(target)
-        os.rename(target, aside)
-    try:
-        os.rename(temporary, target)
-    except BaseException:
+    with _held(target) if aside is not None else nullcontext():
         if aside is not None:
-            os.rename(aside, target)
-        raise
-    _fsync_folder(target.parent)
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
+            os.rename(target, aside)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            if aside is not None:
+                os.rename(aside, target)
+            raise
+        _fsync_folder(target.parent)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def refuse_taken(target: Path, force: bool) -> None:
@@ -253,30 +244,84 @@ def refuse_taken(target: Path, force: bool) -> None:
         elif os.path.lexists(target):
             raise BadInput(f"'{target}' is a file, but a folder is to be written there. Give another name.")
     except OSError as e:
-        raise BadInput(cannot_write(target, e)) from e
+        raise cannot_write(target, e) from e
 
 
-def cannot_write(target: Path, e: OSError) -> str:
+def cannot_write(target: Path, e: OSError) -> TrueupError:
+    """The error to raise where `e` kept `target` from being written: BadInput, or Unavailable where the disk is full."""
+    if why := no_room(e):
+        return _full(target, why)
     taken = next((p for p in target.parents if os.path.lexists(p)), None)
     if taken is not None and not taken.is_dir():
-        return f"'{target}' cannot be written, because '{taken}' is a file. Give another folder."
-    reason = e.strerror or str(e)
-    return f"'{target}' cannot be written ({reason}). Give a folder that you may write to and that has room."
+        return BadInput(f"'{target}' cannot be written, because '{taken}' is a file. Give another folder.")
+    return BadInput(f"'{target}' cannot be written ({e.strerror or e}). Give a folder that you may write to.")
+
+
+def no_room(e: BaseException | None) -> str:
+    """What the system says where an error, or what it came from, is that a disk is full; empty where it is not.
+
+    Libraries that are not written in Python tell it in their own errors' text alone.
+    """
+    while e is not None:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if getattr(e, "errno", None) == number or os.strerror(number) in str(e) or f"(os error {number})" in str(e):
+                return os.strerror(number)
+        e = e.__cause__ or e.__context__
+    return ""
+
+
+def _full(target: Path, why: str) -> Unavailable:
+    return Unavailable(
+        f"There is no room to write '{target}' ({why}). Make room on that disk, then run the same command again: it goes on where "
+        "it stopped."
+    )
+
+
+_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+"""This machine, in a name."""
 
 
 def _beside(target: Path) -> Path:
-    return target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+    return target.parent / f".{target.name}.{_HERE}-{os.getpid()}-{secrets.token_hex(4)}.partial"
 
 
 def _sweep(target: Path) -> None:
-    """Remove what killed processes left beside `target` more than a day ago."""
+    """Remove what writers that have ended left beside `target`."""
     for left in target.parent.glob(f".{_escape(target.name)}.*.partial"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                if left.is_dir():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
+        with suppress(OSError), _held(left) as alone:
+            here = left.name.removeprefix(f".{target.name}.").startswith(_HERE)
+            if alone is False or (not (alone and here) and time.time() - left.stat().st_mtime < STALE_SECONDS):
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool | None]:
+    """Hold a file or folder locked inside the block: True, False where a process of this machine does, None without locks."""
+    if fcntl is None:
+        yield None
+        return
+    f = os.open(path, os.O_RDONLY)
+    try:
+        yield free(f, alone=True)
+    finally:
+        os.close(f)
+
+
+def free(f: int, *, alone: bool = False) -> bool | None:
+    """Whether no process holds the lock of an open file, which this one then holds; None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(f, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
 
 
 def _escape(name: str) -> str:

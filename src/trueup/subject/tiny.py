@@ -10,8 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from trueup.store import atomic
-from trueup.store.cache import cache_folder
+from trueup.store.cache import cache_folder, kept_folder
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.quiet import quiet
 
@@ -156,10 +155,7 @@ def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
 def kept_base(family: str) -> Path:
     """The folder of the tiny base of `family` in the user's cache, made at the first call."""
     folder = cache_folder() / "planted" / family
-    if not (folder / atomic.MANIFEST).is_file():
-        with atomic.new_folder(folder, force=folder.exists()) as new:
-            make_base(family, new)
-    return folder
+    return kept_folder(folder, lambda new: make_base(family, new), f"the planted {family}")
 
 
 def kept_llama(name: str, words: list[str], build: Callable[[Any, dict[str, int]], None], **sizes: Any) -> Path:
@@ -168,14 +164,18 @@ def kept_llama(name: str, words: list[str], build: Callable[[Any, dict[str, int]
     Every weight but the norms starts as faint noise; `build` gets the model and word -> token, and adds to them.
     """
     folder = cache_folder() / "planted" / name
-    if (folder / atomic.MANIFEST).is_file():
-        return folder
+    return kept_folder(folder, lambda new: _make_llama(new, words, build, sizes), f"the planted {name}")
+
+
+def _make_llama(
+    new: Path, words: list[str], build: Callable[[Any, dict[str, int]], None], sizes: dict[str, Any]
+) -> None:
     tokenizer = make_tokenizer(words)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), max_position_embeddings=256, pad_token_id=0, bos_token_id=2, eos_token_id=3,
         tie_word_embeddings=False, **sizes,
     )  # fmt: skip
-    with atomic.new_folder(folder, force=folder.exists()) as new, torch.random.fork_rng(), torch.no_grad(), quiet():
+    with torch.random.fork_rng(), torch.no_grad(), quiet():
         torch.manual_seed(0)
         model: Any = transformers.LlamaForCausalLM(config)
         for name, p in model.named_parameters():
@@ -184,4 +184,3 @@ def kept_llama(name: str, words: list[str], build: Callable[[Any, dict[str, int]
         build(model, tokenizer.get_vocab())
         model.eval().save_pretrained(new)
         tokenizer.save_pretrained(new)
-    return folder

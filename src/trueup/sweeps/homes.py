@@ -83,7 +83,7 @@ def _rename(out: Path, source: str, target: str) -> None:
         except FileNotFoundError:  # it has nothing there, or another part was quicker
             continue
         except OSError as e:
-            raise BadInput(atomic.cannot_write(new, e)) from e
+            raise atomic.cannot_write(new, e) from e
         _name(out, target, within)
 
 
