@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
     from trueup.faults.overconfidence import Overconfidence
     from trueup.faults.rigidity import Rigidity
+    from trueup.fetching import fetch
     from trueup.job import Job, faults_of
     from trueup.report.bundle import Report
     from trueup.run.engine import Processes, Ray
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "job", "faults_of": "job",
     "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
-    "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
+    "fetch": "fetching", "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
     "Confounding": "faults.confounding", "Copying": "faults.copying", "Overconfidence": "faults.overconfidence",
@@ -59,7 +60,7 @@ __all__ = [
     "BadInput", "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
     "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Subject", "Swept",
     "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check",
-    "faults_of", "load", "read", "run_job", "sweep", "tune",
+    "faults_of", "fetch", "load", "read", "run_job", "sweep", "tune",
 ]  # fmt: skip
 
 

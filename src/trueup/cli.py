@@ -39,7 +39,10 @@ app = typer.Typer(
 )  # fmt: skip
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or embedded:minilm / embedded:smollm2.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Hub id, local folder, or embedded:NAME (minilm, mpnet, smollm2, gemma3-270m)."
+    ),
 ]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="PEFT adapter: a folder or a hub id.")]
 Data = Annotated[
@@ -270,6 +273,22 @@ def tune(
                 f"{tuned.best_epoch + 1}). Accuracy: validation {tuned.validation_accuracy:.3f}, test {tuned.accuracy:.3f}."
             )
             print(f"Adapter: {tuned.folder}")
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="embedded:NAME of models and data sets.")],
+    accept_licence: Annotated[
+        bool,
+        typer.Option("--accept-licence", help="You have read the terms of a model that has some, and accept them."),
+    ] = False,
+) -> None:
+    """Bring embedded models and data into the cache, for a machine that has no network later."""
+    with _sentences():
+        from trueup.fetching import fetch as bring
+
+        for name in names:
+            print(f"{name}: {bring(name, accept_licence=accept_licence)}", flush=True)
 
 
 @app.command()

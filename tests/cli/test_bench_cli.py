@@ -52,7 +52,7 @@ def test_speed_that_is_not_equal_is_an_error(here: Path, monkeypatch: pytest.Mon
 
     for difference, code in ((0.0, 0), (1.0, 3)):
         row = speed.Row("a sum", "one by one", 2.0, "at once", 1.0, difference)
-        monkeypatch.setattr(speed, "CASES", {"sum": lambda row=row: iter([row])})
+        monkeypatch.setattr(speed, "CASES", {"sum": (lambda row=row: iter([row]),)})
         said = trueup("bench", "speed", "-o", f"out{code}")
         assert said.code == code, said.err
         assert ("the results differ, so there is no ratio: a sum" in said.err) == bool(code)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,15 +252,6 @@ def peak(f: Callable[[], object]) -> float:
     before = memory.resident()
     f()
     return math.nan if before is None else (memory.peak() - before) / 2**20
-
-
-def attributions() -> Iterator[Row]:
-    """Integrated gradients of all feed-forward units, at three lengths of prompts of two models."""
-    for model, tokens, points in (
-        ("gpt2", 32, 6), ("gpt2", 128, 6), ("gpt2", 128, 20), ("smollm2", 32, 6), ("smollm2", 128, 6), ("smollm2", 512, 6),
-    ):  # fmt: skip
-        yield from stairs(model, tokens, points)
-    yield from neurons()
 
 
 def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Row]:
@@ -564,10 +556,16 @@ def _cpu(words: list[str]) -> tuple[int, float]:
     return code, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-CASES: dict[str, Callable[[], Iterator[Row]]] = {
-    "heads": heads, "features": features, "laplace": laplace, "tangent": tangent, "attention": attention,
-    "demonstrations": demonstrations, "attributions": attributions, "check": check,
+STAIRS = (
+    ("gpt2", 32, 6), ("gpt2", 128, 6), ("gpt2", 128, 20), ("smollm2", 32, 6), ("smollm2", 128, 6), ("smollm2", 512, 6),
+)  # fmt: skip
+"""Model, tokens and points of the paths at which integrated gradients of all feed-forward units are compared."""
+
+CASES: dict[str, tuple[Callable[[], Iterator[Row]], ...]] = {
+    "heads": (heads,), "features": (features,), "laplace": (laplace,), "tangent": (tangent,), "attention": (attention,),
+    "demonstrations": (demonstrations,), "attributions": (*(partial(stairs, *s) for s in STAIRS), neurons), "check": (check,),
 }  # fmt: skip
+"""The parts of each case, each kept as soon as it is finished."""
 
 
 @dataclass(frozen=True)
@@ -587,7 +585,7 @@ def run(
 ) -> dict[str, Any]:
     """Measure every case on one thread, and write `out`/speed.json and `out`/speed.md. Returns what speed.json holds.
 
-    A case that is finished is kept for a run that is killed and started again (`resumed.run`).
+    A part of a case that is finished is kept for a run that is killed and started again (`resumed.run`).
 
     Raises:
         BadInput: `out` is there already and `force` is not given.
@@ -598,18 +596,19 @@ def run(
     def make(parts: resumed.Parts) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
         for name in settings.cases or CASES:
-            file = parts.file("speed", name)
-            if not file.is_file():
-                threads = torch.get_num_threads()
-                torch.set_num_threads(1)
-                try:
-                    made = [asdict(r) for r in CASES[name]()]
-                finally:
-                    torch.set_num_threads(threads)
-                atomic.write_json(file, made)
-            for row in json.loads(file.read_text()):
-                found.append({"case": name, **row})
-                say(f"{name}: {line(row)}")
+            for at, part in enumerate(CASES[name]):
+                file = parts.file("speed", name, at)
+                if not file.is_file():
+                    threads = torch.get_num_threads()
+                    torch.set_num_threads(1)
+                    try:
+                        made = [asdict(r) for r in part()]
+                    finally:
+                        torch.set_num_threads(threads)
+                    atomic.write_json(file, made)
+                for row in json.loads(file.read_text()):
+                    found.append({"case": name, **row})
+                    say(f"{name}: {line(row)}")
         return {"settings": asdict(settings), "rows": found}
 
     return resumed.run(
