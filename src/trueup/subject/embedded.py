@@ -12,6 +12,7 @@ from pathlib import Path
 from trueup.errors import BadInput, Unavailable, did_you_mean, listing
 from trueup.store import packages
 from trueup.store.cache import cache_folder, kept_folder
+from trueup.store.packages import Package
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Shipped:
     """
 
     name: str
-    packages: tuple[packages.Package, ...]
+    packages: tuple[Package, ...]
     title: str
     make: Callable[[Shipped], Path]
     numbers: tuple[int, int]
