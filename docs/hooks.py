@@ -36,13 +36,6 @@ SECTION = re.compile(r"(Attributes|Args|Parameters|Raises|Returns|Yields): *(.*)
 GREY = "#808080"
 QUICK = {"tries": 1}
 """Knobs with which planted cases are audited: one learning rate for each adapter that is compared with."""
-NEEDS = {
-    "overconfidence": "a classifier: a head, or answer words (`--verbaliser`)",
-    "confounding": "`--confounder COLUMN` (embedded data that have such a column bring it)",
-    "copying": "a causal model asked with `--shots N` (a `task:NAME` brings 4)",
-    "rigidity": "`--fault rigidity`, and an adapter that is a prompt, a prefix, p-tuning or a LoRA",
-}
-"""What a check must be given before it examines a fault; what is missing stands in the report's notes."""
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -189,7 +182,7 @@ def faults(up: str = "") -> str:
 
 def needs(cls: Any) -> str:
     """What a check must be given before it examines the fault."""
-    return NEEDS.get(cls.name) or (f"`--fault {cls.name}`" if cls.on_request else "what it applies to")
+    return cls.needs or (f"`--fault {cls.name}`" if cls.on_request else "what it applies to")
 
 
 def fault(name: str, up: str = "") -> str:
@@ -218,11 +211,8 @@ def cell(text: str) -> str:
 
 def details(name: str, up: str = "") -> str:
     cls = all_faults()[name]
-    about: dict[str, str] = {}
-    for item in items(_section(cls, "Attributes"), list(cls.knobs())):
-        head, _, rest = item.partition(": ")
-        about |= dict.fromkeys(re.findall(r"`(\w+)`", head), rest)
-    table = "\n".join(f"| `{k}` | `{v!r}` | {cell(about.get(k, ''))} |" for k, v in cls.knobs().items())
+    about = cls.described()
+    table = "\n".join(f"| `{k}` | `{v!r}` | {cell(safe(about[k]))} |" for k, v in cls.knobs().items())
     return "\n\n".join(
         [
             "## Knobs",
@@ -238,16 +228,6 @@ def details(name: str, up: str = "") -> str:
             logged(name, up),
         ]
     )
-
-
-def _section(thing: Any, wanted: str) -> list[str]:
-    body, inside = [], False
-    for line in inspect.cleandoc(thing.__doc__).splitlines():
-        if found := SECTION.fullmatch(line):
-            inside = found[1] == wanted
-        elif inside:
-            body.append(line)
-    return body
 
 
 def logged(name: str, up: str) -> str:

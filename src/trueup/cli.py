@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from trueup import __version__
-from trueup.errors import BadInput, TrueupError, Unavailable, did_you_mean
+from trueup.errors import BadInput, TrueupError, Unavailable, did_you_mean, listing
 
 CODES = (
     "Exit code 0: no fault was found. 1: a fault was found, or with --strict undecided. 2: the input cannot be used, or a fault "
@@ -174,7 +175,7 @@ def check(
 
 @app.command(epilog=CODES)
 def audit(
-    fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to look for.")],
+    fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to look for; `trueup faults` lists them.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
@@ -191,7 +192,7 @@ def audit(
 
 @app.command(epilog=CODES)
 def repair(
-    fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to repair.")],
+    fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to repair; `trueup faults` lists them.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
@@ -273,6 +274,34 @@ def tune(
                 f"{tuned.best_epoch + 1}). Accuracy: validation {tuned.validation_accuracy:.3f}, test {tuned.accuracy:.3f}."
             )
             print(f"Adapter: {tuned.folder}")
+
+
+@app.command()
+def faults(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[FAULT]", help="One of them: its knobs and their defaults.")
+    ] = None,
+) -> None:
+    """The faults that trueup examines: their questions, what each needs, and the knobs of one."""
+    with _sentences():
+        from trueup.faults.fault import each_fault
+
+        known = {f.name: f for f in each_fault()}
+        if name is None:
+            for fault in known.values():
+                print(f"{fault.name}: {fault.question}\n    needs {fault.needs.replace('`', '')}")
+            print("`trueup faults NAME` tells the knobs of one.")
+            return
+        if name not in known:
+            raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
+        fault = known[name]
+        print(f"{fault.title}: {fault.question}\nSeverity: {fault.unit}. Higher is worse. Paper: {fault.paper}.")
+        print(f"Needs: {fault.needs.replace('`', '')}.\n\nKnobs, each set with --set {name}.KNOB=VALUE:")
+        about = fault.described()
+        for knob, value in fault.knobs().items():
+            print(
+                f"\n  {knob} = {value!r}\n{textwrap.indent(textwrap.fill(about[knob].replace('``', ''), 100), '    ')}"
+            )
 
 
 @app.command()

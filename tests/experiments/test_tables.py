@@ -11,7 +11,7 @@ import pytest
 
 from trueup import __version__
 from trueup.errors import BadInput
-from trueup.experiments.tables import RULE, lines, rendered, table
+from trueup.experiments.tables import RULE, lines, rendered, summary, table
 from trueup.measure.seeds import over_seeds
 from trueup.sweeps.results import read
 
@@ -92,6 +92,13 @@ def test_a_page_is_filled_in_and_says_what_is_missing(tmp_path):
     ):
         with pytest.raises(BadInput, match=said):
             rendered(page.replace("it auc d", slip), tmp_path)
+
+
+def test_a_column_is_named_by_the_title_that_all_data_share():
+    other = [r | {"data": "e"} for r in rows()]
+    assert "| as it is | C |" in summary(rows() + other, "auc", ["c"])
+    other = [r | {"title": "another"} if r["method"] == "c" else r for r in other]
+    assert "| as it is | c |" in summary(rows() + other, "auc", ["c"])
 
 
 def test_an_experiment_that_is_no_sweep_gives_its_own_table(tmp_path):

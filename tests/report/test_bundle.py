@@ -285,3 +285,17 @@ def test_what_writing_refuses(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=words):
             save(report(case), tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_a_report_is_printed_in_a_line_for_each_fault_and_found_by_name(given: Report) -> None:
+    lines = repr(given).splitlines()
+    assert len(lines) == 1 + len(given.comparisons)
+    for line, c in zip(lines[1:], given.comparisons, strict=True):
+        assert line.startswith(f"  {c.before.fault}: {c.outcome}, severity {c.before.severity:.3f} [")
+        assert given[c.before.fault] is c
+    asked = replace(given, job={**given.job, "faults": ["confounding"]})
+    assert "  confounding: not examined" in repr(asked)
+    with pytest.raises(BadInput, match=r"no fault 'tlit'\. Did you mean 'tilt'"):
+        given["tlit"]
+    with pytest.raises(BadInput, match="It was not examined"):
+        asked["confounding"]

@@ -134,13 +134,14 @@ def summary(rows: Sequence[Row], measure: str, methods: Sequence[str]) -> str:
 
     Raises: BadInput where a method was not tried there.
     """
-    body, heads = [], {}
+    body, titles = [], {m: set[str]() for m in methods}
     for model, data in dict.fromkeys((r["model"], r["data"]) for r in rows):
         own = [r for r in rows if (r["model"], r["data"]) == (model, data)]
         found = {line.key: line for line in lines(own, measure)}
         if missing := [m for m in methods if m not in found]:
             raise BadInput(f"There is no method '{missing[0]}' of {data}. There are {listing(found)}.")
-        heads |= {m: found[m].title for m in methods}
+        for m in methods:
+            titles[m].add(found[m].title)
         values = [r["value"] for r in own if r["kind"] == "method" and r["measure"] == measure]
         told = [_told(found[m].gained) for m in methods]
         rule = _told(found[RULE].gained) if RULE in found else "takes nothing"
@@ -148,7 +149,8 @@ def summary(rows: Sequence[Row], measure: str, methods: Sequence[str]) -> str:
         body.append(
             f"| {_named(model)}, {_named(data)} | {seeds} | {sum(values) / len(values):.3f} | {' | '.join(told)} | {rule} |"
         )
-    head = ["model and data", "seeds", "as it is", *(heads[m] for m in methods), RULE]
+    heads = [of.pop() if len(of) == 1 else m for m, of in titles.items()]
+    head = ["model and data", "seeds", "as it is", *heads, RULE]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body])
 
 

@@ -21,7 +21,10 @@ This module imports no model: only numbers and text cross the seam.
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -384,6 +387,8 @@ class Fault(ABC):
     unit: ClassVar[str]
     departures: ClassVar[tuple[str, ...]] = ()
     """What differs from the paper, or is reconstruction: one sentence each, for the report."""
+    needs: ClassVar[str] = ""
+    """What a check must be given before it examines this fault, with the options that give it."""
     on_request: ClassVar[str] = ""
     """Why a check examines this fault only when it is named, as half a sentence; empty where it costs little."""
     reads_states: ClassVar[bool] = False
@@ -405,6 +410,28 @@ class Fault(ABC):
     def knobs(cls) -> dict[str, Any]:
         """The knobs a user can set, with their defaults. What `prepared` adds is none."""
         return {f.name: getattr(cls(), f.name) for f in fields(cls) if f.metadata.get("knob", True)}
+
+    @classmethod
+    def described(cls) -> dict[str, str]:
+        """What each knob does, as the docstring says it under ``Attributes:``. Names that share a description each have it."""
+        _, _, body = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
+        joined: list[str] = []
+        for line in textwrap.dedent(body.partition("\n\n")[0]).splitlines():
+            if line.startswith(" ") and joined:
+                joined[-1] += f" {line.strip()}"
+            else:
+                joined.append(line)
+        knobs, found = cls.knobs(), dict[str, str]()
+        for entry in joined:
+            names: list[str] = []
+            for part in re.split(r"(?<=[.;]) (?=[\w, ]+: )", entry):
+                head, colon, rest = part.partition(": ")
+                if colon and (begun := [n.strip() for n in head.split(",")])[0] in knobs:
+                    names = begun
+                    found |= dict.fromkeys(names, rest)
+                else:
+                    found |= {n: f"{found[n]} {part}" for n in names}
+        return {k: found.get(k, "") for k in knobs}
 
     @abstractmethod
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:

@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from trueup.errors import BadInput, TrueupError
+from trueup.errors import BadInput, TrueupError, did_you_mean, listing
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
 
 FORMAT = 3
@@ -32,9 +32,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _TAG = "$float"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
-    """A finished check. Two reports are equal when their files would hold the same.
+    """A finished check. Two reports are equal when their files would hold the same. ``report["confounding"]`` is the comparison of
+    one fault, and a report printed has a line for each.
 
     Attributes:
         title: the page's heading.
@@ -107,6 +108,25 @@ class Report:
         return mine.keys() == theirs.keys() and all(_same(mine[k], theirs[k]) for k in mine)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __getitem__(self, fault: str) -> Comparison:
+        """The comparison of `fault`. Raises BadInput where the report has none."""
+        found = {c.before.fault: c for c in self.comparisons}
+        if fault not in found:
+            why = self.unexamined.get(fault, "")
+            raise BadInput(
+                f"The report has no fault '{fault}'.{did_you_mean(fault, found)} "
+                + (why or (f"It has {listing(found)}." if found else "It has none."))
+            )
+        return found[fault]
+
+    def __repr__(self) -> str:
+        lines = [f"Report: {self.title}"]
+        for c in self.comparisons:
+            told = [f"{f.severity:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in (c.before, c.after) if f is not None]
+            lines.append(f"  {c.before.fault}: {c.outcome}, severity {' to '.join(told)}")
+        lines += [f"  {fault}: not examined" for fault in self.unexamined]
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         """The whole page for a notebook, in a frame of its own.

@@ -33,9 +33,11 @@ class Confounding(Fault):
         take: the key of the repair to take (`frontier` in the card); empty for the best within `max_cost`.
         retrain: also try repairs that train an adapter again (an ordinary confounder prompt or LoRA, GroupDRO,
             resampling, importance weights). Each costs about one training.
-        l_y, l_z, ridge, anchor: of the prompt arithmetic P0 + l_Y tau_Y - l_Z tau_Z, whose values HyPA's abstract does not give.
-            The coefficient of the task's own vector; those of the confounder that are tried, with commas between them (0 and 1
-            always are); the ridge of tangent fits; and where prompts are linearised, at the ``start`` or at the ``tuned`` one.
+        l_y: coefficient of the task's own vector in the prompt arithmetic P0 + l_Y tau_Y - l_Z tau_Z, whose values HyPA's abstract
+            does not give.
+        l_z: coefficients of the confounder's vector that are tried, with commas between them; 0 and 1 always are.
+        ridge: of the tangent fits.
+        anchor: the prompt at which prompts are linearised: the ``start`` of the training, or the ``tuned`` one.
         resamples: of every bootstrap.
     """
 
@@ -90,6 +92,7 @@ class Confounding(Fault):
     title: ClassVar[str] = "Confounding"
     question: ClassVar[str] = "Does my classifier read the site instead of the symptom?"
     paper: ClassVar[str] = "arXiv 2605.03096 (HyPA)"
+    needs: ClassVar[str] = "`--confounder COLUMN` (embedded data that have such a column bring it)"
     reads_states: ClassVar[bool] = True
     unit: ClassVar[str] = "AUPRC lost to leaning on the attribute"
     departures: ClassVar[tuple[str, ...]] = (

@@ -59,6 +59,7 @@ class Copying(Fault):
     title: ClassVar[str] = "Copying"
     question: ClassVar[str] = "Does my few-shot prompt copy its examples' answers?"
     paper: ClassVar[str] = "arXiv 2410.01288"
+    needs: ClassVar[str] = "a causal model asked with `--shots N` (a `task:NAME` brings 4)"
     unit: ClassVar[str] = "share of queries copied wrongly, above chance"
     departures: ClassVar[tuple[str, ...]] = (
         "Copying errors are counted above the chance that the same wrong answer would stand in demonstrations drawn anew, given "

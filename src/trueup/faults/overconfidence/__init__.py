@@ -55,6 +55,7 @@ class Overconfidence(Fault):
     title: ClassVar[str] = "Overconfidence"
     question: ClassVar[str] = "When may I trust a prediction?"
     paper: ClassVar[str] = "arXiv 2505.15443 (AdUE, ALIEN)"
+    needs: ClassVar[str] = "a classifier: a head, or answer words (`--verbaliser`)"
     unit: ClassVar[str] = "avoidable share of the confidence's Brier loss"
     departures: ClassVar[tuple[str, ...]] = (
         "AdUE and ALIEN as published stand beside corrected versions: U rescaled by 1 - 1/C, errors from held-out examples "
