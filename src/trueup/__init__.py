@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from trueup.job import Job, faults_of
     from trueup.report.bundle import Report
     from trueup.run.engine import Processes, Ray
+    from trueup.since import Change, compare
     from trueup.story import check, run_job
     from trueup.subject.load import load
     from trueup.subject.subject import Subject
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 _WHERE = {
     "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "job", "faults_of": "job",
     "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
-    "fetch": "fetching", "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
+    "compare": "since", "Change": "since", "fetch": "fetching",
+    "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
     "Confounding": "faults.confounding", "Copying": "faults.copying", "Overconfidence": "faults.overconfidence",
@@ -57,9 +59,10 @@ _WHERE = {
 }  # fmt: skip
 
 __all__ = [
-    "BadInput", "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
+    "BadInput", "Change",
+    "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
     "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Subject", "Swept",
-    "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check",
+    "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check", "compare",
     "faults_of", "fetch", "load", "read", "run_job", "sweep", "tune",
 ]  # fmt: skip
 

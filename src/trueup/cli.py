@@ -223,6 +223,34 @@ def report(
         raise typer.Exit(_verdict(done, strict))
 
 
+@app.command(
+    epilog="Exit code 0: no severity rose beyond doubt. 1: one did. 2: a folder holds no finished check, or they share no fault."
+)
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="A folder that check, audit or repair wrote.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="A later one, of another adapter or model.")],
+    as_json: Json = False,
+) -> None:
+    """What changed from one finished check to another: on the same test texts paired, else between independent estimates."""
+    with _sentences():
+        from trueup.since import compare as changes
+
+        found = changes(old, new)
+        if as_json:
+            told = [
+                {
+                    "fault": c.after.fault, "word": c.word, "paired": c.paired, "before": c.before.severity,
+                    "after": c.after.severity,
+                    "differences": {k: {"value": d.value, "low": d.low, "high": d.high} for k, d in c.differences.items()},
+                }
+                for c in found
+            ]  # fmt: skip
+            print(json.dumps(told, indent=2))
+        else:
+            _print_changes(found)
+        raise typer.Exit(int(any(c.word == "worse" for c in found)))
+
+
 @app.command()
 def tune(
     kind: Annotated[Kind, typer.Argument(help="Kind of adapter.")],
@@ -778,6 +806,15 @@ def _print_report(done: Any, out: Path) -> None:
     for c in done.comparisons:
         if c.adapter:
             print(f"Repaired adapter: {Path(out) / c.adapter}")
+
+
+def _print_changes(found: Any) -> None:
+    from rich.console import Console
+
+    from trueup.report.table import changes_table
+
+    pairs = [(c.comparison, c.paired) for c in found]
+    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(changes_table(pairs))
 
 
 @contextmanager

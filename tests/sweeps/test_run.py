@@ -399,7 +399,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_stopped(world):
     )
     code = f"from trueup.sweeps.run import sweep; sweep({str(file)!r}, 'out')"
     process = subprocess.Popen([sys.executable, "-c", code])
-    for _ in range(1200):
+    for _ in range(6000):
         if (world / "out/cells/seed=0/cell.json").exists() and (world / "out/cells/seed=1/adapter").exists():
             break
         time.sleep(0.05)

@@ -1,0 +1,90 @@
+"""Two finished checks, one beside the other: what changed in each fault between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trueup.errors import BadInput, TrueupError, listing
+from trueup.faults.fault import Comparison, Difference, Finding
+from trueup.job import faults_of
+from trueup.report import bundle
+from trueup.report.bundle import Report
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one fault was in an earlier check and is in a later one, both before any repair.
+
+    Attributes:
+        before, after: the findings.
+        differences: ``severity`` and, where `paired`, each measure that both have; after minus before, with a 95% interval.
+        paired: whether both judged the same texts, so that the fault's own paired bootstrap tells the interval. Else it is that
+            of a difference of two independent estimates (Zou and Donner 2008, "MOVER"), and p is nan. On three worlds of
+            overconfidence that held the true change in 92.5% of 360 pairs at 200 clusters and in 96.4% at 1,000.
+    """
+
+    before: Finding
+    after: Finding
+    differences: Mapping[str, Difference]
+    paired: bool
+
+    @property
+    def comparison(self) -> Comparison:
+        """The same as a comparison, for tables; there was no repair in between."""
+        return Comparison(self.before, self.after, "", self.differences)
+
+    @property
+    def word(self) -> Literal["better", "worse", "no clear change"]:
+        """``better`` or ``worse`` where the whole interval of the severity's difference lies below or above 0."""
+        d = self.differences["severity"]
+        return "better" if d.high < 0 else "worse" if d.low > 0 else "no clear change"
+
+
+def compare(old: Report | str | Path, new: Report | str | Path) -> list[Change]:
+    """What changed from the check `old` to the check `new`, for each fault that both examined.
+
+    Args:
+        old, new: reports, or the folders that `trueup check` or `trueup audit` wrote.
+
+    Raises:
+        BadInput: a folder holds no finished check, or the two have no fault in common.
+    """
+    then, now = (x if isinstance(x, Report) else bundle.read(Path(x)) for x in (old, new))
+    earlier = {c.before.fault: c.before for c in then.comparisons}
+    found = [change(earlier[c.before.fault], c.before, then, now) for c in now.comparisons if c.before.fault in earlier]
+    if not found:
+        has = [listing([c.before.fault for c in r.comparisons]) or "none" for r in (then, now)]
+        raise BadInput(
+            f"The two checks have no fault in common: the first examined {has[0]}, the second {has[1]}. Give two checks of one "
+            "fault."
+        )
+    return found
+
+
+def change(before: Finding, after: Finding, then: Report, now: Report) -> Change:
+    """What changed in a fault between its findings in two reports."""
+    same = (
+        now.provenance.get("data fingerprint") == then.provenance.get("data fingerprint")
+        and now.provenance.get("examples") == then.provenance.get("examples")
+        and _length(before) == _length(after) > 0
+    )
+    if same:
+        [fault] = faults_of([after.fault], {after.fault: dict(after.provenance.get("knobs") or {})})
+        try:
+            differences = fault.compare(before, after, seed=int(now.provenance.get("seed") or 0))
+        except (TrueupError, KeyError, ValueError):  # samples of another kind
+            differences = {}
+        if "severity" in differences:
+            return Change(before, after, differences, True)
+    value = after.severity - before.severity
+    down = math.hypot(after.severity - after.low, before.high - before.severity)
+    up = math.hypot(after.high - after.severity, before.severity - before.low)
+    return Change(before, after, {"severity": Difference(value, value - down, value + up, math.nan)}, False)
+
+
+def _length(finding: Finding) -> int:
+    return max((len(v) for v in finding.samples.values()), default=0)
