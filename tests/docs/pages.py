@@ -36,7 +36,7 @@ def blocks(page: Path) -> list[Block]:
         language, _, rest = m["info"].partition(" ")
         title = re.search(r'title="([^"]+)"', rest)
         line = text.count("\n", 0, m.start("code"))
-        at = f"{page.relative_to(DOCS)}:{line}"
+        at = f"{page.relative_to(ROOT)}:{line}"
         found.append(Block(language, title[1] if title else "", (m["mark"] or "").strip(), m["code"], at))
     return found
 
