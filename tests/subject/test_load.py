@@ -240,6 +240,66 @@ def test_damaged_base(copy: Any):
     said(BadInput, str(folder), "could not be loaded", "complete transformers model", model=str(folder))
 
 
+def test_a_base_with_an_adapter_in_its_folder(copy: Any, kept: dict[str, Path]):
+    """transformers puts that adapter on unasked: alone, and under the one that was asked for."""
+    folder = copy("bert")
+    load(str(folder), str(kept["lora"]), device="cpu")  # the control
+    for file in (files.SETTINGS, "adapter_model.safetensors"):
+        shutil.copy(kept["lora"] / file, folder)
+    words = (f"'{folder}' holds an adapter", "figures would be of the two together", "give that as --adapter")
+    said(BadInput, *words, model=str(folder), adapter=str(kept["lora"]))
+    said(BadInput, *words, model=str(folder))
+    with pytest.raises(BadInput, match="beside the model"):
+        fresh(str(folder), Lora(4), CLASSES)
+
+
+QUERY = "encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda t: torch.full_like(t, float("nan")), ("NaN or infinite numbers in", QUERY)),
+        (lambda t: (100 * t).to(torch.int8), (f"holds '{QUERY}' as I8", "Save the model again")),
+        (lambda t: t.to(torch.complex64), (f"holds '{QUERY}' as C64",)),
+        (lambda t: t.to(torch.float16), None),
+    ],
+)
+def test_base_weights_that_are_no_numbers(spoil: Any, words: tuple[str, ...] | None, copy: Any, kept: dict[str, Path]):
+    folder = copy("bert")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {QUERY: spoil(tensors[QUERY])}, file, {"format": "pt"})
+    if words is None:  # the control
+        load(str(folder), str(kept["lora"]), device="cpu")
+    else:
+        said(BadInput, *words, model=str(folder), adapter=str(kept["lora"]))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64, torch.float16])
+def test_adapter_weights_of_another_type(kind: torch.dtype, copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(k for k in tensors if "lora_B" in k)
+    save_file(tensors | {key: tensors[key].to(kind)}, file)
+    if kind is torch.float16:  # the control
+        load(str(kept["bert"]), str(folder), device="cpu")
+    else:
+        name = str(kind).removeprefix("torch.")
+        said(BadInput, f"'{key}' is {name} in the adapter", model=str(kept["bert"]), adapter=str(folder))
+
+
+def test_a_tokenizer_whose_files_do_not_go_together(copy: Any, kept: dict[str, Path]):
+    """The tokenizers library panics, which is no Exception."""
+    folder = copy("bert")
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["post_processor"]["special_tokens"] = {}
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    words = (f"The tokenizer of '{folder}' cannot read text", "PanicException", "save_pretrained")
+    said(BadInput, *words, model=str(folder), adapter=str(kept["lora"]))
+
+
 def test_model_that_wants_code_of_its_own(copy: Any, tmp_path: Path):
     folder = copy("classifier")
     marker = tmp_path / "ran"
