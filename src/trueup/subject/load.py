@@ -570,6 +570,7 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
     Raises:
         BadInput: the adapter was made for another base model (name, layers or sizes differ).
     """
+    files.check_sizes(settings, tensors, other)
     for key, own in _prompt_sizes(net.config, settings).items():
         if (given := getattr(settings, key)) not in (None, own):
             raise BadInput(
