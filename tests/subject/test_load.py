@@ -276,6 +276,22 @@ def test_base_weights_that_are_no_numbers(spoil: Any, words: tuple[str, ...] | N
         said(BadInput, *words, model=str(folder), adapter=str(kept["lora"]))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"num_hidden_layers": 10**6}, {"num_hidden_layers": 2001, "hidden_size": 4}, {"vocab_size": 2**30}],
+    ids=str,
+)
+def test_a_config_that_speaks_of_more_than_its_weights_hold(
+    change: dict[str, int], copy: Any, kept: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    folder = copy("bert")
+    edit(folder / "config.json", **change)
+    monkeypatch.setattr(
+        transformers.AutoModelForSequenceClassification, "from_pretrained", lambda *_, **__: pytest.fail("made")
+    )
+    said(BadInput, "the two do not belong together", "its weights are", model=str(folder), adapter=str(kept["lora"]))
+
+
 @pytest.mark.parametrize("kind", [torch.int8, torch.complex64, torch.float16])
 def test_adapter_weights_of_another_type(kind: torch.dtype, copy: Any, kept: dict[str, Path]):
     folder = copy("lora")

@@ -404,7 +404,30 @@ def read_model_config(where: str, name: str, **options: Any) -> Any:
             f"'{name}' holds an adapter ({files.SETTINGS}) beside the model, and transformers puts it on when it loads the model: "
             "figures would be of the two together. Take the adapter's files into a folder of their own, and give that as --adapter."
         )
+    _believable(config, where, name, options.get("revision"))
     return config
+
+
+LAYERS = 2000
+"""The most layers of a model: ten times those of the deepest there are. A module is made of each before a weight is looked for."""
+
+
+def _believable(config: Any, where: str, name: str, revision: str | None) -> None:
+    """Raises BadInput where a config speaks of far more weights than there are beside it, before room is made for them."""
+
+    def size(*names: str) -> int:
+        return next((v for n in names if type(v := getattr(config, n, None)) is int), 0)
+
+    layers = size("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    width = size("hidden_size", "n_embd", "d_model", "dim")
+    least = layers * width**2 + size("vocab_size") * (size("embedding_size", "word_embed_proj_dim") or width)
+    held = sum(f.stat().st_size for f in weight_files(where, revision))
+    # Four bits a weight are the fewest; what is small is not worth a refusal.
+    if layers > LAYERS or (held and least > 2 * held + 10**8):
+        raise BadInput(
+            f"The config of '{name}' speaks of {layers:,} layers that are {width:,} wide and {size('vocab_size'):,} words, and its "
+            f"weights are {held:,} bytes: the two do not belong together. Fetch or save the model again."
+        )
 
 
 def load_tokenizer(where: str, name: str, **options: Any) -> Any:
