@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,6 +107,21 @@ def read_config(folder: Path) -> peft.PeftConfig:
         BadInput: no adapter here, broken JSON, or settings that PEFT refuses. Unsupported: a kind or task of adapter trueup
             does not examine.
     """
+    raw = read_settings(folder)
+    if isinstance(raw.get("target_modules"), str) and raw.get("layers_to_transform") is not None:
+        # PEFT takes a pattern or a choice of layers, not both. The weights say which modules were meant.
+        raw |= {"target_modules": _modules_in(folder), "layers_to_transform": None, "layers_pattern": None}
+    try:
+        return config_of(raw)
+    except Exception as e:  # PEFT checks its settings in as many ways as there are
+        said = " ".join(str(e).split())[:200].rstrip(".")
+        raise BadInput(
+            f"PEFT does not take the settings in '{folder / SETTINGS}' ({said}). Correct them, or save the adapter again."
+        ) from e
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What adapter_config.json in `folder` holds, once kind, task and form of every setting are known. Raises as `read_config`."""
     path = folder / SETTINGS
     again = "Save the adapter again."
     raw = schema.read(
@@ -118,16 +134,7 @@ def read_config(folder: Path) -> peft.PeftConfig:
         raise Unsupported(
             f"The adapter in '{folder}' was made for layers of Megatron, which trueup does not load. {MERGE}"
         )
-    if isinstance(raw.get("target_modules"), str) and raw.get("layers_to_transform") is not None:
-        # PEFT takes a pattern or a choice of layers, not both. The weights say which modules were meant.
-        raw |= {"target_modules": _modules_in(folder), "layers_to_transform": None, "layers_pattern": None}
-    try:
-        return config_of(raw)
-    except Exception as e:  # PEFT checks its settings in as many ways as there are
-        raise BadInput(
-            f"PEFT does not take the settings in '{path}' ({' '.join(str(e).split())[:200].rstrip('.')}). Correct them, or save "
-            "the adapter again."
-        ) from e
+    return raw
 
 
 def _modules_in(folder: Path) -> list[str]:
@@ -264,7 +271,10 @@ def trained_on(folder: Path | None, settings: peft.PeftConfig | None) -> dict[st
     """
     page = folder / "README.md" if folder is not None else None
     if page is not None and page.is_file():
-        told = page.read_text(encoding="utf-8", errors="replace").partition(_TRAINED_ON)[2]
+        text = ""
+        with suppress(OSError, ValueError):  # a page of no end says nothing
+            text = schema.plain_bytes(page).decode("utf-8", "replace")
+        told = text.partition(_TRAINED_ON)[2]
         said = dict(re.findall(r"^- (\w+): ([\w.]+)$", told.split("#")[0], re.M))
         for bits in ("load_in_4bit", "load_in_8bit"):
             if said.get(bits) == "True":
