@@ -42,6 +42,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         BadInput: the folder is missing, or the file cannot be written there. Unavailable: the disk is full.
     """
+    with suppress(OSError):  # said where it is written
+        _sweep(Path(path))
     with new_file(path) as f:
         f.write(data)
 
