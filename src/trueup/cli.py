@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from trueup import __version__
-from trueup.errors import BadInput, TrueupError, Unavailable, did_you_mean, listing
+from trueup.errors import BadInput, TrueupError, Unavailable, did_you_mean, listing, visible
 
 CODES = (
     "Exit code 0: no fault was found. 1: a fault was found, or with --strict undecided. 2: the input cannot be used, or a fault "
@@ -151,7 +151,7 @@ class Kind(StrEnum):
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        print(f"trueup {__version__}")
+        _say(f"trueup {__version__}")
         raise typer.Exit
 
 
@@ -296,12 +296,12 @@ def tune(
             tuned = run_tune(job, out, force=force, progress=progress)
         if not quiet and int(os.environ.get("RANK", 0)) == 0:
             for note in tuned.notes:
-                print(note)
-            print(
+                _say(note)
+            _say(
                 f"Trained {tuned.trained:,} of {tuned.weights:,} weights for {tuned.epochs} epochs (kept epoch "
                 f"{tuned.best_epoch + 1}). Accuracy: validation {tuned.validation_accuracy:.3f}, test {tuned.accuracy:.3f}."
             )
-            print(f"Adapter: {tuned.folder}")
+            _say(f"Adapter: {tuned.folder}")
 
 
 @app.command()
@@ -317,17 +317,17 @@ def faults(
         known = {f.name: f for f in each_fault()}
         if name is None:
             for fault in known.values():
-                print(f"{fault.name}: {fault.question}\n    needs {fault.needs.replace('`', '')}")
-            print("`trueup faults NAME` tells the knobs of one.")
+                _say(f"{fault.name}: {fault.question}\n    needs {fault.needs.replace('`', '')}")
+            _say("`trueup faults NAME` tells the knobs of one.")
             return
         if name not in known:
             raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
         fault = known[name]
-        print(f"{fault.title}: {fault.question}\nSeverity: {fault.unit}. Higher is worse. Paper: {fault.paper}.")
-        print(f"Needs: {fault.needs.replace('`', '')}.\n\nKnobs, each set with --set {name}.KNOB=VALUE:")
+        _say(f"{fault.title}: {fault.question}\nSeverity: {fault.unit}. Higher is worse. Paper: {fault.paper}.")
+        _say(f"Needs: {fault.needs.replace('`', '')}.\n\nKnobs, each set with --set {name}.KNOB=VALUE:")
         about = fault.described()
         for knob, value in fault.knobs().items():
-            print(
+            _say(
                 f"\n  {knob} = {value!r}\n{textwrap.indent(textwrap.fill(about[knob].replace('``', ''), 100), '    ')}"
             )
 
@@ -345,7 +345,7 @@ def fetch(
         from trueup.fetching import fetch as bring
 
         for name in names:
-            print(f"{name}: {bring(name, accept_licence=accept_licence)}", flush=True)
+            _say(f"{name}: {bring(name, accept_licence=accept_licence)}", flush=True)
 
 
 @app.command()
@@ -359,12 +359,12 @@ def demo(
     with _sentences("The same command with --force begins anew."):
         from trueup.demo import onward, run
 
-        say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
+        say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: _say(s, flush=True))
         with _progress(quiet) as progress:
             done = run(out, texts=texts, say=say, progress=progress, force=force)
         if not quiet:
             _print_report(done, out / "report")
-            print(onward(done, out))
+            _say(onward(done, out))
 
 
 class EngineName(StrEnum):
@@ -439,7 +439,7 @@ def sweep(
             )
 
         def note(sentence: str) -> None:
-            print(f"trueup: {sentence}", file=sys.stderr)
+            _say(f"trueup: {sentence}", file=sys.stderr)
 
         if list_:
             _print_cells(run.left(file, out, part=shard or "", baseline=baseline, note=note))
@@ -450,14 +450,14 @@ def sweep(
             def told(record: Any, number: int, total: int) -> None:
                 progress("cells", number, total)
                 if not quiet:
-                    print(f"{number}/{total}  {_cell_line(out, record)}", flush=True)
+                    _say(f"{number}/{total}  {_cell_line(out, record)}", flush=True)
 
             done = run.sweep(
                 file, out, engine=who, part=shard or "", only_failed=only == "failed", collect=collect or (),
                 baseline=baseline, track=None if track is None else track.value, told=told, note=note,
             )  # fmt: skip
         if not quiet and not shard:
-            print(f"Page: {out / run.PAGE}\nTable: {out / run.TABLE}")
+            _say(f"Page: {out / run.PAGE}\nTable: {out / run.TABLE}")
         raise typer.Exit(_swept(done, strict))
 
 
@@ -468,11 +468,11 @@ def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
     for cell, state in cells:
         seconds = cost.seconds(cell)
         total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
-        print(f"{state:8}  {_about(seconds):>10}  {cell.name}")
+        _say(f"{state:8}  {_about(seconds):>10}  {cell.name}")
     said = [f"some {_about(total)} of one core"] * (unknown < len(cells)) + [f"{unknown} of unknown cost"] * bool(
         unknown
     )
-    print(f"{len(cells)} cells, {' and '.join(said)}.")
+    _say(f"{len(cells)} cells, {' and '.join(said)}.")
 
 
 def _about(seconds: float | None) -> str:
@@ -506,16 +506,16 @@ def _swept(done: Any, strict: bool) -> int:
     """The exit code of a sweep; what failed is told on standard error."""
     failed = done.failed
     for record in failed[:10]:
-        print(f"trueup: the cell '{record.name}' failed: {record.error}", file=sys.stderr)
+        _say(f"trueup: the cell '{record.name}' failed: {record.error}", file=sys.stderr)
     if len(failed) > 10:
-        print(f"trueup: {len(failed) - 10} more cells failed; the page names them.", file=sys.stderr)
+        _say(f"trueup: {len(failed) - 10} more cells failed; the page names them.", file=sys.stderr)
     unexamined = [(name, fault, why) for name, faults in done.unexamined.items() for fault, why in faults.items()]
     for name, fault, why in unexamined[:10]:
-        print(f"trueup: in the cell '{name}' {fault} was not examined: {why}", file=sys.stderr)
+        _say(f"trueup: in the cell '{name}' {fault} was not examined: {why}", file=sys.stderr)
     if len(unexamined) > 10:
-        print(f"trueup: {len(unexamined) - 10} more were not examined; the page names them.", file=sys.stderr)
+        _say(f"trueup: {len(unexamined) - 10} more were not examined; the page names them.", file=sys.stderr)
     if waiting := done.waiting:
-        print(
+        _say(
             f"trueup: {len(waiting)} of {len(done.cells)} cells were not run, such as '{waiting[0]}'.", file=sys.stderr
         )
     if any(r.crash for r in done.records.values()):
@@ -581,7 +581,7 @@ def bench_speed(
 
         result = _bench(speed, speed.Settings(tuple(only or ())), out, force, quiet)
         if wrong := speed.failed(result):
-            print(f"trueup: the results differ, so there is no ratio: {'; '.join(wrong)}.", file=sys.stderr)
+            _say(f"trueup: the results differ, so there is no ratio: {'; '.join(wrong)}.", file=sys.stderr)
             raise typer.Exit(3)
 
 
@@ -619,7 +619,7 @@ def _compared(name: str, about: str) -> None:
             with _sentences():
                 from trueup.experiments import tables
 
-                tables.write(out, name, lambda text: None if quiet else print(text, flush=True))
+                tables.write(out, name, lambda text: None if quiet else _say(text, flush=True))
 
     command.__doc__ = about
     bench.command(name)(command)
@@ -636,7 +636,7 @@ _compared("overconfidence", "Every score of confidence on LoRA classifiers (AdUE
 
 
 def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> dict[str, Any]:
-    say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: print(s, flush=True))
+    say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: _say(s, flush=True))
     result = experiment.run(out, settings, force=force, say=say)
     say("")
     say(experiment.table(result))
@@ -657,17 +657,25 @@ def _main(argv: Sequence[str] | None) -> None:
             context = getattr(e, "ctx", None)
             at = context.command_path if context is not None else "trueup"
             said = " ".join(e.format_message().replace("Value error, ", "").split())
-            print(f"trueup: {said}{'' if said.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
+            _say(f"trueup: {said}{'' if said.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
     except (SystemExit, KeyboardInterrupt):
         raise
-    except BaseException:  # a panic of a library written in Rust is no Exception
+    except BaseException as e:  # a panic of a library written in Rust is no Exception
+        from trueup.store.atomic import no_room
+
+        if why := no_room(e):  # whatever library met it: what is printed may go to a full disk as well
+            _say(
+                f"trueup: A file cannot be written ({why}). Make room, then run the same command again.",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         # Python's own exit code for it is 1, which here says that a fault was found.
-        traceback.print_exc()
+        _say("".join(traceback.format_exception(*sys.exc_info())).rstrip("\n"), file=sys.stderr)
         command = shlex.join(["trueup", *(sys.argv[1:] if argv is None else argv)])
-        print(f"trueup: this is an error of trueup. Please report it with the lines above and the command: {command}",
+        _say(f"trueup: this is an error of trueup. Please report it with the lines above and the command: {command}",
               file=sys.stderr)  # fmt: skip
         sys.exit(3)
     sys.exit(code if isinstance(code, int) else 0)
@@ -682,6 +690,11 @@ _JOB = (
     "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed",
     "template", "shots", "chat", "demos", "header", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
 )  # fmt: skip
+
+
+def _say(text: str, *, file: Any = None, flush: bool = False) -> None:
+    """Print what may hold names that strangers wrote: as text, whatever a terminal would take it for."""
+    print(visible(text), file=file, flush=flush)
 
 
 def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
@@ -724,11 +737,15 @@ def _push(out: Path, repo: str, adapters: list[str], quiet: bool) -> None:
     from trueup.subject import hub
 
     if not adapters:
-        print("Nothing was pushed: no repair was made.", file=sys.stderr)
+        _say("Nothing was pushed: no repair was made.", file=sys.stderr)
     for name in adapters:
-        address = hub.push(out / name, repo, within=name if len(adapters) > 1 else None)
+        with hub.publishable(out / name) as folder:
+            if not quiet:
+                files = ", ".join(f"{file} ({size:,} bytes)" for file, size in hub.contents(folder))
+                _say(f"To be published in {repo}: {files}", flush=True)
+            address = hub.push(folder, repo, within=name if len(adapters) > 1 else None, at=out / name)
         if not quiet:
-            print(f"Pushed: {name} to {address}")
+            _say(f"Pushed: {name} to {address}")
 
 
 def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
@@ -773,9 +790,9 @@ def _verdict(done: Any, strict: bool) -> int:
     from trueup.report.bundle import crash_file
 
     for fault, why in done.unexamined.items():
-        print(f"trueup: {fault} was not examined: {why}", file=sys.stderr)
+        _say(f"trueup: {fault} was not examined: {why}", file=sys.stderr)
     if done.crashes:
-        print(
+        _say(
             f"trueup: this is an error of trueup. Please report it with {', '.join(map(crash_file, done.crashes))} in the output "
             "folder, which holds the traceback. The rest of the report stands.",
             file=sys.stderr,
@@ -791,7 +808,10 @@ def _found(comparisons: Iterable[Any], strict: bool) -> bool:
 
 def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:
     if as_json:
-        print((Path(out) / "findings.json").read_text(encoding="utf-8"), end="")
+        text = (Path(out) / "findings.json").read_text(encoding="utf-8")
+        # JSON's own escapes for what a terminal would obey: another spelling of the same values.
+        odd = {ord(c): f"\\u{ord(c):04x}" for c in set(text) if visible(c) != c}
+        print(text.translate(odd), end="")
     elif not quiet:
         _print_report(done, out)
 
@@ -802,10 +822,10 @@ def _print_report(done: Any, out: Path) -> None:
     from trueup.report.table import findings_table
 
     Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(findings_table(done))
-    print(f"Report: {Path(out) / 'report.html'}")
+    _say(f"Report: {Path(out) / 'report.html'}")
     for c in done.comparisons:
         if c.adapter:
-            print(f"Repaired adapter: {Path(out) / c.adapter}")
+            _say(f"Repaired adapter: {Path(out) / c.adapter}")
 
 
 def _print_changes(found: Any) -> None:
@@ -824,19 +844,19 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
         with _ended_by_signals():
             yield
     except _Ended as e:
-        print(f"trueup: stopped by {signal.Signals(e.number).name}. {again}", file=sys.stderr)
+        _say(f"trueup: stopped by {signal.Signals(e.number).name}. {again}", file=sys.stderr)
         raise typer.Exit(128 + e.number) from None
     except TrueupError as e:
-        print(f"trueup: {e}", file=sys.stderr)
+        _say(f"trueup: {e}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        print(f"trueup: stopped. {again}", file=sys.stderr)
+        _say(f"trueup: stopped. {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     except OSError as e:
         if e.errno == errno.ENAMETOOLONG:
             name = str(e.filename)
             shown = name if len(name) <= 80 else f"{name[:80]}…"
-            print(
+            _say(
                 f"trueup: '{shown}' is too long for the name of a file. Check it, and give a shorter one.",
                 file=sys.stderr,
             )
@@ -844,14 +864,14 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         where = f"'{e.filename}'" if e.filename else "A file"
-        print(
+        _say(
             f"trueup: {where} cannot be read or written ({e.strerror}). Make room or give rights there, then run the same "
             "command again: it goes on where it stopped.",
             file=sys.stderr,
         )
         raise typer.Exit(2) from None
     except MemoryError:
-        print(
+        _say(
             f"trueup: {Unavailable('Memory ran out. Lower --max-length or --limit, or take a smaller model.')}",
             file=sys.stderr,
         )
@@ -935,7 +955,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     from trueup.versions import untested
 
     if not quiet and (note := untested()):
-        print(f"trueup: {note}", file=sys.stderr)
+        _say(f"trueup: {note}", file=sys.stderr)
     if quiet or not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return

@@ -6,6 +6,7 @@ The command line turns any :class:`TrueupError` into one printed sentence and ex
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sized
 
 TESTED = "Install the versions of the libraries that trueup was tested with (its constraints.txt names them)."
@@ -26,6 +27,18 @@ class Unsupported(TrueupError):
 
 class Unavailable(TrueupError):
     """Something needed from outside (a package, a model, memory, disk) could not be had."""
+
+
+_BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C], "\ufffd")
+
+
+def visible(text: object) -> str:
+    """`text` as it can be shown anywhere: no control or bidi-override characters and no lone surrogates. Line breaks and tabs stay.
+
+    A terminal obeys such characters, and names that strangers have written stand in sentences.
+    """
+    shown = str(text).translate(_BIDI)
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in shown)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

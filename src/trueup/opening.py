@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def open_job(
 
     tuned = card.get("tuned") or {}
     same = _same_data(tuned.get("data"), job.data)
-    seed = job.seed if job.seed is not None else int(tuned.get("seed", 0) if same else 0)
+    seed = job.seed if job.seed is not None else (tuned.get("seed") or 0 if same else 0)
     limit = job.limit if job.limit is not None or not same else tuned.get("limit")
     subject, shots = model, job.shots
     pairs = () if job.demos is None else tuple(demonstrations(job.demos, text=job.text, label=job.label))
@@ -72,7 +73,7 @@ def open_job(
         own = {"seed": seed, "limit": limit, "train": _train(corpus)}
         seen = {k: tuned[k] for k in (*own, "also") if k in tuned} if same else own
         if tuned and not same:
-            seen = seen | {"also": [*tuned.get("also", ()), tuned.get("data")]}
+            seen = seen | {"also": [*(tuned.get("also") or ()), tuned.get("data")]}
         subject = replace(subject, source=replace(subject.source, seen=seen | {"data": job.data}))
     return subject, corpus, seed
 
@@ -245,7 +246,7 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
     tuned, classes = card.get("tuned"), card.get("classes") or ()
     if set(classes) == set(corpus.classes):  # their order is no difference between the splits
         corpus = corpus.relabel(classes)
-    earlier = any(_same_data(d, job.data) for d in (tuned or {}).get("also", ()))
+    earlier = any(_same_data(d, job.data) for d in (tuned or {}).get("also") or ())
     untuned = subject.peft_config is None and (subject.shots is not None or job.data.startswith("task:"))
     if earlier or not (tuned or untuned or job.split):  # who names the splits says what was held out
         session().note(
@@ -269,4 +270,6 @@ def _train(corpus: Corpus) -> str:
 
 def _same_data(a: str | None, b: str) -> bool:
     """Whether two names are of the same data: equal, or of one file or folder."""
-    return a == b or (a is not None and Path(a).exists() and Path(b).exists() and os.path.samefile(a, b))
+    with suppress(OSError, ValueError):  # a name that no file can have is no file's
+        return a == b or (a is not None and os.path.samefile(a, b))
+    return False

@@ -94,6 +94,26 @@ def test_the_text_column_is_the_label_column(world: Path, here: Path) -> None:
     refused(*check_of(world, world / "data.csv", "--text", "label"), says=("'label' is named twice",))
 
 
+def test_what_a_terminal_would_obey_is_shown_as_text(world: Path, here: Path) -> None:
+    """A name in a file's header, or a kind in an adapter's settings, is a stranger's."""
+    write_csv("odd.csv", reviews(60), ["te\x1b[31mxt", "lab\x1b]0;owned\x07el\u202e"])
+    said = trueup(*audit_words(world)[:-2], "--data", "odd.csv", "-o", "out")
+    assert said.code == 2
+    assert "Its columns are 'te\ufffd[31mxt', 'lab\ufffd]0;owned\ufffdel\ufffd'" in said.err
+    assert not set(said.err) & set("\x1b\x07\u202e")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_behind_the_output_is_no_error_of_trueup(here: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trueup", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        2, "trueup: A file cannot be written (No space left on device). Make room, then run the same command again.\n",
+    )  # fmt: skip
+
+
 def test_too_few_calibration_examples(world: Path, here: Path) -> None:
     """They cost the repair and not the finding."""
     parts = ["train"] * 60 + ["calibration"] * 15 + ["test"] * 120

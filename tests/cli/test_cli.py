@@ -466,7 +466,9 @@ def test_a_full_disk_is_a_sentence(world: Path, here: Path, monkeypatch: pytest.
     assert said.code == 2
     assert said.err.count("\n") == 1
     assert "No space left on device" in said.err
-    assert not (here / "out").exists()
+    assert said.err.endswith("run the same command again: it goes on where it stopped.\n")
+    assert [p.name for p in here.iterdir()] == [".out.work"]
+    assert list((here / ".out.work").iterdir()), "and so it does: the passes through the model are kept"
 
 
 # ------------------------------------------------------------------------------------------------ help, version, names

@@ -8,10 +8,12 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -934,3 +936,101 @@ def test_reading_a_file_imports_neither_torch_nor_datasets(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert KINDS
+
+
+# -------------------------------------------------------------------------------------------- what strangers put into files
+
+ROWS = [f"the film was good {i}" for i in range(60)]
+LABELS = ["a", "b"] * 30
+
+
+def jsonl(path: Path, **more: Any) -> Path:
+    rows = [
+        {"text": t, "label": y} | {k: v(i) for k, v in more.items()}
+        for i, (t, y) in enumerate(zip(ROWS, LABELS, strict=True))
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_labels_of_more_digits_than_python_reads_are_in_order(tmp_path):
+    path = tmp_path / "d.csv"
+    small, large = "2" * 5000, "1" * 5001
+    path.write_text("text,label\n" + "\n".join(f"{t},{large if i % 2 else small}" for i, t in enumerate(ROWS)))
+    assert read(path).classes == (small, large)
+
+
+@pytest.mark.parametrize("column", ["label", "site"])
+def test_half_a_character_is_named_in_every_column_that_is_read(tmp_path, column: str):
+    path = jsonl(tmp_path / "d.jsonl", **{column: lambda i: "\ud800" if i == 3 else "xy"[i % 2]})
+    with pytest.raises(BadInput, match=rf"column '{column}': line 4 holds half a character \(a surrogate, U\+D800\)"):
+        read(path, attributes=["site"] if column == "site" else ())
+    if column == "site":  # the control
+        read(path)
+
+
+@pytest.mark.parametrize("text", ["sep=;\n", "sep=,\n\n\n"])
+def test_a_file_of_its_sign_alone(tmp_path, text: str):
+    path = tmp_path / "d.csv"
+    path.write_text(text)
+    with pytest.raises(BadInput, match="is empty but for its first line"):
+        read(path)
+
+
+def parquet(path: Path, **more: Any) -> Path:
+    pq.write_table(pa.table({"text": ROWS, "label": LABELS} | more), path)
+    return path
+
+
+def test_only_the_columns_asked_for_are_read(tmp_path):
+    """A date that Python has no word for costs nothing where nobody asked for its column, and is a sentence where one did."""
+    path = parquet(tmp_path / "d.parquet", when=pa.array([2**62] * 60, pa.timestamp("us")))
+    assert read(path).classes == ("a", "b")
+    with pytest.raises(BadInput, match=r"column 'when': date value out of range\. Write the column as text"):
+        read(path, attributes=["when"])
+    with pytest.raises(BadInput, match=r"has no column 'whn'\. Did you mean 'when'\? Its columns are .*'when'"):
+        read(path, attributes=["whn"])
+
+
+NAMES = b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [[1], null]}}}}'
+
+
+@pytest.mark.parametrize("said", [b"[" * 100_000, NAMES])
+def test_metadata_that_names_no_classes_names_none(tmp_path, said: bytes):
+    table = pa.table({"text": ROWS, "label": [0, 1] * 30}).replace_schema_metadata({b"huggingface": said})
+    pq.write_table(table, tmp_path / "d.parquet")
+    assert read(tmp_path / "d.parquet").classes == ("0", "1")
+
+
+def test_a_small_file_of_a_long_text_many_times(tmp_path, monkeypatch):
+    """Some kilobytes of a packed column may stand for gigabytes."""
+    monkeypatch.setattr(files, "UNPACKED", 10**6)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 2000), pa.array(["good " * 200]))
+    pq.write_table(pa.table({"text": texts, "label": ["a", "b"] * 1000}), path := tmp_path / "d.parquet")
+    assert path.stat().st_size < 10_000
+    with pytest.raises(BadInput, match=r"columns 'text', 'label' hold more than .* GiB of text"):
+        read(path)
+    blob = pa.DictionaryArray.from_arrays(pa.array([0] * 60), pa.array(["x" * 10**6]))
+    assert len(read(parquet(path, blob=blob))) == 60, "the control: nobody asks for that column"
+
+
+def test_texts_that_a_file_keeps_once_are_the_same(tmp_path):
+    """As a dictionary or not, in groups of rows, with empty cells: the values are those that were written."""
+    values = [None if i % 7 == 0 else f"s{i % 5}" for i in range(60)]
+    plain_path, packed = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    table = pa.table({"text": ROWS, "label": LABELS, "site": values})
+    pq.write_table(table, plain_path, use_dictionary=False)
+    pq.write_table(table, packed, use_dictionary=["label", "site"], row_group_size=7)
+    a, b = (read(p, attributes=["site"]) for p in (plain_path, packed))
+    assert a.text == b.text == ROWS
+    assert (
+        a.attributes["site"].tolist()
+        == b.attributes["site"].tolist()
+        == ["(missing)" if v is None else v for v in values]
+    )
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "d.csv")
+    with pytest.raises(BadInput, match="is no plain file"):
+        read(tmp_path / "d.csv")

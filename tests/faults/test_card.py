@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from trueup.faults.card import Card, cell, page
 from trueup.faults.fault import Comparison, Difference, Finding, Measure
+from trueup.faults.loading import class_names
 
 CARD = Card(
     "copying", "A repaired adapter", "It repairs.", "org/model", "text-classification", "Classes: a, b.", "x = 1", "`BASE` is it.",
@@ -77,6 +78,14 @@ def test_a_base_that_is_no_hub_id_is_not_claimed_to_be_one(base: str):
 
 def test_hostile_text_stays_in_its_cell():
     assert cell("a | b\n# c `d` <script>") == "a \\| b # c 'd' &lt;script>"
+    assert cell("![x](http://y) \u202eb\x1b[31m") == "!\\[x](http://y) \ufffdb\ufffd\\[31m"
+
+
+def test_class_names_are_no_markup():
+    names = ["no", "[x](http://y)", "**b** <img src=x>", "`a` \u202eb", "two\nlines\x1b[0m"]
+    assert class_names(names) == (
+        '`"no"`, `"[x](http://y)"`, `"**b** <img src=x>"`, `"\'a\' \ufffdb"`, `"two\\nlines\\u001b[0m"`'
+    )
     names = Measure(0.5, 0.4, 0.6, "share", "higher", "x |\n\n```python\nimport os\n```")
     evil = comparison()
     assert evil.after is not None

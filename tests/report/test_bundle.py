@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,6 +259,26 @@ def test_a_broken_archive_and_a_pickle_are_refused(saved: Path) -> None:
     np.savez(target, confidence=np.array([{"a": 1}], dtype=object))
     reseal(saved)
     with pytest.raises(BadInput, match="damaged"):
+        bundle.read(saved)
+
+
+def test_a_header_that_promises_more_than_there_is_is_not_believed(saved: Path) -> None:
+    """Three gigabytes would be made room for before the first byte of them is missed."""
+    target = saved / "samples" / "tilt-before.npz"
+    bundle.read(saved)  # the control
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (400_000_000,)})
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("confidence.npy", header.getvalue())
+    reseal(saved)
+    with pytest.raises(BadInput, match=r"'confidence\.npy' is not as long as its header says"):
+        bundle.read(saved)
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(saved: Path) -> None:
+    (saved / "manifest.json").unlink()
+    os.mkfifo(saved / "manifest.json")
+    with pytest.raises(BadInput, match=r"manifest\.json of .* cannot be read"):
         bundle.read(saved)
 
 

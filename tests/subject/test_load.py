@@ -240,6 +240,82 @@ def test_damaged_base(copy: Any):
     said(BadInput, str(folder), "could not be loaded", "complete transformers model", model=str(folder))
 
 
+def test_a_base_with_an_adapter_in_its_folder(copy: Any, kept: dict[str, Path]):
+    """transformers puts that adapter on unasked: alone, and under the one that was asked for."""
+    folder = copy("bert")
+    load(str(folder), str(kept["lora"]), device="cpu")  # the control
+    for file in (files.SETTINGS, "adapter_model.safetensors"):
+        shutil.copy(kept["lora"] / file, folder)
+    words = (f"'{folder}' holds an adapter", "figures would be of the two together", "give that as --adapter")
+    said(BadInput, *words, model=str(folder), adapter=str(kept["lora"]))
+    said(BadInput, *words, model=str(folder))
+    with pytest.raises(BadInput, match="beside the model"):
+        fresh(str(folder), Lora(4), CLASSES)
+
+
+QUERY = "encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda t: torch.full_like(t, float("nan")), ("NaN or infinite numbers in", QUERY)),
+        (lambda t: (100 * t).to(torch.int8), (f"holds '{QUERY}' as I8", "Save the model again")),
+        (lambda t: t.to(torch.complex64), (f"holds '{QUERY}' as C64",)),
+        (lambda t: t.to(torch.float16), None),
+    ],
+)
+def test_base_weights_that_are_no_numbers(spoil: Any, words: tuple[str, ...] | None, copy: Any, kept: dict[str, Path]):
+    folder = copy("bert")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {QUERY: spoil(tensors[QUERY])}, file, {"format": "pt"})
+    if words is None:  # the control
+        load(str(folder), str(kept["lora"]), device="cpu")
+    else:
+        said(BadInput, *words, model=str(folder), adapter=str(kept["lora"]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_hidden_layers": 10**6}, {"num_hidden_layers": 2001, "hidden_size": 4}, {"vocab_size": 2**30}],
+    ids=str,
+)
+def test_a_config_that_speaks_of_more_than_its_weights_hold(
+    change: dict[str, int], copy: Any, kept: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    folder = copy("bert")
+    edit(folder / "config.json", **change)
+    monkeypatch.setattr(
+        transformers.AutoModelForSequenceClassification, "from_pretrained", lambda *_, **__: pytest.fail("made")
+    )
+    said(BadInput, "the two do not belong together", "its weights are", model=str(folder), adapter=str(kept["lora"]))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64, torch.float16])
+def test_adapter_weights_of_another_type(kind: torch.dtype, copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(k for k in tensors if "lora_B" in k)
+    save_file(tensors | {key: tensors[key].to(kind)}, file)
+    if kind is torch.float16:  # the control
+        load(str(kept["bert"]), str(folder), device="cpu")
+    else:
+        name = str(kind).removeprefix("torch.")
+        said(BadInput, f"'{key}' is {name} in the adapter", model=str(kept["bert"]), adapter=str(folder))
+
+
+def test_a_tokenizer_whose_files_do_not_go_together(copy: Any, kept: dict[str, Path]):
+    """The tokenizers library panics, which is no Exception."""
+    folder = copy("bert")
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["post_processor"]["special_tokens"] = {}
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    words = (f"The tokenizer of '{folder}' cannot read text", "PanicException", "save_pretrained")
+    said(BadInput, *words, model=str(folder), adapter=str(kept["lora"]))
+
+
 def test_model_that_wants_code_of_its_own(copy: Any, tmp_path: Path):
     folder = copy("classifier")
     marker = tmp_path / "ran"
@@ -324,7 +400,10 @@ def test_folder_that_is_no_adapter(kept: dict[str, Path]):
 
 @pytest.mark.parametrize(
     ("written", "words"),
-    [("{", ("not readable JSON", "Save the adapter again")), ("[1]", ("holds list", "Save the adapter again"))],
+    [
+        ("{", ("not readable JSON", "Save the adapter again")),
+        ("[1]", ("holds [1] where an object of", "Save the adapter again")),
+    ],
 )
 def test_broken_adapter_settings(written: str, words: tuple[str, ...], copy: Any, kept: dict[str, Path]):
     folder = copy("lora")
@@ -505,6 +584,62 @@ def test_settings_are_read_by_whitelist_and_run_nothing(
     with quiet(), pytest.raises(AttributeError, match="from_pretrained"):  # Evil is no model class
         peft.AutoPeftModel.from_pretrained(str(tmp_path / "prompt"), import_allowlist=["evil_module"])
     assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lora_alpha", float("nan")), ("lora_alpha", 1e300), ("use_rslora", "no"), ("use_dora", 1), ("r", 2**40), ("r", -1),
+        ("target_modules", [["query"]]), ("target_modules", {"query": 1}), ("target_parameters", "x"), ("layers_pattern", 3),
+        ("base_model_name_or_path", 7), ("revision", ["main"]),
+        ("loftq_config", {"loftq_bits": "x"}), ("rank_pattern", {"query": {}}),
+        ("layer_replication", [[0, 2]] * 100_000), ("modules_to_save", "classifier"), ("peft_type", ["LORA"]), ("bias", None),
+    ],
+)  # fmt: skip
+def test_settings_of_another_kind_are_refused_by_their_key(key: str, value: Any, copy: Any, kept: dict[str, Path]):
+    """Some of these PEFT takes without a word, as another adapter: any text is true, and NaN is a number."""
+    folder = copy("lora")
+    edit(folder / files.SETTINGS, **{key: value})
+    said(BadInput, f"for '{key}", ", which is", "save the adapter again" if key != "peft_type" else "Save", 
+         model=str(kept["bert"]), adapter=str(folder))  # fmt: skip
+
+
+def test_sizes_that_no_weight_has_are_refused_before_they_are_allocated(
+    copy: Any, kept: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(peft, "get_peft_model", lambda *_: pytest.fail("allocated"))
+    for name, key in (("lora", "r"), ("prompt", "num_virtual_tokens")):
+        folder = copy(name)
+        edit(folder / files.SETTINGS, **{key: 1_000_000})
+        words = f"its settings ask for {key} 1000000, and its weights have"
+        said(BadInput, words, "Save the adapter again", model=str(kept["bert"]), adapter=str(folder))
+
+
+def test_layers_of_megatron_are_refused_and_no_module_is_imported(copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    edit(folder / files.SETTINGS, megatron_config={"x": 1}, megatron_core="evil_module")
+    said(Unsupported, "layers of Megatron", "merge", model=str(kept["bert"]), adapter=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("card", "key"),
+    [
+        ({"classes": "no, yes"}, "classes"), ({"classes": [1, 2]}, "classes[0]"), ({"max_length": "32"}, "max_length"),
+        ({"template": "say {text}"}, "template"), ({"template": {"text": 1, "words": ["a", "b"]}}, "template.text"),
+        ({"template": {"text": "{text}", "words": [None]}}, "template.words[0]"),
+        ({"template": {"text": "{text}", "words": [], "shots": {}}}, "template.shots"),
+        ({"tuned": {"also": [["a"]]}}, "tuned.also[0]"), ({"tuned": {"training": {"lr": "fast"}}}, "tuned.training.lr"),
+        ([1], ""),
+    ],
+)  # fmt: skip
+def test_a_card_of_another_shape_is_refused_by_file_and_key(card: Any, key: str, copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    (folder / files.CARD).write_text(json.dumps(card))
+    where = f"for '{key}'" if key else "where an object of settings belongs"
+    said(BadInput, f"'{folder / files.CARD}' holds", where, model=str(kept["bert"]), adapter=str(folder))
+    empty = dict.fromkeys(("classes", "max_length", "template", "tuned"))
+    (folder / files.CARD).write_text(json.dumps(empty))  # the control
+    assert load(str(kept["bert"]), str(folder), device="cpu").classes == ("0", "1")
 
 
 @pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM"])

@@ -19,6 +19,7 @@ from typing import Any
 
 from trueup.corpus.table import Table
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.store.schema import TEXT, lists, wrong
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """File endings that `read` knows."""
@@ -81,10 +82,12 @@ def data_file(source: str | Path) -> Path | None:
     )
 
 
-def read_file(path: Path) -> Table:
-    """The columns of one data file, strictly checked for form (not for content)."""
+def read_file(path: Path, wanted: Sequence[str]) -> Table:
+    """The columns of one data file, strictly checked for form (not for content); of a parquet file those that are `wanted`."""
     kind = kind_of(path)
     try:
+        if not path.is_file():  # a pipe that nobody writes to would be waited for
+            raise BadInput(f"'{path}' is no plain file. Write the data to one, and give that.")
         with open(path, "rb") as f:
             packed = (head := f.read(1024))[:2] == b"\x1f\x8b"
         _refuse_others(path, head, kind)
@@ -99,7 +102,7 @@ def read_file(path: Path) -> Table:
         if raw is not None:
             _refuse_others(path, raw[:1024], kind)
         if kind == ".parquet":
-            table = _parquet(path, raw)
+            table = _parquet(path, raw, wanted)
         else:
             text = _decode(path, path.read_bytes() if raw is None else raw)
             if not text.strip():
@@ -236,7 +239,8 @@ def _delimited(text: str, path: Path, delimiter: str) -> Table:
                 f"{source}, line {line}: the quotes of the record that starts here do not close properly ({e}). "
                 'Inside a quoted field write each double quote twice ("").'
             ) from e
-    assert header is not None  # the text is not blank
+    if header is None:
+        raise BadInput(f"{source} is empty but for its first line. Give a file with rows.")
     columns = {name: [row[j] for row in rows] for j, name in enumerate(header)}
     return Table(columns, at, "line", source, {})
 
@@ -336,29 +340,58 @@ def _records(records: Sequence[dict[str, Any]], at: Sequence[int], unit: str, so
     return Table({name: [r.get(name) for r in records] for name in names}, at, unit, source, {})
 
 
-def _parquet(path: Path, raw: bytes | None) -> Table:
+def _parquet(path: Path, raw: bytes | None, wanted: Sequence[str]) -> Table:
+    """Only the wanted columns are read, some rows at a time: what a few bytes of a packed column stand for has no bound."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source = f"'{path}'"
+    source, held, column = f"'{path}'", 0, ""
     try:
         with open(path, "rb") if raw is None else io.BytesIO(raw) as f:
-            file = pq.ParquetFile(f)
-            twice = [name for name, n in Counter(file.schema_arrow.names).items() if n > 1]
+            asis = pq.ParquetFile(f)
+            names = asis.schema_arrow.names
+            twice = [name for name, n in Counter(names).items() if n > 1]
             if twice:
                 raise BadInput(f"{source} names the column {listing(twice)} more than once. Rename one of them.")
-            found, order = file.read(), _ordered(file)
-        columns = dict(zip(found.column_names, (c.to_pylist() for c in found.columns), strict=True))
+            here = [name for name in names if name in wanted]
+            # Texts stay as the file keeps them, each once, however often they stand in a column.
+            file = pq.ParquetFile(f, read_dictionary=here)
+            columns: dict[str, list[Any]] = {name: [] for name in here}
+            for batch in file.iter_batches(ROWS, columns=here) if here else ():
+                for column, values in zip(here, batch.columns, strict=True):
+                    columns[column] += _values(values)
+                    held += sum(len(v) for v in columns[column][-len(values) :] if isinstance(v, str | bytes))
+                    if held > UNPACKED:
+                        raise BadInput(
+                            f"{source}: its column{'s' * (len(here) > 1)} {listing(here)} hold more than {UNPACKED / 2**30:g} GiB "
+                            "of text, the most that is read from a parquet file. Give fewer rows, or shorter texts."
+                        )
+            order = _ordered(asis, here)
+            rows, metadata = asis.metadata.num_rows, asis.schema_arrow.metadata
     except (pa.ArrowException, ValueError) as e:
         raise BadInput(
             f"{source} is not a readable parquet file ({str(e).splitlines()[0]}). Write it again, or give the data as "
             ".csv or .jsonl."
         ) from e
-    names = _class_names(found.schema.metadata)
-    return Table(columns, list(range(1, found.num_rows + 1)), "row", source, names, order=order)
+    except OverflowError as e:
+        raise BadInput(f"{source}, column '{column}': {e}. Write the column as text.") from e
+    also = [name for name in names if name not in here]
+    return Table(columns, range(1, rows + 1), "row", source, _class_names(metadata), also, order)
 
 
-def _ordered(file: Any) -> dict[str, list[Any]]:
+ROWS = 1024
+"""Rows of a parquet file that are read at a time."""
+
+
+def _values(array: Any) -> list[Any]:
+    """The values of an arrow array as Python's; those that are the same entry of its dictionary are the same object."""
+    if not hasattr(array, "dictionary"):
+        return array.to_pylist()
+    entries = array.dictionary.to_pylist()
+    return [None if i is None else entries[i] for i in array.indices.to_pylist()]
+
+
+def _ordered(file: Any, here: Sequence[str]) -> dict[str, list[Any]]:
     """The values of each column that was an ordered pandas Categorical or a polars Enum, in the order that these state.
 
     Where a column was written without its dictionary the order is lost: pandas itself then reads the order of appearance.
@@ -371,18 +404,17 @@ def _ordered(file: Any) -> dict[str, list[Any]]:
     }
     order = {}
     for field in file.schema_arrow:
-        if pa.types.is_dictionary(field.type) and field.type.ordered and field.name in kept:
+        if pa.types.is_dictionary(field.type) and field.type.ordered and field.name in kept and field.name in here:
             values = file.read(columns=[field.name]).column(0).unify_dictionaries()
             order[field.name] = values.chunk(0).dictionary.to_pylist()
     return order
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
-    """ClassLabel names that the datasets library leaves in a parquet file."""
+    """ClassLabel names that the datasets library leaves in a parquet file; what else stands in their place is none."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            k: list(v["names"]) for k, v in features.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):
+        labels = {k: v["names"] for k, v in features.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"}
+        return {k: names for k, names in labels.items() if wrong(names, lists(TEXT)) is None}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}

@@ -148,7 +148,7 @@ def demonstrations(path: str | Path, *, text: str = "text", label: str = "label"
         raise BadInput(
             f"--demos names a file of pairs (csv, tsv, json, jsonl, parquet), and '{path}' is none. Correct the path."
         )
-    table = read_file(found)
+    table = read_file(found, [text, label])
     _check_columns(table, [text, label])
     texts = text_column(table, text)
     index, names, _ = label_column(table, label, None, answers=True)
@@ -203,7 +203,7 @@ def _found(
             natural = dataset.attributes
         return Table(columns, range(1, len(columns["text"]) + 1), "row", f"'{name}'", {}), None, natural, name, told
     if path is not None:
-        return read_file(path), None, (), name, []
+        return read_file(path, wanted), None, (), name, []
     if held or saved is not None:
         table, named, kind = table_of(source if saved is None else saved, wanted, text=text, label=label)
         return table, named, (), name or kind, []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ def group_column(table: Table, column: str) -> tuple[np.ndarray, tuple[str, ...]
     "NA" among codes of two to five capital letters (EU, US, EMEA) is one of them: North America, or Namibia.
     """
     values = table.columns[column]
+    _whole_characters(table, column, values)
     none = [missing(v) for v in values]
     others = {plain(v).strip() for v, gone in zip(values, none, strict=True) if not gone}
     code = [isinstance(v, str) and v.strip() == "NA" for v in values]
@@ -109,15 +111,20 @@ def text_column(table: Table, column: str) -> list[str]:
             f"{here}: numbers where text belongs (such as '{values[0]}' in {table.where([0])}). Name the column that "
             f"holds the text; the columns are {listing(table.columns)}."
         )
+    _whole_characters(table, column, values)
+    return values
+
+
+def _whole_characters(table: Table, column: str, values: Sequence[Any]) -> None:
+    """Raises BadInput where a text holds half a character, which JSON can write and no file or tokenizer takes."""
     for i, v in enumerate(values):
         try:
-            v.encode("utf-8")
+            str(v).encode("utf-8")
         except UnicodeEncodeError as e:
             raise BadInput(
-                f"{here}: {table.where([i])} holds half a character (a surrogate, U+{ord(v[e.start]):04X}), "
-                "which no tokenizer can read. Write the file again as proper UTF-8, or delete that row."
+                f"{table.source}, column '{column}': {table.where([i])} holds half a character (a surrogate, "
+                f"U+{ord(str(v)[e.start]):04X}), which nothing can read. Write the file again as proper UTF-8, or delete that row."
             ) from e
-    return values
 
 
 def label_column(
@@ -137,6 +144,7 @@ def label_column(
             f"{here}: {table.where(nested)} holds a list, but each text needs one class. Name a column with one class "
             "for each row."
         )
+    _whole_characters(table, column, values)
     names = table.names.get(column)
     if names is not None and not all(absent(v) or isinstance(v, (int, np.integer)) for v in values):
         names = None  # the values are the names already
@@ -198,7 +206,8 @@ def label_column(
 
 def natural_order(name: str) -> tuple[Any, ...]:
     """A sorting key: whole numbers by value, before names; digits inside names by value too."""
+    # As decimals: of an int Python reads 4,300 digits at most.
     if _WHOLE.fullmatch(name):
-        return (0, int(name), name)
+        return (0, Decimal(name), name)
     bits = re.split(r"([0-9]+)", name)
-    return (1, [(0, int(b), "") if i % 2 else (1, 0, b.casefold()) for i, b in enumerate(bits)], name)
+    return (1, [(0, Decimal(b), "") if i % 2 else (1, 0, b.casefold()) for i, b in enumerate(bits)], name)

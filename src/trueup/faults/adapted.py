@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from trueup.errors import BadInput
@@ -119,9 +117,8 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
     if card.get("repairs") != fault or "made_for" not in card:
         raise BadInput(f"'{folder}' holds no repair of {fault} saved by trueup; give the folder of a saved remedy.")
     atomic.verify(folder)
-    tensors = load_file(str(folder / "adapter_model.safetensors"))
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    head = files.head_in(tensors, subject.anatomy) if card["words"] else None
+    settings, tensors = files.read_settings(folder), files.read_tensors(folder)
+    head = files.head_in(tensors, subject.anatomy) if card.get("words") else None
     rest = {k: v for k, v in card.items() if k not in ("repairs", "made_for", "words")}
     return Adapted(fault, card["made_for"], settings, tensors, head, rest, tokenizer=files.brought(subject))
 

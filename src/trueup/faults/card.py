@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trueup.errors import visible
 from trueup.faults.fault import Comparison, Difference, Measure
 
 
@@ -122,8 +123,9 @@ def _of(value: float, low: float, high: float, *, sign: bool = False) -> str:
 
 
 def cell(text: object) -> str:
-    """Text that stays inside one cell of a markdown table."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    """Text that stays inside one cell of a markdown table, and makes no link or tag there."""
+    shown = " ".join(visible(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    return shown.replace("[", "\\[").replace("\\\\[", "\\[")
 
 
 def _limits(card: Card, comparison: Comparison | None) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trueup.errors import visible
 from trueup.subject.load import UNNAMED
 from trueup.subject.subject import Subject
 from trueup.subject.wording import ends_texts, opened
@@ -78,14 +79,19 @@ def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
 
 
 def class_names(names: Sequence[str]) -> str:
-    """The classes for a sentence of a card; no name in it can end a line or write code."""
-    return ", ".join(json.dumps(n, ensure_ascii=False).replace("`", "'") for n in names)
+    """The classes for a sentence of a card."""
+    return ", ".join(map(literal, names))
+
+
+def literal(name: str) -> str:
+    """A name in a card, as it is: none ends a line, is read as markup, or turns what follows it around."""
+    return f"`{visible(json.dumps(name, ensure_ascii=False)).replace('`', chr(39))}`"
 
 
 def closing(about: Mapping[str, Any]) -> str:
     """What stands after the lines: what their names mean, and what they do not do."""
-    shape, base = about.get("shape"), json.dumps(about["base"]).replace("`", "'")
-    text = f"`BASE` is {base}, and `FOLDER` is this one."
+    shape = about.get("shape")
+    text = f"`BASE` is {literal(str(about['base']))}, and `FOLDER` is this one."
     if str(about["base"]).startswith("embedded:"):
         text += (
             " The base is a folder in trueup's cache (`trueup.subject.load.resolve` names it; a copy serves anywhere)."

@@ -10,10 +10,12 @@ crash-<fault>.txt                   the traceback of a fault whose examination o
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -24,10 +26,16 @@ import numpy as np
 
 from trueup.errors import BadInput, TrueupError, did_you_mean, listing
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
+from trueup.store.schema import plain_bytes
 
 FORMAT = 3
 MOST_EXAMPLES = 200
 
+_UNREADABLE = (
+    KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, EOFError, OverflowError, NotImplementedError,
+    BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a folder that was tampered with raises."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _TAG = "$float"
 
@@ -209,12 +217,14 @@ def read(folder: Path) -> Report:
             notes=[_is(n, str) for n in data["notes"]],
             warnings=[_is(w, str) for w in data["warnings"]],
             crashes={
-                n: (folder / crash_file(n)).read_text(encoding="utf-8") for n in data["crashes"] if _NAME.fullmatch(n)
+                n: plain_bytes(folder / crash_file(n)).decode("utf-8", "replace")
+                for n in data["crashes"]
+                if _NAME.fullmatch(n)
             },
         )
     except TrueupError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, EOFError, BadZipFile) as error:
+    except _UNREADABLE as error:
         raise _damaged(folder, error) from error
     return report
 
@@ -289,7 +299,7 @@ def _dump(value: Any) -> str:
 
 
 def _load(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"), object_hook=untag)
+    return json.loads(plain_bytes(path), object_hook=untag)
 
 
 def _comparison(data: Mapping[str, Any], folder: Path) -> Comparison:
@@ -425,5 +435,24 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], whose: str) -> N
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
-        return {k: archive[k] for k in archive.files}
+    """The arrays of an .npz, whose headers are believed only as far as there are bytes for what they promise."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.file_size > _LARGEST:
+                raise ValueError(f"'{info.filename}' says that it is {info.file_size:,} bytes long")
+            with archive.open(info) as file:
+                raw = io.BytesIO(file.read(_LARGEST))
+            major, _ = np.lib.format.read_magic(raw)
+            shape, _, dtype = (
+                np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            )(raw)
+            if math.prod(shape) * dtype.itemsize != len(raw.getbuffer()) - raw.tell():
+                raise ValueError(f"'{info.filename}' is not as long as its header says")
+            raw.seek(0)
+            arrays[info.filename.removesuffix(".npy")] = np.lib.format.read_array(raw, allow_pickle=False)
+    return arrays
+
+
+_LARGEST = 2**30
+"""The longest array of a report: a value for each of 100 million examples."""

@@ -6,11 +6,11 @@ Nothing here knows a fault by name: everything is read from Finding, Measure, Di
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from trueup.errors import visible
 from trueup.faults.fault import Alternative, Better, Comparison, Difference, Finding, Measure, Outcome
 
 State = Outcome | Literal["not measured"]
@@ -19,19 +19,11 @@ Change = Literal["better", "worse", "no clear change", "same", "changed", "unkno
 HEADLINE = "severity"
 """The key under which `Comparison.differences` holds the paired difference of the headline."""
 
-_BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C], "\ufffd")
-
 
 def clean(text: object, limit: int = 2000) -> str:
-    """`text` as a string that can be shown anywhere: no control or bidi-override characters, no lone surrogates, cut.
-
-    Line breaks and tabs stay. A cut string ends in ``…``.
-    """
+    """`text` as it can be shown anywhere (`trueup.errors.visible`), cut. A cut string ends in ``…``."""
     shown = str(text)
-    cut = len(shown) > limit
-    shown = shown[:limit].translate(_BIDI)
-    kept = "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in shown)
-    return kept + "…" if cut else kept
+    return visible(shown[:limit]) + "…" * (len(shown) > limit)
 
 
 def number(x: float, *, sign: bool = False, whole: bool = True) -> str:

@@ -22,7 +22,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.run import prompts
 from trueup.run.prompts import Row
-from trueup.subject import past
+from trueup.subject import past, tokens
 from trueup.subject.linear import map_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.units import layers_of
@@ -62,6 +62,11 @@ def tokenize(subject: Subject, corpus: Corpus, known: Known | None = None) -> li
     Raises:
         BadInput: an example has no token at all.
     """
+    with tokens.said(f"'{subject.source.base}'"):  # some texts alone make a damaged one panic
+        return _tokenized(subject, corpus, known)
+
+
+def _tokenized(subject: Subject, corpus: Corpus, known: Known | None) -> list[Row]:
     if subject.shots is not None:
         return prompts.rows(subject, corpus.text, prompts.drawn(subject, corpus))
     known = {} if known is None else known

@@ -8,6 +8,7 @@ example. Each example carries its own copy of the prompt, so a whole batch share
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -117,6 +118,10 @@ def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: b
         return Tangent(at_numpy, known["logits"], gradient, known["scale"])
     part = file.with_suffix(".part") if file is not None else None
     gradient: Any = np.empty(shape, dtype) if part is None else np.lib.format.open_memmap(part, "w+", dtype, shape)
+    if part is not None and hasattr(os, "posix_fallocate"):
+        # Room for all of it first: what does not fit on the disk would end the process when it is written through memory.
+        with open(part, "rb+") as f:
+            os.posix_fallocate(f.fileno(), 0, part.stat().st_size)
     logits, scale = np.empty((len(ids), classes), np.float32), np.ones(shape[:2], np.float32)
     # A backward pass keeps every layer's activations: an eighth of the tokens of a forward pass.
     for take, (z, rows) in in_batches(subject, ids, read, "gradients of the prompt", tokens=TOKENS // 8):

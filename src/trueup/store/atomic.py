@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trueup.errors import BadInput, TrueupError, Unavailable, listing
+from trueup.store import schema
 
 try:
     import fcntl
@@ -41,6 +42,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         BadInput: the folder is missing, or the file cannot be written there. Unavailable: the disk is full.
     """
+    with suppress(OSError):  # said where it is written
+        _sweep(Path(path))
     with new_file(path) as f:
         f.write(data)
 
@@ -167,11 +170,11 @@ def verify(folder: str | os.PathLike[str], *, contents: bool = True) -> None:
     folder = Path(folder)
     advice = "Make the folder again, or copy it again from where it is whole."
     try:
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        files = json.loads(schema.plain_bytes(folder / MANIFEST))["files"]
         listed = {str(k): (int(v["size"]), str(v["sha256"])) for k, v in files.items()}
     except FileNotFoundError as e:
         raise BadInput(f"'{folder}' has no {MANIFEST}, so it was never finished. {advice}") from e
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise BadInput(f"The {MANIFEST} of '{folder}' cannot be read. {advice}") from e
     missing, changed = [], []
     for name, (size, sha256) in sorted(listed.items()):

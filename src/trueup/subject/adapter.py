@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trueup.errors import BadInput, Unsupported, did_you_mean, listing
+from trueup.store import schema
+from trueup.store.schema import FLAG, TEXT, Kind, either, lists, mapping, number, one_of, optional, record, whole
 from trueup.subject.anatomy import Anatomy
 from trueup.subject.linear import active, map_of
 from trueup.subject.sharing import state_of
@@ -43,7 +46,50 @@ SETTINGS = "adapter_config.json"
 CARD = "trueup.json"
 """What trueup adds beside PEFT's two files: class names, template, seed, fingerprints. PEFT ignores it."""
 
-_NEVER = ("auto_mapping", "runtime_config", "eva_config", "corda_config", "lora_bias_config")
+_NEVER = (
+    "auto_mapping", "runtime_config", "eva_config", "corda_config", "lora_bias_config", "lora_ga_config", "megatron_config",
+    "megatron_core",
+)  # fmt: skip
+"""Settings that are not handed on: they name code to import, or say how training began, where nothing is trained."""
+
+_NAMES = optional(either(TEXT, lists(TEXT)))
+_LAYERS = optional(either(whole(), lists(whole())))
+_REPLICATED = Kind(
+    "a list of pairs that make 1,000 layers at most",
+    lambda v: schema.wrong(v, lists(lists(whole(), 2))) is None and sum(stop - start for start, stop in v) <= 1000,
+)
+_ANY: dict[str, Kind] = {
+    "base_model_name_or_path": optional(TEXT), "revision": optional(TEXT), "inference_mode": FLAG,
+    "modules_to_save": optional(lists(TEXT)),
+}  # fmt: skip
+_PROMPT = _ANY | {
+    "num_virtual_tokens": whole(1), "token_dim": optional(whole(1)), "num_transformer_submodules": optional(whole(1, 2)),
+    "num_attention_heads": optional(whole(1)), "num_layers": optional(whole(1)),
+}  # fmt: skip
+_FORM: dict[str, dict[str, Kind]] = {
+    "LORA": _ANY | {
+        "r": whole(1), "lora_alpha": number(), "lora_dropout": number(0, 1), "fan_in_fan_out": FLAG, "lora_bias": FLAG,
+        "bias": one_of("none", "all", "lora_only"), "use_rslora": FLAG, "use_dora": FLAG, "use_qalora": FLAG,
+        "qalora_group_size": whole(1), "ensure_weight_tying": FLAG, "init_lora_weights": optional(either(FLAG, TEXT)),
+        "target_modules": _NAMES, "exclude_modules": _NAMES, "layers_pattern": _NAMES, "layers_to_transform": _LAYERS,
+        "target_parameters": optional(lists(TEXT)), "rank_pattern": optional(mapping(whole(1))),
+        "alpha_pattern": optional(mapping(number())), "layer_replication": optional(_REPLICATED),
+        "trainable_token_indices": optional(either(lists(whole()), mapping(lists(whole())))),
+        "alora_invocation_tokens": optional(lists(whole())),
+        "loftq_config": optional(record({"loftq_bits": whole(1, 8), "loftq_iter": whole()})),
+    },
+    "IA3": _ANY | {
+        "target_modules": _NAMES, "exclude_modules": _NAMES, "feedforward_modules": _NAMES, "fan_in_fan_out": FLAG,
+        "init_ia3_weights": FLAG,
+    },
+    "PROMPT_TUNING": _PROMPT,
+    "PREFIX_TUNING": _PROMPT | {"encoder_hidden_size": optional(whole(1)), "prefix_projection": FLAG},
+    "P_TUNING": _PROMPT | {
+        "encoder_hidden_size": optional(whole(1)), "encoder_num_layers": whole(1, 100), "encoder_dropout": number(0, 1),
+        "encoder_reparameterization_type": one_of("MLP", "LSTM"),
+    },
+}  # fmt: skip
+"""What the settings of each kind of adapter hold, as far as anything here or in PEFT looks into them."""
 
 _UNMERGED = ("ADAPTION_PROMPT", "LILY", "POLY", "SHADOW", "XLORA")
 """Kinds that are no prompt and that PEFT cannot merge into a base."""
@@ -61,20 +107,34 @@ def read_config(folder: Path) -> peft.PeftConfig:
         BadInput: no adapter here, broken JSON, or settings that PEFT refuses. Unsupported: a kind or task of adapter trueup
             does not examine.
     """
-    path = folder / SETTINGS
-    raw = _read_settings(path)
-    check_kind(raw.get("peft_type"), f"The adapter in '{folder}'")
-    check_task(raw.get("task_type"), f"The adapter in '{folder}'")
+    raw = read_settings(folder)
     if isinstance(raw.get("target_modules"), str) and raw.get("layers_to_transform") is not None:
         # PEFT takes a pattern or a choice of layers, not both. The weights say which modules were meant.
         raw |= {"target_modules": _modules_in(folder), "layers_to_transform": None, "layers_pattern": None}
     try:
         return config_of(raw)
     except Exception as e:  # PEFT checks its settings in as many ways as there are
+        said = " ".join(str(e).split())[:200].rstrip(".")
         raise BadInput(
-            f"PEFT does not take the settings in '{path}' ({' '.join(str(e).split())[:200].rstrip('.')}). Correct them, or save "
-            "the adapter again."
+            f"PEFT does not take the settings in '{folder / SETTINGS}' ({said}). Correct them, or save the adapter again."
         ) from e
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What adapter_config.json in `folder` holds, once kind, task and form of every setting are known. Raises as `read_config`."""
+    path = folder / SETTINGS
+    again = "Save the adapter again."
+    raw = schema.read(
+        path, record({"peft_type": optional(TEXT), "task_type": optional(TEXT)}), otherwise=again, correct=again
+    )
+    check_kind(raw.get("peft_type"), f"The adapter in '{folder}'")
+    check_task(raw.get("task_type"), f"The adapter in '{folder}'")
+    schema.check(raw, record(_FORM[raw["peft_type"]]), path, "Correct it, or save the adapter again.")
+    if raw.get("megatron_config") is not None:
+        raise Unsupported(
+            f"The adapter in '{folder}' was made for layers of Megatron, which trueup does not load. {MERGE}"
+        )
+    return raw
 
 
 def _modules_in(folder: Path) -> list[str]:
@@ -85,16 +145,6 @@ def _modules_in(folder: Path) -> list[str]:
     with safe_open(str(file), "pt") as saved:
         parts = [(k, k.find(".lora_")) for k in saved.keys()]  # noqa: SIM118
     return sorted({k[:at].removeprefix("base_model.model.") for k, at in parts if at > 0})
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
-        raise BadInput(f"'{path}' is not readable JSON ({e}). Save the adapter again.") from e
-    if not isinstance(raw, dict):
-        raise BadInput(f"'{path}' holds {type(raw).__name__}, not an object of settings. Save the adapter again.")
-    return raw
 
 
 def check_folder(folder: Path, called: str) -> None:
@@ -167,6 +217,21 @@ def check_task(task: Any, which: str) -> None:
     )
 
 
+def check_sizes(config: peft.PeftConfig, tensors: Mapping[str, Tensor], other: str) -> None:
+    """Raises BadInput where settings ask for a size that none of the adapter's own weights has, before PEFT allocates it."""
+    largest = max((n for t in tensors.values() for n in t.shape), default=0)
+    ranks = (getattr(config, "rank_pattern", None) or {}).values()
+    asked = {
+        "r": max([getattr(config, "r", 0), *ranks]),
+        "num_virtual_tokens": getattr(config, "num_virtual_tokens", 0),
+    }
+    for key, size in asked.items():
+        if size > largest:
+            raise BadInput(
+                f"{other}: its settings ask for {key} {size}, and its weights have {largest} at most. Save the adapter again."
+            )
+
+
 def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raises BadInput when a weight is NaN or infinite. `where`: the file or the adapter they stand in."""
     wrong = [k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
@@ -206,7 +271,10 @@ def trained_on(folder: Path | None, settings: peft.PeftConfig | None) -> dict[st
     """
     page = folder / "README.md" if folder is not None else None
     if page is not None and page.is_file():
-        told = page.read_text(encoding="utf-8", errors="replace").partition(_TRAINED_ON)[2]
+        text = ""
+        with suppress(OSError, ValueError):  # a page of no end says nothing
+            text = schema.plain_bytes(page).decode("utf-8", "replace")
+        told = text.partition(_TRAINED_ON)[2]
         said = dict(re.findall(r"^- (\w+): ([\w.]+)$", told.split("#")[0], re.M))
         for bits in ("load_in_4bit", "load_in_8bit"):
             if said.get(bits) == "True":
@@ -290,39 +358,29 @@ def read_card(folder: Path | None) -> dict[str, Any]:
     path = folder / CARD if folder else None
     if path is None or not path.is_file():
         return {}
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise BadInput(f"'{path}' is not readable JSON ({e}). Delete it, or save the adapter again.") from e
-    if not isinstance(card, dict):
-        return {}
-    _check_tuned(path, card.get("tuned"))
-    return card
+    card = schema.read(
+        path, _CARD, otherwise="Delete it, or save the adapter again.", correct="Correct it, or delete '{at}'."
+    )
+    return {k: v for k, v in card.items() if v is not None}
 
 
-def _check_tuned(path: Path, tuned: Any) -> None:
-    """What `trueup tune` noted of itself may have been edited by hand: refused by file and key before anything reads it."""
-    rows: list[tuple[str, Any, bool, str]] = [("tuned", tuned, isinstance(tuned, dict), "an object of settings")]
-    if isinstance(tuned, dict):
-        also = tuned.get("also")
-        whole = {k: type(tuned.get(k)) is int and tuned[k] >= 0 for k in ("seed", "limit")}
-        rows = [
-            ("tuned.data", tuned.get("data"), isinstance(tuned.get("data"), str), "the name of the data"),
-            ("tuned.seed", tuned.get("seed"), whole["seed"], "a whole number, 0 or above"),
-            ("tuned.limit", tuned.get("limit"), whole["limit"], "a whole number, 0 or above"),
-            (
-                "tuned.also",
-                also,
-                isinstance(also, list) and all(isinstance(d, str) for d in also),
-                "a list of names of data",
-            ),
-            ("tuned.training", tuned.get("training"), isinstance(tuned.get("training"), dict), "an object of settings"),
-        ]
-    for key, value, right, wanted in rows:
-        if value is not None and not right:
-            raise BadInput(
-                f"'{path}' holds {json.dumps(value)[:60]} for '{key}', which is {wanted}. Correct it, or delete '{key}'."
-            )
+_TRAINING = {
+    "lr": optional(number(0)), "epochs": whole(1), "batch": whole(1), "warmup": number(0, 1), "weight_decay": number(0),
+    "clip": number(0), "validation": number(0, 1), "patience": whole(1), "save_every": whole(1),
+}  # fmt: skip
+_CARD = record({
+    "classes": optional(lists(TEXT)), "max_length": optional(whole(4)), "adapter": optional(TEXT), "repairs": optional(TEXT),
+    "made_for": optional(TEXT), "words": optional(FLAG),
+    "template": optional(record({
+        "text": TEXT, "words": lists(TEXT), "chat": FLAG, "header": TEXT,
+        "shots": optional(record({"number": whole(0, 10_000)}, needed=("number",))),
+    }, needed=("text", "words"))),
+    "tuned": optional(record({
+        "data": optional(TEXT), "seed": optional(whole(0, 2**32 - 1)), "limit": optional(whole()), "train": optional(TEXT),
+        "also": optional(lists(TEXT)), "training": optional(record(_TRAINING)),
+    })),
+})  # fmt: skip
+"""What trueup reads of a card again; it may have been edited by hand, or come from the hub."""
 
 
 def adapter_tensors(subject: Subject) -> dict[str, Tensor]:

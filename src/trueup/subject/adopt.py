@@ -61,6 +61,7 @@ def adopt(
     """
     _check_kind(model)
     base, settings = _opened(model)
+    files.check_numbers(dict(base.named_parameters()), f"This {type(base).__name__}")
     anatomy = anatomy_of(base.config)
     what = type(base).__name__
     chosen = door.template_of(template, verbaliser, shots, chat)
@@ -144,7 +145,7 @@ def base_name(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy, rev
     gone = str(remembered).startswith((".", "/", "~")) or str(remembered).count("/") > 1
     if not remembered or (gone and not Path(remembered).is_dir()):
         return door.UNNAMED
-    files = _weights_of(str(remembered), revision)
+    files = door.weight_files(str(remembered), revision)
     if not files:
         # A hub id that is not in the cache (any more) cannot be compared with, and is taken at its word. A folder that is
         # here could have been, but for its format.
@@ -249,21 +250,6 @@ def _tokenizer(given: Any, base: Any, **options: Any) -> tuple[Any, bool, tuple[
         return given, True, ()
     told = (f"The tokenizer that was given is not the base's: {'; '.join(found)}.",) if found else ()
     return given, bool(found), told
-
-
-def _weights_of(name: str, revision: str | None) -> list[Path]:
-    """The weight files of a folder, or of a hub id in the hub's cache; none where they are not on this machine."""
-    folder = Path(name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(
-                snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=["*.safetensors"])
-            )
-        except Exception:  # not in the cache, or no name the hub could know
-            return []
-    return sorted(folder.glob("model*.safetensors"))
 
 
 def _same_weights(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy, files: list[Path]) -> bool:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
 
-from trueup.errors import BadInput, Unavailable
+from trueup.errors import BadInput, Unavailable, listing
+from trueup.store import atomic
 
 
 def allowed(repo: str) -> None:
@@ -28,8 +37,88 @@ def allowed(repo: str) -> None:
         raise _explained(e, repo) from e
 
 
-def push(folder: Path, repo: str, *, within: str | None = None) -> str:
-    """Upload a saved adapter, made if it is not there yet, to the top of `repo` or to its folder `within`; the repo's address.
+@contextmanager
+def publishable(adapter: Path) -> Iterator[Path]:
+    """A copy of a saved adapter in which folders and files of this machine go by their names alone, to be uploaded.
+
+    Raises:
+        BadInput: it holds what looks like a token or a key, or still holds a path of this machine.
+    """
+    with tempfile.TemporaryDirectory(prefix="trueup-") as temporary:
+        folder = Path(temporary) / adapter.name
+        known: dict[str, str] = {}
+        with atomic.new_folder(folder) as new:
+            for file in sorted(p for p in adapter.rglob("*") if p.is_file()):
+                to = new / file.relative_to(adapter)
+                if file.name == atomic.MANIFEST:
+                    continue
+                to.parent.mkdir(parents=True, exist_ok=True)
+                if file.name in _SETTINGS:
+                    atomic.write_json(to, _named(json.loads(file.read_text(encoding="utf-8")), known))
+                else:
+                    shutil.copyfile(file, to)
+            for file in new.rglob("*.md"):
+                text = file.read_text(encoding="utf-8")
+                for path in sorted(known, key=len, reverse=True):
+                    text = text.replace(path, known[path])
+                atomic.write_text(file, text)
+            for file in (p for p in new.rglob("*") if p.name in _SETTINGS or p.suffix in (".md", ".jinja")):
+                _refuse(adapter / file.relative_to(new), file.read_text(encoding="utf-8", errors="replace"), known)
+        yield folder
+
+
+_SETTINGS = ("adapter_config.json", "trueup.json", "tokenizer_config.json")
+"""Files whose values may be paths. The words of a vocabulary may look like some, and are none."""
+_SECRET = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+
+
+def _named(value: Any, known: dict[str, str]) -> Any:
+    """`value` with the last part of each path in place of the path; `known` collects them."""
+    if isinstance(value, dict):
+        return {k: _named(v, known) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_named(v, known) for v in value]
+    if not isinstance(value, str) or not _path(value):
+        return value
+    return known.setdefault(value, PurePath(value).name or "data")
+
+
+def _path(text: str) -> bool:
+    """Whether a setting is a path of this machine: it begins as one, or there is such a file."""
+    if text.startswith(("/", "~", "./", "../", "\\\\")) or PureWindowsPath(text).drive:
+        return "\n" not in text
+    with suppress(OSError, ValueError):
+        return ("/" in text or os.sep in text) and Path(text).exists()
+    return False
+
+
+def _refuse(file: Path, text: str, known: Mapping[str, str]) -> None:
+    here = {str(Path.home()), str(Path.cwd()), *known} - {"/"}
+    found = [p for p in here if p in text and len(p) > 3]
+    if (secret := _SECRET.search(text)) is not None:
+        found.append(f"{secret[0][:6]}…")
+    if found:
+        raise BadInput(
+            f"'{file}' holds {listing(found, 3)}, a path of this machine or a key, which would be published. Nothing was pushed; "
+            "take it out, and upload the folder with `hf upload`."
+        )
+
+
+def contents(folder: Path) -> list[tuple[str, int]]:
+    """Each file of a folder and its size."""
+    return [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()]
+
+
+def push(folder: Path, repo: str, *, at: Path, within: str | None = None) -> str:
+    """Upload a `publishable` adapter, made if it is not there yet, to the top of `repo` or to its folder `within`.
+
+    Args:
+        at: where the adapter itself lies, for a message.
+
+    Returns:
+        the repo's address.
 
     Raises:
         Unavailable: the hub refused or could not be reached. The folder is left as it is.
@@ -42,7 +131,7 @@ def push(folder: Path, repo: str, *, within: str | None = None) -> str:
             repo_id=repo, folder_path=folder, path_in_repo=within, commit_message="A repaired adapter, made by trueup"
         )
     except Exception as e:
-        raise _explained(e, repo, folder) from e
+        raise _explained(e, repo, at) from e
     return address
 
 

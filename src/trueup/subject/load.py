@@ -12,7 +12,9 @@ from typing import Any
 import peft
 import torch
 import transformers
+from safetensors import safe_open
 from torch import Tensor
+from transformers.utils import find_adapter_config_file
 
 from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
@@ -235,7 +237,7 @@ def _tokenizer(
     """The adapter's own tokenizer where it has one, else the base's; and a sentence where the two are not the same."""
     if not tokens.has_one(folder):
         return load_tokenizer(where, name, **options), ()
-    with quiet():
+    with quiet(), tokens.said(f"the adapter '{adapter}'"):
         try:
             own = transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=options.get("trust_remote_code", False)
@@ -393,14 +395,44 @@ def read_model_config(where: str, name: str, **options: Any) -> Any:
         raise BadInput(f"There is no folder '{name}'. Check the path, or give a hub id such as 'org/name'.")
     with quiet():
         try:
-            return transformers.AutoConfig.from_pretrained(where, **options)
+            config = transformers.AutoConfig.from_pretrained(where, **options)
+            with_adapter = find_adapter_config_file(where, revision=options.get("revision"))
         except Exception as e:
             raise _explained(e, name) from e
+    if with_adapter is not None:
+        raise BadInput(
+            f"'{name}' holds an adapter ({files.SETTINGS}) beside the model, and transformers puts it on when it loads the model: "
+            "figures would be of the two together. Take the adapter's files into a folder of their own, and give that as --adapter."
+        )
+    _believable(config, where, name, options.get("revision"))
+    return config
+
+
+LAYERS = 2000
+"""The most layers of a model: ten times those of the deepest there are. A module is made of each before a weight is looked for."""
+
+
+def _believable(config: Any, where: str, name: str, revision: str | None) -> None:
+    """Raises BadInput where a config speaks of far more weights than there are beside it, before room is made for them."""
+
+    def size(*names: str) -> int:
+        return next((v for n in names if type(v := getattr(config, n, None)) is int), 0)
+
+    layers = size("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    width = size("hidden_size", "n_embd", "d_model", "dim")
+    least = layers * width**2 + size("vocab_size") * (size("embedding_size", "word_embed_proj_dim") or width)
+    held = sum(f.stat().st_size for f in weight_files(where, revision))
+    # Four bits a weight are the fewest; what is small is not worth a refusal.
+    if layers > LAYERS or (held and least > 2 * held + 10**8):
+        raise BadInput(
+            f"The config of '{name}' speaks of {layers:,} layers that are {width:,} wide and {size('vocab_size'):,} words, and its "
+            f"weights are {held:,} bytes: the two do not belong together. Fetch or save the model again."
+        )
 
 
 def load_tokenizer(where: str, name: str, **options: Any) -> Any:
     """The tokenizer, with a padding token (the end-of-text token where it has none of its own)."""
-    with quiet():
+    with quiet(), tokens.said(f"'{name}'"):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         except Exception as e:
@@ -414,6 +446,7 @@ def padded(tokenizer: Any, name: str) -> Any:
         if tokenizer.eos_token is None:
             raise BadInput(f"The tokenizer of '{name}' has neither a padding nor an end token; set one and save it.")
         tokenizer.pad_token = tokenizer.eos_token
+    tokens.tried(tokenizer, f"'{name}'")
     return tokenizer
 
 
@@ -455,6 +488,7 @@ def load_base(
             )  # fmt: skip
         except Exception as e:
             raise _explained(e, name) from e
+    check_weights(net, where, name, options.get("revision"))
     mismatched = [m[0] if isinstance(m, tuple | list) else str(m) for m in info.get("mismatched_keys", ())]
     missing = sorted({*info["missing_keys"], *mismatched})
     if _kept.wanted and quantised is None:
@@ -466,6 +500,38 @@ def load_base(
         )
         net = _kept.copy()
     return net, missing
+
+
+def check_weights(net: Any, where: str, name: str, revision: str | None) -> None:
+    """Raises BadInput where a weight of a base is NaN or infinite, or is kept as what no cast makes the same number of."""
+    files.check_numbers(dict(net.named_parameters()), f"'{name}'")
+    if getattr(net.config, "quantization_config", None) is not None:
+        return
+    floating, prefix = {n for n, p in net.named_parameters() if p.is_floating_point()}, f"{net.base_model_prefix}."
+    for file in weight_files(where, revision):
+        with safe_open(str(file), "pt") as saved:
+            for key in saved.keys():  # noqa: SIM118
+                kind = saved.get_slice(key).get_dtype()
+                if not kind.startswith(("F", "BF")) and floating & {key, prefix + key, key.removeprefix(prefix)}:
+                    raise BadInput(
+                        f"'{file}' holds '{key}' as {kind}, and it is a floating-point weight: a cast would make other numbers of "
+                        "it. Save the model again as it was trained, in float32, float16 or bfloat16."
+                    )
+
+
+def weight_files(name: str, revision: str | None) -> list[Path]:
+    """The weight files of a folder, or of a hub id in the hub's cache; none where they are not on this machine."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(
+                snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=["*.safetensors"])
+            )
+        except Exception:  # not in the cache, or no name the hub could know
+            return []
+    return sorted(folder.glob("model*.safetensors"))
 
 
 class _Kept:
@@ -527,6 +593,7 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
     Raises:
         BadInput: the adapter was made for another base model (name, layers or sizes differ).
     """
+    files.check_sizes(settings, tensors, other)
     for key, own in _prompt_sizes(net.config, settings).items():
         if (given := getattr(settings, key)) not in (None, own):
             raise BadInput(
@@ -551,6 +618,11 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
         raise BadInput(f"{other}: {what}. Give the base model it was trained on.")
     places = {**expected, **embeddings}
     for k, v in tensors.items():
+        if v.is_complex() or v.is_floating_point() != places[k].is_floating_point():
+            raise BadInput(
+                f"{other}: '{k}' is {_kind(v)} in the adapter and {_kind(places[k])} in the model: a cast would make other numbers "
+                "of it. Save the adapter again as it was trained."
+            )
         if v.shape != places[k].shape:
             raise BadInput(
                 f"{other}: '{k}' is {tuple(v.shape)} in the adapter and {tuple(places[k].shape)} in the model. "
@@ -563,6 +635,10 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
         peft.set_peft_model_state_dict(model, {k: v for k, v in tensors.items() if k not in there})
     check_runs(model)
     return model, brought > there
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def check_runs(model: peft.PeftModel) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,39 @@ _SAMPLE = "The Film wasn't good: 12 of 34 said  it, naïvely."
 def has_one(folder: Path | None) -> bool:
     """Whether a whole tokenizer stands in `folder`."""
     return folder is not None and any((folder / name).is_file() for name in _VOCABULARIES)
+
+
+PANIC = "PanicException"
+"""What Python calls the panic of a library that is written in Rust: a BaseException, of a class of each library's own."""
+
+
+@contextmanager
+def said(whose: str) -> Iterator[None]:
+    """Inside the block, a panic of the tokenizers library is BadInput: what the tokenizer's files say does not go together."""
+    try:
+        yield
+    except BaseException as e:
+        if type(e).__name__ != PANIC:
+            raise
+        raise _damaged(whose, e) from e
+
+
+def tried(tokenizer: Any, whose: str) -> None:
+    """Raises BadInput where `tokenizer` cannot read a text, alone or before another."""
+    with said(whose):
+        try:
+            tokenizer(_SAMPLE, verbose=False)
+        except Exception as e:
+            raise _damaged(whose, e) from e
+        with suppress(Exception):  # some have no form for a pair, and are not asked for one
+            tokenizer(_SAMPLE, _SAMPLE, verbose=False)
+
+
+def _damaged(whose: str, e: BaseException) -> BadInput:
+    return BadInput(
+        f"The tokenizer of {whose} cannot read text ({type(e).__name__}: {' '.join(str(e).split())[:160].rstrip('.')}). Its files "
+        "are damaged, or do not go together. Fetch them again, or save them again with tokenizer.save_pretrained."
+    )
 
 
 def differences(own: Any, base: Any) -> list[str]:

@@ -61,7 +61,7 @@ def read(out: Path, name: str, within: str = CELLS) -> Record | None:
     try:
         data = json.loads((out / within / name / RECORD).read_text(encoding="utf-8"))
         record = replace(Record(**{k: v for k, v in data.items() if k in Record.__dataclass_fields__}), name=name)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
     whole = all(isinstance(m, dict) for m in (record.asked, record.inputs, record.versions, record.tuned))
     stamped = whole and all(isinstance(s, list) and len(s) == 3 for f in record.inputs.values() for s in f.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from scipy.special import expit
 from scipy.stats import binom
 from torch import Tensor
@@ -97,8 +95,7 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
     if "score" not in card or "made_for" not in card:
         raise BadInput(f"'{folder}' holds no confidence head saved by trueup; give the folder of a saved remedy.")
     atomic.verify(folder)
-    tensors = load_file(str(folder / "adapter_model.safetensors"))
-    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings, tensors = files.read_settings(folder), files.read_tensors(folder)
     rest = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
     return ConfidenceHead(
         files.head_in(tensors, subject.anatomy),
