@@ -209,7 +209,7 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
 def reusable(subject: Subject) -> bool:
     """Whether what a model keeps of tokens can serve several examples: not beside a prompt, nor where gradients are kept."""
     config = subject.peft_config
-    return not (torch.is_grad_enabled() or (config is not None and config.is_prompt_learning))
+    return subject.anatomy.keeps and not (torch.is_grad_enabled() or (config is not None and config.is_prompt_learning))
 
 
 def _after_shared(subject: Subject, ids: Tensor, mask: Tensor, shared: int) -> Tensor:
@@ -286,8 +286,7 @@ def live_head(subject: Subject) -> Head:
     """The head as it is (trainable where the adapter trains it, with what an adapter adds to it), or the stand-in head."""
     if subject.head is not None:
         return subject.head
-    weight, bias = map_of(subject.head_layer(), None if subject.template is None else subject.verbaliser_ids())
-    return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
+    return subject.head_map()
 
 
 def head_type(subject: Subject) -> torch.dtype:
@@ -298,8 +297,13 @@ def head_type(subject: Subject) -> torch.dtype:
 
 def reader(subject: Subject) -> Callable[[Tensor], Tensor]:
     """(..., d) features -> (..., K) logits, by the live head as it is now; found once, for many calls."""
-    head = live_head(subject)
-    return lambda x: x @ head.weight.to(x).T + head.bias.to(x)
+    head, cap = live_head(subject), subject.anatomy.cap if subject.template is not None and subject.head is None else 0.0
+
+    def read(x: Tensor) -> Tensor:
+        logits = x @ head.weight.to(x).T + head.bias.to(x)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    return read
 
 
 def logits(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Tensor:
@@ -309,7 +313,14 @@ def logits(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Tens
 
 def next_token_logits(subject: Subject, batch: Batch) -> Tensor:
     """(b, V): a causal model's logits of the token that follows each example."""
-    return subject.base.get_output_embeddings()(features(subject, batch))  # type: ignore[operator]
+    return word_logits(subject, features(subject, batch))
+
+
+def word_logits(subject: Subject, states: Tensor) -> Tensor:
+    """(..., d) final states -> (..., V) a language model's logits, with what it does to the numbers of its head."""
+    anatomy, logits = subject.anatomy, subject.base.get_output_embeddings()(states)  # type: ignore[operator]
+    logits = logits if anatomy.scale == 1 else logits * anatomy.scale
+    return anatomy.cap * torch.tanh(logits / anatomy.cap) if anatomy.cap else logits
 
 
 def segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:

@@ -201,16 +201,24 @@ class Subject:
     @property
     def pad_token_id(self) -> int | None:
         """The token that the model itself takes for padding; None where its config names none."""
-        return self.base.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
+        return getattr(self.base.config.get_text_config(), "pad_token_id", None)  # type: ignore[union-attr, operator]
 
     def own_head(self) -> Head:
         """The classifier's last linear layer, or the rows of the language-model head at the verbaliser's tokens.
 
         Weight (C, d) and bias (C,) (zeros where the layer has none), detached copies in float32 on the CPU.
         """
-        weight, bias = map_of(self.head_layer(), None if self.template is None else self.verbaliser_ids())
-        weight, bias = weight.detach(), weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        head = self.head_map()
+        weight, bias = head.weight.detach(), head.bias.detach()
         return Head(weight.to("cpu", torch.float32, copy=True), bias.to("cpu", torch.float32, copy=True))
+
+    def head_map(self) -> Head:
+        """The live last layer as a matrix, trainable where the adapter trains it, with the factor that some language models
+        multiply their logits by."""
+        weight, bias = map_of(self.head_layer(), None if self.template is None else self.verbaliser_ids())
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        scale = 1.0 if self.template is None else self.anatomy.scale
+        return Head(weight, bias) if scale == 1 else Head(weight * scale, bias * scale)
 
     def head_layer(self) -> Any:
         """The live last layer: of the active adapter's copy of the head where PEFT keeps one, and the adapter's own layer
