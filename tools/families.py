@@ -76,11 +76,17 @@ BY_NAME: dict[str, Any] = {
     "sliding_window": 64, "local_attention": 64, "attention_window": 64, "type_vocab_size": 2, "word_embed_proj_dim": WIDTH,
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "attention_head_size": 8,
     "intermediate_size_per_layer": UNITS, "block_size": 8, "num_memory_blocks": 2, "bottleneck_size": 16,
-    "partial_rotary_factor": 0.5, "rotary_dim": 4,
+    "entity_vocab_size": 8, "entity_emb_size": WIDTH, "coordinate_size": 6, "shape_size": 4, "default_language": "en_XX",
 }  # fmt: skip
 SPECIAL: dict[str, dict[str, Any]] = {
     "jamba": {"num_hidden_layers": 4}, "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 2},
-    "zamba2": {"num_hidden_layers": 6, "hybrid_layer_ids": [2, 5], "num_mem_blocks": 1},
+    "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "mamba", "hybrid"] * 2, "num_mem_blocks": 1, "n_mamba_heads": 4},
+    "bamba": {"attn_layer_indices": [1, 3]}, "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2}, "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "falcon_h1": {"mamba_d_ssm": 64}, "mamba2": {"num_heads": 8}, "zaya": {"num_experts_per_tok": 1},
+    "esmc": {"num_key_value_heads": HEADS}, "gptj": {"rotary_dim": 4}, "codegen": {"rotary_dim": 4},
     "reformer": {"axial_pos_shape": [16, 8], "axial_pos_embds_dim": [16, 16], "attn_layers": ["local"] * 2, "hash_seed": 0},
     "funnel": {"block_sizes": [2, 2], "d_head": 8, "d_inner": UNITS}, "xlnet": {"d_inner": UNITS, "d_head": 8},
     "mpt": {"n_heads": 4}, "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 64},
@@ -88,8 +94,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
                                                 "intermediate_groups": 2, "output_groups": 2},
     "mobilebert": {"intra_bottleneck_size": 16, "true_hidden_size": 16}, "convbert": {"head_ratio": 2},
     "recurrent_gemma": {"attention_window_size": 64}, "perceiver": {"num_latents": 8, "d_latents": WIDTH, "d_model": WIDTH},
-    "longformer": {"attention_window": [8] * LAYERS},
+    "longformer": {"attention_window": [8] * LAYERS}, "lilt": {"hidden_size": 48},
+    "gemma3n_text": {"intermediate_size": [UNITS] * 4, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 4},
 }  # fmt: skip
+_STALE = ("layer_types", "mlp_layer_types", "layers_block_type", "transformers_version", "no_rope_layers", "moe_layers")
+"""Of a config inside of another: lists with one entry for each of the layers there were, which a config fills in by itself."""
 FIXED = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
 
 
@@ -100,27 +109,33 @@ class Late(Exception):
 def small(model_type: str) -> Any:
     """The config of a family, every size that is known by its name made small."""
     cls = CONFIG_MAPPING[model_type]
-    return cls(**_made_small(cls(), model_type))
+    config = cls(**_made_small(cls(), model_type))
+    for name, value in FIXED.items():
+        if not hasattr(config, name):
+            setattr(config, name, value)
+    return config
 
 
 def _made_small(config: Any, model_type: str) -> dict[str, Any]:
-    there: dict[str, Any] = {k: getattr(config, k, None) for k in config.to_dict()} | {
-        k: getattr(config, k, None) for k in getattr(config, "attribute_map", {}) if hasattr(config, k)
-    }
+    there: dict[str, Any] = {}
+    for name in (*config.to_dict(), *getattr(config, "attribute_map", {})):
+        with contextlib.suppress(Exception):  # some say that a number differs from layer to layer
+            there[name] = getattr(config, name)
     given: dict[str, Any] = {}
     for name, value in there.items():
         if isinstance(value, transformers.PreTrainedConfig):
-            given[name] = value.to_dict() | _made_small(value, value.model_type)
-            for stale in ("layer_types", "mlp_layer_types", "layers_block_type", "transformers_version"):
-                given[name].pop(stale, None)
+            inner = value.to_dict() | _made_small(value, value.model_type)
+            given[name] = {k: v for k, v in inner.items() if k not in _STALE or k in SPECIAL.get(value.model_type, {})}
         elif name in FIXED:
             given[name] = FIXED[name]
-        elif name in BY_NAME and isinstance(value, int | float | type(None)) and not isinstance(value, bool):
+        elif name in BY_NAME and isinstance(value, int | float | str | type(None)) and not isinstance(value, bool):
             given[name] = BY_NAME[name]
         elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
             given[name] = VOCABULARY - 1
         elif "dropout" in name and isinstance(value, float):
             given[name] = 0.0
+    if "kv_lora_rank" in there and "num_key_value_heads" in given:
+        given["num_key_value_heads"] = HEADS  # keys and values are made anew for each head
     mapped = {v: k for k, v in getattr(config, "attribute_map", {}).items()}
     given = {k: v for k, v in given.items() if mapped.get(k) not in given or k in config.to_dict()}
     return {k: v for k, v in given.items() if k in config.to_dict() or k in there} | SPECIAL.get(model_type, {})
@@ -130,7 +145,9 @@ def build(model_type: str, words: bool) -> Any:
     """A random model; raises whatever transformers raises."""
     config = small(model_type)
     cls = transformers.AutoModelForCausalLM if words else transformers.AutoModelForSequenceClassification
-    if not words:
+    if words:
+        config.is_decoder = True  # as those are used whose encoder can be told to write
+    else:
         config.num_labels = len(CLASSES)
     with torch.device("meta"):
         size = sum(p.numel() for p in cls.from_config(config).parameters())

@@ -203,7 +203,8 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
         model(**given)
     finally:
         hook.remove()
-    return caught[-1]
+    # A head that reads every token answers at the last one.
+    return caught[-1] if caught[-1].ndim == 2 else at_last(caught[-1], read_up_to(subject, ids, mask))
 
 
 def reusable(subject: Subject) -> bool:

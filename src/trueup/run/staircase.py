@@ -502,10 +502,12 @@ def _record(subject: Subject, batch: Batch, part: Part = "down") -> _Run:
     except Exception as e:  # a family may step through its layers in a way of its own
         if out_of_memory(e):
             raise
+        why = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
+        if isinstance(e, AttributeError) and _Recorder.__name__ in str(e):
+            why = "they ask for more of what they keep of earlier tokens than keys and values"
         raise Unsupported(
-            f"One token could not be stepped through the layers of '{subject.anatomy.model_type}' "
-            f"({type(e).__name__}: {' '.join(str(e).split())[:160]}), so nothing that rests on it was computed. Give a model of "
-            "another family."
+            f"One token could not be stepped through the layers of '{subject.anatomy.model_type}' ({why}), so nothing that rests on it "
+            "was computed. Give a model of another family."
         ) from e
     _STEPPED[subject.model].add(part)
     return run
@@ -556,6 +558,7 @@ def _recorded(subject: Subject, batch: Batch, part: Part) -> _Run:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         names = list(inspect.signature(layer.forward).parameters)
         named = dict(zip(names, args, strict=False)) | kwargs
+        named = {"hidden_states" if k == names[0] else k: v for k, v in named.items()}  # some call them x
         places.append(past.named(named))
         if not recurrent:
             named |= {name: _Recorder(named[name]) for name in places[-1]}

@@ -88,10 +88,10 @@ def adopt(
     revision, told = door.pinned(settings, str(getattr(base.config, "_name_or_path", "") or ""), revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer, another, differs = _tokenizer(tokenizer, base, **options)
-    rows = len(base.get_input_embeddings().weight)
+    rows = tokens.rows_of(base)
     before = _as_it_was(base, **options)
-    resized = before is not None and settings is not None and getattr(before, "vocab_size", rows) != rows
-    if another or resized:
+    resized = before is not None and settings is not None and rows > 0 and getattr(before, "vocab_size", rows) != rows
+    if rows and (another or resized):
         tokens.check_rows(tokenizer, rows, "The tokenizer")
     if chosen is not None and (chosen.shots is None or chosen.chat):
         door.check_template(tokenizer, chosen)

@@ -32,6 +32,8 @@ _VALUE = ("v_proj", "value_proj", "value", "v_lin", "v", "kv_b_proj", "wv", "Wv"
 _FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "qkv", "in_proj_qkv", "att_proj", "W_pack", "wqkv", "qkv_linear")
 _DOWN = ("down_proj", "fc2", "w2", "wo", "lin2", "c_proj", "dense_4h_to_h", "fc_out", "Wo", "dense2", "ff2", "output_linear")
 _OUT = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "Wo", "wo", "o", "out", "dense_out", "linear_out", "proj")
+_NO_SELF_ATTENTION = ("cross", "encoder_attn", "encdecattention", "inter_attention", "expert")
+"""In the names of attention to another text, and of experts that call their parts the same."""
 _ELSEWHERE = ("vision", "visual", "image", "audio", "speech", "video", "talker", "mtp")
 """In the names of towers that read no text, and of heads that read ahead."""
 
@@ -53,11 +55,11 @@ def anatomy_of(config: Any, *, words: bool, trust_remote_code: bool = False) -> 
     writer, other = _skeleton(config, True, trust_remote_code) if words else (None, "")
     net, why = (writer, other) if words else (classifier, reason)
     if net is None:
-        step = (
-            "Use it without --template and --verbaliser, as a classifier with a head."
-            if words and classifier is not None
-            else "Give --template and --verbaliser, so that the model answers with a word, or give another model."
-        )
+        step = "Give another model."
+        if words and classifier is not None:
+            step = "Use it without --template and --verbaliser, as a classifier with a head."
+        elif not words and _skeleton(config, True, trust_remote_code)[0] is not None:
+            step = "Give --template and --verbaliser, so that the model answers with a word."
         raise Unsupported(f"The architecture '{model_type}' cannot be examined this way: {why}. {step}")
     if not words and not head:
         raise Unsupported(
@@ -135,8 +137,10 @@ def _sketch(net: Any, anatomy: Anatomy) -> Anatomy:
     query, key, value = _attention(layers)
     if not value:
         which = [str(i) for i, layer in enumerate(layers) if not _attention([layer])[2]]
-        what = "none of its layers has" if len(which) == len(layers) else f"layers {', '.join(which[:6])} lack"
-        lacks["attention"] = lacks["mixer_out"] = f"{what} an attention with a value projection of its own"
+        some = f"layers {', '.join(which[:6])} lack" if len(which) < len(layers) else "none of its layers has"
+        what = f"{some} an attention with query, key and value projections that their names tell apart"
+        what = what if which else "its layers name the parts of their attention differently"
+        lacks["attention"] = lacks["mixer_out"] = what
     scope = value.split(".")[0] if value else ""
     out = _unanimous(layers, lambda layer: _mixer_out(layer, scope, width)) if scope else ""
     if scope and not out:
@@ -144,9 +148,10 @@ def _sketch(net: Any, anatomy: Anatomy) -> Anatomy:
     up, down, why = _feed_forward(layers, scope, width)
     recurrent = any(isinstance(m, nn.Conv1d) for layer in layers for m in layer.modules()) or _decays(layers)
     kind = anatomy.kind
-    if kind != "encoder" and recurrent and not any(_attention([layer])[2] for layer in layers):
+    mixer = _mamba_mixer(layers, width)
+    if kind != "encoder" and recurrent and (mixer or (down and _decays(layers))) and not any(_attention([x])[2] for x in layers):
         kind = "state-space"
-        up, down, why = _mamba_mixer(layers, width) or (up, down, why)
+        up, down, why = mixer or (up, down, why)
         out, lacks = down, {}
     if not down:
         lacks["down"] = why
@@ -205,8 +210,8 @@ def _attention(layers: Sequence[nn.Module]) -> tuple[str, str, str]:
     def named(layer: nn.Module, leaves: Sequence[str]) -> list[str]:
         # A cross-attention reads another text; its twin reads this one.
         return [
-            n for n in _linears(layer) if n.rpartition(".")[2] in leaves and "." in n and "cross" not in n.lower()
-            and "expert" not in n
+            n for n in _linears(layer)
+            if n.rpartition(".")[2] in leaves and "." in n and not any(part in n.lower() for part in _NO_SELF_ATTENTION)
         ]  # fmt: skip
 
     def one(layer: nn.Module) -> tuple[str, str, str]:
@@ -335,26 +340,27 @@ class _Trial:
             )
         states = self._alone()
         causal = states is not None and self._causal(states)
-        reads = states is not None and causal and self._reads_states(x, states)
+        if self.words and states is None:
+            raise Unsupported(
+                f"The backbone of this '{family}' cannot be run by itself, so what its head answers from cannot be read. Give another "
+                "model."
+            )
         if self.words and not causal:
             return replace(anatomy, kind="encoder")
-        if self.words and not reads:
+        if self.words:
+            anatomy = self._scaled(anatomy, x, states, said)
+        else:
+            causal = causal and self._reads_states(x, states)
+        if not causal and x.ndim == 3 and not (said.ndim == 2 and _same(self.head(x[0, -1]), said[0])):
             raise Unsupported(
-                f"The head of this '{family}' is given something else than the final states of its backbone, so what it answers from "
-                "cannot be read. Give another model."
-            )
-        causal = reads
-        if not causal and x.ndim != 2:
-            raise Unsupported(
-                f"The last layer of this '{family}' is given numbers of shape {tuple(x.shape)}, and not one row for each text, so "
-                "what it answers from cannot be read. Give another model."
+                f"The last layer of this '{family}' is given numbers of shape {tuple(x.shape)}, and what the model answers is not what "
+                "that layer makes of the last of them, so what it answers from cannot be read. Give another model."
             )
         kind = anatomy.kind if causal and anatomy.kind == "state-space" else "decoder" if causal else "encoder"
-        anatomy = replace(anatomy, kind=kind)
-        if self.words:
-            anatomy = self._scaled(anatomy, x, said)
-        anatomy = self._with_layers(anatomy, said, states if causal else passed)
-        return replace(anatomy, alone=not self.alike(causal), keeps=causal and self._goes_on(kind, states))
+        anatomy = self._with_layers(replace(anatomy, kind=kind), said, states if causal else passed)
+        # Which of several tokens is read behind padding is each family's own rule, and there is none without.
+        alone = (not causal and x.ndim == 3) or not self.alike(causal)
+        return replace(anatomy, alone=alone, keeps=causal and self._goes_on(kind, states))
 
     def _tokens(self, tokenizer: Any) -> list[int]:
         """A short text's tokens, in the frame that the tokenizer puts around every text; the others are drawn at random."""
@@ -416,29 +422,36 @@ class _Trial:
         other = [*self.ids[:-1], next(i for i in (*self.ids[1:-1], self.ids[-1] ^ 1) if i != self.ids[-1])]
         return _same(self._states(other)[:, :-1], states[:, :-1])
 
-    def _reads_states(self, x: Tensor, states: Tensor) -> bool:
+    def _reads_states(self, x: Tensor, states: Tensor | None) -> bool:
         """Whether the last layer is given the final states: all of them, or that of the last token."""
+        assert states is not None
         if x.ndim == 3:
             return x.shape[1] <= states.shape[1] and _same(x, states[:, -x.shape[1] :])
         return _same(x, states[:, -1])
 
-    def _scaled(self, anatomy: Anatomy, x: Tensor, said: Tensor) -> Anatomy:
-        """What a language model does to the numbers of its head: nothing, a factor, or a soft cap. Anything else is found, and
-        refused, by the proof of every model's first pass."""
-        plain, said = self.head(x)[0, -1].float(), said[0, -1].float()
+    def _scaled(self, anatomy: Anatomy, x: Tensor, states: Tensor | None, said: Tensor) -> Anatomy:
+        """What a language model does to the numbers that its head makes of the final states: nothing, a factor, or a soft cap."""
+        assert states is not None
+        read = states if states.shape[-1] == x.shape[-1] else torch.zeros_like(x)
+        plain, said = self.head(read)[0, -1].float(), said[0, -1].float()
         if _same(plain, said):
             return anatomy
         scale = float((plain * said).sum() / (plain * plain).sum())
         if _same(plain * scale, said):
             return replace(anatomy, scale=scale)
         cap = float(getattr(self.net.config.get_text_config(), "final_logit_softcapping", None) or 0)
-        return replace(anatomy, cap=cap) if cap and _same(cap * torch.tanh(plain / cap), said) else anatomy
+        if cap and _same(cap * torch.tanh(plain / cap), said):
+            return replace(anatomy, cap=cap)
+        raise Unsupported(
+            f"What this '{anatomy.model_type}' says of the next token is not what its head makes of the final states of its backbone, "
+            "nor that by a factor or a soft cap, so what it answers from cannot be read. Give another model."
+        )
 
     def _with_layers(self, anatomy: Anatomy, said: Tensor, states: Tensor | None) -> Anatomy:
         if not anatomy.layers:
             return anatomy
         try:
-            why = self._runs(anatomy, said)
+            why = self._runs(anatomy, said, states)
         except Exception as e:  # whatever a model does with what it is given
             why = f"they could not be watched at work ({_short(e)})"
         if states is None and not why:
@@ -461,7 +474,7 @@ class _Trial:
             anatomy = replace(anatomy, mixer_out="")
         return replace(anatomy, lacks=lacks)
 
-    def _runs(self, anatomy: Anatomy, said: Tensor) -> str:
+    def _runs(self, anatomy: Anatomy, said: Tensor, states: Tensor | None) -> str:
         """Why the layers are not what every token goes through, one after another; empty where they are."""
         layers = list(self.body.get_submodule(anatomy.layers))
         width = anatomy.size(self.net.config, "width")
@@ -488,6 +501,8 @@ class _Trial:
                 for hook in hooks:
                     hook.remove()
 
+        if states is not None and states.shape[-1] != width:
+            return f"the final states are {states.shape[-1]} wide, and the layers {width}"
         same = watch(lambda x, _: x.clone())
         if wrong:
             return wrong[0]
@@ -520,11 +535,14 @@ class _Trial:
 
     def alike(self, causal: bool) -> bool:
         """Whether a text is read alike alone, and beside a longer one behind padding."""
-        short, long = self.ids[:2] + self.ids[-2:], [*self.ids[:-1], *self.ids[1:]]  # one beginning and one end token, as every text
+        # Of several lengths, each with one beginning and one end token, as every text.
+        texts = [[*self.ids[:k], self.ids[-1]] for k in range(2, 6) if k < len(self.ids)] + [[*self.ids[:-1], *self.ids[1:]]]
         try:
             if causal:
-                return _same(self._states(short)[0, -1], self._states(short, long)[0, len(short) - 1])
-            return _same(self._whole(short)[0][0], self._whole(short, long)[0][0])
+                beside = self._states(*texts)
+                return all(_same(self._states(t)[0, -1], beside[i, len(t) - 1]) for i, t in enumerate(texts))
+            beside = self._whole(*texts)[0]
+            return all(_same(self._whole(t)[0][0], beside[i]) for i, t in enumerate(texts))
         except Exception:  # what cannot be run in a batch is run alone
             return False
 

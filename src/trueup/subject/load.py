@@ -167,7 +167,7 @@ def load(
             other = f"The adapter '{adapter}' does not fit '{model}'{_made_for(settings)}"
             resized = fit_vocabulary(net, tensors, other)
             net, brought = attach(net, settings, tensors, anatomy, other=other)
-            vocabulary = len(net.get_input_embeddings().weight) if resized or brought else 0
+            vocabulary = tokens.rows_of(net) if resized or brought else 0
             if not files.known(settings):
                 anatomy = in_batches(net.get_base_model(), anatomy, tokenizer, words=causal)
             missing = [m for m in missing if not any(m in k for k in tensors)]
@@ -177,11 +177,11 @@ def load(
             f"'{model}' lacks the weights {listing(missing, 4)}, and no adapter brings them: it would answer at random. "
             "Tune an adapter first: `trueup tune lora " + model + " --data ...`."
         )
-    if another or vocabulary:
+    if tokens.rows_of(net) and (another or vocabulary):
         whose = (
             f"The tokenizer beside the adapter '{adapter}'" if tokens.has_one(folder) else f"The tokenizer of '{model}'"
         )
-        tokens.check_rows(tokenizer, len(net.get_input_embeddings().weight), whose)
+        tokens.check_rows(tokenizer, tokens.rows_of(net), whose)
     if chosen is not None and (chosen.shots is None or chosen.chat):
         check_template(tokenizer, chosen)
     room = position_limit(config, anatomy, settings)
@@ -268,6 +268,8 @@ def fit_vocabulary(net: Any, tensors: dict[str, Tensor], other: str) -> bool:
     Raises:
         BadInput: the weights disagree, or new rows are needed that they do not bring.
     """
+    if not tokens.rows_of(net):
+        return False
     heads, words = net.get_output_embeddings(), net.get_input_embeddings()
     ends = {"weight": 0, "base_layer.weight": 0, "token_adapter.base_layer.weight": 0, "original_module.weight": 0}
     sides = (
@@ -645,6 +647,12 @@ def check_words(anatomy: Anatomy, template: Template | None) -> None:
 
 def answers_with_no_word(anatomy: Anatomy, shots: bool = False) -> Unsupported:
     """The refusal of a verbaliser, or of demonstrations, on an encoder, which does not write the next word."""
+    if anatomy.discovered:
+        return Unsupported(
+            f"This '{anatomy.model_type}' is no causal model: another last token changes what it makes of those before it, as in an "
+            "encoder. Use it without --template, --verbaliser and --shots, as a classifier with a head, or set is_decoder in its config "
+            "if it was trained to write."
+        )
     if shots:
         return Unsupported(
             f"'{anatomy.model_type}' is an encoder and does not learn from demonstrations in its prompt; give a causal model, "
