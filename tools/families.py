@@ -2,10 +2,11 @@
 
     python tools/families.py [-o results.jsonl] [--only TYPE ...] [--seconds 180]
 
-Each is held against transformers and PEFT themselves: the logits of single texts, a head of more rows saved and loaded with plain PEFT,
-units scaled at the last token against whole passes, and units scaled by a saved adapter. Prints one line for each model, and counts:
-works, works in part (what is refused, and why), refused, not built (from a config made small by name), crashed, WRONG (any number that
-differs by more than rounding). Exits 1 where a number is wrong or trueup crashed. Rows already in the results are not run again.
+Each is held against transformers and PEFT themselves: the logits of single texts, a head of more rows saved and loaded with plain
+PEFT, units scaled at the last token against whole passes, and units scaled by a saved adapter. Prints one line for each model, and
+counts: works, works in part (what is refused, and why), refused, not built (from a config made small by name), crashed, WRONG (any
+number that differs by more than rounding). Exits 1 where a number is wrong or trueup crashed. Rows already in the results are not run
+again.
 """
 
 from __future__ import annotations
@@ -60,12 +61,13 @@ BY_NAME: dict[str, Any] = {
                      "nhead"), HEADS),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "num_layers",
                      "num_decoder_layers", "num_encoder_layers", "layers"), LAYERS),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "n_inner", "dff", "hidden_dim_ff",
-                     "moe_intermediate_size", "shared_expert_intermediate_size", "expert_dim", "ffn_hidden_size",
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "n_inner", "dff",
+                     "hidden_dim_ff", "moe_intermediate_size", "shared_expert_intermediate_size", "expert_dim", "ffn_hidden_size",
                      "shared_intermediate_size", "intermediate_size_mlp", "mlp_intermediate_size"), UNITS),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k", "top_k_experts"), 2),
-    "num_key_value_heads": 2, "head_dim": 8, "d_kv": 8, "max_position_embeddings": 128, "n_positions": 128, "vocab_size": VOCABULARY,
+    "num_key_value_heads": 2, "head_dim": 8, "d_kv": 8, "max_position_embeddings": 128, "n_positions": 128,
+    "vocab_size": VOCABULARY,
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16,
     "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1,
     "state_size": 8, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2, "mamba_n_groups": 1,
@@ -80,7 +82,8 @@ BY_NAME: dict[str, Any] = {
 }  # fmt: skip
 SPECIAL: dict[str, dict[str, Any]] = {
     "jamba": {"num_hidden_layers": 4}, "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 2},
-    "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "mamba", "hybrid"] * 2, "num_mem_blocks": 1, "n_mamba_heads": 4},
+    "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "mamba", "hybrid"] * 2, "num_mem_blocks": 1,
+               "n_mamba_heads": 4},
     "bamba": {"attn_layer_indices": [1, 3]}, "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
@@ -161,6 +164,15 @@ def build(model_type: str, words: bool) -> Any:
                 p.add_(torch.randn_like(p) * 0.05)
     plain(net, [[5, 6, 7, 3]])
     return net
+
+
+def reloaded(net: Any, folder: Path) -> Any:
+    """The model as its checkpoint gives it, which is what a saved adapter is put on."""
+    net.save_pretrained(folder)
+    first, second = (type(net).from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
+    if apart(plain(second, [[5, 6, 7, 3]]), plain(first, [[5, 6, 7, 3]])) > TOLERANCE:
+        raise RuntimeError("two loads of its checkpoint say different things")
+    return first
 
 
 def plain(net: Any, rows: list[list[int]], pick: Any = None) -> np.ndarray:
@@ -302,9 +314,13 @@ class Case:
                     module = layers_of(subject)[at].get_submodule(getattr(subject.anatomy, part))
                     hooks.append(module.register_forward_pre_hook(put))
                 with torch.no_grad(), evaluating(subject):
-                    slow[i, c] = subject.base.base_model(  # type: ignore[operator]
-                        input_ids=ids, attention_mask=torch.ones_like(ids)
-                    ).last_hidden_state[0, -1].numpy()
+                    slow[i, c] = (
+                        subject.base.base_model(  # type: ignore[operator]
+                            input_ids=ids, attention_mask=torch.ones_like(ids)
+                        )
+                        .last_hidden_state[0, -1]
+                        .numpy()
+                    )
                 for hook in hooks:
                     hook.remove()
         self.holds(f"steps ({part})", got, slow)
@@ -319,11 +335,9 @@ class Case:
         self.holds("units", plain(self.loaded(cls, settings, tensors), rows, pick), ours)
 
     def loaded(self, cls: Any, settings: Any, tensors: Any, **options: Any) -> Any:
-        base, folder = self.folder / "base", Path(tempfile.mkdtemp(dir=self.folder))
-        if not base.exists():
-            self.net.save_pretrained(base)
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
         files.write_adapter(folder, settings, tensors)
-        net = cls.from_pretrained(base, ignore_mismatched_sizes=True, dtype=torch.float32, **options)
+        net = cls.from_pretrained(self.folder / "base", ignore_mismatched_sizes=True, dtype=torch.float32, **options)
         return peft.PeftModel.from_pretrained(net, str(folder)).eval()
 
 
@@ -340,7 +354,7 @@ def one(model_type: str, words: bool, seconds: int) -> dict[str, Any]:
     try:
         with quiet():
             try:
-                net = build(model_type, words)
+                net = reloaded(build(model_type, words), folder / "base")
             except Exception as e:
                 return row | {"outcome": "not built", "why": " ".join(f"{type(e).__name__}: {e}".split())[:200]}
             case = Case(net, words, folder)
@@ -380,7 +394,10 @@ def main() -> int:
     print(f"transformers {transformers.__version__}, torch {torch.__version__}, peft {peft.__version__}")
     for kind in ("classifier", "causal"):
         counts = Counter(r["outcome"] for r in done if r["as"] == kind)
-        print(f"{kind}: " + ", ".join(f"{counts[k]} {k}" for k in ("works", "in part", "refused", "not built", "crashed", "WRONG")))
+        print(
+            f"{kind}: "
+            + ", ".join(f"{counts[k]} {k}" for k in ("works", "in part", "refused", "not built", "crashed", "WRONG"))
+        )
     return int(any(r["outcome"] in ("WRONG", "crashed") for r in done))
 
 

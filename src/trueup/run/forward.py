@@ -298,7 +298,10 @@ def head_type(subject: Subject) -> torch.dtype:
 
 def reader(subject: Subject) -> Callable[[Tensor], Tensor]:
     """(..., d) features -> (..., K) logits, by the live head as it is now; found once, for many calls."""
-    head, cap = live_head(subject), subject.anatomy.cap if subject.template is not None and subject.head is None else 0.0
+    head, cap = (
+        live_head(subject),
+        subject.anatomy.cap if subject.template is not None and subject.head is None else 0.0,
+    )
 
     def read(x: Tensor) -> Tensor:
         logits = x @ head.weight.to(x).T + head.bias.to(x)
@@ -343,6 +346,7 @@ def own_logits(subject: Subject, row: Row) -> tuple[Tensor, list[Tensor], Tensor
     if subject.shots is not None:
         return said[-1], [next_token_logits(subject, batch)[0]], said[-1].abs()
     own = said if subject.template is None else said[-1, subject.verbaliser_ids()]
+    own = torch.cat([torch.zeros_like(own), own]) if subject.sigmoid else own
     ways = [features(subject, batch)]
     if subject.soft_prompted and subject.peft_config is not None:
         ways.append(features(subject, batch, subject.model.get_prompt(batch_size=1)[0]))
@@ -366,7 +370,10 @@ def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tens
         said.append(
             subject.model(input_ids=batch.ids.to(subject.device), attention_mask=batch.mask.to(subject.device)).logits
         )
-    return torch.cat(said)[:, : len(subject.classes)]
+    logits = torch.cat(said)
+    return (
+        torch.cat([torch.zeros_like(logits), logits], dim=1) if subject.sigmoid else logits[:, : len(subject.classes)]
+    )
 
 
 def read_up_to(subject: Subject, ids: Tensor, mask: Tensor) -> Tensor:

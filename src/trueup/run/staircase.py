@@ -506,8 +506,8 @@ def _record(subject: Subject, batch: Batch, part: Part = "down") -> _Run:
         if isinstance(e, AttributeError) and _Recorder.__name__ in str(e):
             why = "they ask for more of what they keep of earlier tokens than keys and values"
         raise Unsupported(
-            f"One token could not be stepped through the layers of '{subject.anatomy.model_type}' ({why}), so nothing that rests on it "
-            "was computed. Give a model of another family."
+            f"One token could not be stepped through the layers of '{subject.anatomy.model_type}' ({why}), so nothing that "
+            "rests on it was computed. Give a model of another family."
         ) from e
     _STEPPED[subject.model].add(part)
     return run

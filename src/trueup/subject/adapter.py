@@ -57,11 +57,6 @@ AUDITED: dict[str, type[peft.PeftConfig]] = KINDS | {
 """The adapter kinds trueup examines: those of `KINDS`, and every kind of changed weights that PEFT has. On the latter a repair can
 change the last layer alone."""
 
-MERGE = (
-    "Merge it into its base (PEFT's merge_and_unload) and give the merged model, or its saved folder without --adapter."
-)
-"""The next step for an adapter that changes weights in a way that trueup does not read."""
-
 
 def read_config(folder: Path) -> peft.PeftConfig:
     """The PEFT config in `folder`, read as untrusted input: known kinds only, known keys only, no code mapping.
@@ -392,6 +387,14 @@ def head_in(tensors: Mapping[str, Tensor], anatomy: Anatomy) -> Head:
     return Head(weight, tensors.get(name.removesuffix("weight") + "bias", weight.new_zeros(len(weight))))
 
 
+def in_place(subject: Subject, head: Head) -> Head:
+    """A head of the subject's own classes, in as many rows as the model's own has: of two where a sigmoid reads one, how far the
+    second is above the first."""
+    if not subject.sigmoid:
+        return head
+    return Head(head.weight[1:] - head.weight[:1], head.bias[1:] - head.bias[:1])
+
+
 def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The subject's adapter with `head` for a classification head: PEFT settings and weights, ready to be written.
 
@@ -410,6 +413,12 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
         )
     biased = not words and subject.head_layer().bias is not None
     if not biased and bool(head.bias.abs().max() > 0):
+        if words and head.bias.any() and bool(subject.own_head().bias.any()):
+            raise Unsupported(
+                f"The language-model head of '{anatomy.model_type}' has a bias and its classification head has none, so a head "
+                "over answer words cannot be saved as its adapter. Train a classification head instead: `trueup tune lora MODEL "
+                "--data ...`."
+            )
         if bool(subject.own_head().bias.abs().max() > 0):
             raise Unsupported(
                 f"The adapter adds a bias to the head (lora_bias), and the classification head of '{anatomy.model_type}' has none, "
@@ -546,8 +555,8 @@ def _prefix_on_a_classifier(anatomy: Anatomy) -> None:
 def _dormant(subject: Subject) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not subject.anatomy.lora:
         raise Unsupported(
-            f"'{subject.anatomy.model_type}' has no linear layer beside its head on which an adapter could stand, so a head cannot be "
-            "saved as one."
+            f"'{subject.anatomy.model_type}' has no linear layer beside its head on which an adapter could stand, so a head "
+            "cannot be saved as one."
         )
     target, inside = subject.anatomy.lora[0], f".{subject.anatomy.layers}."
     names = [n for n, m in subject.base.named_modules() if f".{n}".endswith(f".{target}") and hasattr(m, "weight")]

@@ -75,10 +75,12 @@ def adopt(
         raise BadInput(
             f"A {what} has no classification head; give `template` and `verbaliser`, so that it answers with a word, or `shots`."
         )
+    sigmoid = False
     if not causal:
         outputs = _head_rows(base, anatomy)
         door.check_head(base.config, outputs, what)
-        names = tuple(classes or door.own_names(base.config, outputs))
+        names, sigmoid = tuple(classes or door.own_names(base.config, outputs)), outputs == 1
+        outputs = 2 if sigmoid else outputs
     elif shots is not None:
         outputs, names = 0, ()
     else:
@@ -113,7 +115,8 @@ def adopt(
         source=Source(
             name, None, _kind(settings), revision, allow_pickle, trust_remote_code,
             tokenizer="given" if another else None, vocabulary=rows if resized else 0,
-            borrowed=not causal and unnamed and _brings_head(base, anatomy), told=told + differs + told_of(anatomy),
+            borrowed=not causal and unnamed and _brings_head(base, anatomy), 
+            told=(*told, *differs, *told_of(anatomy), *(door.through_sigmoid(names) if sigmoid else ())),
         ),
         max_length=min(
             max_length or door.most_tokens(base.config, anatomy, tokenizer, settings),
@@ -121,6 +124,7 @@ def adopt(
         ),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
+        sigmoid=sigmoid,
     )  # fmt: skip
     door.prove_head(subject)
     return subject

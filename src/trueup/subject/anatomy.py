@@ -92,7 +92,11 @@ class Anatomy:
         """
         text = config.get_text_config()
         width = int(getattr(text, "embedding_size", None) or self.size(text, "width"))
-        return {"token_dim": width, "num_layers": self.size(text, "depth"), "num_attention_heads": self.size(text, "heads")}
+        return {
+            "token_dim": width,
+            "num_layers": self.size(text, "depth"),
+            "num_attention_heads": self.size(text, "heads"),
+        }
 
     def prefix_sizes(self, config: Any) -> dict[str, Any]:
         """`sizes` of a prefix, whose keys and values are as many and as wide as the model's own: PEFT counts heads that share

@@ -29,8 +29,32 @@ _ROWS = 13
 _QUERY = ("q_proj", "query_proj", "query", "q_lin", "q", "q_b_proj", "wq", "Wq", "to_q", "linear_q", "queries")
 _KEY = ("k_proj", "key_proj", "key", "k_lin", "k", "kv_b_proj", "wk", "Wk", "to_k", "linear_k", "keys")
 _VALUE = ("v_proj", "value_proj", "value", "v_lin", "v", "kv_b_proj", "wv", "Wv", "to_v", "linear_v", "values")
-_FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "qkv", "in_proj_qkv", "att_proj", "W_pack", "wqkv", "qkv_linear")
-_DOWN = ("down_proj", "fc2", "w2", "wo", "lin2", "c_proj", "dense_4h_to_h", "fc_out", "Wo", "dense2", "ff2", "output_linear")
+_FUSED = (
+    "query_key_value",
+    "qkv_proj",
+    "c_attn",
+    "Wqkv",
+    "qkv",
+    "in_proj_qkv",
+    "att_proj",
+    "W_pack",
+    "wqkv",
+    "qkv_linear",
+)
+_DOWN = (
+    "down_proj",
+    "fc2",
+    "w2",
+    "wo",
+    "lin2",
+    "c_proj",
+    "dense_4h_to_h",
+    "fc_out",
+    "Wo",
+    "dense2",
+    "ff2",
+    "output_linear",
+)
 _OUT = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "Wo", "wo", "o", "out", "dense_out", "linear_out", "proj")
 _NO_SELF_ATTENTION = ("cross", "encoder_attn", "encdecattention", "inter_attention", "expert")
 """In the names of attention to another text, and of experts that call their parts the same."""
@@ -89,7 +113,8 @@ def told(anatomy: Anatomy) -> tuple[str, ...]:
         said += ("Where the layers inside would be shown, the input of the last layer stands alone.",)
     if anatomy.alone:
         said += (
-            "What this model says of a text depends on the other texts of its batch or on padding, so texts were read one at a time.",
+            "What this model says of a text depends on the other texts of its batch or on padding, so texts were read one at a "
+            "time.",
         )
     return said
 
@@ -149,7 +174,12 @@ def _sketch(net: Any, anatomy: Anatomy) -> Anatomy:
     recurrent = any(isinstance(m, nn.Conv1d) for layer in layers for m in layer.modules()) or _decays(layers)
     kind = anatomy.kind
     mixer = _mamba_mixer(layers, width)
-    if kind != "encoder" and recurrent and (mixer or (down and _decays(layers))) and not any(_attention([x])[2] for x in layers):
+    if (
+        kind != "encoder"
+        and recurrent
+        and (mixer or (down and _decays(layers)))
+        and not any(_attention([x])[2] for x in layers)
+    ):
         kind = "state-space"
         up, down, why = mixer or (up, down, why)
         out, lacks = down, {}
@@ -221,7 +251,7 @@ def _attention(layers: Sequence[nn.Module]) -> tuple[str, str, str]:
             query, key = ([n for n in named(layer, leaves) if n.startswith(within)] for leaves in (_QUERY, _KEY))
             if len(query) == len(key) == 1:
                 return query[0], key[0], values[0]
-        return (fused[0],) * 3 if len(fused) == 1 and not values else ("", "", "")
+        return (fused[0], fused[0], fused[0]) if len(fused) == 1 and not values else ("", "", "")
 
     found = {one(layer) for layer in layers}
     return found.pop() if len(found) == 1 else ("", "", "")
@@ -273,7 +303,10 @@ def _mamba_mixer(layers: Sequence[nn.Module], width: int) -> tuple[str, str, str
 
 def _decays(layers: Sequence[nn.Module]) -> bool:
     return any(
-        part in n.rpartition(".")[2] for layer in layers for n, _ in layer.named_parameters() for part in ("A_log", "decay")
+        part in n.rpartition(".")[2]
+        for layer in layers
+        for n, _ in layer.named_parameters()
+        for part in ("A_log", "decay")
     )
 
 
@@ -335,15 +368,15 @@ class _Trial:
         again, _, _ = self._whole(self.ids)
         if not _same(said, again):
             raise Unsupported(
-                f"Two passes of this '{family}' over one text differ, so nothing that it says can be examined. Set what it draws at "
-                "random in its config, or give another model."
+                f"Two passes of this '{family}' over one text differ, so nothing that it says can be examined. Set what it "
+                "draws at random in its config, or give another model."
             )
         states = self._alone()
         causal = states is not None and self._causal(states)
         if self.words and states is None:
             raise Unsupported(
-                f"The backbone of this '{family}' cannot be run by itself, so what its head answers from cannot be read. Give another "
-                "model."
+                f"The backbone of this '{family}' cannot be run by itself, so what its head answers from cannot be read. Give "
+                "another model."
             )
         if self.words and not causal:
             return replace(anatomy, kind="encoder")
@@ -353,8 +386,8 @@ class _Trial:
             causal = causal and self._reads_states(x, states)
         if not causal and x.ndim == 3 and not (said.ndim == 2 and _same(self.head(x[0, -1]), said[0])):
             raise Unsupported(
-                f"The last layer of this '{family}' is given numbers of shape {tuple(x.shape)}, and what the model answers is not what "
-                "that layer makes of the last of them, so what it answers from cannot be read. Give another model."
+                f"The last layer of this '{family}' is given numbers of shape {tuple(x.shape)}, and what the model answers is "
+                "not what that layer makes of the last of them, so what it answers from cannot be read. Give another model."
             )
         kind = anatomy.kind if causal and anatomy.kind == "state-space" else "decoder" if causal else "encoder"
         anatomy = self._with_layers(replace(anatomy, kind=kind), said, states if causal else passed)
@@ -443,8 +476,8 @@ class _Trial:
         if cap and _same(cap * torch.tanh(plain / cap), said):
             return replace(anatomy, cap=cap)
         raise Unsupported(
-            f"What this '{anatomy.model_type}' says of the next token is not what its head makes of the final states of its backbone, "
-            "nor that by a factor or a soft cap, so what it answers from cannot be read. Give another model."
+            f"What this '{anatomy.model_type}' says of the next token is not what its head makes of the final states of its "
+            "backbone, nor that by a factor or a soft cap, so what it answers from cannot be read. Give another model."
         )
 
     def _with_layers(self, anatomy: Anatomy, said: Tensor, states: Tensor | None) -> Anatomy:
@@ -462,7 +495,11 @@ class _Trial:
         ran = self._ran(anatomy)
         lacks = dict(anatomy.lacks)
         depth = len(self.body.get_submodule(anatomy.layers))
-        for part, empty in (("down", ("up", "down")), ("mixer_out", ("mixer_out",)), ("value", ("query", "key", "value"))):
+        for part, empty in (
+            ("down", ("up", "down")),
+            ("mixer_out", ("mixer_out",)),
+            ("value", ("query", "key", "value")),
+        ):
             name = getattr(anatomy, part)
             if name and any(ran[name, at] != 1 for at in range(depth)):
                 lacks["attention" if part == "value" else part] = f"'{name}' does not run once in each layer"
@@ -536,7 +573,9 @@ class _Trial:
     def alike(self, causal: bool) -> bool:
         """Whether a text is read alike alone, and beside a longer one behind padding."""
         # Of several lengths, each with one beginning and one end token, as every text.
-        texts = [[*self.ids[:k], self.ids[-1]] for k in range(2, 6) if k < len(self.ids)] + [[*self.ids[:-1], *self.ids[1:]]]
+        texts = [[*self.ids[:k], self.ids[-1]] for k in range(2, 6) if k < len(self.ids)] + [
+            [*self.ids[:-1], *self.ids[1:]]
+        ]
         try:
             if causal:
                 beside = self._states(*texts)
@@ -580,7 +619,9 @@ def _read(module: Any) -> int:
 def _same(a: Tensor, b: Tensor) -> bool:
     """Equal but for rounding, relative to the largest value."""
     near = 1e-4 if b.dtype == torch.float32 else 0.05
-    return a.shape == b.shape and bool(((a.float() - b.float()).abs().max() <= near * b.float().abs().max().clamp(min=1e-6)))
+    return a.shape == b.shape and bool(
+        (a.float() - b.float()).abs().max() <= near * b.float().abs().max().clamp(min=1e-6)
+    )
 
 
 def _short(e: Exception) -> str:

@@ -145,9 +145,10 @@ def load(
     else:
         rows = head_rows or int(getattr(config, "num_labels", 0))
         check_head(config, rows, model, own=not head_rows)
-    borrowed = not causal and not names and bool(head_rows)
+    borrowed, sigmoid = not causal and not names and bool(head_rows), not causal and rows == 1
     names = names if causal else names or own_names(config, rows)
-    check_names(names, rows)
+    check_names(names, 2 if sigmoid else rows)
+    told += through_sigmoid(names) if sigmoid else ()
     tokenizer, another = _tokenizer(folder, adapter, where, model, **options)
     told += another
     cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
@@ -206,6 +207,7 @@ def load(
         max_length=min(max_length or usual, room),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
+        sigmoid=sigmoid,
     )
     for p in net.parameters():
         p.requires_grad_(False)
@@ -219,7 +221,7 @@ def prove_head(subject: Subject) -> None:
     The head of a few-shot prompt is tried at its first rows: the answers are not known yet.
     """
     if subject.template is None:
-        rows = list(range(len(subject.classes)))
+        rows = [0] if subject.sigmoid else list(range(len(subject.classes)))
     else:
         rows = list(range(8)) if subject.shots is not None else subject.verbaliser_ids()
     linear.prove(subject.head_layer(), rows, f"this {type(subject.base).__name__}")
@@ -305,10 +307,21 @@ def fit_vocabulary(net: Any, tensors: dict[str, Tensor], other: str) -> bool:
 
 
 def own_names(config: Any, rows: int) -> tuple[str, ...]:
-    """The class names of a classifier of `rows` classes: its config's own where they are names, else ``0``, ``1`` ..."""
+    """The class names of a classifier of `rows` outputs: its config's own where they are names, else ``0``, ``1`` ...; two of a
+    single output."""
     own = tuple(str(v) for _, v in sorted((config.id2label or {}).items()))
     named = len(own) == rows and not all(n.startswith("LABEL_") for n in own)
+    if rows == 1:
+        return (f"not {own[0]}", own[0]) if named else ("0", "1")
     return own if named else tuple(str(i) for i in range(rows))
+
+
+def through_sigmoid(names: Sequence[str]) -> tuple[str, ...]:
+    """What a reader must know of a head of one logit."""
+    return (
+        f"The head gives one number, whose sigmoid was read as the probability of '{names[1]}' against '{names[0]}', as "
+        "transformers' pipelines read it. If it is no classifier, every figure here is wrong.",
+    )
 
 
 def check_head(config: Any, rows: int, name: str, *, own: bool = True) -> None:
@@ -317,15 +330,16 @@ def check_head(config: Any, rows: int, name: str, *, own: bool = True) -> None:
     `own`: the head came with `config`, and not with an adapter that was trained otherwise.
     """
     kind = getattr(config, "problem_type", None) if own else None
-    if kind == "multi_label_classification":
+    if kind == "multi_label_classification" and rows > 1:
         raise Unsupported(
             f"'{name}' gives each text any number of labels (problem_type multi_label_classification in its config); trueup "
             "examines classifiers that give each text one class. If it does, set problem_type to null; else give another model."
         )
-    if kind == "regression" or rows == 1:
+    if kind == "regression" or rows < 1:
         raise Unsupported(
             f"The head of '{name}' gives {rows} number{'s' * (rows != 1)} and no choice between classes (a regression); trueup "
-            "examines classifiers. Give a model with one logit for each class, two for yes and no."
+            "examines classifiers. Give a model with one logit for each class, or one for yes and no whose config does not "
+            "call it a regression (problem_type)."
         )
 
 
@@ -639,9 +653,10 @@ def check_words(anatomy: Anatomy, template: Template | None) -> None:
         raise answers_with_no_word(anatomy, template.shots is not None)
     if anatomy.cap and template.shots is None:
         raise Unsupported(
-            f"'{anatomy.model_type}' caps its logits softly (at {anatomy.cap:g}), so that answer words are no linear last layer that "
-            "could be read or repaired. Ask it with demonstrations (--shots 4), or train a classification head on it: `trueup tune lora "
-            "MODEL --data ...`."
+            f"'{anatomy.model_type}' caps its logits softly (at {anatomy.cap:g}), so that answer words are no linear last "
+            "layer that "
+            "could be read or repaired. Ask it with demonstrations (--shots 4), or train a classification head on it: `trueup "
+            "tune lora MODEL --data ...`."
         )
 
 
@@ -649,9 +664,10 @@ def answers_with_no_word(anatomy: Anatomy, shots: bool = False) -> Unsupported:
     """The refusal of a verbaliser, or of demonstrations, on an encoder, which does not write the next word."""
     if anatomy.discovered:
         return Unsupported(
-            f"This '{anatomy.model_type}' is no causal model: another last token changes what it makes of those before it, as in an "
-            "encoder. Use it without --template, --verbaliser and --shots, as a classifier with a head, or set is_decoder in its config "
-            "if it was trained to write."
+            f"This '{anatomy.model_type}' is no causal model: another last token changes what it makes of those before it, as "
+            "in an "
+            "encoder. Use it without --template, --verbaliser and --shots, as a classifier with a head, or set is_decoder in "
+            "its config if it was trained to write."
         )
     if shots:
         return Unsupported(

@@ -106,8 +106,14 @@ def fresh(
         anatomy=anatomy,
         classes=tuple(classes),
         source=Source(
-            model, None, settings.peft_type.value, revision, allow_pickle, trust_remote_code, told=told(anatomy),  # type: ignore[union-attr]
-        ),
+            model,
+            None,
+            settings.peft_type.value,
+            revision,
+            allow_pickle,
+            trust_remote_code,
+            told=told(anatomy),  # type: ignore[union-attr]
+        ),  # fmt: skip
         max_length=min(max_length or door.LENGTH, door.position_limit(config, anatomy, settings)),
         template=template,
         confidence=SoftmaxResponse(len(classes)),

@@ -160,6 +160,8 @@ class Subject:
         template: for causal models that answer with a word; None for models with a classification head.
         head: stands in for the model's own last linear layer (a repair puts it there); rows [:C] are the classes.
         confidence: (n, K) logits -> (n,) confidence that the predicted class is right, higher is surer.
+        sigmoid: the model's own head gives one logit, whose sigmoid is the probability of the second of two classes. The logits of
+            both are 0 and that one, of which the softmax is the same.
     """
 
     model: Any
@@ -171,6 +173,7 @@ class Subject:
     template: Template | None = None
     head: Head | None = None
     confidence: Confidence = SoftmaxResponse(2)
+    sigmoid: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -217,6 +220,8 @@ class Subject:
         multiply their logits by."""
         weight, bias = map_of(self.head_layer(), None if self.template is None else self.verbaliser_ids())
         bias = weight.new_zeros(len(weight)) if bias is None else bias
+        if self.sigmoid:
+            weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
         scale = 1.0 if self.template is None else self.anatomy.scale
         return Head(weight, bias) if scale == 1 else Head(weight * scale, bias * scale)
 

@@ -530,7 +530,9 @@ def heads_of(subject: Subject, train: Corpus, seed: int, source: str) -> Heads |
     if subject.anatomy.kind == "state-space":
         return None
     if why := subject.anatomy.lacks.get("attention") or subject.anatomy.lacks.get("mixer_out"):
-        session().note(f"copying: attention heads were not tried beside the units, because they were not discovered: {why}.")
+        session().note(
+            f"copying: attention heads were not tried beside the units, because they were not discovered: {why}."
+        )
         return None
     wide, depth = head_width(subject), len(layers_of(subject))
     try:

@@ -100,6 +100,8 @@ class Rigidity(Fault):
             return (
                 f"Its prefix of {virtual} tokens is no shorter than the model's window of {window}, which cuts it off."
             )
+        if subject.sigmoid:
+            return "Its head gives one logit, and the adapters that it would compete with are trained with one for each class."
         if len(subject.classes) < 2:
             return "There is one class, so every adapter is right."
         return None

@@ -157,7 +157,11 @@ def left_out(subject: Subject) -> dict[Kind, str]:
     if not anatomy.query:
         found |= dict.fromkeys(PARTS, f"'{anatomy.model_type}' has no attention to adapt.")
     elif anatomy.discovered and (anatomy.query == anatomy.value or not anatomy.down):
-        why = "which rows of its fused projection are queries" if anatomy.query == anatomy.value else "its feed-forward layers"
+        why = (
+            "which rows of its fused projection are queries"
+            if anatomy.query == anatomy.value
+            else "its feed-forward layers"
+        )
         found |= dict.fromkeys(PARTS, f"Where '{anatomy.model_type}' has {why} is not known.")
     return found
 
