@@ -5,8 +5,8 @@
 Each is held against transformers and PEFT themselves: the logits of single texts, a head of more rows saved and loaded with plain
 PEFT, units scaled at the last token against whole passes, and units scaled by a saved adapter. Prints one line for each model, and
 counts: works, works in part (what is refused, and why), refused, not built (from a config made small by name), crashed, WRONG (any
-number that differs by more than rounding). Exits 1 where a number is wrong or trueup crashed. Rows already in the results are not run
-again.
+number that differs by more than rounding). Exits 1 where a number is wrong or trueup crashed. Rows already in the results are not
+run again.
 """
 
 from __future__ import annotations

@@ -100,20 +100,13 @@ def fresh(
                 _train_rows(wrapped, recipe, anatomy)
             door.check_runs(wrapped, anatomy)  # type: ignore[arg-type]
     settings.base_model_name_or_path = model
+    kind: str = settings.peft_type.value  # type: ignore[union-attr]
     return Subject(
         model=wrapped.to(device).eval(),
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=tuple(classes),
-        source=Source(
-            model,
-            None,
-            settings.peft_type.value,
-            revision,
-            allow_pickle,
-            trust_remote_code,
-            told=told(anatomy),  # type: ignore[union-attr]
-        ),  # fmt: skip
+        source=Source(model, None, kind, revision, allow_pickle, trust_remote_code, told=told(anatomy)),
         max_length=min(max_length or door.LENGTH, door.position_limit(config, anatomy, settings)),
         template=template,
         confidence=SoftmaxResponse(len(classes)),
