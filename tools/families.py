@@ -166,10 +166,12 @@ def build(model_type: str, words: bool) -> Any:
     return net
 
 
-def reloaded(net: Any, folder: Path) -> Any:
+def reloaded(net: Any, words: bool, folder: Path) -> Any:
     """The model as its checkpoint gives it, which is what a saved adapter is put on."""
     net.save_pretrained(folder)
-    first, second = (type(net).from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
+    make_tokenizer(pair=not words).save_pretrained(folder)
+    cls = transformers.AutoModelForCausalLM if words else transformers.AutoModelForSequenceClassification
+    first, second = (cls.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
     if apart(plain(second, [[5, 6, 7, 3]]), plain(first, [[5, 6, 7, 3]])) > TOLERANCE:
         raise RuntimeError("two loads of its checkpoint say different things")
     return first
@@ -354,7 +356,7 @@ def one(model_type: str, words: bool, seconds: int) -> dict[str, Any]:
     try:
         with quiet():
             try:
-                net = reloaded(build(model_type, words), folder / "base")
+                net = reloaded(build(model_type, words), words, folder / "base")
             except Exception as e:
                 return row | {"outcome": "not built", "why": " ".join(f"{type(e).__name__}: {e}".split())[:200]}
             case = Case(net, words, folder)

@@ -413,7 +413,11 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
         )
     biased = not words and subject.head_layer().bias is not None
     if not biased and bool(head.bias.abs().max() > 0):
-        if words and head.bias.any() and bool(subject.own_head().bias.any()):
+        last = subject.head_layer()
+        if (
+            words
+            and getattr(last.get_base_layer() if isinstance(last, BaseTunerLayer) else last, "bias", None) is not None
+        ):
             raise Unsupported(
                 f"The language-model head of '{anatomy.model_type}' has a bias and its classification head has none, so a head "
                 "over answer words cannot be saved as its adapter. Train a classification head instead: `trueup tune lora MODEL "
