@@ -84,6 +84,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "jamba": {"num_hidden_layers": 4}, "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 2},
     "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "mamba", "hybrid"] * 2, "num_mem_blocks": 1,
                "n_mamba_heads": 4},
+    "granite": {"logits_scaling": 8.0}, "gemma2": {"final_logit_softcapping": 1.0},
     "bamba": {"attn_layer_indices": [1, 3]}, "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},

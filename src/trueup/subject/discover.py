@@ -185,7 +185,9 @@ def _sketch(net: Any, anatomy: Anatomy) -> Anatomy:
         out, lacks = down, {}
     if not down:
         lacks["down"] = why
-    lora = tuple(dict.fromkeys(n.rpartition(".")[2] for n in (query, key, value) if n))
+    # A hybrid has attention in some of its layers.
+    attended = next((found for x in layers if (found := _attention([x]))[2]), ())
+    lora = tuple(dict.fromkeys(n.rpartition(".")[2] for n in attended))
     lora = lora or ((up.rpartition(".")[2],) if up else _adaptable(net, anatomy))
     return replace(
         anatomy, kind=kind, layers=path, query=query, key=key, value=value, mixer_out=out, up=up, down=down, lora=lora,
@@ -467,14 +469,15 @@ class _Trial:
         assert states is not None
         read = states if states.shape[-1] == x.shape[-1] else torch.zeros_like(x)
         plain, said = self.head(read)[0, -1].float(), said[0, -1].float()
+        # A cap first: where logits are small it looks like nothing, or like a factor near 1.
+        cap = float(getattr(self.net.config.get_text_config(), "final_logit_softcapping", None) or 0)
+        if cap and _same(cap * torch.tanh(plain / cap), said):
+            return replace(anatomy, cap=cap)
         if _same(plain, said):
             return anatomy
         scale = float((plain * said).sum() / (plain * plain).sum())
         if _same(plain * scale, said):
             return replace(anatomy, scale=scale)
-        cap = float(getattr(self.net.config.get_text_config(), "final_logit_softcapping", None) or 0)
-        if cap and _same(cap * torch.tanh(plain / cap), said):
-            return replace(anatomy, cap=cap)
         raise Unsupported(
             f"What this '{anatomy.model_type}' says of the next token is not what its head makes of the final states of its "
             "backbone, nor that by a factor or a soft cap, so what it answers from cannot be read. Give another model."
