@@ -101,7 +101,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "longformer": {"attention_window": [8] * LAYERS}, "lilt": {"hidden_size": 48},
     "gemma3n_text": {"intermediate_size": [UNITS] * 4, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 4},
 }  # fmt: skip
-_STALE = ("layer_types", "mlp_layer_types", "layers_block_type", "transformers_version", "no_rope_layers", "moe_layers")
+_STALE = (
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "transformers_version",
+    "no_rope_layers",
+    "moe_layers",
+    "per_layer_config",
+)
 """Of a config inside of another: lists with one entry for each of the layers there were, which a config fills in by itself."""
 FIXED = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
 

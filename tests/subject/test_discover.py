@@ -1,4 +1,5 @@
-"""Families outside of the table: discovered, tried on the model in hand, held against transformers and PEFT, or refused by the check."""
+"""Families outside of the table: discovered, tried on the model in hand, held against transformers and PEFT, or refused by "
+"the check."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def _tool() -> ModuleType:
     """tools/families.py, which tries every family; here it tries a handful."""
     path = Path(__file__).parents[2] / "tools" / "families.py"
     spec = importlib.util.spec_from_file_location("trueup_families_tool", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = made
     spec.loader.exec_module(made)
@@ -51,7 +53,8 @@ def _tool() -> ModuleType:
 tool = _tool()
 HERE: dict[tuple[str, bool], set[str]] = {
     ("gemma2", False): set(), ("phi3", False): set(), ("olmo2", False): set(), ("falcon", False): set(),
-    ("jamba", False): {"units"}, ("zamba2", False): {"units"}, ("qwen3_moe", False): {"units"}, ("albert", False): {"layers", "units"},
+    ("jamba", False): {"units"}, ("zamba2", False): {"units"}, ("qwen3_moe", False): {"units"},
+    ("albert", False): {"layers", "units"},
     ("bart", False): {"layers", "units"}, ("funnel", False): {"layers", "units"},
     ("gemma2", True): {"answer words"}, ("phi3", True): set(), ("olmo2", True): set(), ("gemma3", True): set(),
     ("granite", True): {"a saved head"}, ("falcon", True): set(), ("qwen3_moe", True): {"steps (down)", "units"},
@@ -61,7 +64,9 @@ HERE: dict[tuple[str, bool], set[str]] = {
 """Family, and whether it answers with words: what of it is refused. Everything else must equal transformers and plain PEFT."""
 
 
-@pytest.mark.parametrize(("family", "words"), HERE, ids=lambda x: x if isinstance(x, str) else ("words" if x else "head"))
+@pytest.mark.parametrize(
+    ("family", "words"), HERE, ids=lambda x: x if isinstance(x, str) else ("words" if x else "head")
+)
 def test_a_family_outside_of_the_table(family: str, words: bool):
     row = tool.one(family, words, 120)
     assert row["outcome"] in ("works", "in part"), row
@@ -75,7 +80,9 @@ def live(family: str, words: bool = False) -> Any:
 
 
 def opened(net: Any, words: bool = False, **how: Any) -> Subject:
-    how = how or ({"template": "say {text} now", "verbaliser": ["good", "bad", "cat"]} if words else {"classes": CLASSES})
+    how = how or (
+        {"template": "say {text} now", "verbaliser": ["good", "bad", "cat"]} if words else {"classes": CLASSES}
+    )
     return load(net, tokenizer=make_tokenizer(pair=not words), max_length=32, **how)
 
 
@@ -102,13 +109,16 @@ def test_a_discovered_anatomy_says_so_and_one_of_the_table_does_not():
 
 def test_the_same_parts_as_in_the_table():
     """What is discovered of a family that the table knows is what the table says."""
-    for family, row in {f: discover.FAMILIES[f] for f in ("llama", "gpt2", "bert", "opt", "mamba", "qwen2", "roberta")}.items():
+    for family, row in {
+        f: discover.FAMILIES[f] for f in ("llama", "gpt2", "bert", "opt", "mamba", "qwen2", "roberta")
+    }.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.delitem(discover.FAMILIES, family)
             found = discover.anatomy_of(tool.small(family), words=row.causal)
         for part in ("layers", "query", "key", "value", "mixer_out", "down", "head", "head_root", "after_padding"):
             assert getattr(found, part) == getattr(row, part), (family, part)
-        assert found.discovered and not row.discovered
+        assert found.discovered
+        assert not row.discovered
 
 
 @pytest.mark.parametrize("family", ["granite", "gemma2"])
@@ -201,7 +211,9 @@ def test_a_step_that_is_wrong_with_other_units_alone_is_refused(monkeypatch: pyt
 def test_attention_that_cannot_be_opened_is_refused(monkeypatch: pytest.MonkeyPatch):
     subject = opened(live("olmo2"))
     openly(subject, Row([5, 6, 7]))
-    monkeypatch.setattr("trueup.run.attention._attention", transformers.models.llama.modeling_llama.eager_attention_forward)
+    monkeypatch.setattr(
+        "trueup.run.attention._attention", transformers.models.llama.modeling_llama.eager_attention_forward
+    )
     with pytest.raises(Unsupported, match=r"could not be run|shows itself 0 times"):
         openly(subject, Row([5, 6, 7]))
 
@@ -233,20 +245,20 @@ def test_a_repair_of_overconfidence_end_to_end(family: str, tmp_path: Path, monk
                 if "lora_B" in name:
                     p.copy_(torch.randn(p.shape, generator=g) * 0.1)
                 p.requires_grad_(False)
-            layer = made.head_layer()
-            made_bias = layer.bias is None
-        if made_bias:
-            layer.bias = nn.Parameter(torch.zeros(2), requires_grad=False)
+        if (layer := made.head_layer()).bias is None:
+            layer.bias = nn.Parameter(torch.zeros(2), requires_grad=False)  # for what plants the fault, which sets one
+            without.append(layer)
         return made
 
+    without: list[Any] = []
     monkeypatch.setattr(planted, "_subject", subject)
     made, texts = planted.planted("planted", {"train": 160, "calibration": 240, "test": 160})
-    if made.anatomy.head == "score":  # the head of a decoder has no bias, and none is saved
-        made.head_layer().bias = None
+    for layer in without:
+        layer.bias = None
     fault = Overconfidence(members=0, passes=0, resamples=100)
     report = check(made, texts, [fault], save=tmp_path / "saved", keep=True)
     [comparison] = report.comparisons
-    assert any(f"'{family if family != 'gemma3' else 'gemma3'}' is not among the families" in n for n in report.notes)
+    assert any(f"'{family}' is not among the families" in n for n in report.notes)
     assert comparison.after is not None, comparison.remedy
     folder = tmp_path / "saved" / "overconfidence"
     remedy = fault.read(folder, made)

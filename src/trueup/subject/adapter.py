@@ -433,6 +433,11 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
         _says_the_same(subject, head)
     config = subject.peft_config
     prompt = config is not None and config.is_prompt_learning
+    if config is not None and not hasattr(config, "modules_to_save"):
+        raise Unsupported(
+            f"PEFT keeps no head in an adapter of kind {subject.source.peft_type} (it has no modules_to_save), so none can be "
+            "saved on top of it. Merge it into its base (PEFT's merge_and_unload), save that, and give it without an adapter."
+        )
     if isinstance(config, peft.PrefixTuningConfig) and subject.template is not None:
         _prefix_on_a_classifier(anatomy)
     prefix = "base_model." if prompt else "base_model.model."
