@@ -313,7 +313,7 @@ def _length(subject: Subject, test: Corpus) -> dict[str, str]:
 
     longer = cut(subject, test)
     if longer.mean() > CUT:
-        room = most_tokens(subject.base.config, subject.tokenizer, subject.peft_config)
+        room = most_tokens(subject.base.config, subject.anatomy, subject.tokenizer, subject.peft_config)
         cure = (
             f"The model takes up to {room}: raise --max-length."
             if room > subject.max_length

@@ -197,13 +197,16 @@ def the_saved_remedy_is_a_plain_peft_adapter(fault: Fault) -> None:
 
 
 @law
-def an_unknown_architecture_is_refused_by_name(fault: Fault) -> None:
-    from types import SimpleNamespace
+def an_unknown_architecture_is_discovered_or_refused_by_name(fault: Fault) -> None:
+    from transformers import OlmoConfig, PerceiverConfig
 
-    from trueup.subject.anatomy import anatomy_of
+    from trueup.subject.discover import anatomy_of
 
-    with pytest.raises(Unsupported, match="perceiver"):
-        anatomy_of(SimpleNamespace(model_type="perceiver"))
+    with pytest.raises(Unsupported, match="'perceiver' has no linear last layer"):
+        anatomy_of(PerceiverConfig(), words=False)
+    assert anatomy_of(OlmoConfig(num_hidden_layers=2), words=True).down == "mlp.down_proj", (
+        "the control: one that is discovered"
+    )
     # And the fault itself must be able to say no: a subject with one class has nothing to be wrong about.
     subject, corpus = fault.planted("healthy")
     assert fault.applies_to(replace(subject, classes=subject.classes[:1]), corpus) is not None

@@ -20,7 +20,7 @@ from trueup.run import predict as runs
 from trueup.run import prompts
 from trueup.run.answers import answers, in_full
 from trueup.run.prompts import Row, drawn, rows, with_pool
-from trueup.subject.anatomy import anatomy_of
+from trueup.subject.anatomy import FAMILIES as ANATOMY
 from trueup.subject.load import SHOT, load, template_of
 from trueup.subject.subject import Source, Subject
 from trueup.subject.tiny import WORDS
@@ -183,7 +183,7 @@ def parrot(
         model.generation_config = transformers.GenerationConfig(eos_token_id=[own_end])
     line = template_of(template, None, 1)
     pairs = Corpus(["a", "b", "c"], np.arange(3) % len(classes), classes, np.array(["train"] * 3))
-    subject = with_pool(Subject(model, tok, anatomy_of(model.config), (), Source("parrot"), 256, line), pairs)
+    subject = with_pool(Subject(model, tok, ANATOMY[model.config.model_type], (), Source("parrot"), 256, line), pairs)
     (row,) = asked = rows(subject, ["q"], drawn(subject, replace(pairs.take(np.array([0])), text=["q"])))
     lead = wording(tok, subject.template).lead  # type: ignore[arg-type]
     assert tuple(script[: len(lead)]) == lead

@@ -331,21 +331,26 @@ def _another_head(model: Any) -> None:
     model.classifier = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 2))
 
 
-def _ia3_like(base: Path) -> Any:
+def _of_several_tasks(base: Path) -> Any:
     with quiet():
-        return peft.get_peft_model(live(base), peft.VeraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+        return peft.get_peft_model(
+            live(base), peft.PolyConfig(r=2, n_tasks=2, target_modules=["query"], task_type="SEQ_CLS")
+        )
 
 
 REFUSED = {
     "not a model": (lambda b, a: object(), BadInput, r"A object is no model that can be examined\. Give a PeftModel"),
     "a plain module": (lambda b, a: nn.Linear(2, 2), BadInput, r"A Linear is no model"),
     "compiled": (lambda b, a: torch.compile(live(b)), BadInput, r"OptimizedModule is no model .* without the wrapping"),
-    "kind": (lambda b, a: _ia3_like(b), Unsupported, r"of kind 'VERA', which trueup does not examine.*'LORA'"),
+    "kind": (lambda b, a: _of_several_tasks(b), Unsupported, r"of kind 'POLY', which trueup does not examine.*'LORA'.*'VERA'"),
     "family": (
-        lambda b, a: transformers.AlbertForSequenceClassification(
-            transformers.AlbertConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16, embedding_size=8, vocab_size=30)
+        lambda b, a: transformers.PerceiverForSequenceClassification(
+            transformers.PerceiverConfig(
+                num_latents=4, d_latents=16, d_model=16, num_self_attends_per_block=1, num_self_attention_heads=2,
+                num_cross_attention_heads=2, vocab_size=30, max_position_embeddings=16,
+            )
         ),
-        Unsupported, r"The architecture 'albert' is not one trueup knows",
+        Unsupported, r"The classification head of 'perceiver' has no linear last layer",
     ),
     "no head": (lambda b, a: transformers.AutoModel.from_pretrained(b), Unsupported, r"A BertModel is no classifier of texts"),
     "another head": (lambda b, a: _with(b, a, lambda m: _another_head(m.get_base_model())), Unsupported, r"The head of this Bert"),

@@ -102,7 +102,7 @@ def with_head(fault: str, subject: Subject, head: Head, card: Mapping[str, Any])
     Raises:
         Unsupported: as `subject.adapter.adapter_with_head`.
     """
-    settings, tensors = files.adapter_with_head(subject, head)
+    settings, tensors = files.adapter_with_head(subject, files.in_place(subject, head))
     return adapted(fault, subject, settings, tensors, card, head=head if subject.template is not None else None)
 
 
@@ -129,7 +129,9 @@ def _card(remedy: Adapted) -> Card:
     tried = (("What was tried", str(card["table"])),) if card.get("table") else ()
     if words and words.get("shots"):
         return _few_shot(remedy, tried)
-    read = "label = model(**inputs).logits.argmax(-1)"
+    read, logits = "label = model(**inputs).logits.argmax(-1)", None if words else len(names)
+    if card.get("sigmoid"):
+        read, logits = "label = (model(**inputs).logits[:, 0] > 0).long()", 1
     if words:
         read = (
             f"words = {card['ids']}  # what {list(words['words'])!r} start with, as tokens\n"
@@ -137,8 +139,8 @@ def _card(remedy: Adapted) -> Card:
         )
     return Card(
         remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(card["base"]), "text-classification",
-        f"Classes, in the order of the logits: {loading.class_names(names)}.",
-        f"{loading.load_lines(card, None if words else len(names))}\n{loading.input_lines(card)}\n{read}",
+        f"Classes, in the order of the {'labels' if card.get('sigmoid') else 'logits'}: {loading.class_names(names)}.",
+        f"{loading.load_lines(card, logits)}\n{loading.input_lines(card)}\n{read}",
         loading.closing(card), tried,
     )  # fmt: skip
 

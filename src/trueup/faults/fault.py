@@ -10,7 +10,7 @@ The laws (held by ``tests/laws`` on every fault, on its planted, healthy and sha
 6.  A null remedy changes no prediction and no confidence.
 7.  Finding and remedy survive save and load.
 8.  The saved remedy, loaded with plain PEFT, gives the same logits.
-9.  An unknown architecture is refused by name.
+9.  An unknown architecture is discovered, or refused by name.
 10. An example's result does not depend on its batch or its padding.
 11. Verdict, severity and interval do not depend on what classes and groups are called or how they are ordered, on the rows'
     order, or on a constant added to all logits of an example; rows that are repeated do not narrow an interval.

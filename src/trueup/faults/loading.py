@@ -26,6 +26,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "opened": opened(subject.tokenizer, subject.template) if subject.template is not None and chat else None,
         "ids": None if subject.template is None or subject.shots is not None else subject.verbaliser_ids(),
         "quantised": _quantised(subject), "pad": None if subject.template is not None else subject.pad_token_id,
+        "sigmoid": subject.sigmoid,
         "causal": causal, "own tokenizer": subject.source.tokenizer is not None, "vocabulary": subject.source.vocabulary,
     }  # fmt: skip
 

@@ -181,7 +181,7 @@ def surprise(subject: Subject, texts: Sequence[str], *, tokens: int = 128) -> np
     def read(subject: Subject, batch: forward.Batch) -> Tensor:
         ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
         states = forward.backbone(subject, ids, mask).last_hidden_state[:, -ids.shape[1] :]
-        logits = subject.base.get_output_embeddings()(states[:, :-1]).float()  # type: ignore[operator]
+        logits = forward.word_logits(subject, states[:, :-1]).float()
         lost = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         return ((lost * mask[:, 1:]).sum(dim=1) / mask[:, 1:].sum(dim=1)).unsqueeze(1)
 

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trueup.run.predict import session, within
+from trueup.errors import TESTED, Unsupported
+from trueup.run.forward import Row, backbone, collate
+from trueup.run.predict import PROVEN_ON, evaluating, session, within
+from trueup.run.proof import equal
 from trueup.subject import past
 from trueup.subject.mixers import mixer_of, offer
 from trueup.subject.subject import Subject
@@ -62,6 +65,29 @@ def tapped(subject: Subject, tap: Tap) -> Iterator[None]:
             hook.remove()
 
 
+def openly(subject: Subject, row: Row) -> None:
+    """A discovered family's attention, computed openly, is seen once in every layer and leads to the same final states.
+
+    Raises:
+        Unsupported: it is not, or does not.
+    """
+    if not subject.anatomy.discovered:
+        return
+    batch, seen = collate([Row(row[:PROVEN_ON])], 0), []
+    ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
+    what = f"Attention of '{subject.anatomy.model_type}' that is computed openly"
+    with torch.inference_mode(), evaluating(subject):
+        try:
+            plain = backbone(subject, ids, mask).last_hidden_state
+            with tapped(subject, lambda layer, *_: seen.append(layer)):
+                got = backbone(subject, ids, mask).last_hidden_state
+        except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as e:
+            raise Unsupported(f"{what} could not be run ({' '.join(str(e).split())[:160]}). {TESTED}") from e
+    if seen != list(range(len(layers_of(subject)))):
+        raise Unsupported(f"{what} shows itself {len(seen)} times in {len(layers_of(subject))} layers. {TESTED}")
+    equal(got, plain, what, "the final hidden states")
+
+
 def _tapped(module: nn.Module, weights: Tensor, values: Tensor) -> Tensor:
     """What the taps of `module` leave of the weights."""
     if id(module) not in _taps.get():  # a copy made inside a block has its setting, and no tap
@@ -103,7 +129,7 @@ _BY_HOOK = {"bloom": "attention_dropout", "deberta-v2": "dropout", "mpnet": "dro
 
 
 def _hook(subject: Subject, layer: int, mixer: nn.Module, hooks: list[Any]) -> None:
-    heads = int(getattr(subject.base.config, subject.anatomy.heads))
+    heads = subject.anatomy.size(subject.base.config, "heads")
     seen: dict[str, Any] = {}
 
     def enter(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trueup.run import forward
-from trueup.run.attention import tapped
+from trueup.run.attention import openly, tapped
 from trueup.run.forward import Batch
 from trueup.run.predict import collect_rows
 from trueup.run.prompts import Row
@@ -59,6 +59,7 @@ def prefix_matching(subject: Subject, rows: list[Row]) -> tuple[np.ndarray, floa
         scores = torch.stack(found, dim=1)
         return torch.cat([scores, even[:, None, None].expand(-1, 1, scores.shape[2])], dim=1)
 
+    openly(subject, min(rows, key=len))
     got = collect_rows(subject, rows, read, "prefix matching").mean(axis=0)
     return got[:-1], float(got[-1, 0])
 

@@ -44,19 +44,26 @@ def gradients_of(subjects: Sequence[Subject], corpus: Corpus, answers: np.ndarra
     wanted = torch.as_tensor(v[apart], dtype=torch.float32, device=subject.device)
     mixed = torch.as_tensor((u * size)[:, apart], dtype=torch.float32, device=subject.device)
 
+    alone = "layers" in subject.anatomy.lacks  # the features are all the states there are
+
     def read(subject: Subject, batch: forward.Batch) -> Tensor:
         with torch.enable_grad():
-            # The base is frozen: gradients begin at the first layer's input.
-            with forward.entering(subject, lambda h, k: h if k else h.detach().requires_grad_(True)) as states:
-                x = forward.features(subject, batch)
+            if alone:
+                x = forward.features(subject, batch).detach().requires_grad_(True)
+                states = [x]
+            else:
+                # The base is frozen: gradients begin at the first layer's input.
+                with forward.entering(subject, lambda h, k: h if k else h.detach().requires_grad_(True)) as states:
+                    x = forward.features(subject, batch)
             z = [forward.reader(s)(x)[:, : wanted.shape[1]].float() for s in subjects]
             said = [(of @ w).sum() for of in z for w in wanted]
             each = [torch.autograd.grad(s, states, retain_graph=k < len(said) - 1) for k, s in enumerate(said)]
         ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
-        moved = torch.stack([forward.pooled(subject, gs, ids, mask) for gs in each], dim=1).float()
-        moved = torch.einsum("kr,bsrld->sbkld", mixed, moved.unflatten(1, (len(subjects), len(wanted))))
+        at = [gs[0][:, None] if alone else forward.pooled(subject, gs, ids, mask) for gs in each]
+        moved = torch.stack(at, dim=1).float().unflatten(1, (len(subjects), len(wanted)))
+        moved = torch.einsum("kr,bsrld->sbkld", mixed, moved)
         # A text is read as its tokens' mean, and moves with every one of them.
-        return moved if subject.anatomy.causal else moved * mask.sum(dim=1)[None, :, None, None, None]
+        return moved if alone or subject.anatomy.causal else moved * mask.sum(dim=1)[None, :, None, None, None]
 
     found: np.ndarray | None = None
     # A backward pass keeps every layer's activations: an eighth of the tokens of a forward pass.

@@ -208,13 +208,14 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
         model(**given)
     finally:
         hook.remove()
-    return caught[-1]
+    # A head that reads every token answers at the last one.
+    return caught[-1] if caught[-1].ndim == 2 else at_last(caught[-1], read_up_to(subject, ids, mask))
 
 
 def reusable(subject: Subject) -> bool:
     """Whether what a model keeps of tokens can serve several examples: not beside a prompt, nor where gradients are kept."""
     config = subject.peft_config
-    return not (torch.is_grad_enabled() or (config is not None and config.is_prompt_learning))
+    return subject.anatomy.keeps and not (torch.is_grad_enabled() or (config is not None and config.is_prompt_learning))
 
 
 def _after_shared(subject: Subject, ids: Tensor, mask: Tensor, shared: int) -> Tensor:
@@ -291,8 +292,7 @@ def live_head(subject: Subject) -> Head:
     """The head as it is (trainable where the adapter trains it, with what an adapter adds to it), or the stand-in head."""
     if subject.head is not None:
         return subject.head
-    weight, bias = map_of(subject.head_layer(), None if subject.template is None else subject.verbaliser_ids())
-    return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
+    return subject.head_map()
 
 
 def head_type(subject: Subject) -> torch.dtype:
@@ -303,8 +303,16 @@ def head_type(subject: Subject) -> torch.dtype:
 
 def reader(subject: Subject) -> Callable[[Tensor], Tensor]:
     """(..., d) features -> (..., K) logits, by the live head as it is now; found once, for many calls."""
-    head = live_head(subject)
-    return lambda x: x @ head.weight.to(x).T + head.bias.to(x)
+    head, cap = (
+        live_head(subject),
+        subject.anatomy.cap if subject.template is not None and subject.head is None else 0.0,
+    )
+
+    def read(x: Tensor) -> Tensor:
+        logits = x @ head.weight.to(x).T + head.bias.to(x)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    return read
 
 
 def logits(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Tensor:
@@ -314,7 +322,14 @@ def logits(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Tens
 
 def next_token_logits(subject: Subject, batch: Batch) -> Tensor:
     """(b, V): a causal model's logits of the token that follows each example."""
-    return subject.base.get_output_embeddings()(features(subject, batch))  # type: ignore[operator]
+    return word_logits(subject, features(subject, batch))
+
+
+def word_logits(subject: Subject, states: Tensor) -> Tensor:
+    """(..., d) final states -> (..., V) a language model's logits, with what it does to the numbers of its head."""
+    anatomy, logits = subject.anatomy, subject.base.get_output_embeddings()(states)  # type: ignore[operator]
+    logits = logits if anatomy.scale == 1 else logits * anatomy.scale
+    return anatomy.cap * torch.tanh(logits / anatomy.cap) if anatomy.cap else logits
 
 
 def segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
@@ -336,6 +351,7 @@ def own_logits(subject: Subject, row: Row) -> tuple[Tensor, list[Tensor], Tensor
     if subject.shots is not None:
         return said[-1], [next_token_logits(subject, batch)[0]], said[-1].abs()
     own = said if subject.template is None else said[-1, subject.verbaliser_ids()]
+    own = torch.cat([torch.zeros_like(own), own]) if subject.sigmoid else own
     ways = [features(subject, batch)]
     if subject.soft_prompted and subject.peft_config is not None:
         ways.append(features(subject, batch, subject.model.get_prompt(batch_size=1)[0]))
@@ -359,7 +375,10 @@ def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tens
         said.append(
             subject.model(input_ids=batch.ids.to(subject.device), attention_mask=batch.mask.to(subject.device)).logits
         )
-    return torch.cat(said)[:, : len(subject.classes)]
+    logits = torch.cat(said)
+    return (
+        torch.cat([torch.zeros_like(logits), logits], dim=1) if subject.sigmoid else logits[:, : len(subject.classes)]
+    )
 
 
 def read_up_to(subject: Subject, ids: Tensor, mask: Tensor) -> Tensor:

@@ -150,8 +150,11 @@ def _through_head(subject: Subject, x: np.ndarray) -> np.ndarray:
 def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
     """(n, layers + 1, d) float32: the residual stream per example (see `forward.hidden_states`).
 
-    The same pass gives the features, which are remembered: `predict` needs none of its own after it.
+    The same pass gives the features, which are remembered: `predict` needs none of its own after it. Where the layers could not be
+    discovered, the features are all there is: (n, 1, d).
     """
+    if "layers" in subject.anatomy.lacks:
+        return predict(subject, corpus).features[:, None]
 
     def read(subject: Subject, batch: forward.Batch) -> Tensor:
         states, x = forward.states_and_features(subject, batch)
@@ -287,7 +290,7 @@ def in_batches(
         Unavailable: one example alone does not fit in memory.
     """
     # A budget of 1 is a batch of one example.
-    now, budget, done = session(), 1 if whole_batches(subject.model) else tokens or TOKENS, 0
+    now, budget, done = session(), 1 if subject.anatomy.alone or whole_batches(subject.model) else tokens or TOKENS, 0
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     while done < len(order):
         take = _fitting(order, ids, done, budget)

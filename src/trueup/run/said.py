@@ -277,7 +277,7 @@ def log_probability(
         rows, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
         with torch.inference_mode(), evaluating(subject), _put(subject, at, [patches[i] for i in some]):
             states = forward.backbone(subject, rows, mask).last_hidden_state[:, len(ids) - 1 : -1]
-            logits = subject.base.get_output_embeddings()(states).float()  # type: ignore[operator]
+            logits = forward.word_logits(subject, states).float()
         text, real = rows[:, len(ids) :], mask[:, len(ids) :]
         lost = torch.nn.functional.cross_entropy(logits.transpose(1, 2), text, reduction="none")
         found[some] = (-(lost * real).sum(dim=1) / real.sum(dim=1)).cpu().numpy()
@@ -326,7 +326,7 @@ def _asking(subject: Subject, target: str, places: int, tokens: int) -> tuple[li
     place = tok(" x", add_special_tokens=False, verbose=False)["input_ids"][-1]
     tail = tok(after, add_special_tokens=False, verbose=False)["input_ids"] if after else []
     ids = [*head, *[place] * places, *tail]
-    room = position_limit(subject.base.config)
+    room = position_limit(subject.base.config, subject.anatomy)
     if len(ids) + tokens > room:
         raise BadInput(
             f"The target text takes {len(ids)} tokens and its description {tokens}, and the model has {room} positions; give a "

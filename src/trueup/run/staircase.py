@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trueup.errors import TESTED, BadInput, Unavailable, Unsupported
+from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported
 from trueup.run.forward import Batch, Row, at_last, backbone, collate
 from trueup.run.predict import TOKENS, evaluating, out_of_memory, session
 from trueup.run.proof import equal
@@ -482,10 +483,68 @@ def _layers(subject: Subject) -> list[nn.Module]:
     return layers_of(subject)
 
 
+_STEPPED: WeakKeyDictionary[nn.Module, set[Part]] = WeakKeyDictionary()
+
+
 def _record(subject: Subject, batch: Batch, part: Part = "down") -> _Run:
-    """One full pass without gradients; in state-space models also one over all tokens but the last."""
+    """One full pass without gradients; in state-space models also one over all tokens but the last.
+
+    On a discovered family, once for each model, rows with other units are held against passes with these units as well.
+    """
+    if not subject.anatomy.discovered:
+        return _recorded(subject, batch, part)
+    try:
+        run = _recorded(subject, batch, part)
+        if part not in _STEPPED.setdefault(subject.model, set()):
+            _hold_against_passes(subject, batch, part, run)
+    except TrueupError:
+        raise
+    except Exception as e:  # a family may step through its layers in a way of its own
+        if out_of_memory(e):
+            raise
+        why = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
+        if isinstance(e, AttributeError) and _Recorder.__name__ in str(e):
+            why = "they ask for more of what they keep of earlier tokens than keys and values"
+        raise Unsupported(
+            f"One token could not be stepped through the layers of '{subject.anatomy.model_type}' ({why}), so nothing that "
+            "rests on it was computed. Give a model of another family."
+        ) from e
+    _STEPPED[subject.model].add(part)
+    return run
+
+
+def _hold_against_passes(subject: Subject, batch: Batch, part: Part, run: _Run) -> None:
+    """Raises Unsupported where rows whose units are scaled in the first or the last layer end otherwise than whole passes do in
+    which they are scaled at the last token."""
+    ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
+    layers, last = layers_of(subject), mask.sum(dim=1) - 1
+    g = torch.Generator().manual_seed(0)
+    factors = [torch.rand(layer.units.shape[1], generator=g).to(layer.units) for layer in run.layers]
+    ends = list(dict.fromkeys((0, len(layers) - 1)))
+    with torch.no_grad():
+        got = run.climb_scaled([{at: factors[at]} for at in ends])
+        for i, at in enumerate(ends):
+
+            def put(_: Any, inputs: tuple[Tensor, ...], at: int = at) -> tuple[Tensor, ...]:
+                x = inputs[0].reshape(len(ids), -1, inputs[0].shape[-1]).clone()
+                here = x.shape[1] - mask.shape[1] + last
+                each = torch.arange(len(x), device=x.device)
+                x[each, here] = x[each, here] * factors[at]
+                return (x.reshape(inputs[0].shape), *inputs[1:])
+
+            hook = layers[at].get_submodule(getattr(subject.anatomy, part)).register_forward_pre_hook(put)
+            try:
+                passed = at_last(backbone(subject, ids, mask).last_hidden_state, mask)
+            finally:
+                hook.remove()
+            what = f"The step of one token through the layers of '{subject.anatomy.model_type}'"
+            equal(got[:, i], passed, what, f"the final hidden states with other units in layer {at}")
+
+
+def _recorded(subject: Subject, batch: Batch, part: Part) -> _Run:
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
     anatomy, layers = subject.anatomy, _layers(subject)
+    anatomy.need(part)
     parent = subject.base.base_model.get_submodule(anatomy.layers.rpartition(".")[0])  # type: ignore[operator, union-attr]
     downs = [layer.get_submodule(getattr(anatomy, part)) for layer in layers]
     recurrent = anatomy.kind == "state-space"
@@ -499,6 +558,7 @@ def _record(subject: Subject, batch: Batch, part: Part = "down") -> _Run:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         names = list(inspect.signature(layer.forward).parameters)
         named = dict(zip(names, args, strict=False)) | kwargs
+        named = {"hidden_states" if k == names[0] else k: v for k, v in named.items()}  # some call them x
         places.append(past.named(named))
         if not recurrent:
             named |= {name: _Recorder(named[name]) for name in places[-1]}
@@ -564,6 +624,8 @@ def _layer(
     seen = seen.clone()
     seen[each, :, :, own] = False
     alibi = named.get("alibi")
+    if "alibi" in named and alibi is None:  # an argument without a default
+        given["alibi"] = None
     if alibi is not None:
         heads = len(alibi) // b
         itself = alibi[torch.arange(len(alibi), device=alibi.device), :, own.repeat_interleave(heads)]
@@ -623,6 +685,8 @@ def _batches(
 
 def _together(subject: Subject, lengths: list[int]) -> bool:
     # A recurrent state runs on over padding, so prompts of different lengths cannot share a pass.
+    if subject.anatomy.alone:
+        return len(lengths) == 1
     one_length = lengths[0] == lengths[-1] or subject.anatomy.kind != "state-space"
     return one_length and len(lengths) * lengths[-1] <= TOKENS
 

@@ -13,6 +13,7 @@ adapted one's.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trueup.errors import Unsupported
 from trueup.run import forward
-from trueup.run.attention import tapped
+from trueup.run.attention import openly, tapped
 from trueup.run.forward import Batch, Row
 from trueup.run.predict import in_batches
+from trueup.subject.discover import positions_of
 from trueup.subject.mixers import adapted_layers, mixer_of
 from trueup.subject.subject import Subject
 from trueup.subject.units import layers_of
@@ -73,9 +76,10 @@ def trace(subject: Subject, rows: list[Row]) -> Trace:
     """Look at `rows` (of `forward.tokenize`) through the adapter and without it.
 
     Raises:
-        Unsupported: a state-space model.
+        Unsupported: a state-space model, or one whose attention cannot be looked at.
     """
     base, sums = bare(subject), Sums(subject)
+    openly(base, min(rows, key=len))
     with torch.inference_mode():
         for _ in in_batches(
             subject, rows, lambda s, b: sums.add(s, base, b), "tracing attention", tokens=_tokens(subject, rows)
@@ -349,9 +353,14 @@ def _able(mask: Tensor, causal: bool) -> Tensor:
 def _positions(subject: Subject, mask: Tensor, shift: int, slots: int) -> dict[str, Tensor]:
     """Explicit positions of (b, t) tokens padded on either side, from `shift` on; of `slots` soft-prompt tokens as well."""
     anatomy = subject.anatomy
-    if anatomy.model_type == "bloom":  # knows distances only
-        return {}
-    first = subject.base.base_model.embeddings.padding_idx + 1 if anatomy.after_padding else 0  # type: ignore[union-attr]
+    if "position_ids" not in inspect.signature(subject.base.base_model.forward).parameters:  # type: ignore[union-attr]
+        if anatomy.discovered and (shift or slots):
+            raise Unsupported(
+                f"'{anatomy.model_type}' takes no positions, so its attention with a prompt cannot be held against that without."
+            )
+        return {}  # BLOOM knows distances only
+    places = positions_of(subject.base.base_model) if anatomy.after_padding else None  # type: ignore[arg-type]
+    first = 0 if places is None or places.padding_idx is None else places.padding_idx + 1
     text = (mask.long().cumsum(dim=1) - 1).clamp(min=0) + shift
     if slots and subject.soft_prompted:
         text = torch.cat([torch.arange(slots, device=mask.device).expand(len(mask), -1), text], dim=1)

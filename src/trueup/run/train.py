@@ -183,7 +183,7 @@ def _train(
     state = _State(parameters, optimiser, checkpoint, made_by)
     state.start, state.objective = start, aim.begin()
     state.load()
-    piece = training.batch
+    piece = 1 if subject.anatomy.alone else training.batch
     now, main = session(), processes().rank == 0
     with torch.random.fork_rng(), evaluating(subject):
         while state.step < total and not state.stale(training.patience):

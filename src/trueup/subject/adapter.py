@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ KINDS: dict[str, type[peft.PeftConfig]] = {
     "P_TUNING": peft.PromptEncoderConfig,
     "IA3": peft.IA3Config,
 }
-"""The adapter kinds trueup examines, by PEFT's own name."""
+"""The adapter kinds whose shape trueup knows, so that every repair can start from them, by PEFT's own name."""
 
 TASKS = ("SEQ_CLS", "CAUSAL_LM", None)
 """The tasks of adapters trueup examines, by PEFT's own name; one that names none says by its head what it is."""
@@ -91,13 +92,16 @@ _FORM: dict[str, dict[str, Kind]] = {
 }  # fmt: skip
 """What the settings of each kind of adapter hold, as far as anything here or in PEFT looks into them."""
 
-_UNMERGED = ("ADAPTION_PROMPT", "LILY", "POLY", "SHADOW", "XLORA")
-"""Kinds that are no prompt and that PEFT cannot merge into a base."""
+_UNREAD = ("ADAPTION_PROMPT", "POLY", "SHADOW", "XLORA")
+"""Kinds that are no prompt and are more than weights on one model: they load others, or want a task with every text."""
 
-MERGE = (
-    "Merge it into its base (PEFT's merge_and_unload) and give the merged model, or its saved folder without --adapter."
-)
-"""The next step for an adapter that changes weights in a way that trueup does not read."""
+AUDITED: dict[str, type[peft.PeftConfig]] = KINDS | {
+    name: c
+    for k, c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    if (name := str(k.value)) not in (*KINDS, *_UNREAD) and not issubclass(c, peft.PromptLearningConfig)
+}
+"""The adapter kinds trueup examines: those of `KINDS`, and every kind of changed weights that PEFT has. On the latter a repair can
+change the last layer alone."""
 
 
 def read_config(folder: Path) -> peft.PeftConfig:
@@ -129,7 +133,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     )
     check_kind(raw.get("peft_type"), f"The adapter in '{folder}'")
     check_task(raw.get("task_type"), f"The adapter in '{folder}'")
-    schema.check(raw, record(_FORM[raw["peft_type"]]), path, "Correct it, or save the adapter again.")
+    schema.check(raw, record(_FORM.get(raw["peft_type"], _ANY)), path, "Correct it, or save the adapter again.")
     if raw.get("megatron_config") is not None:
         raise Unsupported(
             f"The adapter in '{folder}' was made for layers of Megatron, which trueup does not load. {MERGE}"
@@ -180,24 +184,25 @@ def _in_steps(folder: Path) -> tuple[Any, ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(folder)))
 
 
+def known(settings: peft.PeftConfig) -> bool:
+    """Whether an adapter is of a kind in `KINDS`."""
+    return str(getattr(settings.peft_type, "value", settings.peft_type)) in KINDS
+
+
 def check_kind(kind: Any, which: str) -> None:
     """Raises Unsupported when trueup does not examine adapters of this `kind` (PEFT's own name). `which`: "The adapter ..."."""
-    if (kind := str(getattr(kind, "value", kind))) in KINDS:
+    if (kind := str(getattr(kind, "value", kind))) in AUDITED:
         return
-    known = {str(k.value): c for k, c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    close = did_you_mean(kind, KINDS) if kind not in known else ""
-    prompt = kind in known and (issubclass(known[kind], peft.PromptLearningConfig) or kind in _UNMERGED)
-    if kind not in known:
-        step = " Give one of these."
-    elif prompt:
+    known = [str(k.value) for k in peft.PEFT_TYPE_TO_CONFIG_MAPPING]
+    close = did_you_mean(kind, AUDITED) if kind not in known else ""
+    step = "Give one of these."
+    if kind in known:
         step = (
-            " PEFT cannot merge such an adapter into its base, so tune one of these kinds instead: `trueup tune lora MODEL "
+            "PEFT cannot merge such an adapter into its base, so tune one of these kinds instead: `trueup tune lora MODEL "
             "--data ...`."
         )
-    else:
-        step = f" {MERGE}"
     raise Unsupported(
-        f"{which} is of kind '{kind}', which trueup does not examine.{close} It examines {listing(KINDS)}.{step}"
+        f"{which} is of kind '{kind}', which trueup does not examine.{close} It examines {listing(AUDITED, most=99)}. {step}"
     )
 
 
@@ -220,11 +225,9 @@ def check_task(task: Any, which: str) -> None:
 def check_sizes(config: peft.PeftConfig, tensors: Mapping[str, Tensor], other: str) -> None:
     """Raises BadInput where settings ask for a size that none of the adapter's own weights has, before PEFT allocates it."""
     largest = max((n for t in tensors.values() for n in t.shape), default=0)
-    ranks = (getattr(config, "rank_pattern", None) or {}).values()
-    asked = {
-        "r": max([getattr(config, "r", 0), *ranks]),
-        "num_virtual_tokens": getattr(config, "num_virtual_tokens", 0),
-    }
+    asked = {"num_virtual_tokens": getattr(config, "num_virtual_tokens", 0)}
+    if isinstance(config, peft.LoraConfig):
+        asked["r"] = max([config.r, *(config.rank_pattern or {}).values()])
     for key, size in asked.items():
         if size > largest:
             raise BadInput(
@@ -248,7 +251,7 @@ def config_of(raw: Mapping[str, Any]) -> peft.PeftConfig:
 
     How a prompt was started is left out, and so is the text or tokenizer that it needs: the weights are there.
     """
-    cls = KINDS[str(getattr(raw["peft_type"], "value", raw["peft_type"]))]
+    cls = AUDITED[str(getattr(raw["peft_type"], "value", raw["peft_type"]))]
     known = {f.name for f in fields(cls)} - set(_NEVER)
     kept = {k: v for k, v in raw.items() if k in known and k != "peft_type"}
     kept["inference_mode"] = True
@@ -297,7 +300,7 @@ def started(config: peft.PeftConfig, which: str) -> tuple[str, ...]:
         BadInput: a start that PEFT cannot make again (CorDA).
     """
     start = getattr(config, "init_lora_weights", True)
-    if not isinstance(config, peft.LoraConfig) or not isinstance(start, str):
+    if type(config) is not peft.LoraConfig or not isinstance(start, str):
         return ()
     kept = "model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
     if start == "corda":
@@ -440,6 +443,14 @@ def head_in(tensors: Mapping[str, Tensor], anatomy: Anatomy) -> Head:
     return Head(weight, tensors.get(name.removesuffix("weight") + "bias", weight.new_zeros(len(weight))))
 
 
+def in_place(subject: Subject, head: Head) -> Head:
+    """A head of the subject's own classes, in as many rows as the model's own has: of two where a sigmoid reads one, how far the
+    second is above the first."""
+    if not subject.sigmoid:
+        return head
+    return Head(head.weight[1:] - head.weight[:1], head.bias[1:] - head.bias[:1])
+
+
 def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The subject's adapter with `head` for a classification head: PEFT settings and weights, ready to be written.
 
@@ -458,16 +469,33 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
         )
     biased = not words and subject.head_layer().bias is not None
     if not biased and bool(head.bias.abs().max() > 0):
+        last = subject.head_layer()
+        if (
+            words
+            and getattr(last.get_base_layer() if isinstance(last, BaseTunerLayer) else last, "bias", None) is not None
+        ):
+            raise Unsupported(
+                f"The language-model head of '{anatomy.model_type}' has a bias and its classification head has none, so a head "
+                "over answer words cannot be saved as its adapter. Train a classification head instead: `trueup tune lora MODEL "
+                "--data ...`."
+            )
         if bool(subject.own_head().bias.abs().max() > 0):
             raise Unsupported(
                 f"The adapter adds a bias to the head (lora_bias), and the classification head of '{anatomy.model_type}' has none, "
                 "so no other head can be saved in its place. Train the adapter without lora_bias."
             )
         raise Unsupported(f"The classification head of '{anatomy.model_type}' has no bias; give a head without one.")
+    if words and anatomy.discovered:
+        _says_the_same(subject, head)
     config = subject.peft_config
     prompt = config is not None and config.is_prompt_learning
+    if config is not None and not hasattr(config, "modules_to_save"):
+        raise Unsupported(
+            f"PEFT keeps no head in an adapter of kind {subject.source.peft_type} (it has no modules_to_save), so none can be "
+            "saved on top of it. Merge it into its base (PEFT's merge_and_unload), save that, and give it without an adapter."
+        )
     if isinstance(config, peft.PrefixTuningConfig) and subject.template is not None:
-        _prefix_on_a_classifier(anatomy.model_type)
+        _prefix_on_a_classifier(anatomy)
     prefix = "base_model." if prompt else "base_model.model."
     roots = subject.head_roots()
     settings, tensors = (
@@ -490,6 +518,42 @@ def adapter_with_head(subject: Subject, head: Head) -> tuple[dict[str, Any], dic
     if not prompt:
         settings["modules_to_save"] = sorted({*(settings.get("modules_to_save") or ()), anatomy.head_root})
     return settings, tensors
+
+
+def _says_the_same(subject: Subject, head: Head) -> None:
+    """Raises Unsupported unless transformers' sequence classifier, around the very same backbone, gives `head` the final state of
+    the last token as its input."""
+    import transformers
+
+    from trueup.subject.quiet import quiet
+
+    base: Any = subject.base
+    config, family = copy.deepcopy(base.config), subject.anatomy.model_type
+    config.num_labels = len(head.weight)
+    ids = torch.tensor([[i for i in range(1, 16) if i != subject.pad_token_id][:6]], device=subject.device)
+    try:
+        with quiet(), torch.no_grad():
+            with torch.device("meta"), torch.random.fork_rng():
+                net: Any = transformers.AutoModelForSequenceClassification.from_config(config)
+            setattr(net, net.base_model_prefix, base.base_model)
+            last = net.get_submodule(subject.anatomy.head)
+            last.weight = nn.Parameter(head.weight.to(ids.device, next(base.parameters()).dtype), requires_grad=False)
+            got = net.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
+            states = base.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            said = states[0, -1].float() @ last.weight.float().T
+    except Exception as e:  # whatever else stands around its backbone
+        raise _another_classifier(family, " ".join(f"{type(e).__name__}: {e}".split())[:160]) from e
+    off = float((got - said).abs().max() / said.abs().max().clamp(min=1e-6))
+    if not off <= (1e-4 if last.weight.dtype == torch.float32 else 0.05):
+        raise _another_classifier(family, f"its logits are off by {off:.2g} of their size")
+
+
+def _another_classifier(family: str, why: str) -> Unsupported:
+    return Unsupported(
+        f"transformers' sequence classifier of '{family}' does not read the last token's final state with its head as the language "
+        f"model does ({why}), so a head over answer words cannot be saved as its adapter. Train a classification head instead: "
+        "`trueup tune lora MODEL --data ...`."
+    )
 
 
 def _whole(module: Any) -> dict[str, Tensor]:
@@ -533,7 +597,7 @@ def _apart(
     return settings, tensors
 
 
-def _prefix_on_a_classifier(family: str) -> None:
+def _prefix_on_a_classifier(anatomy: Anatomy) -> None:
     """Raises Unsupported where the installed PEFT cannot run a prefix on a sequence classifier of this family, by a tiny one."""
     import transformers
 
@@ -541,17 +605,29 @@ def _prefix_on_a_classifier(family: str) -> None:
     from trueup.subject.quiet import quiet
     from trueup.subject.tiny import SIZES
 
+    family = anatomy.model_type
+    if family not in SIZES:
+        raise Unsupported(
+            f"A prefix under a head cannot be tried beforehand on '{family}', which was discovered; use a prompt or a LoRA."
+        )
     config = transformers.AutoConfig.for_model(family, **SIZES[family], vocab_size=8, pad_token_id=0)
     with torch.random.fork_rng(), quiet():
         model = transformers.AutoModelForSequenceClassification.from_config(config)
         settings = peft.PrefixTuningConfig(task_type=peft.TaskType.SEQ_CLS, num_virtual_tokens=1)
-        check_runs(peft.get_peft_model(model, settings).eval())  # type: ignore[arg-type]
+        check_runs(peft.get_peft_model(model, settings).eval(), anatomy)  # type: ignore[arg-type]
 
 
 def _dormant(subject: Subject) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    target = subject.anatomy.lora[0]
-    names = [n for n, m in subject.base.named_modules() if n.endswith("." + target) and hasattr(m, "weight")]
-    name, layer = names[0], subject.base.get_submodule(names[0])
+    if not subject.anatomy.lora:
+        raise Unsupported(
+            f"'{subject.anatomy.model_type}' has no linear layer beside its head on which an adapter could stand, so a head "
+            "cannot be saved as one."
+        )
+    target, inside = subject.anatomy.lora[0], f".{subject.anatomy.layers}."
+    names = [n for n, m in subject.base.named_modules() if f".{n}".endswith(f".{target}") and hasattr(m, "weight")]
+    # In the layers that read text, where a model has towers beside them.
+    name = next((n for n in names if inside in f".{n}."), names[0])
+    layer = subject.base.get_submodule(name)
     rows, columns = map(int, layer.weight.shape)  # type: ignore[union-attr,arg-type]
     if type(layer).__name__ == "Conv1D":
         rows, columns = columns, rows

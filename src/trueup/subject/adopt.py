@@ -24,12 +24,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.subject import adapter as files
 from trueup.subject import load as door
 from trueup.subject import tokens
-from trueup.subject.anatomy import Anatomy, anatomy_of
+from trueup.subject.anatomy import Anatomy
+from trueup.subject.discover import anatomy_of, in_batches, tried
+from trueup.subject.discover import told as told_of
 from trueup.subject.linear import map_of
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
@@ -62,22 +65,23 @@ def adopt(
     _check_kind(model)
     base, settings = _opened(model)
     files.check_numbers(dict(base.named_parameters()), f"This {type(base).__name__}")
-    anatomy = anatomy_of(base.config)
     what = type(base).__name__
     chosen = door.template_of(template, verbaliser, shots, chat)
-    causal = what.endswith(("ForCausalLM", "LMHeadModel"))
-    if chosen is not None and not anatomy.causal:
-        raise door.answers_with_no_word(anatomy, shots is not None)
+    causal = what in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or what.endswith(("ForCausalLM", "LMHeadModel"))
+    anatomy = anatomy_of(base.config, words=causal, trust_remote_code=trust_remote_code)
+    door.check_words(anatomy, chosen)
     if chosen is not None and not causal:
         raise BadInput(f"A {what} answers with its head and not with a word; leave template, verbaliser and shots out.")
     if causal and chosen is None:
         raise BadInput(
             f"A {what} has no classification head; give `template` and `verbaliser`, so that it answers with a word, or `shots`."
         )
+    sigmoid = False
     if not causal:
         outputs = _head_rows(base, anatomy)
         door.check_head(base.config, outputs, what)
-        names = tuple(classes or door.own_names(base.config, outputs))
+        names, sigmoid = tuple(classes or door.own_names(base.config, outputs)), outputs == 1
+        outputs = 2 if sigmoid else outputs
     elif shots is not None:
         outputs, names = 0, ()
     else:
@@ -87,18 +91,23 @@ def adopt(
     revision, told = door.pinned(settings, str(getattr(base.config, "_name_or_path", "") or ""), revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer, another, differs = _tokenizer(tokenizer, base, **options)
-    rows = len(base.get_input_embeddings().weight)
+    rows = tokens.rows_of(base)
     before = _as_it_was(base, **options)
-    resized = before is not None and settings is not None and getattr(before, "vocab_size", rows) != rows
-    if another or resized:
+    resized = before is not None and settings is not None and rows > 0 and getattr(before, "vocab_size", rows) != rows
+    if rows and (another or resized):
         tokens.check_rows(tokenizer, rows, "The tokenizer")
     if chosen is not None and (chosen.shots is None or chosen.chat):
         door.check_template(tokenizer, chosen)
+    view = view_of(model)
+    inside = view.get_base_model() if settings is not None else view
+    anatomy = tried(inside, anatomy, tokenizer, words=causal)
+    if settings is not None and not files.known(settings):
+        anatomy = in_batches(inside, anatomy, tokenizer, words=causal)
+    door.check_words(anatomy, chosen)
     name = base_name(base, settings, anatomy, revision)
     if getattr(base.config, "quantization_config", None) is not None and not hasattr(before, "quantization_config"):
         name = door.UNNAMED  # the weights under that name are not quantised
     unnamed = before is not None and before.id2label == base.config.id2label and not classes
-    view = view_of(model)
     subject = Subject(
         model=view.eval(),
         tokenizer=tokenizer,
@@ -107,13 +116,16 @@ def adopt(
         source=Source(
             name, None, _kind(settings), revision, allow_pickle, trust_remote_code,
             tokenizer="given" if another else None, vocabulary=rows if resized else 0,
-            borrowed=not causal and unnamed and _brings_head(base, anatomy), told=told + differs,
+            borrowed=not causal and unnamed and _brings_head(base, anatomy), 
+            told=(*told, *differs, *told_of(anatomy), *(door.through_sigmoid(names) if sigmoid else ())),
         ),
         max_length=min(
-            max_length or door.most_tokens(base.config, tokenizer, settings), door.position_limit(base.config, settings)
+            max_length or door.most_tokens(base.config, anatomy, tokenizer, settings),
+            door.position_limit(base.config, anatomy, settings),
         ),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
+        sigmoid=sigmoid,
     )  # fmt: skip
     door.prove_head(subject)
     return subject
@@ -246,7 +258,7 @@ def _tokenizer(given: Any, base: Any, **options: Any) -> tuple[Any, bool, tuple[
     given = door.padded(copy.deepcopy(given), remembered or type(base).__name__)
     try:
         found = tokens.differences(given, door.load_tokenizer(remembered, remembered, local_files_only=True, **options))
-    except TrueupError:  # nothing to compare with on this machine
+    except Exception:  # nothing to compare with on this machine, or nothing that can read
         return given, True, ()
     told = (f"The tokenizer that was given is not the base's: {'; '.join(found)}.",) if found else ()
     return given, bool(found), told

@@ -1,13 +1,19 @@
-"""Where the parts are: one table for every architecture family that trueup knows. Everything else is refused by name."""
+"""Where the parts are: one table of the architecture families that trueup is tested with; `discover` finds those of the rest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trueup.errors import Unsupported, did_you_mean, listing
+from trueup.errors import Unsupported
 
 Kind = Literal["encoder", "decoder", "state-space"]
+
+CALLED = {
+    "layers": "layers", "attention": "attention", "mixer_out": "output projection of the attention heads",
+    "down": "feed-forward units", "head": "last layer",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,12 @@ class Anatomy:
         prefix: whether PEFT's prefix tuning runs on this family.
         in_turn: a fused matrix holds query, key and value rows of each head in turn; else all queries, all keys, all values.
         after_padding: the first token has the position after that of padding, and not 0.
+        discovered: found from the structure of a model that is not in the table.
+        lacks: by the part that was not found (``layers``, ``attention``, ``mixer_out``, ``down``, ``head``), why; whatever needs it
+            refuses with that.
+        alone: an example's result depends on what stands beside it in a batch, so examples run one at a time.
+        keeps: what the model keeps of the first tokens serves to read further ones.
+        scale, cap: a language model's logits are cap * tanh(scale * head / cap), without the cap where it is 0.
     """
 
     model_type: str
@@ -49,28 +61,51 @@ class Anatomy:
     prefix: bool = True
     in_turn: bool = False
     after_padding: bool = False
+    discovered: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict, compare=False)
+    alone: bool = False
+    keeps: bool = True
+    scale: float = 1.0
+    cap: float = 0.0
 
     @property
     def causal(self) -> bool:
         """True when a token sees only what stands before it, so that the last token carries the answer."""
         return self.kind != "encoder"
 
+    def need(self, part: str) -> None:
+        """Raises Unsupported where `part` was not found, with the check that failed."""
+        if part in self.lacks:
+            raise Unsupported(
+                f"The {CALLED[part]} of '{self.model_type}' could not be discovered: {self.lacks[part]}. What needs only the last "
+                "layer works all the same; for the rest give a model of another family."
+            )
+
+    def size(self, config: Any, name: Literal["width", "heads", "depth"]) -> int:
+        """The field of the config, or of the part of it that is about text; at least 1."""
+        return int(getattr(config.get_text_config(), getattr(self, name) or "no heads", 0) or 1)
+
     def sizes(self, config: Any) -> dict[str, Any]:
         """`token_dim`, `num_layers` and `num_attention_heads` of a model, under the names PEFT's prompt configs use.
 
         Prompts are as wide as the word embeddings, which ELECTRA keeps narrower than its layers.
         """
-        width = int(getattr(config, "embedding_size", None) or getattr(config, self.width))
-        heads = int(getattr(config, self.heads, 0) or 1)
-        return {"token_dim": width, "num_layers": int(getattr(config, self.depth)), "num_attention_heads": heads}
+        text = config.get_text_config()
+        width = int(getattr(text, "embedding_size", None) or self.size(text, "width"))
+        return {
+            "token_dim": width,
+            "num_layers": self.size(text, "depth"),
+            "num_attention_heads": self.size(text, "heads"),
+        }
 
     def prefix_sizes(self, config: Any) -> dict[str, Any]:
         """`sizes` of a prefix, whose keys and values are as many and as wide as the model's own: PEFT counts heads that share
         them (grouped-query attention) once."""
-        sizes, shared = self.sizes(config), getattr(config, "num_key_value_heads", None)
+        text = config.get_text_config()
+        sizes, shared = self.sizes(text), getattr(text, "num_key_value_heads", None)
         if shared is None:
             return sizes
-        wide = getattr(config, "head_dim", None) or sizes["token_dim"] // sizes["num_attention_heads"]
+        wide = getattr(text, "head_dim", None) or sizes["token_dim"] // sizes["num_attention_heads"]
         return sizes | {"token_dim": wide * shared, "num_attention_heads": shared}
 
 
@@ -151,18 +186,3 @@ FAMILIES: dict[str, Anatomy] = {
         *map(_mamba_like, ("mamba", "mamba2")),
     )
 }  # fmt: skip
-
-
-def anatomy_of(config: Any) -> Anatomy:
-    """The family of a transformers config.
-
-    Raises:
-        Unsupported: the family is not in the table; the message lists those that are.
-    """
-    model_type = str(getattr(config, "model_type", "") or "")
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
-    raise Unsupported(
-        f"The architecture '{model_type}' is not one trueup knows.{did_you_mean(model_type, FAMILIES)} "
-        f"Known families: {listing(sorted(FAMILIES), most=99)}. To add one, add a row to trueup/subject/anatomy.py."
-    )

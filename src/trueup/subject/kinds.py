@@ -88,7 +88,7 @@ class Lora:
         if not self.part or anatomy.query != anatomy.value or not name.endswith(f".{anatomy.query}"):
             return None
         out = shape_of(unwrapped(net.get_submodule(name)))[1]
-        blocks = int(getattr(net.config, anatomy.heads)) if anatomy.in_turn else 1
+        blocks = anatomy.size(net.config, "heads") if anatomy.in_turn else 1
         third = torch.arange(out) // (out // (3 * blocks)) % 3
         return third == 2 if self.part == "value-mlp" else third < 2
 

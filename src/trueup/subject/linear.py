@@ -56,7 +56,7 @@ def map_of(layer: Any, rows: Sequence[int] | None = None) -> tuple[Tensor, Tenso
     if layer.disable_adapters or layer.merged:
         return weight, bias
     for name in layer.active_adapters:
-        if isinstance(layer, LoraLayer) and name in layer.lora_A:
+        if isinstance(layer, LoraLayer) and isinstance(layer.lora_A, nn.ModuleDict) and name in layer.lora_A:
             weight, bias = _with_lora(layer, name, weight, bias, some)
         elif isinstance(layer, IA3Layer) and name in layer.ia3_l:
             scale = layer.ia3_l[name].to(weight)

@@ -19,7 +19,9 @@ from transformers.utils import find_adapter_config_file
 from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
 from trueup.subject import linear, tokens
-from trueup.subject.anatomy import FAMILIES, Anatomy, anatomy_of
+from trueup.subject.anatomy import FAMILIES, Anatomy
+from trueup.subject.discover import anatomy_of, in_batches, tried
+from trueup.subject.discover import told as told_of
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template
@@ -117,7 +119,15 @@ def load(
     revision, told = pinned(settings, model, revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = read_model_config(where, model, **options)
-    anatomy = anatomy_of(config)
+    if "template" in card:
+        template, known = template or card["template"]["text"], card["template"].get("shots")
+        shots = shots if shots is not None or not known else int(known["number"])
+        verbaliser = verbaliser or (None if shots is not None else card["template"]["words"])
+        chat = chat or bool(card["template"].get("chat"))
+    chosen = template_of(template, verbaliser, shots, chat)
+    if chosen is not None and card.get("template"):
+        chosen = replace(chosen, header=card["template"].get("header", ""))
+    anatomy = anatomy_of(config, words=chosen is not None, trust_remote_code=trust_remote_code)
     if settings is not None:
         told += files.started(settings, f"The adapter '{adapter}'")
     tensors = files.read_tensors(folder, allow_pickle=allow_pickle) if folder else {}
@@ -127,17 +137,8 @@ def load(
             f"The adapter '{adapter}' does not fit '{model}'{_made_for(settings)}: its classification head is not one of "
             f"'{anatomy.model_type}'. Give the base model it was trained on."
         )
-    if "template" in card:
-        template, known = template or card["template"]["text"], card["template"].get("shots")
-        shots = shots if shots is not None or not known else int(known["number"])
-        verbaliser = verbaliser or (None if shots is not None else card["template"]["words"])
-        chat = chat or bool(card["template"].get("chat"))
-    chosen = template_of(template, verbaliser, shots, chat)
-    if chosen is not None and card.get("template"):
-        chosen = replace(chosen, header=card["template"].get("header", ""))
     causal = chosen is not None or _is_causal(settings, config, head_rows, model, adapter)
-    if causal and not anatomy.causal:
-        raise answers_with_no_word(anatomy, shots is not None)
+    check_words(anatomy, chosen)
     names = tuple(classes or card.get("classes") or ())
     if causal:
         words = tuple(verbaliser or ())
@@ -146,9 +147,10 @@ def load(
     else:
         rows = head_rows or int(getattr(config, "num_labels", 0))
         check_head(config, rows, model, own=not head_rows)
-    borrowed = not causal and not names and bool(head_rows)
+    borrowed, sigmoid = not causal and not names and bool(head_rows), not causal and rows == 1
     names = names if causal else names or own_names(config, rows)
-    check_names(names, rows)
+    check_names(names, 2 if sigmoid else rows)
+    told += through_sigmoid(names) if sigmoid else ()
     tokenizer, another = _tokenizer(folder, adapter, where, model, **options)
     told += another
     cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
@@ -160,28 +162,33 @@ def load(
             cls, where, model, device=device, allow_pickle=allow_pickle, quantised=quantised, **options,
             **({} if causal else {"num_labels": rows}),
         )  # fmt: skip
-        net.config.pad_token_id = tokenizer.pad_token_id
+        set_padding(net, tokenizer)
+        anatomy = tried(net.to(device), anatomy, tokenizer, words=causal)
+        check_words(anatomy, chosen)
         vocabulary = 0
         if settings is not None and folder is not None:
             other = f"The adapter '{adapter}' does not fit '{model}'{_made_for(settings)}"
             resized = fit_vocabulary(net, tensors, other)
-            net, brought = attach(net, settings, tensors, other=other)
-            vocabulary = len(net.get_input_embeddings().weight) if resized or brought else 0
+            net, brought = attach(net, settings, tensors, anatomy, other=other)
+            vocabulary = tokens.rows_of(net) if resized or brought else 0
+            if not files.known(settings):
+                anatomy = in_batches(net.get_base_model(), anatomy, tokenizer, words=causal)
             missing = [m for m in missing if not any(m in k for k in tensors)]
+    told += told_of(anatomy)
     if missing:
         raise BadInput(
             f"'{model}' lacks the weights {listing(missing, 4)}, and no adapter brings them: it would answer at random. "
             "Tune an adapter first: `trueup tune lora " + model + " --data ...`."
         )
-    if another or vocabulary:
+    if tokens.rows_of(net) and (another or vocabulary):
         whose = (
             f"The tokenizer beside the adapter '{adapter}'" if tokens.has_one(folder) else f"The tokenizer of '{model}'"
         )
-        tokens.check_rows(tokenizer, len(net.get_input_embeddings().weight), whose)
+        tokens.check_rows(tokenizer, tokens.rows_of(net), whose)
     if chosen is not None and (chosen.shots is None or chosen.chat):
         check_template(tokenizer, chosen)
-    room = position_limit(config, settings)
-    usual = card.get("max_length") or most_tokens(config, tokenizer, settings)
+    room = position_limit(config, anatomy, settings)
+    usual = card.get("max_length") or most_tokens(config, anatomy, tokenizer, settings)
     subject = Subject(
         model=net.eval().to(device),
         tokenizer=tokenizer,
@@ -202,6 +209,7 @@ def load(
         max_length=min(max_length or usual, room),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
+        sigmoid=sigmoid,
     )
     for p in net.parameters():
         p.requires_grad_(False)
@@ -215,7 +223,7 @@ def prove_head(subject: Subject) -> None:
     The head of a few-shot prompt is tried at its first rows: the answers are not known yet.
     """
     if subject.template is None:
-        rows = list(range(len(subject.classes)))
+        rows = [0] if subject.sigmoid else list(range(len(subject.classes)))
     else:
         rows = list(range(8)) if subject.shots is not None else subject.verbaliser_ids()
     linear.prove(subject.head_layer(), rows, f"this {type(subject.base).__name__}")
@@ -264,6 +272,8 @@ def fit_vocabulary(net: Any, tensors: dict[str, Tensor], other: str) -> bool:
     Raises:
         BadInput: the weights disagree, or new rows are needed that they do not bring.
     """
+    if not tokens.rows_of(net):
+        return False
     heads, words = net.get_output_embeddings(), net.get_input_embeddings()
     ends = {"weight": 0, "base_layer.weight": 0, "token_adapter.base_layer.weight": 0, "original_module.weight": 0}
     sides = (
@@ -299,10 +309,21 @@ def fit_vocabulary(net: Any, tensors: dict[str, Tensor], other: str) -> bool:
 
 
 def own_names(config: Any, rows: int) -> tuple[str, ...]:
-    """The class names of a classifier of `rows` classes: its config's own where they are names, else ``0``, ``1`` ..."""
+    """The class names of a classifier of `rows` outputs: its config's own where they are names, else ``0``, ``1`` ...; two of a
+    single output."""
     own = tuple(str(v) for _, v in sorted((config.id2label or {}).items()))
     named = len(own) == rows and not all(n.startswith("LABEL_") for n in own)
+    if rows == 1:
+        return (f"not {own[0]}", own[0]) if named else ("0", "1")
     return own if named else tuple(str(i) for i in range(rows))
+
+
+def through_sigmoid(names: Sequence[str]) -> tuple[str, ...]:
+    """What a reader must know of a head of one logit."""
+    return (
+        f"The head gives one number, whose sigmoid was read as the probability of '{names[1]}' against '{names[0]}', as "
+        "transformers' pipelines read it. If it is no classifier, every figure here is wrong.",
+    )
 
 
 def check_head(config: Any, rows: int, name: str, *, own: bool = True) -> None:
@@ -311,15 +332,16 @@ def check_head(config: Any, rows: int, name: str, *, own: bool = True) -> None:
     `own`: the head came with `config`, and not with an adapter that was trained otherwise.
     """
     kind = getattr(config, "problem_type", None) if own else None
-    if kind == "multi_label_classification":
+    if kind == "multi_label_classification" and rows > 1:
         raise Unsupported(
             f"'{name}' gives each text any number of labels (problem_type multi_label_classification in its config); trueup "
             "examines classifiers that give each text one class. If it does, set problem_type to null; else give another model."
         )
-    if kind == "regression" or rows == 1:
+    if kind == "regression" or rows < 1:
         raise Unsupported(
             f"The head of '{name}' gives {rows} number{'s' * (rows != 1)} and no choice between classes (a regression); trueup "
-            "examines classifiers. Give a model with one logit for each class, two for yes and no."
+            "examines classifiers. Give a model with one logit for each class, or one for yes and no whose config does not "
+            "call it a regression (problem_type)."
         )
 
 
@@ -428,6 +450,11 @@ def _believable(config: Any, where: str, name: str, revision: str | None) -> Non
             f"The config of '{name}' speaks of {layers:,} layers that are {width:,} wide and {size('vocab_size'):,} words, and its "
             f"weights are {held:,} bytes: the two do not belong together. Fetch or save the model again."
         )
+
+
+def set_padding(net: Any, tokenizer: Any) -> None:
+    """The tokenizer's padding token for the model's own, also in the part of a config that is about text."""
+    net.config.pad_token_id = net.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def load_tokenizer(where: str, name: str, **options: Any) -> Any:
@@ -585,7 +612,9 @@ def _files(where: str) -> tuple[Any, ...]:
     )
 
 
-def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, other: str) -> tuple[Any, bool]:
+def attach(
+    net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], anatomy: Anatomy, *, other: str
+) -> tuple[Any, bool]:
     """`net` with the adapter on it, and whether the adapter brought other embeddings than those of the base with it.
 
     PEFT only warns when keys do not match; here every key must find its place. `other` begins the sentence when one does not.
@@ -594,7 +623,7 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
         BadInput: the adapter was made for another base model (name, layers or sizes differ).
     """
     files.check_sizes(settings, tensors, other)
-    for key, own in _prompt_sizes(net.config, settings).items():
+    for key, own in _prompt_sizes(net.config, settings, anatomy).items():
         if (given := getattr(settings, key)) not in (None, own):
             raise BadInput(
                 f"{other}: its {key} is {given}, and for this model it would be {own}. Give the base model it was trained on."
@@ -633,7 +662,7 @@ def attach(net: Any, settings: peft.PeftConfig, tensors: dict[str, Tensor], *, o
     there = {k for k in brought if torch.equal(embeddings[k].cpu(), tensors[k].to(embeddings[k].dtype).cpu())}
     with quiet():
         peft.set_peft_model_state_dict(model, {k: v for k, v in tensors.items() if k not in there})
-    check_runs(model)
+    check_runs(model, anatomy)
     return model, brought > there
 
 
@@ -641,7 +670,7 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def check_runs(model: peft.PeftModel) -> None:
+def check_runs(model: peft.PeftModel, anatomy: Anatomy) -> None:
     """One token through a prompt or prefix as PEFT runs it, so that what it cannot run is said before anything is made of it.
 
     Raises:
@@ -650,7 +679,7 @@ def check_runs(model: peft.PeftModel) -> None:
     settings: Any = model.peft_config[model.active_adapter]  # type: ignore[index]
     if not settings.is_prompt_learning:
         return
-    position_limit(model.get_base_model().config, settings)
+    position_limit(model.get_base_model().config, anatomy, settings)
     ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
     try:
         with quiet(), torch.no_grad():
@@ -664,14 +693,15 @@ def check_runs(model: peft.PeftModel) -> None:
         ) from e
 
 
-def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
+def position_limit(config: Any, anatomy: Anatomy, settings: peft.PeftConfig | None = None) -> int:
     """How many tokens of text fit: the model's positions less the adapter's virtual tokens and RoBERTa's offset.
 
     Raises:
         BadInput: fewer than 4.
     """
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1_000_000
-    offset = 2 if anatomy_of(config).after_padding else 0
+    text = config.get_text_config()
+    positions = next((n for k in _POSITIONS if isinstance(n := getattr(text, k, None), int) and n > 0), 1_000_000)
+    offset = 2 if anatomy.after_padding else 0
     virtual = int(getattr(settings, "num_virtual_tokens", 0) or 0)
     room = int(positions) - offset - virtual
     if room < 4:
@@ -682,13 +712,39 @@ def position_limit(config: Any, settings: peft.PeftConfig | None = None) -> int:
     return room
 
 
-def most_tokens(config: Any, tokenizer: Any, settings: peft.PeftConfig | None = None) -> int:
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
+"""What configs call the number of their positions."""
+
+
+def most_tokens(config: Any, anatomy: Anatomy, tokenizer: Any, settings: peft.PeftConfig | None = None) -> int:
     """`position_limit`, or less where the tokenizer says that it cuts earlier (``model_max_length``, as pipelines do)."""
-    return min(position_limit(config, settings), max(4, int(min(tokenizer.model_max_length, 1e9))))
+    return min(position_limit(config, anatomy, settings), max(4, int(min(tokenizer.model_max_length, 1e9))))
+
+
+def check_words(anatomy: Anatomy, template: Template | None) -> None:
+    """Raises Unsupported where a model of this anatomy does not answer as the template asks."""
+    if template is None:
+        return
+    if not anatomy.causal:
+        raise answers_with_no_word(anatomy, template.shots is not None)
+    if anatomy.cap and template.shots is None:
+        raise Unsupported(
+            f"'{anatomy.model_type}' caps its logits softly (at {anatomy.cap:g}), so that answer words are no linear last "
+            "layer that "
+            "could be read or repaired. Ask it with demonstrations (--shots 4), or train a classification head on it: `trueup "
+            "tune lora MODEL --data ...`."
+        )
 
 
 def answers_with_no_word(anatomy: Anatomy, shots: bool = False) -> Unsupported:
     """The refusal of a verbaliser, or of demonstrations, on an encoder, which does not write the next word."""
+    if anatomy.discovered:
+        return Unsupported(
+            f"This '{anatomy.model_type}' is no causal model: another last token changes what it makes of those before it, as "
+            "in an "
+            "encoder. Use it without --template, --verbaliser and --shots, as a classifier with a head, or set is_decoder in "
+            "its config if it was trained to write."
+        )
     if shots:
         return Unsupported(
             f"'{anatomy.model_type}' is an encoder and does not learn from demonstrations in its prompt; give a causal model, "
@@ -802,9 +858,8 @@ def _head_rows(tensors: dict[str, Tensor], anatomy: Anatomy) -> int:
     return next((int(v.shape[0]) for k, v in tensors.items() if anatomy.head and k.endswith(ends)), 0)
 
 
-def _prompt_sizes(config: Any, settings: peft.PeftConfig) -> dict[str, int]:
+def _prompt_sizes(config: Any, settings: peft.PeftConfig, anatomy: Anatomy) -> dict[str, int]:
     """The sizes that a prompt or prefix must have on a model: PEFT builds it by its own, so on any base it fits itself."""
-    anatomy = anatomy_of(config)
     if isinstance(settings, peft.PrefixTuningConfig):
         return anatomy.prefix_sizes(config)
     return {"token_dim": anatomy.sizes(config)["token_dim"]} if settings.is_prompt_learning else {}

@@ -20,8 +20,9 @@ def mixer_of(subject: Subject, layer: int) -> nn.Module:
     """The module that computes the attention of a layer: the one that owns the value projection.
 
     Raises:
-        Unsupported: a state-space model, which has no attention.
+        Unsupported: a state-space model, which has no attention, or one whose attention could not be discovered.
     """
+    subject.anatomy.need("attention")
     if not subject.anatomy.value:
         raise Unsupported(
             f"'{subject.anatomy.model_type}' is a state-space model: it mixes tokens by a recurrence, and there is no attention "

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from trueup.errors import BadInput, Unsupported
 from trueup.subject import load as door
-from trueup.subject.anatomy import Anatomy, anatomy_of
+from trueup.subject.anatomy import Anatomy
+from trueup.subject.discover import anatomy_of, told, tried
 from trueup.subject.kinds import Lora, Prefix, Prompt, PTuning, Recipe, shape_of, unwrapped
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, Template
@@ -45,7 +46,7 @@ def fresh(
     where = door.resolve(model)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = door.read_model_config(where, model, **options)
-    anatomy = anatomy_of(config)
+    anatomy = anatomy_of(config, words=template is not None, trust_remote_code=trust_remote_code)
     if isinstance(recipe, Prefix) and not anatomy.prefix:
         raise Unsupported(
             f"PEFT's prefix tuning does not run on '{anatomy.model_type}'; use `tune prompt` or `tune lora`."
@@ -56,8 +57,7 @@ def fresh(
                 "PEFT's prompt tuning does not run on an ELECTRA whose embeddings are narrower than its layers; "
                 "use `tune lora` or `tune prefix`."
             )
-    if template is not None and not anatomy.causal:
-        raise door.answers_with_no_word(anatomy)
+    door.check_words(anatomy, template)
     if template is None and not anatomy.head:
         raise Unsupported(
             f"transformers has no sequence classifier for '{anatomy.model_type}'; "
@@ -74,7 +74,9 @@ def fresh(
         if template is None:
             options["num_labels"] = len(classes)
         net, missing = door.load_base(cls, where, model, device=device, allow_pickle=allow_pickle, **options)
-        net.config.pad_token_id = tokenizer.pad_token_id
+        door.set_padding(net, tokenizer)
+        anatomy = tried(net, anatomy, tokenizer, words=template is not None)
+        door.check_words(anatomy, template)
         settings = recipe.config(anatomy, anatomy.sizes(config))
         if isinstance(recipe, Lora) and (recipe.layers or recipe.part):
             # Full names: BERT's "output.dense" is also the end of "attention.output.dense", in every layer.
@@ -96,15 +98,16 @@ def fresh(
                 _mix_slots(wrapped, recipe)
             if isinstance(recipe, Lora) and recipe.part:
                 _train_rows(wrapped, recipe, anatomy)
-            door.check_runs(wrapped)  # type: ignore[arg-type]
+            door.check_runs(wrapped, anatomy)  # type: ignore[arg-type]
     settings.base_model_name_or_path = model
+    kind: str = settings.peft_type.value  # type: ignore[union-attr]
     return Subject(
         model=wrapped.to(device).eval(),
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=tuple(classes),
-        source=Source(model, None, settings.peft_type.value, revision, allow_pickle, trust_remote_code),  # type: ignore[union-attr]
-        max_length=min(max_length or door.LENGTH, door.position_limit(config, settings)),
+        source=Source(model, None, kind, revision, allow_pickle, trust_remote_code, told=told(anatomy)),
+        max_length=min(max_length or door.LENGTH, door.position_limit(config, anatomy, settings)),
         template=template,
         confidence=SoftmaxResponse(len(classes)),
     )
@@ -133,6 +136,8 @@ def recipe_of(subject: Subject) -> Recipe | None:
     """The recipe that would make an adapter of the subject's kind and size; None without an adapter, or for IA3."""
     config = subject.peft_config
     match config:
+        case peft.AdaLoraConfig():  # a LoRA by descent, which keeps three matrices
+            return None
         case peft.LoraConfig():
             targets = config.target_modules if isinstance(config.target_modules, set | list) else ()
             return Lora(config.r, config.lora_alpha, config.lora_dropout, tuple(sorted(targets)))
@@ -166,6 +171,8 @@ def size_of(recipe: Recipe, subject: Subject) -> int:
     layers: Any = net.base_model.get_submodule(anatomy.layers)  # type: ignore[operator,union-attr]
     # Fewer keys than queries where heads share them; a third of the rows where all three are one matrix.
     keys = shape_of(unwrapped(layers[0].get_submodule(anatomy.key)))[1] // (3 if anatomy.query == anatomy.key else 1)
+    if anatomy.discovered:  # a fused matrix need not be in thirds
+        keys = anatomy.prefix_sizes(net.config)["token_dim"]
     rows = recipe.tokens * sizes["num_layers"] * 2
     return recipe.rank * (rows + keys) if recipe.rank else rows * keys
 

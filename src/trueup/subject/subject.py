@@ -160,6 +160,8 @@ class Subject:
         template: for causal models that answer with a word; None for models with a classification head.
         head: stands in for the model's own last linear layer (a repair puts it there); rows [:C] are the classes.
         confidence: (n, K) logits -> (n,) confidence that the predicted class is right, higher is surer.
+        sigmoid: the model's own head gives one logit, whose sigmoid is the probability of the second of two classes. The logits of
+            both are 0 and that one, of which the softmax is the same.
     """
 
     model: Any
@@ -171,6 +173,7 @@ class Subject:
     template: Template | None = None
     head: Head | None = None
     confidence: Confidence = SoftmaxResponse(2)
+    sigmoid: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -201,16 +204,26 @@ class Subject:
     @property
     def pad_token_id(self) -> int | None:
         """The token that the model itself takes for padding; None where its config names none."""
-        return self.base.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
+        return getattr(self.base.config.get_text_config(), "pad_token_id", None)  # type: ignore[union-attr, operator]
 
     def own_head(self) -> Head:
         """The classifier's last linear layer, or the rows of the language-model head at the verbaliser's tokens.
 
         Weight (C, d) and bias (C,) (zeros where the layer has none), detached copies in float32 on the CPU.
         """
-        weight, bias = map_of(self.head_layer(), None if self.template is None else self.verbaliser_ids())
-        weight, bias = weight.detach(), weight.new_zeros(len(weight)) if bias is None else bias.detach()
+        head = self.head_map()
+        weight, bias = head.weight.detach(), head.bias.detach()
         return Head(weight.to("cpu", torch.float32, copy=True), bias.to("cpu", torch.float32, copy=True))
+
+    def head_map(self) -> Head:
+        """The live last layer as a matrix, trainable where the adapter trains it, with the factor that some language models
+        multiply their logits by."""
+        weight, bias = map_of(self.head_layer(), None if self.template is None else self.verbaliser_ids())
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        if self.sigmoid:
+            weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
+        scale = 1.0 if self.template is None else self.anatomy.scale
+        return Head(weight, bias) if scale == 1 else Head(weight * scale, bias * scale)
 
     def head_layer(self) -> Any:
         """The live last layer: of the active adapter's copy of the head where PEFT keeps one, and the adapter's own layer

@@ -82,6 +82,14 @@ def differences(own: Any, base: Any) -> list[str]:
     return found
 
 
+def rows_of(model: Any) -> int:
+    """Rows of a transformers model's token embeddings; 0 where it has no one table of them, such as CANINE, which hashes."""
+    try:
+        return len(model.get_input_embeddings().weight)
+    except (NotImplementedError, AttributeError):
+        return 0
+
+
 def check_rows(tokenizer: Any, rows: int, which: str) -> None:
     """Raises BadInput when `tokenizer` has tokens for which the model has no row among its `rows`. `which`: whose it is."""
     above = sorted((i, t) for t, i in tokenizer.get_vocab().items() if i >= rows)

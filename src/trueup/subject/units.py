@@ -35,12 +35,18 @@ _BEYOND = (
 
 
 def layers_of(subject: Subject) -> list[nn.Module]:
-    """The blocks of the model, in order."""
+    """The blocks of the model, in order.
+
+    Raises:
+        Unsupported: they could not be discovered.
+    """
+    subject.anatomy.need("layers")
     return list(subject.base.base_model.get_submodule(subject.anatomy.layers))  # type: ignore[operator, union-attr, arg-type]
 
 
 def projection_of(subject: Subject, layer: int, part: Part = "down") -> tuple[str, nn.Module]:
     """A projection of a layer, in the adapter's wrapping where there is one, and its full name in the base."""
+    subject.anatomy.need(part)
     module = layers_of(subject)[layer].get_submodule(getattr(subject.anatomy, part))
     return next(n for n, m in subject.base.named_modules() if m is module), module
 
@@ -57,11 +63,12 @@ def head_width(subject: Subject) -> int:
         Unsupported: a state-space model, which has no heads of attention.
     """
     anatomy = subject.anatomy
+    anatomy.need("mixer_out")
     if anatomy.kind == "state-space":
         raise Unsupported(
             f"'{anatomy.model_type}' is a state-space model and has no attention heads; scale its units instead."
         )
-    return width_of(subject, 0, "mixer_out") // int(getattr(subject.base.config, anatomy.heads))
+    return width_of(subject, 0, "mixer_out") // anatomy.size(subject.base.config, "heads")
 
 
 def check(subject: Subject, scales: Mapping[int, Tensor], part: Part = "down") -> None:
@@ -89,7 +96,7 @@ def scales_as_adapter(subject: Subject, scales: Mapping[int, Tensor], part: Part
     Raises:
         Unsupported: a prompt or a prefix, which PEFT keeps apart from changes of weights. Else as the two below.
     """
-    make = scales_as_lora if isinstance(subject.peft_config, peft.LoraConfig) else scales_as_ia3
+    make = scales_as_lora if type(subject.peft_config) is peft.LoraConfig else scales_as_ia3
     return make(subject, scales, part)
 
 
@@ -145,7 +152,7 @@ def scales_as_lora(subject: Subject, scales: Mapping[int, Tensor], part: Part = 
     """
     check(subject, scales, part)
     own = subject.peft_config
-    if own is not None and not isinstance(own, peft.LoraConfig):
+    if own is not None and type(own) is not peft.LoraConfig:
         raise _not_beside(own)
     if subject.anatomy.kind == "state-space":
         raise Unsupported(
@@ -214,6 +221,12 @@ def _not_beside(config: peft.PeftConfig) -> Unsupported:
     if config.is_prompt_learning:
         what = f"PEFT keeps a prompt ({kind}) and changed weights in different adapters, and loads one"
         return Unsupported(f"{what}; give the base without its prompt, or a LoRA.")
+    if not isinstance(config, peft.LoraConfig | peft.IA3Config) or type(config) is peft.AdaLoraConfig:
+        return Unsupported(
+            f"The subject wears an adapter of kind {kind}, in whose files scaled units have no place: on it a repair can "
+            "change the last "
+            "layer alone. Merge it into its base (PEFT's merge_and_unload), save that, and give it without an adapter."
+        )
     return Unsupported(f"The subject wears an adapter of kind {kind}; scale its units with `scales_as_adapter`.")
 
 

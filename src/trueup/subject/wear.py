@@ -36,7 +36,7 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
     try:
         with torch.random.fork_rng():  # PEFT draws a start for what is overwritten at once
             other = f"The adapter 'the repaired adapter' does not fit '{subject.source.base}'"
-            model, _ = door.attach(base, config, dict(tensors), other=other)
+            model, _ = door.attach(base, config, dict(tensors), subject.anatomy, other=other)
         for p in model.parameters():
             p.requires_grad_(False)
     finally:  # PEFT froze the base, whose parameters are the subject's own
@@ -45,7 +45,7 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
     model.eval().to(subject.device)
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     # A prompt takes positions that the subject's own adapter may have left to the text.
-    room = min(subject.max_length, door.position_limit(subject.base.config, config))
+    room = min(subject.max_length, door.position_limit(subject.base.config, subject.anatomy, config))
     return replace(subject, model=model, source=replace(subject.source, peft_type=kind), max_length=room, head=None)
 
 
@@ -57,7 +57,7 @@ def cannot_run(subject: Subject, config: peft.PeftConfig) -> str | None:
     try:
         with torch.random.fork_rng(), quiet():
             model = peft.get_peft_model(base, config)
-            door.check_runs(model.eval().to(subject.device))  # type: ignore[arg-type]
+            door.check_runs(model.eval().to(subject.device), subject.anatomy)  # type: ignore[arg-type]
     except Unsupported as e:
         return str(e)
     finally:

@@ -633,7 +633,8 @@ class Retrained(Family):
         # What the recipe does not know of would be lost: biases, and starts that change the base weights.
         config = e.subject.peft_config
         plain = getattr(config, "bias", "none") == "none" and getattr(config, "init_lora_weights", True) is True
-        return plain and recipe_of(e.subject) is not None
+        # What is trained anew has a logit for each class.
+        return plain and not e.subject.sigmoid and recipe_of(e.subject) is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
         found = []
@@ -660,7 +661,7 @@ def again(e: Evidence) -> Subject:
     with torch.no_grad():
         # The whole head: RoBERTa and its like have a dense layer before the last one.
         for name, parameter in new.model.named_parameters():
-            if "modules_to_save" in name and name in known:
+            if "modules_to_save" in name and name in known and known[name].shape == parameter.shape:
                 parameter.copy_(known[name])
         if s.template is None:  # also where the subject's adapter changes it and does not keep it whole
             new.head_layer().weight.copy_(s.own_head().weight)
@@ -717,7 +718,7 @@ class LoraArithmetic(Arithmetic):
     costly: bool = True
 
     def possible(self, e: Evidence) -> bool:
-        if e.subject.source.peft_type != "LORA":
+        if e.subject.source.peft_type != "LORA" or e.subject.sigmoid:
             return False
         settings = e.subject.peft_config.to_dict()
         # A recipe keeps a list of modules, but no pattern and no choice of layers: a new LoRA would change other ones.

@@ -522,7 +522,9 @@ def _right(samples: Mapping[str, NDArray]) -> float:
 def remedy_of(subject: Subject, change: Change, card: Mapping[str, Any]) -> Adapted:
     """The change as an adapter."""
     if change.prompt is not None and change.head is not None:
-        settings, tensors = files.adapter_with_head(replace(change, head=None).on(subject), change.head)
+        settings, tensors = files.adapter_with_head(
+            replace(change, head=None).on(subject), files.in_place(subject, change.head)
+        )
         return adapted("confounding", subject, settings, tensors, card)
     if change.prompt is not None:
         settings, tensors = with_prompt(subject, torch.as_tensor(change.prompt, dtype=torch.float32))

@@ -338,6 +338,8 @@ def task_vectors(subject: Subject, corpus: Corpus, seed: int) -> Vectors | None:
 
     None where the pool is too small, or a prompt with another query too long: the audit does without.
     """
+    if "layers" in subject.anatomy.lacks:
+        return None
     shots = prompts.pool_of(subject)
     pool, place = sorted(shots.pool[shots.fixed :]), {c: i for i, c in enumerate(subject.classes)}
     drawn = np.random.default_rng(np.random.SeedSequence([seed, 29])).permutation(len(pool))[:VECTORS]

@@ -529,6 +529,11 @@ def heads_of(subject: Subject, train: Corpus, seed: int, source: str) -> Heads |
     """The attention heads that may copy; None where the model has none, or none whose scales could be saved."""
     if subject.anatomy.kind == "state-space":
         return None
+    if why := subject.anatomy.lacks.get("attention") or subject.anatomy.lacks.get("mixer_out"):
+        session().note(
+            f"copying: attention heads were not tried beside the units, because they were not discovered: {why}."
+        )
+        return None
     wide, depth = head_width(subject), len(layers_of(subject))
     try:
         every = {at: torch.full((width_of(subject, at, "mixer_out"),), 0.5) for at in range(depth)}

@@ -80,6 +80,8 @@ class Rigidity(Fault):
         family = subject.anatomy.model_type
         if subject.anatomy.kind == "state-space":
             return f"'{family}' is a state-space model: it has no attention that a prompt could leave as it is."
+        if (why := subject.anatomy.lacks.get("layers") or subject.anatomy.lacks.get("attention")) is not None:
+            return f"The attention of '{family}', which is what a prompt moves, could not be discovered: {why}."
         if subject.shots is not None:
             return (
                 "It is asked with demonstrations and no trained prompt; tune one to examine it: `trueup tune prompt`."
@@ -99,6 +101,8 @@ class Rigidity(Fault):
             return (
                 f"Its prefix of {virtual} tokens is no shorter than the model's window of {window}, which cuts it off."
             )
+        if subject.sigmoid:
+            return "Its head gives one logit, and the adapters that it would compete with are trained with one for each class."
         if len(subject.classes) < 2:
             return "There is one class, so every adapter is right."
         return None

@@ -145,7 +145,7 @@ def left_out(subject: Subject) -> dict[Kind, str]:
             f"The subject's adapter brings {listing(beside, 3)} beside its head, which PEFT's prompts do not carry."
         )
         found |= {"prompt": reason, "prefix": reason}
-    width, words = int(getattr(config, anatomy.width)), subject.base.get_input_embeddings().weight.shape[1]  # type: ignore[operator,union-attr]
+    width, words = anatomy.size(config, "width"), subject.base.get_input_embeddings().weight.shape[1]  # type: ignore[operator,union-attr]
     if width != words:
         found["prompt"] = (
             f"PEFT's prompt tuning does not run on a model whose embeddings ({words}) are not as wide as its layers ({width})."
@@ -156,6 +156,13 @@ def left_out(subject: Subject) -> dict[Kind, str]:
         found["prefix"] = reason
     if not anatomy.query:
         found |= dict.fromkeys(PARTS, f"'{anatomy.model_type}' has no attention to adapt.")
+    elif anatomy.discovered and (anatomy.query == anatomy.value or not anatomy.down):
+        why = (
+            "which rows of its fused projection are queries"
+            if anatomy.query == anatomy.value
+            else "its feed-forward layers"
+        )
+        found |= dict.fromkeys(PARTS, f"Where '{anatomy.model_type}' has {why} is not known.")
     return found
 
 
@@ -186,7 +193,7 @@ def _rival(subject: Subject, kind: Kind, budget: int) -> Rival:
         recipes: list[Recipe] = [*few, Lora(rank, 2 * rank, part=part)]
     else:
         cls = Prompt if kind == "prompt" else Prefix
-        most = door.position_limit(subject.base.config) // 2
+        most = door.position_limit(subject.base.config, subject.anatomy) // 2
         recipes = [cls(min(most, _times(budget, size_of(cls(1), subject))))]
         if kind == "prefix" and size_of(Prefix(1), subject) > UNEQUAL * budget:
             slots = min(SLOTS, most)
