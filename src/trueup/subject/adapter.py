@@ -136,7 +136,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     schema.check(raw, record(_FORM.get(raw["peft_type"], _ANY)), path, "Correct it, or save the adapter again.")
     if raw.get("megatron_config") is not None:
         raise Unsupported(
-            f"The adapter in '{folder}' was made for layers of Megatron, which trueup does not load. {MERGE}"
+            f"The adapter in '{folder}' was made for layers of Megatron, which trueup does not load. Merge it into its base where "
+            "Megatron is installed (PEFT's merge_and_unload), and give that folder without an adapter."
         )
     return raw
 
