@@ -4,7 +4,7 @@
 
 Each is held against transformers and PEFT themselves: the logits of single texts, a head of more rows saved and loaded with plain
 PEFT, units scaled at the last token against whole passes, and units scaled by a saved adapter. Prints one line for each model, and
-counts: works, in part (what is refused, and why), refused, not built (from a config made small by name), too slow, crashed, WRONG (any
+counts: works, in part (what is refused, and why), refused, not built (from a small config), too slow, crashed, WRONG (any
 number that differs by more than rounding). Exits 1 where a number is wrong or trueup crashed. Rows already in the results are not
 run again.
 """
