@@ -4,7 +4,7 @@
 
 Each is held against transformers and PEFT themselves: the logits of single texts, a head of more rows saved and loaded with plain
 PEFT, units scaled at the last token against whole passes, and units scaled by a saved adapter. Prints one line for each model, and
-counts: works, works in part (what is refused, and why), refused, not built (from a config made small by name), crashed, WRONG (any
+counts: works, in part (what is refused, and why), refused, not built (from a small config), too slow, crashed, WRONG (any
 number that differs by more than rounding). Exits 1 where a number is wrong or trueup crashed. Rows already in the results are not
 run again.
 """
@@ -114,8 +114,8 @@ _STALE = (
 FIXED = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
 
 
-class Late(Exception):
-    """A model took too long."""
+class Late(BaseException):
+    """A model took too long. No Exception, so that nothing on the way takes it for one."""
 
 
 def small(model_type: str) -> Any:
@@ -371,6 +371,8 @@ def one(model_type: str, words: bool, seconds: int) -> dict[str, Any]:
                 return row | {"outcome": "not built", "why": " ".join(f"{type(e).__name__}: {e}".split())[:200]}
             case = Case(net, words, folder)
             case.run()
+    except Late as e:
+        return row | {"outcome": "too slow", "why": str(e)}
     except Exception as e:
         last = traceback.extract_tb(e.__traceback__)
         at = next((f"{Path(f.filename).name}:{f.lineno}" for f in reversed(last) if "trueup" in f.filename), "")
@@ -408,7 +410,9 @@ def main() -> int:
         counts = Counter(r["outcome"] for r in done if r["as"] == kind)
         print(
             f"{kind}: "
-            + ", ".join(f"{counts[k]} {k}" for k in ("works", "in part", "refused", "not built", "crashed", "WRONG"))
+            + ", ".join(
+                f"{counts[k]} {k}" for k in ("works", "in part", "refused", "not built", "too slow", "crashed", "WRONG")
+            )
         )
     return int(any(r["outcome"] in ("WRONG", "crashed") for r in done))
 
