@@ -20,6 +20,8 @@ FIXED = 15.0
 """Seconds of a check beside all passes: imports, intervals, the last layer's repairs, the page."""
 PASSES = {"overconfidence": 0.6, "confounding": 0.6, "copying": 25.0, "rigidity": 230.0}
 """How many passes over all texts a check of each fault came to on the embedded models; an audit alone is half of it or less."""
+ARITHMETIC = 15.0
+"""Passes of confounding on a soft prompt: its arithmetic needs a gradient of the prompt for each text, at each step anew."""
 TRAINING = 3.0
 """Passes that a training step counts for: forward, and twice as much backward."""
 TOKENS = 64
@@ -39,7 +41,9 @@ def seconds(cell: Cell) -> float | None:
         total += TRAINING * one * cell.settings.get("epochs", 4) / 2  # half of the texts are trained on
     if cell.steps[-1] != "tune":
         faults = cell.settings.get("faults") or ("overconfidence", "confounding")
-        total += one * sum(PASSES.get(f, 1.0) for f in faults) * (0.5 if cell.steps[-1] == "audit" else 1.0)
+        passes = PASSES | ({"confounding": ARITHMETIC} if cell.settings.get("kind") == "prompt" else {})
+        audit = cell.steps[-1] == "audit"
+        total += one * sum((PASSES if audit else passes).get(f, 1.0) for f in faults) * (0.5 if audit else 1.0)
     return total
 
 
