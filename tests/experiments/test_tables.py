@@ -25,7 +25,7 @@ def row(cell: str, method: str, after: float, *, chosen=False, behind=None, cont
         "kind": "method", "measure": "auc", "method": method, "title": method.upper(), "source": "s",
         "value": 0.5, "after": after, "difference": d, "difference_low": d - 0.02, "difference_high": d + 0.02, "better": "higher",
         "behind": behind, "behind_low": None if behind is None else behind - 0.01,
-        "behind_high": None if behind is None else behind + 0.01, "chosen": chosen, "control": control, "trueup": __version__,
+        "behind_high": None if behind is None else behind + 0.01, "chosen": chosen, "control": control, "trueup": __version__, "setting": "at 1",
     } | more  # fmt: skip
 
 
@@ -92,6 +92,11 @@ def test_a_page_is_filled_in_and_says_what_is_missing(tmp_path):
     ):
         with pytest.raises(BadInput, match=said):
             rendered(page.replace("it auc d", slip), tmp_path)
+
+
+def test_a_method_of_one_run_says_how_it_was_set():
+    assert "| C | s |" in table(rows(), "auc")
+    assert "| C (at 1) | s |" in table([r for r in rows() if r["cell"] == "0"], "auc")
 
 
 def test_a_column_is_named_by_the_title_that_all_data_share():

