@@ -117,12 +117,7 @@ def _fault(comparison: Comparison) -> list[RenderableType]:
 def changes_table(changes: Sequence[tuple[Comparison, bool]]) -> RenderableType:
     """An earlier check and a later one, as comparisons of their first audits, each with whether the difference is paired: a row for
     each fault, then the measures that changed beyond doubt."""
-    table = _table()
-    table.add_column("fault", overflow="fold", ratio=1)
-    table.add_column("severity then", width=13, justify="right", overflow="fold")
-    table.add_column("now", width=8, justify="right", overflow="fold")
-    table.add_column("difference [95%]", width=23, overflow="fold")
-    table.add_column("", width=10, overflow="fold")
+    table = _then_and_now("severity of")
     parts: list[RenderableType] = [table]
     for c, paired in changes:
         assert c.after is not None
@@ -137,18 +132,23 @@ def changes_table(changes: Sequence[tuple[Comparison, bool]]) -> RenderableType:
         moved = [r for r in told if r.difference is not None and words.decided(r.difference)]
         parts += [Text(""), _text(f"{words.title_of(c.before)}: {how}.")]
         if moved:
-            own = _table()
-            own.add_column("measure", overflow="fold", ratio=1)
-            own.add_column("then", width=8, justify="right", overflow="fold")
-            own.add_column("now", width=8, justify="right", overflow="fold")
-            own.add_column("difference [95%]", width=23, overflow="fold")
-            own.add_column("", width=10, overflow="fold")
+            own = _then_and_now("measure")
             for row in moved:
                 own.add_row(_text(row.title), _value(row.before), _value(row.after), *_outcome(row))
             parts.append(own)
         if len(told) > len(moved):
             parts.append(_text(f"{len(told) - len(moved)} measures did not change beyond doubt."))
     return Group(*parts)
+
+
+def _then_and_now(what: str) -> Table:
+    table = _table()
+    table.add_column(what, overflow="fold", ratio=1)
+    table.add_column("then", width=8, justify="right", overflow="fold")
+    table.add_column("now", width=8, justify="right", overflow="fold")
+    table.add_column("difference [95%]", width=23, overflow="fold")
+    table.add_column("", width=10, overflow="fold")
+    return table
 
 
 def _others(comparison: Comparison) -> list[RenderableType]:
