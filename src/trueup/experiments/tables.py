@@ -89,7 +89,8 @@ _BEHIND = ("behind", "behind_low", "behind_high")
 def _title(of: Sequence[Row]) -> str:
     """A method's title, without what differs between seeds; of one run also how it was set."""
     if len(of) == 1:
-        return of[0]["title"] + (f" ({of[0]['setting']})" if of[0]["setting"] else "")
+        set_ = of[0]["setting"] if not of[0]["control"] else ""
+        return of[0]["title"] + (f" ({set_})" if set_ else "")
     titles = list(dict.fromkeys(r["title"] for r in of))
     return titles[0] if len(titles) == 1 else of[0]["method"]
 
