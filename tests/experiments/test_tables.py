@@ -25,7 +25,8 @@ def row(cell: str, method: str, after: float, *, chosen=False, behind=None, cont
         "kind": "method", "measure": "auc", "method": method, "title": method.upper(), "source": "s",
         "value": 0.5, "after": after, "difference": d, "difference_low": d - 0.02, "difference_high": d + 0.02, "better": "higher",
         "behind": behind, "behind_low": None if behind is None else behind - 0.01,
-        "behind_high": None if behind is None else behind + 0.01, "chosen": chosen, "control": control, "trueup": __version__, "setting": "at 1",
+        "behind_high": None if behind is None else behind + 0.01, "chosen": chosen, "control": control, "trueup": __version__,
+        "setting": "at 1",
     } | more  # fmt: skip
 
 
