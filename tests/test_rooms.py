@@ -86,3 +86,12 @@ def test_a_wrong_import_is_noticed(where, line):
 def test_every_room_has_a_floor():
     rooms = {p.relative_to(ROOT).with_suffix("").parts[0] for p in ROOT.rglob("*.py")}
     assert rooms <= set(FLOOR)
+
+
+def test_every_test_file_has_a_name_of_its_own():
+    """pytest collects no two files of one name from folders without ``__init__.py``: CI would be the first to see it."""
+    names: dict[str, list[Path]] = {}
+    for file in Path(__file__).parent.rglob("test_*.py"):
+        if not (file.parent / "__init__.py").exists():
+            names.setdefault(file.name, []).append(file)
+    assert not {n: f for n, f in names.items() if len(f) > 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
@@ -19,6 +22,7 @@ from trueup.run import train as room
 from trueup.run.objective import CrossEntropy, GroupDRO, Objective, Resampled, Weighted
 from trueup.run.predict import Session, predict, within
 from trueup.run.train import History, Training, train
+from trueup.store import sealed
 from trueup.subject.recipe import Lora, fresh
 from trueup.subject.subject import Subject
 from trueup.subject.tiny import make_base
@@ -141,6 +145,15 @@ class Enough(Exception):
     pass
 
 
+def kept_at(path: Path) -> tuple[dict[str, Any], list[Tensor]]:
+    """What a checkpoint says, the state of the objective with it, and the weights where training stood."""
+    raw = sealed.read(path, room.SEALED)
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    tensors = safetensors.torch.load(raw)
+    now = [tensors[f"now.{i}"] for i in range(sum(k.startswith("now.") for k in tensors))]
+    return json.loads(header["__metadata__"]["said"]) | {"objective": tensors["objective"]}, now
+
+
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_training_is_the_formula_row_by_row(kind: str, new: Any, tmp_path: Path):
     want, got, plain, path = new(), new(), new(), tmp_path / "checkpoint"
@@ -153,9 +166,9 @@ def test_training_is_the_formula_row_by_row(kind: str, new: Any, tmp_path: Path)
     # Three epochs' learning rates, stopped after the first, so that no later epoch can be the one that is kept.
     with within(Session(progress=one_epoch)), pytest.raises(Enough):
         run(got, OBJECTIVES[kind], checkpoint=path)
-    kept = torch.load(path, weights_only=True)
+    kept, now = kept_at(path)
     assert kept["step"] == len(losses) == 7
-    assert apart(kept["now"], weights(want)) <= 2e-5
+    assert apart(now, weights(want)) <= 2e-5
     assert kept["loss"] == [pytest.approx(np.mean(losses), abs=1e-5)]
     assert kept["nll"] == [pytest.approx(criterion, abs=1e-5)]
     if kind == "group-dro":
@@ -163,7 +176,7 @@ def test_training_is_the_formula_row_by_row(kind: str, new: Any, tmp_path: Path)
         assert max(q.values()) > 0.34, "q has moved"
     if kind != "plain":
         slowly(plain, "plain")
-        assert apart(kept["now"], weights(plain)) > 1e-3, "the control: it is not the plain mean's training"
+        assert apart(now, weights(plain)) > 1e-3, "the control: it is not the plain mean's training"
 
 
 # ---------------------------------------------------------------------------------------------------- piece by piece
@@ -243,7 +256,14 @@ def test_without_its_state_it_would_not(new: Any, tmp_path: Path, monkeypatch: p
     run(whole, OBJECTIVES["group-dro"])
     with within(killed_at(8)), pytest.raises(Killed):
         run(new(0.1), OBJECTIVES["group-dro"], checkpoint=path)
-    monkeypatch.setattr(room._State, "KEPT", tuple(k for k in room._State.KEPT if k != "objective"))
+    load = room._State.load
+
+    def forgetful(state: Any) -> None:
+        begun = state.objective
+        load(state)
+        state.objective = begun
+
+    monkeypatch.setattr(room._State, "load", forgetful)
     run(resumed, OBJECTIVES["group-dro"], checkpoint=path)
     assert not identical(weights(resumed), weights(whole))
 
@@ -453,6 +473,6 @@ def test_two_processes_train_what_one_does(base: str, tmp_path: Path):
     one, first, second = (torch.load(tmp_path / f"by-{n}") for n in ("1-0", "2-0", "2-1"))
     assert identical(first, second), "q agrees, and so do the weights"
     assert apart(one, first) <= 1e-5
-    q, both = (torch.load(tmp_path / f"by-{n}-0-checkpoint", weights_only=True)["objective"] for n in (1, 2))
+    q, both = (kept_at(tmp_path / f"by-{n}-0-checkpoint")[0]["objective"] for n in (1, 2))
     assert torch.allclose(q, both, atol=1e-6)
     assert float(q.exp().max()) > 1 / 3 + 1e-3, "q has moved"
