@@ -26,6 +26,14 @@ def test_the_grid_of_heads_is_equal_and_is_told_as_such():
     assert row.our_seconds > 0
 
 
+def test_what_neither_has_a_number_for_is_the_same():
+    nan = math.nan
+    assert speed.apart([nan, 2.0], [nan, 2.0]) == 0
+    assert speed.apart([nan, 2.1], [nan, 2.0]) == pytest.approx(0.05)
+    for one in (([nan, 2.0], [1.0, 2.0]), ([1.0, 2.0], [nan, 2.0])):
+        assert not speed.Row("a", "b", 1.0, "c", 1.0, speed.apart(*one)).equal
+
+
 def test_what_differs_has_no_ratio(tmp_path, monkeypatch):
     def cases(difference):
         def one():

@@ -84,9 +84,11 @@ class Row:
 
 
 def apart(ours: Any, usual: Any) -> float:
-    """The largest difference of two arrays, in parts of the largest number of the usual one."""
+    """The largest difference of two arrays, in parts of the largest number of the usual one. What neither has a number for (nan) is
+    the same; nan where one of them has one."""
     a, b = np.asarray(ours, np.float64), np.asarray(usual, np.float64)
-    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300))
+    left = np.where(np.isnan(a) & np.isnan(b), 0.0, np.abs(a - b))
+    return float(left.max() / max(np.nanmax(np.abs(b)), 1e-300))
 
 
 def seconds(f: Callable[[], object], repeats: int = 3) -> float:
@@ -438,7 +440,7 @@ def attention(tokens: int = 512, slots: int = 10) -> Iterator[Row]:
                 text = a[0, :, slots + 1 :, slots:]
                 left = text.sum(-1, keepdim=True)
                 moved, kept = (text / left - b[0, :, 1:]).abs().sum(-1) / 2, left[..., 0] >= LEAST
-                change.append(torch.where(kept, moved, 0.0).sum(-1) / kept.sum(-1).clamp(min=1))
+                change.append(torch.where(kept, moved, 0.0).sum(-1) / kept.sum(-1))  # nan: it reads the prompt alone
                 mass.append(a[0, :, slots:, :slots].sum(-1).mean(-1))
         for config, was in named:
             config._attn_implementation = was
