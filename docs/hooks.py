@@ -31,8 +31,9 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from trueup import docstrings
+
 ASKED = re.compile(r"^<!-- trueup: (\w+)(?: ([\w.]+))? -->$", re.MULTILINE)
-SECTION = re.compile(r"(Attributes|Args|Parameters|Raises|Returns|Yields): *(.*)")
 GREY = "#808080"
 QUICK = {"tries": 1}
 """Knobs with which planted cases are audited: one learning rate for each adapter that is compared with."""
@@ -58,7 +59,7 @@ def doc_of(thing: Any, names: Sequence[str] = ()) -> str:
     code = False
     while i < len(lines):
         code ^= lines[i].startswith("```")
-        found = None if code else SECTION.fullmatch(lines[i])
+        found = None if code else docstrings.SECTION.fullmatch(lines[i])
         i += 1
         if found is None:
             out.append(lines[i - 1] if code else safe(lines[i - 1]))
@@ -74,25 +75,10 @@ def doc_of(thing: Any, names: Sequence[str] = ()) -> str:
 
 def items(body: Sequence[str], names: Sequence[str], *, raises: bool = False) -> list[str]:
     """The entries of a section, each with its names in code. In the middle of a line `names` begin one, or any exception."""
-    joined: list[str] = []
-    for line in inspect.cleandoc("\n" + "\n".join(body)).splitlines():
-        if line.startswith(" ") and joined:
-            joined[-1] += " " + line.strip()
-        elif line.strip():
-            joined.append(line.strip())
-    out = []
-    for text in joined:
-        parts = re.split(r"(?<=[.;]) (?=[\w, ]+: )", text)
-        for k, part in enumerate(parts):
-            head, colon, rest = part.partition(": ")
-            named = [n.strip() for n in head.split(",")]
-            if colon and all(n.isidentifier() for n in named) and (k == 0 or named[0] in names or raises):
-                out.append(f"{', '.join(f'`{n}`' for n in named)}: {safe(rest)}")
-            elif out:
-                out[-1] += " " + safe(part)
-            else:
-                out.append(safe(part))
-    return out
+    return [
+        f"{', '.join(f'`{n}`' for n in found)}: {safe(said)}" if found else safe(said)
+        for found, said in docstrings.entries(body, names, any_name=raises)
+    ]
 
 
 def safe(text: str) -> str:

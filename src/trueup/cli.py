@@ -233,6 +233,8 @@ def compare(
 ) -> None:
     """What changed from one finished check to another: on the same test texts paired, else between independent estimates."""
     with _sentences():
+        from trueup.report.bundle import plain
+        from trueup.report.table import changes_table
         from trueup.since import compare as changes
 
         found = changes(old, new)
@@ -240,14 +242,13 @@ def compare(
             told = [
                 {
                     "fault": c.after.fault, "word": c.word, "paired": c.paired, "before": c.before.severity,
-                    "after": c.after.severity,
-                    "differences": {k: {"value": d.value, "low": d.low, "high": d.high} for k, d in c.differences.items()},
+                    "after": c.after.severity, "differences": c.differences,
                 }
                 for c in found
             ]  # fmt: skip
-            print(json.dumps(told, indent=2))
+            print(json.dumps(plain(told), indent=2))
         else:
-            _print_changes(found)
+            _show(changes_table([(c.comparison, c.paired) for c in found]))
         raise typer.Exit(int(any(c.word == "worse" for c in found)))
 
 
@@ -817,24 +818,20 @@ def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:
 
 
 def _print_report(done: Any, out: Path) -> None:
-    from rich.console import Console
-
     from trueup.report.table import findings_table
 
-    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(findings_table(done))
+    _show(findings_table(done))
     _say(f"Report: {Path(out) / 'report.html'}")
     for c in done.comparisons:
         if c.adapter:
             _say(f"Repaired adapter: {Path(out) / c.adapter}")
 
 
-def _print_changes(found: Any) -> None:
+def _show(table: Any) -> None:
+    """Print a table of `trueup.report.table`: in 80 columns where nobody looks."""
     from rich.console import Console
 
-    from trueup.report.table import changes_table
-
-    pairs = [(c.comparison, c.paired) for c in found]
-    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(changes_table(pairs))
+    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(table)
 
 
 @contextmanager

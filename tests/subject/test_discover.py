@@ -29,7 +29,6 @@ from trueup.story import check
 from trueup.subject import discover
 from trueup.subject.load import load
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, fresh
 from trueup.subject.subject import Subject
 from trueup.subject.tiny import make_tokenizer
 
@@ -238,13 +237,7 @@ def test_a_repair_of_overconfidence_end_to_end(family: str, tmp_path: Path, monk
     make_tokenizer(pair=True).save_pretrained(base)
 
     def subject() -> Subject:
-        made = fresh(str(base), Lora(2), ("negative", "positive"), max_length=32, device="cpu")
-        g = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, p in made.model.named_parameters():
-                if "lora_B" in name:
-                    p.copy_(torch.randn(p.shape, generator=g) * 0.1)
-                p.requires_grad_(False)
+        made = planted.with_lora(base)
         if (layer := made.head_layer()).bias is None:
             layer.bias = nn.Parameter(torch.zeros(2), requires_grad=False)  # for what plants the fault, which sets one
             without.append(layer)

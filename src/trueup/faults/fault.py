@@ -21,10 +21,7 @@ This module imports no model: only numbers and text cross the seam.
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
-import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -33,6 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+
+from trueup.docstrings import entries, section
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
@@ -414,24 +413,9 @@ class Fault(ABC):
     @classmethod
     def described(cls) -> dict[str, str]:
         """What each knob does, as the docstring says it under ``Attributes:``. Names that share a description each have it."""
-        _, _, body = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
-        joined: list[str] = []
-        for line in textwrap.dedent(body.partition("\n\n")[0]).splitlines():
-            if line.startswith(" ") and joined:
-                joined[-1] += f" {line.strip()}"
-            else:
-                joined.append(line)
-        knobs, found = cls.knobs(), dict[str, str]()
-        for entry in joined:
-            names: list[str] = []
-            for part in re.split(r"(?<=[.;]) (?=[\w, ]+: )", entry):
-                head, colon, rest = part.partition(": ")
-                if colon and (begun := [n.strip() for n in head.split(",")])[0] in knobs:
-                    names = begun
-                    found |= dict.fromkeys(names, rest)
-                else:
-                    found |= {n: f"{found[n]} {part}" for n in names}
-        return {k: found.get(k, "") for k in knobs}
+        knobs = cls.knobs()
+        told = entries(section(cls.__doc__ or "", "Attributes"), knobs)
+        return dict.fromkeys(knobs, "") | {n: text for names, text in told for n in names if n in knobs}
 
     @abstractmethod
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:

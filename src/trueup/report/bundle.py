@@ -26,6 +26,7 @@ import numpy as np
 
 from trueup.errors import BadInput, TrueupError, did_you_mean, listing
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
+from trueup.report import words
 from trueup.store.schema import plain_bytes
 
 FORMAT = 3
@@ -131,7 +132,7 @@ class Report:
     def __repr__(self) -> str:
         lines = [f"Report: {self.title}"]
         for c in self.comparisons:
-            told = [f"{f.severity:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in (c.before, c.after) if f is not None]
+            told = [words.interval(f) for f in (c.before, c.after) if f is not None]
             lines.append(f"  {c.before.fault}: {c.outcome}, severity {' to '.join(told)}")
         lines += [f"  {fault}: not examined" for fault in self.unexamined]
         return "\n".join(lines)

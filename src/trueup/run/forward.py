@@ -303,14 +303,11 @@ def head_type(subject: Subject) -> torch.dtype:
 
 def reader(subject: Subject) -> Callable[[Tensor], Tensor]:
     """(..., d) features -> (..., K) logits, by the live head as it is now; found once, for many calls."""
-    head, cap = (
-        live_head(subject),
-        subject.anatomy.cap if subject.template is not None and subject.head is None else 0.0,
-    )
+    head, words = live_head(subject), subject.template is not None and subject.head is None
 
     def read(x: Tensor) -> Tensor:
         logits = x @ head.weight.to(x).T + head.bias.to(x)
-        return cap * torch.tanh(logits / cap) if cap else logits
+        return subject.anatomy.capped(logits) if words else logits
 
     return read
 
@@ -328,8 +325,7 @@ def next_token_logits(subject: Subject, batch: Batch) -> Tensor:
 def word_logits(subject: Subject, states: Tensor) -> Tensor:
     """(..., d) final states -> (..., V) a language model's logits, with what it does to the numbers of its head."""
     anatomy, logits = subject.anatomy, subject.base.get_output_embeddings()(states)  # type: ignore[operator]
-    logits = logits if anatomy.scale == 1 else logits * anatomy.scale
-    return anatomy.cap * torch.tanh(logits / anatomy.cap) if anatomy.cap else logits
+    return anatomy.capped(logits if anatomy.scale == 1 else logits * anatomy.scale)
 
 
 def segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:

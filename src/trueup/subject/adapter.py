@@ -375,6 +375,7 @@ _TRAINING = {
 _CARD = record({
     "classes": optional(lists(TEXT)), "max_length": optional(whole(4)), "adapter": optional(TEXT), "repairs": optional(TEXT),
     "made_for": optional(TEXT), "words": optional(FLAG),
+    "sigmoid": optional(FLAG),
     "template": optional(record({
         "text": TEXT, "words": lists(TEXT), "chat": FLAG, "header": TEXT,
         "shots": optional(record({"number": whole(0, 10_000)}, needed=("number",))),

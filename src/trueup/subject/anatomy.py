@@ -81,6 +81,10 @@ class Anatomy:
                 "layer works all the same; for the rest give a model of another family."
             )
 
+    def capped(self, logits: Any) -> Any:
+        """Logits under the soft cap of a language model that has one."""
+        return self.cap * (logits / self.cap).tanh() if self.cap else logits
+
     def size(self, config: Any, name: Literal["width", "heads", "depth"]) -> int:
         """The field of the config, or of the part of it that is about text; at least 1."""
         return int(getattr(config.get_text_config(), getattr(self, name) or "no heads", 0) or 1)

@@ -471,8 +471,8 @@ class _Trial:
         plain, said = self.head(read)[0, -1].float(), said[0, -1].float()
         # A cap first: where logits are small it looks like nothing, or like a factor near 1.
         cap = float(getattr(self.net.config.get_text_config(), "final_logit_softcapping", None) or 0)
-        if cap and _same(cap * torch.tanh(plain / cap), said):
-            return replace(anatomy, cap=cap)
+        if cap and _same((capped := replace(anatomy, cap=cap)).capped(plain), said):
+            return capped
         if _same(plain, said):
             return anatomy
         scale = float((plain * said).sum() / (plain * plain).sum())

@@ -729,9 +729,8 @@ def check_words(anatomy: Anatomy, template: Template | None) -> None:
         raise answers_with_no_word(anatomy, template.shots is not None)
     if anatomy.cap and template.shots is None:
         raise Unsupported(
-            f"'{anatomy.model_type}' caps its logits softly (at {anatomy.cap:g}), so that answer words are no linear last "
-            "layer that "
-            "could be read or repaired. Ask it with demonstrations (--shots 4), or train a classification head on it: `trueup "
+            f"'{anatomy.model_type}' caps its logits softly (at {anatomy.cap:g}), so that answer words are no linear last layer "
+            "that could be read or repaired. Ask it with demonstrations (--shots 4), or train a classification head on it: `trueup "
             "tune lora MODEL --data ...`."
         )
 
@@ -740,9 +739,8 @@ def answers_with_no_word(anatomy: Anatomy, shots: bool = False) -> Unsupported:
     """The refusal of a verbaliser, or of demonstrations, on an encoder, which does not write the next word."""
     if anatomy.discovered:
         return Unsupported(
-            f"This '{anatomy.model_type}' is no causal model: another last token changes what it makes of those before it, as "
-            "in an "
-            "encoder. Use it without --template, --verbaliser and --shots, as a classifier with a head, or set is_decoder in "
+            f"This '{anatomy.model_type}' is no causal model: another last token changes what it makes of those before it, as in "
+            "an encoder. Use it without --template, --verbaliser and --shots, as a classifier with a head, or set is_decoder in "
             "its config if it was trained to write."
         )
     if shots:

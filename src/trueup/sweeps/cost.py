@@ -41,9 +41,10 @@ def seconds(cell: Cell) -> float | None:
         total += TRAINING * one * cell.settings.get("epochs", 4) / 2  # half of the texts are trained on
     if cell.steps[-1] != "tune":
         faults = cell.settings.get("faults") or ("overconfidence", "confounding")
-        passes = PASSES | ({"confounding": ARITHMETIC} if cell.settings.get("kind") == "prompt" else {})
         audit = cell.steps[-1] == "audit"
-        total += one * sum((PASSES if audit else passes).get(f, 1.0) for f in faults) * (0.5 if audit else 1.0)
+        prompts = cell.settings.get("kind") == "prompt" and not audit
+        passes = PASSES | ({"confounding": ARITHMETIC} if prompts else {})
+        total += one * sum(passes.get(f, 1.0) for f in faults) * (0.5 if audit else 1.0)
     return total
 
 

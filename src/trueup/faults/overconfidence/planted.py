@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -51,7 +52,11 @@ def planted(case: Literal["planted", "healthy", "sham"], sizes: dict[str, int] |
 
 
 def _subject() -> Subject:
-    folder = kept_base("bert")
+    return with_lora(kept_base("bert"))
+
+
+def with_lora(folder: Path) -> Subject:
+    """A classifier on the base in `folder` with a LoRA that changes something, and nothing to train."""
     subject = fresh(str(folder), Lora(rank=2), ("negative", "positive"), max_length=32, device="cpu", seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

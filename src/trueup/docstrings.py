@@ -1,0 +1,50 @@
+"""Sections of this project's docstrings (``Attributes:``, ``Args:``, ``Raises:``) as entries: names, and what is said of them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Container, Iterator, Sequence
+
+SECTION = re.compile(r"(Attributes|Args|Parameters|Raises|Returns|Yields): *(.*)")
+
+
+def section(doc: str, wanted: str) -> list[str]:
+    """The lines of the section `wanted` of a docstring, without their indentation."""
+    body, inside = [], False
+    for line in inspect.cleandoc(doc).splitlines():
+        if inside and line.strip() and not line.startswith("    "):
+            break
+        if inside:
+            body.append(line)
+        inside = inside or ((found := SECTION.fullmatch(line)) is not None and found[1] == wanted)
+    return body
+
+
+def entries(
+    body: Sequence[str], begin: Container[str] = (), *, any_name: bool = False
+) -> Iterator[tuple[list[str], str]]:
+    """What the lines of a section say of which names; of none where a line names nothing.
+
+    Args:
+        begin: names that may begin an entry in the middle of a line. any_name: every name may.
+    """
+    joined: list[str] = []
+    for line in inspect.cleandoc("\n" + "\n".join(body)).splitlines():
+        if line.startswith(" ") and joined:
+            joined[-1] += " " + line.strip()
+        elif line.strip():
+            joined.append(line.strip())
+    names, said = [], ""
+    for text in joined:
+        for k, part in enumerate(re.split(r"(?<=[.;]) (?=[\w, ]+: )", text)):
+            head, colon, rest = part.partition(": ")
+            here = [n.strip() for n in head.split(",")]
+            if colon and all(n.isidentifier() for n in here) and (k == 0 or here[0] in begin or any_name):
+                if said:
+                    yield names, said
+                names, said = here, rest
+            else:
+                said = f"{said} {part}" if said else part
+    if said:
+        yield names, said
