@@ -87,6 +87,11 @@ def test_the_command_tells_and_ends_with_1_where_it_got_worse(found, tmp_path, c
         cli.main(["compare", str(good), str(bad), "--json"])
     [told] = json.loads(capsys.readouterr().out)
     assert (told["fault"], told["word"], told["paired"]) == ("overconfidence", "worse", True)
+    elsewhere = saved(a_report(found["planted"], "other texts"), tmp_path / "elsewhere")
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(good), str(elsewhere), "--json"])
+    [told] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # nan is no JSON
+    assert not told["paired"]
     with pytest.raises(SystemExit) as end:
         cli.main(["compare", str(good), str(tmp_path / "none")])
     assert end.value.code == 2

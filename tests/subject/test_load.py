@@ -623,7 +623,8 @@ def test_layers_of_megatron_are_refused_and_no_module_is_imported(copy: Any, kep
 @pytest.mark.parametrize(
     ("card", "key"),
     [
-        ({"classes": "no, yes"}, "classes"), ({"classes": [1, 2]}, "classes[0]"), ({"max_length": "32"}, "max_length"), ({"sigmoid": "no"}, "sigmoid"),
+        ({"classes": "no, yes"}, "classes"), ({"classes": [1, 2]}, "classes[0]"), ({"max_length": "32"}, "max_length"),
+        ({"sigmoid": "no"}, "sigmoid"),
         ({"template": "say {text}"}, "template"), ({"template": {"text": 1, "words": ["a", "b"]}}, "template.text"),
         ({"template": {"text": "{text}", "words": [None]}}, "template.words[0]"),
         ({"template": {"text": "{text}", "words": [], "shots": {}}}, "template.shots"),
