@@ -23,7 +23,7 @@ import trueup
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.faults.overconfidence.planted import planted
-from trueup.opening import _weights
+from trueup.prepare import _weights
 from trueup.run import predict
 from trueup.subject import adapter as files
 from trueup.subject.load import UNNAMED

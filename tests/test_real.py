@@ -17,7 +17,7 @@ from trueup.faults.overconfidence import Overconfidence
 from trueup.run.heads import warm_start
 from trueup.run.predict import predict
 from trueup.subject.adapter import save_tuned
-from trueup.subject.recipe import Lora, Prompt, fresh, prompt_embeddings
+from trueup.subject.new_adapter import Lora, Prompt, fresh, prompt_embeddings
 from trueup.tuning import TuneJob, tune
 
 pytestmark = pytest.mark.slow
@@ -158,8 +158,8 @@ def test_few_shot_answers_and_pruned_units_of_the_embedded_decoder(tmp_path):
     from trueup.run.predict import predict
     from trueup.subject.adapter import write_adapter
     from trueup.subject.load import load, resolve
+    from trueup.subject.swap_adapter import wear
     from trueup.subject.units import scales_as_adapter, width_of
-    from trueup.subject.wear import wear
 
     base, beyond = load("embedded:smollm2", shots=4, device="cpu"), 0
     for name, right in (("vowels", 0.0), ("last-of-list", 0.7), ("largest-of-list", 0.0)):
@@ -202,10 +202,10 @@ def test_a_trained_prompt_leaves_the_first_layer_of_a_real_model_alone(name):
     import torch
 
     from trueup.run import forward
-    from trueup.run.trace import Sums, by_layer, trace
+    from trueup.run.attention_change import Sums, by_layer, trace
     from trueup.run.train import Training, train
     from trueup.subject.subject import Template
-    from trueup.subject.wear import bare
+    from trueup.subject.swap_adapter import bare
 
     corpus = trueup.read("embedded:tweets", seed=0, limit=240)
     template = Template("{text}\nFeeling:", (" negative", " neutral", " positive")) if name == "smollm2" else None

@@ -12,7 +12,7 @@ import trueup
 ROOT = Path(trueup.__file__).parent
 FLOOR = {"errors": 0, "docstrings": 0,
          "versions": 1, "store": 1, "measure": 1, "corpus": 2, "subject": 2, "run": 3, "faults": 4, "report": 5,
-         "job": 5, "opening": 6, "story": 7, "tuning": 7, "fetching": 7, "since": 7, "estimator": 7, "demo": 8, "sweeps": 8,
+         "job": 5, "prepare": 6, "story": 7, "tuning": 7, "fetching": 7, "changes": 7, "estimator": 7, "demo": 8, "sweeps": 8,
          "experiments": 9, "cli": 10, "__main__": 11, "__init__": 12}  # fmt: skip
 DOORS = {
     "transformers": {"subject"}, "peft": {"subject"}, "tokenizers": {"subject"}, "accelerate": {"run"},
@@ -51,7 +51,7 @@ def faults_in(path: Path, source: str) -> list[str]:
                 and there == "faults"
                 and len(parts) > 2
                 and len(rest) > 1
-                and rest[1] not in ("fault", "adapted", "card", parts[1])
+                and rest[1] not in ("fault", "adapter_remedy", "card", parts[1])
             ):
                 wrong.append(f"{path.name} imports another fault: {name}")
         if top in DOORS and room not in DOORS[top]:

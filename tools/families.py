@@ -35,9 +35,9 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import TrueupError
 from trueup.run import forward
 from trueup.run.edit import scaled
+from trueup.run.integrated_gradients import scaled_at_last
 from trueup.run.predict import evaluating, predict
 from trueup.run.prompts import Row
-from trueup.run.staircase import scaled_at_last
 from trueup.subject import adapter as files
 from trueup.subject.load import load
 from trueup.subject.quiet import quiet

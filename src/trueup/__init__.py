@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from trueup.changes import Change, compare
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import read
     from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from trueup.job import Job, faults_of
     from trueup.report.bundle import Report
     from trueup.run.engine import Processes, Ray
-    from trueup.since import Change, compare
     from trueup.story import check, run_job
     from trueup.subject.load import load
     from trueup.subject.subject import Subject
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "job", "faults_of": "job",
     "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
-    "compare": "since", "Change": "since", "fetch": "fetching",
+    "compare": "changes", "Change": "changes", "fetch": "fetching",
     "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",

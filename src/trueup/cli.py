@@ -233,9 +233,9 @@ def compare(
 ) -> None:
     """What changed from one finished check to another: on the same test texts paired, else between independent estimates."""
     with _sentences():
+        from trueup.changes import compare as changes
         from trueup.report.bundle import plain
         from trueup.report.table import changes_table
-        from trueup.since import compare as changes
 
         found = changes(old, new)
         if as_json:

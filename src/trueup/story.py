@@ -17,7 +17,7 @@ import numpy as np
 from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.job import Depth, Job, command_line, faults_of
-from trueup.opening import agreed, open_job
+from trueup.prepare import agreed, open_job
 from trueup.store import atomic
 from trueup.store.work import work_folder
 from trueup.versions import untested

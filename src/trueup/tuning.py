@@ -109,7 +109,7 @@ def tune(
     from trueup.subject.adapter import CARD, save_tuned
     from trueup.subject.kinds import Lora
     from trueup.subject.load import template_of
-    from trueup.subject.recipe import fresh
+    from trueup.subject.new_adapter import fresh
 
     unknown = set(job.training) - set(Training.__dataclass_fields__)
     if unknown:

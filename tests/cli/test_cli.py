@@ -52,7 +52,7 @@ def test_a_repaired_adapter_is_examined_on_what_it_has_not_seen(world: Path, tmp
     """Its card hands on which split the adapter was tuned on, and the repair learnt from."""
     from trueup.faults.confounding import Confounding
     from trueup.job import Job
-    from trueup.opening import open_job
+    from trueup.prepare import open_job
     from trueup.subject.adapter import read_card
 
     base, data = str(world / "bert"), str(world / "data.csv")
@@ -362,7 +362,7 @@ run_job(Job.from_dict(json.loads(open(sys.argv[1]).read())), sys.argv[2], progre
 
 KILLED_TUNE = """
 import os, signal, sys
-from trueup.subject.recipe import Lora
+from trueup.subject.new_adapter import Lora
 from trueup.tuning import TuneJob, tune
 def progress(stage, done, total):
     if stage == "training" and done == int(sys.argv[4]):
@@ -389,7 +389,7 @@ def test_a_killed_check_goes_on_where_it_stopped(checked: tuple[Path, Said], her
 
 @pytest.mark.parametrize("at", [3, 7, 18])
 def test_a_killed_tune_ends_bit_for_bit_as_if_it_had_not_been(world: Path, here: Path, at: int) -> None:
-    from trueup.subject.recipe import Lora
+    from trueup.subject.new_adapter import Lora
     from trueup.tuning import TuneJob, tune
 
     words = (world / "bert", world / "data.csv")
@@ -404,7 +404,7 @@ def test_a_killed_tune_ends_bit_for_bit_as_if_it_had_not_been(world: Path, here:
 
 
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(world: Path, here: Path) -> None:
-    from trueup.subject.recipe import Lora
+    from trueup.subject.new_adapter import Lora
     from trueup.tuning import TuneJob, tune
 
     class Stop(Exception):

@@ -21,7 +21,7 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``data.csv`` with a site that goes with the label, a tiny ``adapter`` (a soft prompt) that reads it, and ``base``."""
     from trueup.faults.confounding import planted as P
     from trueup.subject import adapter as files
-    from trueup.subject.recipe import prompt_embeddings
+    from trueup.subject.new_adapter import prompt_embeddings
 
     folder = tmp_path_factory.mktemp("sick")
     with pytest.MonkeyPatch.context() as patch:

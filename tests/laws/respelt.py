@@ -11,7 +11,7 @@ import torch
 from trueup.corpus.corpus import Corpus
 from trueup.faults.fault import Fault
 from trueup.faults.rigidity.audit import References
-from trueup.subject.mixers import of_the_adapter
+from trueup.subject.attention_modules import of_the_adapter
 from trueup.subject.subject import Head, Subject
 from trueup.subject.tiny import SPECIAL, make_tokenizer
 

@@ -23,8 +23,8 @@ from trueup.run.predict import predict
 from trueup.run.proof import deviation, equal, tolerance
 from trueup.subject import adapter as files
 from trueup.subject.load import load
+from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prompt, fresh
 
 CLASSES = ("a", "b")
 TEXT = ["good cat sat", "bad", "the cat bad good mat sat on the good dog", "very loud film it was [SEP]"]

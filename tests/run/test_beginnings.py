@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from trueup.corpus.corpus import Corpus
 from trueup.run import forward
-from trueup.subject.recipe import Lora, fresh
+from trueup.subject.new_adapter import Lora, fresh
 from trueup.subject.tiny import make_base
 
 LENGTH = 12

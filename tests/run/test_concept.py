@@ -14,7 +14,7 @@ from trueup.run.concept import gradients, gradients_of
 from trueup.run.predict import hidden_states
 from trueup.subject import tiny
 from trueup.subject.anatomy import FAMILIES
-from trueup.subject.recipe import Lora, Prompt, fresh
+from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.subject import Head, Subject, Template
 
 TEXTS = ["the cat sat on the mat", "a good film it was very fine now", "bad", "it was a poor film the dog sat"]

@@ -18,7 +18,7 @@ from trueup.run.answers import answers
 from trueup.run.edit import scaled
 from trueup.run.prompts import Row, drawn, rows, with_pool
 from trueup.subject.load import load
-from trueup.subject.recipe import Lora, Prompt, fresh
+from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.subject import Subject, Template
 from trueup.subject.tiny import WORDS
 from trueup.subject.units import width_of

@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss
 from trueup.corpus.corpus import Corpus
 from trueup.run.heads import fit_head, fit_heads, fit_sparse, warm_start
 from trueup.run.predict import predict
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.subject import Subject
 from trueup.subject.tiny import WORDS
 

@@ -23,7 +23,7 @@ from trueup.run.objective import CrossEntropy, GroupDRO, Objective, Resampled, W
 from trueup.run.predict import Session, predict, within
 from trueup.run.train import History, Training, train
 from trueup.store import sealed
-from trueup.subject.recipe import Lora, fresh
+from trueup.subject.new_adapter import Lora, fresh
 from trueup.subject.subject import Subject
 from trueup.subject.tiny import make_base
 
@@ -443,7 +443,7 @@ import torch
 from trueup.corpus.corpus import Corpus
 from trueup.run.objective import GroupDRO
 from trueup.run.train import Training, processes, train
-from trueup.subject.recipe import Lora, fresh
+from trueup.subject.new_adapter import Lora, fresh
 base, out = sys.argv[1:]
 rng = np.random.default_rng(0)
 label, group = rng.integers(0, 2, 80), rng.integers(0, 3, 80)

@@ -8,7 +8,7 @@ import torch
 
 from trueup.corpus.corpus import Corpus
 from trueup.run.predict import predict
-from trueup.subject.recipe import Lora, Prompt, fresh
+from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.subject import Template
 from trueup.subject.tiny import make_base
 

@@ -19,7 +19,7 @@ from trueup.run.predict import Session, collect, evaluating, hidden_states, pred
 from trueup.store.cache import Memo
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
-from trueup.subject.recipe import Lora, Prefix, Prompt, fresh
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, fresh
 from trueup.subject.subject import Head, Subject, Template
 from trueup.subject.tiny import WORDS, make_base
 

@@ -17,7 +17,7 @@ from trueup.errors import Unavailable
 from trueup.run import forward
 from trueup.run.predict import TOKENS, Session, in_batches, within
 from trueup.subject.anatomy import FAMILIES
-from trueup.subject.recipe import Lora, Prompt, PTuning, fresh, prompt_embeddings
+from trueup.subject.new_adapter import Lora, Prompt, PTuning, fresh, prompt_embeddings
 from trueup.subject.subject import Subject, Template
 
 CLASSES = ("a", "b", "c")

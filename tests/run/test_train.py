@@ -20,7 +20,7 @@ from trueup.run import train as room
 from trueup.run.predict import Outputs, Session, predict, within
 from trueup.run.train import History, Training, train
 from trueup.subject.adapter import adapter_tensors
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh, prompt_embeddings
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh, prompt_embeddings
 from trueup.subject.subject import Subject, Template
 from trueup.subject.tiny import make_base
 
@@ -486,7 +486,7 @@ def test_p0_survives_a_kill(new: Any, tmp_path: Path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from trueup.subject.recipe import Lora, Prompt
+from trueup.subject.new_adapter import Lora, Prompt
 from trueup.tuning import TuneJob, tune
 base, data, out, kind = sys.argv[1:]
 recipe = Lora(4) if kind == "lora" else Prompt(4)

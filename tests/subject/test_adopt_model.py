@@ -19,10 +19,10 @@ from trueup.faults.overconfidence import Overconfidence
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.load import UNNAMED, load, resolve
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.subject import Subject, model_fingerprint
-from trueup.subject.wear import bare, wear
+from trueup.subject.swap_adapter import bare, wear
 
 CLASSES = ("no", "yes")
 RNG = np.random.default_rng(0)

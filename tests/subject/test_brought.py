@@ -28,18 +28,18 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.loading import facts, load_lines
 from trueup.faults.overconfidence import Overconfidence
-from trueup.opening import agreed
+from trueup.prepare import agreed
 from trueup.run import forward
 from trueup.run.predict import Session, predict, within
 from trueup.subject import adapter as files
 from trueup.subject import tokens
+from trueup.subject.few_shot_tokens import first_tokens
 from trueup.subject.linear import map_of
 from trueup.subject.load import check_template, load, pinned
+from trueup.subject.new_adapter import Lora, beside
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, beside
 from trueup.subject.subject import Subject, Template
-from trueup.subject.wear import bare, wear
-from trueup.subject.wording import first_tokens
+from trueup.subject.swap_adapter import bare, wear
 
 TEXT = ["good cat sat", "bad", "the cat bad good mat sat on the good dog", "very loud film it was"]
 CORPUS = Corpus(TEXT, np.array([0, 1, 0, 1]), ("0", "1"), np.array(["test"] * 4))

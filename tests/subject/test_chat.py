@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import transformers
-from test_wording import byte_level
+from test_few_shot_tokens import byte_level
 from tokenizers import processors
 
 from trueup.errors import BadInput
+from trueup.subject.few_shot_tokens import opened, prompt_ids, wording
 from trueup.subject.load import check_template, template_of
 from trueup.subject.subject import Shots, Template
-from trueup.subject.wording import opened, prompt_ids, wording
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -20,11 +20,11 @@ from torch import nn
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
 from trueup.faults.overconfidence import Overconfidence, planted
-from trueup.run import forward, staircase
+from trueup.run import forward, integrated_gradients
 from trueup.run.attention import openly
+from trueup.run.integrated_gradients import scaled_at_last
 from trueup.run.predict import predict
 from trueup.run.prompts import Row
-from trueup.run.staircase import scaled_at_last
 from trueup.story import check
 from trueup.subject import discover
 from trueup.subject.load import load
@@ -196,13 +196,13 @@ def test_a_step_that_is_wrong_with_other_units_alone_is_refused(monkeypatch: pyt
     subject = opened(live("olmo2", True), True, shots=2)
     rows, half = [Row([5, 6, 7, 8])], [{0: torch.tensor(0.5)}]
     scaled_at_last(subject, rows, lambda h, _: h, half)
-    staircase._STEPPED.clear()
-    scaled = staircase._Run.climb_scaled
+    integrated_gradients._STEPPED.clear()
+    scaled = integrated_gradients._Run.climb_scaled
 
     def off(self: Any, candidates: Any) -> torch.Tensor:
         return scaled(self, [{at: f * 0.9 for at, f in c.items()} for c in candidates])
 
-    monkeypatch.setattr(staircase._Run, "climb_scaled", off)
+    monkeypatch.setattr(integrated_gradients._Run, "climb_scaled", off)
     with pytest.raises(Unsupported, match=r"'olmo2' does not give what .* with other units in layer 0"):
         scaled_at_last(subject, rows, lambda h, _: h, half)
 

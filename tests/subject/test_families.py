@@ -21,8 +21,8 @@ from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh
 from trueup.subject.subject import Head, Subject, Template, head_layer
 
 CLASSES = ("a", "b", "c")

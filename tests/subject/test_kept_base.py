@@ -11,7 +11,7 @@ from trueup.run.predict import predict
 from trueup.run.train import Training, train
 from trueup.subject import load as door
 from trueup.subject.load import keeping_base
-from trueup.subject.recipe import Lora, Prompt, fresh
+from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.subject import model_fingerprint
 
 

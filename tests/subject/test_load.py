@@ -20,8 +20,8 @@ from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load, position_limit
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.subject import Subject, Template
 from trueup.subject.tiny import SIZES, make_base
 

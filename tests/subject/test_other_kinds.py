@@ -19,8 +19,8 @@ from trueup.run import forward
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.load import load
+from trueup.subject.new_adapter import recipe_of
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import recipe_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.units import scales_as_adapter, width_of
 

@@ -19,8 +19,8 @@ from trueup.subject import adapter as files
 from trueup.subject.load import UNNAMED, load
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of, whole_batches
+from trueup.subject.swap_adapter import bare, wear
 from trueup.subject.tiny import make_tokenizer
-from trueup.subject.wear import bare, wear
 
 pytest.importorskip("bitsandbytes")
 

@@ -22,9 +22,10 @@ from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.subject import Subject, Template
+from trueup.subject.swap_adapter import wear
 from trueup.subject.tiny import make_tokenizer
 from trueup.subject.units import (
     Part,
@@ -35,7 +36,6 @@ from trueup.subject.units import (
     scales_as_ia3,
     scales_as_lora,
 )
-from trueup.subject.wear import wear
 
 CAUSAL = [f for f, a in FAMILIES.items() if a.causal]
 ATTENTION = [f for f in CAUSAL if FAMILIES[f].kind == "decoder"]

@@ -31,21 +31,21 @@ from trueup.experiments import resumed
 from trueup.faults.confounding import maths as tangents
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.candidates import ADUE_GRID
-from trueup.run import forward, memory, staircase
+from trueup.run import forward, integrated_gradients, memory
+from trueup.run.attention_change import LEAST, Sums, Trace
 from trueup.run.heads import HeadRun, train_heads, warm_start
 from trueup.run.predict import collect_rows, outputs, predict
 from trueup.run.prompts import drawn, rows, with_pool
 from trueup.run.tangent import expand
-from trueup.run.trace import LEAST, Sums, Trace
 from trueup.store import atomic
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.kinds import Lora, Prompt
 from trueup.subject.load import load
-from trueup.subject.recipe import fresh, prompt_embeddings
+from trueup.subject.new_adapter import fresh, prompt_embeddings
 from trueup.subject.subject import Head, Source, Subject, Template
+from trueup.subject.swap_adapter import bare
 from trueup.subject.tiny import gpt2_small, make_tokenizer
 from trueup.subject.units import layers_of, projection_of
-from trueup.subject.wear import bare
 
 EQUAL = 1e-4
 """Largest difference of two results, in parts of the largest number among them, at which they count as the same: both are float32,
@@ -262,7 +262,7 @@ def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Ro
 
     The climb takes all prompts, as it would in use; the usual way, which gains nothing by more than a batch, the first.
     """
-    subject, rule = causal(name), staircase.gauss_legendre(points)
+    subject, rule = causal(name), integrated_gradients.gauss_legendre(points)
     depth, rng = len(layers_of(subject)), np.random.default_rng(0)
     rows = [forward.Row(rng.integers(5, 1000, tokens).tolist()) for _ in range(prompts)]
     answers = subject.base.get_output_embeddings().weight[torch.arange(100, 110)]  # type: ignore[operator]
@@ -275,7 +275,7 @@ def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Ro
         return p[:, 1:4].amax(1) - p[:, 0]
 
     def usual() -> torch.Tensor:
-        units = torch.as_tensor(staircase.last_units(subject, rows[:1]))[0]
+        units = torch.as_tensor(integrated_gradients.last_units(subject, rows[:1]))[0]
         ids, parts = torch.tensor([rows[0]]).expand(points, -1), []
         for at in some:
             path = (nodes * units[at]).requires_grad_()
@@ -293,7 +293,7 @@ def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Ro
     def by_captum() -> torch.Tensor:
         from captum.attr import IntegratedGradients
 
-        units, parts = torch.as_tensor(staircase.last_units(subject, rows[:1]))[0], []
+        units, parts = torch.as_tensor(integrated_gradients.last_units(subject, rows[:1]))[0], []
         for at in some:
 
             def answer(path: torch.Tensor, at: int = at) -> torch.Tensor:
@@ -312,9 +312,9 @@ def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Ro
             )
         return torch.stack(parts).detach()
 
-    ours: list[staircase.Attribution] = []
-    fast_memory = peak(lambda: ours.append(staircase.attribute(subject, rows, shift, rule)))
-    fast = seconds(lambda: staircase.attribute(subject, rows, shift, rule)) / prompts
+    ours: list[integrated_gradients.Attribution] = []
+    fast_memory = peak(lambda: ours.append(integrated_gradients.attribute(subject, rows, shift, rule)))
+    fast = seconds(lambda: integrated_gradients.attribute(subject, rows, shift, rule)) / prompts
     measured = "" if len(some) == depth else f", measured on layers {some[0]} and {some[1]}"
     what = f"unit attributions of {depth} layers, {name}, {tokens} tokens, {points} points"
     for how, way in (("one layer at a time", usual), ("captum", by_captum)):
@@ -337,15 +337,15 @@ def neurons(tokens: int = 128, points: int = 20, prompts: int = 8) -> Iterator[R
     """
     subject, rng = causal("gpt2"), np.random.default_rng(0)
     rows = [forward.Row(rng.integers(5, 1000, tokens).tolist()) for _ in range(prompts)]
-    rule = staircase.Quadrature(tuple(np.linspace(0, 1, points).tolist()), (1 / points,) * points)
+    rule = integrated_gradients.Quadrature(tuple(np.linspace(0, 1, points).tolist()), (1 / points,) * points)
     head, token = subject.base.get_output_embeddings(), 100  # type: ignore[operator]
 
     def chance(h: torch.Tensor, _: int) -> torch.Tensor:
         return head(h).softmax(-1)[:, token]  # type: ignore[operator]
 
-    ours: list[staircase.Attribution] = []
-    fast_memory = peak(lambda: ours.append(staircase.attribute(subject, rows, chance, rule)))
-    fast = seconds(lambda: staircase.attribute(subject, rows, chance, rule)) / prompts
+    ours: list[integrated_gradients.Attribution] = []
+    fast_memory = peak(lambda: ours.append(integrated_gradients.attribute(subject, rows, chance, rule)))
+    fast = seconds(lambda: integrated_gradients.attribute(subject, rows, chance, rule)) / prompts
     what = f"unit attributions of {len(layers_of(subject))} layers to one token, gpt2, {tokens} tokens, {points} points"
     how = f"one climb of {prompts} prompts, each"
     if not installed("knowledge_neurons"):

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trueup.errors import visible
+from trueup.subject.few_shot_tokens import ends_texts, opened
 from trueup.subject.load import UNNAMED
 from trueup.subject.subject import Subject
-from trueup.subject.wording import ends_texts, opened
 
 
 def facts(subject: Subject) -> dict[str, Any]:

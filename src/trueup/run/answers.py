@@ -13,8 +13,8 @@ from trueup.run import forward
 from trueup.run.edit import patched
 from trueup.run.predict import TOKENS, collect_rows, evaluating
 from trueup.run.prompts import Row
+from trueup.subject.few_shot_tokens import wording
 from trueup.subject.subject import Subject
-from trueup.subject.wording import wording
 
 
 @dataclass(frozen=True, eq=False)

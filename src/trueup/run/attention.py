@@ -16,7 +16,7 @@ from trueup.run.forward import Row, backbone, collate
 from trueup.run.predict import PROVEN_ON, evaluating, session, within
 from trueup.run.proof import equal
 from trueup.subject import past
-from trueup.subject.mixers import mixer_of, offer
+from trueup.subject.attention_modules import mixer_of, offer
 from trueup.subject.subject import Subject
 from trueup.subject.units import layers_of
 

@@ -11,8 +11,8 @@ from trueup.run.attention import openly, tapped
 from trueup.run.forward import Batch
 from trueup.run.predict import collect_rows
 from trueup.run.prompts import Row
+from trueup.subject.few_shot_tokens import text_ids
 from trueup.subject.subject import Subject
-from trueup.subject.wording import text_ids
 
 LENGTH, REPEATS, SEQUENCES = 25, 4, 8
 """Random tokens of a sequence, how often they stand in it (both of Olsson et al.), and how many sequences are read."""

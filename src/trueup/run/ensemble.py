@@ -14,7 +14,7 @@ from trueup.errors import Unsupported
 from trueup.run.predict import predict, session
 from trueup.run.train import Training, train
 from trueup.subject.kinds import RECIPES
-from trueup.subject.recipe import beside, recipe_of
+from trueup.subject.new_adapter import beside, recipe_of
 from trueup.subject.subject import Subject
 
 

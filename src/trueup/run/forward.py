@@ -23,10 +23,10 @@ from trueup.errors import BadInput, Unsupported
 from trueup.run import prompts
 from trueup.run.prompts import Row
 from trueup.subject import past, tokens
+from trueup.subject.few_shot_tokens import begins, text_ids
 from trueup.subject.linear import map_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.units import layers_of
-from trueup.subject.wording import begins, text_ids
 
 T = TypeVar("T")
 CUT = 0.05

@@ -11,8 +11,8 @@ from trueup.corpus import prompt
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import Draws, Mode
 from trueup.errors import BadInput
+from trueup.subject.few_shot_tokens import prompt_ids, text_ids, wording
 from trueup.subject.subject import Shots, SoftmaxResponse, Subject
-from trueup.subject.wording import prompt_ids, text_ids, wording
 
 
 class Row(list[int]):

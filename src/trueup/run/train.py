@@ -24,7 +24,7 @@ from trueup.run import forward
 from trueup.run.objective import CrossEntropy, Objective
 from trueup.run.predict import evaluating, out_of_memory, predict, rows_of, session
 from trueup.store import atomic, sealed
-from trueup.subject.recipe import prompt_embeddings
+from trueup.subject.new_adapter import prompt_embeddings
 from trueup.subject.subject import Subject, model_fingerprint
 
 

@@ -22,10 +22,10 @@ from trueup.subject import linear, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
+from trueup.subject.few_shot_tokens import first_tokens, opened
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template
-from trueup.subject.wording import first_tokens, opened
 
 LENGTH = 256
 """Longest input in tokens of an adapter that trueup trains, unless told otherwise."""

@@ -245,7 +245,7 @@ class Subject:
     def verbaliser_ids(self) -> list[int]:
         """The first token of each class word, after what all of them start with in a few-shot prompt."""
         assert self.template is not None
-        from trueup.subject.wording import first_tokens, wording
+        from trueup.subject.few_shot_tokens import first_tokens, wording
 
         if self.template.shots is not None:
             return [answer[0] for answer in wording(self.tokenizer, self.template).answers]

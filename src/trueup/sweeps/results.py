@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trueup.changes import compare
 from trueup.errors import BadInput, TrueupError
 from trueup.faults.fault import Comparison, Difference
 from trueup.report import bundle
 from trueup.report.bundle import Report
-from trueup.since import compare
 from trueup.store import atomic
 from trueup.sweeps import cell as cells
 from trueup.sweeps.plan import Cell

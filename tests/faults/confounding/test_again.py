@@ -21,7 +21,7 @@ from trueup.run.train import Training
 from trueup.subject import adapter as files
 from trueup.subject import load as door
 from trueup.subject.load import load
-from trueup.subject.recipe import Lora, Prompt, fresh
+from trueup.subject.new_adapter import Lora, Prompt, fresh
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "bert"])

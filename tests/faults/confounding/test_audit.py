@@ -16,7 +16,7 @@ from trueup.faults.confounding.planted import corpus_of as planted_corpus
 from trueup.faults.confounding.planted import planted
 from trueup.measure import lean, shift
 from trueup.run.predict import Session, predict, within
-from trueup.subject.recipe import Lora, fresh
+from trueup.subject.new_adapter import Lora, fresh
 from trueup.subject.tiny import make_base
 
 from .cases import corpus_of, fitted

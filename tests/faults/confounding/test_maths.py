@@ -20,7 +20,7 @@ from trueup.faults.confounding.planted import planted
 from trueup.run import forward
 from trueup.run.tangent import expand
 from trueup.subject import adapter as files
-from trueup.subject.recipe import Lora, fresh, prompt_embeddings
+from trueup.subject.new_adapter import Lora, fresh, prompt_embeddings
 from trueup.subject.tiny import make_base
 
 # ------------------------------------------------------------------------------------------- prompt vectors, shortcut

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from trueup.errors import BadInput, Unsupported
-from trueup.faults.adapted import Adapted
+from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.confounding import Confounding, candidates
 from trueup.faults.confounding import repair as R
 from trueup.faults.confounding.candidates import (
@@ -48,10 +48,10 @@ from trueup.run.predict import Session, predict, within
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
 from trueup.subject import load as door
-from trueup.subject.recipe import Lora, Prompt, fresh, prompt_embeddings
+from trueup.subject.new_adapter import Lora, Prompt, fresh, prompt_embeddings
 from trueup.subject.subject import Head, Source, Template
+from trueup.subject.swap_adapter import wear, with_prompt
 from trueup.subject.tiny import make_base
-from trueup.subject.wear import wear, with_prompt
 
 from .cases import corpus_of, fitted
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trueup.faults.adapted import Adapted
+from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.copying import Copying
 from trueup.faults.copying.proxy import proxy
 from trueup.run.answers import answers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trueup.errors import BadInput
-from trueup.faults.adapted import Adapted
+from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.copying import Copying
 from trueup.faults.copying import repair as R
 from trueup.run.predict import Session, within

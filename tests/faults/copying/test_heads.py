@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from trueup.errors import BadInput, Unsupported
-from trueup.faults.adapted import Adapted
+from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.copying import Copying
 from trueup.faults.copying import repair as R
 from trueup.faults.copying.proxy import proxy

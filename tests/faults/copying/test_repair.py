@@ -19,7 +19,7 @@ import transformers
 from trueup import story
 from trueup.corpus.prompt import MODES
 from trueup.errors import BadInput, Unsupported
-from trueup.faults.adapted import Adapted
+from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.copying import Copying, maths
 from trueup.faults.copying import repair as R
 from trueup.faults.copying.planted import LAYER, UNITS
@@ -31,8 +31,8 @@ from trueup.run.predict import Session, within
 from trueup.run.prompts import drawn, rows, with_pool
 from trueup.subject import adapter as files
 from trueup.subject.load import load
+from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prompt, fresh
 from trueup.subject.subject import Subject, Template
 from trueup.subject.units import width_of
 

@@ -33,7 +33,7 @@ from trueup.run.ensemble import committee, dropped
 from trueup.run.heads import train_heads
 from trueup.run.predict import Session, predict, within
 from trueup.run.train import Training
-from trueup.subject.recipe import Lora, fresh
+from trueup.subject.new_adapter import Lora, fresh
 from trueup.subject.subject import Head, Template
 from trueup.subject.tiny import make_base
 

@@ -25,8 +25,8 @@ from trueup.run.train import Training
 from trueup.store.cache import Memo
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh, size_of
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh, size_of
 from trueup.subject.subject import Subject, Template
 from trueup.subject.tiny import make_tokenizer
 

@@ -14,7 +14,7 @@ import torch
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
-from trueup.faults.adapted import Adapted
+from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.fault import Finding, NoRemedy
 from trueup.faults.rigidity import Rigidity, maths, planted
 from trueup.faults.rigidity.audit import WEIGHTS, rates, seeds_of, silent
@@ -22,8 +22,8 @@ from trueup.faults.rigidity.contest import WORTH
 from trueup.run.predict import Session, within
 from trueup.run.train import Training, train
 from trueup.store.cache import Memo
+from trueup.subject.new_adapter import Lora, Prefix, PTuning, Recipe, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prefix, PTuning, Recipe, fresh
 from trueup.subject.subject import Shots, Subject, Template
 from trueup.subject.tiny import kept_base
 

@@ -29,9 +29,9 @@ from trueup.run.predict import Outputs, predict
 from trueup.run.tangent import Tangent, expand
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
-from trueup.subject.recipe import beside, prompt_embeddings, recipe_of
+from trueup.subject.new_adapter import beside, prompt_embeddings, recipe_of
 from trueup.subject.subject import Head, Subject
-from trueup.subject.wear import wear, with_prompt
+from trueup.subject.swap_adapter import wear, with_prompt
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from trueup.corpus.corpus import Corpus
 from trueup.run.predict import predict
 from trueup.subject.kinds import Prompt
-from trueup.subject.recipe import fresh
+from trueup.subject.new_adapter import fresh
 from trueup.subject.subject import Subject
 from trueup.subject.tiny import kept_base
 

@@ -17,7 +17,7 @@ from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, Unsupported, did_you_mean, it_or_them, listing
-from trueup.faults.adapted import Adapted, adapted, read_adapted, with_head
+from trueup.faults.adapter_remedy import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import inside, maths
 from trueup.faults.confounding.audit import attribute_of
 from trueup.faults.confounding.candidates import CONTROL, FAMILIES, Change, Evidence, Knobs, Variant, score
@@ -36,9 +36,9 @@ from trueup.run.predict import hidden_states, predict, session
 from trueup.run.train import Training
 from trueup.subject import adapter as files
 from trueup.subject.load import adapter_folder
-from trueup.subject.recipe import prompt_embeddings, recipe_of
+from trueup.subject.new_adapter import prompt_embeddings, recipe_of
 from trueup.subject.subject import Subject
-from trueup.subject.wear import with_prompt
+from trueup.subject.swap_adapter import with_prompt
 
 FIT = 1000
 """Most training examples that a tangent prompt is fitted on: each costs a forward and a backward pass at each step."""

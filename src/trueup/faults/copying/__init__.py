@@ -136,6 +136,6 @@ class Copying(Fault):
         return null_remedy(subject)
 
     def read(self, folder: Path, subject: Subject) -> Remedy:
-        from trueup.faults.adapted import read_adapted
+        from trueup.faults.adapter_remedy import read_adapted
 
         return read_adapted(self.name, folder, subject)

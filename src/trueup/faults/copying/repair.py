@@ -15,7 +15,7 @@ from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.errors import BadInput, Unsupported, did_you_mean, listing
-from trueup.faults.adapted import Adapted, adapted
+from trueup.faults.adapter_remedy import Adapted, adapted
 from trueup.faults.copying import maths
 from trueup.faults.copying.audit import TITLES, Told, asked, columns, scored, some, statistics
 from trueup.faults.copying.harm import Bystander, bystanders
@@ -38,9 +38,9 @@ from trueup.run import forward, prompts
 from trueup.run.answers import Answers
 from trueup.run.attention_heads import prefix_matching, repeated
 from trueup.run.edit import scaled
+from trueup.run.integrated_gradients import attribute, heads_replaced, last_units, scaled_at_last
 from trueup.run.predict import collect_rows, session
 from trueup.run.prompts import Row
-from trueup.run.staircase import attribute, heads_replaced, last_units, scaled_at_last
 from trueup.subject.subject import Subject
 from trueup.subject.units import Part, head_width, layers_of, scales_as_adapter, width_of
 

@@ -18,13 +18,13 @@ from trueup.measure import bootstrap
 from trueup.measure.bootstrap import PairedEstimate
 from trueup.measure.folds import folds
 from trueup.measure.seeds import Contrast, Side, contrast
-from trueup.run import forward, said
+from trueup.run import forward, prompt_description
+from trueup.run.attention_change import ByLayer, Trace, by_layer, frozen, slots, trace
 from trueup.run.predict import collect_rows, predict, session
 from trueup.run.prompts import Row
-from trueup.run.trace import ByLayer, Trace, by_layer, frozen, slots, trace
 from trueup.run.train import Training
+from trueup.subject.attention_modules import changed_elsewhere
 from trueup.subject.kinds import Prefix
-from trueup.subject.mixers import changed_elsewhere
 from trueup.subject.subject import Subject
 
 FEWEST = 20
@@ -464,16 +464,16 @@ def says(subject: Subject) -> dict[str, Any]:
         f"something fluent about any prompt. Texts that it would have written about any (a score below {TELLING}) are left out.",
     }
     try:
-        usual = said.usual_cosine(subject)
+        usual = prompt_description.usual_cosine(subject)
         found[f"nearest tokens by cosine (of a token of the vocabulary usually {usual:.2f})"] = [
-            ", ".join(f"{n.token!r} {n.cosine:.2f}" for n in near) for near in said.nearest(subject, 3)
+            ", ".join(f"{n.token!r} {n.cosine:.2f}" for n in near) for near in prompt_description.nearest(subject, 3)
         ]
     except Unsupported as e:
         found["nearest tokens"] = str(e)
     try:
         found["what the base model writes about it"] = [
             f"{d.text!r} (layer {d.source} to {d.target}, score {d.score:+.2f})"
-            for d in said.described(subject)
+            for d in prompt_description.described(subject)
             if d.score >= TELLING
         ]
     except (BadInput, Unsupported) as e:

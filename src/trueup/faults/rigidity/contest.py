@@ -27,11 +27,11 @@ from trueup.run.predict import memo_key, predict, session, within
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
 from trueup.subject import load as door
+from trueup.subject.attention_modules import brought_whole, of_the_adapter
 from trueup.subject.kinds import Lora, Part, Prefix, Prompt, Recipe
-from trueup.subject.mixers import brought_whole, of_the_adapter
-from trueup.subject.recipe import beside, size_of
+from trueup.subject.new_adapter import beside, size_of
 from trueup.subject.subject import Subject
-from trueup.subject.wear import cannot_run, wear
+from trueup.subject.swap_adapter import cannot_run, wear
 
 Kind = Literal["prompt", "prefix", "query-key LoRA", "value-MLP LoRA", "LoRA"]
 KINDS: tuple[Kind, ...] = ("prompt", "prefix", "query-key LoRA", "value-MLP LoRA")

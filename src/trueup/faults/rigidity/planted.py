@@ -12,7 +12,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.run.heads import fit_head
 from trueup.run.predict import predict
 from trueup.subject.kinds import Prompt
-from trueup.subject.recipe import fresh
+from trueup.subject.new_adapter import fresh
 from trueup.subject.subject import Subject
 from trueup.subject.tiny import kept_llama
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trueup.errors import BadInput
-from trueup.faults.adapted import Adapted, adapted
+from trueup.faults.adapter_remedy import Adapted, adapted
 from trueup.faults.fault import Finding, NoRemedy
 from trueup.faults.rigidity.audit import PROMPTS, WEIGHTS, References, points, rates
 from trueup.faults.rigidity.contest import Team, ladder, on, team

@@ -27,11 +27,11 @@ from trueup.run import forward
 from trueup.run.attention import openly, tapped
 from trueup.run.forward import Batch, Row
 from trueup.run.predict import in_batches
+from trueup.subject.attention_modules import adapted_layers, mixer_of
 from trueup.subject.discover import positions_of
-from trueup.subject.mixers import adapted_layers, mixer_of
 from trueup.subject.subject import Subject
+from trueup.subject.swap_adapter import bare
 from trueup.subject.units import layers_of
-from trueup.subject.wear import bare
 
 BINS = 200
 """Of the histograms that quantiles are read from: they are right to 1 / BINS."""

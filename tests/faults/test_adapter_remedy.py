@@ -17,13 +17,13 @@ from tokenizers import processors
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
-from trueup.faults.adapted import Adapted, adapted, with_head
+from trueup.faults.adapter_remedy import Adapted, adapted, with_head
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
+from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prompt, fresh
 from trueup.subject.subject import Head, Subject, Template
-from trueup.subject.wear import wear
+from trueup.subject.swap_adapter import wear
 
 CLASSES = ("no", "yes", "maybe")
 LONG = "the good film was very calm it sat on the mat and the bad dog was loud"

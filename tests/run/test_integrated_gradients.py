@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from trueup.errors import BadInput, Unavailable, Unsupported
-from trueup.run import forward, staircase
+from trueup.run import forward, integrated_gradients
 from trueup.run.forward import Row
-from trueup.run.predict import Session, within
-from trueup.run.staircase import (
+from trueup.run.integrated_gradients import (
     Quadrature,
     Refined,
     attribute,
@@ -29,13 +28,14 @@ from trueup.run.staircase import (
     scaled_at_last,
     towards_zero,
 )
+from trueup.run.predict import Session, within
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh
 from trueup.subject.subject import Subject, Template
+from trueup.subject.swap_adapter import wear
 from trueup.subject.units import Part, head_width, layers_of, projection_of
-from trueup.subject.wear import wear
 
 CAUSAL = [f for f, a in FAMILIES.items() if a.causal]
 ROWS = [Row(ids) for ids in ([5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [9, 10, 4, 12, 13, 14], [6, 7])]
@@ -130,7 +130,7 @@ def slowly(subject: Subject, rows: Sequence[Row], rule: Quadrature) -> tuple[np.
 SIX = gauss_legendre()
 
 
-def check(subject: Subject, rule: Quadrature = SIX) -> staircase.Attribution:
+def check(subject: Subject, rule: Quadrature = SIX) -> integrated_gradients.Attribution:
     """Equal to the slow way, and the subject is as it was."""
     before, flags = subject.fingerprint, [p.requires_grad for p in subject.model.parameters()]
     got = attribute(subject, ROWS, readout, rule)
@@ -395,7 +395,7 @@ def test_heads_scaled_and_replaced_are_those_of_slow_passes(family: str, base_of
             assert np.abs(scaled[i] - slow).max() <= TOLERANCE * max(np.abs(slow).max(), 1)
     assert np.abs(got).max(axis=0).min() > 1e-3, "no head is silent"
     assert np.abs(got[:, :, ::-1] - got).max() > 1e-3, "the control: another head"
-    monkeypatch.setattr(staircase, "ROWS", heads)  # a layer at a time
+    monkeypatch.setattr(integrated_gradients, "ROWS", heads)  # a layer at a time
     assert np.abs(heads_replaced(subject, ROWS, readout, instead) - got).max() <= TOLERANCE * np.abs(got).max()
     assert subject.fingerprint == before
 
@@ -441,11 +441,13 @@ def test_a_readout_of_several_numbers(base_of: Any):
 def test_a_prompt_does_not_depend_on_its_batch(family: str, base_of: Any, monkeypatch: pytest.MonkeyPatch):
     subject, sizes = bare(base_of(family)), []
     joined = attribute(subject, ROWS, readout, gauss_legendre())
-    plain = staircase.collate
-    monkeypatch.setattr(staircase, "collate", lambda rows, pad: (sizes.append(len(rows)), plain(rows, pad))[1])
+    plain = integrated_gradients.collate
+    monkeypatch.setattr(
+        integrated_gradients, "collate", lambda rows, pad: (sizes.append(len(rows)), plain(rows, pad))[1]
+    )
     for most in (1, 2 * 2 * 6):
         sizes.clear()
-        monkeypatch.setattr(staircase, "ROWS", most)
+        monkeypatch.setattr(integrated_gradients, "ROWS", most)
         split = attribute(subject, ROWS, readout, gauss_legendre())
         assert sum(sizes) == len(ROWS)
         assert max(sizes) == max(1, most // 12)
@@ -455,7 +457,7 @@ def test_a_prompt_does_not_depend_on_its_batch(family: str, base_of: Any, monkey
 
 
 def test_batches_halve_when_memory_runs_out(base_of: Any, monkeypatch: pytest.MonkeyPatch):
-    subject, plain, current = bare(base_of("gpt2")), staircase._record, Session()
+    subject, plain, current = bare(base_of("gpt2")), integrated_gradients._record, Session()
     expected, before = attribute(subject, ROWS, readout), subject.fingerprint
 
     def tight(subject: Subject, batch: forward.Batch) -> Any:
@@ -463,7 +465,7 @@ def test_batches_halve_when_memory_runs_out(base_of: Any, monkeypatch: pytest.Mo
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(subject, batch)
 
-    monkeypatch.setattr(staircase, "_record", tight)
+    monkeypatch.setattr(integrated_gradients, "_record", tight)
     most = 2
     with within(current):
         assert apart(attribute(subject, ROWS, readout).values, expected.values) <= TOLERANCE
@@ -567,7 +569,7 @@ def test_an_unknown_ending_of_the_backbone_is_refused(base_of: Any, monkeypatch:
         out.last_hidden_state = out.last_hidden_state * 2
         return out
 
-    monkeypatch.setattr(staircase, "backbone", doubled)
+    monkeypatch.setattr(integrated_gradients, "backbone", doubled)
     with pytest.raises(
         Unsupported, match=r"'llama' does not give what the model itself gives: the final hidden states"
     ):
@@ -579,7 +581,7 @@ def behind(self: Any, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple
 
 
 def lost(self: Any, *_: Any, **__: Any) -> Tensor:
-    return (self.recurrent * 0).repeat_interleave(self.rows, dim=0).as_subclass(staircase._Unwritten)
+    return (self.recurrent * 0).repeat_interleave(self.rows, dim=0).as_subclass(integrated_gradients._Unwritten)
 
 
 @pytest.mark.parametrize(
@@ -595,7 +597,7 @@ def test_a_library_that_changes_underneath_is_refused_and_gives_no_number(
     subject = bare(base_of(family))
     attribute(subject, ROWS, readout)
     owner, name = what.split(".")
-    monkeypatch.setattr(getattr(staircase, owner), name, changed)
+    monkeypatch.setattr(getattr(integrated_gradients, owner), name, changed)
     for run in (
         lambda: attribute(subject, ROWS, readout),
         lambda: scaled_at_last(subject, ROWS, readout, [{0: torch.tensor(0.5)}]),
@@ -606,7 +608,7 @@ def test_a_library_that_changes_underneath_is_refused_and_gives_no_number(
 
 def test_a_layer_without_a_memory_is_refused(base_of: Any, monkeypatch: pytest.MonkeyPatch):
     subject = bare(base_of("llama"))
-    monkeypatch.setattr(staircase.past, "named", lambda arguments: [])
+    monkeypatch.setattr(integrated_gradients.past, "named", lambda arguments: [])
     with pytest.raises(Unsupported, match=r"'llama' do not take the keys and values of earlier tokens in one argument"):
         attribute(subject, ROWS, readout)
 

@@ -18,9 +18,9 @@ from trueup.run.attention import tapped
 from trueup.run.forward import Batch
 from trueup.subject import tiny
 from trueup.subject.anatomy import FAMILIES
-from trueup.subject.recipe import Lora, Prefix, Prompt, Recipe, fresh
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, Recipe, fresh
 from trueup.subject.subject import Subject
-from trueup.subject.wear import bare
+from trueup.subject.swap_adapter import bare
 
 ATTENTIVE = [f for f, a in FAMILIES.items() if a.kind != "state-space"]
 PREFIXED = [f for f in ATTENTIVE if FAMILIES[f].prefix]
@@ -328,7 +328,7 @@ def test_a_sharp_head_is_compared_all_the_same(base_of: Any):
 
 
 def test_a_state_space_model_has_nothing_to_look_at(base_of: Any):
-    from trueup.subject.recipe import Template
+    from trueup.subject.new_adapter import Template
 
     template = Template("{text}", ("good", "bad"))
     subject = fresh(str(base_of("mamba")), Prompt(2), CORPUS.classes, template=template, device="cpu")

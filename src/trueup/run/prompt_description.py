@@ -26,10 +26,10 @@ from trueup.run.answers import end_tokens
 from trueup.run.predict import TOKENS, evaluating
 from trueup.run.prompts import Row
 from trueup.subject.load import position_limit
-from trueup.subject.recipe import prompt_embeddings
+from trueup.subject.new_adapter import prompt_embeddings
 from trueup.subject.subject import Subject
+from trueup.subject.swap_adapter import bare
 from trueup.subject.units import layers_of
-from trueup.subject.wear import bare
 
 PIECE = 8192
 """Rows of the vocabulary that are compared at once."""

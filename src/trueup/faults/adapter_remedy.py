@@ -18,7 +18,7 @@ from trueup.faults.fault import Alternative, Chart, Comparison, Remedy
 from trueup.store import atomic
 from trueup.subject import adapter as files
 from trueup.subject.subject import Head, Subject, model_fingerprint
-from trueup.subject.wear import wear
+from trueup.subject.swap_adapter import wear
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,10 +22,10 @@ from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh, prompt_embeddings
 from trueup.subject.quiet import quiet
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh, prompt_embeddings
 from trueup.subject.subject import Subject, Template
-from trueup.subject.wear import wear, with_prompt
+from trueup.subject.swap_adapter import wear, with_prompt
 
 CLASSES = ("a", "b", "c")
 TEMPLATE = Template("say {text} now", ("good", "bad", "cat"))  # first letters differ too: the tiny Qwen2 spells

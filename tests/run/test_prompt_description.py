@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from trueup.errors import BadInput, Unsupported
-from trueup.run import said
-from trueup.run.said import Patch, described, nearest, usual_cosine
+from trueup.run import prompt_description
+from trueup.run.prompt_description import Patch, described, log_probability, nearest, usual_cosine, written
 from trueup.subject import tiny
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
-from trueup.subject.recipe import Lora, Prefix, Prompt, PTuning, Recipe, fresh
+from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh
 from trueup.subject.subject import Subject, Template
+from trueup.subject.swap_adapter import bare
 from trueup.subject.units import layers_of
-from trueup.subject.wear import bare
 
 CLASSES = ("a", "b", "c")
 TEMPLATE = Template("say {text} now", ("good", "bad", "cat"))  # first letters differ too: the tiny Qwen2 spells
@@ -35,7 +35,7 @@ def made(base: Path, recipe: Recipe, *, words: bool = True) -> Subject:
 def start_of(subject: Subject, recipe: Prompt) -> list[str]:
     """The words of the tokens that the prompt was started from, as `nearest` names them."""
     ids = subject.tokenizer(recipe.start, add_special_tokens=False)["input_ids"]
-    return said._words(subject, torch.tensor((ids * recipe.tokens)[: recipe.tokens]))
+    return prompt_description._words(subject, torch.tensor((ids * recipe.tokens)[: recipe.tokens]))
 
 
 def perturb(subject: Subject, size: float = 1.0) -> Subject:
@@ -79,7 +79,7 @@ def test_words_are_read_back_and_noise_is_not(family: str, base_of: Any):
 @pytest.mark.parametrize("recipe", [Prompt(4), PTuning(3, 16)], ids=lambda r: r.name)
 @pytest.mark.parametrize("piece", [3, 8, 10_000])
 def test_nearest_is_brute_force(recipe: Recipe, piece: int, base_of: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(said, "PIECE", piece)
+    monkeypatch.setattr(prompt_description, "PIECE", piece)
     subject = perturb(made(base_of("llama"), recipe))
     rows, prompt = rows_of(subject), prompt_of(subject)
     cosine = (prompt @ rows.T) / np.linalg.norm(prompt, axis=1)[:, None] / np.linalg.norm(rows, axis=1)
@@ -116,25 +116,25 @@ def test_a_placeholders_own_states_change_nothing_and_others_do(family: str, bas
     """Identity, and its control; and the states are those that go in, at the place where they go in."""
     subject = made(base_of(family), Prompt(3))
     alone = bare(subject)
-    ids, at = said._asking(subject, ASK, 3, 6)
+    ids, at = prompt_description._asking(subject, ASK, 3, 6)
     end = subject.tokenizer("good cat sat")["input_ids"][-3:]
     with torch.inference_mode():
-        own = said.entering(alone, ids=ids)[:, 0, at : at + 3]
-        other = said.entering(alone, ids=[*ids[:at], *end])[:, 0, at : at + 3]
-    plain = said.written(alone, ids, at, [None], 6)[0]
+        own = prompt_description.entering(alone, ids=ids)[:, 0, at : at + 3]
+        other = prompt_description.entering(alone, ids=[*ids[:at], *end])[:, 0, at : at + 3]
+    plain = written(alone, ids, at, [None], 6)[0]
     assert len(plain) >= 1
     for layer in range(len(own)):
         patches = [Patch(layer, own[layer])]
-        assert said.written(alone, ids, at, patches, 6) == [plain]
-        same = said.log_probability(alone, ids, at, patches, [plain])
-        assert same == pytest.approx(said.log_probability(alone, ids, at, [None], [plain]), abs=1e-6)
-        changed = said.log_probability(alone, ids, at, [Patch(layer, other[layer] * 2)], [plain])
+        assert written(alone, ids, at, patches, 6) == [plain]
+        same = log_probability(alone, ids, at, patches, [plain])
+        assert same == pytest.approx(log_probability(alone, ids, at, [None], [plain]), abs=1e-6)
+        changed = log_probability(alone, ids, at, [Patch(layer, other[layer] * 2)], [plain])
         assert abs(changed - same) > 1e-4
     # At the first layer, other words' states are other words.
     swapped = [*ids[:at], *end]
-    assert said.written(alone, ids, at, [Patch(0, other[0])], 6) == said.written(alone, swapped, at, [None], 6)
-    changed = said.log_probability(alone, ids, at, [Patch(0, other[0])], [plain])
-    assert changed == pytest.approx(said.log_probability(alone, swapped, at, [None], [plain]), abs=1e-5)
+    assert written(alone, ids, at, [Patch(0, other[0])], 6) == written(alone, swapped, at, [None], 6)
+    changed = log_probability(alone, ids, at, [Patch(0, other[0])], [plain])
+    assert changed == pytest.approx(log_probability(alone, swapped, at, [None], [plain]), abs=1e-5)
     assert abs(changed - same) > 1e-4
 
 
@@ -143,9 +143,9 @@ def test_log_probability_is_what_generation_says(family: str, base_of: Any):
     """Token by token by the model's own logits, for texts of different lengths in one batch, one of them empty."""
     subject = made(base_of(family), Prompt(2))
     alone = bare(subject)
-    ids, at = said._asking(subject, ASK, 2, 4)
+    ids, at = prompt_description._asking(subject, ASK, 2, 4)
     texts = [[5, 6, 7], [8], []]
-    got = said.log_probability(alone, ids, at, [None] * 3, texts)
+    got = log_probability(alone, ids, at, [None] * 3, texts)
     assert np.isnan(got[2])
     for text, mean in zip(texts[:2], got[:2], strict=True):
         with torch.no_grad():
@@ -171,7 +171,7 @@ def test_rows_do_not_mix(base_of: Any, monkeypatch: pytest.MonkeyPatch):
     subject = perturb(made(base_of("gpt2"), Prompt(3)), 0.3)
     pairs = [(0, 0), (1, 1), (0, 1), (1, 0)]
     together = described(subject, layers=pairs, target=ASK, tokens=5, most=9)
-    monkeypatch.setattr(said, "TOKENS", 1)
+    monkeypatch.setattr(prompt_description, "TOKENS", 1)
     alone = [x for pair in pairs for x in described(subject, layers=[pair], target=ASK, tokens=5)]
     assert len(alone) == len(together)
     for x in together:
@@ -185,14 +185,14 @@ def test_nothing_is_left_after_an_exception(base_of: Any):
     before = subject.fingerprint
 
     def broken() -> None:
-        with said._put(subject, 0, [Patch(1, torch.zeros(3, 32))]):
+        with prompt_description._put(subject, 0, [Patch(1, torch.zeros(3, 32))]):
             assert subject.fingerprint != before
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         broken()
     with pytest.raises(IndexError):
-        said.entering(subject, ids=[10_000])
+        prompt_description.entering(subject, ids=[10_000])
     assert subject.fingerprint == before
 
 
@@ -239,7 +239,7 @@ def test_a_prompt_without_anything_to_say_says_nothing():
 def test_a_text_that_any_prompt_brings_forth_scores_nothing():
     """Compared with no prompt alone this would look like a find: the random words happen to be the prompt's."""
     subject = parrot("apple", 1)
-    every = said._vocabulary(subject).numpy()
+    every = prompt_description._vocabulary(subject).numpy()
     seed = next(s for s in range(99) if np.random.default_rng(s).choice(every, 1)[0] == 4)
     (got,) = described(subject, layers=[(0, 0)], target="tell {prompt}", seed=seed)
     assert got.text == "fruit"
@@ -251,7 +251,7 @@ def test_a_text_that_any_prompt_brings_forth_scores_nothing():
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 6, 30, 126])
 def test_some_layers_are_there(depth: int):
-    pairs = said.some_layers(depth)
+    pairs = prompt_description.some_layers(depth)
     assert all(0 <= at < depth for pair in pairs for at in pair)
     assert len(set(pairs)) == len(pairs)
     assert len(pairs) == (6 if depth >= 8 else len(pairs))
@@ -266,7 +266,7 @@ def test_a_description_is_one_line(base_of: Any):
         def decode(self, ids: list[int]) -> str:
             return "".join({7: "\n", 8: " ", 9: "a", 10: "b\nc"}[i] for i in ids)
 
-    line = lambda ids: said._first_line(replace(subject, tokenizer=Spelled()), ids)  # noqa: E731
+    line = lambda ids: prompt_description._first_line(replace(subject, tokenizer=Spelled()), ids)  # noqa: E731
     assert line([9, 9, 7, 9]) == [9, 9]
     assert line([7, 8, 9, 9, 7, 9]) == [7, 8, 9, 9], "an empty line is no description"
     assert line([9, 10]) == [9]

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from trueup.errors import BadInput
+from trueup.subject.few_shot_tokens import text_ids, wording
 from trueup.subject.load import SHOT, template_of
 from trueup.subject.subject import Shots, Template
 from trueup.subject.tiny import make_tokenizer
-from trueup.subject.wording import text_ids, wording
 
 
 def byte_level(*merges: str, eos: str | None = None) -> transformers.PreTrainedTokenizerFast:
