@@ -204,8 +204,8 @@ def test_a_trained_prompt_leaves_the_first_layer_of_a_real_model_alone(name):
     from trueup.run import forward
     from trueup.run.attention_change import Sums, by_layer, trace
     from trueup.run.train import Training, train
-    from trueup.subject.subject import Template
     from trueup.subject.swap_adapter import bare
+    from trueup.subject.template import Template
 
     corpus = trueup.read("embedded:tweets", seed=0, limit=240)
     template = Template("{text}\nFeeling:", (" negative", " neutral", " positive")) if name == "smollm2" else None

@@ -31,7 +31,8 @@ def open_job(
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import demonstrations, read
     from trueup.subject import load as door
-    from trueup.subject.subject import Shots, Subject
+    from trueup.subject.subject import Subject
+    from trueup.subject.template import Shots
 
     tuned = card.get("tuned") or {}
     same = _same_data(tuned.get("data"), job.data)

@@ -22,8 +22,9 @@ from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Head, Subject, Template
+from trueup.subject.subject import Head, Subject
 from trueup.subject.swap_adapter import wear
+from trueup.subject.template import Template
 
 CLASSES = ("no", "yes", "maybe")
 LONG = "the good film was very calm it sat on the mat and the bad dog was loud"

@@ -328,7 +328,7 @@ def test_a_sharp_head_is_compared_all_the_same(base_of: Any):
 
 
 def test_a_state_space_model_has_nothing_to_look_at(base_of: Any):
-    from trueup.subject.new_adapter import Template
+    from trueup.subject.template import Template
 
     template = Template("{text}", ("good", "bad"))
     subject = fresh(str(base_of("mamba")), Prompt(2), CORPUS.classes, template=template, device="cpu")

@@ -15,7 +15,8 @@ from trueup.run.predict import hidden_states
 from trueup.subject import tiny
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.new_adapter import Lora, Prompt, fresh
-from trueup.subject.subject import Head, Subject, Template
+from trueup.subject.subject import Head, Subject
+from trueup.subject.template import Template
 
 TEXTS = ["the cat sat on the mat", "a good film it was very fine now", "bad", "it was a poor film the dog sat"]
 CORPUS = Corpus(TEXTS, np.array([0, 1, 0, 1]), ("no", "yes"), np.array(["train"] * 4), name="four texts")

@@ -19,7 +19,8 @@ from trueup.run.edit import scaled
 from trueup.run.prompts import Row, drawn, rows, with_pool
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prompt, fresh
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
+from trueup.subject.template import Template
 from trueup.subject.tiny import WORDS
 from trueup.subject.units import width_of
 

@@ -33,8 +33,9 @@ from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import wear
+from trueup.subject.template import Template
 from trueup.subject.units import Part, head_width, layers_of, projection_of
 
 CAUSAL = [f for f, a in FAMILIES.items() if a.causal]

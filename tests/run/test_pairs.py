@@ -9,7 +9,7 @@ import torch
 from trueup.corpus.corpus import Corpus
 from trueup.run.predict import predict
 from trueup.subject.new_adapter import Lora, Prompt, fresh
-from trueup.subject.subject import Template
+from trueup.subject.template import Template
 from trueup.subject.tiny import make_base
 
 

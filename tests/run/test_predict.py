@@ -20,7 +20,8 @@ from trueup.store.cache import Memo
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, fresh
-from trueup.subject.subject import Head, Subject, Template
+from trueup.subject.subject import Head, Subject
+from trueup.subject.template import Template
 from trueup.subject.tiny import WORDS, make_base
 
 CLASSES = ("no", "yes")

@@ -17,8 +17,9 @@ from trueup.subject import tiny
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import bare
+from trueup.subject.template import Template
 from trueup.subject.units import layers_of
 
 CLASSES = ("a", "b", "c")

@@ -18,7 +18,8 @@ from trueup.run import forward
 from trueup.run.predict import TOKENS, Session, in_batches, within
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.new_adapter import Lora, Prompt, PTuning, fresh, prompt_embeddings
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
+from trueup.subject.template import Template
 
 CLASSES = ("a", "b", "c")
 TEMPLATE = Template("say {text} now", ("good", "bad", "cat"))

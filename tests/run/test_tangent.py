@@ -25,8 +25,9 @@ from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh, prompt_embeddings
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Head, Subject, Template
+from trueup.subject.subject import Head, Subject
 from trueup.subject.swap_adapter import wear, with_prompt
+from trueup.subject.template import Template
 
 WORDS = ("good", "bad", "cat")  # first letters differ too: the tiny Qwen2 spells
 TEXT = ["good cat sat", "bad", "the cat bad good mat sat on the good dog", "very loud film it was"]

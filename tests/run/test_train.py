@@ -21,7 +21,8 @@ from trueup.run.predict import Outputs, Session, predict, within
 from trueup.run.train import History, Training, train
 from trueup.subject.adapter import adapter_tensors
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh, prompt_embeddings
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
+from trueup.subject.template import Template
 from trueup.subject.tiny import make_base
 
 CLASSES = ("no", "yes")

@@ -38,8 +38,9 @@ from trueup.subject.linear import map_of
 from trueup.subject.load import check_template, load, pinned
 from trueup.subject.new_adapter import Lora, beside
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import bare, wear
+from trueup.subject.template import Template
 
 TEXT = ["good cat sat", "bad", "the cat bad good mat sat on the good dog", "very loud film it was"]
 CORPUS = Corpus(TEXT, np.array([0, 1, 0, 1]), ("0", "1"), np.array(["test"] * 4))

@@ -12,7 +12,7 @@ from tokenizers import processors
 from trueup.errors import BadInput
 from trueup.subject.few_shot_tokens import opened, prompt_ids, wording
 from trueup.subject.load import check_template, template_of
-from trueup.subject.subject import Shots, Template
+from trueup.subject.template import Shots, Template
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -23,7 +23,8 @@ from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Head, Subject, Template, head_layer
+from trueup.subject.subject import Head, Subject, head_layer
+from trueup.subject.template import Template
 
 CLASSES = ("a", "b", "c")
 WORDS = ("good", "bad", "cat")  # first letters differ too: the tiny Qwen2 spells

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from trueup.errors import BadInput
 from trueup.subject.few_shot_tokens import text_ids, wording
 from trueup.subject.load import SHOT, template_of
-from trueup.subject.subject import Shots, Template
+from trueup.subject.template import Shots, Template
 from trueup.subject.tiny import make_tokenizer
 
 

@@ -22,8 +22,9 @@ from trueup.subject import adapter as files
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Source, Subject, Template, body_fingerprint, model_fingerprint
+from trueup.subject.subject import Source, Subject, body_fingerprint, model_fingerprint
 from trueup.subject.swap_adapter import wear
+from trueup.subject.template import Template
 
 CLASSES = ("no", "yes")
 CORPUS = Corpus(["good cat sat", "bad"], np.array([0, 1]), CLASSES, np.array(["test"] * 2))

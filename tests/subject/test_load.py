@@ -22,7 +22,8 @@ from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load, position_limit
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
+from trueup.subject.template import Template
 from trueup.subject.tiny import SIZES, make_base
 
 CLASSES = ("no", "yes")

@@ -12,8 +12,8 @@ from trueup.errors import Unsupported
 from trueup.subject import load as door
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Template
 from trueup.subject.swap_adapter import cannot_run
+from trueup.subject.template import Template
 
 SAID = (
     rf"PEFT {peft.__version__} cannot run an adapter of kind 'PREFIX_TUNING' on a BertForSequenceClassification of transformers "

@@ -24,8 +24,9 @@ from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh, prompt_embeddings
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import wear, with_prompt
+from trueup.subject.template import Template
 
 CLASSES = ("a", "b", "c")
 TEMPLATE = Template("say {text} now", ("good", "bad", "cat"))  # first letters differ too: the tiny Qwen2 spells

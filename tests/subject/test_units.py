@@ -24,8 +24,9 @@ from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import wear
+from trueup.subject.template import Template
 from trueup.subject.tiny import make_tokenizer
 from trueup.subject.units import (
     Part,

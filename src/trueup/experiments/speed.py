@@ -42,8 +42,9 @@ from trueup.subject.anatomy import FAMILIES
 from trueup.subject.kinds import Lora, Prompt
 from trueup.subject.load import load
 from trueup.subject.new_adapter import fresh, prompt_embeddings
-from trueup.subject.subject import Head, Source, Subject, Template
+from trueup.subject.subject import Head, Source, Subject
 from trueup.subject.swap_adapter import bare
+from trueup.subject.template import Template
 from trueup.subject.tiny import gpt2_small, make_tokenizer
 from trueup.subject.units import layers_of, projection_of
 

@@ -23,7 +23,8 @@ from trueup.run import forward
 from trueup.run.proof import equal
 from trueup.store.cache import Memo
 from trueup.subject.sharing import whole_batches
-from trueup.subject.subject import Subject, Template, body_fingerprint
+from trueup.subject.subject import Subject, body_fingerprint
+from trueup.subject.template import Template
 from trueup.subject.units import layers_of
 
 T = TypeVar("T")

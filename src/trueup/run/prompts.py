@@ -12,7 +12,8 @@ from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import Draws, Mode
 from trueup.errors import BadInput
 from trueup.subject.few_shot_tokens import prompt_ids, text_ids, wording
-from trueup.subject.subject import Shots, SoftmaxResponse, Subject
+from trueup.subject.subject import SoftmaxResponse, Subject
+from trueup.subject.template import Shots
 
 
 class Row(list[int]):

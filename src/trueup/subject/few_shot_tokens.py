@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import pre_tokenizers
 
 from trueup.errors import BadInput
-from trueup.subject.subject import Template
+from trueup.subject.template import Template
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from trueup.subject.discover import told as told_of
 from trueup.subject.few_shot_tokens import first_tokens, opened
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
-from trueup.subject.subject import Shots, SoftmaxResponse, Source, Subject, Template
+from trueup.subject.subject import SoftmaxResponse, Source, Subject
+from trueup.subject.template import Shots, Template
 
 LENGTH = 256
 """Longest input in tokens of an adapter that trueup trains, unless told otherwise."""

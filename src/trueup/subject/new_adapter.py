@@ -17,7 +17,8 @@ from trueup.subject.anatomy import Anatomy
 from trueup.subject.discover import anatomy_of, told, tried
 from trueup.subject.kinds import Lora, Prefix, Prompt, PTuning, Recipe, shape_of, unwrapped
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import SoftmaxResponse, Source, Subject, Template
+from trueup.subject.subject import SoftmaxResponse, Source, Subject
+from trueup.subject.template import Template
 
 
 def fresh(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +17,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from trueup.subject.anatomy import Anatomy
+from trueup.subject.few_shot_tokens import first_tokens, wording
 from trueup.subject.linear import active, map_of
+from trueup.subject.template import Shots, Template
 
 Confidence = Callable[[np.ndarray], np.ndarray]
 
@@ -29,80 +30,6 @@ class Head:
 
     weight: Tensor
     bias: Tensor
-
-
-@dataclass(frozen=True)
-class Shots:
-    """In-context learning: `number` demonstrations before every query, drawn from `pool` for each query by itself.
-
-    Attributes:
-        pool: pairs of a text and its answer. Empty until the corpus that brings them is known (its ``train`` split).
-        fixed: so many pairs at the beginning of `pool` stand before every query, in their order; then `number` is as many. 0
-            where they are drawn.
-    """
-
-    number: int = 4
-    pool: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    fixed: int = 0
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a text becomes a causal model's prompt, and which words are the classes (a verbaliser).
-
-    Attributes:
-        text: the prompt; ``{text}`` stands for the example, ``{second}`` for its second text. With `shots` it is one
-            demonstration, ``{label}`` its answer; the query is the same line up to there.
-        words: one word per class, in the classes' order, leading space included. A class scores by the logit of its
-            word's first token, so first tokens must differ (with `shots` they need not: `run.answers` reads to the end).
-        shots: demonstrations before the query, or None.
-        header: what stands before the first demonstration, its line break included.
-        chat: with `shots`, each demonstration is a user's turn, which `text` makes, and the assistant's answer; `header` is the
-            system's message. The tokenizer's chat template spells them (`wording.prompt_ids`).
-    """
-
-    text: str
-    words: tuple[str, ...]
-    shots: Shots | None = None
-    header: str = ""
-    chat: bool = False
-
-    def fill(self, text: str, second: str | None = None) -> str:
-        """The prompt of one example. Braces inside the example are left alone."""
-        return _filled(self.text, {"{text}": text, "{second}": second or ""})
-
-    def for_card(self) -> dict[str, Any]:
-        """What is written beside an adapter: not the demonstrations, which are the user's."""
-        shots = None if self.shots is None else {"number": self.shots.number}
-        return {"text": self.text, "words": self.words, "shots": shots, "header": self.header, "chat": self.chat}
-
-    def prompt(self, text: str, demonstrations: Sequence[tuple[str, str]] = ()) -> str:
-        """The few-shot prompt of one query: a line for each demonstration, then the query's, up to where the answer goes."""
-        return self.before(demonstrations) + _filled(self.line.partition("{label}")[0].rstrip(), {"{text}": text})
-
-    def before(self, demonstrations: Sequence[tuple[str, str]]) -> str:
-        """What stands before a query: the header, and a line for each demonstration."""
-        return self.header + "".join(_filled(self.line, {"{text}": x, "{label}": y}) for x, y in demonstrations)
-
-    def messages(
-        self, text: str, demonstrations: Sequence[tuple[str, str]] = (), first: str = ""
-    ) -> list[dict[str, str]]:
-        """The turns of a chat that ends with a query, as transformers' chat templates take them; `first` stands before the first
-        user's text."""
-        turns = [] if not self.header.strip() else [{"role": "system", "content": self.header.strip()}]
-        for x, y in demonstrations:
-            turns += [{"role": "user", "content": first + self.fill(x)}, {"role": "assistant", "content": y.strip()}]
-            first = ""
-        return [*turns, {"role": "user", "content": first + self.fill(text)}]
-
-    @property
-    def line(self) -> str:
-        """What one demonstration is made from: the text, on a line of its own where nothing else parts it from the next."""
-        return self.text if self.text != self.text.rstrip() else self.text + "\n"
-
-
-def _filled(text: str, parts: Mapping[str, str]) -> str:
-    return re.sub("|".join(map(re.escape, parts)), lambda m: parts[m.group()], text)
 
 
 @dataclass(frozen=True)
@@ -245,8 +172,6 @@ class Subject:
     def verbaliser_ids(self) -> list[int]:
         """The first token of each class word, after what all of them start with in a few-shot prompt."""
         assert self.template is not None
-        from trueup.subject.few_shot_tokens import first_tokens, wording
-
         if self.template.shots is not None:
             return [answer[0] for answer in wording(self.tokenizer, self.template).answers]
         return first_tokens(self.tokenizer, self.template)

@@ -49,8 +49,9 @@ from trueup.run.train import Training, train
 from trueup.subject import adapter as files
 from trueup.subject import load as door
 from trueup.subject.new_adapter import Lora, Prompt, fresh, prompt_embeddings
-from trueup.subject.subject import Head, Source, Template
+from trueup.subject.subject import Head, Source
 from trueup.subject.swap_adapter import wear, with_prompt
+from trueup.subject.template import Template
 from trueup.subject.tiny import make_base
 
 from .cases import corpus_of, fitted

@@ -33,7 +33,8 @@ from trueup.subject import adapter as files
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
+from trueup.subject.template import Template
 from trueup.subject.units import width_of
 
 from .cases import PLANTED, counting, said_by_the_card, scales, unit_of

@@ -27,7 +27,8 @@ from trueup.subject import adapter as files
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, Recipe, fresh, size_of
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Subject, Template
+from trueup.subject.subject import Subject
+from trueup.subject.template import Template
 from trueup.subject.tiny import make_tokenizer
 
 CLASSES = ("no", "yes")

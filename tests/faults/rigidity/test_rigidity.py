@@ -24,7 +24,8 @@ from trueup.run.train import Training, train
 from trueup.store.cache import Memo
 from trueup.subject.new_adapter import Lora, Prefix, PTuning, Recipe, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Shots, Subject, Template
+from trueup.subject.subject import Subject
+from trueup.subject.template import Shots, Template
 from trueup.subject.tiny import kept_base
 
 QUICK = Rigidity(tries=1, resamples=200)

@@ -21,7 +21,8 @@ from trueup.measure import bootstrap
 from trueup.run import forward, prompts
 from trueup.run.answers import Answers, answers, in_full, patched_answers
 from trueup.run.predict import collect_rows, session
-from trueup.subject.subject import Shots, Subject
+from trueup.subject.subject import Subject
+from trueup.subject.template import Shots
 from trueup.subject.units import layers_of
 
 FEWEST = 10
