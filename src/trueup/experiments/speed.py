@@ -29,7 +29,7 @@ from trueup.corpus.read import read
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.experiments import resumed
 from trueup.faults.confounding import maths as tangents
-from trueup.faults.overconfidence import maths
+from trueup.faults.overconfidence import densities, objectives
 from trueup.faults.overconfidence.candidates import ADUE_GRID
 from trueup.run import forward, integrated_gradients, memory
 from trueup.run.attention_change import LEAST, Sums, Trace
@@ -102,7 +102,7 @@ def seconds(f: Callable[[], object], repeats: int = 3) -> float:
     return best
 
 
-def one_head(x: torch.Tensor, start: Head, objective: maths.Objective, run: HeadRun, seed: int = 0) -> Head:
+def one_head(x: torch.Tensor, start: Head, objective: objectives.Objective, run: HeadRun, seed: int = 0) -> Head:
     """The usual way: one head, torch.optim.Adam, OneCycleLR."""
     layer = torch.nn.Linear(x.shape[1], len(start.weight))
     layer.weight.data.copy_(start.weight)
@@ -130,8 +130,8 @@ def heads(n: int = 2000, d: int = 384, classes: int = 3) -> Iterator[Row]:
     x = torch.randn(n, d, generator=g)
     start = Head(torch.randn(classes, d, generator=g) * 0.1, torch.zeros(classes))
     z = x @ start.weight.T
-    objective = maths.Objective(
-        maths.clamped(maths.ADUE_U),
+    objective = objectives.Objective(
+        objectives.clamped(objectives.ADUE_U),
         (torch.rand(n, generator=g) < 0.2).float(),
         1 - z.softmax(-1).amax(-1),
     )
@@ -386,7 +386,7 @@ def laplace(n: int = 2000, d: int = 384, classes: int = 3, priors: Sequence[floa
     label = z.argmax(dim=1)
     x_, z_, at_, z_at_ = (t.double().numpy() for t in (x, z, at, z_at))
     ours: list[np.ndarray] = []
-    fast = seconds(lambda: ours.append(np.stack([maths.laplace(x_, z_, at_, z_at_, prior) for prior in priors])))
+    fast = seconds(lambda: ours.append(np.stack([densities.laplace(x_, z_, at_, z_at_, prior) for prior in priors])))
     what = f"last-layer Laplace, {n:,} texts, {d} features, {classes} classes, {len(priors)} priors"
     if not installed("laplace"):
         yield absent(what, "laplace-torch", "its posterior in closed form", fast)

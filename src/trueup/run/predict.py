@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trueup import __version__
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unavailable, Unsupported
+from trueup.measure.calibration import softmax
 from trueup.run import forward
 from trueup.run.proof import equal
 from trueup.store.cache import Memo
@@ -128,10 +129,7 @@ def outputs(subject: Subject, x: np.ndarray) -> Outputs:
     """The outputs that follow from features alone: the head is linear, so no pass through the model is needed."""
     z = _through_head(subject, x)
     classes = z[:, : len(subject.classes)]
-    e = np.exp(classes - classes.max(axis=1, keepdims=True))
-    return Outputs(
-        x, z.astype(np.float32), classes.argmax(axis=1), subject.confidence(z), e / e.sum(axis=1, keepdims=True)
-    )
+    return Outputs(x, z.astype(np.float32), classes.argmax(axis=1), subject.confidence(z), softmax(classes))
 
 
 def _through_head(subject: Subject, x: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from trueup.measure.calibration import softmax
 from trueup.subject.anatomy import Anatomy
 from trueup.subject.few_shot_tokens import first_tokens, wording
 from trueup.subject.linear import active, map_of
@@ -39,8 +40,7 @@ class SoftmaxResponse:
     classes: int
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        z = logits[:, : self.classes].astype(np.float64)
-        return 1.0 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1)
+        return softmax(logits[:, : self.classes]).max(axis=1)
 
 
 @dataclass(frozen=True)

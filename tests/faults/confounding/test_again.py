@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
-from trueup.faults.confounding.candidates import again
+from trueup.faults.confounding.retrained import again
 from trueup.run.ensemble import committee
 from trueup.run.train import Training
 from trueup.subject import adapter as files

@@ -18,28 +18,33 @@ from sklearn.linear_model import LogisticRegression
 
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapter_remedy import Adapted
-from trueup.faults.confounding import Confounding, candidates
+from trueup.faults.confounding import Confounding, arithmetic
 from trueup.faults.confounding import repair as R
-from trueup.faults.confounding.candidates import (
-    FAMILIES,
-    STRENGTHS,
-    Change,
-    Evidence,
+from trueup.faults.confounding.arithmetic import (
     Flipped,
     FunctionForm,
     Hybrid,
-    Knobs,
-    LastLayer,
     LoraArithmetic,
     Relinearised,
-    Retrained,
     TangentBoth,
     TangentInside,
     TaskPrompt,
     Under,
-)  # fmt: skip
+    as_published,
+    by_balanced_slice,
+)
+from trueup.faults.confounding.candidates import FAMILIES
+from trueup.faults.confounding.evidence import Change, Evidence, Knobs
+from trueup.faults.confounding.last_layer import (
+    STRENGTHS,
+    BackDoor,
+    Points,
+    PublishedReweighted,
+    _features,
+)
 from trueup.faults.confounding.maths import PromptVector, shortcut
 from trueup.faults.confounding.planted import planted
+from trueup.faults.confounding.retrained import BalancedSampling, GroupRobust, ImportanceWeighted
 from trueup.faults.fault import NoRemedy, dearer
 from trueup.measure.shift import joint
 from trueup.run import forward
@@ -251,18 +256,19 @@ def test_a_repaired_last_layer_is_not_repaired_again(case, finding):
 
 def test_when_no_family_helps_it_says_how_near_the_best_came(case, finding, monkeypatch):
     class Still(Flipped):
+        key, title, source = "still", "nothing at all", "a test"
+
         def variants(self, e):
             return [e.variant("as it is", Change(prompt=e.prompt))]
 
-    still = Still("still", "nothing at all", "a test")
     # The flipped control is no repair, so it neither counts nor comes best.
-    monkeypatch.setattr(R, "FAMILIES", (Flipped(), still))
+    monkeypatch.setattr(R, "FAMILIES", (Flipped(), Still()))
     got = FAULT.repair(*case, finding, seed=0)
     assert isinstance(got, NoRemedy)
     assert got.reason.startswith("Of 1 repairs none lowered the lean")
     assert "(the best, nothing at all: lean " in got.reason
     assert [r["key"] for r in got.tried["candidates"]] == ["flipped", "still"]
-    monkeypatch.setattr(R, "FAMILIES", (Flipped(), FunctionForm(), still))
+    monkeypatch.setattr(R, "FAMILIES", (Flipped(), FunctionForm(), Still()))
     got = FAULT.repair(*case, finding, seed=0)
     assert isinstance(got, NoRemedy)
     assert got.reason == (
@@ -314,8 +320,8 @@ def test_the_back_door_adjustment_is_near_the_mean_over_groups(case):
     rng = np.random.default_rng(0)
     rows = np.flatnonzero((e.held_group == 1) | (rng.random(len(e.held)) < 0.11))
     group, held = e.held_group[rows], e.held.take(rows)
-    e = replace(e, held=held, held_group=group, train=held, train_group=group, memory={})
-    variant = LastLayer("backdoor").variants(e)[-1]
+    e = replace(e, held=held, held_group=group, train=held, train_group=group)
+    variant = BackDoor().variants(e)[-1]
     x, one_hot = predict(subject, held).features.astype(float), np.eye(2)[group]
     twice = [np.concatenate([v, v]) for v in (x, one_hot)]
     w, b, of_group = fit_head(
@@ -335,7 +341,7 @@ def test_less_used_and_less_present_are_said_only_when_their_intervals_say_so(ca
         "the features are the same"
     )
     few = np.arange(0, len(e.held), 5)  # so few that chance moves what is used
-    e = replace(e, held=e.held.take(few), held_group=e.held_group[few], choosing=e.choosing[few], memory={})
+    e = replace(e, held=e.held.take(few), held_group=e.held_group[few], choosing=e.choosing[few])
     rng, by_eye = np.random.default_rng(0), 0
     for _ in range(8):
         noise = torch.tensor(rng.normal(size=own.weight.shape), dtype=torch.float32)
@@ -405,7 +411,7 @@ def test_with_a_start_the_arithmetic_is_anchored_there(tuned, case, monkeypatch)
     at = []
     tangent = Evidence.tangent
     monkeypatch.setattr(Evidence, "tangent", lambda self, p: at.append(p) or tangent(self, p))
-    hybrid = Hybrid("balanced", "hybrid-balanced").variants(e)
+    hybrid = Hybrid(by_balanced_slice, "hybrid-balanced").variants(e)
     assert len(at) == 1
     assert at[0] is e.start
     # Coefficient 0 is the task prompt's own prediction, bit for bit; the others are not.
@@ -427,7 +433,7 @@ def test_the_knobs_of_the_arithmetic_are_its_coefficients_and_its_anchor(tuned, 
     assert knobs.l_z == (0.0, 0.5, 1.0, 3.0)
     e = R.evidence(subject, case[1], "site", 0.0, 0, knobs)
     assert e.prompt is not None
-    for variant, c in zip(Hybrid("balanced").variants(e), knobs.l_z, strict=True):
+    for variant, c in zip(Hybrid(by_balanced_slice).variants(e), knobs.l_z, strict=True):
         assert variant.name == f"l_Z = {c:g}"
         assert variant.change is not None
         want = start + 0.5 * (e.prompt.astype(np.float64) - start) - c * e.tau_z.value
@@ -475,11 +481,11 @@ def test_only_tangent_fits_learn_from_a_sample(tuned, case, monkeypatch):
     assert len(e.tangent(e.anchor)[0]) == 60
     assert all(
         len(e.train) == o.rows
-        for how in ("group-dro", "weighted", "resampled")
-        for _, o in Retrained(how)._objectives(e)
+        for family in (GroupRobust(), ImportanceWeighted(), BalancedSampling())
+        for _, o in family.objectives(e)
     )
     assert len(e.coded) == len(e.train)
-    assert len(LastLayer("dfr")._features(e, "train", None)) == len(e.train)
+    assert len(e.once(_features, "train", False)) == len(e.train)
 
 
 def test_an_arithmetic_that_its_flip_matches_is_not_offered(case, finding, monkeypatch):
@@ -496,12 +502,12 @@ def test_an_arithmetic_that_its_flip_matches_is_not_offered(case, finding, monke
         table = got.tried["candidates"] if isinstance(got, NoRemedy) else got.card["candidates"]
         return got, table[0], now.notes
 
-    got, row, notes = tried_with(Blind("balanced", "blind", "blind arithmetic"))
+    got, row, notes = tried_with(Blind(by_balanced_slice, "blind", "blind arithmetic"))
     assert row["flip"] == row["chose lean"] < row["chose lean before"]
     assert not row["saveable"]
     assert isinstance(got, NoRemedy)
     assert any("'blind arithmetic' is not offered: with the shortcut's polarity turned round" in n for n in notes)
-    got, row, notes = tried_with(Hybrid("balanced", "hybrid-balanced", "hybrid arithmetic"))
+    got, row, notes = tried_with(Hybrid(by_balanced_slice, "hybrid-balanced", "hybrid arithmetic"))
     assert row["flip"] > row["chose lean"]
     assert row["saveable"]
     assert not any("is not offered" in n for n in notes)
@@ -509,11 +515,11 @@ def test_an_arithmetic_that_its_flip_matches_is_not_offered(case, finding, monke
 
 def test_dfr_as_published_is_the_mean_of_sparse_heads_on_balanced_subsamples(case):
     e = R.evidence(*case, "site", 0.0, 0)
-    family = LastLayer("published", "dfr-published")
-    x, z = family._features(e, "train", None), family._features(e, "held", None)
-    (_, fit), *_ = [f for f in family._fits(e) if f[0] == "C = 0.1"]
+    family = PublishedReweighted()
+    x, z = (e.once(_features, which, False) for which in ("train", "held"))
     every = np.ones((1, len(z)), bool)
-    ((w, _),) = fit(x, z, e.train.label, e.held.label, e.train_group, e.held_group, every)
+    points = Points(x, z, e.train.label, e.held.label, e.train_group, e.held_group, every)
+    (((w, _),),) = [layers for name, layers in family.fits(e, points) if name == "C = 0.1"]
     cell = e.held.label * 2 + e.held_group
     least, rng = np.bincount(cell).min(), np.random.default_rng(np.random.SeedSequence([0, 14]))
     want = np.zeros(z.shape[1])
@@ -542,7 +548,7 @@ def test_a_confounder_prompt_of_zero_changes_nothing(tuned, case, monkeypatch):
     zero = PromptVector(np.zeros(e.prompt.shape))
     monkeypatch.setattr(Evidence, "confounder", lambda self, at, **_: zero)
     own = predict(subject, e.held).probability
-    for variant in (*Hybrid("one").variants(e), *Flipped().variants(e), *Relinearised().variants(e)):
+    for variant in (*Hybrid(as_published).variants(e), *Flipped().variants(e), *Relinearised().variants(e)):
         assert np.array_equal(variant.held, own), variant.name
     assert all(np.allclose(v.held, own, atol=1e-6) for v in FunctionForm().variants(e))
 
@@ -573,7 +579,7 @@ def test_a_training_that_was_edited_by_hand_is_refused_by_file_and_key(tuned, ca
 
 def test_every_family_of_a_prompt_with_its_start(tuned, case, monkeypatch):
     monkeypatch.setattr(R, "FIT", 100)
-    monkeypatch.setattr(candidates, "STEPS", 1)
+    monkeypatch.setattr(arithmetic, "STEPS", 1)
     subject, _ = tuned
     _, corpus = case
     found = FAULT.audit(subject, corpus.part("test"), seed=0)
@@ -597,10 +603,10 @@ def test_every_family_of_a_prompt_with_its_start(tuned, case, monkeypatch):
 def test_arithmetic_under_another_head_is_arithmetic_on_a_prompt_tuned_under_it(tuned, case, tmp_path, how):
     subject, corpus = tuned[0], case[1]
     e = R.evidence(subject, corpus, "site", 0.0, 0)
-    family = Under(Hybrid("balanced", "hybrid-balanced", "hybrid arithmetic"), how)
+    family = Under(Hybrid(by_balanced_slice, "hybrid-balanced", "hybrid arithmetic"), how == "balanced")
     assert family.possible(e)
     assert (family.key, family.title) == (f"hybrid-balanced@{how}", f"hybrid arithmetic, under a {how} head")
-    variants, plain = family.variants(e), Under(TaskPrompt(), how).variants(e)
+    variants, plain = family.variants(e), Under(TaskPrompt(), how == "balanced").variants(e)
     there = family._there(e)
     # The head is the one fitted at P0, and training has not moved it.
     at_start = Change(prompt=e.start).on(subject)
@@ -621,13 +627,13 @@ def test_arithmetic_under_another_head_is_arithmetic_on_a_prompt_tuned_under_it(
         np.testing.assert_allclose(predict(v.change.on(subject), e.held).probability, v.held, atol=1e-6)
     got = R.remedy_of(subject, variants[-1].change, {"describe": "Arithmetic under another head."})
     plain_peft(got, subject, corpus, tmp_path)
-    assert not Under(TaskPrompt(), how).possible(replace(e, start=None)), "P0 is not known"
+    assert not Under(TaskPrompt(), how == "balanced").possible(replace(e, start=None)), "P0 is not known"
 
 
 def test_a_balanced_head_leans_less_than_a_frozen_one(tuned, case):
     e = R.evidence(tuned[0], case[1], "site", 0.0, 0)
     lean = {
-        how: R.leans(e, e.columns(Under(TaskPrompt(), how).variants(e)[0].held, e.choosing))  # type: ignore[arg-type]
+        how: R.leans(e, e.columns(Under(TaskPrompt(), how == "balanced").variants(e)[0].held, e.choosing))  # type: ignore[arg-type]
         for how in ("frozen", "balanced")
     }
     assert lean["balanced"] < lean["frozen"]
@@ -797,7 +803,7 @@ def test_a_class_that_goes_with_no_group_stays_in_the_tangent_fit(left_out):
     own = e.own.probability[:, 2].mean()
     assert own > 0.1
     moved = Flipped().variants(e)[0].held[:, 2].mean()
-    published = replace(e, code=np.eye(3)[shortcut(table)], memory={})
+    published = replace(e, code=np.eye(3)[shortcut(table)])
     without = Flipped().variants(published)[0].held[:, 2].mean()
     assert without < 0.1 * own, "the control: a prompt of the published coding says the third class never"
     assert abs(moved - own) < 0.3 * own
@@ -811,7 +817,7 @@ def test_labels_that_the_shortcut_would_give_hold_every_class_too(left_out):
         share = np.bincount(drawn.label[e.train_group == z], minlength=3) / (e.train_group == z).sum()
         assert np.abs(share - e.code[z]).max() < 0.1
     assert np.array_equal(e.coded.label, drawn.label)
-    published = replace(e, code=np.eye(3)[[1, 0]], memory={})
+    published = replace(e, code=np.eye(3)[[1, 0]])
     assert np.array_equal(published.coded.label, np.array([1, 0])[e.train_group]), "one class leaves nothing to draw"
 
 
@@ -854,7 +860,7 @@ def test_a_verbaliser_subject_with_a_prompt_keeps_a_causal_adapter(causal, tmp_p
     if subject.source.peft_type != "PROMPT_TUNING":
         assert not any(f.possible(e) for f in FAMILIES if f.key in ("relinearised", "hybrid-one", "function"))
         return
-    change = Hybrid("one").variants(e)[3].change
+    change = Hybrid(as_published).variants(e)[3].change
     got = R.remedy_of(subject, change, {"describe": "Another prompt."})
     assert got.settings["task_type"] == "CAUSAL_LM"
     assert got.head is None

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.fault import NoRemedy
-from trueup.faults.overconfidence import Overconfidence, candidates, maths
+from trueup.faults.overconfidence import Overconfidence, candidates, densities, objectives, scores
 from trueup.faults.overconfidence.candidates import (
     FAMILIES,
     Evidence,
@@ -77,7 +77,7 @@ def test_a_loss_is_of_a_score_calibrated_without_its_own_fold():
     score, fold = rng.normal(size=(300, 2)) * [1, 50], np.arange(300) % 3
     right = rng.random(300) < 1 / (1 + np.exp(-score[:, 0]))
     loss = crossed_losses(score, right, fold)
-    slope, intercept = maths.platt(score[fold != 1, 0], right[fold != 1])
+    slope, intercept = scores.platt(score[fold != 1, 0], right[fold != 1])
     p = 1 / (1 + np.exp(-slope * score[fold == 1, 0] - intercept))
     np.testing.assert_allclose(loss[fold == 1, 0], (p - right[fold == 1]) ** 2)
     turned = crossed_losses(score, np.where(fold == 1, ~right, right), fold)
@@ -134,7 +134,7 @@ def test_a_head_is_chosen_where_the_features_know_more():
     choice, saved = _saved(evidence, cluster, FAMILIES)
     assert saved["beyond"].low > 0
     other = _synthetic(50, 0.9, 8000)[0].held
-    plain = maths.MaxSoftmax(2)(other.z)
+    plain = scores.MaxSoftmax(2)(other.z)
     assert error_auc(choice.learnt(other), other.error) > error_auc(plain, other.error) + 0.03
     confidence = 1 / (1 + np.exp(-choice.slope * choice.learnt(other) - choice.intercept))
     truly = 1 - np.mean((confidence - ~other.error) ** 2) / np.mean((plain - ~other.error) ** 2)
@@ -150,7 +150,7 @@ def test_the_best_epoch_is_that_of_the_slow_loop():
     assert part is not None
     sets = [every[:120], every[80:]]
     epochs: list[torch.Tensor] = []
-    objective = candidates._objective(part, maths.clamped(maths.ADUE_U), maths.response_uncertainty)
+    objective = candidates._objective(part, objectives.clamped(objectives.ADUE_U), objectives.response_uncertainty)
     grid = candidates.ADUE_EPOCHS_GRID
     train_heads(
         part.x, evidence.head, objective, grid, biased=True, seed=3, watch=lambda t: bool(epochs.append(t.clone()))
@@ -162,7 +162,7 @@ def test_the_best_epoch_is_that_of_the_slow_loop():
         for r in range(0, len(grid), 7):
             best, since = (-1.0, 0), 0
             for e, theta in enumerate(epochs):
-                one = candidates.Learnt(Head(theta[r, :, :-1], theta[r, :, -1]), maths.SmoothMax(2, start=2))
+                one = candidates.Learnt(Head(theta[r, :, :-1], theta[r, :, -1]), scores.SmoothMax(2, start=2))
                 auc = roc_auc_score(held.error, -one(held).astype(np.float32))
                 best, since = ((auc, e), 0) if auc > best[0] + 1e-9 else (best, since + 1)
                 if since == 5:
@@ -349,7 +349,7 @@ def test_a_class_too_rare_for_a_covariance_does_not_end_a_repair():
     train[label == 1] += 3
     keep = (label != 2) | (np.arange(300) == 2)  # one example of the third class is left
     x, predicted = rng.normal(size=(50, 6)), np.arange(50) % 3
-    score = maths.robust_density(train[keep], label[keep], x, predicted, seed=0)
+    score = densities.robust_density(train[keep], label[keep], x, predicted, seed=0)
     assert np.isfinite(score).all()
     assert (score[predicted == 2].max(axis=0) <= score[predicted != 2].min(axis=0)).all()
 

@@ -16,7 +16,7 @@ from trueup.faults.fault import Chart, Difference, Fault, Finding, Method, NoRem
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
     from trueup.faults.confounding.audit import Trained
-    from trueup.faults.confounding.candidates import Knobs
+    from trueup.faults.confounding.evidence import Knobs
     from trueup.subject.subject import Subject
 
 
@@ -145,7 +145,7 @@ class Confounding(Fault):
 
     @property
     def _arithmetic(self) -> Knobs:
-        from trueup.faults.confounding.candidates import Knobs
+        from trueup.faults.confounding.evidence import Knobs
 
         return Knobs(self.l_y, self.coefficients, self.ridge, self.anchor == "start")
 

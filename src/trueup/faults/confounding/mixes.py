@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trueup.faults.fault import Difference, Finding, as_differences
 from trueup.measure import bootstrap, gaps, lean, shift
-from trueup.measure.calibration import surprises
+from trueup.measure.calibration import softmax, surprises
 from trueup.measure.folds import folds
 
 FEWEST = 10
@@ -262,9 +262,8 @@ def judged(measured: bootstrap.Estimate, cluster: NDArray, *, threshold: float, 
 def columns(logits: NDArray, label: NDArray, group: NDArray) -> dict[str, NDArray]:
     """The columns of `statistics`, from the logits (n, C) of the classes that occur."""
     score = lean.centred(logits)
-    e = np.exp(score - score.max(axis=1, keepdims=True))
     return {
-        "probability": e / e.sum(axis=1, keepdims=True), "predicted": score.argmax(axis=1), "label": label, "group": group,
+        "probability": softmax(score), "predicted": score.argmax(axis=1), "label": label, "group": group,
         "score": score,
     }  # fmt: skip
 

@@ -20,7 +20,8 @@ from trueup.errors import BadInput, Unsupported, did_you_mean, it_or_them, listi
 from trueup.faults.adapter_remedy import Adapted, adapted, read_adapted, with_head
 from trueup.faults.confounding import inside, maths
 from trueup.faults.confounding.audit import attribute_of
-from trueup.faults.confounding.candidates import CONTROL, FAMILIES, Change, Evidence, Knobs, Variant, score
+from trueup.faults.confounding.candidates import FAMILIES
+from trueup.faults.confounding.evidence import CONTROL, Change, Evidence, Knobs, Variant, score
 from trueup.faults.confounding.mixes import (
     COLUMNS,
     differences,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
 
-from trueup.faults.overconfidence import maths
+from trueup.faults.overconfidence import densities, objectives, scores
 from trueup.faults.overconfidence.forecast import Seen, probes, ridge_paths
 from trueup.measure.calibration import fit_temperature
 from trueup.measure.selective import error_auc, error_aucs
@@ -102,7 +102,7 @@ class Learnt:
     """A finished score: what to add to the head (rows below the classes'), and the value that reads the logits."""
 
     extra: Head | None
-    score: maths.Score
+    score: scores.Score
 
     def __call__(self, part: Part) -> Array:
         return self.score(self.logits(part))
@@ -180,17 +180,17 @@ class Family:
         return result
 
 
-def crossed_losses(scores: Array, right: NDArray[np.bool_], fold: NDArray[np.int64]) -> Array:
-    """(n, variants) Brier losses of scores (n, variants), each calibrated by Platt scaling on the other folds.
+def crossed_losses(column: Array, right: NDArray[np.bool_], fold: NDArray[np.int64]) -> Array:
+    """(n, variants) Brier losses of the scores `column` (n, variants), each calibrated by Platt scaling on the other folds.
 
     Scores of different folds come from different heads, on scales of their own: ranked together over folds, a head that learnt
     from held-out examples loses up to .03 of error ROC-AUC to nothing but that. A loss is each example's own.
     """
-    loss = np.empty(scores.shape)
+    loss = np.empty(column.shape)
     for f in np.unique(fold):
         out = fold == f
-        slope, intercept = maths.platts(scores[~out], right[~out])
-        loss[out] = np.square(expit(slope * scores[out] + intercept) - right[out, None])
+        slope, intercept = scores.platts(column[~out], right[~out])
+        loss[out] = np.square(expit(slope * column[out] + intercept) - right[out, None])
     return loss
 
 
@@ -244,7 +244,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
     stated = np.square(RESPONSE.crossed(evidence)[:, 0] - right)
     recalibrated = stated
     table: list[dict[str, Any]] = []
-    scores: dict[str, Array] = {}
+    by_family: dict[str, Array] = {}
     kept: dict[str, Array] = {}
     losses: dict[str, Array] = {}
     possible = [f for f in families if f.possible(evidence)]
@@ -260,7 +260,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
         if family is RESPONSE:
             recalibrated = honest
         elif family.saveable:
-            scores[family.key], losses[family.key] = crossed, loss
+            by_family[family.key], losses[family.key] = crossed, loss
         kept[family.key] = crossed[:, best]
         table.append(
             {
@@ -275,8 +275,8 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
     owner = [(key, v) for key, loss in losses.items() for v in range(loss.shape[1])]
     key, variant = owner[best]
     family = next(f for f in possible if f.key == key)
-    crossed = scores[key][:, variant]
-    slope, intercept = maths.platt(crossed, right)
+    crossed = by_family[key][:, variant]
+    slope, intercept = scores.platt(crossed, right)
     learnt = family.learnt(evidence, [np.arange(len(right))])[0][variant]
     return Choice(key, family.title, learnt, slope, intercept, crossed, kept, stated, recalibrated, honest, table)
 
@@ -284,21 +284,21 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
 # ------------------------------------------------------------------------------------------------------- the families
 
 
-def _plain(make: Callable[[int], Sequence[maths.Score]]) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
+def _plain(make: Callable[[int], Sequence[scores.Score]]) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
     return lambda evidence, rows: [Learnt(None, s) for s in make(evidence.classes)]
 
 
 def _temperature(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
     part, c = evidence.held.take(rows), evidence.classes
     t = fit_temperature(part.z, part.label)
-    return [Learnt(Head(evidence.head.weight / t, evidence.head.bias / t), maths.MaxSoftmax(c, start=c))]
+    return [Learnt(Head(evidence.head.weight / t, evidence.head.bias / t), scores.MaxSoftmax(c, start=c))]
 
 
 def _trained(
-    uncertainty: maths.Uncertainty,
+    uncertainty: objectives.Uncertainty,
     anchor: Callable[[Tensor], Tensor],
     grid: Sequence[HeadRun],
-    score: Callable[[int], maths.Score],
+    score: Callable[[int], scores.Score],
     *,
     held: bool,
 ) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
@@ -312,9 +312,9 @@ def _trained(
     return learn
 
 
-def _objective(part: Part, uncertainty: maths.Uncertainty, anchor: Callable[[Tensor], Tensor]) -> Loss:
+def _objective(part: Part, uncertainty: objectives.Uncertainty, anchor: Callable[[Tensor], Tensor]) -> Loss:
     z = torch.as_tensor(part.z, dtype=torch.float32)
-    return maths.Objective(uncertainty, torch.as_tensor(part.error, dtype=torch.float32), anchor(z))
+    return objectives.Objective(uncertainty, torch.as_tensor(part.error, dtype=torch.float32), anchor(z))
 
 
 def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
@@ -331,7 +331,7 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
 
     def watch(theta: Tensor) -> bool:
         z = (theta.reshape(-1, x.shape[1]) @ x.T).reshape(len(theta), c, len(x))
-        sure = maths.smooth_max(maths.softmax(z.mT)).numpy()
+        sure = objectives.smooth_max(objectives.softmax(z.mT)).numpy()
         # Without an error, or a right one, no epoch is better than another.
         aucs = np.nan_to_num(error_aucs(sure, held.error, among), nan=0.5).T
         for s, auc in enumerate(aucs):
@@ -342,11 +342,11 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
                 heads[s][r] = Head(theta[r, :, :-1].clone(), theta[r, :, -1].clone())
         return bool((since >= PATIENCE).all())
 
-    objective = _objective(part, maths.clamped(maths.ADUE_U), maths.response_uncertainty)
+    objective = _objective(part, objectives.clamped(objectives.ADUE_U), objectives.response_uncertainty)
     train_heads(
         part.x, evidence.head, objective, ADUE_EPOCHS_GRID, biased=evidence.biased, seed=evidence.seed, watch=watch
     )
-    return [[Learnt(h, maths.SmoothMax(c, start=c)) for h in of] for of in heads]
+    return [[Learnt(h, scores.SmoothMax(c, start=c)) for h in of] for of in heads]
 
 
 def _kept(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
@@ -358,16 +358,16 @@ def _probe(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Se
     held = evidence.held
     return [
         # A constant does not rank; families whose head has no bias go without it.
-        [Learnt(_row(w, o[0] if evidence.biased else 0.0), maths.Column(evidence.classes)) for w, o, _ in path]
+        [Learnt(_row(w, o[0] if evidence.biased else 0.0), scores.Column(evidence.classes)) for w, o, _ in path]
         for path in ridge_paths(held.x, ~held.error, _kept(evidence, sets))
     ]
 
 
 def _shrunk(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
     held, c = evidence.held, evidence.classes
-    seen = Seen(held.x, maths.response_log_odds(held.z), held.predicted, c)
+    seen = Seen(held.x, scores.response_log_odds(held.z), held.predicted, c)
     return [
-        [Learnt(_row(f.weight, 0.0), maths.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets)))) for f in path]
+        [Learnt(_row(f.weight, 0.0), scores.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets)))) for f in path]
         for path in probes(seen, ~held.error, _kept(evidence, sets))
     ]
 
@@ -387,7 +387,7 @@ def _distilled(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
     grid = [HeadRun(lr, 20, 0.0, beta) for lr, beta in product((1e-2, 1e-3), (0.001, 0.01, 0.1))]
     heads = train_heads(part.x, evidence.head, loss, grid, biased=evidence.biased, seed=evidence.seed)
     c = evidence.classes
-    return [Learnt(h, maths.ProbabilityOfPredicted(c, start=c)) for h in heads]
+    return [Learnt(h, scores.ProbabilityOfPredicted(c, start=c)) for h in heads]
 
 
 def _density(
@@ -405,18 +405,18 @@ def _density(
 
 
 def _unit(part: Part) -> Part:
-    return Part(maths.unit(part.x), part.z, part.label)
+    return Part(densities.unit(part.x), part.z, part.label)
 
 
 def _hybrid(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
     """HUQ over its authors' grid: Mahalanobis' density of features at length 1, as theirs, ranked among the held-out examples."""
     assert evidence.train is not None
     train, held, here = (_unit(p) for p in (evidence.train, evidence.held, part))
-    sr = maths.MaxSoftmax(evidence.classes)
-    near, there = (maths.mahalanobis(train.x, train.label, p.x) for p in (held, here))
+    sr = scores.MaxSoftmax(evidence.classes)
+    near, there = (densities.mahalanobis(train.x, train.label, p.x) for p in (held, here))
     return np.stack(
         [
-            maths.hybrid(sr(part.z), there, sr(held.z), near, weight, inside, ambiguous)
+            densities.hybrid(sr(part.z), there, sr(held.z), near, weight, inside, ambiguous)
             for inside, ambiguous in HUQ_THRESHOLDS
             for weight in HUQ_WEIGHTS
         ],
@@ -442,37 +442,39 @@ def _opinion(of: str) -> Callable[[Evidence, NDArray[np.int64], Part], Array]:
 def _laplace(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
     assert evidence.train is not None
     priors = np.logspace(-2, 3, 6)
-    return np.stack([maths.laplace(evidence.train.x, evidence.train.z, part.x, part.z, p) for p in priors], axis=1)
+    return np.stack([densities.laplace(evidence.train.x, evidence.train.z, part.x, part.z, p) for p in priors], axis=1)
 
 
 ADUE, ALIEN = "arXiv 2505.15443v1", "arXiv 2505.15443v2"
-_own_adue = lambda c: maths.SmoothMax(c, start=c)  # noqa: E731
-_own_alien = lambda c: maths.NegativeEntropy(c, start=c)  # noqa: E731
+_own_adue = lambda c: scores.SmoothMax(c, start=c)  # noqa: E731
+_own_alien = lambda c: scores.NegativeEntropy(c, start=c)  # noqa: E731
 _LENGTHS = "With features as they are, and at length 1; the better on held-out examples is shown."
 _HEADS = "Heads are trained in float32 (published: bfloat16), and the last layer alone (published: with the dense layer before it)."
 
-RESPONSE = Family("response", "softmax response", "baseline", _plain(lambda c: [maths.MaxSoftmax(c)]))
+RESPONSE = Family("response", "softmax response", "baseline", _plain(lambda c: [scores.MaxSoftmax(c)]))
 
 
 def _odds(part: Part) -> Array:
     """The response's log-odds: its ranking without the rounding at 1, on the scale that Platt scaling fits."""
-    return maths.response_log_odds(part.z)
+    return scores.response_log_odds(part.z)
 
 
 FAMILIES: tuple[Family, ...] = (
     RESPONSE,
-    Family("entropy", "entropy", "baseline", _plain(lambda c: [maths.NegativeEntropy(c)])),
-    Family("margin", "margin", "baseline", _plain(lambda c: [maths.Margin(c)])),
-    Family("energy", "energy", "arXiv 2010.03759", _plain(lambda c: [maths.Energy(c)])),
-    Family("max-logit", "maximum logit", "baseline", _plain(lambda c: [maths.MaxLogit(c)])),
+    Family("entropy", "entropy", "baseline", _plain(lambda c: [scores.NegativeEntropy(c)])),
+    Family("margin", "margin", "baseline", _plain(lambda c: [scores.Margin(c)])),
+    Family("energy", "energy", "arXiv 2010.03759", _plain(lambda c: [scores.Energy(c)])),
+    Family("max-logit", "maximum logit", "baseline", _plain(lambda c: [scores.MaxLogit(c)])),
     Family(
         "p-norm", "MaxLogit-pNorm", "arXiv 2305.15508",
-        _plain(lambda c: [maths.MaxSoftmax(c), *(maths.PNorm(c, p) for p in range(10))]),
+        _plain(lambda c: [scores.MaxSoftmax(c), *(scores.PNorm(c, p) for p in range(10))]),
     ),
     Family("temperature", "temperature scaling", "arXiv 1706.04599", _temperature, uses_held=True),
     Family(
         "adue", "AdUE (v1), as published", ADUE,
-        _trained(maths.clamped(maths.ADUE_U), maths.response_uncertainty, ADUE_GRID, _own_adue, held=False), needs=("train",),
+        _trained(
+            objectives.clamped(objectives.ADUE_U), objectives.response_uncertainty, ADUE_GRID, _own_adue, held=False,
+        ), needs=("train",),
         notes=f"U is held within 1e-7 of 0 and 1, as published. {_HEADS}",
     ),
     Family(
@@ -482,17 +484,17 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "alien", "ALIEN (v2), as published", ALIEN,
-        _trained(maths.ENTROPY_U, maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=False), needs=("train",),
+        _trained(objectives.ENTROPY_U, objectives.entropy_uncertainty, ALIEN_GRID, _own_alien, held=False), needs=("train",),
         notes=f"The loss is taken in logs; 1 - U, which is 0 where two classes tie, is held above 1e-12. {_HEADS}",
     ),
     Family(
         "adue-held", "AdUE, corrected", "ours",
-        _trained(maths.RESCALED_U, maths.RESCALED_U.value, ADUE_GRID, _own_adue, held=True), uses_held=True,
+        _trained(objectives.RESCALED_U, objectives.RESCALED_U.value, ADUE_GRID, _own_adue, held=True), uses_held=True,
         notes="U is rescaled to reach 1, the errors are held out, and the loss is taken in logs: the surest errors teach most.",
     ),
     Family(
         "alien-held", "ALIEN, corrected", "ours",
-        _trained(maths.ENTROPY_U, maths.entropy_uncertainty, ALIEN_GRID, _own_alien, held=True), uses_held=True,
+        _trained(objectives.ENTROPY_U, objectives.entropy_uncertainty, ALIEN_GRID, _own_alien, held=True), uses_held=True,
         notes="The errors are held out.",
     ),
     Family("probe", "logistic probe", "baseline", together=_probe, uses_held=True),
@@ -508,15 +510,15 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "mahalanobis", "Mahalanobis", "arXiv 1807.03888", needs=("train",),
-        comparison=_density(lambda t, p, s: maths.mahalanobis(t.x, t.label, p.x)), notes=_LENGTHS,
+        comparison=_density(lambda t, p, s: densities.mahalanobis(t.x, t.label, p.x)), notes=_LENGTHS,
     ),
     Family(
         "relative", "relative Mahalanobis", "arXiv 2106.09022", needs=("train",),
-        comparison=_density(lambda t, p, s: maths.relative_mahalanobis(t.x, t.label, p.x)), notes=_LENGTHS,
+        comparison=_density(lambda t, p, s: densities.relative_mahalanobis(t.x, t.label, p.x)), notes=_LENGTHS,
     ),
     Family(
         "rde", "robust density (RDE)", "arXiv 2203.01677", needs=("train",),
-        comparison=_density(lambda t, p, s: maths.robust_density(t.x, t.label, p.x, p.predicted, seed=s)),
+        comparison=_density(lambda t, p, s: densities.robust_density(t.x, t.label, p.x, p.predicted, seed=s)),
         notes="With the log determinant, as the paper's density has it, and without, as HUQ's authors' code. At most 600 training "
         f"examples enter the kernel. {_LENGTHS}",
     ),

@@ -20,7 +20,7 @@ from trueup.errors import BadInput, Unsupported
 from trueup.faults import loading
 from trueup.faults.card import Card, page
 from trueup.faults.fault import Comparison, Difference, Method, NoRemedy, Remedy, as_differences
-from trueup.faults.overconfidence import maths
+from trueup.faults.overconfidence import scores
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Part, choose
 from trueup.faults.overconfidence.forecast import share
@@ -51,7 +51,7 @@ class ConfidenceHead(Remedy):
     """
 
     head: Head
-    score: maths.Calibrated
+    score: scores.Calibrated
     classes: tuple[str, ...]
     made_for: str
     settings: Mapping[str, Any]
@@ -113,7 +113,7 @@ def null_remedy(subject: Subject) -> ConfidenceHead:
     """The head as it is, read by the softmax response: changes no prediction and no confidence."""
     c, card = len(subject.classes), loading.facts(subject) | {"describe": "Changes nothing."}
     # sigmoid(log-odds of SR) is SR itself: the identity, in the form every remedy has.
-    return _remedy(subject, None, maths.Calibrated(maths.ResponseLogOdds(c), 1.0, 0.0), card)
+    return _remedy(subject, None, scores.Calibrated(scores.ResponseLogOdds(c), 1.0, 0.0), card)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,10 +209,10 @@ def repair(
     evidence, rest, cluster, last = got.evidence, got.rest, got.cluster, got.last
     first = evidence.held
     choice = choose(evidence, FAMILIES)
-    head = maths.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
-    response = maths.ResponseLogOdds(evidence.classes)
+    head = scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
+    response = scores.ResponseLogOdds(evidence.classes)
     odds, later = response(first.z), choice.learnt.logits(rest)
-    plain = maths.Calibrated(response, *maths.platt(odds, ~first.error))
+    plain = scores.Calibrated(response, *scores.platt(odds, ~first.error))
     saved = judged(
         [
             np.concatenate([before, np.square(then - ~rest.error)])
@@ -226,21 +226,21 @@ def repair(
     beyond, recalibration, whole = saved["beyond"], saved["recalibration"], saved["whole"]
     chosen, extra = RESPONSE.key, None
     if beyond.low > 0 and whole.low > 0:
-        chosen, extra, score, scores = choice.key, choice.learnt.extra, head, choice.crossed
+        chosen, extra, score, crossed = choice.key, choice.learnt.extra, head, choice.crossed
         sentence = (
             f"Reads the confidence from {choice.title}, which saves {_percent(whole)} of the Brier loss of the softmax "
             f"response, and {_percent(beyond)} more than recalibrating it, on calibration examples that did not choose it. "
             "Predicted classes are unchanged."
         )
     elif recalibration.low > 0:
-        score, scores = plain, odds
+        score, crossed = plain, odds
         sentence = (
             f"Keeps the softmax ranking and recalibrates it, which saves {_percent(recalibration)} of its Brier loss on "
             f"calibration examples that did not teach it. The best of {tried} heads and scores saves {_percent(beyond)} more, on "
             "examples that did not choose it."
         )
     else:
-        score, scores = maths.Calibrated(response, 1.0, 0.0), odds
+        score, crossed = scores.Calibrated(response, 1.0, 0.0), odds
         sentence = (
             f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
             f"saves {_percent(recalibration)} of its Brier loss, and the best of {tried} heads and scores {_percent(beyond)} more."
@@ -249,7 +249,7 @@ def repair(
     saying = replace(subject, head=_whole(subject, extra), confidence=score)
     said = outputs(saying, rest.x.astype(np.float32)).confidence
     abstention = _certificates(
-        expit(score.slope * scores + score.intercept), first.error, said, rest.error, cluster[last], delta, seed
+        expit(score.slope * crossed + score.intercept), first.error, said, rest.error, cluster[last], delta, seed
     )  # fmt: skip
     facts = {"candidates": choice.table, "abstention": abstention, "saved": {k: asdict(v) for k, v in saved.items()}}
     if chosen == RESPONSE.key and not recalibration.low > 0:
@@ -285,7 +285,7 @@ def methods(
     there = replace(e, **got.there)
     choice, every, right = choose(e, FAMILIES), np.arange(len(e.held.label)), ~e.held.error
     judged_by = {r["key"]: r for r in choice.table}
-    odds = maths.ResponseLogOdds(e.classes)(part.z)
+    odds = scores.ResponseLogOdds(e.classes)(part.z)
     scored = {"": (odds, np.square(expit(odds) - ~part.error))}
     for family in (f for f in FAMILIES if f.key in choice.best):
         best = judged_by[family.key]["variant"]
@@ -295,7 +295,7 @@ def methods(
             score = family.comparison(there, every, part)[:, best]
         else:
             score = family.learnt(e, [every])[0][best](part)
-        slope, intercept = maths.platt(choice.best[family.key], right)
+        slope, intercept = scores.platt(choice.best[family.key], right)
         scored[family.key] = (score, np.square(expit(slope * score + intercept) - ~part.error))
 
     def setting(row: Mapping[str, Any]) -> str:
@@ -337,7 +337,7 @@ def _percent(e: bootstrap.Estimate) -> str:
     return f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]"
 
 
-def _remedy(subject: Subject, extra: Head | None, score: maths.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
+def _remedy(subject: Subject, extra: Head | None, score: scores.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
     head = _whole(subject, extra)
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
@@ -367,13 +367,13 @@ def _differs(candidates: Sequence[Mapping[str, Any]]) -> str:
 def _certificates(
     seen: np.ndarray,
     seen_error: np.ndarray,
-    scores: np.ndarray,
+    confidence: np.ndarray,
     error: np.ndarray,
     cluster: np.ndarray,
     delta: float,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Abstention thresholds for `CERTIFIED` risks, tested on `scores` and `error`, which chose nothing.
+    """Abstention thresholds for `CERTIFIED` risks, tested on `confidence` and `error`, which chose nothing.
 
     The binomial test needs independent examples: one is drawn of each cluster. All rows hold together with probability 1 -
     `delta` (each is tested at its part of it), since a reader picks among them.
@@ -390,7 +390,7 @@ def _certificates(
     wrong = ((seen >= candidates[:, None]) & seen_error).sum(axis=1)
     for risk in CERTIFIED:
         start = int(np.argmin(binom.cdf(wrong, accepted, risk)))
-        c = certified_threshold(scores[one], error[one], candidates[start:], risk, delta / len(CERTIFIED))
+        c = certified_threshold(confidence[one], error[one], candidates[start:], risk, delta / len(CERTIFIED))
         rows.append(
             {"risk": risk, "threshold": c.threshold, "coverage": c.coverage, "accepted": c.accepted, "of": len(one)}
         )
@@ -422,24 +422,24 @@ def _promise(abstention: list[dict[str, Any]], delta: float) -> str:
 _SCORES = {
     cls.__name__: cls
     for cls in (
-        maths.MaxSoftmax, maths.SmoothMax, maths.NegativeEntropy, maths.Margin, maths.Energy, maths.MaxLogit, maths.PNorm,
-        maths.ProbabilityOfPredicted, maths.ShrunkProbe, maths.Column, maths.ResponseLogOdds,
+        scores.MaxSoftmax, scores.SmoothMax, scores.NegativeEntropy, scores.Margin, scores.Energy, scores.MaxLogit, scores.PNorm,
+        scores.ProbabilityOfPredicted, scores.ShrunkProbe, scores.Column, scores.ResponseLogOdds,
     )
 }  # fmt: skip
 
 
-def _score_to_json(score: maths.Calibrated) -> dict[str, Any]:
+def _score_to_json(score: scores.Calibrated) -> dict[str, Any]:
     inner = {"kind": type(score.score).__name__} | asdict(score.score)
     return {"slope": score.slope, "intercept": score.intercept, "score": inner}
 
 
-def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
+def _score_from_json(data: Mapping[str, Any]) -> scores.Calibrated:
     given = dict(data["score"])
     kind = given.pop("kind")
     if kind not in _SCORES:
         raise BadInput(f"The card names a score '{kind}' that this version of trueup does not know; update trueup.")
     inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return maths.Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])
+    return scores.Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])
 
 
 def _card(remedy: ConfidenceHead) -> Card:

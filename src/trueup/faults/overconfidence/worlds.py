@@ -18,8 +18,8 @@ from scipy.special import expit, logit
 from trueup.faults.overconfidence import audit
 from trueup.faults.overconfidence import forecast as fc
 from trueup.faults.overconfidence.candidates import FAMILIES, Evidence, Part, choose
-from trueup.faults.overconfidence.maths import probabilities
 from trueup.faults.overconfidence.repair import judged
+from trueup.measure.calibration import softmax
 from trueup.measure.folds import folds
 from trueup.measure.worlds import Judged, World
 from trueup.subject.subject import Head
@@ -57,7 +57,7 @@ class Draw:
         label = np.where(self.right, self.predicted, self.other)
         return {
             "confidence": expit(self.odds), "recalibrated": recalibrated(self.seen), "forecast": forecast(self.seen),
-            "right": self.right, "odds": self.odds, "probability": probabilities(self.logits), "label": label,
+            "right": self.right, "odds": self.odds, "probability": softmax(self.logits), "label": label,
             "predicted": self.predicted, "cluster": self.cluster,
         }  # fmt: skip
 

@@ -16,6 +16,7 @@ from trueup.faults.rigidity import maths
 from trueup.faults.rigidity.contest import UNEQUAL, Kind, Team, budget, left_out, on, rivals, team
 from trueup.measure import bootstrap
 from trueup.measure.bootstrap import PairedEstimate
+from trueup.measure.calibration import softmax
 from trueup.measure.folds import folds
 from trueup.measure.seeds import Contrast, Side, contrast
 from trueup.run import forward, prompt_description
@@ -453,8 +454,7 @@ def silent(subject: Subject) -> dict[str, float]:
     # Where nothing is put around it, one token must stand for the text: something has to look at a prefix.
     row = Row(ids or [tok.eos_token_id if tok.eos_token_id is not None else tok.pad_token_id])
     z = collect_rows(subject, [row], forward.logits, "no text")[0, : len(subject.classes)].astype(float)
-    e = np.exp(z - z.max())
-    return {c: round(float(p), 4) for c, p in zip(subject.classes, e / e.sum(), strict=True)}
+    return {c: round(float(p), 4) for c, p in zip(subject.classes, softmax(z), strict=True)}
 
 
 def says(subject: Subject) -> dict[str, Any]:
