@@ -17,6 +17,7 @@ from trueup.faults.overconfidence import Overconfidence, audit, maths
 from trueup.faults.overconfidence import forecast as fc
 from trueup.faults.overconfidence.planted import planted
 from trueup.faults.overconfidence.worlds import Draw, calibrated, ignored, judge, repeated, uniform
+from trueup.measure import confidence_scores
 from trueup.run.predict import predict
 from trueup.subject.subject import SoftmaxResponse
 
@@ -146,7 +147,7 @@ def test_log_odds_do_not_round_and_are_those_of_the_confidence():
     assert response(z)[0] == 1.0
     np.testing.assert_allclose(audit.log_odds(z, response)[0], 50 - np.log(2))
     np.testing.assert_allclose(audit.log_odds(z, response)[1], logit(response(z)[1]))
-    other = maths.Calibrated(maths.ResponseLogOdds(3), 0.5, -1.0)
+    other = confidence_scores.Calibrated(confidence_scores.ResponseLogOdds(3), 0.5, -1.0)
     np.testing.assert_allclose(expit(audit.log_odds(z, other)), other(z))
     np.testing.assert_allclose(audit.log_odds(z, lambda z: np.full(len(z), 0.7)), logit(0.7))
 
@@ -323,8 +324,8 @@ def test_the_slope_is_a_plain_number_and_the_line_of_the_card_is_plain_torch():
     assert {type(slope) for _, _, slope in path} == {float}
     # Whatever made the numbers: a card is read where numpy is not imported.
     odd = (np.float64(0.5), np.float64(-0.5))
-    probe = maths.ShrunkProbe(2, np.float64(path[0][2]), odd)
-    line = maths.Calibrated(probe, np.float64(1.5), np.float64(0.25)).torch_line
+    probe = confidence_scores.ShrunkProbe(2, np.float64(path[0][2]), odd)
+    line = confidence_scores.Calibrated(probe, np.float64(1.5), np.float64(0.25)).torch_line
     assert "np." not in line
     z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.is_tensor(eval(line, {"out": z}))

@@ -14,6 +14,7 @@ from scipy.special import expit, logit, logsumexp, softmax
 from sklearn.covariance import EmpiricalCovariance
 
 from trueup.faults.overconfidence import maths as M
+from trueup.measure import confidence_scores as S
 
 RNG = np.random.default_rng(0)
 
@@ -64,9 +65,9 @@ def test_entropy_is_scipys_normalised():
     want = scipy.stats.entropy(softmax(z, axis=1), axis=1) / math.log(5)
     np.testing.assert_allclose(M.entropy_uncertainty(torch.as_tensor(z)).numpy(), want, atol=1e-12)
     assert float(M.entropy_uncertainty(torch.zeros(1, 5))) == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(M.NegativeEntropy(5)(z), 1 - want, atol=1e-12)
+    np.testing.assert_allclose(S.NegativeEntropy(5)(z), 1 - want, atol=1e-12)
     # Where a probability is 0 in float64, 0 log 0 is 0.
-    assert M.NegativeEntropy(3)(np.array([[1000.0, 0.0, -1000.0]])) == pytest.approx([1.0])
+    assert S.NegativeEntropy(3)(np.array([[1000.0, 0.0, -1000.0]])) == pytest.approx([1.0])
 
 
 def test_uncertainties_take_any_leading_dimensions_and_have_gradients():
@@ -188,13 +189,13 @@ def test_the_loss_and_its_gradient_are_finite_everywhere(u: M.Uncertainty, c: in
 
 C = 3
 SCORES: list[Any] = [
-    M.MaxSoftmax(C), M.MaxSoftmax(C, start=C), M.SmoothMax(C, start=0), M.SmoothMax(C, start=C), M.NegativeEntropy(C),
-    M.NegativeEntropy(C, start=C), M.Margin(C), M.Energy(C), M.MaxLogit(C), *(M.PNorm(C, p) for p in range(10)),
-    M.ProbabilityOfPredicted(C, start=C), M.ShrunkProbe(C, 0.7, (0.5, -0.25, 0.125)),
-    M.ShrunkProbe(C, 0.0, (0.0, 0.0, 0.0)), M.ResponseLogOdds(C), M.Column(C),
-    M.Column(C + 1),
+    S.MaxSoftmax(C), S.MaxSoftmax(C, start=C), S.SmoothMax(C, start=0), S.SmoothMax(C, start=C), S.NegativeEntropy(C),
+    S.NegativeEntropy(C, start=C), S.Margin(C), S.Energy(C), S.MaxLogit(C), *(S.PNorm(C, p) for p in range(10)),
+    S.ProbabilityOfPredicted(C, start=C), S.ShrunkProbe(C, 0.7, (0.5, -0.25, 0.125)),
+    S.ShrunkProbe(C, 0.0, (0.0, 0.0, 0.0)), S.ResponseLogOdds(C), S.Column(C),
+    S.Column(C + 1),
 ]  # fmt: skip
-CALIBRATED = [M.Calibrated(s, 1.7, -0.4) for s in SCORES]
+CALIBRATED = [S.Calibrated(s, 1.7, -0.4) for s in SCORES]
 
 
 def plain_torch(score: Any, z: np.ndarray) -> np.ndarray:
@@ -205,7 +206,7 @@ def plain_torch(score: Any, z: np.ndarray) -> np.ndarray:
 def test_every_score_class_is_tested():
     from typing import get_args
 
-    assert {type(s) for s in SCORES} == set(get_args(M.Score))
+    assert {type(s) for s in SCORES} == set(get_args(S.Score))
 
 
 @pytest.mark.parametrize("score", SCORES + CALIBRATED, ids=repr)
@@ -231,7 +232,7 @@ def test_a_score_does_not_depend_on_its_neighbours(score: Any):
 
 
 @pytest.mark.parametrize(
-    "score", SCORES[:3] + SCORES[4:5] + SCORES[6:9] + SCORES[10:19] + [M.ResponseLogOdds(C)], ids=repr
+    "score", SCORES[:3] + SCORES[4:5] + SCORES[6:9] + SCORES[10:19] + [S.ResponseLogOdds(C)], ids=repr
 )
 def test_higher_is_surer(score: Any):
     """Of two predictions, the one whose winner stands out further scores higher, for every score of the classifier's own."""
@@ -245,27 +246,27 @@ def test_higher_is_surer(score: Any):
 def test_calibrated_is_the_sigmoid_and_keeps_the_ranking():
     z = logits()
     for score in SCORES:
-        got = M.Calibrated(score, 2.0, -1.0)(z)
+        got = S.Calibrated(score, 2.0, -1.0)(z)
         np.testing.assert_allclose(got, expit(2 * score(z) - 1), rtol=1e-12)
-    response = M.MaxSoftmax(C)
-    assert np.array_equal(np.argsort(M.Calibrated(response, 3.0, 0.5)(z)), np.argsort(response(z)))
+    response = S.MaxSoftmax(C)
+    assert np.array_equal(np.argsort(S.Calibrated(response, 3.0, 0.5)(z)), np.argsort(response(z)))
 
 
 def test_calibrated_takes_float32_logits():
     z = logits().astype(np.float32)
-    np.testing.assert_allclose(M.Calibrated(M.ResponseLogOdds(C), 1.0, 0.0)(z), M.MaxSoftmax(C)(z.astype(np.float64)))
+    np.testing.assert_allclose(S.Calibrated(S.ResponseLogOdds(C), 1.0, 0.0)(z), S.MaxSoftmax(C)(z.astype(np.float64)))
 
 
 def test_response_log_odds_is_exact_where_softmax_rounds_to_one():
     near = logits(300, 4)
     p = softmax(near, axis=1).max(axis=1)
-    np.testing.assert_allclose(M.response_log_odds(near), np.log(p) - np.log1p(-p), rtol=1e-9)
+    np.testing.assert_allclose(S.response_log_odds(near), np.log(p) - np.log1p(-p), rtol=1e-9)
     far = np.array([[50.0, 0.0, 0.0], [60.0, 0.0, 0.0], [900.0, 10.0, -5.0]])
     assert np.all(softmax(far, axis=1).max(axis=1) == 1.0), "the softmax has rounded: no ranking is left in it"
     want = [50 - math.log(2), 60 - math.log(2), 890 - math.log1p(math.exp(-15))]
-    np.testing.assert_allclose(M.response_log_odds(far), want, rtol=1e-14)
-    assert M.response_log_odds(np.array([[2.0, 5.0]])) == pytest.approx([3.0])
-    np.testing.assert_allclose(M.response_log_odds(far + 1e3), M.response_log_odds(far), rtol=1e-12)
+    np.testing.assert_allclose(S.response_log_odds(far), want, rtol=1e-14)
+    assert S.response_log_odds(np.array([[2.0, 5.0]])) == pytest.approx([3.0])
+    np.testing.assert_allclose(S.response_log_odds(far + 1e3), S.response_log_odds(far), rtol=1e-12)
 
 
 def test_shrunk_probe_is_its_three_parts():
@@ -273,11 +274,11 @@ def test_shrunk_probe_is_its_three_parts():
     z = logits()
     still = z.copy()
     still[:, C] = 0
-    own = M.response_log_odds(z[:, :C])
-    np.testing.assert_allclose(M.ShrunkProbe(C, 1.0, (0.0, 0.0, 0.0))(still), own)
+    own = S.response_log_odds(z[:, :C])
+    np.testing.assert_allclose(S.ShrunkProbe(C, 1.0, (0.0, 0.0, 0.0))(still), own)
     offsets = (1.0, 1 / 3, -2.0)
     want = 0.4 * own + np.take(offsets, z[:, :C].argmax(axis=1)) + z[:, C]
-    score = M.ShrunkProbe(C, 0.4, offsets)
+    score = S.ShrunkProbe(C, 0.4, offsets)
     np.testing.assert_allclose(score(z), want)
     np.testing.assert_allclose(plain_torch(score, z), want, atol=1e-6, err_msg="the card rounds offsets to 6 digits")
 
@@ -285,7 +286,7 @@ def test_shrunk_probe_is_its_three_parts():
 def test_smooth_max_score_is_one_less_adue():
     z = logits()
     u = M.adue_uncertainty(torch.as_tensor(z[:, C : 2 * C]), rescaled=False).numpy()
-    np.testing.assert_allclose(M.SmoothMax(C, start=C)(z), 1 - u, rtol=1e-12)
+    np.testing.assert_allclose(S.SmoothMax(C, start=C)(z), 1 - u, rtol=1e-12)
 
 
 # --------------------------------------------------------------------------------------------------------- Platt
@@ -485,6 +486,6 @@ def test_laplace_far_from_the_data_is_unsure_and_a_strong_prior_is_the_softmax()
 
 def test_probabilities_and_energy_are_scipys_and_do_not_overflow():
     z = logits(50, 3, scale=400)
-    np.testing.assert_allclose(M.probabilities(z), softmax(z, axis=1), atol=1e-15)
-    np.testing.assert_allclose(M.Energy(3)(z), logsumexp(z, axis=1))
-    assert np.all(np.isfinite(M.Energy(3)(z * 100)))
+    np.testing.assert_allclose(S.probabilities(z), softmax(z, axis=1), atol=1e-15)
+    np.testing.assert_allclose(S.Energy(3)(z), logsumexp(z, axis=1))
+    assert np.all(np.isfinite(S.Energy(3)(z * 100)))

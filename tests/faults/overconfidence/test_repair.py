@@ -26,6 +26,7 @@ from trueup.faults.overconfidence.candidates import (
 )
 from trueup.faults.overconfidence.planted import planted
 from trueup.faults.overconfidence.repair import ConfidenceHead, _certificates, _upwards, judged
+from trueup.measure import confidence_scores
 from trueup.measure.folds import folds
 from trueup.measure.selective import error_auc
 from trueup.run import ensemble
@@ -133,7 +134,7 @@ def test_a_head_is_chosen_where_the_features_know_more():
     choice, saved = _saved(evidence, cluster, FAMILIES)
     assert saved["beyond"].low > 0
     other = _synthetic(50, 0.9, 8000)[0].held
-    plain = maths.MaxSoftmax(2)(other.z)
+    plain = confidence_scores.MaxSoftmax(2)(other.z)
     assert error_auc(choice.learnt(other), other.error) > error_auc(plain, other.error) + 0.03
     confidence = 1 / (1 + np.exp(-choice.slope * choice.learnt(other) - choice.intercept))
     truly = 1 - np.mean((confidence - ~other.error) ** 2) / np.mean((plain - ~other.error) ** 2)
@@ -161,7 +162,9 @@ def test_the_best_epoch_is_that_of_the_slow_loop():
         for r in range(0, len(grid), 7):
             best, since = (-1.0, 0), 0
             for e, theta in enumerate(epochs):
-                one = candidates.Learnt(Head(theta[r, :, :-1], theta[r, :, -1]), maths.SmoothMax(2, start=2))
+                one = candidates.Learnt(
+                    Head(theta[r, :, :-1], theta[r, :, -1]), confidence_scores.SmoothMax(2, start=2)
+                )
                 auc = roc_auc_score(held.error, -one(held).astype(np.float32))
                 best, since = ((auc, e), 0) if auc > best[0] + 1e-9 else (best, since + 1)
                 if since == 5:

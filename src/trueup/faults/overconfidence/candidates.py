@@ -22,6 +22,7 @@ from torch import Tensor
 
 from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.forecast import Seen, probes, ridge_paths
+from trueup.measure import confidence_scores
 from trueup.measure.calibration import fit_temperature
 from trueup.measure.selective import error_auc, error_aucs
 from trueup.run.heads import HeadRun, Loss, train_heads
@@ -102,7 +103,7 @@ class Learnt:
     """A finished score: what to add to the head (rows below the classes'), and the value that reads the logits."""
 
     extra: Head | None
-    score: maths.Score
+    score: confidence_scores.Score
 
     def __call__(self, part: Part) -> Array:
         return self.score(self.logits(part))
@@ -284,21 +285,23 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
 # ------------------------------------------------------------------------------------------------------- the families
 
 
-def _plain(make: Callable[[int], Sequence[maths.Score]]) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
+def _plain(
+    make: Callable[[int], Sequence[confidence_scores.Score]],
+) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
     return lambda evidence, rows: [Learnt(None, s) for s in make(evidence.classes)]
 
 
 def _temperature(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
     part, c = evidence.held.take(rows), evidence.classes
     t = fit_temperature(part.z, part.label)
-    return [Learnt(Head(evidence.head.weight / t, evidence.head.bias / t), maths.MaxSoftmax(c, start=c))]
+    return [Learnt(Head(evidence.head.weight / t, evidence.head.bias / t), confidence_scores.MaxSoftmax(c, start=c))]
 
 
 def _trained(
     uncertainty: maths.Uncertainty,
     anchor: Callable[[Tensor], Tensor],
     grid: Sequence[HeadRun],
-    score: Callable[[int], maths.Score],
+    score: Callable[[int], confidence_scores.Score],
     *,
     held: bool,
 ) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
@@ -346,7 +349,7 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
     train_heads(
         part.x, evidence.head, objective, ADUE_EPOCHS_GRID, biased=evidence.biased, seed=evidence.seed, watch=watch
     )
-    return [[Learnt(h, maths.SmoothMax(c, start=c)) for h in of] for of in heads]
+    return [[Learnt(h, confidence_scores.SmoothMax(c, start=c)) for h in of] for of in heads]
 
 
 def _kept(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
@@ -358,16 +361,22 @@ def _probe(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Se
     held = evidence.held
     return [
         # A constant does not rank; families whose head has no bias go without it.
-        [Learnt(_row(w, o[0] if evidence.biased else 0.0), maths.Column(evidence.classes)) for w, o, _ in path]
+        [
+            Learnt(_row(w, o[0] if evidence.biased else 0.0), confidence_scores.Column(evidence.classes))
+            for w, o, _ in path
+        ]
         for path in ridge_paths(held.x, ~held.error, _kept(evidence, sets))
     ]
 
 
 def _shrunk(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
     held, c = evidence.held, evidence.classes
-    seen = Seen(held.x, maths.response_log_odds(held.z), held.predicted, c)
+    seen = Seen(held.x, confidence_scores.response_log_odds(held.z), held.predicted, c)
     return [
-        [Learnt(_row(f.weight, 0.0), maths.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets)))) for f in path]
+        [
+            Learnt(_row(f.weight, 0.0), confidence_scores.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets))))
+            for f in path
+        ]
         for path in probes(seen, ~held.error, _kept(evidence, sets))
     ]
 
@@ -387,7 +396,7 @@ def _distilled(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
     grid = [HeadRun(lr, 20, 0.0, beta) for lr, beta in product((1e-2, 1e-3), (0.001, 0.01, 0.1))]
     heads = train_heads(part.x, evidence.head, loss, grid, biased=evidence.biased, seed=evidence.seed)
     c = evidence.classes
-    return [Learnt(h, maths.ProbabilityOfPredicted(c, start=c)) for h in heads]
+    return [Learnt(h, confidence_scores.ProbabilityOfPredicted(c, start=c)) for h in heads]
 
 
 def _density(
@@ -412,7 +421,7 @@ def _hybrid(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
     """HUQ over its authors' grid: Mahalanobis' density of features at length 1, as theirs, ranked among the held-out examples."""
     assert evidence.train is not None
     train, held, here = (_unit(p) for p in (evidence.train, evidence.held, part))
-    sr = maths.MaxSoftmax(evidence.classes)
+    sr = confidence_scores.MaxSoftmax(evidence.classes)
     near, there = (maths.mahalanobis(train.x, train.label, p.x) for p in (held, here))
     return np.stack(
         [
@@ -446,28 +455,28 @@ def _laplace(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
 
 
 ADUE, ALIEN = "arXiv 2505.15443v1", "arXiv 2505.15443v2"
-_own_adue = lambda c: maths.SmoothMax(c, start=c)  # noqa: E731
-_own_alien = lambda c: maths.NegativeEntropy(c, start=c)  # noqa: E731
+_own_adue = lambda c: confidence_scores.SmoothMax(c, start=c)  # noqa: E731
+_own_alien = lambda c: confidence_scores.NegativeEntropy(c, start=c)  # noqa: E731
 _LENGTHS = "With features as they are, and at length 1; the better on held-out examples is shown."
 _HEADS = "Heads are trained in float32 (published: bfloat16), and the last layer alone (published: with the dense layer before it)."
 
-RESPONSE = Family("response", "softmax response", "baseline", _plain(lambda c: [maths.MaxSoftmax(c)]))
+RESPONSE = Family("response", "softmax response", "baseline", _plain(lambda c: [confidence_scores.MaxSoftmax(c)]))
 
 
 def _odds(part: Part) -> Array:
     """The response's log-odds: its ranking without the rounding at 1, on the scale that Platt scaling fits."""
-    return maths.response_log_odds(part.z)
+    return confidence_scores.response_log_odds(part.z)
 
 
 FAMILIES: tuple[Family, ...] = (
     RESPONSE,
-    Family("entropy", "entropy", "baseline", _plain(lambda c: [maths.NegativeEntropy(c)])),
-    Family("margin", "margin", "baseline", _plain(lambda c: [maths.Margin(c)])),
-    Family("energy", "energy", "arXiv 2010.03759", _plain(lambda c: [maths.Energy(c)])),
-    Family("max-logit", "maximum logit", "baseline", _plain(lambda c: [maths.MaxLogit(c)])),
+    Family("entropy", "entropy", "baseline", _plain(lambda c: [confidence_scores.NegativeEntropy(c)])),
+    Family("margin", "margin", "baseline", _plain(lambda c: [confidence_scores.Margin(c)])),
+    Family("energy", "energy", "arXiv 2010.03759", _plain(lambda c: [confidence_scores.Energy(c)])),
+    Family("max-logit", "maximum logit", "baseline", _plain(lambda c: [confidence_scores.MaxLogit(c)])),
     Family(
         "p-norm", "MaxLogit-pNorm", "arXiv 2305.15508",
-        _plain(lambda c: [maths.MaxSoftmax(c), *(maths.PNorm(c, p) for p in range(10))]),
+        _plain(lambda c: [confidence_scores.MaxSoftmax(c), *(confidence_scores.PNorm(c, p) for p in range(10))]),
     ),
     Family("temperature", "temperature scaling", "arXiv 1706.04599", _temperature, uses_held=True),
     Family(

@@ -1,8 +1,7 @@
 """The equations of AdUE (arXiv 2505.15443 v1), ALIEN (its v2), ours, and the baselines. Tensors and arrays in and out.
 
-Two halves. The first is differentiable (torch), with any leading dimensions, so that a whole grid of heads is one
-tensor. The second are scores: frozen values that turn logits into a confidence (numpy), each with the line of plain
-torch that says the same on a card.
+The first half is differentiable (torch), with any leading dimensions, so that a whole grid of heads is one tensor. The scores that
+it teaches are in `measure.confidence_scores`.
 """
 
 from __future__ import annotations
@@ -16,9 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit, logit, logsumexp
+from scipy.special import expit, logit
 from torch import Tensor
 from torch.nn import functional as F
+
+from trueup.measure.confidence_scores import probabilities
 
 Array = NDArray[np.float64]
 
@@ -226,229 +227,7 @@ class Objective:
         return (bce + 2 * alpha[:, None] * (value - self.anchor[rows]) * of_value) / len(rows)
 
 
-# ------------------------------------------------------------------------------------------------------------ scores
-
-
-def probabilities(z: Array) -> Array:
-    """(n, C) logits -> (n, C) softmax, in float64."""
-    z = z - z.max(axis=1, keepdims=True)
-    e = np.exp(z)
-    return e / e.sum(axis=1, keepdims=True)
-
-
-@dataclass(frozen=True)
-class MaxSoftmax:
-    """Softmax response max_c p_c of the columns ``start`` .. ``start + classes``: 0 for the classifier's own."""
-
-    classes: int
-    start: int = 0
-
-    def __call__(self, z: Array) -> Array:
-        return probabilities(z[:, self.start : self.start + self.classes]).max(axis=1)
-
-    @property
-    def torch_line(self) -> str:
-        return f"out[:, {self.start}:{self.start + self.classes}].softmax(-1).amax(-1)"
-
-
-@dataclass(frozen=True)
-class SmoothMax:
-    """1 - U of AdUE on the columns of its own head (equation of `smooth_max`, lam = 100)."""
-
-    classes: int
-    start: int
-
-    def __call__(self, z: Array) -> Array:
-        p = probabilities(z[:, self.start : self.start + self.classes])
-        return np.asarray(logsumexp(100.0 * p, axis=1)) / 100.0
-
-    @property
-    def torch_line(self) -> str:
-        return f"(100 * out[:, {self.start}:{self.start + self.classes}].softmax(-1)).logsumexp(-1) / 100"
-
-
-@dataclass(frozen=True)
-class NegativeEntropy:
-    """1 - normalised entropy of the columns from ``start``: the classifier's own (0) or ALIEN's head."""
-
-    classes: int
-    start: int = 0
-
-    def __call__(self, z: Array) -> Array:
-        p = probabilities(z[:, self.start : self.start + self.classes])
-        return 1.0 + np.where(p > 0, p * np.log(np.clip(p, 1e-300, 1)), 0.0).sum(axis=1) / math.log(self.classes)
-
-    @property
-    def torch_line(self) -> str:
-        cut = f"out[:, {self.start}:{self.start + self.classes}]"
-        return f"1 + ({cut}.softmax(-1) * {cut}.log_softmax(-1)).sum(-1) / {math.log(self.classes)!r}"
-
-
-@dataclass(frozen=True)
-class Margin:
-    """p of the first class minus p of the second."""
-
-    classes: int
-
-    def __call__(self, z: Array) -> Array:
-        p = np.sort(probabilities(z[:, : self.classes]), axis=1)
-        return p[:, -1] - p[:, -2]
-
-    @property
-    def torch_line(self) -> str:
-        return f"-out[:, :{self.classes}].softmax(-1).topk(2).values.diff().squeeze(-1)"
-
-
-@dataclass(frozen=True)
-class Energy:
-    """log sum_c exp z_c (Liu et al., arXiv 2010.03759), higher is surer."""
-
-    classes: int
-
-    def __call__(self, z: Array) -> Array:
-        return np.asarray(logsumexp(z[:, : self.classes], axis=1))
-
-    @property
-    def torch_line(self) -> str:
-        return f"out[:, :{self.classes}].logsumexp(-1)"
-
-
-@dataclass(frozen=True)
-class MaxLogit:
-    """max_c z_c."""
-
-    classes: int
-
-    def __call__(self, z: Array) -> Array:
-        return z[:, : self.classes].max(axis=1)
-
-    @property
-    def torch_line(self) -> str:
-        return f"out[:, :{self.classes}].amax(-1)"
-
-
-@dataclass(frozen=True)
-class PNorm:
-    """MaxLogit-pNorm (Cattelan & Silva, arXiv 2305.15508): (max z - mean z) / ||z - mean z||_p; p = 0 divides by 1."""
-
-    classes: int
-    p: int
-
-    def __call__(self, z: Array) -> Array:
-        c = z[:, : self.classes] - z[:, : self.classes].mean(axis=1, keepdims=True)
-        if self.p == 0:
-            return c.max(axis=1)
-        return c.max(axis=1) / np.clip(np.linalg.norm(c, ord=self.p, axis=1), 1e-12, None)
-
-    @property
-    def torch_line(self) -> str:
-        c = f"(out[:, :{self.classes}] - out[:, :{self.classes}].mean(-1, keepdim=True))"
-        return f"{c}.amax(-1)" if self.p == 0 else f"{c}.amax(-1) / {c}.norm(p={self.p}, dim=-1).clamp(min=1e-12)"
-
-
-@dataclass(frozen=True)
-class ProbabilityOfPredicted:
-    """p of the predicted class under a second head (columns from ``start``): a distilled ensemble's opinion of it."""
-
-    classes: int
-    start: int
-
-    def __call__(self, z: Array) -> Array:
-        chosen = z[:, : self.classes].argmax(axis=1)
-        return probabilities(z[:, self.start : self.start + self.classes])[np.arange(len(z)), chosen]
-
-    @property
-    def torch_line(self) -> str:
-        c = self.classes
-        return (
-            f"out[:, {self.start}:{self.start + c}].softmax(-1).gather(1, out[:, :{c}].argmax(-1, keepdim=True))[:, 0]"
-        )
-
-
-@dataclass(frozen=True)
-class ShrunkProbe:
-    """Ours: slope * log-odds of the softmax response + an offset per predicted class + a linear probe (column C).
-
-    The last two are a correction of the softmax response and not its rival: with their weights at 0 the ranking is the
-    softmax response's, so ridge shrinks towards the fall-back. The offsets are what many classes need: some classes are
-    predicted far too readily, whatever the softmax says.
-    """
-
-    classes: int
-    slope: float
-    offsets: tuple[float, ...]
-
-    def __call__(self, z: Array) -> Array:
-        own = z[:, : self.classes]
-        return self.slope * response_log_odds(own) + np.array(self.offsets)[own.argmax(axis=1)] + z[:, self.classes]
-
-    @property
-    def torch_line(self) -> str:
-        c = self.classes
-        top = f"out[:, :{c}].topk({c}).values"
-        offsets = f"out.new_tensor({[round(float(o), 6) for o in self.offsets]})[out[:, :{c}].argmax(-1)]"
-        return f"{float(self.slope)!r} * ({top}[:, 0] - {top}[:, 1:].logsumexp(-1)) + {offsets} + out[:, {c}]"
-
-
-@dataclass(frozen=True)
-class ResponseLogOdds:
-    """log-odds of the softmax response: its ranking without the rounding at 1, on a scale that Platt scaling fits."""
-
-    classes: int
-
-    def __call__(self, z: Array) -> Array:
-        return response_log_odds(z[:, : self.classes])
-
-    @property
-    def torch_line(self) -> str:
-        top = f"out[:, :{self.classes}].topk({self.classes}).values"
-        return f"{top}[:, 0] - {top}[:, 1:].logsumexp(-1)"
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of the logits as it is: a plain logistic probe."""
-
-    column: int
-
-    def __call__(self, z: Array) -> Array:
-        return z[:, self.column]
-
-    @property
-    def torch_line(self) -> str:
-        return f"out[:, {self.column}]"
-
-
-Score = (
-    MaxSoftmax | SmoothMax | NegativeEntropy | Margin | Energy | MaxLogit | PNorm | ProbabilityOfPredicted
-    | ShrunkProbe | ResponseLogOdds | Column
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """sigmoid(slope * score + intercept): the score's ranking as a probability of being right (Platt scaling)."""
-
-    score: Score
-    slope: float
-    intercept: float
-
-    def __call__(self, logits: np.ndarray) -> Array:
-        return expit(self.log_odds(logits))
-
-    def log_odds(self, logits: np.ndarray) -> Array:
-        """(n, K) logits -> (n,) slope * score + intercept, which does not round where its sigmoid is 1."""
-        return self.slope * self.score(np.asarray(logits, dtype=np.float64)) + self.intercept
-
-    @property
-    def torch_line(self) -> str:
-        return f"({float(self.slope)!r} * ({self.score.torch_line}) + {float(self.intercept)!r}).sigmoid()"
-
-
-def response_log_odds(z: Array) -> Array:
-    """(n, C) logits -> (n,) log(SR / (1 - SR)), exact where SR rounds to 1: z_max - logsumexp of the others."""
-    top = np.sort(z, axis=1)
-    return top[:, -1] - np.asarray(logsumexp(top[:, :-1], axis=1))
+# ------------------------------------------------------------------------------------------------------ calibration
 
 
 FLATTEST, STEEPEST = math.exp(-6), math.exp(6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from scipy.special import expit
 from scipy.stats import binom
 from torch import Tensor
 
+from trueup import guard
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults import loading
@@ -24,7 +25,8 @@ from trueup.faults.overconfidence import maths
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Part, choose
 from trueup.faults.overconfidence.forecast import share
-from trueup.measure import bootstrap
+from trueup.measure import bootstrap, confidence_scores
+from trueup.measure.confidence_scores import score_from_json, score_to_json
 from trueup.measure.folds import folds as spread
 from trueup.measure.selective import certified_threshold, error_auc
 from trueup.run import ensemble
@@ -48,16 +50,18 @@ class ConfidenceHead(Remedy):
         settings, tensors: the PEFT adapter it is saved as.
         card: what is written beside it: choice, candidates, abstention thresholds, how to load it.
         tokenizer: the subject's, where it is not the base's own: it is saved with the adapter.
+        guard: what `trueup.Guard` reads, by name; empty where nothing was learnt.
     """
 
     head: Head
-    score: maths.Calibrated
+    score: confidence_scores.Calibrated
     classes: tuple[str, ...]
     made_for: str
     settings: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     card: Mapping[str, Any]
     tokenizer: Any = None
+    guard: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def on(self, subject: Subject) -> Iterator[Subject]:
@@ -74,9 +78,11 @@ class ConfidenceHead(Remedy):
             files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
             card = dict(self.card) | {
                 "made_for": self.made_for, "classes": list(self.classes), "rows": len(self.head.weight),
-                "score": _score_to_json(self.score),
+                "score": score_to_json(self.score),
             }  # fmt: skip
             atomic.write_json(new / files.CARD, card)
+            if self.guard:
+                np.savez(new / guard.FILE, allow_pickle=False, **self.guard)
             atomic.write_text(new / "README.md", page(_card(self), comparison))
         return folder
 
@@ -99,21 +105,29 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
     rest = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
     return ConfidenceHead(
         files.head_in(tensors, subject.anatomy),
-        _score_from_json(card["score"]),
+        score_from_json(card["score"]),
         tuple(card["classes"]),
         card["made_for"],
         settings,
         tensors,
         rest,
         files.brought(subject),
+        _arrays_in(folder / guard.FILE),
     )
+
+
+def _arrays_in(file: Path) -> dict[str, np.ndarray]:
+    if not file.is_file():
+        return {}
+    with np.load(file, allow_pickle=False) as held:
+        return {k: held[k] for k in held.files}
 
 
 def null_remedy(subject: Subject) -> ConfidenceHead:
     """The head as it is, read by the softmax response: changes no prediction and no confidence."""
     c, card = len(subject.classes), loading.facts(subject) | {"describe": "Changes nothing."}
     # sigmoid(log-odds of SR) is SR itself: the identity, in the form every remedy has.
-    return _remedy(subject, None, maths.Calibrated(maths.ResponseLogOdds(c), 1.0, 0.0), card)
+    return _remedy(subject, None, confidence_scores.Calibrated(confidence_scores.ResponseLogOdds(c), 1.0, 0.0), card)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,10 +223,10 @@ def repair(
     evidence, rest, cluster, last = got.evidence, got.rest, got.cluster, got.last
     first = evidence.held
     choice = choose(evidence, FAMILIES)
-    head = maths.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
-    response = maths.ResponseLogOdds(evidence.classes)
+    head = confidence_scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
+    response = confidence_scores.ResponseLogOdds(evidence.classes)
     odds, later = response(first.z), choice.learnt.logits(rest)
-    plain = maths.Calibrated(response, *maths.platt(odds, ~first.error))
+    plain = confidence_scores.Calibrated(response, *maths.platt(odds, ~first.error))
     saved = judged(
         [
             np.concatenate([before, np.square(then - ~rest.error)])
@@ -240,7 +254,7 @@ def repair(
             "examples that did not choose it."
         )
     else:
-        score, scores = maths.Calibrated(response, 1.0, 0.0), odds
+        score, scores = confidence_scores.Calibrated(response, 1.0, 0.0), odds
         sentence = (
             f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
             f"saves {_percent(recalibration)} of its Brier loss, and the best of {tried} heads and scores {_percent(beyond)} more."
@@ -261,9 +275,12 @@ def repair(
         "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
     }  # fmt: skip
     try:
-        return _remedy(subject, extra, score, card)
+        remedy = _remedy(subject, extra, score, card)
     except Unsupported as e:
         return NoRemedy(str(e), facts)
+    whole_head = remedy.head.weight.double().cpu().numpy(), remedy.head.bias.double().cpu().numpy()
+    one = _one_each(cluster[last], seed)
+    return replace(remedy, guard=guard.arrays_of(subject.classes, score, abstention, *whole_head, first.x, rest.x[one]))
 
 
 def methods(
@@ -285,7 +302,7 @@ def methods(
     there = replace(e, **got.there)
     choice, every, right = choose(e, FAMILIES), np.arange(len(e.held.label)), ~e.held.error
     judged_by = {r["key"]: r for r in choice.table}
-    odds = maths.ResponseLogOdds(e.classes)(part.z)
+    odds = confidence_scores.ResponseLogOdds(e.classes)(part.z)
     scored = {"": (odds, np.square(expit(odds) - ~part.error))}
     for family in (f for f in FAMILIES if f.key in choice.best):
         best = judged_by[family.key]["variant"]
@@ -337,7 +354,9 @@ def _percent(e: bootstrap.Estimate) -> str:
     return f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]"
 
 
-def _remedy(subject: Subject, extra: Head | None, score: maths.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
+def _remedy(
+    subject: Subject, extra: Head | None, score: confidence_scores.Calibrated, card: Mapping[str, Any]
+) -> ConfidenceHead:
     head = _whole(subject, extra)
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
@@ -382,8 +401,7 @@ def _certificates(
     surest to pass there, as in the split fixed-sequence test of Learn-then-Test (arXiv 2110.01052, section 4). Starting
     at the very top would let one unlucky error among a handful of texts end it.
     """
-    order = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(len(cluster))
-    one = order[np.unique(cluster[order], return_index=True)[1]]
+    one = _one_each(cluster, seed)
     rows = []
     candidates = np.unique(np.quantile(seen, np.linspace(0, 0.98, 50)))[::-1]
     accepted = (seen >= candidates[:, None]).sum(axis=1)
@@ -395,6 +413,12 @@ def _certificates(
             {"risk": risk, "threshold": c.threshold, "coverage": c.coverage, "accepted": c.accepted, "of": len(one)}
         )
     return rows
+
+
+def _one_each(cluster: np.ndarray, seed: int) -> np.ndarray:
+    """One row of each cluster, at random."""
+    order = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(len(cluster))
+    return order[np.unique(cluster[order], return_index=True)[1]]
 
 
 def _upwards(threshold: float) -> str:
@@ -417,29 +441,6 @@ def _promise(abstention: list[dict[str, Any]], delta: float) -> str:
         f"With {1 - delta:.0%} certainty at most {r['risk']:.0%} errors when it answers only at a confidence of "
         f"{_upwards(r['threshold'])} or more: {r['coverage']:.0%} of the texts."
     )
-
-
-_SCORES = {
-    cls.__name__: cls
-    for cls in (
-        maths.MaxSoftmax, maths.SmoothMax, maths.NegativeEntropy, maths.Margin, maths.Energy, maths.MaxLogit, maths.PNorm,
-        maths.ProbabilityOfPredicted, maths.ShrunkProbe, maths.Column, maths.ResponseLogOdds,
-    )
-}  # fmt: skip
-
-
-def _score_to_json(score: maths.Calibrated) -> dict[str, Any]:
-    inner = {"kind": type(score.score).__name__} | asdict(score.score)
-    return {"slope": score.slope, "intercept": score.intercept, "score": inner}
-
-
-def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
-    given = dict(data["score"])
-    kind = given.pop("kind")
-    if kind not in _SCORES:
-        raise BadInput(f"The card names a score '{kind}' that this version of trueup does not know; update trueup.")
-    inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return maths.Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])
 
 
 def _card(remedy: ConfidenceHead) -> Card:

@@ -18,8 +18,8 @@ from scipy.special import expit, logit
 from trueup.faults.overconfidence import audit
 from trueup.faults.overconfidence import forecast as fc
 from trueup.faults.overconfidence.candidates import FAMILIES, Evidence, Part, choose
-from trueup.faults.overconfidence.maths import probabilities
 from trueup.faults.overconfidence.repair import judged
+from trueup.measure.confidence_scores import probabilities
 from trueup.measure.folds import folds
 from trueup.measure.worlds import Judged, World
 from trueup.subject.subject import Head
