@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from trueup.corpus.read import read
     from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported
     from trueup.estimator import ConfidenceClassifier
+    from trueup.exporting import Exported, export
     from trueup.faults.confounding import Confounding
     from trueup.faults.copying import Copying
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
     from trueup.faults.overconfidence import Overconfidence
     from trueup.faults.rigidity import Rigidity
     from trueup.fetching import fetch
+    from trueup.guard import Drift, Guard, Guarded
     from trueup.job import Job, faults_of
     from trueup.report.bundle import Report
     from trueup.run.engine import Processes, Ray
@@ -49,6 +51,7 @@ _WHERE = {
     "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "job", "faults_of": "job",
     "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
     "compare": "changes", "Change": "changes", "fetch": "fetching",
+    "export": "exporting", "Exported": "exporting", "Guard": "guard", "Guarded": "guard", "Drift": "guard",
     "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
@@ -60,10 +63,11 @@ _WHERE = {
 
 __all__ = [
     "BadInput", "Change",
-    "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
+    "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Drift", "Exported", "Fault", "Finding", "Guard",
+    "Guarded", "Job", "NoRemedy",
     "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Subject", "Swept",
     "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check", "compare",
-    "faults_of", "fetch", "load", "read", "run_job", "sweep", "tune",
+    "export", "faults_of", "fetch", "load", "read", "run_job", "sweep", "tune",
 ]  # fmt: skip
 
 

@@ -252,6 +252,35 @@ def compare(
         raise typer.Exit(int(any(c.word == "worse" for c in found)))
 
 
+class FormName(StrEnum):
+    """Forms in which a repair is exported."""
+
+    merged = "merged"
+    lora = "lora"
+    onnx = "onnx"
+
+
+@app.command()
+def export(
+    repair: Annotated[Path, typer.Argument(metavar="REPAIR", help="The folder of a repair, or OUT of a check that made one.")],
+    form: Annotated[
+        FormName,
+        typer.Option("--as", help="merged: a transformers model; lora: a plain LoRA of one rank; onnx: for ONNX Runtime."),
+    ],
+    out: Out,
+    fault: Annotated[str | None, typer.Option("--fault", help="Which repair, where OUT holds several.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The base, where it is not where the repair says.")] = None,
+    force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Write a repair in the form that a server takes, and prove that its logits are the same."""
+    with _sentences("Nothing was written."):
+        from trueup.exporting import export as write
+
+        done = write(repair, form.value, out, fault=fault, model=model, force=force)
+        if not quiet:
+            _say(f"Exported: {done.folder} ({done.form}{f', rank {done.rank}' if done.rank else ''})\n{done.sentence}")
+
+
 @app.command()
 def tune(
     kind: Annotated[Kind, typer.Argument(help="Kind of adapter.")],

@@ -25,11 +25,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
-from trueup.faults.overconfidence import scores
+from trueup.faults.overconfidence import platt
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Learnt, Part, choose
 from trueup.faults.overconfidence.repair import judged
-from trueup.measure import calibration
+from trueup.measure import confidence_scores
+from trueup.measure.calibration import softmax
 from trueup.measure.folds import folds
 from trueup.run.heads import fit_head
 from trueup.subject.subject import Head
@@ -112,7 +113,7 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """(n, C) probabilities of the classes: the softmax of the logits."""
-        return calibration.softmax(self._part(X).z)
+        return softmax(self._part(X).z)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """(n,) the class of the largest logit."""
@@ -137,9 +138,9 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
     def _learn(self, x: Array, label: NDArray[np.int64], cluster: NDArray[np.int64], seed: int) -> None:
         """Choose the confidence, and learn it from all examples."""
         c = len(self.classes_)
-        self._learnt, self.chosen_, self.gain_ = Learnt(None, scores.ResponseLogOdds(c)), RESPONSE.key, None
+        self._learnt, self.chosen_, self.gain_ = Learnt(None, confidence_scores.ResponseLogOdds(c)), RESPONSE.key, None
         # The log-odds through a sigmoid are the softmax response itself.
-        self._confidence = scores.Calibrated(self._learnt.score, 1.0, 0.0)
+        self._confidence = confidence_scores.Calibrated(self._learnt.score, 1.0, 0.0)
         fold = folds(label, self.folds, seed=seed, cluster=cluster)
         if len(x) < FEWEST or any(len(np.unique(label[fold != f])) < 2 for f in range(self.folds)):
             return
@@ -160,6 +161,8 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         )["beyond"]
         if self.gain_.low > 0:
             self._learnt, self.chosen_ = choice.learnt, choice.key
-            self._confidence = scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
+            self._confidence = confidence_scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
         else:
-            self._confidence = scores.Calibrated(self._learnt.score, *scores.platt(self._learnt(held), ~held.error))
+            self._confidence = confidence_scores.Calibrated(
+                self._learnt.score, *platt.platt(self._learnt(held), ~held.error)
+            )

@@ -213,6 +213,7 @@ def _examined(
     reasons = {f.name: reason for f in faults if (reason := f.applies_to(subject, corpus)) is not None}
     if len(reasons) == len(faults):
         raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
+    changed = _effect(subject, test)
     alone = len(faults) - len(reasons) == 1
     comparisons, examples = [], {}
     crashes = _Crashes(subject)
@@ -245,6 +246,7 @@ def _examined(
         provenance=provenance(subject, corpus, seed, job) | _length(subject, test),
         notes=[
             *subject.source.told,
+            *changed,
             *([said] if (said := repeated(corpus)) else []),
             *_padded(subject, test),
             *_unused(subject, test),
@@ -288,6 +290,20 @@ class _Crashes:
 
 PADDED = 400
 """Test texts on which PEFT's own answers in padded batches are told beside those of one text at a time."""
+
+
+def _effect(subject: Subject, test: Corpus) -> list[str]:
+    """A note on what the adapter changes. A warning too where that is nothing and the classification head alone is new."""
+    from trueup.run.adapter_effect import effect
+    from trueup.run.predict import session
+
+    found = effect(subject, test)
+    if found is not None and found.largest == 0:
+        session().warn(
+            f"The adapter's layers change no logit of {found.texts} test texts: all that it brings is its classification head. If "
+            "layers were trained as well, their weights were not loaded, or not saved."
+        )
+    return [] if found is None else [found.sentence]
 
 
 def _padded(subject: Subject, test: Corpus) -> list[str]:

@@ -8,12 +8,14 @@ from typing import Any
 
 import peft
 import torch
-from peft.utils.other import ModulesToSaveWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor
 
 from trueup.errors import Unsupported
 from trueup.subject import adapter as files
 from trueup.subject import load as door
+from trueup.subject.linear import active
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of
 from trueup.subject.subject import Subject
@@ -70,6 +72,38 @@ def bare(subject: Subject) -> Subject:
     """The base alone, without the subject's adapter: new modules around the very same tensors. `subject` is left as it is."""
     source = replace(subject.source, adapter=None, peft_type=None)
     return replace(subject, model=_bare(subject).eval(), source=source, head=None)
+
+
+def without_layers(subject: Subject) -> Subject:
+    """The subject without what its adapter does to the base's layers or puts before the text, and with the classification head that
+    the adapter brings. `subject` is left as it is: new modules around the very same tensors."""
+    model, config = copy_of(subject.model), subject.peft_config
+    source = subject.source
+    if config is not None and config.is_prompt_learning:
+        model, source = model.get_base_model(), replace(source, peft_type=None)
+        for attribute in ("peft_config", "_hf_peft_config_loaded"):
+            if attribute in model.__dict__:
+                delattr(model, attribute)
+        return replace(subject, model=model.eval(), source=source)
+    heads = [] if subject.template is not None else subject.head_roots()
+    for name, module in model.get_base_model().named_modules():
+        kept = isinstance(module, ModulesToSaveWrapper) and any(f"{name}.".startswith(f"{root}.") for root in heads)
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not kept:
+            module._disable_adapters = (
+                True  # not `enable_adapters`, which changes what is trained of the shared tensors
+            )
+    return replace(subject, model=model.eval(), source=source)
+
+
+def brings_head(subject: Subject) -> bool:
+    """Whether the adapter brings a classification head that is not the base's own."""
+    for name in [] if subject.template is not None or subject.peft_config is None else subject.head_roots():
+        module = subject.base.get_submodule(name)
+        if isinstance(module, ModulesToSaveWrapper):
+            own = dict(module.original_module.state_dict())
+            if any(not torch.equal(v, own[k]) for k, v in active(module).state_dict().items() if k in own):
+                return True
+    return False
 
 
 def _bare(subject: Subject) -> Any:

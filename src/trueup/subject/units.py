@@ -53,7 +53,7 @@ def projection_of(subject: Subject, layer: int, part: Part = "down") -> tuple[st
 
 def width_of(subject: Subject, layer: int, part: Part = "down") -> int:
     """How many units a layer has; with ``mixer_out`` how many numbers its heads give."""
-    return int(_weight(projection_of(subject, layer, part)[1]).shape[1])
+    return int(weight_of(projection_of(subject, layer, part)[1]).shape[1])
 
 
 def head_width(subject: Subject) -> int:
@@ -130,7 +130,7 @@ def scales_as_ia3(subject: Subject, scales: Mapping[int, Tensor], part: Part = "
         before = tensors.get(key, torch.ones(1, len(factors)))
         tensors[key] = before * factors.detach().to(before)
         inputs.add(name)
-        settings["fan_in_fan_out"] = _turned(module)
+        settings["fan_in_fan_out"] = turned(module)
     # Full names: PEFT's own patterns would reach the other layers as well.
     settings |= {
         "target_modules": sorted({*live, *inputs}),
@@ -173,7 +173,7 @@ def scales_as_lora(subject: Subject, scales: Mapping[int, Tensor], part: Part = 
         settings = _plain(subject, peft.LoraConfig(r=1, lora_alpha=1))
     for at, factors in scales.items():
         name, module = projection_of(subject, at, part)
-        weight = _weight(module).detach().float().cpu()
+        weight = weight_of(module).detach().float().cpu()
         factors = factors.detach().float().cpu()
         units = (factors != 1).nonzero()[:, 0]
         if not len(units):
@@ -188,7 +188,7 @@ def scales_as_lora(subject: Subject, scales: Mapping[int, Tensor], part: Part = 
         # The alpha that makes PEFT's scaling 1, to the last digit.
         sizes[name] = rank, math.sqrt(rank) if settings["use_rslora"] else rank
         tensors[keys[0]], tensors[keys[1]] = a, b.contiguous()
-        settings["fan_in_fan_out"] = _turned(module)
+        settings["fan_in_fan_out"] = turned(module)
     usual = settings["r"], settings["lora_alpha"]
     settings |= {
         # Full names, and PEFT's patterns by full names, so that each module is met by its own entry alone.
@@ -205,13 +205,17 @@ def _plain(subject: Subject, config: peft.PeftConfig) -> dict[str, Any]:
     return files.settings_of(subject, config) | {"task_type": task}
 
 
+def beyond(config: peft.PeftConfig) -> list[str]:
+    """The settings of a LoRA under which its change of the weights is not just scaling * B @ A."""
+    found = [name for name in _BEYOND if getattr(config, name, None)]
+    found += ["bias"] if config.bias != "none" else []  # type: ignore[attr-defined]
+    return found + (["init_lora_weights"] if config.init_lora_weights not in (True, False, "gaussian") else [])  # type: ignore[attr-defined]
+
+
 def _plain_enough(config: peft.LoraConfig) -> None:
-    beyond = [name for name in _BEYOND if getattr(config, name, None)]
-    beyond += ["bias"] if config.bias != "none" else []
-    beyond += ["init_lora_weights"] if config.init_lora_weights not in (True, False, "gaussian") else []
-    if beyond:
+    if more := beyond(config):
         raise Unsupported(
-            f"Units cannot be scaled inside a LoRA with '{beyond[0]}' set to {getattr(config, beyond[0])!r}; merge it into the "
+            f"Units cannot be scaled inside a LoRA with '{more[0]}' set to {getattr(config, more[0])!r}; merge it into the "
             "base (PEFT's merge_and_unload), save that, and give it without an adapter."
         )
 
@@ -234,12 +238,12 @@ def _nothing() -> BadInput:
     return BadInput("No unit is scaled, so there is nothing to put into an adapter; give a scale other than 1.")
 
 
-def _weight(module: Any) -> Tensor:
+def weight_of(module: Any) -> Tensor:
     """(out, inputs): the base weight of a projection."""
     layer = module.get_base_layer() if hasattr(module, "get_base_layer") else module
-    return layer.weight.T if _turned(layer) else layer.weight
+    return layer.weight.T if turned(layer) else layer.weight
 
 
-def _turned(module: Any) -> bool:
+def turned(module: Any) -> bool:
     layer = module.get_base_layer() if hasattr(module, "get_base_layer") else module
     return type(layer).__name__ == "Conv1D"

@@ -13,9 +13,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit, logsumexp, softmax
 from sklearn.covariance import EmpiricalCovariance
 
-from trueup.faults.overconfidence import densities, objectives
-from trueup.faults.overconfidence import scores as S
-from trueup.measure import calibration
+from trueup.faults.overconfidence import densities, objectives, platt
+from trueup.measure import confidence_scores as S
 
 RNG = np.random.default_rng(0)
 
@@ -306,7 +305,7 @@ def test_platt_recovers_a_planted_slope_and_intercept(slope: float, intercept: f
     rng = np.random.default_rng(0)
     s = rng.normal(size=40_000)
     right = rng.random(len(s)) < expit(slope * s + intercept)
-    a, b = S.platt(s * scale + shift, right)
+    a, b = platt.platt(s * scale + shift, right)
     assert a * scale == pytest.approx(slope, rel=0.06)
     assert a * shift + b == pytest.approx(intercept, abs=0.1)
 
@@ -315,7 +314,7 @@ def test_platt_never_turns_the_ranking_round():
     rng = np.random.default_rng(0)
     s = rng.normal(size=2000)
     for right in (rng.random(2000) < expit(-3 * s), rng.random(2000) < 0.5, np.ones(2000, bool), np.zeros(2000, bool)):
-        slope, intercept = S.platt(s, right)
+        slope, intercept = platt.platt(s, right)
         assert slope > 0
         p = expit(slope * s + intercept)
         assert np.array_equal(np.argsort(p, kind="stable"), np.argsort(s, kind="stable"))
@@ -336,7 +335,7 @@ def platt_by_lbfgs(score: np.ndarray, right: np.ndarray) -> tuple[float, float]:
         return float(value), np.array([np.mean((p - target) * np.exp(ab[0]) * s), np.mean(p - target)])
 
     start, bounds = np.array([0.0, float(logit(target.mean()))]), [(-6, 6), (None, None)]
-    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=S.TO_THE_END)
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=platt.TO_THE_END)
     slope = float(np.exp(best.x[0])) / scale
     return slope, float(best.x[1]) - slope * mean
 
@@ -351,17 +350,17 @@ def test_platts_are_what_a_slow_fit_of_each_column_finds(n: int, kind: str):
     s = {"turned": -s, "long tails": np.exp(3 * s), "ties": np.round(s), "nearly constant": np.sign(s) * 1e-9 + 5}.get(
         kind, s
     )
-    slope, intercept = S.platts(s, right)
+    slope, intercept = platt.platts(s, right)
     for column, a, b in zip(s.T, slope, intercept, strict=True):
         slow = platt_by_lbfgs(column, right)
         np.testing.assert_allclose(expit(a * column + b), expit(slow[0] * column + slow[1]), atol=2e-6, rtol=0)
-        assert S.platt(column, right) == pytest.approx((a, b), rel=1e-6)
+        assert platt.platt(column, right) == pytest.approx((a, b), rel=1e-6)
 
 
 def test_platt_of_a_constant_score_is_the_rate():
     # One whose mean differs from it by rounding as well.
     for n, constant in ((400, 0.7), (100, 1 / 3 + 1e6)):
-        slope, intercept = S.platt(np.full(n, constant), np.arange(n) < 0.75 * n)
+        slope, intercept = platt.platt(np.full(n, constant), np.arange(n) < 0.75 * n)
         assert slope > 0
         assert expit(slope * constant + intercept) == pytest.approx(0.75, abs=0.02)
 
@@ -499,6 +498,6 @@ def test_laplace_far_from_the_data_is_unsure_and_a_strong_prior_is_the_softmax()
 
 def test_probabilities_and_energy_are_scipys_and_do_not_overflow():
     z = logits(50, 3, scale=400)
-    np.testing.assert_allclose(calibration.softmax(z), softmax(z, axis=1), atol=1e-15)
+    np.testing.assert_allclose(S.probabilities(z), softmax(z, axis=1), atol=1e-15)
     np.testing.assert_allclose(S.Energy(3)(z), logsumexp(z, axis=1))
     assert np.all(np.isfinite(S.Energy(3)(z * 100)))

@@ -13,10 +13,11 @@ from sklearn.linear_model import LogisticRegression
 
 from trueup.errors import BadInput
 from trueup.faults.fault import Finding
-from trueup.faults.overconfidence import Overconfidence, audit, scores
+from trueup.faults.overconfidence import Overconfidence, audit, platt
 from trueup.faults.overconfidence import forecast as fc
 from trueup.faults.overconfidence.planted import planted
 from trueup.faults.overconfidence.worlds import Draw, calibrated, ignored, judge, repeated, uniform
+from trueup.measure import confidence_scores
 from trueup.run.predict import predict
 from trueup.subject.subject import SoftmaxResponse
 
@@ -69,7 +70,7 @@ def slow_path(x, right, odds, chosen):
             return value, np.concatenate([s.T @ r + ridge * w, [r.sum(), r @ odds]])
 
         bounds = [(None, None)] * (d + c + 1) + [(0.0, None)]
-        at = minimize(loss, at, jac=True, method="L-BFGS-B", bounds=bounds, options=scores.TO_THE_END).x
+        at = minimize(loss, at, jac=True, method="L-BFGS-B", bounds=bounds, options=platt.TO_THE_END).x
         weight = at[:d] / unit
         yield weight, at[d : d + c] + at[-2] - weight @ mean, at[-1]
 
@@ -123,7 +124,7 @@ def test_with_few_errors_recalibration_alone_is_taught():
     right = np.arange(60) != 3
     taught = fc.learn(held.seen, right, held.cluster, seed=0)
     assert taught.ridge is None
-    slope, intercept = scores.platt(held.odds, right)
+    slope, intercept = platt.platt(held.odds, right)
     np.testing.assert_allclose(taught(held.seen), expit(slope * held.odds + intercept))
 
 
@@ -146,7 +147,7 @@ def test_log_odds_do_not_round_and_are_those_of_the_confidence():
     assert response(z)[0] == 1.0
     np.testing.assert_allclose(audit.log_odds(z, response)[0], 50 - np.log(2))
     np.testing.assert_allclose(audit.log_odds(z, response)[1], logit(response(z)[1]))
-    other = scores.Calibrated(scores.ResponseLogOdds(3), 0.5, -1.0)
+    other = confidence_scores.Calibrated(confidence_scores.ResponseLogOdds(3), 0.5, -1.0)
     np.testing.assert_allclose(expit(audit.log_odds(z, other)), other(z))
     np.testing.assert_allclose(audit.log_odds(z, lambda z: np.full(len(z), 0.7)), logit(0.7))
 
@@ -323,8 +324,8 @@ def test_the_slope_is_a_plain_number_and_the_line_of_the_card_is_plain_torch():
     assert {type(slope) for _, _, slope in path} == {float}
     # Whatever made the numbers: a card is read where numpy is not imported.
     odd = (np.float64(0.5), np.float64(-0.5))
-    probe = scores.ShrunkProbe(2, np.float64(path[0][2]), odd)
-    line = scores.Calibrated(probe, np.float64(1.5), np.float64(0.25)).torch_line
+    probe = confidence_scores.ShrunkProbe(2, np.float64(path[0][2]), odd)
+    line = confidence_scores.Calibrated(probe, np.float64(1.5), np.float64(0.25)).torch_line
     assert "np." not in line
     z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.is_tensor(eval(line, {"out": z}))

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.fault import NoRemedy
-from trueup.faults.overconfidence import Overconfidence, candidates, densities, objectives, scores
+from trueup.faults.overconfidence import Overconfidence, candidates, densities, objectives, platt
 from trueup.faults.overconfidence.candidates import (
     FAMILIES,
     Evidence,
@@ -26,6 +26,7 @@ from trueup.faults.overconfidence.candidates import (
 )
 from trueup.faults.overconfidence.planted import planted
 from trueup.faults.overconfidence.repair import ConfidenceHead, _certificates, _upwards, judged
+from trueup.measure import confidence_scores
 from trueup.measure.folds import folds
 from trueup.measure.selective import error_auc
 from trueup.run import ensemble
@@ -34,8 +35,7 @@ from trueup.run.heads import train_heads
 from trueup.run.predict import Session, predict, within
 from trueup.run.train import Training
 from trueup.subject.new_adapter import Lora, fresh
-from trueup.subject.subject import Head
-from trueup.subject.template import Template
+from trueup.subject.subject import Head, Template
 from trueup.subject.tiny import make_base
 
 FAULT = Overconfidence(resamples=300)
@@ -77,7 +77,7 @@ def test_a_loss_is_of_a_score_calibrated_without_its_own_fold():
     score, fold = rng.normal(size=(300, 2)) * [1, 50], np.arange(300) % 3
     right = rng.random(300) < 1 / (1 + np.exp(-score[:, 0]))
     loss = crossed_losses(score, right, fold)
-    slope, intercept = scores.platt(score[fold != 1, 0], right[fold != 1])
+    slope, intercept = platt.platt(score[fold != 1, 0], right[fold != 1])
     p = 1 / (1 + np.exp(-slope * score[fold == 1, 0] - intercept))
     np.testing.assert_allclose(loss[fold == 1, 0], (p - right[fold == 1]) ** 2)
     turned = crossed_losses(score, np.where(fold == 1, ~right, right), fold)
@@ -134,7 +134,7 @@ def test_a_head_is_chosen_where_the_features_know_more():
     choice, saved = _saved(evidence, cluster, FAMILIES)
     assert saved["beyond"].low > 0
     other = _synthetic(50, 0.9, 8000)[0].held
-    plain = scores.MaxSoftmax(2)(other.z)
+    plain = confidence_scores.MaxSoftmax(2)(other.z)
     assert error_auc(choice.learnt(other), other.error) > error_auc(plain, other.error) + 0.03
     confidence = 1 / (1 + np.exp(-choice.slope * choice.learnt(other) - choice.intercept))
     truly = 1 - np.mean((confidence - ~other.error) ** 2) / np.mean((plain - ~other.error) ** 2)
@@ -162,7 +162,9 @@ def test_the_best_epoch_is_that_of_the_slow_loop():
         for r in range(0, len(grid), 7):
             best, since = (-1.0, 0), 0
             for e, theta in enumerate(epochs):
-                one = candidates.Learnt(Head(theta[r, :, :-1], theta[r, :, -1]), scores.SmoothMax(2, start=2))
+                one = candidates.Learnt(
+                    Head(theta[r, :, :-1], theta[r, :, -1]), confidence_scores.SmoothMax(2, start=2)
+                )
                 auc = roc_auc_score(held.error, -one(held).astype(np.float32))
                 best, since = ((auc, e), 0) if auc > best[0] + 1e-9 else (best, since + 1)
                 if since == 5:

@@ -14,8 +14,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider, as_differences
 from trueup.faults.overconfidence import forecast as fc
-from trueup.faults.overconfidence import scores
-from trueup.measure import bootstrap
+from trueup.measure import bootstrap, confidence_scores
 from trueup.measure import calibration as cal
 from trueup.measure import selective as sel
 from trueup.measure.accuracy import wilson
@@ -64,8 +63,8 @@ def log_odds(logits: np.ndarray, confidence: Confidence) -> NDArray[np.float64]:
     """(n,) log-odds of the confidence, exact where it rounds to 1."""
     z = logits.astype(np.float64)
     if isinstance(confidence, SoftmaxResponse):
-        return scores.response_log_odds(z[:, : confidence.classes])
-    if isinstance(confidence, scores.Calibrated):
+        return confidence_scores.response_log_odds(z[:, : confidence.classes])
+    if isinstance(confidence, confidence_scores.Calibrated):
         return confidence.log_odds(z)
     return logit(np.clip(confidence(logits), 1e-12, 1 - 1e-12))
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
 
-from trueup.faults.overconfidence import densities, objectives, scores
+from trueup.faults.overconfidence import densities, objectives, platt
 from trueup.faults.overconfidence.forecast import Seen, probes, ridge_paths
+from trueup.measure import confidence_scores
 from trueup.measure.calibration import fit_temperature
 from trueup.measure.selective import error_auc, error_aucs
 from trueup.run.heads import HeadRun, Loss, train_heads
@@ -102,7 +103,7 @@ class Learnt:
     """A finished score: what to add to the head (rows below the classes'), and the value that reads the logits."""
 
     extra: Head | None
-    score: scores.Score
+    score: confidence_scores.Score
 
     def __call__(self, part: Part) -> Array:
         return self.score(self.logits(part))
@@ -180,17 +181,17 @@ class Family:
         return result
 
 
-def crossed_losses(column: Array, right: NDArray[np.bool_], fold: NDArray[np.int64]) -> Array:
-    """(n, variants) Brier losses of the scores `column` (n, variants), each calibrated by Platt scaling on the other folds.
+def crossed_losses(scores: Array, right: NDArray[np.bool_], fold: NDArray[np.int64]) -> Array:
+    """(n, variants) Brier losses of scores (n, variants), each calibrated by Platt scaling on the other folds.
 
     Scores of different folds come from different heads, on scales of their own: ranked together over folds, a head that learnt
     from held-out examples loses up to .03 of error ROC-AUC to nothing but that. A loss is each example's own.
     """
-    loss = np.empty(column.shape)
+    loss = np.empty(scores.shape)
     for f in np.unique(fold):
         out = fold == f
-        slope, intercept = scores.platts(column[~out], right[~out])
-        loss[out] = np.square(expit(slope * column[out] + intercept) - right[out, None])
+        slope, intercept = platt.platts(scores[~out], right[~out])
+        loss[out] = np.square(expit(slope * scores[out] + intercept) - right[out, None])
     return loss
 
 
@@ -244,7 +245,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
     stated = np.square(RESPONSE.crossed(evidence)[:, 0] - right)
     recalibrated = stated
     table: list[dict[str, Any]] = []
-    by_family: dict[str, Array] = {}
+    scores: dict[str, Array] = {}
     kept: dict[str, Array] = {}
     losses: dict[str, Array] = {}
     possible = [f for f in families if f.possible(evidence)]
@@ -260,7 +261,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
         if family is RESPONSE:
             recalibrated = honest
         elif family.saveable:
-            by_family[family.key], losses[family.key] = crossed, loss
+            scores[family.key], losses[family.key] = crossed, loss
         kept[family.key] = crossed[:, best]
         table.append(
             {
@@ -275,8 +276,8 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
     owner = [(key, v) for key, loss in losses.items() for v in range(loss.shape[1])]
     key, variant = owner[best]
     family = next(f for f in possible if f.key == key)
-    crossed = by_family[key][:, variant]
-    slope, intercept = scores.platt(crossed, right)
+    crossed = scores[key][:, variant]
+    slope, intercept = platt.platt(crossed, right)
     learnt = family.learnt(evidence, [np.arange(len(right))])[0][variant]
     return Choice(key, family.title, learnt, slope, intercept, crossed, kept, stated, recalibrated, honest, table)
 
@@ -284,21 +285,23 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
 # ------------------------------------------------------------------------------------------------------- the families
 
 
-def _plain(make: Callable[[int], Sequence[scores.Score]]) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
+def _plain(
+    make: Callable[[int], Sequence[confidence_scores.Score]],
+) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
     return lambda evidence, rows: [Learnt(None, s) for s in make(evidence.classes)]
 
 
 def _temperature(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
     part, c = evidence.held.take(rows), evidence.classes
     t = fit_temperature(part.z, part.label)
-    return [Learnt(Head(evidence.head.weight / t, evidence.head.bias / t), scores.MaxSoftmax(c, start=c))]
+    return [Learnt(Head(evidence.head.weight / t, evidence.head.bias / t), confidence_scores.MaxSoftmax(c, start=c))]
 
 
 def _trained(
     uncertainty: objectives.Uncertainty,
     anchor: Callable[[Tensor], Tensor],
     grid: Sequence[HeadRun],
-    score: Callable[[int], scores.Score],
+    score: Callable[[int], confidence_scores.Score],
     *,
     held: bool,
 ) -> Callable[[Evidence, NDArray[np.int64]], Sequence[Learnt]]:
@@ -346,7 +349,7 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
     train_heads(
         part.x, evidence.head, objective, ADUE_EPOCHS_GRID, biased=evidence.biased, seed=evidence.seed, watch=watch
     )
-    return [[Learnt(h, scores.SmoothMax(c, start=c)) for h in of] for of in heads]
+    return [[Learnt(h, confidence_scores.SmoothMax(c, start=c)) for h in of] for of in heads]
 
 
 def _kept(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
@@ -358,16 +361,22 @@ def _probe(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Se
     held = evidence.held
     return [
         # A constant does not rank; families whose head has no bias go without it.
-        [Learnt(_row(w, o[0] if evidence.biased else 0.0), scores.Column(evidence.classes)) for w, o, _ in path]
+        [
+            Learnt(_row(w, o[0] if evidence.biased else 0.0), confidence_scores.Column(evidence.classes))
+            for w, o, _ in path
+        ]
         for path in ridge_paths(held.x, ~held.error, _kept(evidence, sets))
     ]
 
 
 def _shrunk(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
     held, c = evidence.held, evidence.classes
-    seen = Seen(held.x, scores.response_log_odds(held.z), held.predicted, c)
+    seen = Seen(held.x, confidence_scores.response_log_odds(held.z), held.predicted, c)
     return [
-        [Learnt(_row(f.weight, 0.0), scores.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets)))) for f in path]
+        [
+            Learnt(_row(f.weight, 0.0), confidence_scores.ShrunkProbe(c, f.slope, tuple(map(float, f.offsets))))
+            for f in path
+        ]
         for path in probes(seen, ~held.error, _kept(evidence, sets))
     ]
 
@@ -387,7 +396,7 @@ def _distilled(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
     grid = [HeadRun(lr, 20, 0.0, beta) for lr, beta in product((1e-2, 1e-3), (0.001, 0.01, 0.1))]
     heads = train_heads(part.x, evidence.head, loss, grid, biased=evidence.biased, seed=evidence.seed)
     c = evidence.classes
-    return [Learnt(h, scores.ProbabilityOfPredicted(c, start=c)) for h in heads]
+    return [Learnt(h, confidence_scores.ProbabilityOfPredicted(c, start=c)) for h in heads]
 
 
 def _density(
@@ -412,7 +421,7 @@ def _hybrid(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
     """HUQ over its authors' grid: Mahalanobis' density of features at length 1, as theirs, ranked among the held-out examples."""
     assert evidence.train is not None
     train, held, here = (_unit(p) for p in (evidence.train, evidence.held, part))
-    sr = scores.MaxSoftmax(evidence.classes)
+    sr = confidence_scores.MaxSoftmax(evidence.classes)
     near, there = (densities.mahalanobis(train.x, train.label, p.x) for p in (held, here))
     return np.stack(
         [
@@ -446,35 +455,34 @@ def _laplace(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
 
 
 ADUE, ALIEN = "arXiv 2505.15443v1", "arXiv 2505.15443v2"
-_own_adue = lambda c: scores.SmoothMax(c, start=c)  # noqa: E731
-_own_alien = lambda c: scores.NegativeEntropy(c, start=c)  # noqa: E731
+_own_adue = lambda c: confidence_scores.SmoothMax(c, start=c)  # noqa: E731
+_own_alien = lambda c: confidence_scores.NegativeEntropy(c, start=c)  # noqa: E731
 _LENGTHS = "With features as they are, and at length 1; the better on held-out examples is shown."
 _HEADS = "Heads are trained in float32 (published: bfloat16), and the last layer alone (published: with the dense layer before it)."
 
-RESPONSE = Family("response", "softmax response", "baseline", _plain(lambda c: [scores.MaxSoftmax(c)]))
+RESPONSE = Family("response", "softmax response", "baseline", _plain(lambda c: [confidence_scores.MaxSoftmax(c)]))
 
 
 def _odds(part: Part) -> Array:
     """The response's log-odds: its ranking without the rounding at 1, on the scale that Platt scaling fits."""
-    return scores.response_log_odds(part.z)
+    return confidence_scores.response_log_odds(part.z)
 
 
+PUBLISHED_U = objectives.clamped(objectives.ADUE_U)
 FAMILIES: tuple[Family, ...] = (
     RESPONSE,
-    Family("entropy", "entropy", "baseline", _plain(lambda c: [scores.NegativeEntropy(c)])),
-    Family("margin", "margin", "baseline", _plain(lambda c: [scores.Margin(c)])),
-    Family("energy", "energy", "arXiv 2010.03759", _plain(lambda c: [scores.Energy(c)])),
-    Family("max-logit", "maximum logit", "baseline", _plain(lambda c: [scores.MaxLogit(c)])),
+    Family("entropy", "entropy", "baseline", _plain(lambda c: [confidence_scores.NegativeEntropy(c)])),
+    Family("margin", "margin", "baseline", _plain(lambda c: [confidence_scores.Margin(c)])),
+    Family("energy", "energy", "arXiv 2010.03759", _plain(lambda c: [confidence_scores.Energy(c)])),
+    Family("max-logit", "maximum logit", "baseline", _plain(lambda c: [confidence_scores.MaxLogit(c)])),
     Family(
         "p-norm", "MaxLogit-pNorm", "arXiv 2305.15508",
-        _plain(lambda c: [scores.MaxSoftmax(c), *(scores.PNorm(c, p) for p in range(10))]),
+        _plain(lambda c: [confidence_scores.MaxSoftmax(c), *(confidence_scores.PNorm(c, p) for p in range(10))]),
     ),
     Family("temperature", "temperature scaling", "arXiv 1706.04599", _temperature, uses_held=True),
     Family(
         "adue", "AdUE (v1), as published", ADUE,
-        _trained(
-            objectives.clamped(objectives.ADUE_U), objectives.response_uncertainty, ADUE_GRID, _own_adue, held=False,
-        ), needs=("train",),
+        _trained(PUBLISHED_U, objectives.response_uncertainty, ADUE_GRID, _own_adue, held=False), needs=("train",),
         notes=f"U is held within 1e-7 of 0 and 1, as published. {_HEADS}",
     ),
     Family(

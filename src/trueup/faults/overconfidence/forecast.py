@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from trueup.faults.overconfidence.scores import platt
+from trueup.faults.overconfidence.platt import platt
 from trueup.measure.folds import folds
 from trueup.run.heads import logistic
 

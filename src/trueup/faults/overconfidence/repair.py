@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ from scipy.special import expit
 from scipy.stats import binom
 from torch import Tensor
 
+from trueup import guard
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults import loading
 from trueup.faults.card import Card, page
 from trueup.faults.fault import Comparison, Difference, Method, NoRemedy, Remedy, as_differences
-from trueup.faults.overconfidence import scores
+from trueup.faults.overconfidence import platt
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Part, choose
 from trueup.faults.overconfidence.forecast import share
-from trueup.measure import bootstrap
+from trueup.measure import bootstrap, confidence_scores
+from trueup.measure.confidence_scores import score_from_json, score_to_json
 from trueup.measure.folds import folds as spread
 from trueup.measure.selective import certified_threshold, error_auc
 from trueup.run import ensemble
@@ -48,16 +50,18 @@ class ConfidenceHead(Remedy):
         settings, tensors: the PEFT adapter it is saved as.
         card: what is written beside it: choice, candidates, abstention thresholds, how to load it.
         tokenizer: the subject's, where it is not the base's own: it is saved with the adapter.
+        guard: what `trueup.Guard` reads, by name; empty where nothing was learnt.
     """
 
     head: Head
-    score: scores.Calibrated
+    score: confidence_scores.Calibrated
     classes: tuple[str, ...]
     made_for: str
     settings: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     card: Mapping[str, Any]
     tokenizer: Any = None
+    guard: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def on(self, subject: Subject) -> Iterator[Subject]:
@@ -74,9 +78,11 @@ class ConfidenceHead(Remedy):
             files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
             card = dict(self.card) | {
                 "made_for": self.made_for, "classes": list(self.classes), "rows": len(self.head.weight),
-                "score": _score_to_json(self.score),
+                "score": score_to_json(self.score),
             }  # fmt: skip
             atomic.write_json(new / files.CARD, card)
+            if self.guard:
+                np.savez(new / guard.FILE, allow_pickle=False, **self.guard)
             atomic.write_text(new / "README.md", page(_card(self), comparison))
         return folder
 
@@ -99,21 +105,29 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
     rest = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
     return ConfidenceHead(
         files.head_in(tensors, subject.anatomy),
-        _score_from_json(card["score"]),
+        score_from_json(card["score"]),
         tuple(card["classes"]),
         card["made_for"],
         settings,
         tensors,
         rest,
         files.brought(subject),
+        _arrays_in(folder / guard.FILE),
     )
+
+
+def _arrays_in(file: Path) -> dict[str, np.ndarray]:
+    if not file.is_file():
+        return {}
+    with np.load(file, allow_pickle=False) as held:
+        return {k: held[k] for k in held.files}
 
 
 def null_remedy(subject: Subject) -> ConfidenceHead:
     """The head as it is, read by the softmax response: changes no prediction and no confidence."""
     c, card = len(subject.classes), loading.facts(subject) | {"describe": "Changes nothing."}
     # sigmoid(log-odds of SR) is SR itself: the identity, in the form every remedy has.
-    return _remedy(subject, None, scores.Calibrated(scores.ResponseLogOdds(c), 1.0, 0.0), card)
+    return _remedy(subject, None, confidence_scores.Calibrated(confidence_scores.ResponseLogOdds(c), 1.0, 0.0), card)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,10 +223,10 @@ def repair(
     evidence, rest, cluster, last = got.evidence, got.rest, got.cluster, got.last
     first = evidence.held
     choice = choose(evidence, FAMILIES)
-    head = scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
-    response = scores.ResponseLogOdds(evidence.classes)
+    head = confidence_scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
+    response = confidence_scores.ResponseLogOdds(evidence.classes)
     odds, later = response(first.z), choice.learnt.logits(rest)
-    plain = scores.Calibrated(response, *scores.platt(odds, ~first.error))
+    plain = confidence_scores.Calibrated(response, *platt.platt(odds, ~first.error))
     saved = judged(
         [
             np.concatenate([before, np.square(then - ~rest.error)])
@@ -226,21 +240,21 @@ def repair(
     beyond, recalibration, whole = saved["beyond"], saved["recalibration"], saved["whole"]
     chosen, extra = RESPONSE.key, None
     if beyond.low > 0 and whole.low > 0:
-        chosen, extra, score, crossed = choice.key, choice.learnt.extra, head, choice.crossed
+        chosen, extra, score, scores = choice.key, choice.learnt.extra, head, choice.crossed
         sentence = (
             f"Reads the confidence from {choice.title}, which saves {_percent(whole)} of the Brier loss of the softmax "
             f"response, and {_percent(beyond)} more than recalibrating it, on calibration examples that did not choose it. "
             "Predicted classes are unchanged."
         )
     elif recalibration.low > 0:
-        score, crossed = plain, odds
+        score, scores = plain, odds
         sentence = (
             f"Keeps the softmax ranking and recalibrates it, which saves {_percent(recalibration)} of its Brier loss on "
             f"calibration examples that did not teach it. The best of {tried} heads and scores saves {_percent(beyond)} more, on "
             "examples that did not choose it."
         )
     else:
-        score, crossed = scores.Calibrated(response, 1.0, 0.0), odds
+        score, scores = confidence_scores.Calibrated(response, 1.0, 0.0), odds
         sentence = (
             f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
             f"saves {_percent(recalibration)} of its Brier loss, and the best of {tried} heads and scores {_percent(beyond)} more."
@@ -249,7 +263,7 @@ def repair(
     saying = replace(subject, head=_whole(subject, extra), confidence=score)
     said = outputs(saying, rest.x.astype(np.float32)).confidence
     abstention = _certificates(
-        expit(score.slope * crossed + score.intercept), first.error, said, rest.error, cluster[last], delta, seed
+        expit(score.slope * scores + score.intercept), first.error, said, rest.error, cluster[last], delta, seed
     )  # fmt: skip
     facts = {"candidates": choice.table, "abstention": abstention, "saved": {k: asdict(v) for k, v in saved.items()}}
     if chosen == RESPONSE.key and not recalibration.low > 0:
@@ -261,9 +275,12 @@ def repair(
         "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
     }  # fmt: skip
     try:
-        return _remedy(subject, extra, score, card)
+        remedy = _remedy(subject, extra, score, card)
     except Unsupported as e:
         return NoRemedy(str(e), facts)
+    whole_head = remedy.head.weight.double().cpu().numpy(), remedy.head.bias.double().cpu().numpy()
+    one = _one_each(cluster[last], seed)
+    return replace(remedy, guard=guard.arrays_of(subject.classes, score, abstention, *whole_head, first.x, rest.x[one]))
 
 
 def methods(
@@ -285,7 +302,7 @@ def methods(
     there = replace(e, **got.there)
     choice, every, right = choose(e, FAMILIES), np.arange(len(e.held.label)), ~e.held.error
     judged_by = {r["key"]: r for r in choice.table}
-    odds = scores.ResponseLogOdds(e.classes)(part.z)
+    odds = confidence_scores.ResponseLogOdds(e.classes)(part.z)
     scored = {"": (odds, np.square(expit(odds) - ~part.error))}
     for family in (f for f in FAMILIES if f.key in choice.best):
         best = judged_by[family.key]["variant"]
@@ -295,7 +312,7 @@ def methods(
             score = family.comparison(there, every, part)[:, best]
         else:
             score = family.learnt(e, [every])[0][best](part)
-        slope, intercept = scores.platt(choice.best[family.key], right)
+        slope, intercept = platt.platt(choice.best[family.key], right)
         scored[family.key] = (score, np.square(expit(slope * score + intercept) - ~part.error))
 
     def setting(row: Mapping[str, Any]) -> str:
@@ -337,7 +354,9 @@ def _percent(e: bootstrap.Estimate) -> str:
     return f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]"
 
 
-def _remedy(subject: Subject, extra: Head | None, score: scores.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
+def _remedy(
+    subject: Subject, extra: Head | None, score: confidence_scores.Calibrated, card: Mapping[str, Any]
+) -> ConfidenceHead:
     head = _whole(subject, extra)
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
@@ -367,13 +386,13 @@ def _differs(candidates: Sequence[Mapping[str, Any]]) -> str:
 def _certificates(
     seen: np.ndarray,
     seen_error: np.ndarray,
-    confidence: np.ndarray,
+    scores: np.ndarray,
     error: np.ndarray,
     cluster: np.ndarray,
     delta: float,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Abstention thresholds for `CERTIFIED` risks, tested on `confidence` and `error`, which chose nothing.
+    """Abstention thresholds for `CERTIFIED` risks, tested on `scores` and `error`, which chose nothing.
 
     The binomial test needs independent examples: one is drawn of each cluster. All rows hold together with probability 1 -
     `delta` (each is tested at its part of it), since a reader picks among them.
@@ -382,19 +401,24 @@ def _certificates(
     surest to pass there, as in the split fixed-sequence test of Learn-then-Test (arXiv 2110.01052, section 4). Starting
     at the very top would let one unlucky error among a handful of texts end it.
     """
-    order = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(len(cluster))
-    one = order[np.unique(cluster[order], return_index=True)[1]]
+    one = _one_each(cluster, seed)
     rows = []
     candidates = np.unique(np.quantile(seen, np.linspace(0, 0.98, 50)))[::-1]
     accepted = (seen >= candidates[:, None]).sum(axis=1)
     wrong = ((seen >= candidates[:, None]) & seen_error).sum(axis=1)
     for risk in CERTIFIED:
         start = int(np.argmin(binom.cdf(wrong, accepted, risk)))
-        c = certified_threshold(confidence[one], error[one], candidates[start:], risk, delta / len(CERTIFIED))
+        c = certified_threshold(scores[one], error[one], candidates[start:], risk, delta / len(CERTIFIED))
         rows.append(
             {"risk": risk, "threshold": c.threshold, "coverage": c.coverage, "accepted": c.accepted, "of": len(one)}
         )
     return rows
+
+
+def _one_each(cluster: np.ndarray, seed: int) -> np.ndarray:
+    """One row of each cluster, at random."""
+    order = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(len(cluster))
+    return order[np.unique(cluster[order], return_index=True)[1]]
 
 
 def _upwards(threshold: float) -> str:
@@ -417,29 +441,6 @@ def _promise(abstention: list[dict[str, Any]], delta: float) -> str:
         f"With {1 - delta:.0%} certainty at most {r['risk']:.0%} errors when it answers only at a confidence of "
         f"{_upwards(r['threshold'])} or more: {r['coverage']:.0%} of the texts."
     )
-
-
-_SCORES = {
-    cls.__name__: cls
-    for cls in (
-        scores.MaxSoftmax, scores.SmoothMax, scores.NegativeEntropy, scores.Margin, scores.Energy, scores.MaxLogit, scores.PNorm,
-        scores.ProbabilityOfPredicted, scores.ShrunkProbe, scores.Column, scores.ResponseLogOdds,
-    )
-}  # fmt: skip
-
-
-def _score_to_json(score: scores.Calibrated) -> dict[str, Any]:
-    inner = {"kind": type(score.score).__name__} | asdict(score.score)
-    return {"slope": score.slope, "intercept": score.intercept, "score": inner}
-
-
-def _score_from_json(data: Mapping[str, Any]) -> scores.Calibrated:
-    given = dict(data["score"])
-    kind = given.pop("kind")
-    if kind not in _SCORES:
-        raise BadInput(f"The card names a score '{kind}' that this version of trueup does not know; update trueup.")
-    inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return scores.Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])
 
 
 def _card(remedy: ConfidenceHead) -> Card:

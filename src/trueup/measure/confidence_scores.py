@@ -1,16 +1,19 @@
-"""Scores: frozen values that turn logits into a confidence (numpy), each with the line of plain torch that says the same on a
-card; and Platt scaling.
+"""Confidences read out of logits: frozen values that turn (n, K) logits into a score, each with the line of plain torch that
+says the same on a card, and the form in which a card keeps them. Numbers only: a server reads them without torch.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit, logsumexp
+from scipy.special import expit, logsumexp
 
+from trueup.errors import BadInput
 from trueup.measure.calibration import softmax
 
 Array = NDArray[np.float64]
@@ -231,60 +234,37 @@ def response_log_odds(z: Array) -> Array:
     return top[:, -1] - np.asarray(logsumexp(top[:, :-1], axis=1))
 
 
-FLATTEST, STEEPEST = math.exp(-6), math.exp(6)
-"""Slopes between which `platts` looks, of scores in standard deviations."""
-ROUNDS = 60
-
-TO_THE_END = {"maxiter": 1000, "maxcor": 50, "ftol": 1e-16, "gtol": 1e-9}
-"""Of L-BFGS. Stopped as early as it does by default, a fit depends on the order of the classes and on a constant on all logits: by
-.001 of a probability. With a long memory the end costs no more time."""
-
-
-def platt(score: Array, right: NDArray[np.bool_]) -> tuple[float, float]:
-    """`platts` of one column of scores (n,)."""
-    slope, intercept = platts(score[:, None], right)
-    return float(slope[0]), float(intercept[0])
+_SCORES = {
+    cls.__name__: cls
+    for cls in (
+        MaxSoftmax, SmoothMax, NegativeEntropy, Margin, Energy, MaxLogit, PNorm,
+        ProbabilityOfPredicted, ShrunkProbe, Column, ResponseLogOdds,
+    )
+}  # fmt: skip
 
 
-def platts(scores: Array, right: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Slopes and intercepts (V,) of P(right) = sigmoid(slope * score + intercept), for each column of scores (n, V) by maximum
-    likelihood with Platt's targets.
+def score_to_json(score: Calibrated) -> dict[str, Any]:
+    """The score as a card keeps it."""
+    inner = {"kind": type(score.score).__name__} | asdict(score.score)
+    return {"slope": score.slope, "intercept": score.intercept, "score": inner}
 
-    The slopes are kept positive: calibration must not turn a ranking round. Newton's method, each step halved until the loss
-    falls: it is convex, and targets inside 0 to 1 give it a minimum.
+
+def score_from_json(data: Mapping[str, Any]) -> Calibrated:
+    """The score that a card holds.
+
+    Raises:
+        BadInput: another version of trueup wrote it, or it holds what is no number.
     """
-    n1, n0 = int(right.sum()), int((~right).sum())
-    target = np.where(right, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))[:, None]
-    mean, scale = scores.mean(axis=0), scores.std(axis=0)
-    flat = scale <= 1e-14 * np.abs(mean)  # but for rounding
-    scale = np.where(flat, 1.0, scale)
-    s = np.where(flat, 0.0, (scores - mean) / scale)
-    a, b = np.ones(s.shape[1]), np.full(s.shape[1], float(logit(target.mean())))
-
-    def loss(a: Array, b: Array) -> Array:
-        v = a * s + b
-        return np.mean(np.logaddexp(0, v) - target * v, axis=0)
-
-    value = loss(a, b)
-    for _ in range(ROUNDS):
-        p = expit(a * s + b)
-        off, q = p - target, p * (1 - p)
-        ga, gb = np.mean(off * s, axis=0), np.mean(off, axis=0)
-        haa, hab, hbb = np.mean(q * s * s, axis=0), np.mean(q * s, axis=0), np.mean(q, axis=0)
-        det = haa * hbb - hab**2
-        held = (det <= 0) | ((a <= FLATTEST) & (ga > 0)) | ((a >= STEEPEST) & (ga < 0))
-        if max(np.abs(np.where(held, 0.0, ga)).max(), np.abs(gb).max()) < 1e-10:
-            break
-        det = np.where(held, 1.0, det)
-        da = np.where(held, 0.0, (hab * gb - hbb * ga) / det)
-        db = np.where(held, -gb / hbb, (hab * ga - haa * gb) / det)
-        step = np.ones(s.shape[1])
-        for _ in range(ROUNDS):
-            there = np.clip(a + step * da, FLATTEST, STEEPEST), b + step * db
-            found = loss(*there)
-            worse = ~(found <= value + 1e-14 * np.abs(value))
-            if not worse.any():
-                break
-            step[worse] /= 2
-        (a, b), value = there, found
-    return a / scale, b - a / scale * mean
+    given = dict(data["score"])
+    kind = given.pop("kind")
+    if kind not in _SCORES:
+        raise BadInput(f"The card names a score '{kind}' that this version of trueup does not know; update trueup.")
+    inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    numbers = [
+        data["slope"],
+        data["intercept"],
+        *(n for v in inner.values() for n in (v if isinstance(v, tuple) else (v,))),
+    ]
+    if not all(isinstance(n, int | float) for n in numbers):  # they become lines of a program
+        raise BadInput(f"The card's score '{kind}' holds what is no number. Save the repair again.")
+    return Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])

@@ -1,0 +1,357 @@
+"""A saved repair in the form that a server takes: merged into its base, as a plain LoRA, or for ONNX Runtime. With a proof."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trueup import guard
+from trueup.errors import BadInput, Unsupported, did_you_mean, listing
+from trueup.store import atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trueup.run.same_logits import Same
+    from trueup.subject.repaired import Repaired
+
+Form = Literal["merged", "lora", "onnx"]
+FORMS: tuple[Form, ...] = ("merged", "lora", "onnx")
+SCORE = "confidence.safetensors"
+"""Rows that a confidence reads beside the classes' own: ``weight`` (k, d) and ``bias`` (k,)."""
+TEXTS = 200
+"""Texts at most on which logits are compared."""
+SYNTHETIC = 32
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the folder, its form, and how its logits agree with those of the repair as plain PEFT loads it.
+
+    Attributes:
+        apart: the largest difference of a logit, relative to the largest one, in float32.
+        equal: of how many of `texts` the largest logit is the same one (of a model that writes, at every token).
+        synthetic: the texts were drawn at random, since no test text was at hand.
+        rank: of a LoRA; 0 elsewhere.
+    """
+
+    folder: Path
+    form: Form
+    apart: float
+    equal: int
+    texts: int
+    synthetic: bool
+    rank: int = 0
+
+    @property
+    def sentence(self) -> str:
+        what = "random texts" if self.synthetic else "test texts"
+        return (
+            f"On {self.texts} {what} the logits differ by {self.apart:.1g} of the largest at most (float32, loaded again from the "
+            f"folder), and the largest logit is the same on {self.equal}."
+        )
+
+
+def export(
+    repair: str | Path, form: str, out: str | Path, *, fault: str | None = None, model: str | None = None, force: bool = False
+) -> Exported:  # fmt: skip
+    """Write a saved repair in another form, and prove on texts that its logits are the same.
+
+    Args:
+        repair: the folder of a repair, or the output folder of a check that made one.
+        form: ``merged`` (a transformers model of its own), ``lora`` (a plain LoRA of one rank, for servers that put adapters on a
+            base), or ``onnx`` (for ONNX Runtime; needs the extra ``trueup[onnx]``).
+        out: the folder to write, whole or not at all.
+        fault: which repair, where the check made several.
+        model: the base, where it is no longer at the place that the repair names.
+        force: replace `out` if it is there.
+
+    Raises:
+        BadInput: there is no repair, or more than one; the folder is taken; the base is not the one it was made for.
+        Unsupported: this repair cannot take that form, or would not say the same in it. Unavailable: a package is missing.
+    """
+    if form not in FORMS:
+        raise BadInput(f"A repair is exported as {listing(FORMS)}, and not as '{form}'.{did_you_mean(form, FORMS)}")
+    folder, out = repair_in(Path(repair), fault), Path(out)
+    _apart_from(folder, out)
+    atomic.refuse_taken(out, force)
+    atomic.verify(folder)
+    from trueup.subject.adapter import read_card
+    from trueup.subject.repaired import open_repaired
+
+    got = open_repaired(folder, read_card(folder), model)
+    texts, synthetic = _texts(folder, got)
+    with atomic.new_folder(out, force=force) as new:
+        result, rank = {"merged": _merged, "lora": _lora, "onnx": _onnx}[form](got, new, texts)
+        if not result.ok:
+            raise Unsupported(
+                f"In the form '{form}' the repair says something else: logits differ by {result.apart:.2g} of the largest, and "
+                f"1e-5 is allowed. Nothing was written. Serve the adapter itself with PEFT: '{folder}'."
+            )
+        done = Exported(out, form, result.apart, result.equal, result.texts, synthetic, rank)
+        atomic.write_text(new / "README.md", _page(got, done))
+    return done
+
+
+def repair_in(folder: Path, fault: str | None = None) -> Path:
+    """The folder of the repair that `folder` is, or that the check in it made.
+
+    Raises:
+        BadInput: it holds none, or several and `fault` does not say which.
+    """
+    if not folder.is_dir():
+        raise BadInput(
+            f"There is no folder '{folder}': give the folder of a repair, or the one that `trueup check ... -o` wrote."
+        )
+    if _is_repair(folder):
+        return folder
+    if (folder / "adapter_config.json").is_file():
+        raise BadInput(
+            f"'{folder}' is a PEFT adapter, and no repair that trueup made. PEFT's merge_and_unload merges it, and "
+            "`trueup check` repairs it."
+        )
+    found = sorted(p.name for p in folder.iterdir() if _is_repair(p))
+    if fault is not None and fault not in found:
+        raise BadInput(
+            f"'{folder}' holds no repair of '{fault}'.{did_you_mean(fault, found)} It holds repairs of {listing(found)}."
+        )
+    if not found:
+        why = ""
+        if (folder / "findings.json").is_file():
+            from trueup.report import bundle
+
+            told = [f"{c.before.fault} ({c.outcome}): {c.remedy}" for c in bundle.read(folder).comparisons]
+            why = f" What its report says of repairs: {' '.join(told)}"
+        raise BadInput(f"'{folder}' holds no repair, so there is nothing to export.{why}")
+    if len(found) > 1 and fault is None:
+        raise BadInput(f"'{folder}' holds {len(found)} repairs: {listing(found)}. Say which: --fault {found[0]}.")
+    return folder / (fault or found[0])
+
+
+def _is_repair(folder: Path) -> bool:
+    try:
+        card = json.loads((folder / "trueup.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (folder / "adapter_config.json").is_file() and isinstance(card, dict) and "made_for" in card
+
+
+def _apart_from(folder: Path, out: Path) -> None:
+    """With --force the folder that is written to is replaced: that must not be the repair, nor hold it."""
+    here, there = folder.resolve(), out.resolve()
+    if here == there or there in here.parents:
+        raise BadInput(
+            f"'{out}' holds the repair itself ('{folder}'), which writing there would delete. Give another folder."
+        )
+
+
+def _texts(folder: Path, repair: Repaired) -> tuple[list[dict[str, Tensor]], bool]:
+    """Inputs of one text each: test texts of the check that made the repair, or random tokens where there are none."""
+    import numpy as np
+    import torch
+
+    texts: list[str] = []
+    if (folder.parent / "findings.json").is_file():
+        from trueup.report import bundle
+
+        rows = [row for table in bundle.read(folder.parent).examples.values() for row in table]
+        texts = list(dict.fromkeys(str(row["text"]) for row in rows if row.get("text")))[:TEXTS]
+    tok, most = repair.tokenizer, int(repair.card.get("max_length") or 128)
+    if texts:
+        given = [tok(t, truncation=True, max_length=most, return_tensors="pt") for t in texts]
+        return [
+            {k: v for k, v in g.items() if k in ("input_ids", "attention_mask")}
+            for g in given
+            if g["input_ids"].numel()
+        ], False
+    rng = np.random.default_rng(0)
+    special = set(tok.all_special_ids)
+    known = [i for i in range(len(tok)) if i not in special]
+    ids = [torch.as_tensor(rng.choice(known, size=(1, int(n)))) for n in rng.integers(2, min(most, 64) + 1, SYNTHETIC)]
+    return [{"input_ids": i, "attention_mask": torch.ones_like(i)} for i in ids], True
+
+
+Made = tuple["Same", int]
+
+
+def _merged(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> Made:
+    from trueup.run.same_logits import logits_of, same
+    from trueup.subject import repaired
+
+    net = _plain(repair, new)
+    repaired.saved(net, repair.tokenizer, new)
+    del net
+    again = repaired.opened(new, repair.causal, repair.tokenizer)
+    return same(texts, lambda x: logits_of(repair.model, x), lambda x: logits_of(again, x)), 0
+
+
+def _plain(repair: Repaired, new: Path) -> Any:
+    """The merged model; of a classifier with its own classes, a ``predict.py`` and the rows of its confidence beside it."""
+    from safetensors.torch import save_file
+
+    from trueup.subject import repaired
+
+    net = repaired.merged(repair)
+    if (beside := repair.folder / guard.FILE).is_file():
+        shutil.copyfile(beside, new / guard.FILE)
+    if not repair.causal:
+        sigmoid = bool(repair.card.get("sigmoid")) and "score" not in repair.card
+        weight, bias = repaired.with_classes(net, repair.anatomy, repair.classes, sigmoid=sigmoid)
+        if len(weight):
+            save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, str(new / SCORE))
+        atomic.write_text(new / "predict.py", predict_file(repair.card, repair.anatomy.head, extra=len(weight) > 0))
+    return net
+
+
+def _lora(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> Made:
+    from trueup.run.same_logits import logits_of, same
+    from trueup.subject import adapter as files
+    from trueup.subject import repaired
+
+    settings, tensors = repaired.as_lora(repair)
+    files.write_adapter(new, settings, tensors, repair.tokenizer)
+    again = repaired.with_adapter(repair, new)
+    return same(texts, lambda x: logits_of(repair.model, x), lambda x: logits_of(again, x)), int(settings["r"])
+
+
+def _onnx(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> Made:
+    from trueup.run import onnx
+    from trueup.run.same_logits import logits_of, same
+
+    onnx.needed()
+    net = _plain(repair, new)
+    onnx.write(net, new / "model.onnx", texts[0], head=None if repair.causal else repair.anatomy.head)
+    repair.tokenizer.save_pretrained(new)
+    net.config.save_pretrained(new)
+    if (predict := new / "predict.py").is_file():  # which is for the transformers model
+        predict.unlink()
+    return same(texts, lambda x: logits_of(repair.model, x), onnx.reader(new / "model.onnx")), 0
+
+
+def predict_file(card: Mapping[str, Any], head: str, *, extra: bool) -> str:
+    """A Python file that says label and confidence of texts with transformers alone; `head` is the last layer's name, and `extra`
+    says that a confidence reads more rows than the classes' own."""
+    from trueup.faults import loading
+
+    c, causal = len(card["classes"]), bool(card.get("causal"))
+    thresholds = {r["risk"]: r["threshold"] for r in card.get("abstention", ()) if r["threshold"] is not None}
+    answer = "label, confidence = out.argmax(-1), out.softmax(-1).amax(-1)"
+    if "score" in card:
+        answer = f"label, confidence = out[:, :{c}].argmax(-1), {_confidence(card)}"
+    elif card.get("sigmoid"):
+        answer = "label, confidence = (out[:, 0] > 0).long(), out[:, 0].abs().sigmoid()"
+    lines = [
+        _PREDICT,
+        "import sys", "from pathlib import Path", "", "import torch",
+        *(["from safetensors.torch import load_file"] if extra else []),
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "",
+        "FOLDER = Path(__file__).resolve().parent",
+        f"CLASSES = {list(card['classes'])!r}",
+        f"CERTIFIED = {thresholds!r}  # share of errors among the answered: confidence at least",
+        "model = AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=torch.float32).eval()",
+        "tok = AutoTokenizer.from_pretrained(FOLDER)",
+        *([f"model.config.pad_token_id = {card.get('pad')!r}"] if causal else []),
+        *([f"more = load_file(FOLDER / {SCORE!r})"] if extra else []),
+        "", "",
+        "@torch.inference_mode()",
+        "def read(text, second=None):",
+        '    """Logits (1, K), the classes\' first, and the features (1, d) that the last layer reads."""',
+        *(f"    {line}" for line in loading.input_lines(card).splitlines()),
+        "    seen = []",
+        f"    hook = model.get_submodule({head!r}).register_forward_pre_hook(lambda _, given: seen.append(given[0]))",
+        "    try:",
+        "        logits = model(**inputs).logits",
+        "    finally:",
+        "        hook.remove()",
+        "    features = seen[-1]",
+        *(_LAST if causal else []),
+        *(['    logits = torch.cat([logits, features @ more["weight"].T + more["bias"]], dim=1)'] if extra else []),
+        "    return logits, features",
+        "", "",
+        "def predict(text, second=None):",
+        '    """The label, and the probability that it is right."""',
+        "    out = read(text, second)[0].double()",
+        f"    {answer}",
+        "    return CLASSES[int(label)], float(confidence)",
+        "", "",
+        'if __name__ == "__main__":',
+        "    for text in sys.argv[1:]:",
+        '        print(*predict(text), sep="\\t")',
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+_PREDICT = '''"""Label and confidence of texts: `python predict.py "a text" "another"`. Made by trueup, which it does not need.
+
+Answering only at a confidence of CERTIFIED[s] or more keeps the share of errors among the answered at or below s: certified on
+the calibration data, for texts like those.
+"""
+'''
+_LAST = [
+    "    # of every token: the classifier reads the last one that is no padding",
+    '    places = (inputs["input_ids"][0] != model.config.pad_token_id).nonzero()',
+    "    features = features[:, int(places[-1]) if len(places) else -1]",
+]
+
+
+def _confidence(card: Mapping[str, Any]) -> str:
+    from trueup.measure.confidence_scores import score_from_json
+
+    return score_from_json(card["score"]).torch_line
+
+
+_FORMS = {
+    "merged": "It is a transformers model of its own. No adapter, no PEFT and no trueup is needed.",
+    "lora": "It is a plain LoRA of rank {rank} in every layer that it changes, for PEFT and servers that put adapters on a base.",
+    "onnx": "`model.onnx` is for ONNX Runtime. It takes `input_ids` and `attention_mask` (batch, tokens), and gives `logits`; of a "
+    "classifier also `features`, which `trueup.Guard` reads.",
+}
+
+
+def _page(repair: Repaired, done: Exported) -> str:
+    """The README beside an export."""
+    from trueup.faults.loading import class_names, literal
+
+    card = repair.card
+    fault = str(card.get("repairs") or "overconfidence")
+    parts = [
+        f"# A repair of {fault}, exported ({done.form})",
+        str(card.get("describe") or ""),
+        _FORMS[done.form].format(rank=done.rank),
+        f"Base: {literal(str(card['base']))}. "
+        + (f"Classes: {class_names(repair.classes)}." if repair.classes else ""),
+        f"## Proof\n\n{done.sentence}",
+    ]
+    if (kind := _started(repair, done)) is not None:
+        parts.append(f"## How to use it\n\n```python\n{kind}\n```")
+    if not repair.causal and done.form == "merged":
+        extra = (
+            f" It reads `{SCORE}` for it; the model's own logits are the classes' alone."
+            if "score" in card and int(card.get("rows") or 0) > len(repair.classes)
+            else ""
+        )
+        parts.append(
+            f"`predict.py` says label and confidence with transformers alone: `python predict.py 'a text'`.{extra}"
+        )
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _started(repair: Repaired, done: Exported) -> str | None:
+    task = "text-generation" if repair.causal else "text-classification"
+    if done.form == "merged":
+        return f"from transformers import pipeline\nserve = pipeline({task!r}, FOLDER)"
+    if done.form == "lora":
+        kind = "CausalLM" if repair.causal else "SequenceClassification"
+        rows = "" if repair.causal else f", num_labels={len(repair.head.weight)}"
+        return (
+            f"from peft import PeftModel\nfrom transformers import AutoModelFor{kind}\n"
+            f"model = PeftModel.from_pretrained(AutoModelFor{kind}.from_pretrained(BASE{rows}), FOLDER)"
+        )
+    return (
+        "import onnxruntime\nsession = onnxruntime.InferenceSession('model.onnx')\n"
+        "logits = session.run(['logits'], {'input_ids': ids, 'attention_mask': mask})[0]"
+    )

@@ -1,0 +1,234 @@
+"""What stands behind a model that serves: label, confidence, whether to answer, and an alarm for texts unlike the calibration's.
+
+```python
+guard = trueup.Guard.read("out", risk=0.05)         # of a finished check; imports no torch
+said = guard(logits, features)                      # (n, C) and (n, d), as the model gives them
+said.label, said.confidence, said.answered, said.unusual
+if guard.drift.alarm: ...
+```
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from trueup.errors import BadInput, listing
+from trueup.measure.confidence_scores import Calibrated, score_from_json, score_to_json
+from trueup.measure.departure import Gaussian, drifted, gaussian, p_values
+
+FILE = "guard.npz"
+"""What a repair of overconfidence keeps for a guard, beside its adapter."""
+WINDOW = 100
+"""Texts of one test for drift."""
+ALARM = 0.001
+"""Chance of a false alarm of one test for drift."""
+UNUSUAL = 0.01
+"""Share of texts like the calibration's that are called unusual."""
+OFF = 0.05
+"""How far logits may be from what the features give, relative to the largest: half precision rounds that much."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The last test for drift: of the `texts` that came last, after every so many.
+
+    Attributes:
+        p: the chance that texts like the calibration's lie as far from them as these; 1 before the first test.
+        tests, alarms: how many there were, and how many of them alarmed. alarm: the last one did.
+    """
+
+    p: float = 1.0
+    tests: int = 0
+    alarms: int = 0
+    alarm: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Guarded:
+    """What a guard says of n texts.
+
+    Attributes:
+        label: n class names. confidence: (n,) the chance that the label is right.
+        answered: (n,) the confidence reaches the threshold at which the share of errors was certified.
+        p: (n,) the chance that a text like the calibration's lies as far from them; 1 without features.
+        unusual: (n,) p is at most `UNUSUAL`. What was certified says nothing of such a text.
+        drift: the last test for drift.
+    """
+
+    label: list[str]
+    confidence: np.ndarray
+    answered: np.ndarray
+    p: np.ndarray
+    unusual: np.ndarray
+    drift: Drift
+
+
+@dataclass(eq=False)
+class Guard:
+    """A certified threshold, a confidence and an alarm for a model that serves. Made by `Guard.read`; threads may share one.
+
+    Attributes:
+        classes: C names. score: reads the confidence out of K logits.
+        weight, bias: (K, d) and (K,) the last layer, the classes' rows first. It tells logits of another model, and gives what a
+            confidence reads beyond the classes' logits where only these are served.
+        seen: where calibration texts lie. distances: (m,) how far others of them lie from there, sorted; one of each cluster.
+        threshold: confidence at which `risk`, the share of errors among the answered, was certified.
+    """
+
+    classes: tuple[str, ...]
+    score: Calibrated
+    weight: np.ndarray
+    bias: np.ndarray
+    seen: Gaussian
+    distances: np.ndarray
+    threshold: float
+    risk: float
+    drift: Drift = field(default_factory=Drift)
+    _waiting: list[float] = field(default_factory=list, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
+
+    @staticmethod
+    def read(folder: str | Path, *, risk: float | None = None) -> Guard:
+        """The guard of a finished check's folder, of its repair of overconfidence, or of an export of that.
+
+        Args:
+            risk: share of errors among the answered, one of those that were certified; None for the smallest of them.
+
+        Raises:
+            BadInput: there is no repair of overconfidence, the file is damaged, or nothing was certified at `risk`.
+        """
+        folder = Path(folder)
+        file = next((f for f in (folder / FILE, folder / "overconfidence" / FILE) if f.is_file()), None)
+        if file is None:
+            raise BadInput(_absent(folder))
+        try:
+            with np.load(file, allow_pickle=False) as held:
+                about, arrays = json.loads(str(held["about"])), {k: held[k] for k in held.files if k != "about"}
+            certified = {float(r["risk"]): r["threshold"] for r in about["abstention"]}
+            made = (tuple(map(str, about["classes"])), score_from_json(about["score"]), Gaussian.of(arrays))
+            weight, bias, distances = (arrays[k].astype(np.float64) for k in ("weight", "bias", "distances"))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+            raise BadInput(
+                f"'{file}' is damaged ({type(e).__name__}: {e}). Run its check again, or copy the file again."
+            ) from e
+        held_at = {r: float(t) for r, t in certified.items() if t is not None}
+        if not held_at:
+            raise BadInput(
+                f"No confidence was certified for any of the shares of errors {listing(certified)} in '{file.parent}', so a guard "
+                "would never answer. Give the check more calibration texts, or a better model."
+            )
+        risk = min(held_at) if risk is None else risk
+        if risk not in held_at:
+            raise BadInput(
+                f"Nothing was certified at a share of errors of {risk:g}; it was at {listing(sorted(held_at))}. Give one of these."
+            )
+        return Guard(made[0], made[1], weight, bias, made[2], distances, held_at[risk], risk)
+
+    def __call__(self, logits: ArrayLike, features: ArrayLike | None = None) -> Guarded:
+        """Judge n texts, and count them for the test of drift.
+
+        Args:
+            logits: (n, C) of the classes, or (n, K) with what the confidence reads beside them; (C,) for one text.
+            features: (n, d) what the last layer reads, or None: then nothing is said of how usual a text is.
+
+        Raises:
+            BadInput: another number of classes or features than the guarded model has, NaN, or logits that are not what the guarded
+                model makes of these features.
+        """
+        z = np.atleast_2d(np.asarray(logits, dtype=np.float64))
+        x = None if features is None else np.atleast_2d(np.asarray(features, dtype=np.float64))
+        c, k = len(self.classes), len(self.weight)
+        self._fits(z, x, c, k)
+        if x is not None:
+            z = self._whole(z, x)
+        own = z[:, :c]
+        p = np.ones(len(z)) if x is None else p_values(distance := self.seen.distance(x), self.distances)
+        confidence = self.score(z)
+        if x is not None:
+            self._count(distance)  # pyright: ignore[reportPossiblyUnboundVariable]
+        return Guarded(
+            [self.classes[i] for i in own.argmax(axis=1)],
+            confidence,
+            confidence >= self.threshold,
+            p,
+            p <= UNUSUAL,
+            self.drift,
+        )
+
+    def _fits(self, z: np.ndarray, x: np.ndarray | None, c: int, k: int) -> None:
+        if z.ndim != 2 or z.shape[1] not in (c, k):
+            raise BadInput(
+                f"The logits have {z.shape[-1]} columns, and the guarded model has {c} classes: {listing(self.classes)}. Give the "
+                "logits of that model, before any softmax."
+            )
+        if x is None and z.shape[1] < k:
+            raise BadInput(
+                f"The confidence reads {k - c} more numbers than the {c} logits, and takes them from the features. Give the "
+                "features, or all of the repaired model's logits."
+            )
+        if x is not None and x.shape != (len(z), self.weight.shape[1]):
+            raise BadInput(
+                f"The features are {x.shape}, and for these logits they would be {(len(z), self.weight.shape[1])}: what the last "
+                "layer of the guarded model reads, one row for each text."
+            )
+        if not np.isfinite(z).all() or (x is not None and not np.isfinite(x).all()):
+            raise BadInput(
+                "Logits or features are NaN or infinite, so the model answered nothing. Check its weights and its type."
+            )
+
+    def _whole(self, z: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """All K logits; those that were not served are made of the features. Raises BadInput for the logits of another model."""
+        said = x @ self.weight.T + self.bias
+        off, size = float(np.abs(said[:, : z.shape[1]] - z).max(initial=0.0)), float(np.abs(said).max(initial=1.0))
+        if off > OFF * size:
+            raise BadInput(
+                f"The logits are not what the guarded model makes of these features: they are off by {off:.3g}. They are those of "
+                "another model, in another order, or after a softmax. Give logits and features of one pass of the repaired model."
+            )
+        return np.concatenate([z, said[:, z.shape[1] :]], axis=1)
+
+    def _count(self, distance: np.ndarray) -> None:
+        with self._lock:
+            self._waiting += distance.tolist()
+            while len(self._waiting) >= WINDOW:
+                block, self._waiting = np.array(self._waiting[:WINDOW]), self._waiting[WINDOW:]
+                p = drifted(block, self.distances)
+                alarm = p <= ALARM
+                self.drift = Drift(p, self.drift.tests + 1, self.drift.alarms + alarm, alarm)
+
+
+def _absent(folder: Path) -> str:
+    """Why there is no guard in a folder, as sentences."""
+    if not folder.is_dir():
+        return f"There is no folder '{folder}': give the one that `trueup check ... -o` wrote."
+    repair = next((f for f in (folder / "overconfidence", folder) if (f / "adapter_config.json").is_file()), None)
+    if repair is not None:
+        return f"'{repair}' holds no {FILE}: it is no repair of overconfidence, or an older trueup wrote it. Run its check again."
+    try:
+        told = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["comparisons"]
+        why = next((f" Its report says: {c['remedy']}" for c in told if c["before"]["fault"] == "overconfidence"), "")
+    except (OSError, ValueError, KeyError, TypeError):
+        why = ""
+    return f"'{folder}' holds no repair of overconfidence, from which a guard is read.{why}"
+
+
+def arrays_of(
+    classes: tuple[str, ...], score: Calibrated, abstention: Any, weight: np.ndarray, bias: np.ndarray, learnt: np.ndarray,
+    held: np.ndarray,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """What `FILE` holds: `learnt` (n, d) are the features that say where texts lie, and `held` (m, d) those of texts, one of each
+    cluster, by whose distances others are judged."""
+    short = {k: v.astype(np.float32) for k, v in gaussian(learnt).arrays().items()}
+    about = json.dumps(
+        {"classes": list(classes), "score": score_to_json(score), "abstention": abstention}, default=float
+    )
+    distances = np.sort(Gaussian.of(short).distance(held))
+    return short | {"about": np.array(about), "weight": weight, "bias": bias, "distances": distances}

@@ -1,0 +1,86 @@
+"""A transformers model as an ONNX file, and what ONNX Runtime says of it: the only door to both."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trueup.errors import Unavailable, Unsupported
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def needed() -> None:
+    """Raises Unavailable where a package that writes or runs ONNX files is not installed."""
+    if absent := [name for name in NEEDED if find_spec(name) is None]:
+        raise Unavailable(
+            f"An export as onnx needs {', '.join(absent)}. Install the extra: pip install 'trueup[onnx]'."
+        )
+
+
+class _Named(nn.Module):
+    """The model as a function of ids and mask; a classifier's with the input of its last layer, (n, d), as a second output."""
+
+    def __init__(self, net: Any, head: str | None) -> None:
+        super().__init__()
+        self.net, self.head = net, head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        if self.head is None:
+            return self.net(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        seen: list[Tensor] = []
+        hook = self.net.get_submodule(self.head).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            logits = self.net(input_ids=input_ids, attention_mask=attention_mask).logits
+        finally:
+            hook.remove()
+        return logits, seen[-1]
+
+
+def write(net: Any, file: Path, example: dict[str, Tensor], *, head: str | None) -> None:
+    """`net` as an ONNX file of any batch and length: ``logits``, and of a classifier whose last layer is `head` also ``features``.
+
+    Raises:
+        Unsupported: torch cannot trace the model.
+    """
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    names = ["input_ids", "attention_mask"]
+    given = tuple(torch.cat([example[n], example[n]]) for n in names)  # a batch of one would be taken for a constant
+    level, logger = logging.WARNING, logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _Named(net, head).eval(), given, str(file), input_names=names,
+                output_names=["logits"] + ["features"] * (head is not None),
+                dynamic_shapes=dict.fromkeys(names, any_size), dynamo=True, verbose=False,
+            )  # fmt: skip
+    except Exception as e:  # torch has as many as there are things that it cannot trace
+        raise Unsupported(
+            f"torch cannot write a {type(net).__name__} as ONNX ({type(e).__name__}: {' '.join(str(e).split())[:200]}). Export it "
+            "merged."
+        ) from e
+    finally:
+        logger.setLevel(level)
+
+
+def reader(file: Path) -> Callable[[dict[str, Tensor]], Tensor]:
+    """What ONNX Runtime says of one text, by the file: (K,) or (t, V) float64 logits."""
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def read(inputs: dict[str, Tensor]) -> Tensor:
+        given = {n: inputs[n].numpy() for n in ("input_ids", "attention_mask")}
+        return torch.from_numpy(session.run(["logits"], given)[0][0]).double()
+
+    return read
