@@ -230,7 +230,7 @@ def _check_options(
 def _check_columns(table: Table, wanted: Sequence[str]) -> None:
     for name in wanted:
         if name not in table.columns:
-            known = [c for c in (*table.columns, *table.also) if c != PART]
+            known = [c for c in table.every if c != PART]
             raise BadInput(
                 f"{table.source} has no column '{name}'.{did_you_mean(name, known)} "
                 f"Its columns are {listing(known)}; name the right one."

@@ -18,7 +18,7 @@ from transformers.utils import find_adapter_config_file
 
 from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject import adapter as files
-from trueup.subject import linear, tokens
+from trueup.subject import linear, patterns, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
@@ -623,6 +623,7 @@ def attach(
         BadInput: the adapter was made for another base model (name, layers or sizes differ).
     """
     files.check_sizes(settings, tensors, other)
+    patterns.check(settings, (n for n, _ in net.named_modules()), other)
     for key, own in _prompt_sizes(net.config, settings, anatomy).items():
         if (given := getattr(settings, key)) not in (None, own):
             raise BadInput(
