@@ -728,6 +728,20 @@ def test_a_file_of_no_end_is_refused_before_memory_is(tmp_path, monkeypatch, nam
     assert limit != 40
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".csv", "/".join(["a" * 200] * 30), "~no.such.user/d.csv"])
+def test_a_name_that_no_file_can_have(name):
+    with pytest.raises(
+        BadInput, match=rf"^The path '{re.escape(name[:80])}.*' cannot be followed \(.*\)\. Correct it\.$"
+    ):
+        read(name)
+
+
+def test_a_column_without_a_name(tmp_path):
+    for which in ("text", "label"):
+        with pytest.raises(BadInput, match=f"^The {which} column has an empty name"):
+            read(write(tmp_path / "d.csv", rows()), **{which: ""})
+
+
 def test_rows_are_read_as_they_come(tmp_path):
     """A file of 12 MB, of which the columns asked for are 1%, takes no memory to speak of."""
     path = tmp_path / "wide"

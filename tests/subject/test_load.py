@@ -129,6 +129,13 @@ def test_missing_folder(tmp_path: Path):
     said(BadInput, f"no folder '{tmp_path / 'gone'}'", "Check the path", "hub id", model=str(tmp_path / "gone"))
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(["a" * 200] * 30), "~no.such.user/x"])
+def test_a_name_that_no_folder_can_have(name: str, kept: dict[str, Path]):
+    for words in ({"model": name}, {"model": str(kept["bert"]), "adapter": name}):
+        said(BadInput, f"The path '{name[:80]}", "cannot be followed (", "Correct it", **words)
+    said(BadInput, "There is no folder './x'", model="./x")  # the control
+
+
 def test_file_instead_of_a_folder(kept: dict[str, Path]):
     file = str(kept["bert"] / "config.json")
     said(BadInput, f"'{file}' is a file", "Give the folder that holds its config.json", model=file)

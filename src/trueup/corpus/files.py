@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TextIO
 
 from trueup.corpus.table import Table
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.store.inputs import path_of
 from trueup.store.schema import TEXT, lists, wrong
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -67,7 +68,7 @@ def kind_of(path: Path) -> str:
 
 def data_file(source: str | Path) -> Path | None:
     """The file that `source` names, or None when it can only be a hub id."""
-    path = Path(source).expanduser()
+    path = path_of(source)
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if kind_of(p) in KINDS)
         if not inside and isinstance(source, str) and _HUB_ID.fullmatch(source):

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.utils import find_adapter_config_file
 
 from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
+from trueup.store.inputs import path_of
 from trueup.subject import adapter as files
 from trueup.subject import linear, patterns, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy
@@ -385,7 +386,7 @@ def resolve(model: str) -> str:
     """A folder for ``embedded:`` names and local paths; a hub id otherwise, unchanged.
 
     Raises:
-        Unsupported: the base of a live model that has no name to be loaded by.
+        BadInput: a name that no folder can have. Unsupported: the base of a live model that has no name to be loaded by.
     """
     if model == UNNAMED:
         raise Unsupported(
@@ -396,6 +397,7 @@ def resolve(model: str) -> str:
         from trueup.subject.embedded import folder_of
 
         return str(folder_of(model.removeprefix("embedded:")))
+    path_of(model)
     return model
 
 
@@ -838,7 +840,7 @@ def adapter_folder(adapter: str | None) -> Path | None:
     """The folder of an adapter given as a folder or a hub id (fetched into the hub's cache); None for None."""
     if adapter is None:
         return None
-    path = Path(adapter).expanduser()
+    path = path_of(adapter)
     if path.is_dir():
         return path
     if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
