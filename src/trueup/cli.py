@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from trueup import __version__
-from trueup.errors import BadInput, TrueupError, Unavailable, did_you_mean, listing, visible
+from trueup.errors import OFFLINE, BadInput, TrueupError, Unavailable, did_you_mean, listing, visible
 
 CODES = (
     "Exit code 0: no fault was found. 1: a fault was found, or with --strict undecided. 2: the input cannot be used, or a fault "
@@ -149,7 +149,17 @@ class Kind(StrEnum):
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline", envvar=OFFLINE, help="Reach for nothing outside this machine: no hub, no package index."
+        ),
+    ] = False,
+) -> None:
+    if offline:
+        os.environ |= {OFFLINE: "1", "HF_HUB_OFFLINE": "1"}
     if version:
         _say(f"trueup {__version__}")
         raise typer.Exit
@@ -675,13 +685,17 @@ def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command ``trueup``. Exits; an option or argument that cannot be used is one sentence, too."""
+    for name, value in _SURROUNDINGS.items():
+        os.environ.setdefault(name, value)
+    # Wherever it was said: it is of the whole run, and stands in front of the command.
+    args = sorted(sys.argv[1:] if argv is None else argv, key=lambda arg: arg != "--offline")
     with _readers_may_go():
-        _main(argv)
+        _main(args)
 
 
-def _main(argv: Sequence[str] | None) -> None:
+def _main(argv: list[str]) -> None:
     try:
-        code = app(args=None if argv is None else list(argv), prog_name="trueup", standalone_mode=False)
+        code = app(args=argv, prog_name="trueup", standalone_mode=False)
     except _USAGE as e:
         if type(e).__name__ != "NoArgsIsHelpError":  # then the help is the answer, and was printed
             context = getattr(e, "ctx", None)
@@ -704,7 +718,7 @@ def _main(argv: Sequence[str] | None) -> None:
             sys.exit(2)
         # Python's own exit code for it is 1, which here says that a fault was found.
         _say("".join(traceback.format_exception(*sys.exc_info())).rstrip("\n"), file=sys.stderr)
-        command = shlex.join(["trueup", *(sys.argv[1:] if argv is None else argv)])
+        command = shlex.join(["trueup", *argv])
         _say(f"trueup: this is an error of trueup. Please report it with the lines above and the command: {command}",
               file=sys.stderr)  # fmt: skip
         sys.exit(3)
@@ -712,6 +726,14 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ helpers
+
+_SURROUNDINGS = {
+    # Processes of trueup's own begin as `python -c`, which looks for modules in the current folder first: data may lie there.
+    "PYTHONSAFEPATH": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}  # fmt: skip
+"""What the environment says of a run where the user says nothing: nobody is told of it."""
 
 _USAGE: Any = typer.BadParameter.__mro__[2]
 """What click, or the copy of it inside typer, raises for a wrong option, argument or command."""

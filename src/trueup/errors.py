@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sized
 TESTED = "Install the versions of the libraries that trueup was tested with (its constraints.txt names them)."
 """The next step where a library does not do what trueup knows of it."""
 
+OFFLINE = "TRUEUP_OFFLINE"
+"""The environment variable that says that nothing outside this machine is reached for; ``--offline`` sets it."""
+
 
 class TrueupError(Exception):
     """Base of every error that trueup raises on purpose. Its text is a sentence for the user, next step included."""

@@ -10,7 +10,9 @@ import json
 import lzma
 import os
 import pickle
+import re
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -696,6 +698,113 @@ def test_a_gzip_file_may_not_unpack_to_what_no_memory_holds(tmp_path, monkeypatc
         read(path)
 
 
+LONG = "text,label\n" + "".join(f"a fine film {i},pos\na poor film {i},neg\n" for i in range(30))
+AS_JSON = json.dumps([{"text": f"film {i}", "label": "ab"[i % 2]} for i in range(60)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "bound", "said"),
+    [
+        ("d.csv", LONG, {"MOST_ROWS": 59}, "holds more than 59 rows, the most that is read of a file"),
+        ("d.csv", LONG, {"UNPACKED": 800}, "GiB of text in 'label', 'text', the most that is read"),
+        ("d.csv", LONG + '"' + "x" * 50, {"LONGEST": 40}, "line 62: it is 40 characters long or longer"),
+        ("d.csv", LONG + '"' + "x\n" * 30, {"LONGEST": 40}, "line 62: a field of the record that starts here is longer than 40"),
+        ("d.jsonl", AS_JSON[1:-1].replace("}, ", "}\n"), {"MOST_ROWS": 59}, "holds more than 59 rows"),
+        ("d.jsonl", AS_JSON[1:-1].replace("}, ", "}\n"), {"LONGEST": 30}, "line 1: it is 30 characters long or longer"),
+        ("d.json", AS_JSON, {"LONGEST_JSON": 999}, "is longer than 999 characters, the most that is read of one JSON list"),
+        ("d.json", AS_JSON, {"MOST_ROWS": 59}, "holds more than 59 rows"),
+        ("d.json", '{"data": ' + AS_JSON + "}", {"LONGEST": 999}, "longer than 999 characters, the most that is read of one JSON"),
+    ],
+)  # fmt: skip
+def test_a_file_of_no_end_is_refused_before_memory_is(tmp_path, monkeypatch, name, text, bound, said):
+    path = raw(tmp_path / name, text.encode())
+    if '"' + "x" not in text:
+        assert len(read(path)) == 60, "the control"
+    for constant, value in bound.items():
+        monkeypatch.setattr(files, constant, value)
+    with pytest.raises(BadInput, match=re.escape(said)):
+        read(path)
+    limit = csv.field_size_limit()
+    assert limit != 40
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".csv", "/".join(["a" * 200] * 30), "~no.such.user/d.csv"])
+def test_a_name_that_no_file_can_have(name):
+    with pytest.raises(
+        BadInput, match=rf"^The path '{re.escape(name[:80])}.*' cannot be followed \(.*\)\. Correct it\.$"
+    ):
+        read(name)
+
+
+def test_a_column_without_a_name(tmp_path):
+    for which in ("text", "label"):
+        with pytest.raises(BadInput, match=f"^The {which} column has an empty name"):
+            read(write(tmp_path / "d.csv", rows()), **{which: ""})
+
+
+def test_rows_are_read_as_they_come(tmp_path):
+    """A file of 12 MB, of which the columns asked for are 1%, takes no memory to speak of."""
+    path = tmp_path / "wide"
+    for ending, one in (
+        (".csv", lambda i, long: f'"good, {i}",{"ab"[i % 2]},{long}\n'),
+        (".jsonl", lambda i, long: json.dumps({"text": f"good, {i}", "label": "ab"[i % 2], "body": long}) + "\n"),
+    ):
+        file = path.with_suffix(ending)
+        head = "text,label,body\n" if ending == ".csv" else ""
+        file.write_text(head + "".join(one(i, "y" * 3000) for i in range(4000)))
+        tracemalloc.start()
+        try:
+            table = files.read_file(file, ["text", "label"])
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert (len(table), list(table.columns), table.every) == (4000, ["text", "label"], ["text", "label", "body"])
+        assert table.columns["text"][-1] == "good, 3999"
+        assert peak < 3e6, ending
+
+
+@pytest.mark.parametrize("bad", ["latin", "cut"])
+def test_a_byte_that_is_no_utf8_is_placed_wherever_it_stands(tmp_path, bad):
+    """Also beyond the pieces in which a file is read, and where a character lies across two of them."""
+    for before in (0, 8190, 2**20 - 18, 2**20 - 17, 2**20 + 5):
+        head = b"text,label\n" + "é".encode() + b"a" * before + b",pos\n"
+        data = head + (b"caf\xe9,neg\n" if bad == "latin" else b"caf\xc3")
+        with pytest.raises(
+            BadInput, match=rf"byte 0x{'E9' if bad == 'latin' else 'C3'} at offset {len(head) + 3} \(line 3\)"
+        ):
+            read(raw(tmp_path / "d.csv", data))
+
+
+def test_a_json_list_is_taken_apart_as_the_json_module_does(tmp_path):
+    """3,000 mutations of a list: the same records, or an error at the same place."""
+    rng, sound, failed = np.random.default_rng(0), 0, 0
+    whole = json.dumps([{"text": "a [b", "label": 1, "x": [1, {"y": None}]}, {"text": "é,]", "label": 2}], indent=1)
+    for _ in range(3000):
+        text = list(whole)
+        for _ in range(rng.integers(1, 3)):
+            at = int(rng.integers(len(text)))
+            text[at : at + int(rng.integers(0, 2))] = str(rng.choice(list('[]{},:"\\ \n1a')))
+        text = "".join(text)
+        if not text.lstrip().startswith("["):
+            continue
+        try:
+            theirs = json.loads(text, parse_constant=files._constant)
+        except json.JSONDecodeError as e:
+            failed += 1
+            place = (e.lineno, e.colno)
+            with pytest.raises((json.JSONDecodeError, BadInput)) as caught:
+                files._json_list(text, tmp_path, ["text", "label", "x"])
+            if isinstance(caught.value, json.JSONDecodeError):  # else a record before that place is none
+                assert (caught.value.lineno, caught.value.colno) == place, text
+        else:
+            sound += 1
+            if all(isinstance(r, dict) for r in theirs):
+                table = files._json_list(text, tmp_path, list({k for r in theirs for k in r}))
+                assert len(table) == len(theirs)
+                assert {k: [r.get(k) for r in theirs] for k in table.columns} == table.columns
+    assert min(sound, failed) > 300
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_file_is_one_sentence_with_the_place_and_the_next_step(tmp_path, name):
     data, said = WRONG[name]
@@ -884,7 +993,7 @@ def test_hub_troubles_are_sentences(hub):
     import datasets
 
     hub(part(20))
-    with pytest.raises(BadInput, match=r"no column 'sentense'\. Did you mean 'sentence'\?.*'label', 'sentence', 'i'"):
+    with pytest.raises(BadInput, match=r"no column 'sentense'\. Did you mean 'sentence'\?.*'sentence', 'label', 'i'"):
         read("bench", text="sentense")
     hub(part(8, hidden=True))
     with pytest.raises(BadInput, match=r"no label in rows test\[0\], test\[1\].*hub_split"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trueup.errors import BadInput
-from trueup.experiments import protocols
+from trueup.experiments import protocols, resumed
 from trueup.experiments import rigidity as r
 from trueup.experiments.protocols import FULL, OURS, PAPER, Method, Shape
 
@@ -356,10 +357,10 @@ def test_a_training_that_is_killed_goes_on_to_the_same(how, whole, tmp_path: Pat
     base, seeds = models([0, 0, 1, 1], PADDED), [0, 0, 1, 1]
     fresh = base if whole else adapter(PREFIX, PADDED, runs=4)
 
-    def kept(at: Path | None, forward=r.forward) -> dict[int, r.Kept]:
+    def kept(at: Path | None, forward=r.forward, say=lambda s: None) -> dict[int, r.Kept]:
         monkeypatch.setattr(r, "forward", forward)
         return r.train(base, fresh, PADDED, ["add 1", "add 2"], seeds=seeds, rates=[1e-2, 1e-3] * 2, steps=20, batch=8,
-                       solved=9, how=how, at=at)  # fmt: skip
+                       solved=9, how=how, at=at, say=say)  # fmt: skip
 
     calls, real = [0], r.forward
 
@@ -372,7 +373,8 @@ def test_a_training_that_is_killed_goes_on_to_the_same(how, whole, tmp_path: Pat
     whole_run = kept(None)
     with pytest.raises(KeyboardInterrupt):
         kept(tmp_path / "half", dying)
-    assert torch.load(tmp_path / "half", weights_only=True)["step"] == 14
+    data = resumed.kept(tmp_path / "half")
+    assert torch.load(io.BytesIO(data), weights_only=True)["step"] == 14
     calls[0] = 100
     for seed, again in kept(tmp_path / "half", dying).items():
         assert (again.rate, again.step, again.loss) == (
@@ -384,6 +386,14 @@ def test_a_training_that_is_killed_goes_on_to_the_same(how, whole, tmp_path: Pat
     assert calls[0] == 100 + 2 * 6, "only what was left was done"
     kept(tmp_path / "half", dying)
     assert calls[0] == 112, "what is done is not done again"
+    spoilt = bytearray((tmp_path / "half").read_bytes())
+    spoilt[len(spoilt) // 2] ^= 1
+    (tmp_path / "half").write_bytes(spoilt)
+    said: list[str] = []
+    again = kept(tmp_path / "half", dying, said.append)
+    assert calls[0] == 112 + 2 * 20, "a checkpoint with one turned bit is not gone on from"
+    assert said[0] == "The part 'half' that an earlier run kept is damaged, so it is made again."
+    assert [k.loss for k in again.values()] == [k.loss for k in whole_run.values()]
 
 
 def test_teaching_stops_once_solved():

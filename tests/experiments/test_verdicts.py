@@ -88,6 +88,24 @@ def test_what_other_code_kept_is_drawn_again(tmp_path, monkeypatch):
     assert result["code"] == "another"
 
 
+def test_a_part_with_a_turned_bit_is_made_again_and_told(tmp_path):
+    parts, said = resumed.Parts(tmp_path, "code"), []
+    file = parts.file("a part")
+    resumed.keep(file, {"runs": 20})
+    assert resumed.kept_json(file, said.append) == {"runs": 20}
+    whole = file.read_bytes()
+    for bit in range(8 * len(whole)):
+        spoilt = bytearray(whole)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(spoilt)
+        assert resumed.kept_json(file, said.append) is None, bit
+    assert len(said) == 8 * len(whole)
+    file.write_bytes(whole)
+    file.rename(other := parts.file("another part"))
+    assert resumed.kept_json(other) is None, "a part under another's name is not that part"
+    assert resumed.kept_json(file) is None
+
+
 def test_the_code_is_known_by_every_file_of_a_package(tmp_path):
     def package(text: str) -> str:
         (tmp_path / "some").mkdir(exist_ok=True)

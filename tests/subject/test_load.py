@@ -18,6 +18,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
+from trueup.subject import patterns
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.load import load, position_limit
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
@@ -127,6 +128,13 @@ def test_virtual_tokens_leave_less_room(kept: dict[str, Path]):
 
 def test_missing_folder(tmp_path: Path):
     said(BadInput, f"no folder '{tmp_path / 'gone'}'", "Check the path", "hub id", model=str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(["a" * 200] * 30), "~no.such.user/x"])
+def test_a_name_that_no_folder_can_have(name: str, kept: dict[str, Path]):
+    for words in ({"model": name}, {"model": str(kept["bert"]), "adapter": name}):
+        said(BadInput, f"The path '{name[:80]}", "cannot be followed (", "Correct it", **words)
+    said(BadInput, "There is no folder './x'", model="./x")  # the control
 
 
 def test_file_instead_of_a_folder(kept: dict[str, Path]):
@@ -613,6 +621,46 @@ def test_sizes_that_no_weight_has_are_refused_before_they_are_allocated(
         edit(folder / files.SETTINGS, **{key: 1_000_000})
         words = f"its settings ask for {key} 1000000, and its weights have"
         said(BadInput, words, "Save the adapter again", model=str(kept["bert"]), adapter=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("target_modules", r"([a-z.]+)+\d"), ("exclude_modules", r"(\w\w?|\.)+!"), ("layers_pattern", ["layer", "([a-z.]+)+x"]),
+        ("rank_pattern", {"([a-z.]+)+!": 4}), ("alpha_pattern", {"(.*)*!": 4}), ("modules_to_save", ["classifier", "([a-z.]+)+!"]),
+    ],
+)  # fmt: skip
+def test_a_pattern_that_would_be_matched_for_years_is_refused(
+    key: str, value: Any, copy: Any, kept: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(patterns, "SECONDS", 1.0)
+    folder = copy("lora")
+    # PEFT asks for a choice of layers beside their pattern.
+    edit(folder / files.SETTINGS, **{key: value} | ({"layers_to_transform": [0]} if key == "layers_pattern" else {}))
+    words = (
+        "the regular expression '",
+        f"{key} in its settings, takes more than 1 s",
+        "List the modules by their names",
+    )
+    said(BadInput, *words, model=str(kept["bert"]), adapter=str(folder))
+
+
+def test_a_pattern_that_is_none_is_refused_by_its_key(copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    edit(folder / files.SETTINGS, target_modules="*query")
+    words = "target_modules in its settings is no regular expression ('*query': nothing to repeat at position 0)"
+    said(BadInput, words, "Correct it, or save the adapter again", model=str(kept["bert"]), adapter=str(folder))
+
+
+def test_the_patterns_that_trainers_write_are_matched(copy: Any, kept: dict[str, Path]):
+    """The control, with what unsloth writes: the same modules, by patterns."""
+    folder = copy("lora")
+    was = load(str(kept["bert"]), str(folder), device="cpu")
+    names = json.loads((folder / files.SETTINGS).read_text())["target_modules"]
+    edit(folder / files.SETTINGS, rank_pattern={".*nowhere.*": 4},
+         target_modules=rf"(?:.*?(?:encoder|language|text).*?(?:attn|attention).*?(?:{'|'.join(names)}).*?)")  # fmt: skip
+    now = load(str(kept["bert"]), str(folder), device="cpu")
+    assert np.array_equal(predict(was, CORPUS).logits, predict(now, CORPUS).logits)
 
 
 def test_layers_of_megatron_are_refused_and_no_module_is_imported(copy: Any, kept: dict[str, Path]):

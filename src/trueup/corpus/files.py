@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
-import sys
 import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from trueup.corpus.table import Table
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.store.inputs import path_of
 from trueup.store.schema import TEXT, lists, wrong
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -32,7 +34,16 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
 
 
 UNPACKED = 2**30
-"""The most bytes that a gzip file may unpack to: some kilobytes can be made to unpack to what no memory holds."""
+"""The most bytes that a gzip file may unpack to, and the most characters that the columns asked for may hold: some kilobytes can
+be made to unpack to what no memory holds."""
+MOST_ROWS = 10_000_000
+"""The most rows that are read of a file: a row takes memory of its own, however short it is."""
+MOST_NAMES = 10_000
+"""The most columns whose names are remembered, for a message."""
+LONGEST = 2**26
+"""The most characters of a line, of a field and of one JSON object: far above any text, and a GB or two as objects at worst."""
+LONGEST_JSON = 2**29
+"""The most characters of a JSON list, which is taken apart record by record, but lies in memory meanwhile."""
 
 _OTHERS = (
     (b"\xfd7zXZ\0", "packed with xz. Unpack it (`xz -dk`)"),
@@ -57,7 +68,7 @@ def kind_of(path: Path) -> str:
 
 def data_file(source: str | Path) -> Path | None:
     """The file that `source` names, or None when it can only be a hub id."""
-    path = Path(source).expanduser()
+    path = path_of(source)
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if kind_of(p) in KINDS)
         if not inside and isinstance(source, str) and _HUB_ID.fullmatch(source):
@@ -83,7 +94,10 @@ def data_file(source: str | Path) -> Path | None:
 
 
 def read_file(path: Path, wanted: Sequence[str]) -> Table:
-    """The columns of one data file, strictly checked for form (not for content); of a parquet file those that are `wanted`."""
+    """The columns of one data file, strictly checked for form (not for content): those that are `wanted`.
+
+    Of the others only the names are kept, but where a .json file holds an object of columns.
+    """
     kind = kind_of(path)
     try:
         if not path.is_file():  # a pipe that nobody writes to would be waited for
@@ -104,15 +118,14 @@ def read_file(path: Path, wanted: Sequence[str]) -> Table:
         if kind == ".parquet":
             table = _parquet(path, raw, wanted)
         else:
-            text = _decode(path, path.read_bytes() if raw is None else raw)
-            if not text.strip():
-                raise BadInput(f"'{path}' is empty (only blank lines). Give a file with rows.")
-            if kind in (".csv", ".tsv"):
-                table = _delimited(text, path, "," if kind == ".csv" else "\t")
-            elif kind == ".json":
-                table = _json(text, path)
-            else:
-                table = _json_lines(text, path)
+            _marked(path, head if raw is None else raw[:4])
+            with _text(path, raw) as file:
+                if kind in (".csv", ".tsv"):
+                    table = _delimited(file, path, "," if kind == ".csv" else "\t", wanted)
+                elif kind == ".json":
+                    table = _json(file, path, wanted)
+                else:
+                    table = _json_lines(file, path, wanted)
     except OSError as e:
         raise BadInput(f"'{path}' cannot be read ({e.strerror or e}). Check the file and its permissions.") from e
     if not len(table):
@@ -171,25 +184,110 @@ def _unpacked(path: Path) -> bytes:
     return raw
 
 
-def _decode(path: Path, raw: bytes) -> str:
+def _marked(path: Path, head: bytes) -> None:
+    """Raises BadInput where a text begins as UTF-16 or UTF-32 does."""
     marks = {
         "UTF-32": (b"\xff\xfe\0\0", b"\0\0\xfe\xff"), "UTF-16": (b"\xff\xfe", b"\xfe\xff"),
     }  # fmt: skip
-    coded = next((name for name, starts in marks.items() if raw.startswith(starts)), None)
-    if coded is None and b"\0" in raw[:2]:  # a text has no such sign in front, and one without the mark has
-        coded = "UTF-16LE" if raw[:1] != b"\0" else "UTF-16BE"
+    coded = next((name for name, starts in marks.items() if head.startswith(starts)), None)
+    if coded is None and b"\0" in head[:2]:  # a text has no such sign in front, and one without the mark has
+        coded = "UTF-16LE" if head[:1] != b"\0" else "UTF-16BE"
     if coded:
         raise BadInput(f"'{path}' is in {coded}. Save it as UTF-8 (`iconv -f {coded} -t UTF-8`), then give that file.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        # With the BOM taken off, e.start still counts from the start of e.object.
-        start = e.start + (len(raw) - len(e.object))
-        line = raw.count(b"\n", 0, start) + 1
-        raise BadInput(
-            f"'{path}' is not UTF-8: byte 0x{raw[start]:02X} at offset {start} (line {line}) cannot be decoded. "
-            "Convert it, for example with `iconv -f LATIN1 -t UTF-8`, then give that file."
-        ) from e
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a text, each with its end and none beyond `LONGEST` characters.
+
+    Raises:
+        BadInput: a line is longer, or a byte is no UTF-8.
+    """
+    number = 0
+    while line := file.readline(LONGEST):
+        number += 1
+        if len(line) == LONGEST:
+            raise BadInput(
+                f"'{path}', line {number}: it is {LONGEST:,} characters long or longer, and a row of data is not. Write the file "
+                "again with one row on each line."
+            )
+        yield line
+
+
+@contextmanager
+def _text(path: Path, raw: bytes | None) -> Iterator[TextIO]:
+    """The text of a file, or of what it unpacks to, as it is read: whole files have no bound."""
+    with _bytes(path, raw) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
+        try:
+            yield text
+        except UnicodeDecodeError as e:
+            raise _not_utf8(path, raw) from e
+
+
+def _bytes(path: Path, raw: bytes | None) -> BinaryIO:
+    return open(path, "rb") if raw is None else io.BytesIO(raw)
+
+
+def _not_utf8(path: Path, raw: bytes | None) -> BadInput:
+    """What to raise about the first byte that is no UTF-8. It is looked for again: a decoder that reads on knows no place."""
+    decoder, offset, line = codecs.getincrementaldecoder("utf-8")(), 0, 1
+    with _bytes(path, raw) as binary:
+        while piece := binary.read(1 << 20):
+            try:
+                decoder.decode(piece)
+            except UnicodeDecodeError as e:
+                at = (
+                    offset + len(piece) - len(e.object) + e.start
+                )  # its object begins with what was left of the last piece
+                line += e.object.count(b"\n", 0, e.start)
+                return _wrong_byte(path, e.object[e.start], at, line)
+            offset, line = offset + len(piece), line + piece.count(b"\n")
+    left = decoder.getstate()[0]  # the file ends inside a character
+    return _wrong_byte(path, left[0] if left else 0, offset - len(left), line)
+
+
+def _wrong_byte(path: Path, byte: int, offset: int, line: int) -> BadInput:
+    return BadInput(
+        f"'{path}' is not UTF-8: byte 0x{byte:02X} at offset {offset} (line {line}) cannot be decoded. "
+        "Convert it, for example with `iconv -f LATIN1 -t UTF-8`, then give that file."
+    )
+
+
+class _Rows:
+    """The wanted columns of rows as they come, what else there is by name, and how much may become of them."""
+
+    def __init__(self, source: str, unit: str, wanted: Sequence[str]) -> None:
+        self.source, self.unit, self.wanted = source, unit, frozenset(wanted)
+        self.columns: dict[str, list[Any]] = {}
+        self.there: dict[str, None] = {}
+        self.at: list[int] = []
+        self.held = 0
+
+    def add(self, number: int, row: Iterable[tuple[str, Any]], size: int = 0) -> None:
+        """A row, by name and value; `size` characters stand for its nested values."""
+        self._bounded(len(self.at) + 1 > MOST_ROWS, f"more than {MOST_ROWS:,} rows")
+        for name, value in row:
+            if name in self.wanted:
+                column = self.columns.setdefault(name, [])
+                column += [None] * (len(self.at) - len(column))
+                column.append(value)
+                self.held += len(value) if isinstance(value, str) else size if isinstance(value, list | dict) else 0
+            if name not in self.there and len(self.there) < MOST_NAMES:
+                self.there[name] = None
+        self.at.append(number)
+        self._bounded(
+            self.held > UNPACKED, f"more than {UNPACKED / 2**30:g} GiB of text in {listing(sorted(self.wanted))}"
+        )
+
+    def _bounded(self, over: bool, what: str) -> None:
+        if over:
+            raise BadInput(
+                f"{self.source} holds {what}, the most that is read of a file. Give fewer rows, or shorter texts."
+            )
+
+    def table(self) -> Table:
+        for column in self.columns.values():
+            column += [None] * (len(self.at) - len(column))
+        return Table(self.columns, self.at, self.unit, self.source, {}, list(self.there))
 
 
 _FIELD_LIMIT = threading.Lock()
@@ -197,23 +295,30 @@ _FIELD_LIMIT = threading.Lock()
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """csv's limit on the length of a field lifted for a while (it is one number for the whole process)."""
+    """csv's limit on the length of a field raised for a while (it is one number for the whole process)."""
     with _FIELD_LIMIT:
-        old = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        old = csv.field_size_limit(LONGEST)
         try:
             yield
         finally:
             csv.field_size_limit(old)
 
 
-def _delimited(text: str, path: Path, delimiter: str) -> Table:
-    source = f"'{path}'"
-    told = re.match(r"sep=([,;\t|])\r?\n", text)  # a line by which Excel says it
-    delimiter = told[1] if told else _sign(text, delimiter)
-    text = text if told is None else "\n" + text[told.end() :]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[list[str]] = []
-    at: list[int] = []
+def _delimited(file: TextIO, path: Path, delimiter: str, wanted: Sequence[str]) -> Table:
+    source, lines = f"'{path}'", _lines(file, path)
+    first = next(lines, "")
+    if told := re.fullmatch(r"sep=([,;\t|])\r?\n", first):  # a line by which Excel says it
+        before = ["\n"]
+        delimiter = told[1]
+    else:
+        before = [first]
+        while not first.strip() and (first := next(lines, "")):
+            before.append(first)
+        if not first:
+            raise _blank(path)
+        delimiter = _sign(first, delimiter)
+    reader = csv.reader(itertools.chain(before, lines), delimiter=delimiter, strict=True)
+    rows = _Rows(source, "line", wanted)
     header: list[str] | None = None
     line = 1
     with _long_fields():
@@ -232,17 +337,24 @@ def _delimited(text: str, path: Path, delimiter: str) -> Table:
                         "quotes."
                     )
                 else:
-                    rows.append(row)
-                    at.append(start)
+                    rows.add(start, zip(header, row, strict=True))
         except csv.Error as e:
+            if "field limit" in str(e):
+                raise BadInput(
+                    f"{source}, line {line}: a field of the record that starts here is longer than {LONGEST:,} characters, so a "
+                    'quote that should end it is missing. Inside a quoted field write each double quote twice ("").'
+                ) from e
             raise BadInput(
                 f"{source}, line {line}: the quotes of the record that starts here do not close properly ({e}). "
                 'Inside a quoted field write each double quote twice ("").'
             ) from e
     if header is None:
         raise BadInput(f"{source} is empty but for its first line. Give a file with rows.")
-    columns = {name: [row[j] for row in rows] for j, name in enumerate(header)}
-    return Table(columns, at, "line", source, {})
+    return rows.table()
+
+
+def _blank(path: Path) -> BadInput:
+    return BadInput(f"'{path}' is empty (only blank lines). Give a file with rows.")
 
 
 def _check_header(header: Sequence[str], source: str, line: int) -> None:
@@ -256,19 +368,17 @@ def _check_header(header: Sequence[str], source: str, line: int) -> None:
 SIGNS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
-def _sign(text: str, usual: str) -> str:
+def _sign(header: str, usual: str) -> str:
     """What parts the fields, by the header: `usual` where it stands there, unless a semicolon stands in a .csv more often."""
-    first = re.sub(r'"(?:[^"]|"")*"', "", next(line for line in text.splitlines() if line.strip()))
+    first = re.sub(r'"(?:[^"]|"")*"', "", header)
     if usual in first and not (usual == "," and first.count(";") > first.count(",")):
         return usual
     return max(SIGNS, key=lambda sign: (first.count(sign), sign == usual))
 
 
-def _json_lines(text: str, path: Path) -> Table:
-    source = f"'{path}'"
-    records: list[dict[str, Any]] = []
-    at: list[int] = []
-    for n, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a text
+def _json_lines(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
+    source, rows = f"'{path}'", _Rows(f"'{path}'", "line", wanted)
+    for n, line in enumerate(_lines(file, path), start=1):  # not splitlines: U+2028 may stand inside a text
         if not line.strip():
             continue
         try:
@@ -284,20 +394,33 @@ def _json_lines(text: str, path: Path) -> Table:
                 f"{source}, line {n}: a {_json_kind(record)} where an object belongs. Each line must hold one object, "
                 'such as {"text": "...", "label": "..."}.'
             )
-        records.append(record)
-        at.append(n)
-    return _records(records, at, "line", source)
+        rows.add(n, record.items(), len(line))
+    if not rows.at:
+        raise _blank(path)
+    return rows.table()
 
 
-def _json(text: str, path: Path) -> Table:
+def _json(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
     source = f"'{path}'"
+    text = file.read(LONGEST_JSON + 1)
+    lists = text.lstrip().startswith("[")
+    if not text.strip():
+        raise _blank(path)
     try:
+        if lists and len(text) <= LONGEST_JSON:
+            return _json_list(text, path, wanted)
+        if len(text) > LONGEST or lists:
+            raise BadInput(
+                f"{source} is longer than {LONGEST_JSON if lists else LONGEST:,} characters, the most that is read of one JSON "
+                f"{'list' if lists else 'object'}. Write one object per line and call the file .jsonl, which is read row by row."
+            )
         whole = json.loads(text, parse_constant=_constant)
     except RecursionError as e:
         raise BadInput(f"{source} is nested too deep. Give a list of objects.") from e
     except json.JSONDecodeError as e:
         if e.msg == "Extra data" and text.lstrip().startswith("{"):
-            return _json_lines(text, path)  # JSON Lines under the name .json, as hubs often have them
+            # JSON Lines under the name .json, as hubs often have them
+            return _json_lines(io.StringIO(text, newline="\n"), path, wanted)
         raise BadInput(
             f"{source}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg}). Correct it there, or write one "
             "object per line and call the file .jsonl."
@@ -307,7 +430,7 @@ def _json(text: str, path: Path) -> Table:
     if isinstance(whole, dict) and len(whole) == 1:
         inner = next(iter(whole.values()))
         if isinstance(inner, list) and inner and all(isinstance(r, dict) for r in inner):
-            whole = inner  # {"data": [{...}, ...]}
+            return _records(inner, source, wanted)  # {"data": [{...}, ...]}
     if isinstance(whole, dict) and whole and all(isinstance(v, list) for v in whole.values()):
         lengths = {k: len(v) for k, v in whole.items()}
         if len(set(lengths.values())) > 1:
@@ -315,15 +438,37 @@ def _json(text: str, path: Path) -> Table:
         n = next(iter(lengths.values()))
         return Table(whole, list(range(1, n + 1)), "record", source, {})
     if isinstance(whole, dict) and {"text", "label"} & set(whole):
-        whole = [whole]
-    if not isinstance(whole, list):
-        raise BadInput(f"{source} holds a {_json_kind(whole)}. Give a list of objects, one for each example.")
-    for n, record in enumerate(whole, start=1):
-        if not isinstance(record, dict):
-            raise BadInput(
-                f"{source}, record {n}: a {_json_kind(record)} where an object belongs. Give a list of objects."
-            )
-    return _records(whole, list(range(1, len(whole) + 1)), "record", source)
+        return _records([whole], source, wanted)
+    raise BadInput(f"{source} holds a {_json_kind(whole)}. Give a list of objects, one for each example.")
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _json_list(text: str, path: Path, wanted: Sequence[str]) -> Table:
+    """The records of a JSON list, one after the other: as Python's objects a list takes many times what its text does."""
+    decoder = json.JSONDecoder(parse_constant=_constant)
+
+    def after(at: int) -> int:
+        found = _SPACE.match(text, at)
+        return found.end() if found else at
+
+    def records() -> Iterator[Any]:
+        at = after(after(0) + 1)
+        while text[at : at + 1] != "]":
+            value, at = decoder.raw_decode(text, at)
+            yield value
+            at = after(at)
+            if text[at : at + 1] == ",":
+                at = after(at + 1)
+                if text[at : at + 1] == "]":
+                    raise json.JSONDecodeError("Illegal trailing comma before end of array", text, at)
+            elif text[at : at + 1] != "]":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+        if after(at + 1) < len(text):
+            raise json.JSONDecodeError("Extra data", text, after(at + 1))
+
+    return _records(records(), f"'{path}'", wanted)
 
 
 def _constant(said: str) -> float | None:
@@ -335,9 +480,15 @@ def _json_kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _records(records: Sequence[dict[str, Any]], at: Sequence[int], unit: str, source: str) -> Table:
-    names = list(dict.fromkeys(name for record in records for name in record))
-    return Table({name: [r.get(name) for r in records] for name in names}, at, unit, source, {})
+def _records(records: Iterable[Any], source: str, wanted: Sequence[str]) -> Table:
+    rows = _Rows(source, "record", wanted)
+    for n, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise BadInput(
+                f"{source}, record {n}: a {_json_kind(record)} where an object belongs. Give a list of objects."
+            )
+        rows.add(n, record.items())
+    return rows.table()
 
 
 def _parquet(path: Path, raw: bytes | None, wanted: Sequence[str]) -> Table:
@@ -347,8 +498,13 @@ def _parquet(path: Path, raw: bytes | None, wanted: Sequence[str]) -> Table:
 
     source, held, column = f"'{path}'", 0, ""
     try:
-        with open(path, "rb") if raw is None else io.BytesIO(raw) as f:
+        with _bytes(path, raw) as f:
             asis = pq.ParquetFile(f)
+            if asis.metadata.num_rows > MOST_ROWS:
+                raise BadInput(
+                    f"{source} holds {asis.metadata.num_rows:,} rows, and {MOST_ROWS:,} are the most that are read of a file. Give "
+                    "fewer rows."
+                )
             names = asis.schema_arrow.names
             twice = [name for name, n in Counter(names).items() if n > 1]
             if twice:
@@ -375,8 +531,7 @@ def _parquet(path: Path, raw: bytes | None, wanted: Sequence[str]) -> Table:
         ) from e
     except OverflowError as e:
         raise BadInput(f"{source}, column '{column}': {e}. Write the column as text.") from e
-    also = [name for name in names if name not in here]
-    return Table(columns, range(1, rows + 1), "row", source, _class_names(metadata), also, order)
+    return Table(columns, range(1, rows + 1), "row", source, _class_names(metadata), names, order)
 
 
 ROWS = 1024

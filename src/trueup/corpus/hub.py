@@ -51,8 +51,7 @@ def of_parts(
     columns[PART] = [k for k, v in chosen.items() for _ in range(len(v))]
     names = {c: list(f.names) for c, f in first.features.items() if type(f).__name__ == "ClassLabel" and f.names}
     at = [f"{k}[{i}]" for k, v in chosen.items() for i in range(len(v))]
-    also = [c for c in first.column_names if c not in here]
-    return Table(columns, at, "row", source, names, also), column
+    return Table(columns, at, "row", source, names, first.column_names), column
 
 
 def saved_to_disk(folder: Path) -> Any:

@@ -26,6 +26,7 @@ from trueup.corpus.split import (
 from trueup.corpus.table import Table
 from trueup.corpus.values import group_column, label_column, text_column
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.store.inputs import path_of
 
 SHIPPED = ("embedded:", "confounded:")
 """How the names of data begin that packages ship."""
@@ -183,7 +184,7 @@ def _found(
     """The columns of `source`, the column of its splits and the attributes where it brings them, what it is called, and sentences
     about how it was made."""
     held, shipped = not isinstance(source, str | Path), name.startswith(SHIPPED)
-    saved = None if held or shipped else saved_to_disk(Path(name).expanduser())
+    saved = None if held or shipped else saved_to_disk(path_of(name))
     path = None if held or shipped or saved is not None else data_file(source)
     if hub_split is not None and held:
         raise BadInput(
@@ -214,6 +215,8 @@ def _found(
 def _check_options(
     text: str, label: str, second: str | None, fractions: Sequence[float], limit: int | None, seed: int
 ) -> None:
+    if not text or not label:
+        raise BadInput(f"The {'label' if text else 'text'} column has an empty name. Name the column that holds it.")
     if label in (text, second) or text == second:
         raise BadInput(f"The column '{text if text == second else label}' is named twice; text and label are two.")
     if len(fractions) != 3 or not all(f > 0 for f in fractions) or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
@@ -230,7 +233,7 @@ def _check_options(
 def _check_columns(table: Table, wanted: Sequence[str]) -> None:
     for name in wanted:
         if name not in table.columns:
-            known = [c for c in (*table.columns, *table.also) if c != PART]
+            known = [c for c in table.every if c != PART]
             raise BadInput(
                 f"{table.source} has no column '{name}'.{did_you_mean(name, known)} "
                 f"Its columns are {listing(known)}; name the right one."

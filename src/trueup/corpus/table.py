@@ -15,7 +15,7 @@ class Table:
         columns: name -> one value per row, None where a row has none.
         at: the number of each row for a message; unit: what it counts (``line``, ``record``, ``row``).
         names: class names of integer label columns, where the source carries them.
-        also: columns that exist but were not read.
+        there: the names of all columns of the source, read or not, in its order; without it, those of `columns`.
         order: the values of a column in the order that the source states for them, those that do not occur included.
     """
 
@@ -24,11 +24,16 @@ class Table:
     unit: str
     source: str
     names: Mapping[str, Sequence[str]]
-    also: Sequence[str] = ()
+    there: Sequence[str] = ()
     order: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.at)
+
+    @property
+    def every(self) -> list[str]:
+        """The names of all columns, read or not."""
+        return list(self.there or self.columns)
 
     def where(self, index: Sequence[int], most: int = 5) -> str:
         """``line 3``, or ``lines 3, 9 and 12``, or ``lines 3, 9, 12, 15, 20 and 31 more``."""

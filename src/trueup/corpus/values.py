@@ -101,7 +101,7 @@ def text_column(table: Table, column: str) -> list[str]:
         raise BadInput(
             f"{here}: {'numbers' if number else listing(sorted(k.__name__ for k in kinds))} where text belongs "
             f"({table.where(odd, 3)}, such as {str(values[odd[0]])[:40]!r}). Name the column that holds the text; "
-            f"the columns are {listing(table.columns)}."
+            f"the columns are {listing(table.every)}."
         )
     empty = [i for i, v in enumerate(values) if absent(v) or not v.strip()]
     if empty:
@@ -109,7 +109,7 @@ def text_column(table: Table, column: str) -> list[str]:
     if all(_NUMBER.fullmatch(v) for v in values):
         raise BadInput(
             f"{here}: numbers where text belongs (such as '{values[0]}' in {table.where([0])}). Name the column that "
-            f"holds the text; the columns are {listing(table.columns)}."
+            f"holds the text; the columns are {listing(table.every)}."
         )
     _whole_characters(table, column, values)
     return values
@@ -192,7 +192,7 @@ def label_column(
     if stated_by_none and not answers and len(found) > 100 and len(found) > len(said) / 2:
         raise BadInput(
             f"{here}: {len(found)} different labels in {len(said)} rows, so it does not hold classes. Name the label "
-            f"column; the columns are {listing(table.columns)}."
+            f"column; the columns are {listing(table.every)}."
         )
     notes = ()
     if stated_by_none and (words := [s for s in said if s in WORDS]):

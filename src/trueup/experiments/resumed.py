@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from trueup import __version__
-from trueup.store import atomic
+from trueup.store import atomic, sealed
 from trueup.store.work import work_folder
 
 
@@ -29,6 +30,28 @@ class Parts:
     def file(self, *what: Any, suffix: str = ".json") -> Path:
         """The file of the part that is told from the others by `what`: the same in every process."""
         return self.folder / f"{hashlib.blake2b(repr((self.code, *what)).encode(), digest_size=8).hexdigest()}{suffix}"
+
+
+def keep(file: Path, data: bytes | Any) -> None:
+    """Keep bytes, or what JSON can hold, at `file`, sealed under its name: a part that a disk has changed is made again."""
+    sealed.write(file, file.name, data if isinstance(data, bytes) else atomic.json_bytes(data))
+
+
+def kept(file: Path, say: Callable[[str], None] = lambda s: None) -> bytes | None:
+    """What `keep` left at `file`; None where nothing is there, or where it is not as it was left, which `say` is told."""
+    try:
+        return sealed.read(file, file.name)
+    except FileNotFoundError:
+        return None
+    except (sealed.Spoilt, OSError):
+        say(f"The part '{file.name}' that an earlier run kept is damaged, so it is made again.")
+        return None
+
+
+def kept_json(file: Path, say: Callable[[str], None] = lambda s: None) -> Any:
+    """As `kept`, of a part that was kept as JSON."""
+    data = kept(file, say)
+    return None if data is None else json.loads(data)
 
 
 def code_of(*modules: ModuleType) -> str:

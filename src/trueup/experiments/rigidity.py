@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import json
 import math
 import sys
 import time
@@ -37,7 +36,6 @@ from torch import Tensor
 from trueup.errors import BadInput
 from trueup.experiments import protocols, resumed
 from trueup.experiments.protocols import FULL, OURS, PAPER, Cell, Family, Method, Protocol, Shape
-from trueup.store import atomic
 
 DIGITS, LENGTH = 8, 10
 """Digits 0..7 in, ten of them."""
@@ -294,8 +292,8 @@ def train(
     every = max(1, steps // 20)
     best: dict[int, Kept] = {}
     begun, alive = 0, list(range(len(seeds)))  # steps done, and the runs that go on
-    if at is not None and at.is_file():
-        was = torch.load(at, weights_only=True)
+    if at is not None and (saved := resumed.kept(at, say)) is not None:
+        was = torch.load(io.BytesIO(saved), weights_only=True)
         begun, alive, flat, first, second = (was[k] for k in ("step", "alive", "flat", "first", "second"))
         best = {seed: Kept(**kept) for seed, kept in was["best"].items()}
         for seed, order in orders.items():
@@ -311,7 +309,7 @@ def train(
             "best": {seed: vars(kept) for seed, kept in best.items()},
             "orders": {seed: order.get_state() for seed, order in orders.items()},
         }, now)  # fmt: skip
-        atomic.write_bytes(at, now.getvalue())
+        resumed.keep(at, now.getvalue())
 
     def unpacked(rows: Tensor) -> Params:
         return {k: part.unflatten(1, like[k]) for k, part in zip(names, rows.split(sizes, dim=1), strict=True)}
@@ -496,7 +494,7 @@ def _pretrained(family: Family, settings: Settings, parts: resumed.Parts, say: C
 
     shape, steps = settings.shape(family), _steps(family.pretraining, settings)
     file = parts.file("pretrained", shape, family.tasks, steps, settings, suffix=".safetensors")
-    if not file.is_file():
+    if (data := resumed.kept(file, say)) is None:
         began, seeds = time.monotonic(), range(settings.seeds)
         how = settings.protocol
         fresh = _started(lambda g: new_model(shape, g, how), seeds)
@@ -504,11 +502,11 @@ def _pretrained(family: Family, settings: Settings, parts: resumed.Parts, say: C
                      batch=how.pretraining_batch, solved=math.inf, dtype=settings.dtype, how=how, at=_half(file, 1),
                      say=lambda s: say(f"  pretraining {shape}: {s}"))  # fmt: skip
         models = {k: torch.cat([kept[seed].params[k] for seed in seeds]) for k in fresh}
-        atomic.write_bytes(file, save(models))
+        resumed.keep(file, data := save(models))
         _half(file, 1).unlink(missing_ok=True)
         say(f"Pretrained {shape} on {', '.join(family.tasks)}: {steps} steps, validation loss "
             f"{', '.join(f'{kept[s].loss:.3f}' for s in seeds)} ({time.monotonic() - began:.0f} s)")  # fmt: skip
-    return load(file.read_bytes())
+    return load(data)
 
 
 def _cell(
@@ -518,10 +516,10 @@ def _cell(
     shape = settings.shape(family)
     steps = _steps(cell.steps or family.teaching, settings) if cell.method else 0
     file = parts.file(cell, shape, family.tasks, family.pretraining, steps, settings)
-    if file.is_file():
-        return json.loads(file.read_bytes())
+    if (row := resumed.kept_json(file, say)) is not None:
+        return row
     began, seeds = time.monotonic(), list(range(settings.seeds))
-    row: dict[str, Any] = {
+    row = {
         "experiment": cell.experiment, "task": cell.task, "method": cell.method.title if cell.method else "as pretrained",
         "shape": asdict(shape), "published": cell.published, "parameters": 0, "steps": steps, "used": [], "rates": [],
     }  # fmt: skip
@@ -537,12 +535,12 @@ def _cell(
             "rates": [k.rate for k in kept], "validation": [k.exact for k in kept],
         }  # fmt: skip
     row["accuracy"] = judged(models | taught, tokens_of([cell.task], "test", TEST)[0], shape)[1].tolist()
-    atomic.write_json(file, row)
+    resumed.keep(file, row)
     for times in _multiples(settings.protocol):
         _half(file, times).unlink(missing_ok=True)
     say(f"Experiment {cell.experiment}, {cell.task}, {row['method']}: "
         f"{', '.join(f'{a:.1%}' for a in row['accuracy'])} ({time.monotonic() - began:.0f} s)")  # fmt: skip
-    return json.loads(file.read_bytes())  # as a later run would read it
+    return resumed.kept_json(file)  # as a later run would read it
 
 
 def teach(

@@ -601,15 +601,16 @@ def run(
         for name in settings.cases or CASES:
             for at, part in enumerate(CASES[name]):
                 file = parts.file("speed", name, at)
-                if not file.is_file():
+                if (made := resumed.kept_json(file, say)) is None:
                     threads = torch.get_num_threads()
                     torch.set_num_threads(1)
                     try:
                         made = [asdict(r) for r in part()]
                     finally:
                         torch.set_num_threads(threads)
-                    atomic.write_json(file, made)
-                for row in json.loads(file.read_text()):
+                    resumed.keep(file, made)
+                    made = resumed.kept_json(file)  # as a later run would read it
+                for row in made:
                     found.append({"case": name, **row})
                     say(f"{name}: {line(row)}")
         return {"settings": asdict(settings), "rows": found}

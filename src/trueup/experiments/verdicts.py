@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,6 @@ from trueup.experiments import resumed
 from trueup.measure.accuracy import wilson
 from trueup.measure.bootstrap import FEWEST
 from trueup.measure.worlds import WORDS, Rates, World, rates
-from trueup.store import atomic
 
 SIZES = (60, 200, 1000, 4000)
 HELD_FROM = 200
@@ -89,7 +87,7 @@ def run(
             for world in worlds():
                 if settings.faults and world.fault.partition(",")[0] not in settings.faults:
                     continue
-                got = _kept(world, n, settings, parts)
+                got = _kept(world, n, settings, parts, say)
                 rows.append({"fault": world.fault, "world": world.name, "kind": world.kind, "n": n, **asdict(got)})
                 say(f"{n:>5,}  {world.kind:5}  {world.fault}: {world.name}: {_words(got)}")
         return {"settings": asdict(settings), "rows": rows}
@@ -97,13 +95,14 @@ def run(
     return resumed.run(out, "verdicts", resumed.code_of(trueup.measure, trueup.faults), make, table, force=force)
 
 
-def _kept(world: World, n: int, settings: Settings, parts: resumed.Parts) -> Rates:
+def _kept(world: World, n: int, settings: Settings, parts: resumed.Parts, say: Callable[[str], None]) -> Rates:
     """The rates of one world at one size, going on where an earlier run stopped."""
     file = parts.file(world.fault, world.name, n, settings.seed)
-    done = _rates(json.loads(file.read_text())) if file.is_file() else Rates()
+    was = resumed.kept_json(file, say)
+    done = Rates() if was is None else _rates(was)
     while done.runs < settings.runs:
         done += rates(world, n, min(CHUNK, settings.runs - done.runs), settings.seed, first=done.runs)
-        atomic.write_json(file, asdict(done))
+        resumed.keep(file, asdict(done))
     return done
 
 

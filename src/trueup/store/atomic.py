@@ -42,8 +42,6 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         BadInput: the folder is missing, or the file cannot be written there. Unavailable: the disk is full.
     """
-    with suppress(OSError):  # said where it is written
-        _sweep(Path(path))
     with new_file(path) as f:
         f.write(data)
 
@@ -56,6 +54,8 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         BadInput: the folder is missing, or the file cannot be written there. Unavailable: the disk is full.
     """
     path = Path(path)
+    with suppress(OSError):  # said where it is written
+        _sweep(path)
     temporary = _beside(path)
     try:
         with open(temporary, "wb") as f:
@@ -155,6 +155,8 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterat
         shutil.rmtree(temporary, ignore_errors=True)
         if not isinstance(e, TrueupError) and (why := no_room(e)):  # whatever library wrote into the folder
             raise _full(target, why) from e
+        if isinstance(e, OSError) and str(e.filename).startswith(str(temporary)):
+            raise cannot_write(target, e) from e
         raise
 
 
@@ -291,7 +293,7 @@ def _beside(target: Path) -> Path:
 def _sweep(target: Path) -> None:
     """Remove what writers that have ended left beside `target`."""
     for left in target.parent.glob(f".{_escape(target.name)}.*.partial"):
-        with suppress(OSError), _held(left) as alone:
+        with suppress(OSError, TrueupError), _held(left) as alone:
             here = left.name.removeprefix(f".{target.name}.").startswith(_HERE)
             if alone is False or (not (alone and here) and time.time() - left.stat().st_mtime < STALE_SECONDS):
                 continue
@@ -307,7 +309,10 @@ def _held(path: Path) -> Iterator[bool | None]:
     if fcntl is None:
         yield None
         return
-    f = os.open(path, os.O_RDONLY)
+    try:
+        f = os.open(path, os.O_RDONLY)
+    except OSError as e:
+        raise cannot_write(path, e) from e
     try:
         yield free(f, alone=True)
     finally:

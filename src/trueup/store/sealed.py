@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +55,11 @@ def open_file(path: str | os.PathLike[str], name: str) -> Iterator[BinaryIO]:
     Raises:
         FileNotFoundError: there is none. Spoilt: it is another, or not as it was written.
     """
-    with open(path, "rb") as file:
-        left = os.fstat(file.fileno()).st_size - SEAL
+    # A pipe that nobody writes to would be waited for.
+    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG((found := os.fstat(file.fileno())).st_mode):
+            raise Spoilt(f"'{path}' is no plain file.")
+        left = found.st_size - SEAL
         sum_ = _begun(name)
         while left > 0 and (piece := file.read(min(PIECE, left))):
             sum_.update(piece)

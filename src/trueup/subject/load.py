@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers.utils import find_adapter_config_file
 
 from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
+from trueup.store.inputs import path_of
 from trueup.subject import adapter as files
-from trueup.subject import linear, tokens
+from trueup.subject import linear, patterns, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
@@ -386,7 +387,7 @@ def resolve(model: str) -> str:
     """A folder for ``embedded:`` names and local paths; a hub id otherwise, unchanged.
 
     Raises:
-        Unsupported: the base of a live model that has no name to be loaded by.
+        BadInput: a name that no folder can have. Unsupported: the base of a live model that has no name to be loaded by.
     """
     if model == UNNAMED:
         raise Unsupported(
@@ -397,6 +398,7 @@ def resolve(model: str) -> str:
         from trueup.subject.embedded import folder_of
 
         return str(folder_of(model.removeprefix("embedded:")))
+    path_of(model)
     return model
 
 
@@ -624,6 +626,7 @@ def attach(
         BadInput: the adapter was made for another base model (name, layers or sizes differ).
     """
     files.check_sizes(settings, tensors, other)
+    patterns.check(settings, (n for n, _ in net.named_modules()), other)
     for key, own in _prompt_sizes(net.config, settings, anatomy).items():
         if (given := getattr(settings, key)) not in (None, own):
             raise BadInput(
@@ -838,7 +841,7 @@ def adapter_folder(adapter: str | None) -> Path | None:
     """The folder of an adapter given as a folder or a hub id (fetched into the hub's cache); None for None."""
     if adapter is None:
         return None
-    path = Path(adapter).expanduser()
+    path = path_of(adapter)
     if path.is_dir():
         return path
     if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:

@@ -191,7 +191,7 @@ def _there(cell: Cell) -> None:
     """Raises BadInput where a file that the cell reads is not on this machine."""
     for key in ("data", "adapter", "demos"):
         name = cell.settings.get(key)
-        if name is None or name.startswith((*SHIPPED, "task:")) or Path(name).expanduser().exists():
+        if name is None or name.startswith((*SHIPPED, "task:")) or inputs.path_of(name).exists():
             continue
         if Path(name).suffix or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise BadInput(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trueup.errors import BadInput, TrueupError
 from trueup.run.memory import free
+from trueup.store.inputs import path_of
 from trueup.sweeps.plan import Cell
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def seconds(cell: Cell) -> float | None:
 def rows(cell: Cell) -> int | None:
     """How many rows of the data a cell reads: its limit, or the lines of its file. None where neither says so."""
     limit = cell.settings.get("limit")
-    file = Path(cell.settings["data"]).expanduser()
+    file = path_of(cell.settings["data"])
     if file.suffix not in (".csv", ".tsv", ".jsonl") or not file.is_file():
         return limit
     with open(file, "rb") as f:
