@@ -123,6 +123,17 @@ TuneMaxLength = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default the fastest there is.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Number type of the base: float32, bfloat16, float16, or auto for the checkpoint's."),
+]
+Quantize = Annotated[str | None, typer.Option("--quantize", help="Load the base in 4bit or 8bit (bitsandbytes).")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map", help="auto, or a JSON file of modules and devices (cpu, disk, cuda:0); not with --device."
+    ),
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of the model on the hub.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")]
@@ -163,10 +174,10 @@ def check(
     fault: Annotated[list[str] | None, typer.Option("--fault", help="Examine only this fault; repeatable.")] = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
-    revision: Revision = None, allow_pickle: Pickle = False,
-    trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
-    push_to_hub: Push = None,
+    dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
+    allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
+    quiet: Quiet = False, as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None,
+    take: Take = None, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Audit, repair, audit again, and tell what was gained and what it cost."""
     given = _given(locals(), "check")
@@ -181,9 +192,9 @@ def audit(
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
-    revision: Revision = None, allow_pickle: Pickle = False,
-    trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, strict: Strict = False,
+    dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
+    allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
+    quiet: Quiet = False, as_json: Json = False, strict: Strict = False,
 ) -> None:  # fmt: skip
     """Look for one fault and change nothing."""
     given = _given(locals(), "audit")
@@ -198,10 +209,10 @@ def repair(
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
-    revision: Revision = None, allow_pickle: Pickle = False,
-    trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
-    push_to_hub: Push = None,
+    dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
+    allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
+    quiet: Quiet = False, as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None,
+    take: Take = None, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
     given = _given(locals(), "check")
@@ -689,7 +700,8 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 
 _JOB = (
     "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed",
-    "template", "shots", "chat", "demos", "header", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
+    "template", "shots", "chat", "demos", "header", "max_length", "device", "dtype", "quantize", "device_map", "revision",
+    "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 
 

@@ -59,7 +59,8 @@ def open_job(
         subject = door.load(
             job.model if model is None else model, job.adapter, tokenizer=tokenizer, classes=job.classes,
             template=job.template, verbaliser=job.verbaliser, shots=shots, chat=job.chat, max_length=job.max_length,
-            device=job.device, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
+            device=job.device, dtype=job.dtype, quantize=job.quantize, device_map=job.device_map, revision=job.revision,
+            allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
     subject = _prompted(subject, corpus, job, pairs)
     _same_base(subject)
@@ -199,8 +200,8 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
     try:
         own = door.load(
             job.model, job.adapter, classes=subject.classes, template=job.template, verbaliser=job.verbaliser,
-            max_length=subject.max_length, device=job.device, revision=job.revision, allow_pickle=job.allow_pickle,
-            trust_remote_code=job.trust_remote_code, quantised=settings,
+            max_length=subject.max_length, device=job.device, dtype=job.dtype, quantize=settings, device_map=job.device_map,
+            revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
     except (TrueupError, ImportError) as e:
         session().note(f"{said} What that changes could not be measured ({' '.join(str(e).split())[:160]})")
@@ -212,7 +213,7 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
         f"{said} On {len(some)} test texts it is right on {(full.predicted == some.label).mean():.1%} here and on "
         f"{(there.predicted == some.label).mean():.1%} there; {(full.predicted != there.predicted).mean():.1%} of the answers "
         f"differ, and the confidences by {np.abs(full.confidence - there.confidence).mean():.3f} on average. Who serves it in "
-        f"{bits} bits gives trueup that model instead: a live one, from Python."
+        f"{bits} bits gives --quantize {bits}bit (quantize='{bits}bit' in Python)."
     )
 
 

@@ -100,6 +100,9 @@ def check(
     header: str | None = None,
     max_length: int | None = None,
     device: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    device_map: str | None = None,
     seed: int | None = None,
     repair: bool = True,
     methods: bool = False,
@@ -115,8 +118,8 @@ def check(
         data: a Corpus; whatever `trueup.read` takes: a name, a pandas or polars DataFrame, a ``datasets.Dataset`` or
             ``DatasetDict``, a list of dicts, a pair (texts, labels).
         faults: names, or faults with their knobs set; empty for all but those examined on request.
-        adapter, tokenizer, classes, template, verbaliser, shots, chat, max_length, device: as in `trueup.load`, for a model that
-            is no Subject yet.
+        adapter, tokenizer, classes, template, verbaliser, shots, chat, max_length, device, dtype, quantize, device_map: as in
+            `trueup.load`, for a model that is no Subject yet.
         demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them (in
             a chat the system's message).
         text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`, for data that are no Corpus yet;
@@ -144,6 +147,7 @@ def check(
         _settled(
             "A Subject", "load", adapter=adapter, tokenizer=tokenizer, classes=classes, template=template,
             verbaliser=verbaliser, shots=shots, chat=chat or None, demos=demos, header=header, max_length=max_length, device=device,
+            dtype=dtype, quantize=quantize, device_map=device_map,
         )  # fmt: skip
     if isinstance(data, Corpus):
         _settled(
@@ -162,7 +166,8 @@ def check(
                 faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
                 classes=None if classes is None else tuple(classes), template=template,
                 verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
-                demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device,
+                demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device, dtype=dtype,
+                quantize=quantize, device_map=device_map,
                 knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
             )  # fmt: skip
             card = read_card(adapter_folder(adapter))
