@@ -432,6 +432,10 @@ def sweep(
         from trueup.run.engine import Here, Processes, Ray
         from trueup.sweeps import plan, run
 
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise BadInput(
+                "A sweep starts its own processes: give --workers, or --shard, in place of `accelerate launch`."
+            )
         if shard is not None:  # an empty one, of a variable that is not set, is no part and not the whole
             plan.part_of(shard)
         if only not in (None, "failed"):
@@ -727,7 +731,9 @@ def _run_job(
     given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool, as_json: bool, strict: bool,
     repo: str | None = None,
 ) -> None:  # fmt: skip
-    with _sentences():
+    first = int(os.environ.get("RANK", 0)) == 0  # of several processes of one run: the others neither print nor judge
+    quiet = quiet or not first
+    with _sentences(silent=not first):
         from trueup.job import Job
         from trueup.story import run_job
 
@@ -739,6 +745,8 @@ def _run_job(
             hub.allowed(repo)
         with _progress(quiet) as progress:
             done = run_job(job, out, force=force, progress=progress)
+        if not first:
+            return
         _tell(done, out, quiet, as_json)
         if repo is not None:
             _push(out, repo, [c.adapter for c in done.comparisons if c.adapter], quiet or as_json)
@@ -847,8 +855,9 @@ def _show(table: Any) -> None:
 
 
 @contextmanager
-def _sentences(again: str = "The same command goes on where it stopped.") -> Iterator[None]:
-    """What trueup raises on purpose becomes one sentence on standard error and exit code 2; `again` follows an interrupt."""
+def _sentences(again: str = "The same command goes on where it stopped.", *, silent: bool = False) -> Iterator[None]:
+    """What trueup raises on purpose becomes one sentence on standard error and exit code 2; `again` follows an interrupt. `silent`:
+    another process says it, and ends the run."""
     try:
         with _ended_by_signals():
             yield
@@ -856,6 +865,8 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
         _say(f"trueup: stopped by {signal.Signals(e.number).name}. {again}", file=sys.stderr)
         raise typer.Exit(128 + e.number) from None
     except TrueupError as e:
+        if silent:
+            return
         _say(f"trueup: {e}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

@@ -30,6 +30,7 @@ def open_job(
     """
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import demonstrations, read
+    from trueup.run.predict import session
     from trueup.subject import load as door
     from trueup.subject.subject import Shots, Subject
 
@@ -55,6 +56,8 @@ def open_job(
             attributes=job.confounder, cluster=job.cluster, split=job.split, allow_leak=job.allow_leak, seed=seed, limit=limit,
             classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
         )  # fmt: skip
+    if (team := session().team) is not None:
+        team.agree("data", f"{len(corpus)} texts of fingerprint {corpus.fingerprint[:12]}")
     if not isinstance(subject, Subject):
         subject = door.load(
             job.model if model is None else model, job.adapter, tokenizer=tokenizer, classes=job.classes,
@@ -62,6 +65,8 @@ def open_job(
             device=job.device, dtype=job.dtype, quantize=job.quantize, device_map=job.device_map, revision=job.revision,
             allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
+    if team is not None:
+        team.agree("model", f"fingerprint {subject.fingerprint[:12]}")
     subject = _prompted(subject, corpus, job, pairs)
     _same_base(subject)
     _first_tokens(subject)

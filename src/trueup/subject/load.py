@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -382,9 +383,9 @@ def check_names(names: Sequence[str], rows: int) -> None:
 
 
 def best_device() -> str:
-    """``cuda``, ``mps`` or ``cpu``: the first there is."""
+    """``cuda``, ``mps`` or ``cpu``: the first there is; of several GPUs the one that a launcher gives this process."""
     if torch.cuda.is_available():
-        return "cuda"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
@@ -769,8 +770,8 @@ def check_runs(model: peft.PeftModel, anatomy: Anatomy) -> None:
         base = type(model.get_base_model()).__name__
         raise Unsupported(
             f"PEFT {peft.__version__} cannot run an adapter of kind '{settings.peft_type.value}' on a {base} of transformers "
-            f"{transformers.__version__}: {' '.join(str(e).split())[:160] or type(e).__name__} Take another kind, such as a LoRA or a "
-            f"prompt. Or: {TESTED}"
+            f"{transformers.__version__}: {' '.join(str(e).split())[:160] or type(e).__name__} Take another kind, such as a LoRA "
+            f"or a prompt. Or: {TESTED}"
         ) from e
 
 

@@ -69,9 +69,9 @@ class Weights:
             from transformers import BitsAndBytesConfig
 
             computes = None if dtype == "auto" else dtype
-            found["quantization_config"] = BitsAndBytesConfig(
-                **(dict(self.quantize) | {"bnb_4bit_compute_dtype": computes}), llm_int8_skip_modules=heads
-            )  # type: ignore[arg-type]
+            settings: Any = QUANTISED[self.quantize] if isinstance(self.quantize, str) else self.quantize
+            settings = dict(settings) | {"bnb_4bit_compute_dtype": computes, "llm_int8_skip_modules": heads}
+            found["quantization_config"] = BitsAndBytesConfig(**settings)
         if self.device_map is not None:
             found |= {"device_map": self.device_map if isinstance(self.device_map, str) else dict(self.device_map)}
         return found
@@ -274,6 +274,23 @@ def kept_with(folder: tempfile.TemporaryDirectory[str] | None, net: Any) -> None
     """The folder goes when the model does."""
     if folder is not None:
         weakref.finalize(net, folder.cleanup)
+
+
+def laid(subject: Any) -> dict[str, Any]:
+    """What a reader must know of how a subject's base is kept: its quantisation, and how many of its parts lie on each device."""
+    settings = getattr(subject.base.config, "quantization_config", None)
+    told = settings if isinstance(settings, dict) or settings is None else settings.to_dict()
+    found: dict[str, Any] = {}
+    if told is not None:
+        bits = {"load_in_4bit": "4 bits", "load_in_8bit": "8 bits"}
+        kind = next((b for k, b in bits.items() if told.get(k)), str(told.get("bits") or ""))
+        found["quantisation"] = " ".join(
+            filter(None, (str(getattr(told.get("quant_method"), "value", told.get("quant_method"))), kind))
+        )
+    if layout := getattr(subject.base, "hf_device_map", None):
+        where = [str(v) for v in layout.values()]
+        found["device map"] = {d: f"{where.count(d)} parts" for d in dict.fromkeys(where)}
+    return found
 
 
 def need_memory(net: nn.Module, what: str) -> None:
