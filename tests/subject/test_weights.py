@@ -15,16 +15,17 @@ import transformers
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.overconfidence.repair import null_remedy
+from trueup.run.forward import Row, own_logits
 from trueup.run.predict import predict
-from trueup.run.proof import tolerance
+from trueup.run.proof import equal, tolerance
 from trueup.subject import adapter as files
 from trueup.subject import weights as room
-from trueup.subject.kinds import Lora
+from trueup.subject.kinds import Lora, Prompt
 from trueup.subject.load import keeping_base, load
-from trueup.subject.new_adapter import beside
+from trueup.subject.new_adapter import beside, fresh
 from trueup.subject.quiet import quiet
 from trueup.subject.swap_adapter import bare, wear
-from trueup.subject.tiny import SIZES, make_tokenizer
+from trueup.subject.tiny import SIZES, kept_base, make_tokenizer
 from trueup.subject.weights import Weights, offloaded
 
 CLASSES = ("a", "b", "c")
@@ -293,3 +294,28 @@ def test_a_quantised_checkpoint_is_not_quantised_again(made: Any, tmp_path: Path
 def test_a_live_model_has_its_own():
     with pytest.raises(BadInput, match="A live model brings its own dtype, so 'bfloat16' cannot be had with it"):
         load(torch.nn.Linear(2, 2), dtype="bfloat16")
+
+
+# -------------------------------------------------------------------------------------------------- what rests on them
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_head_with_a_large_bias_in_a_short_type(family: str, tmp_path: Path):
+    """Small logits that are differences of large terms: what is rounded before the bias is added is another number."""
+    base = kept_base(family)
+    subject = fresh(str(base), Prompt(4), CLASSES, max_length=32, device="cpu", dtype="bfloat16")
+    head = subject.head_layer()
+    with torch.no_grad():
+        head.weight.mul_(200)
+        row = Row([4, 5, 6, 7, 8])
+        own, (got, given), terms = own_logits(subject, row)
+        if head.bias is not None:
+            head.bias.sub_(own.to(head.bias))
+            own, (got, given), terms = own_logits(subject, row)
+            assert float(own.abs().max()) < 0.02 * float(terms.max()), "the terms cancel"
+    equal(got, own, "A head", "the logits", terms)
+    equal(given, own, "A prompt given from outside", "the logits", terms)
+    wrong = own + 0.01 * terms.max()  # the control: more than one rounding of the terms is another number
+    if head.bias is not None:
+        with pytest.raises(Unsupported, match="does not give what the model itself gives"):
+            equal(wrong, own, "A head", "the logits", terms)
