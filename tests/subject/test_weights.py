@@ -319,3 +319,16 @@ def test_a_head_with_a_large_bias_in_a_short_type(family: str, tmp_path: Path):
     if head.bias is not None:
         with pytest.raises(Unsupported, match="does not give what the model itself gives"):
             equal(wrong, own, "A head", "the logits", terms)
+
+
+def test_units_of_a_quantised_base_are_not_scaled(monkeypatch: pytest.MonkeyPatch):
+    from trueup.faults.copying import Copying
+    from trueup.faults.copying.planted import planted
+
+    subject, data = planted("planted")
+    fault = Copying()
+    finding = fault.audit(subject, data.part("test"), seed=0)
+    assert finding.found, "the control: there is something to repair"
+    monkeypatch.setattr(type(subject), "quantised", True)
+    with pytest.raises(Unsupported, match=r"keeps its weights in fewer bits\. Give the base in full"):
+        fault.repair(subject, data, finding, seed=0)
