@@ -123,6 +123,17 @@ TuneMaxLength = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default the fastest there is.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Number type of the base: float32, bfloat16, float16, or auto for the checkpoint's."),
+]
+Quantize = Annotated[str | None, typer.Option("--quantize", help="Load the base in 4bit or 8bit (bitsandbytes).")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map", help="auto, or a JSON file of modules and devices (cpu, disk, cuda:0); not with --device."
+    ),
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of the model on the hub.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")]
@@ -173,10 +184,10 @@ def check(
     fault: Annotated[list[str] | None, typer.Option("--fault", help="Examine only this fault; repeatable.")] = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
-    revision: Revision = None, allow_pickle: Pickle = False,
-    trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
-    push_to_hub: Push = None,
+    dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
+    allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
+    quiet: Quiet = False, as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None,
+    take: Take = None, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Audit, repair, audit again, and tell what was gained and what it cost."""
     given = _given(locals(), "check")
@@ -191,9 +202,9 @@ def audit(
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
-    revision: Revision = None, allow_pickle: Pickle = False,
-    trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, strict: Strict = False,
+    dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
+    allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
+    quiet: Quiet = False, as_json: Json = False, strict: Strict = False,
 ) -> None:  # fmt: skip
     """Look for one fault and change nothing."""
     given = _given(locals(), "audit")
@@ -208,10 +219,10 @@ def repair(
     allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
-    revision: Revision = None, allow_pickle: Pickle = False,
-    trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
-    as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
-    push_to_hub: Push = None,
+    dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
+    allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
+    quiet: Quiet = False, as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None,
+    take: Take = None, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
     given = _given(locals(), "check")
@@ -460,6 +471,10 @@ def sweep(
         from trueup.run.engine import Here, Processes, Ray
         from trueup.sweeps import plan, run
 
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise BadInput(
+                "A sweep starts its own processes: give --workers, or --shard, in place of `accelerate launch`."
+            )
         if shard is not None:  # an empty one, of a variable that is not set, is no part and not the whole
             plan.part_of(shard)
         if only not in (None, "failed"):
@@ -740,7 +755,8 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 
 _JOB = (
     "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed",
-    "template", "shots", "chat", "demos", "header", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
+    "template", "shots", "chat", "demos", "header", "max_length", "device", "dtype", "quantize", "device_map", "revision",
+    "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 
 
@@ -766,7 +782,9 @@ def _run_job(
     given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool, as_json: bool, strict: bool,
     repo: str | None = None,
 ) -> None:  # fmt: skip
-    with _sentences():
+    first = int(os.environ.get("RANK", 0)) == 0  # of several processes of one run: the others neither print nor judge
+    quiet = quiet or not first
+    with _sentences(silent=not first):
         from trueup.job import Job
         from trueup.story import run_job
 
@@ -778,6 +796,8 @@ def _run_job(
             hub.allowed(repo)
         with _progress(quiet) as progress:
             done = run_job(job, out, force=force, progress=progress)
+        if not first:
+            return
         _tell(done, out, quiet, as_json)
         if repo is not None:
             _push(out, repo, [c.adapter for c in done.comparisons if c.adapter], quiet or as_json)
@@ -886,8 +906,9 @@ def _show(table: Any) -> None:
 
 
 @contextmanager
-def _sentences(again: str = "The same command goes on where it stopped.") -> Iterator[None]:
-    """What trueup raises on purpose becomes one sentence on standard error and exit code 2; `again` follows an interrupt."""
+def _sentences(again: str = "The same command goes on where it stopped.", *, silent: bool = False) -> Iterator[None]:
+    """What trueup raises on purpose becomes one sentence on standard error and exit code 2; `again` follows an interrupt. `silent`:
+    another process says it, and ends the run."""
     try:
         with _ended_by_signals():
             yield
@@ -895,6 +916,8 @@ def _sentences(again: str = "The same command goes on where it stopped.") -> Ite
         _say(f"trueup: stopped by {signal.Signals(e.number).name}. {again}", file=sys.stderr)
         raise typer.Exit(128 + e.number) from None
     except TrueupError as e:
+        if silent:
+            return
         _say(f"trueup: {e}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

@@ -25,9 +25,9 @@ class Job:
     """One check as data: what the command line says, and what ``job.json`` keeps to repeat it.
 
     Attributes:
-        model, adapter, template, verbaliser, shots, chat, classes, max_length, device, revision, allow_pickle,
-            trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) are asked with 4 shots unless told
-            otherwise.
+        model, adapter, template, verbaliser, shots, chat, classes, max_length, device, dtype, quantize, device_map,
+            revision, allow_pickle, trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) are asked with 4 shots
+            unless told otherwise.
         demos: a file of pairs that stand before every query, columns as in `data`. header: what stands before the first
             demonstration, a line of its own; in a chat the system's message. Both go with few-shot prompts.
         data, text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`; `confounder` are its
@@ -64,6 +64,9 @@ class Job:
     header: str | None = None
     max_length: int | None = None
     device: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    device_map: str | None = None
     revision: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False

@@ -30,6 +30,7 @@ def open_job(
     """
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import demonstrations, read
+    from trueup.run.predict import session
     from trueup.subject import load as door
     from trueup.subject.subject import Subject
     from trueup.subject.template import Shots
@@ -56,12 +57,17 @@ def open_job(
             attributes=job.confounder, cluster=job.cluster, split=job.split, allow_leak=job.allow_leak, seed=seed, limit=limit,
             classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
         )  # fmt: skip
+    if (team := session().team) is not None:
+        team.agree("data", f"{len(corpus)} texts of fingerprint {corpus.fingerprint[:12]}")
     if not isinstance(subject, Subject):
         subject = door.load(
             job.model if model is None else model, job.adapter, tokenizer=tokenizer, classes=job.classes,
             template=job.template, verbaliser=job.verbaliser, shots=shots, chat=job.chat, max_length=job.max_length,
-            device=job.device, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
+            device=job.device, dtype=job.dtype, quantize=job.quantize, device_map=job.device_map, revision=job.revision,
+            allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
+    if team is not None:
+        team.agree("model", f"fingerprint {subject.fingerprint[:12]}")
     subject = _prompted(subject, corpus, job, pairs)
     _same_base(subject)
     _first_tokens(subject)
@@ -200,8 +206,8 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
     try:
         own = door.load(
             job.model, job.adapter, classes=subject.classes, template=job.template, verbaliser=job.verbaliser,
-            max_length=subject.max_length, device=job.device, revision=job.revision, allow_pickle=job.allow_pickle,
-            trust_remote_code=job.trust_remote_code, quantised=settings,
+            max_length=subject.max_length, device=job.device, dtype=job.dtype, quantize=settings, device_map=job.device_map,
+            revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
     except (TrueupError, ImportError) as e:
         session().note(f"{said} What that changes could not be measured ({' '.join(str(e).split())[:160]})")
@@ -213,7 +219,7 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
         f"{said} On {len(some)} test texts it is right on {(full.predicted == some.label).mean():.1%} here and on "
         f"{(there.predicted == some.label).mean():.1%} there; {(full.predicted != there.predicted).mean():.1%} of the answers "
         f"differ, and the confidences by {np.abs(full.confidence - there.confidence).mean():.3f} on average. Who serves it in "
-        f"{bits} bits gives trueup that model instead: a live one, from Python."
+        f"{bits} bits gives --quantize {bits}bit (quantize='{bits}bit' in Python)."
     )
 
 

@@ -18,8 +18,8 @@ from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.job import Depth, Job, command_line, faults_of
 from trueup.prepare import agreed, open_job
+from trueup.run.processes import TeamMemo, folders, together
 from trueup.store import atomic
-from trueup.store.work import work_folder
 from trueup.versions import untested
 
 if TYPE_CHECKING:
@@ -39,21 +39,27 @@ def run_job(
     Passes through the model are kept beside `out` until the folder is whole, so a killed run goes on where it stopped. Those of a
     base without an adapter are kept in `bases`, where that is given, for other jobs as well.
 
+    Under ``accelerate launch`` the processes share the passes over the texts (`trueup.run.processes`) and the first one writes.
+
     Raises:
         TrueupError: the input cannot be used; nothing is written.
     """
     out = Path(out)
     faults = faults_of(job.faults, job.knobs)
-    with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
+    with together() as team, folders(team, out, force) as (work, new):
         # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.
         from trueup.report import bundle, html
+        from trueup.run import memory
         from trueup.run.predict import Session, within
         from trueup.store.cache import Memo
         from trueup.subject.adapter import read_card
         from trueup.subject.load import adapter_folder
 
         session = Session(
-            Memo(work), None if bases is None else Memo(bases), progress=progress or (lambda stage, done, total: None)
+            Memo(work) if team is None else TeamMemo(work, team),
+            None if bases is None or team is not None else Memo(bases),
+            progress=progress or (lambda stage, done, total: None),
+            team=team,
         )
         with within(session):
             card = read_card(adapter_folder(job.adapter))
@@ -70,7 +76,7 @@ def run_job(
                 keep=job.keep,
                 job=asdict(replace(job, seed=seed)),
             )
-        report = replace(report, notes=[*report.notes, *unasked])
+        report = replace(report, notes=[*report.notes, *unasked], peak_bytes=memory.peak())
         bundle.write(report, new)
         atomic.write_text(new / "report.html", html.page(report))
     return report
@@ -100,6 +106,9 @@ def check(
     header: str | None = None,
     max_length: int | None = None,
     device: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    device_map: str | None = None,
     seed: int | None = None,
     repair: bool = True,
     methods: bool = False,
@@ -115,8 +124,8 @@ def check(
         data: a Corpus; whatever `trueup.read` takes: a name, a pandas or polars DataFrame, a ``datasets.Dataset`` or
             ``DatasetDict``, a list of dicts, a pair (texts, labels).
         faults: names, or faults with their knobs set; empty for all but those examined on request.
-        adapter, tokenizer, classes, template, verbaliser, shots, chat, max_length, device: as in `trueup.load`, for a model that
-            is no Subject yet.
+        adapter, tokenizer, classes, template, verbaliser, shots, chat, max_length, device, dtype, quantize, device_map: as in
+            `trueup.load`, for a model that is no Subject yet.
         demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them (in
             a chat the system's message).
         text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`, for data that are no Corpus yet;
@@ -132,6 +141,7 @@ def check(
             Subject or a Corpus, which have it settled.
     """
     from trueup.corpus.corpus import Corpus
+    from trueup.run import memory
     from trueup.subject.adapter import read_card
     from trueup.subject.load import UNNAMED, adapter_folder
     from trueup.subject.subject import Subject
@@ -144,6 +154,7 @@ def check(
         _settled(
             "A Subject", "load", adapter=adapter, tokenizer=tokenizer, classes=classes, template=template,
             verbaliser=verbaliser, shots=shots, chat=chat or None, demos=demos, header=header, max_length=max_length, device=device,
+            dtype=dtype, quantize=quantize, device_map=device_map,
         )  # fmt: skip
     if isinstance(data, Corpus):
         _settled(
@@ -162,7 +173,8 @@ def check(
                 faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
                 classes=None if classes is None else tuple(classes), template=template,
                 verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
-                demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device,
+                demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device, dtype=dtype,
+                quantize=quantize, device_map=device_map,
                 knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
             )  # fmt: skip
             card = read_card(adapter_folder(adapter))
@@ -178,7 +190,9 @@ def check(
         report = _examined(
             subject, corpus, chosen, seed=seed, depth=depth, save=None if save is None else Path(save), keep=keep, job=job
         )  # fmt: skip
-        return replace(report, notes=[*now.notes, *report.notes, *unasked], warnings=now.warnings)
+        return replace(
+            report, notes=[*now.notes, *report.notes, *unasked], warnings=now.warnings, peak_bytes=memory.peak()
+        )
 
 
 @contextmanager
@@ -442,6 +456,7 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
     import torch
 
     from trueup.subject.subject import model_fingerprint
+    from trueup.subject.weights import laid
 
     config = subject.peft_config
     packages = ("trueup", "torch", "transformers", "peft", "scikit-learn", "numpy")
@@ -470,6 +485,7 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
         "classes": list(subject.classes),
         "device": str(subject.device),
         "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
+        **laid(subject),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {p: version(p) for p in packages},

@@ -105,7 +105,8 @@ def tune(
     from trueup.run.forward import CUT, cut
     from trueup.run.heads import warm_start
     from trueup.run.predict import Session, predict, within
-    from trueup.run.train import Training, processes, train
+    from trueup.run.processes import processes
+    from trueup.run.train import Training, train
     from trueup.subject.adapter import CARD, save_tuned
     from trueup.subject.kinds import Lora
     from trueup.subject.load import template_of

@@ -17,6 +17,7 @@ import pytest
 from cli_cases import FAST, Said, audit_words, check_words, files_of, reviews, trueup, write_csv
 
 from trueup import __version__
+from trueup.run import memory
 
 SUBCOMMANDS = ("check", "audit", "repair", "report", "tune", "bench", "demo")
 
@@ -94,7 +95,18 @@ def test_check_writes_everything_and_tells_it(checked: tuple[Path, Said]) -> Non
     assert said.err == ""
     assert said.code in (0, 1)
     names = {p.name for p in out.iterdir()}
-    assert {"findings.json", "job.json", "report.html", "manifest.json", "samples", "overconfidence"} == names
+    assert {
+        "findings.json",
+        "job.json",
+        "cost.json",
+        "report.html",
+        "manifest.json",
+        "samples",
+        "overconfidence",
+    } == names
+    peak = json.loads((out / "cost.json").read_text())["peak_bytes"]
+    assert 1e8 < peak <= memory.peak(), "torch alone is larger"
+    assert f"<bdi>{peak / 1e6:,.0f} MB</bdi>" in (out / "report.html").read_text()
     assert (out / "overconfidence" / "adapter_model.safetensors").is_file()
     assert f"Report: {out / 'report.html'}" in said.out
     assert f"Repaired adapter: {out / 'overconfidence'}" in said.out
@@ -196,7 +208,7 @@ def test_what_is_held_out_is_enough_for_a_check(world: Path, adapter: Path, here
 def test_audit_writes_no_adapter_and_repair_does(world: Path, here: Path) -> None:
     assert trueup(*audit_words(world), "-o", "audited").code in (0, 1)
     assert {p.name for p in (here / "audited").iterdir()} == {
-        "findings.json", "job.json", "report.html", "manifest.json", "samples",
+        "findings.json", "job.json", "cost.json", "report.html", "manifest.json", "samples",
     }  # fmt: skip
     assert findings(here / "audited")["comparisons"][0]["after"] is None
     assert trueup("repair", "overconfidence", *check_words(world)[1:], "-o", "repaired").code in (0, 1)

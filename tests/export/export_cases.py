@@ -12,7 +12,8 @@ from trueup.faults.overconfidence.repair import _remedy
 from trueup.measure import confidence_scores
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, fresh
-from trueup.subject.subject import Head, Subject, Template
+from trueup.subject.subject import Head, Subject
+from trueup.subject.template import Template
 from trueup.subject.tiny import make_base
 from trueup.subject.units import scales_as_adapter, width_of
 

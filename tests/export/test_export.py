@@ -137,7 +137,7 @@ def test_an_ia3_of_outputs_becomes_a_lora_unless_it_scales_a_bias(tmp_path):
 @pytest.mark.parametrize(("recipe", "word"), [(Prompt(4), "prompt"), (Prefix(2), "prefix")])
 def test_a_prompt_says_that_it_cannot_be_merged(recipe, word, tmp_path):
     from trueup.subject.new_adapter import fresh
-    from trueup.subject.subject import Template
+    from trueup.subject.template import Template
     from trueup.subject.tiny import make_base
 
     words = Template("say {text} now", ("good", "bad", "cat"))

@@ -22,7 +22,8 @@ from trueup.subject import adapter as files
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, fresh
 from trueup.subject.quiet import quiet
-from trueup.subject.subject import Subject, Template, model_fingerprint
+from trueup.subject.subject import Subject, model_fingerprint
+from trueup.subject.template import Template
 from trueup.subject.tiny import make_base
 
 CLASSES = ("a", "b", "c")

@@ -32,9 +32,9 @@ def facts(subject: Subject) -> dict[str, Any]:
 
 
 def _quantised(subject: Subject) -> Any:
-    """The settings under which a live base was quantised; None where its own folder says so, or it is not."""
+    """The settings under which a base was quantised as it was loaded; None where its own folder says so, or it is not."""
     settings = getattr(subject.base.config, "quantization_config", None)
-    if settings is None or subject.source.base != UNNAMED:
+    if settings is None or (subject.source.base != UNNAMED and subject.source.weights.quantize is None):
         return None
     told = settings if isinstance(settings, dict) else settings.to_dict()
     return {k: getattr(v, "value", v) for k, v in told.items() if not k.startswith("_")}

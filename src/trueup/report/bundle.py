@@ -4,6 +4,7 @@
 findings.json                       the comparisons, example tables, provenance and notes
 samples/<fault>-<before|after>.npz  per-example arrays, in the audited corpus' order
 job.json                            the job that makes this folder again
+cost.json                           the most memory that the run held, which is another at each run
 crash-<fault>.txt                   the traceback of a fault whose examination or repair crashed
 ```
 """
@@ -30,6 +31,7 @@ from trueup.report import words
 from trueup.store.schema import plain_bytes
 
 FORMAT = 3
+COST = "cost.json"
 MOST_EXAMPLES = 200
 
 _UNREADABLE = (
@@ -56,6 +58,7 @@ class Report:
         notes: sentences about the run ("The batch was halved after running out of memory.").
         warnings: sentences that a reader must see before any figure.
         crashes: fault name -> traceback of its crash, which cost no other fault its finding.
+        peak_bytes: the most memory that the run held; 0 where it is not known. It is no part of what two reports are compared by.
 
     The page also shows these keys of a finding's own provenance, when they are there: ``title``, ``question``,
     ``paper`` (text; an arXiv number in it becomes a link), ``departures`` (a sentence or a list of them).
@@ -73,6 +76,7 @@ class Report:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     crashes: Mapping[str, str] = field(default_factory=dict)
+    peak_bytes: int = 0
 
     @property
     def unexamined(self) -> dict[str, str]:
@@ -174,6 +178,8 @@ def write(report: Report, folder: Path) -> None:
     write_text(folder / "job.json", _dump(report.job))
     for name, traceback in report.crashes.items():
         write_text(folder / crash_file(name), plain(traceback))
+    if report.peak_bytes:
+        write_text(folder / COST, _dump({"peak_bytes": report.peak_bytes}))
 
 
 def crash_file(fault: str) -> str:
@@ -222,6 +228,7 @@ def read(folder: Path) -> Report:
                 for n in data["crashes"]
                 if _NAME.fullmatch(n)
             },
+            peak_bytes=_is(_load(folder / COST)["peak_bytes"], int) if (folder / COST).is_file() else 0,
         )
     except TrueupError:
         raise

@@ -99,7 +99,7 @@ def _render(report: Report, cell: int, points: int) -> str:
         faults=faults,
         notes=[words.clean(n, 1000) for n in report.notes],
         warnings=[words.clean(w, 1000) for w in report.warnings],
-        provenance=_pairs({k: v for k, v in report.provenance.items() if k != "command"}),
+        provenance=_pairs({k: v for k, v in report.provenance.items() if k != "command"} | _peak(report)),
         command=_command(report.provenance.get("command")),
         job=_pretty(report.job, 20_000) if report.job else "",
         csp=policy(scripts),
@@ -107,6 +107,10 @@ def _render(report: Report, cell: int, points: int) -> str:
         charts=Markup(_json(charts)) if charts else None,
         scripts=[Markup(s) for s in scripts],
     )
+
+
+def _peak(report: Report) -> dict[str, str]:
+    return {"peak memory": f"{report.peak_bytes / 1e6:,.0f} MB"} if report.peak_bytes else {}
 
 
 # ---- what the template shows

@@ -306,7 +306,8 @@ def reader(subject: Subject) -> Callable[[Tensor], Tensor]:
     head, words = live_head(subject), subject.template is not None and subject.head is None
 
     def read(x: Tensor) -> Tensor:
-        logits = x @ head.weight.to(x).T + head.bias.to(x)
+        # As the model does it: in a short type a product that is rounded before the bias is added is another number.
+        logits = nn.functional.linear(x, head.weight.to(x), head.bias.to(x))
         return subject.anatomy.capped(logits) if words else logits
 
     return read

@@ -21,6 +21,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import Unavailable, Unsupported
 from trueup.measure.calibration import softmax
 from trueup.run import forward
+from trueup.run.processes import Team
 from trueup.run.proof import equal
 from trueup.store.cache import Memo
 from trueup.subject.sharing import whole_batches
@@ -41,7 +42,8 @@ TOKENS = 4096
 class Session:
     """What runs share during one job: a memory of finished passes, progress, notes for the report, and warnings for its head.
 
-    `bases` remembers passes of a base without an adapter; where jobs share it, each is made once for all of them.
+    `bases` remembers passes of a base without an adapter; where jobs share it, each is made once for all of them. `team`: the
+    processes that share this job's passes, where there are several.
     """
 
     memo: Memo | None = None
@@ -49,6 +51,7 @@ class Session:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    team: Team | None = None
     tokens: dict[tuple[int, int, Template | None], tuple[Any, forward.Known]] = field(default_factory=dict, repr=False)
 
     def known(self, subject: Subject) -> forward.Known:
@@ -190,14 +193,19 @@ def collect_rows(
     key = memo_key(subject, ids, stage, state=state) if memo else ""
     if memo and (known := memo.get(key)) is not None:
         return known["rows"][place]
-    rows: np.ndarray | None = None
     proven(subject, ids)
+    team = session().team
+    share = (team.rank, team.count) if team else (0, 1)
     with torch.inference_mode():
-        for take, got in in_batches(subject, ids, read, stage):
-            got = got.float().cpu().numpy()
-            rows = np.empty((len(ids), *got.shape[1:]), np.float32) if rows is None else rows
-            rows[take] = got
-    assert rows is not None
+        parts_of = [
+            (take, got.float().cpu().numpy()) for take, got in in_batches(subject, ids, read, stage, share=share)
+        ]
+    if team:
+        told = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
+        parts_of = [part for each in team.exchange(f"{stage} of {len(ids)} texts ({told})", parts_of) for part in each]
+    rows = np.empty((len(ids), *parts_of[0][1].shape[1:]), np.float32)
+    for take, got in parts_of:
+        rows[take] = got
     if memo:
         memo.put(key, {"rows": rows})
         for part, columns in (parts or {}).items():
@@ -280,10 +288,11 @@ def in_batches(
     stage: str,
     *,
     tokens: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[int], T]]:
     """Every example once, in batches of similar length of at most `tokens` tokens: its rows' indices, and what `read` says.
 
-    None is `TOKENS`.
+    `tokens` None is `TOKENS`. `share` (i, n): only each n-th batch, from the i-th on.
 
     Raises:
         Unavailable: one example alone does not fit in memory.
@@ -291,8 +300,11 @@ def in_batches(
     # A budget of 1 is a batch of one example.
     now, budget, done = session(), 1 if subject.anatomy.alone or whole_batches(subject.model) else tokens or TOKENS, 0
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    planned = [order] if share[1] == 1 else _planned(order, ids, budget)[share[0] :: share[1]]
+    order = [i for batch in planned for i in batch]
+    ends = np.cumsum([len(batch) for batch in planned])
     while done < len(order):
-        take = _fitting(order, ids, done, budget)
+        take = _fitting(order[: ends[np.searchsorted(ends, done, side="right")]], ids, done, budget)
         try:
             with evaluating(subject):
                 got = read(subject, forward.collate([ids[i] for i in take], subject.tokenizer.pad_token_id))
@@ -336,6 +348,16 @@ def _fitting(order: list[int], ids: list[forward.Row], start: int, budget: int) 
     while stop < len(order) and (stop - start + 1) * len(ids[order[stop]]) <= budget:
         stop += 1
     return order[start:stop]
+
+
+def _planned(order: list[int], ids: list[forward.Row], budget: int) -> list[list[int]]:
+    """The batches that one process would make."""
+    batches: list[list[int]] = []
+    done = 0
+    while done < len(order):
+        batches.append(_fitting(order, ids, done, budget))
+        done += len(batches[-1])
+    return batches
 
 
 def state_of(subject: Subject, *, head: bool = True) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
@@ -23,7 +22,8 @@ from trueup.errors import BadInput, Unavailable
 from trueup.run import forward
 from trueup.run.objective import CrossEntropy, Objective
 from trueup.run.predict import evaluating, out_of_memory, predict, rows_of, session
-from trueup.store import atomic, sealed
+from trueup.run.processes import processes
+from trueup.store import sealed
 from trueup.subject.new_adapter import prompt_embeddings
 from trueup.subject.subject import Subject, model_fingerprint
 
@@ -84,28 +84,6 @@ class History:
     best_epoch: int
     steps: int
     start: Tensor | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes of an ``accelerate launch``: this one's rank, and how many there are."""
-
-    rank: int
-    count: int
-
-    @contextlib.contextmanager
-    def writing(self, out: Path, force: bool) -> Iterator[Path | None]:
-        """The new folder to write to in the first process, None in the others."""
-        if self.rank == 0:
-            with atomic.new_folder(out, force=force) as new:
-                yield new
-        else:
-            yield None
-
-
-def processes() -> Processes:
-    """Where this process stands, from the environment that ``accelerate launch`` sets."""
-    return Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 class _Tuned(nn.Module):
@@ -315,8 +293,8 @@ def _shared(subject: Subject) -> Any:
     Alone nothing is asked of accelerate: it has one device and one precision for a whole process, which an earlier training may
     have set otherwise, and it would take a subject on cuda:1 to the first GPU. Half precision is torch's own, here and there.
     """
-    if processes().count == 1:
-        return None
+    if processes().count == 1 or session().team is not None:
+        return None  # inside a shared check every process trains the whole adapter, and each the same
     from accelerate import Accelerator
 
     return Accelerator(mixed_precision="no", cpu=subject.device.type == "cpu")

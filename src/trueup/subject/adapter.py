@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from importlib.util import find_spec
@@ -236,9 +236,10 @@ def check_sizes(config: peft.PeftConfig, tensors: Mapping[str, Tensor], other: s
             )
 
 
-def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
+def check_numbers(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], where: str) -> None:
     """Raises BadInput when a weight is NaN or infinite. `where`: the file or the adapter they stand in."""
-    wrong = [k for k, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
+    wrong = [k for k, t in pairs if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if wrong:
         raise BadInput(
             f"{where} holds NaN or infinite numbers in {listing(wrong, 4)}, so the model answers nothing. Training diverged, or "

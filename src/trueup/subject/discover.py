@@ -23,6 +23,7 @@ from trueup.subject import past
 from trueup.subject.anatomy import CALLED, FAMILIES, Anatomy
 from trueup.subject.linear import active
 from trueup.subject.quiet import quiet
+from trueup.subject.weights import device_in
 
 _ROWS = 13
 """Outputs of a skeleton's head: a number that no other layer has."""
@@ -361,7 +362,7 @@ class _Trial:
     def __init__(self, net: Any, anatomy: Anatomy, tokenizer: Any, words: bool) -> None:
         self.net, self.body, self.anatomy, self.words = net, net.base_model, anatomy, words
         self.head = active(net.get_output_embeddings()) if words else _at(net, anatomy.head)
-        self.device = next(net.parameters()).device
+        self.device = device_in(net)
         self.ids = self._tokens(tokenizer)
 
     def verdict(self) -> Anatomy:

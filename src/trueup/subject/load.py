@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,24 @@ from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import SoftmaxResponse, Source, Subject
 from trueup.subject.template import Shots, Template
+from trueup.subject.weights import (
+    Weights,
+    device_in,
+    filled,
+    in_memory,
+    kept_with,
+    laid_out,
+    not_loaded,
+    numbers,
+    offload_folder,
+    offloaded,
+    placed,
+)
 
 LENGTH = 256
 """Longest input in tokens of an adapter that trueup trains, unless told otherwise."""
 
+_USUAL = Weights()
 UNNAMED = "your base model"
 """The base's name in a Subject, and in what is saved from it, where no name is known under which its weights load again."""
 
@@ -48,10 +63,12 @@ def load(
     chat: bool = False,
     max_length: int | None = None,
     device: str | None = None,
+    dtype: str | None = None,
+    quantize: str | Mapping[str, Any] | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
-    quantised: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Load an adapted classifier, or with `shots` a causal model that learns from demonstrations in its prompt.
 
@@ -76,22 +93,29 @@ def load(
         max_length: longest input in tokens; default the card's, else what the model and its tokenizer take.
         device: ``cpu``, ``cuda`` ...; default the fastest there is.
         revision: of the model on the hub; default the one that the adapter was made for.
+        dtype: number type of the base's weights: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for that of the checkpoint.
+            Default: float32 on a processor, ``auto`` elsewhere.
+        quantize: ``4bit`` (NF4) or ``8bit`` (LLM.int8), or settings of bitsandbytes, under which the base is loaded; needs that
+            package (``trueup[quantize]``). What the adapter says of its training counts before the defaults of ``4bit``.
+        device_map: ``auto``, or another word of accelerate's, a JSON file or a mapping of modules to devices (``cpu``, ``disk``,
+            ``cuda:0``), in place of `device`. Embeddings and heads stay in memory wherever it puts them.
         allow_pickle, trust_remote_code: never on by themselves.
-        quantised: settings of bitsandbytes under which the base is loaded, such as ``{"load_in_4bit": True}``; needs that package.
 
     Raises:
-        BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser.
+        BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser, a number
+            type that the device does not compute, bitsandbytes missing, a device map that does not fit.
         Unsupported: an architecture or adapter kind that trueup does not know. Unavailable: the hub is out of reach.
     """
     if not isinstance(model, str | Path):
         from trueup.subject.adopt import adopt
 
-        if adapter is not None or device is not None:
-            what = "adapter" if adapter is not None else "device"
-            raise BadInput(
-                f"A live model brings its own {what}, so '{adapter or device}' cannot be had with it; leave `{what}` out, or give "
-                "the model by its name."
-            )
+        options = {"adapter": adapter, "device": device, "dtype": dtype, "quantize": quantize, "device_map": device_map}
+        for what, asked in options.items():
+            if asked is not None:
+                raise BadInput(
+                    f"A live model brings its own {what}, so '{asked}' cannot be had with it; leave `{what}` out, or give the "
+                    "model by its name."
+                )
         return adopt(
             model, tokenizer, classes=classes, template=template, verbaliser=verbaliser, shots=shots, chat=chat,
             max_length=max_length, revision=revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
@@ -101,6 +125,7 @@ def load(
             f"The tokenizer of '{model}' is loaded with it; leave `tokenizer` out, or give the model itself."
         )
     model = str(model)
+    weights = Weights(dtype, quantize, device_map).checked(device)
     device = device_of(device)
     folder = adapter_folder(adapter)
     if folder is not None:
@@ -121,6 +146,8 @@ def load(
     revision, told = pinned(settings, model, revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = read_model_config(where, model, **options)
+    weights, trained = as_trained(weights, quantize, folder, settings)
+    told += trained
     if "template" in card:
         template, known = template or card["template"]["text"], card["template"].get("shots")
         shots = shots if shots is not None or not known else int(known["number"])
@@ -161,11 +188,11 @@ def load(
         # fingerprint however often it is loaded.
         torch.manual_seed(0)
         net, missing = load_base(
-            cls, where, model, device=device, allow_pickle=allow_pickle, quantised=quantised, **options,
+            cls, where, model, device=device, allow_pickle=allow_pickle, weights=weights, **options,
             **({} if causal else {"num_labels": rows}),
         )  # fmt: skip
         set_padding(net, tokenizer)
-        anatomy = tried(net.to(device), anatomy, tokenizer, words=causal)
+        anatomy = tried(placed(net, device), anatomy, tokenizer, words=causal)
         check_words(anatomy, chosen)
         vocabulary = 0
         if settings is not None and folder is not None:
@@ -192,7 +219,7 @@ def load(
     room = position_limit(config, anatomy, settings)
     usual = card.get("max_length") or most_tokens(config, anatomy, tokenizer, settings)
     subject = Subject(
-        model=net.eval().to(device),
+        model=placed(net.eval(), device),
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=names,
@@ -207,6 +234,7 @@ def load(
             vocabulary=vocabulary,
             borrowed=borrowed,
             told=told,
+            weights=weights,
         ),
         max_length=min(max_length or usual, room),
         template=chosen,
@@ -357,9 +385,9 @@ def check_names(names: Sequence[str], rows: int) -> None:
 
 
 def best_device() -> str:
-    """``cuda``, ``mps`` or ``cpu``: the first there is."""
+    """``cuda``, ``mps`` or ``cpu``: the first there is; of several GPUs the one that a launcher gives this process."""
     if torch.cuda.is_available():
-        return "cuda"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
@@ -487,14 +515,15 @@ def load_base(
     *,
     device: str | None = None,
     allow_pickle: bool = False,
-    quantised: Mapping[str, Any] | None = None,
+    weights: Weights = _USUAL,
     **options: Any,
 ) -> tuple[Any, list[str]]:
-    """The base model in float32 on the CPU (the checkpoint's own type elsewhere), and the weights it had to invent.
+    """The base model, in memory and on one device unless `weights` (`Weights.checked`) says otherwise, and the weights it had to
+    invent.
 
     A head of another size in the checkpoint is replaced and listed among the invented weights.
     """
-    key = (cls, where, name, device, allow_pickle, repr(quantised), repr(options), *_rng(), *_files(where))
+    key = (cls, where, name, device, allow_pickle, repr(weights), repr(options), *_rng(), *_files(where))
     if _kept.key == key:
         torch.set_rng_state(_kept.rng)
         return _kept.copy(), list(_kept.missing)
@@ -504,27 +533,37 @@ def load_base(
             f"'{name}' holds its weights as a pickle ({next(path.glob('*.bin')).name}), which can run code when loaded. "
             "Save it again with safe_serialization=True, or pass --allow-pickle if you trust its author."
         )
-    dtype = torch.float32 if (device or best_device()) == "cpu" else "auto"
-    if quantised is not None:
-        heads = sorted({a.head_root for a in FAMILIES.values() if a.head_root} | {"lm_head"})
-        options["quantization_config"] = transformers.BitsAndBytesConfig(
-            **quantised, bnb_4bit_compute_dtype=torch.float32 if dtype == torch.float32 else None, llm_int8_skip_modules=heads
-        )  # fmt: skip
+    own = quantisation_of(where, options.get("revision"))
+    if own is not None and weights.quantize is not None:
+        raise BadInput(f"'{name}' is quantised already ({own}). Leave --quantize out, or give the base in full.")
+    if isinstance(weights.device_map, Mapping):
+        with quiet(), torch.device("meta"):
+            config = read_model_config(where, name, **{k: v for k, v in options.items() if k != "num_labels"})
+            shape = cls.from_config(config, trust_remote_code=options.get("trust_remote_code", False))
+        weights = replace(weights, device_map=laid_out(shape, weights.device_map, name))
+    heads = sorted({a.head_root for a in FAMILIES.values() if a.head_root} | {"lm_head"})
+    chosen = weights.options(device or best_device(), heads)
+    folder = offload_folder(chosen)
     with quiet():
         try:
             net, info = cls.from_pretrained(
-                where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
-                **({} if allow_pickle else {"use_safetensors": True}), **options,
+                where, output_loading_info=True, ignore_mismatched_sizes=True,
+                **({} if allow_pickle else {"use_safetensors": True}), **chosen, **options,
             )  # fmt: skip
         except Exception as e:
-            raise _explained(e, name) from e
+            raise (not_loaded(e, weights, name, own) or _explained(e, name)) from e
+    kept_with(folder, net)
+    if weights.quantize is not None:
+        check_quantised(net, name)
+    if offloaded(net):
+        in_memory(net)
     check_weights(net, where, name, options.get("revision"))
     mismatched = [m[0] if isinstance(m, tuple | list) else str(m) for m in info.get("mismatched_keys", ())]
     missing = sorted({*info["missing_keys"], *mismatched})
-    if _kept.wanted and quantised is None:
+    if _kept.wanted and weights.quantize is None:
         _kept.key, _kept.net, _kept.missing, _kept.rng = (
             key,
-            net.to(device or best_device()),
+            placed(net, device or best_device()),
             missing,
             torch.get_rng_state(),
         )
@@ -532,9 +571,51 @@ def load_base(
     return net, missing
 
 
+def quantisation_of(where: str, revision: str | None = None) -> str | None:
+    """The method by which a checkpoint's own config says that it is quantised, such as ``gptq``; None where it does not."""
+    with quiet(), suppress(Exception):  # what is wrong with the config is said where it is read
+        settings = transformers.PretrainedConfig.get_config_dict(where, revision=revision)[0].get("quantization_config")
+        if isinstance(settings, dict):
+            return str(settings.get("quant_method") or "bitsandbytes")
+    return None
+
+
+def check_quantised(net: Any, name: str) -> None:
+    """One token through a base that was quantised here: kernels ask for layers of certain widths, each on its own machine.
+
+    Raises:
+        BadInput: it does not run.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            net.eval()(input_ids=torch.ones((1, 1), dtype=torch.long, device=device_in(net)))
+    except Exception as e:
+        raise BadInput(
+            f"'{name}' does not run in fewer bits on '{device_in(net)}' ({type(e).__name__}: {' '.join(str(e).split())[:120]}). "
+            "Leave --quantize out."
+        ) from e
+
+
+def as_trained(
+    weights: Weights, asked: str | Mapping[str, Any] | None, folder: Path | None, settings: peft.PeftConfig | None
+) -> tuple[Weights, tuple[str, ...]]:
+    """The weights in the very quantisation that an adapter was trained on, where it is asked for in as many bits; and a sentence
+    where it is asked for in others."""
+    own = files.trained_on(folder, settings) if isinstance(asked, str) else None
+    if own is None:
+        return weights, ()
+    bits = "4bit" if own.get("load_in_4bit") else "8bit"
+    if bits == asked:
+        return replace(weights, quantize=own), ()
+    return weights, (
+        f"The adapter was trained on a base in {bits[0]} bits, and is examined on one in {str(asked)[0]}. Give --quantize {bits} "
+        "to examine it as it was trained.",
+    )
+
+
 def check_weights(net: Any, where: str, name: str, revision: str | None) -> None:
     """Raises BadInput where a weight of a base is NaN or infinite, or is kept as what no cast makes the same number of."""
-    files.check_numbers(dict(net.named_parameters()), f"'{name}'")
+    files.check_numbers(numbers(net), f"'{name}'")
     if getattr(net.config, "quantization_config", None) is not None:
         return
     floating, prefix = {n for n, p in net.named_parameters() if p.is_floating_point()}, f"{net.base_model_prefix}."
@@ -635,7 +716,8 @@ def attach(
     with quiet():
         try:
             made_for = settings.base_model_name_or_path
-            model = peft.get_peft_model(net, settings)
+            model: Any = peft.get_peft_model(net, settings)
+            filled(model, device_in(net))
             settings.base_model_name_or_path = made_for  # get_peft_model writes the local folder over it
             expected = peft.get_peft_model_state_dict(model, state_of(model), save_embedding_layers=False)
             embeddings = files.embeddings_of(model)
@@ -684,7 +766,7 @@ def check_runs(model: peft.PeftModel, anatomy: Anatomy) -> None:
     if not settings.is_prompt_learning:
         return
     position_limit(model.get_base_model().config, anatomy, settings)
-    ids = torch.zeros((1, 1), dtype=torch.long, device=next(model.parameters()).device)
+    ids = torch.zeros((1, 1), dtype=torch.long, device=device_in(model))
     try:
         with quiet(), torch.no_grad():
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -692,8 +774,8 @@ def check_runs(model: peft.PeftModel, anatomy: Anatomy) -> None:
         base = type(model.get_base_model()).__name__
         raise Unsupported(
             f"PEFT {peft.__version__} cannot run an adapter of kind '{settings.peft_type.value}' on a {base} of transformers "
-            f"{transformers.__version__}: {' '.join(str(e).split())[:160]} Take another kind, such as a LoRA or a "
-            f"prompt. Or: {TESTED}"
+            f"{transformers.__version__}: {' '.join(str(e).split())[:160] or type(e).__name__} Take another kind, such as a LoRA "
+            f"or a prompt. Or: {TESTED}"
         ) from e
 
 

@@ -19,6 +19,7 @@ from trueup.subject.kinds import Lora, Prefix, Prompt, PTuning, Recipe, shape_of
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject
 from trueup.subject.template import Template
+from trueup.subject.weights import Weights, need_memory
 
 
 def fresh(
@@ -30,6 +31,7 @@ def fresh(
     tokenizer: Any = None,
     max_length: int | None = None,
     device: str | None = None,
+    dtype: str | None = None,
     seed: int = 0,
     revision: str | None = None,
     allow_pickle: bool = False,
@@ -43,6 +45,7 @@ def fresh(
     Raises:
         Unsupported: the family has no sequence classifier or no prefix tuning. Else as `load`.
     """
+    weights = Weights(dtype).checked(device)
     device = door.device_of(device)
     where = door.resolve(model)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -74,7 +77,9 @@ def fresh(
         torch.manual_seed(seed)
         if template is None:
             options["num_labels"] = len(classes)
-        net, missing = door.load_base(cls, where, model, device=device, allow_pickle=allow_pickle, **options)
+        net, missing = door.load_base(
+            cls, where, model, device=device, allow_pickle=allow_pickle, weights=weights, **options
+        )
         door.set_padding(net, tokenizer)
         anatomy = tried(net, anatomy, tokenizer, words=template is not None)
         door.check_words(anatomy, template)
@@ -107,7 +112,9 @@ def fresh(
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=tuple(classes),
-        source=Source(model, None, kind, revision, allow_pickle, trust_remote_code, told=told(anatomy)),
+        source=Source(
+            model, None, kind, revision, allow_pickle, trust_remote_code, told=told(anatomy), weights=weights
+        ),
         max_length=min(max_length or door.LENGTH, door.position_limit(config, anatomy, settings)),
         template=template,
         confidence=SoftmaxResponse(len(classes)),
@@ -118,9 +125,17 @@ def beside(subject: Subject, recipe: Recipe, *, seed: int) -> Subject:
     """A new adapter of the given kind on the subject's own base, for the same classes and read the same way, to be trained.
 
     Raises:
-        Unsupported: the subject's adapter brings embeddings of its own, which the new one would not have. Else as `fresh`.
+        Unsupported: the subject's adapter brings embeddings of its own, which the new one would not have; its base is quantised,
+            in float16, or not all in memory. Else as `fresh`.
     """
     source = subject.source
+    need_memory(subject.base, "Training another adapter")
+    if subject.quantised or source.weights.dtype == "float16":
+        how = "float16, in which gradients run out of range" if not subject.quantised else "fewer bits"
+        raise Unsupported(
+            f"What trains another adapter was not tried, because the base is in {how}. Give it in full: leave --quantize out, or "
+            "take --dtype bfloat16."
+        )
     if source.vocabulary:
         raise Unsupported(
             "The adapter brings embeddings of the base with it, which an adapter that is trained anew would not have. Merge it "
@@ -129,7 +144,8 @@ def beside(subject: Subject, recipe: Recipe, *, seed: int) -> Subject:
     return fresh(
         source.base, recipe, subject.classes, template=subject.template,
         tokenizer=subject.tokenizer if source.tokenizer else None, max_length=subject.max_length, device=str(subject.device),
-        seed=seed, revision=source.revision, allow_pickle=source.allow_pickle, trust_remote_code=source.trust_remote_code,
+        dtype=source.weights.dtype, seed=seed, revision=source.revision, allow_pickle=source.allow_pickle,
+        trust_remote_code=source.trust_remote_code,
     )  # fmt: skip
 
 

@@ -12,17 +12,19 @@ import transformers
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' and peft's own reports: what matters of them is raised as a sentence here."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
+    """Silence transformers', accelerate's and peft's own reports: what matters of them is raised as a sentence here."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "accelerate")]
+    levels = [logger.level for logger in loggers]
     bar = transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bar:
             transformers.utils.logging.enable_progress_bar()

@@ -21,6 +21,12 @@ def copy_of(model: nn.Module, shared: dict[int, Any] | None = None) -> Any:
         v for m in model.modules() for v in vars(m).values() if hasattr(v, "__dict__") and not isinstance(v, nn.Module)
     ]
     known |= {id(t): t for v in kept for t in vars(v).values() if type(t) is Tensor}
+    hooks = (
+        h
+        for m in model.modules()
+        for h in getattr(getattr(m, "_hf_hook", None), "hooks", [getattr(m, "_hf_hook", None)])
+    )
+    known |= {id(w): w for h in hooks if (w := getattr(h, "weights_map", None)) is not None}  # what is offloaded, once
     made = copy.deepcopy(model, known)
     for p in made.parameters():
         for name, value in vars(p).items():

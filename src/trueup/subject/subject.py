@@ -21,6 +21,7 @@ from trueup.subject.anatomy import Anatomy
 from trueup.subject.few_shot_tokens import first_tokens, wording
 from trueup.subject.linear import active, map_of
 from trueup.subject.template import Shots, Template
+from trueup.subject.weights import Weights, device_in, offloaded
 
 Confidence = Callable[[np.ndarray], np.ndarray]
 
@@ -58,6 +59,7 @@ class Source:
             resized or they were adapted; 0 where it brings none. A saved repair brings them along.
         borrowed: the class names are the base's, and the adapter brings another head: they may be those of another task.
         told: what a reader of the report must know of how it was loaded, in whole sentences.
+        weights: how the base's weights were loaded, for a repair that loads it again.
     """
 
     base: str
@@ -71,6 +73,7 @@ class Source:
     vocabulary: int = field(default=0, repr=False, compare=False)
     borrowed: bool = field(default=False, repr=False, compare=False)
     told: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    weights: Weights = field(default=Weights(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +107,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_in(self.base)
 
     @property
     def base(self) -> nn.Module:
@@ -245,11 +248,15 @@ def _computes(model: nn.Module, h: Any, without: tuple[int, ...] = ()) -> str:
     """
     parts, mark = _parts(model, without), 0
     for part in parts:
-        mark = zlib.crc32(_raw(part) if isinstance(part, Tensor) else part, mark)
+        mark = zlib.crc32(
+            _raw(part) if isinstance(part, Tensor) else part if isinstance(part, bytes) else part.mark, mark
+        )
     known, key = _HASHED.setdefault(model, {}), (h.digest(), mark)
     if key not in known:
         for part in parts:
-            h.update(_raw(part) if isinstance(part, Tensor) else part)
+            h.update(
+                _raw(part) if isinstance(part, Tensor) else part if isinstance(part, bytes) else _raw(part.fetch())
+            )
         known[key] = h.hexdigest()
     return known[key]
 
@@ -257,15 +264,25 @@ def _computes(model: nn.Module, h: Any, without: tuple[int, ...] = ()) -> str:
 _HASHED: WeakKeyDictionary[nn.Module, dict[tuple[bytes, int], str]] = WeakKeyDictionary()
 
 
-def _parts(model: nn.Module, without: tuple[int, ...]) -> list[bytes | Tensor]:
+@dataclass(frozen=True)
+class _Away:
+    """A weight that is not in memory. No pass changes what it is fetched from, so that `mark` stands for it between passes."""
+
+    mark: bytes
+    fetch: Callable[[], Tensor]
+
+
+def _parts(model: nn.Module, without: tuple[int, ...]) -> list[bytes | Tensor | _Away]:
     """What `_computes` is the digest of, in its order."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     # Heads, eps, windows, factors: what the config says and no tensor does. Not what only names or loads it.
     settings = {k: v for k, v in base.config.to_dict().items() if k not in _NAMING}  # type: ignore[union-attr, operator]
-    parts: list[bytes | Tensor] = [repr(sorted(settings.items())).encode()]
+    parts: list[bytes | Tensor | _Away] = [repr(sorted(settings.items())).encode()]
+    away = offloaded(model)
     for name, parameter in model.named_parameters():
         if id(parameter) not in without:
-            parts += [f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode(), parameter]
+            there = _Away(f"{name} away".encode(), away[name]) if name in away else parameter
+            parts += [f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode(), there]
     for name, buffer in model.named_buffers():
         parts += [name.encode(), buffer]
     for name, module in model.named_modules():

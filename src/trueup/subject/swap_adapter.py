@@ -19,6 +19,7 @@ from trueup.subject.linear import active
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of
 from trueup.subject.subject import Subject
+from trueup.subject.weights import placed
 
 
 def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Subject:
@@ -44,7 +45,7 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
     finally:  # PEFT froze the base, whose parameters are the subject's own
         for p, flag in wanted:
             p.requires_grad_(flag)
-    model.eval().to(subject.device)
+    placed(model.eval(), subject.device)
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     # A prompt takes positions that the subject's own adapter may have left to the text.
     room = min(subject.max_length, door.position_limit(subject.base.config, subject.anatomy, config))
@@ -59,7 +60,7 @@ def cannot_run(subject: Subject, config: peft.PeftConfig) -> str | None:
     try:
         with torch.random.fork_rng(), quiet():
             model = peft.get_peft_model(base, config)
-            door.check_runs(model.eval().to(subject.device), subject.anatomy)  # type: ignore[arg-type]
+            door.check_runs(placed(model.eval(), subject.device), subject.anatomy)  # type: ignore[arg-type]
     except Unsupported as e:
         return str(e)
     finally:

@@ -65,12 +65,21 @@ def fits(cell: Cell) -> None:
     size = _size(cell.settings["model"], cell.settings.get("revision"))
     if size is None:
         return  # what is wrong with the model is said where it is loaded
-    needed, there = 4 * size.parameters, free()
+    if cell.settings.get("device_map") is not None:
+        return  # what does not fit goes to the disk
+    needed, there = int(_bytes(cell) * size.parameters), free()
     if there is not None and needed > there:
         raise BadInput(
             f"'{cell.settings['model']}' needs {needed / 1e9:.1f} GB for its weights alone, and {platform.node()} has "
             f"{there / 1e9:.1f} GB free. Run fewer workers at once, or give the cell a machine with more memory."
         )
+
+
+def _bytes(cell: Cell) -> float:
+    """Bytes of a weight. Of a type that only the checkpoint tells, the fewest that it may be."""
+    if (bits := cell.settings.get("quantize")) is not None:
+        return {"4bit": 0.5}.get(bits, 1.0)
+    return 4.0 if cell.settings.get("dtype") in (None, "float32") else 2.0
 
 
 @lru_cache(maxsize=1000)

@@ -185,7 +185,7 @@ def _done(
 
 def _base(cell: Cell) -> str:
     """Cells of one word have one base model in memory."""
-    kept = ("model", "revision", "device", "template", "verbaliser", "shots")
+    kept = ("model", "revision", "device", "dtype", "quantize", "device_map", "template", "verbaliser", "shots")
     return json.dumps([cell.settings.get(k) for k in kept])
 
 

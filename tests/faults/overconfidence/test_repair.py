@@ -35,7 +35,8 @@ from trueup.run.heads import train_heads
 from trueup.run.predict import Session, predict, within
 from trueup.run.train import Training
 from trueup.subject.new_adapter import Lora, fresh
-from trueup.subject.subject import Head, Template
+from trueup.subject.subject import Head
+from trueup.subject.template import Template
 from trueup.subject.tiny import make_base
 
 FAULT = Overconfidence(resamples=300)

@@ -240,6 +240,11 @@ def repair(
             f"Wrong copies above chance, {finding.severity:+.1%} [{finding.low:+.1%}, {finding.high:+.1%}], are not clearly more "
             f"than the threshold of {finding.threshold:.1%}, so there is nothing to repair."
         )
+    if subject.quantised:
+        raise Unsupported(
+            "The repair reads and scales the weights of single units, and this base keeps its weights in fewer bits. Give the base "
+            "in full (leave --quantize out), or in --dtype bfloat16."
+        )
     if take not in ("", UNITS, HEADS):
         raise BadInput(
             f"No repair '{take}' of copying is tried.{did_you_mean(take, (UNITS, HEADS))} Give --take {UNITS} or --take {HEADS}."

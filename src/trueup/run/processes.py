@@ -1,0 +1,174 @@
+"""Several processes that do one job, as ``accelerate launch`` and ``torchrun`` start them: where each stands, and a shared audit.
+
+Every process runs the whole check on the same data. Passes over texts are the exception: their batches are those of one process,
+each is computed by one of the processes, and all of them get every result. So they take the same decisions, and the findings are
+those of one process. Training inside a check is done whole by each, for the same reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trueup.errors import TrueupError, Unavailable
+from trueup.store import atomic
+from trueup.store.cache import Memo
+from trueup.store.work import work_folder
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others, of which one may be fitting or writing by itself."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of an ``accelerate launch``: this one's rank, and how many there are."""
+
+    rank: int
+    count: int
+
+    @contextlib.contextmanager
+    def writing(self, out: Path, force: bool) -> Iterator[Path | None]:
+        """The new folder to write to in the first process, None in the others."""
+        if self.rank == 0:
+            with atomic.new_folder(out, force=force) as new:
+                yield new
+        else:
+            yield None
+
+
+def processes() -> Processes:
+    """Where this process stands, from the environment that ``accelerate launch`` sets."""
+    return Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+class Parted(SystemExit):
+    """The processes no longer do the same. It passes by whatever survives the failure of a single fault."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(2)
+        self.sentence = sentence
+
+
+class Team:
+    """The processes of one check. They talk through gloo, on processors and GPUs alike: what they exchange is small."""
+
+    def __init__(self, here: Processes) -> None:
+        import torch.distributed as dist
+
+        self.rank, self.count, self.over = here.rank, here.count, False
+        self._own = not dist.is_initialized()
+        if self._own:
+            dist.init_process_group("gloo", timeout=PATIENCE)
+        self._group = dist.group.WORLD if self._own else dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def exchange(self, what: str, mine: Any = None) -> list[Any]:
+        """What every process gives under the name `what`, by rank.
+
+        Raises:
+            Parted: another process gives something else, has failed, or has ended.
+        """
+        import torch.distributed as dist
+
+        told: list[Any] = [None] * self.count
+        try:
+            dist.all_gather_object(told, (what, mine), group=self._group)
+        except RuntimeError as e:
+            self.over = True
+            raise Parted("Another process of this run has ended; its own message says why.") from e
+        names = [name for name, _ in told]
+        if set(names) == {what}:
+            return [given for _, given in told]
+        self.over = True
+        failed = [(i, given) for i, (name, given) in enumerate(told) if name == "failed"]
+        if failed:
+            raise Parted(f"Process {failed[0][0]} of this run could not go on: {failed[0][1]}")
+        other = next(i for i, name in enumerate(names) if name != names[0])
+        raise Parted(
+            f"The processes of this run do not do the same: process 0 is at {names[0]}, and process {other} at {names[other]}. "
+            "Give all of them the same command, the same data and the same versions."
+        )
+
+    def agree(self, what: str, value: Any) -> None:
+        """Raises Parted where `what` is not the same in every process."""
+        values = self.exchange(what, value)
+        if len(set(values)) > 1:
+            self.over = True
+            other = next(i for i, v in enumerate(values) if v != values[0])
+            raise Parted(
+                f"Processes 0 and {other} of this run do not have the same {what} ({values[0]} and {values[other]}). Give all of "
+                "them the same files."
+            )
+
+    def close(self) -> None:
+        import torch.distributed as dist
+
+        if self._own:
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class TeamMemo(Memo):
+    """The first process' memory of passes, which answers all of them alike: what one remembers and another does not parts them."""
+
+    team: Team
+
+    def get(self, key: str) -> dict[str, np.ndarray] | None:
+        return self.team.exchange(f"what is kept under {key[:12]}", super().get(key) if self.team.main else None)[0]
+
+    def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
+        return super().put(key, arrays) if self.team.main else True
+
+
+@contextlib.contextmanager
+def together() -> Iterator[Team | None]:
+    """The team of this run; None where there is one process alone. The first process leaves last with an error, and the others
+    without one: what there is to say it says.
+
+    Raises:
+        Unavailable: the processes have parted.
+    """
+    here = processes()
+    if here.count == 1:
+        yield None
+        return
+    team = Team(here)
+    try:
+        try:
+            yield team
+            team.exchange("the end")
+        except TrueupError as e:
+            if not team.over:
+                with contextlib.suppress(Parted):
+                    team.exchange("failed", str(e))
+            raise
+    except (TrueupError, Parted) as e:
+        if not team.main:
+            raise SystemExit(0) from e
+        raise Unavailable(e.sentence) if isinstance(e, Parted) else e from e
+    finally:
+        team.close()
+
+
+@contextlib.contextmanager
+def folders(team: Team | None, out: Path, force: bool) -> Iterator[tuple[Path, Path]]:
+    """Where finished passes are kept, and the new folder: `out` itself for one process or the first, else folders that go again."""
+    if team is not None and not team.main:
+        with tempfile.TemporaryDirectory(prefix="trueup-") as folder:
+            work, new = Path(folder, "work"), Path(folder, "new")
+            new.mkdir()
+            yield work, new
+        return
+    with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
+        yield work, new
