@@ -116,7 +116,7 @@ def test_filters_choose_and_combine(show: Show, sliders: str) -> None:
     assert all(r[1] != r[2] for r in rows)
     sure = [float(r[4]) for r in rows]
     assert sure == sorted(sure, reverse=True)
-    for name in ("errors", "copied", "changed by the repair", "put right by it"):
+    for name in ("errors", "copied", "changed by the repair", "fixed by the repair"):
         told = int(chip(page, name).locator(".count").inner_text())
         assert told > 0
     count = page.locator("#fault-1 .filter output")

@@ -91,7 +91,7 @@ def test_a_doubt_decides_nothing_whatever_the_interval_says() -> None:
 def test_what_was_not_found_and_repaired_all_the_same() -> None:
     c = comparison(before=0.03, after=0.02)
     assert state_of(c) == "clear"
-    assert "A repair was made all the same, with no measurable gain: severity went" in verdict(c)
+    assert "We tried a repair. It did not help: severity went" in verdict(c)
     unsure = comparison(before=0.12, after=0.02)
     assert state_of(unsure) == "repaired"
     assert verdict(unsure).startswith("Undecided and repaired: severity went from")
@@ -170,12 +170,12 @@ def test_an_exact_nothing_is_called_the_same() -> None:
 
 def test_harm() -> None:
     assert words.harm_sentence(comparison()) == (
-        "The repair cost something elsewhere: drag +0.800 [+0.200, +1.400]. Undecided, as the interval holds 0: accuracy "
+        "The repair cost something elsewhere: drag +0.800 [+0.200, +1.400]. Inconclusive, the interval includes zero: accuracy "
         "−0.002 [−0.011, +0.007]."
     )
     calm = replace(comparison(), harm={"accuracy": Difference(-0.002, -0.01, 0.007, 0.6)})
     assert words.harm_sentence(calm) == (
-        "No harm elsewhere was measured. Undecided, as the interval holds 0: accuracy −0.002 [−0.010, +0.007]."
+        "No harm elsewhere was measured. Inconclusive, the interval includes zero: accuracy −0.002 [−0.010, +0.007]."
     )
     unsure = replace(comparison(), harm={"gate": Difference(-0.05, -0.09, -0.01, 0.01)})
     assert "changed something that should have stayed: gate −0.050" in words.harm_sentence(unsure)

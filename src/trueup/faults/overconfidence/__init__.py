@@ -57,6 +57,7 @@ class Overconfidence(Fault):
     paper: ClassVar[str] = "arXiv 2505.15443 (AdUE, ALIEN)"
     needs: ClassVar[str] = "a classifier: a head, or answer words (`--verbaliser`)"
     unit: ClassVar[str] = "avoidable share of the confidence's Brier loss"
+    headline: ClassVar[tuple[str, ...]] = ("gap", "confidence_brier", "error_auc")
     departures: ClassVar[tuple[str, ...]] = (
         "AdUE and ALIEN as published stand beside corrected versions: U rescaled by 1 - 1/C, errors from held-out examples "
         "instead of the memorised training split, heads trained in float32.",
@@ -113,6 +114,11 @@ class Overconfidence(Fault):
             resamples=self.resamples,
             seed=seed,
         )
+
+    def consequence(self, before: Finding, after: Finding | None) -> str:
+        from trueup.faults.overconfidence.audit import consequence
+
+        return consequence(before, after)
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         from trueup.faults.overconfidence.audit import compare
