@@ -234,8 +234,8 @@ def compare(
     """What changed from one finished check to another: on the same test texts paired, else between independent estimates."""
     with _sentences():
         from trueup.changes import compare as changes
-        from trueup.report.values import plain
         from trueup.report.table import changes_table
+        from trueup.report.values import plain
 
         found = changes(old, new)
         if as_json:

@@ -22,7 +22,7 @@ class Card:
         base: the base model's name as the user gave it. task: the hub's name of what it is for.
         opening: what stands before the lines of code. code: Python lines that load and use it with plain PEFT. closing:
             what stands after them.
-        sections: further headings and their markdown, in order.
+        sections: further headings and their markdown, in order. warning: what does not work, said before all else.
     """
 
     fault: str
@@ -34,6 +34,7 @@ class Card:
     code: str
     closing: str
     sections: tuple[tuple[str, str], ...] = ()
+    warning: str = ""
 
 
 def page(card: Card, comparison: Comparison | None) -> str:
@@ -45,7 +46,9 @@ def page(card: Card, comparison: Comparison | None) -> str:
     }
     if _is_hub_id(card.base):  # the hub refuses a card whose base model is a folder
         front["base_model"] = card.base
-    parts = [f"# {card.title}", card.describe]
+        front["base_model_relation"] = "adapter"
+        front["tags"].append(f"base_model:adapter:{card.base}")
+    parts = [f"# {card.title}", *([f"> **What does not work:** {card.warning}"] if card.warning else []), card.describe]
     if comparison is not None and comparison.after is not None:
         front["model-index"] = [_index(card, comparison)]
         parts += ["## What was measured", _measured(comparison)]

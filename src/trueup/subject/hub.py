@@ -57,12 +57,12 @@ def publishable(adapter: Path) -> Iterator[Path]:
                     atomic.write_json(to, _named(json.loads(file.read_text(encoding="utf-8")), known))
                 else:
                     shutil.copyfile(file, to)
-            for file in new.rglob("*.md"):
+            for file in (p for p in new.rglob("*") if p.suffix in (".md", ".py")):
                 text = file.read_text(encoding="utf-8")
                 for path in sorted(known, key=len, reverse=True):
                     text = text.replace(path, known[path])
                 atomic.write_text(file, text)
-            for file in (p for p in new.rglob("*") if p.name in _SETTINGS or p.suffix in (".md", ".jinja")):
+            for file in (p for p in new.rglob("*") if p.name in _SETTINGS or p.suffix in (".md", ".jinja", ".py")):
                 _refuse(adapter / file.relative_to(new), file.read_text(encoding="utf-8", errors="replace"), known)
         yield folder
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
-from trueup.faults import loading
+from trueup.faults import loading, predict_script
 from trueup.faults.card import Card, page
 from trueup.faults.fault import Comparison, Difference, Method, NoRemedy, Remedy, as_differences
 from trueup.faults.overconfidence import maths
@@ -70,18 +70,27 @@ class ConfidenceHead(Remedy):
 
     def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         folder = Path(folder)
+        told = self
+        if comparison is not None and not comparison.gained:  # what is kept without a gain carries no certificate
+            told = replace(self, card={k: v for k, v in self.card.items() if k not in ("promise", "abstention")})
         with atomic.new_folder(folder, force=folder.exists()) as new:
             files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
-            card = dict(self.card) | {
+            card = dict(told.card) | {
                 "made_for": self.made_for, "classes": list(self.classes), "rows": len(self.head.weight),
                 "score": _score_to_json(self.score),
             }  # fmt: skip
             atomic.write_json(new / files.CARD, card)
-            atomic.write_text(new / "README.md", page(_card(self), comparison))
+            atomic.write_text(new / "README.md", page(_card(told), comparison))
+            load, inputs, read = _lines(self)
+            text = predict_script.script(self.card, self.classes, load=load, inputs=inputs, read=read)
+            atomic.write_text(new / predict_script.NAME, text)
         return folder
 
+    def usage(self, folder: str) -> str:
+        return predict_script.usage(folder, self.card)
+
     def describe(self) -> str:
-        return str(self.card["describe"])
+        return f"{self.card['describe']} {self.card.get('promise', '')}".rstrip()
 
 
 def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
@@ -245,17 +254,17 @@ def repair(
             f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
             f"saves {_percent(recalibration)} of its Brier loss, and the best of {tried} heads and scores {_percent(beyond)} more."
         )
+    facts: dict[str, Any] = {"candidates": choice.table, "saved": {k: asdict(v) for k, v in saved.items()}}
+    if chosen == RESPONSE.key and not recalibration.low > 0:
+        return NoRemedy(sentence, facts)
     # Certified on what the saved adapter says, in the type in which it computes.
     saying = replace(subject, head=_whole(subject, extra), confidence=score)
     said = outputs(saying, rest.x.astype(np.float32)).confidence
     abstention = _certificates(
         expit(score.slope * scores + score.intercept), first.error, said, rest.error, cluster[last], delta, seed
     )  # fmt: skip
-    facts = {"candidates": choice.table, "abstention": abstention, "saved": {k: asdict(v) for k, v in saved.items()}}
-    if chosen == RESPONSE.key and not recalibration.low > 0:
-        return NoRemedy(f"{sentence} As it is: {_promise(abstention, delta)}", facts)
     card = loading.facts(subject) | facts | {
-        "describe": f"{sentence} {_promise(abstention, delta)}",
+        "describe": sentence, "promise": _promise(abstention, delta), "abstention": abstention,
         "chosen": chosen, "delta": delta, "seed": seed, "pair": corpus.second is not None,
         "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": got.tuned_on},
         "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
@@ -442,6 +451,31 @@ def _score_from_json(data: Mapping[str, Any]) -> maths.Calibrated:
     return maths.Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])
 
 
+def _lines(remedy: ConfidenceHead) -> tuple[str, str, str]:
+    """The lines of code that load it, that make the inputs, and that read label and confidence."""
+    c = len(remedy.classes)
+    return (
+        loading.load_lines(remedy.card, len(remedy.head.weight), remedy.classes), loading.input_lines(remedy.card),
+        "out = model(**inputs).logits.double()\n"
+        f"label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}",
+    )  # fmt: skip
+
+
+def _warning(remedy: ConfidenceHead) -> str:
+    """What a user of Hugging Face's pipelines must know."""
+    use = f"Use `{predict_script.NAME}` in this folder, or the lines below."
+    if (extra := len(remedy.head.weight) - len(remedy.classes)) > 0:
+        outputs = "an extra output that is" if extra == 1 else f"{extra} extra outputs that are"
+        return (
+            f'`pipeline("text-classification")`. The model has {outputs} no class; the pipeline mixes {"it" if extra == 1 else "them"} '
+            f"into its softmax, and its scores are wrong. {use}"
+        )
+    return (
+        '`pipeline("text-classification")` gives the labels, and its scores are the softmax of the model as it was, not this '
+        f"confidence. {use}"
+    )
+
+
 def _card(remedy: ConfidenceHead) -> Card:
     c, card = len(remedy.classes), remedy.card
     rows = "\n".join(
@@ -471,9 +505,6 @@ def _card(remedy: ConfidenceHead) -> Card:
     return Card(
         "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",
         f"The first {c} logits are the classifier's own, unchanged ({loading.class_names(remedy.classes)}).",
-        f"""{loading.load_lines(card, len(remedy.head.weight))}
-{loading.input_lines(card)}
-out = model(**inputs).logits.double()
-label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}""",
-        loading.closing(card), tuple(sections),
+        "\n".join(_lines(remedy)),
+        loading.closing(card), tuple(sections), _warning(remedy),
     )  # fmt: skip
