@@ -430,7 +430,7 @@ def _one(
     save: Path | None, keep: bool,
 ) -> Comparison:  # fmt: skip
     fault = fault.prepared(subject, corpus, seed=seed)
-    before = _told(fault, fault.audit(subject, test, seed=seed))
+    before = _told(fault, fault.audit(subject, test, seed=seed), corpus)
     if depth == "audit":
         return Comparison(before, None, "Only an audit was asked for.")
     try:
@@ -466,7 +466,7 @@ def _repaired(
             tried, None, remedy.reason, budget=budget, alternatives=remedy.alternatives, too_dear=remedy.too_dear
         )
     with remedy.on(subject) as repaired:
-        after = _told(fault, fault.audit(repaired, test, seed=seed))
+        after = _told(fault, fault.audit(repaired, test, seed=seed), corpus)
         after = replace(after, charts=(*after.charts, *fault.pictures(before, after), *remedy.charts()))
         try:
             harmed = fault.harm(subject, repaired, test, seed=seed)
@@ -528,13 +528,14 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
     }
 
 
-def _told(fault: Fault, finding: Finding) -> Finding:
+def _told(fault: Fault, finding: Finding, corpus: Corpus) -> Finding:
     about = {
         "title": fault.title,
         "question": fault.question,
         "paper": fault.paper,
         "departures": list(fault.departures),
         "headline": list(fault.headline),
+        **({"dataset": dict(corpus.origin)} if corpus.origin else {}),
     }
     return replace(
         finding, provenance={**finding.provenance, **about, "knobs": {k: getattr(fault, k) for k in fault.knobs()}}

@@ -47,7 +47,12 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     (blocked / "trueup.py").write_text("raise SystemExit('predict.py imports trueup')\n")
     env = {**os.environ, "PYTHONPATH": str(blocked), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, str(folder / "predict.py"), *words], capture_output=True, text=True, env=env, cwd=folder.parent, timeout=240
+        [sys.executable, str(folder / "predict.py"), *words],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=folder.parent,
+        timeout=240,
     )
 
 
@@ -74,7 +79,7 @@ def test_a_confidence_that_is_an_extra_output(base_of: Callable[[str], Path], tm
     remedy = _remedy(subject, extra, score, facts(subject) | {"describe": "It says.", "promise": "Promised."})
     check(remedy, subject, tmp_path)
     card = (tmp_path / "remedy" / "README.md").read_text()
-    warning = "> **What does not work:** `pipeline(\"text-classification\")`."
+    warning = '> **What does not work:** `pipeline("text-classification")`.'
     assert 0 < card.index(warning) < card.index("It says. Promised.")
     assert "an extra output that is no class" in card
     assert 'id2label={0: "no", 1: "the \\"yes\\"", 2: "maybe\\u0060", 3: "no class: for the confidence 1"}' in card

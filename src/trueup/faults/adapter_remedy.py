@@ -158,13 +158,15 @@ def _card(remedy: Adapted) -> Card:
         f"`{predict_script.NAME}` in this folder does it. Classes, in the order of the "
         f"{'labels' if card.get('sigmoid') else 'logits'}: {loading.class_names(names)}.",
         "\n".join(_lines(remedy)),
-        loading.closing(card), tried,
+        loading.closing(card), tried, licence=str(card.get("licence") or ""),
     )  # fmt: skip
 
 
 def _script(remedy: Adapted) -> str:
     load, inputs, out, label = _lines(remedy)
-    sure = "torch.sigmoid(out[:, 0].double().abs())" if remedy.card.get("sigmoid") else "out.double().softmax(-1).amax(-1)"
+    sure = (
+        "torch.sigmoid(out[:, 0].double().abs())" if remedy.card.get("sigmoid") else "out.double().softmax(-1).amax(-1)"
+    )
     read = f"{out}\n{label}\nconfidence = {sure}"
     return predict_script.script(remedy.card, remedy.card["classes"], load=load, inputs=inputs, read=read)
 
@@ -201,5 +203,5 @@ shown = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=Tru
 answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])""",
         f"`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; {ends}.\n"
         f"{loading.closing(remedy.card)}",
-        tried,
+        tried, licence=str(remedy.card.get("licence") or ""),
     )  # fmt: skip

@@ -23,6 +23,7 @@ class Card:
         opening: what stands before the lines of code. code: Python lines that load and use it with plain PEFT. closing:
             what stands after them.
         sections: further headings and their markdown, in order. warning: what does not work, said before all else.
+        licence: that of the base, as the hub writes it; empty where it is not known.
     """
 
     fault: str
@@ -35,6 +36,7 @@ class Card:
     closing: str
     sections: tuple[tuple[str, str], ...] = ()
     warning: str = ""
+    licence: str = ""
 
 
 def page(card: Card, comparison: Comparison | None) -> str:
@@ -44,6 +46,8 @@ def page(card: Card, comparison: Comparison | None) -> str:
         "pipeline_tag": card.task,
         "tags": ["trueup", card.fault, card.task],
     }
+    if card.licence:
+        front["license"] = card.licence
     if _is_hub_id(card.base):  # the hub refuses a card whose base model is a folder
         front["base_model"] = card.base
         front["base_model_relation"] = "adapter"
@@ -77,7 +81,11 @@ def _index(card: Card, comparison: Comparison) -> dict[str, Any]:
         for key, m in told.items()
         if all(map(math.isfinite, (m.value, m.low, m.high)))
     ]
+    origin = comparison.before.provenance.get("dataset") or {}
     dataset = {"name": "held-out examples of the user's data", "type": "held-out"}
+    if origin.get("id"):
+        known = {k: str(origin[k]) for k in ("config", "split", "revision") if origin.get(k)}
+        dataset = {"name": f"{origin['id']}, held-out part", "type": str(origin["id"]), **known}
     return {"name": card.title, "results": [{"task": {"type": card.task}, "dataset": dataset, "metrics": metrics}]}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from trueup.errors import visible
 from trueup.faults.predict_script import literal as literal_code
 from trueup.subject.few_shot_tokens import ends_texts, opened
+from trueup.subject.hub import licence_of
 from trueup.subject.load import UNNAMED
 from trueup.subject.subject import Subject
 
@@ -29,6 +30,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "quantised": _quantised(subject), "pad": None if subject.template is not None else subject.pad_token_id,
         "sigmoid": subject.sigmoid,
         "causal": causal, "own tokenizer": subject.source.tokenizer is not None, "vocabulary": subject.source.vocabulary,
+        "licence": licence_of(subject.source.base),
     }  # fmt: skip
 
 
@@ -76,7 +78,9 @@ def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
     """The lines that make `inputs` of ``text``, and ``second`` for pairs, or of the Python expression `text`."""
     shape = about.get("shape")
     options = "" if shape is not None else f", truncation=True, max_length={about['max_length']}"
-    if shape is None and not about.get("causal", True):  # several texts at once are padded; a decoder reads one at a time
+    if shape is None and not about.get(
+        "causal", True
+    ):  # several texts at once are padded; a decoder reads one at a time
         options = f", padding=True{options}"
     if text is None and shape is not None:
         # Joined and not replaced, so that braces inside a text stay what they are.

@@ -56,8 +56,8 @@ class Report:
         notes: sentences about the run ("The batch was halved after running out of memory.").
         warnings: sentences that a reader must see before any figure.
         crashes: fault name -> traceback of its crash, which cost no other fault its finding.
-        data: what was examined: ``splits``; ``attributes``; ``rows``, each a class, the values of the attributes, and the rows of each
-            split; ``more`` rows that are left out; ``samples``, dicts of a text, its label and its attributes.
+        data: what was examined: ``splits``; ``attributes``; ``rows``, each a class, the values of the attributes, and the number
+            of examples in each split; ``more`` rows that are left out; ``samples``, dicts of a text, its label and its attributes.
         previous: the check that this one replaced in its folder: ``page`` and, in ``changes``, a dict for each fault of both with
             ``fault``, ``title``, ``then``, ``now``, ``paired`` and a ``difference`` of the severities. Empty where there was none.
 

@@ -29,7 +29,8 @@ def shown(
     """The table for the template: columns, rows of at most `cell` characters a cell, and the filters with their counts.
 
     What the repair fixed comes first, then what it broke, then the rest in its order. `attribute` is the column that should not
-    matter: it is highlighted, as are the words of a text that one of the row's other cells holds. `sliders` are the fault's (see `slide.slider`): one that refuses examples by a column of this table is a filter too.
+    matter: it is highlighted, as are the words of a text that one of the row's other cells holds. `sliders` are the fault's (see
+    `slide.slider`): one that refuses examples by a column of this table is a filter too.
     """
     # numpy's own numbers and truth values are none of Python's, by which cells are shown and filtered.
     table = [{k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()} for row in table]

@@ -10,7 +10,7 @@ TERMS: dict[str, tuple[str, str]] = {
     "threshold": (r"\bthreshold\b", "The severity up to which a fault is tolerated. You can set it."),
     "AUPRC": (
         r"\bAUPRC\b|average precision",
-        "Area under the precision-recall curve, the mean over classes: how well the scores put a class before the others. 1 is perfect.",
+        "Area under the precision-recall curve, mean over classes: how well scores put a class before the others. 1 is perfect.",
     ),
     "error ROC-AUC": (
         r"error ROC-AUC",
@@ -18,7 +18,7 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "AUGRC": (
         r"\bAUGRC\b",
-        "Area under the generalised risk-coverage curve: the mean share of undetected errors when the least sure texts are refused.",
+        "Area under the generalised risk-coverage curve: the mean share of errors let through when unsure texts are refused.",
     ),
     "Brier": (r"\bBrier\b", "The mean squared distance between a stated probability and what happened. 0 is perfect."),
     "NLL": (r"\bNLL\b", "Negative log-likelihood, in nats: the surprise at the true answers. A sure error costs most."),
@@ -32,7 +32,10 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "lean": (r"\blean", "AUPRC lost because one group gets a head start, beyond what is lost because a group is harder."),
     "floor": (r"\bfloor\b", "AUPRC that would be lost even if no group had a head start: one group is harder. It is no shortcut."),
-    "coupling": (r"\bcoupl", "How many times as frequent each class is in its own group, at even margins. 1: label and group are unrelated."),
+    "coupling": (
+        r"\bcoupl",
+        "How many times as frequent each class is in its own group, at even margins. 1: label and group are unrelated.",
+    ),
     "use of the attribute": (r"use of the attribute", "How far the group moves the predicted probability of texts with one label."),
     "presence of the attribute": (
         r"presence of the attribute",
@@ -40,7 +43,7 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "Wasserstein distance": (r"Wasserstein", "How far apart the groups' hidden states lie, in standard deviations. 0 by chance."),
     "true positive rate": (r"true positive rate", "Of the texts of a class, the share that the model recognises."),
-    "false positive rate": (r"false positive rate", "Of the texts of other classes, the share that the model takes for this class."),
+    "false positive rate": (r"false positive rate", "Of the texts of other classes, the share that is taken for this class."),
     "worst cell": (r"worst \(label, group\)", "The combination of label and group on which the model is right least often."),
     "copied above chance": (
         r"copied",

@@ -162,7 +162,8 @@ def _previous(previous: Mapping[str, Any]) -> dict[str, Any] | None:
         d = Difference(**change["difference"])
         kind = words.change(d, "lower")
         rows.append({
-            "title": words.clean(change["title"], 120), "then": words.clean(change["then"], 40), "now": words.clean(change["now"], 40),
+            "title": words.clean(change["title"], 120),
+            "then": words.clean(change["then"], 40), "now": words.clean(change["now"], 40),
             "difference": words.interval(d, sign=True), "mark": words.MARK[kind], "class": kind.replace(" ", "-"),
             "how": "the same test texts, paired" if change["paired"] else "other test texts",
         })  # fmt: skip
@@ -621,9 +622,10 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
         layers.append(base.mark_bar(cornerRadiusEnd=2).encode(y=y.stack(None), xOffset=side, **fade))
         if len(data) <= 16:
             end = alt.Y(field="high" if ranged else "y", type="quantitative", axis=y_axis)
+            value = alt.Text(field="y", type="quantitative", format=".3~g")
             layers.append(
                 base.mark_text(dy=-7, fontSize=11, font=_FONT, aria=False)
-                .encode(y=end, xOffset=side, text=alt.Text(field="y", type="quantitative", format=".3~g"), color=alt.value("var(--ink)"))
+                .encode(y=end, xOffset=side, text=value, color=alt.value("var(--ink)"))
             )  # fmt: skip
         if ranged:
             layers.append(

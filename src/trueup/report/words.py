@@ -186,8 +186,8 @@ def accuracy_line(c: Comparison) -> str:
     if c.outcome == "trade-off":
         unsure = "; the interval includes zero" if change(d, "higher") == "no clear change" else ""
         return (
-            f"Overall accuracy {percent(before.value)} to {percent(after.value)}: {-100 * d.value:.1f} points lost, against a budget "
-            f"of {100 * c.budget:.3g}{unsure}."
+            f"Overall accuracy {percent(before.value)} to {percent(after.value)}: {-100 * d.value:.1f} points lost, against a "
+            f"budget of {100 * c.budget:.3g}{unsure}."
         )
     what = {"same": "the same", "unknown": "not compared"}.get(kind := change(d, "higher"), kind)
     return f"Overall accuracy {percent(before.value)} to {percent(after.value)}: {what}."

@@ -160,8 +160,8 @@ def audit(
         head, corpus.cluster, threshold=threshold,
         sentence=_sentence(got, m, attribute, groups, favoured, whose), measures=measures,
         charts=_charts(
-            m, cells, [got[k] for k in curve], got, inside.charts(attribute, within, chance, corpus.cluster), samples, names, groups,
-            attribute,
+            m, cells, [got[k] for k in curve], got, inside.charts(attribute, within, chance, corpus.cluster), samples, names,
+            groups, attribute,
         ),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),
@@ -324,7 +324,8 @@ def _charts(
         ),
         Chart(
             "shift", "What happens when the mix moves", "line", axis, "AUPRC",
-            "How often each label and each group occur never moves, only which go together. A flat line means that the model ignores the column.",
+            "How often each label and each group occur never moves, only which go together. A flat line means that the model "
+            "ignores the column.",
             (Series("AUPRC", m.x.tolist(), [e.value for e in curve], [e.low for e in curve], [e.high for e in curve]),),
             log10=True, slider=Slider("Coupling in the test mix", 0.0), here=here,
         ),

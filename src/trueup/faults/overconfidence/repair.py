@@ -465,9 +465,9 @@ def _warning(remedy: ConfidenceHead) -> str:
     """What a user of Hugging Face's pipelines must know."""
     use = f"Use `{predict_script.NAME}` in this folder, or the lines below."
     if (extra := len(remedy.head.weight) - len(remedy.classes)) > 0:
-        outputs = "an extra output that is" if extra == 1 else f"{extra} extra outputs that are"
+        outputs, them = ("an extra output that is", "it") if extra == 1 else (f"{extra} extra outputs that are", "them")
         return (
-            f'`pipeline("text-classification")`. The model has {outputs} no class; the pipeline mixes {"it" if extra == 1 else "them"} '
+            f'`pipeline("text-classification")`. The model has {outputs} no class; the pipeline mixes {them} '
             f"into its softmax, and its scores are wrong. {use}"
         )
     return (
@@ -506,5 +506,5 @@ def _card(remedy: ConfidenceHead) -> Card:
         "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",
         f"The first {c} logits are the classifier's own, unchanged ({loading.class_names(remedy.classes)}).",
         "\n".join(_lines(remedy)),
-        loading.closing(card), tuple(sections), _warning(remedy),
+        loading.closing(card), tuple(sections), _warning(remedy), str(card.get("licence") or ""),
     )  # fmt: skip
