@@ -74,7 +74,7 @@ def run_job(
             )
         report = replace(report, notes=[*report.notes, *unasked])
         if before is not None:
-            report = replace(report, previous=_since(*before, report))
+            report = replace(report, previous=_since(before[0], report))
             atomic.write_text(new / PREVIOUS, before[1])
         bundle.write(report, new)
         atomic.write_text(new / "report.html", html.page(report))
@@ -98,7 +98,7 @@ def _previous(out: Path) -> tuple[Report, str] | None:
         return None  # it is replaced because it is of no use
 
 
-def _since(then: Report, page: str, now: Report) -> dict[str, Any]:
+def _since(then: Report, now: Report) -> dict[str, Any]:
     """What `Report.previous` says of an earlier check: each fault of both, and how its severity before any repair moved."""
     from trueup.changes import change
     from trueup.report.words import state_of, title_of

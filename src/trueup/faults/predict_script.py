@@ -60,6 +60,11 @@ if __name__ == "__main__":
             "The base model is a folder in trueup's cache. Name it with --base; with trueup installed this prints it: "
             "python -c 'from trueup.subject.load import resolve; print(resolve(\\"" + given.base + "\\"))'"
         )
+    # The base reports its own last layer as missing; the adapter brings it.
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     for answer in predict({items}, *load(given.base)):
         print(json.dumps(answer, ensure_ascii=False))
 '''

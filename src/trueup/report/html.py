@@ -35,6 +35,8 @@ MOST_POINTS = 300
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 _ARXIV = re.compile(r"(?:arXiv:?\s*|https?://arxiv\.org/(?:abs|pdf)/)(\d{4}\.\d{4,5})", re.IGNORECASE)
+_UNEXAMINED = re.compile(r"([a-z][a-z0-9_]*) was not examined: (.+)", re.DOTALL)
+"""A note about a fault, which is a row of the page and no note there."""
 _DASH = {"before": [5, 3], "after": [1, 0]}
 _SHAPE = {"before": "square", "after": "circle"}
 _THEME: dict[str, Any] = {
@@ -94,16 +96,18 @@ def _render(report: Report, cell: int, points: int) -> str:
             _fault(f"fault-{i}", c, report.examples.get(c.before.fault, ()), charts, cell, points)
             for i, c in enumerate(report.comparisons, 1)
         ]
+    noted = (m for n in report.notes if (m := _UNEXAMINED.fullmatch(n)))
+    missing = {m[1]: m[2] for m in noted} | report.unexamined
     code = asset("page.js")
     scripts = [inline(_vega()), inline(code)] if charts else [inline(code)]
     return template("page.html.jinja").render(
         title=words.clean(report.title, 200),
         top=_top(report, faults),
         faults=faults,
-        unexamined=[(words.clean(k.replace("_", " "), 80), words.clean(v, 600)) for k, v in report.unexamined.items()],
+        unexamined=[(words.clean(k.replace("_", " "), 80), words.clean(v, 600)) for k, v in missing.items()],
         data=_data(report.data),
         previous=_previous(report.previous),
-        notes=[words.clean(n, 1000) for n in report.notes],
+        notes=[words.clean(n, 1000) for n in report.notes if not _UNEXAMINED.fullmatch(n)],
         warnings=[words.clean(w, 1000) for w in report.warnings],
         terms=glossary.used(_metrics(report)),
         provenance=_pairs({k: v for k, v in report.provenance.items() if k != "command"}),
