@@ -80,6 +80,12 @@ Take = Annotated[
         "--take", metavar="NAME", help="Take this repair of those in the report, not the best within its price."
     ),
 ]
+DropIn = Annotated[
+    bool,
+    typer.Option(
+        "--drop-in", help="Repair overconfidence by a temperature alone, so that the model's outputs stay as they are."
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of at most this many rows.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
 TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
@@ -166,7 +172,7 @@ def check(
     revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
     as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
-    push_to_hub: Push = None,
+    drop_in: DropIn = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Audit, repair, audit again, and tell what was gained and what it cost."""
     given = _given(locals(), "check")
@@ -201,7 +207,7 @@ def repair(
     revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False, quiet: Quiet = False,
     as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None, take: Take = None,
-    push_to_hub: Push = None,
+    drop_in: DropIn = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
     given = _given(locals(), "check")
@@ -707,7 +713,9 @@ def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
         given[names] = names_in(options[names]) if options.get(names) else None
     if depth != "tune":
         given |= {"depth": depth, "confounder": tuple(options.get("confounder") or ()), "knobs": options.get("knobs")}
-        given["price"] = {k: options.get(k) for k in ("max_cost", "take")}
+        given["price"] = {k: options.get(k) or None for k in ("take", "drop_in")} | {
+            "max_cost": options.get("max_cost")
+        }
     return given
 
 
@@ -767,7 +775,7 @@ def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
 def _priced(
     knobs: dict[str, dict[str, Any]], price: dict[str, Any], faults: tuple[str, ...]
 ) -> dict[str, dict[str, Any]]:
-    """`--max-cost` and `--take` as the knobs that they are, of every fault that has them."""
+    """`--max-cost`, `--take` and `--drop-in` as the knobs that they are, of every fault that has them."""
     asked = {knob: value for knob, value in price.items() if value is not None}
     if not asked:
         return knobs

@@ -254,7 +254,9 @@ WIDE = """() => [...document.querySelectorAll('main *, header *')].filter(e => e
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
 @pytest.mark.parametrize("which", ["all kinds of charts", "sliders", "hostile"])
-def test_nothing_lies_beyond_the_edge(show: Show, sliders: str, hostile: str, which: str, size: dict, theme: str) -> None:
+def test_nothing_lies_beyond_the_edge(
+    show: Show, sliders: str, hostile: str, which: str, size: dict, theme: str
+) -> None:
     source = {"sliders": sliders, "hostile": hostile}.get(which) or html.page(report())
     page = show(source, viewport=size, color_scheme=theme).page
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
@@ -291,6 +293,8 @@ def test_the_first_picture_is_near_the_top_and_the_rest_is_folded(show: Show, sl
 
 def test_what_the_repair_fixed_and_broke_comes_first(show: Show, sliders: str) -> None:
     page = show(sliders).page
-    badges = page.locator(f"{TABLE} tbody tr").evaluate_all("rows => rows.map(r => r.querySelector('.moved')?.textContent ?? '')")
+    badges = page.locator(f"{TABLE} tbody tr").evaluate_all(
+        "rows => rows.map(r => r.querySelector('.moved')?.textContent ?? '')"
+    )
     assert badges == sorted(badges, key=["✓ fixed", "✕ broken", ""].index)
     assert {"✓ fixed", ""} <= set(badges)

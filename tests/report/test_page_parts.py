@@ -62,7 +62,9 @@ def test_what_to_do_next_says_how_many_more_texts() -> None:
     assert steps[0].startswith("Use the repaired adapter if what is left over is acceptable")
     assert steps[-1] == "To settle it, test on about 90 independent texts."
     assert words.next_steps(comparison()) == ["Use the repaired adapter."]
-    dear = comparison(after=None, too_dear=True, alternatives=(Alternative("dfr", "again", 0.2, 0.1, 0.3, 0.05, 0.02, 0.08),))
+    dear = comparison(
+        after=None, too_dear=True, alternatives=(Alternative("dfr", "again", 0.2, 0.1, 0.3, 0.05, 0.02, 0.08),)
+    )
     assert words.next_steps(dear) == [
         "Allow a higher cost with --max-cost to have one (now 0.02).",
         "Or take another repair of the table below, such as --take dfr.",
@@ -71,7 +73,12 @@ def test_what_to_do_next_says_how_many_more_texts() -> None:
 
 def test_gained_cost_and_left_over() -> None:
     gained, cost, left = words.to_decide(comparison())
-    assert (gained.title, gained.value, gained.range, gained.change) == ("Gained", "+0.260", "[+0.200, +0.320]", "better")
+    assert (gained.title, gained.value, gained.range, gained.change) == (
+        "Gained",
+        "+0.260",
+        "[+0.200, +0.320]",
+        "better",
+    )
     assert (cost.title, cost.value, cost.change) == ("Cost", "−0.2", "no clear change")
     assert "Inconclusive" in cost.text
     assert (left.title, left.value, left.change) == ("Left over", "0.050", "clear")

@@ -25,6 +25,7 @@ from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Part, choose
 from trueup.faults.overconfidence.forecast import share
 from trueup.measure import bootstrap
+from trueup.measure.calibration import fit_temperature
 from trueup.measure.folds import folds as spread
 from trueup.measure.selective import certified_threshold, error_auc
 from trueup.run import ensemble
@@ -275,6 +276,61 @@ def repair(
         return NoRemedy(str(e), facts)
 
 
+def drop_in(
+    subject: Subject, corpus: Corpus, *, folds: int, resamples: int, delta: float, seed: int
+) -> ConfidenceHead | NoRemedy:  # fmt: skip
+    """A repair that keeps the classifier's C outputs: one temperature (Guo et al. 2017, arXiv 1706.04599) written into the last
+    layer, so that whatever takes the softmax of the logits has the confidence. It gives up what an extra output could say.
+
+    Learnt on two thirds of the calibration clusters. It is judged in each fold by the temperature of the others, and on the last
+    third by that of all, in one interval by clusters; handed over where that interval lies above 0.
+
+    Raises:
+        BadInput: fewer than 20 calibration examples.
+    """
+    corpus = corpus.relabel(subject.classes)
+    got = _gathered(subject, corpus, folds=folds, members=0, passes=0, seed=seed)
+    if isinstance(got, NoRemedy):
+        return got
+    fold, first, rest, cluster, last = got.evidence.fold, got.evidence.held, got.rest, got.cluster, got.last
+    response, crossed = maths.ResponseLogOdds(len(subject.classes)), np.empty(len(first.label))
+    for k in np.unique(fold):
+        there = fold == k
+        crossed[there] = response(first.z[there] / fit_temperature(first.z[~there], first.label[~there]))
+    temperature = fit_temperature(first.z, first.label)
+    error = np.concatenate([first.error, rest.error])
+    before, after = (
+        np.square(expit(np.concatenate(odds)) - ~error)
+        for odds in ((response(first.z), response(rest.z)), (crossed, response(rest.z / temperature)))
+    )
+    saved = judged(
+        [before, after, after], np.concatenate([cluster[~last], cluster[last]]), resamples=resamples, seed=seed
+    )["whole"]
+    facts: dict[str, Any] = {"saved": {"whole": asdict(saved)}, "temperature": temperature}
+    told = f"saves {_percent(saved)} of the Brier loss of the softmax response, on calibration examples that did not teach it"
+    if not saved.low > 0:
+        return NoRemedy(
+            f"One temperature for all logits is not better than the softmax response beyond doubt: it {told}.", facts
+        )
+    own = _whole(subject, None)
+    head = Head(own.weight / temperature, own.bias / temperature)
+    score = maths.Calibrated(response, 1.0, 0.0)
+    said = outputs(replace(subject, head=head, confidence=score), rest.x.astype(np.float32)).confidence
+    abstention = _certificates(expit(crossed), first.error, said, rest.error, cluster[last], delta, seed)
+    card = loading.facts(subject) | facts | {
+        "describe": f"Divides the logits by a temperature of {temperature:.4g}, which {told}. The outputs and the predicted classes "
+        "are those of the model.",
+        "promise": _promise(abstention, delta), "abstention": abstention, "chosen": "temperature", "drop in": True, "delta": delta,
+        "seed": seed, "pair": corpus.second is not None,
+        "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": got.tuned_on},
+        "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
+    }  # fmt: skip
+    try:
+        return _saved_as(subject, head, score, card)
+    except Unsupported as e:
+        return NoRemedy(str(e), facts)
+
+
 def methods(
     subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, resamples: int, seed: int
 ) -> list[Method]:
@@ -347,7 +403,10 @@ def _percent(e: bootstrap.Estimate) -> str:
 
 
 def _remedy(subject: Subject, extra: Head | None, score: maths.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
-    head = _whole(subject, extra)
+    return _saved_as(subject, _whole(subject, extra), score, card)
+
+
+def _saved_as(subject: Subject, head: Head, score: maths.Calibrated, card: Mapping[str, Any]) -> ConfidenceHead:
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
         head, score, subject.classes, model_fingerprint(subject.model), settings, tensors, card, files.brought(subject)
@@ -463,6 +522,8 @@ def _lines(remedy: ConfidenceHead) -> tuple[str, str, str]:
 
 def _warning(remedy: ConfidenceHead) -> str:
     """What a user of Hugging Face's pipelines must know."""
+    if remedy.card.get("drop in"):
+        return ""
     use = f"Use `{predict_script.NAME}` in this folder, or the lines below."
     if (extra := len(remedy.head.weight) - len(remedy.classes)) > 0:
         outputs, them = ("an extra output that is", "it") if extra == 1 else (f"{extra} extra outputs that are", "them")
@@ -504,7 +565,12 @@ def _card(remedy: ConfidenceHead) -> Card:
         ))  # fmt: skip
     return Card(
         "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",
-        f"The first {c} logits are the classifier's own, unchanged ({loading.class_names(remedy.classes)}).",
+        (
+            f"It is a drop-in: the {c} logits are the classifier's own at another temperature, and their softmax is the confidence, "
+            f'also in `pipeline("text-classification")` ({loading.class_names(remedy.classes)}).'
+            if card.get("drop in")
+            else f"The first {c} logits are the classifier's own, unchanged ({loading.class_names(remedy.classes)})."
+        ),
         "\n".join(_lines(remedy)),
         loading.closing(card), tuple(sections), _warning(remedy), str(card.get("licence") or ""),
     )  # fmt: skip
