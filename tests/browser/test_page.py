@@ -247,7 +247,8 @@ def test_axe_finds_nothing_serious(show: Show, sliders: str, which: str, theme: 
 
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1400, "height": 1000}
-WIDE = """() => [...document.querySelectorAll('main *, header *')].filter(e => e.checkVisibility() && !e.closest('svg, pre, .tall, .hidden, .cards thead'))
+WIDE = """() => [...document.querySelectorAll('main *, header *')]
+  .filter(e => e.checkVisibility() && !e.closest('svg, pre, .tall, .hidden, .cards thead'))
   .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className).slice(0, 5)"""
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from report_cases import Page, comparison, finding, mixes, report, sliding, with
 from trueup.corpus.corpus import Corpus
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Series
 from trueup.report import bundle, examples, glossary, html, words
+from trueup.report.bundle import Report
 from trueup.store.atomic import new_folder
 from trueup.story import _since, _snapshot
 
@@ -153,27 +158,17 @@ def test_here_is_marked_and_the_chart_that_has_it_is_the_main_one() -> None:
     page = html.page(report(c, examples={}))
     assert page.count('"text":"here"') == 1
     assert page.index(">marked<") < page.index("1 more chart")
-    with new_folder_of(report(c, examples={})) as back:
+    with again(report(c, examples={})) as back:
         assert back.comparisons[0].before.charts[1].here == 0.5
 
 
-class new_folder_of:
+@contextmanager
+def again(given: Report) -> Iterator[Report]:
     """The report, written and read again."""
-
-    def __init__(self, given) -> None:
-        self.given = given
-
-    def __enter__(self):
-        import tempfile
-        from pathlib import Path
-
-        self.kept = tempfile.TemporaryDirectory()
-        with new_folder(Path(self.kept.name) / "out") as folder:
-            bundle.write(self.given, folder)
-        return bundle.read(Path(self.kept.name) / "out")
-
-    def __exit__(self, *_) -> None:
-        self.kept.cleanup()
+    with tempfile.TemporaryDirectory() as kept:
+        with new_folder(Path(kept) / "out") as folder:
+            bundle.write(given, folder)
+        yield bundle.read(Path(kept) / "out")
 
 
 # ---- examples
@@ -246,7 +241,7 @@ def test_the_snapshot_counts_every_row_once_and_shows_three_texts() -> None:
     many = replace(c, attributes={"site": np.array([str(i) for i in range(60)])})
     assert (len(_snapshot(many)["rows"]), _snapshot(many)["more"]) == (24, 36)
     assert "36 more combinations are not shown" in text_of(comparison(), data=_snapshot(many))
-    with new_folder_of(report(comparison(), data=data)) as back:
+    with again(report(comparison(), data=data)) as back:
         assert back == report(comparison(), data=data)
 
 

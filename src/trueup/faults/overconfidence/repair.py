@@ -318,8 +318,8 @@ def drop_in(
     said = outputs(replace(subject, head=head, confidence=score), rest.x.astype(np.float32)).confidence
     abstention = _certificates(expit(crossed), first.error, said, rest.error, cluster[last], delta, seed)
     card = loading.facts(subject) | facts | {
-        "describe": f"Divides the logits by a temperature of {temperature:.4g}, which {told}. The outputs and the predicted classes "
-        "are those of the model.",
+        "describe": f"Divides the logits by a temperature of {temperature:.4g}, which {told}. The outputs and the predicted "
+        "classes are those of the model.",
         "promise": _promise(abstention, delta), "abstention": abstention, "chosen": "temperature", "drop in": True, "delta": delta,
         "seed": seed, "pair": corpus.second is not None,
         "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": got.tuned_on},
@@ -566,7 +566,7 @@ def _card(remedy: ConfidenceHead) -> Card:
     return Card(
         "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",
         (
-            f"It is a drop-in: the {c} logits are the classifier's own at another temperature, and their softmax is the confidence, "
+            f"It is a drop-in: the {c} logits are the classifier's own at another temperature. Their softmax is the confidence, "
             f'also in `pipeline("text-classification")` ({loading.class_names(remedy.classes)}).'
             if card.get("drop in")
             else f"The first {c} logits are the classifier's own, unchanged ({loading.class_names(remedy.classes)})."
