@@ -80,6 +80,12 @@ Take = Annotated[
         "--take", metavar="NAME", help="Take this repair of those in the report, not the best within its price."
     ),
 ]
+DropIn = Annotated[
+    bool,
+    typer.Option(
+        "--drop-in", help="Repair overconfidence by a temperature alone, so that the model's outputs stay as they are."
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of at most this many rows.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
 TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
@@ -187,7 +193,7 @@ def check(
     dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
     allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
     quiet: Quiet = False, as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None,
-    take: Take = None, push_to_hub: Push = None,
+    take: Take = None, drop_in: DropIn = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Audit, repair, audit again, and tell what was gained and what it cost."""
     given = _given(locals(), "check")
@@ -222,7 +228,7 @@ def repair(
     dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
     allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
     quiet: Quiet = False, as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None,
-    take: Take = None, push_to_hub: Push = None,
+    take: Take = None, drop_in: DropIn = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
     """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
     given = _given(locals(), "check")
@@ -255,8 +261,8 @@ def compare(
     """What changed from one finished check to another: on the same test texts paired, else between independent estimates."""
     with _sentences():
         from trueup.changes import compare as changes
-        from trueup.report.bundle import plain
         from trueup.report.table import changes_table
+        from trueup.report.values import plain
 
         found = changes(old, new)
         if as_json:
@@ -543,7 +549,7 @@ def _about(seconds: float | None) -> str:
 def _cell_line(out: Path, record: Any) -> str:
     """What a cell came to, in one line."""
     from trueup.report import bundle
-    from trueup.report.words import interval, state
+    from trueup.report.words import interval, state_of
     from trueup.sweeps import cell
 
     said = []
@@ -553,7 +559,7 @@ def _cell_line(out: Path, record: Any) -> str:
         said.append(f"accuracy {record.tuned['test_accuracy']:.3f}")
     folder = out / cell.CELLS / record.name / cell.REPORT
     if record.state == "done" and folder.is_dir():
-        said += [f"{c.before.fault} {state(c)} {interval(c.before)}" for c in bundle.read(folder).comparisons]
+        said += [f"{c.before.fault} {state_of(c)} {interval(c.before)}" for c in bundle.read(folder).comparisons]
     return f"{record.name}: {'; '.join(said)} ({record.cpu_seconds:.0f} s)"
 
 
@@ -774,7 +780,9 @@ def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
         given[names] = names_in(options[names]) if options.get(names) else None
     if depth != "tune":
         given |= {"depth": depth, "confounder": tuple(options.get("confounder") or ()), "knobs": options.get("knobs")}
-        given["price"] = {k: options.get(k) for k in ("max_cost", "take")}
+        given["price"] = {k: options.get(k) or None for k in ("take", "drop_in")} | {
+            "max_cost": options.get("max_cost")
+        }
     return given
 
 
@@ -838,7 +846,7 @@ def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
 def _priced(
     knobs: dict[str, dict[str, Any]], price: dict[str, Any], faults: tuple[str, ...]
 ) -> dict[str, dict[str, Any]]:
-    """`--max-cost` and `--take` as the knobs that they are, of every fault that has them."""
+    """`--max-cost`, `--take` and `--drop-in` as the knobs that they are, of every fault that has them."""
     asked = {knob: value for knob, value in price.items() if value is not None}
     if not asked:
         return knobs

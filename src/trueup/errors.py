@@ -44,6 +44,12 @@ def visible(text: object) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in shown)
 
 
+def shortened(text: object, most: int) -> str:
+    """`text` in at most `most` characters: what is cut ends in an ellipsis."""
+    whole = str(text)
+    return whole if len(whole) <= most else whole[: most - 1].rstrip() + "…"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest of `known`, or an empty string. Starts with a space, to be appended."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trueup.errors import BadInput, TrueupError, Unsupported, listing
+from trueup.errors import BadInput, TrueupError, Unsupported, listing, shortened
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.job import Depth, Job, command_line, faults_of
 from trueup.prepare import agreed, open_job
@@ -55,6 +56,7 @@ def run_job(
         from trueup.subject.adapter import read_card
         from trueup.subject.load import adapter_folder
 
+        before = _previous(out)
         session = Session(
             Memo(work) if team is None else TeamMemo(work, team),
             None if bases is None or team is not None else Memo(bases),
@@ -77,9 +79,46 @@ def run_job(
                 job=asdict(replace(job, seed=seed)),
             )
         report = replace(report, notes=[*report.notes, *unasked], peak_bytes=memory.peak())
+        if before is not None:
+            report = replace(report, previous=_since(before[0], report))
+            atomic.write_text(new / PREVIOUS, before[1])
         bundle.write(report, new)
         atomic.write_text(new / "report.html", html.page(report))
     return report
+
+
+PREVIOUS = "previous.html"
+"""The page of the check that a run replaced, kept beside its own."""
+
+
+def _previous(out: Path) -> tuple[Report, str] | None:
+    """The check that is in `out`, and its page, before it is replaced; None where there is none that can be read."""
+    from trueup.report import bundle
+
+    page = out / "report.html"
+    if not page.is_file():
+        return None
+    try:
+        return bundle.read(out), page.read_text(encoding="utf-8")
+    except (TrueupError, OSError, UnicodeError):
+        return None  # it is replaced because it is of no use
+
+
+def _since(then: Report, now: Report) -> dict[str, Any]:
+    """What `Report.previous` says of an earlier check: each fault of both, and how its severity before any repair moved."""
+    from trueup.changes import change
+    from trueup.report.words import state_of, title_of
+
+    earlier = {c.before.fault: c for c in then.comparisons}
+    found = []
+    for c in now.comparisons:
+        if (old := earlier.get(c.before.fault)) is not None:
+            moved = change(old.before, c.before, then, now)
+            found.append({
+                "fault": c.before.fault, "title": title_of(c.before), "then": state_of(old), "now": state_of(c),
+                "paired": moved.paired, "difference": asdict(moved.differences["severity"]),
+            })  # fmt: skip
+    return {"page": PREVIOUS, "changes": found}
 
 
 def check(
@@ -243,7 +282,7 @@ def _examined(
                 raise
             reasons[fault.name] = crashes.survived(e, fault)
             continue
-        comparisons.append(comparison)
+        comparisons.append(replace(comparison, consequence=fault.consequence(comparison.before, comparison.after)))
         examples[fault.name] = shown
     asked = [f.name for f in faults]
     comparisons.sort(key=lambda c: asked.index(c.before.fault))
@@ -267,7 +306,36 @@ def _examined(
             *(f"{name} was not examined: {reason}" for name, reason in reasons.items()),
         ],
         crashes=crashes.told,
+        data=_snapshot(corpus),
     )
+
+
+CELLS, SAMPLES = 24, 3
+"""Rows of the snapshot's table, and texts that it shows."""
+
+
+def _snapshot(corpus: Corpus) -> dict[str, Any]:
+    """What `Report.data` says of a corpus: how many rows each class has, by attribute and split, and a few test texts."""
+    splits, attributes = (
+        [s for s in ("train", "calibration", "test") if (corpus.split == s).any()],
+        list(corpus.attributes),
+    )
+    keys = list(zip(corpus.label.tolist(), *(corpus.attributes[a].tolist() for a in attributes), strict=True))
+    counts = {s: Counter(k for k, own in zip(keys, corpus.split, strict=True) if own == s) for s in splits}
+    order = sorted(set(keys), key=lambda k: (k[0], *map(str, k[1:])))
+    test = np.flatnonzero(corpus.split == "test").tolist()
+    # One text of each class first, then whatever comes next.
+    first = list({corpus.label[i]: i for i in reversed(test)}.values())[::-1]
+    return {
+        "splits": splits, "attributes": attributes,
+        "rows": [[corpus.classes[k[0]], *map(str, k[1:]), *(counts[s][k] for s in splits)] for k in order[:CELLS]],
+        "more": max(0, len(order) - CELLS),
+        "samples": [
+            {"text": shortened(corpus.text[i], 240), "label": corpus.classes[corpus.label[i]]}
+            | {a: str(corpus.attributes[a][i]) for a in attributes}
+            for i in list(dict.fromkeys([*first, *test]))[:SAMPLES]
+        ],
+    }  # fmt: skip
 
 
 class _Crashes:
@@ -392,7 +460,7 @@ def _one(
     save: Path | None, keep: bool,
 ) -> Comparison:  # fmt: skip
     fault = fault.prepared(subject, corpus, seed=seed)
-    before = _told(fault, fault.audit(subject, test, seed=seed))
+    before = _told(fault, fault.audit(subject, test, seed=seed), corpus)
     if depth == "audit":
         return Comparison(before, None, "Only an audit was asked for.")
     try:
@@ -428,7 +496,7 @@ def _repaired(
             tried, None, remedy.reason, budget=budget, alternatives=remedy.alternatives, too_dear=remedy.too_dear
         )
     with remedy.on(subject) as repaired:
-        after = _told(fault, fault.audit(repaired, test, seed=seed))
+        after = _told(fault, fault.audit(repaired, test, seed=seed), corpus)
         after = replace(after, charts=(*after.charts, *fault.pictures(before, after), *remedy.charts()))
         try:
             harmed = fault.harm(subject, repaired, test, seed=seed)
@@ -446,7 +514,7 @@ def _repaired(
             "(keep=True in Python) writes it all the same.",
         )
     if save is not None:
-        comparison = replace(comparison, adapter=fault.name)
+        comparison = replace(comparison, adapter=fault.name, usage=remedy.usage(fault.name))
         remedy.save(save / fault.name, comparison)
     return comparison
 
@@ -492,12 +560,14 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
     }
 
 
-def _told(fault: Fault, finding: Finding) -> Finding:
+def _told(fault: Fault, finding: Finding, corpus: Corpus) -> Finding:
     about = {
         "title": fault.title,
         "question": fault.question,
         "paper": fault.paper,
         "departures": list(fault.departures),
+        "headline": list(fault.headline),
+        **({"dataset": dict(corpus.origin)} if corpus.origin else {}),
     }
     return replace(
         finding, provenance={**finding.provenance, **about, "knobs": {k: getattr(fault, k) for k in fault.knobs()}}

@@ -20,6 +20,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+UNDRAWN = "[...document.querySelectorAll('.canvas:not(.drawn)')].some(c => !c.closest('details:not([open])'))"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -41,10 +42,11 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def show(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Opens a page's source from disk, in a browser that knows no other page, and waits until its charts are drawn."""
+    """Opens a page's source from disk, in a browser that knows no other page, opens what is folded unless `unfold` is False, and
+    waits until the charts that can be seen are drawn."""
     contexts = []
 
-    def opened(source: str, *, wait: bool = True, **settings: Any) -> Opened:
+    def opened(source: str, *, wait: bool = True, unfold: bool = True, **settings: Any) -> Opened:
         file = tmp_path / f"page-{len(contexts)}.html"
         file.write_text(source, encoding="utf-8")
         context = chromium.new_context(**{"viewport": {"width": 1100, "height": 900}, **settings})
@@ -60,8 +62,14 @@ def show(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
 
         seen.page.on("dialog", dismiss)
         seen.page.goto(seen.address)
-        if wait:
-            seen.page.wait_for_function("!document.querySelector('.canvas:not(.drawn)')")
+        if wait and unfold:
+            seen.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        deadline = 100 if wait else 0
+        while deadline and seen.page.evaluate(
+            UNDRAWN
+        ):  # `wait_for_function` compiles a string, which the page's policy forbids
+            seen.page.wait_for_timeout(100)
+            deadline -= 1
         return seen
 
     yield opened

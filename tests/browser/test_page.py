@@ -35,10 +35,11 @@ def readout(page: Any, chart: int) -> list[list[str]]:
 
 
 def shown(page: Any) -> list[list[str]]:
-    """The cells of the example rows that can be seen, in their order."""
+    """The cells of the example rows that can be seen, in their order, without the badge of what the repair moved."""
     return page.evaluate(
-        "selector => [...document.querySelector(selector).tBodies[0].rows].filter(r => r.checkVisibility())"
-        ".map(r => [...r.cells].map(c => c.textContent))",
+        "selector => [...document.querySelector(selector).tBodies[0].rows].filter(r => r.checkVisibility()).map(r => [...r.cells]"
+        ".map(c => [...c.childNodes].filter(n => n.className !== 'moved fixed' && n.className !== 'moved broken')"
+        ".map(n => n.textContent).join('').trim()))",
         TABLE,
     )
 
@@ -116,7 +117,7 @@ def test_filters_choose_and_combine(show: Show, sliders: str) -> None:
     assert all(r[1] != r[2] for r in rows)
     sure = [float(r[4]) for r in rows]
     assert sure == sorted(sure, reverse=True)
-    for name in ("errors", "copied", "changed by the repair", "put right by it"):
+    for name in ("errors", "copied", "changed by the repair", "fixed by the repair"):
         told = int(chip(page, name).locator(".count").inner_text())
         assert told > 0
     count = page.locator("#fault-1 .filter output")
@@ -197,7 +198,11 @@ def test_on_paper_the_controls_are_gone_and_the_numbers_stay(show: Show, sliders
     assert page.locator("#fault-1 .filter").is_hidden()
     assert readout(page, 1)[0] == ["before", "0.600 [0.580, 0.620]"]
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
-    assert page.pdf().startswith(b"%PDF")
+    assert len(shown(page)) == 10, "ten examples on paper, of forty"
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = false; })")
+    paper = page.pdf()
+    assert paper.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", paper)) <= 6
 
 
 @pytest.mark.parametrize("width", [340, 390, 768, 1600])
@@ -220,6 +225,7 @@ def test_the_thumb_stands_under_the_rule(show: Show, sliders: str) -> None:
 def test_in_a_notebook_s_frame_it_works_too(show: Show) -> None:
     seen = show(f"<!doctype html><title>notebook</title>{sliding()._repr_html_()}", wait=False)
     frame = seen.page.frame_locator("iframe")
+    frame.locator("summary", has_text="1 more chart").click()
     frame.locator(".canvas.drawn").nth(1).wait_for()
     frame.locator(COVERAGE).press("End")
     assert frame.locator("[data-refused]").first.inner_text() == "0 of 200"
@@ -238,3 +244,58 @@ def test_axe_finds_nothing_serious(show: Show, sliders: str, which: str, theme: 
     page.add_script_tag(path=axe)
     found = page.evaluate("axe.run(document).then(r => r.violations.map(v => [v.id, v.impact, v.nodes[0].html]))")
     assert found == []
+
+
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1400, "height": 1000}
+WIDE = """() => [...document.querySelectorAll('main *, header *')]
+  .filter(e => e.checkVisibility() && !e.closest('svg, pre, .tall, .hidden, .cards thead'))
+  .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className).slice(0, 5)"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize("which", ["all kinds of charts", "sliders", "hostile"])
+def test_nothing_lies_beyond_the_edge(
+    show: Show, sliders: str, hostile: str, which: str, size: dict, theme: str
+) -> None:
+    source = {"sliders": sliders, "hostile": hostile}.get(which) or html.page(report())
+    page = show(source, viewport=size, color_scheme=theme).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    assert page.evaluate(WIDE) == []
+    # The control: something too wide is seen.
+    page.evaluate("document.querySelector('main').insertAdjacentHTML('beforeend', '<p id=wide>x</p>')")
+    page.evaluate("document.getElementById('wide').style.width = '1500px'")
+    page.evaluate("document.getElementById('wide').style.maxWidth = 'none'")
+    assert page.evaluate(WIDE) == ["P."]
+
+
+def test_on_a_phone_a_measure_is_a_card_with_all_its_numbers(show: Show) -> None:
+    page = show(html.page(report()), viewport=PHONE).page
+    card = page.locator("#fault-1 table.cards tbody tr").first
+    for label in ("Before", "After", "Paired difference", "Change"):
+        box = card.locator(f"td[data-label='{label}']").bounding_box()
+        assert 0 <= box["x"] < box["x"] + box["width"] <= PHONE["width"], label
+    assert page.evaluate("getComputedStyle(document.querySelector('.cards thead')).position") == "absolute"
+    wide = show(html.page(report()), viewport=DESK).page
+    assert wide.evaluate("getComputedStyle(document.querySelector('.cards thead')).position") == "static"
+
+
+def test_the_first_picture_is_near_the_top_and_the_rest_is_folded(show: Show, sliders: str) -> None:
+    page = show(sliders, viewport=DESK, unfold=False).page
+    first = page.locator("svg[role=img]").first.bounding_box()
+    assert first["y"] + first["height"] < 1000
+    assert page.locator("#fault-1-chart-1.drawn").count() == 1
+    assert page.locator("#fault-1-chart-2.drawn").count() == 0
+    folded = page.evaluate("document.documentElement.scrollHeight")
+    page.locator("#fault-1 summary", has_text="1 more chart").click()
+    page.locator("#fault-1-chart-2.drawn svg").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollHeight") > folded
+
+
+def test_what_the_repair_fixed_and_broke_comes_first(show: Show, sliders: str) -> None:
+    page = show(sliders).page
+    badges = page.locator(f"{TABLE} tbody tr").evaluate_all(
+        "rows => rows.map(r => r.querySelector('.moved')?.textContent ?? '')"
+    )
+    assert badges == sorted(badges, key=["✓ fixed", "✕ broken", ""].index)
+    assert {"✓ fixed", ""} <= set(badges)

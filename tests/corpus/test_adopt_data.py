@@ -265,3 +265,20 @@ def test_records_may_have_keys_that_are_no_text():
     rows = [{0: r["text"], 1: r["label"]} for r in ROWS]
     got = read(rows, text="0", label="1", seed=3)
     assert got.text == read(ROWS, seed=3).text
+
+
+def test_a_dataset_of_the_hub_says_where_it_came_from():
+    import datasets
+
+    import trueup
+
+    held = datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(40)], "label": [i % 2 for i in range(40)]})
+    assert trueup.read(held).origin == {}
+    held.info.download_checksums = {
+        "hf://datasets/org/reviews@0123456789abcdef/data/train.parquet": {"num_bytes": 1, "checksum": None}
+    }
+    held.info.config_name = "en"
+    known = {"id": "org/reviews", "revision": "0123456789abcdef", "config": "en"}
+    assert trueup.read(held).origin == known
+    parts = datasets.DatasetDict({"train": held, "test": held.map(lambda r: {"text": r["text"] + " again"})})
+    assert trueup.read(parts).origin == known | {"split": "train+test"}

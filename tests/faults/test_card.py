@@ -94,3 +94,38 @@ def test_class_names_are_no_markup():
     text = page(CARD, replace(evil, before=before, after=after))
     assert text.count("```python\n") == 1
     assert np.all([line.count(" | ") == 3 for line in text.splitlines() if line.startswith("| x")])
+
+
+def test_the_hub_is_told_the_licence_the_base_and_the_data():
+    measured = comparison()
+    origin = {"id": "org/reviews", "config": "en", "split": "train+test", "revision": "abc1234"}
+    told = replace(measured.before, provenance={**measured.before.provenance, "dataset": origin})
+    data = ModelCard(page(replace(CARD, licence="apache-2.0"), replace(measured, before=told))).data
+    assert data.to_dict()["license"] == "apache-2.0"
+    assert "base_model:adapter:org/model" in data.to_dict()["tags"]
+    assert data.to_dict()["base_model_relation"] == "adapter"
+    results = data.eval_results
+    assert {(r.dataset_type, r.dataset_config, r.dataset_split, r.dataset_revision) for r in results} == {
+        ("org/reviews", "en", "train+test", "abc1234")
+    }
+    without = ModelCard(page(replace(CARD, base="/a/folder"), measured)).data
+    assert "license" not in without.to_dict()
+    assert not [t for t in without.to_dict()["tags"] if t.startswith("base_model:")]
+    assert {r.dataset_type for r in without.eval_results} == {"held-out"}
+
+
+def test_the_licence_is_read_off_the_bases_own_card(tmp_path):
+    from trueup.subject.hub import licence_of
+
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    assert licence_of(str(tmp_path)) == "mit"
+    (tmp_path / "README.md").write_text("---\nlicense: [a, b]\n---\n")
+    assert licence_of(str(tmp_path)) == ""
+    assert licence_of(str(tmp_path / "nothing")) == ""
+    assert licence_of("embedded:minilm") == ""
+
+
+def test_what_does_not_work_is_said_before_all_else():
+    text = page(replace(CARD, warning="`pipeline`."), None)
+    assert 0 < text.index("> **What does not work:** `pipeline`.") < text.index("It repairs.")
+    assert "What does not work" not in page(CARD, None)

@@ -128,8 +128,8 @@ def test_filters_are_read_from_the_columns() -> None:
     ]
     shown = table(rows)
     assert chosen(shown) == {
-        "errors, surest first": [0], "copied": [0, 2], "changed by the repair": [0, 1], "put right by it": [0],
-        "put wrong by it": [1],
+        "errors, surest first": [0], "copied": [0, 2], "changed by the repair": [0, 1], "fixed by the repair": [0],
+        "broken by the repair": [1],
     }  # fmt: skip
     assert [f["count"] for f in shown["filters"]] == [1, 2, 2, 1, 1]
     assert shown["filters"][0]["order"] == 3

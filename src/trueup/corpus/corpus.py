@@ -31,6 +31,7 @@ class Corpus:
         notes: what a reader must know of how it was read, as sentences.
         cluster: (n,) int64; rows of equal number are not independent of each other (`trueup.corpus.clusters`). Left out: rows
             of equal text. A part of a corpus keeps the numbers of the whole.
+        origin: of a data set of the hub its ``id``, ``config``, ``split`` and ``revision``, as far as they are known; else empty.
     """
 
     text: Sequence[str]
@@ -42,6 +43,7 @@ class Corpus:
     name: str = "corpus"
     notes: tuple[str, ...] = ()
     cluster: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.cluster) != len(self.text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,25 @@ def hub_table(name: str, wanted: Sequence[str], label: str, hub_split: str | Non
     """The wanted columns of a hub dataset, and the column of their splits where the dataset names usable ones."""
     found = _load_hub(name, hub_split)
     parts: dict[str, Any] = dict(found) if isinstance(found, dict) else {hub_split or "train": found}
-    return of_parts(parts, f"'{name}'", wanted, label, "choose one with hub_split")
+    table, named = of_parts(parts, f"'{name}'", wanted, label, "choose one with hub_split")
+    repo, _, config = name.partition(":")
+    known = {"id": repo} | ({"config": config} if config else {})
+    return replace(table, origin={**known, **table.origin}), named
+
+
+_FETCHED = re.compile(r"hf://datasets/([^@]+)@([0-9a-f]{7,40})/")
+
+
+def _origin(part: Any, chosen: Sequence[str]) -> dict[str, str]:
+    """What a part of a data set tells of the hub repository that it was fetched from; empty where it tells of none."""
+    info = getattr(part, "info", None)
+    fetched = [m for url in getattr(info, "download_checksums", None) or {} if (m := _FETCHED.match(str(url)))]
+    if not fetched:
+        return {}
+    config = getattr(info, "config_name", None)
+    split = "+".join(filter(None, chosen)) or str(getattr(part, "split", None) or "")
+    found = {"id": fetched[0][1], "revision": fetched[0][2]} | ({"split": split} if split else {})
+    return found | ({"config": str(config)} if config else {})
 
 
 def of_parts(
@@ -51,7 +70,7 @@ def of_parts(
     columns[PART] = [k for k, v in chosen.items() for _ in range(len(v))]
     names = {c: list(f.names) for c, f in first.features.items() if type(f).__name__ == "ClassLabel" and f.names}
     at = [f"{k}[{i}]" for k, v in chosen.items() for i in range(len(v))]
-    return Table(columns, at, "row", source, names, first.column_names), column
+    return Table(columns, at, "row", source, names, first.column_names, origin=_origin(first, list(chosen))), column
 
 
 def saved_to_disk(folder: Path) -> Any:

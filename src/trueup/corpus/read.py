@@ -135,7 +135,7 @@ def read(
         check_split(parts, None if answers else label_index, together, table)
     else:
         parts = complete(parts, together.tolist(), stratum, seed, fractions)
-    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together)
+    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together, table.origin)
 
 
 def demonstrations(path: str | Path, *, text: str = "text", label: str = "label") -> list[tuple[str, str]]:

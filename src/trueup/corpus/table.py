@@ -17,6 +17,7 @@ class Table:
         names: class names of integer label columns, where the source carries them.
         there: the names of all columns of the source, read or not, in its order; without it, those of `columns`.
         order: the values of a column in the order that the source states for them, those that do not occur included.
+        origin: of a data set of the hub its ``id``, ``config``, ``split`` and ``revision``, as far as they are known; else empty.
     """
 
     columns: Mapping[str, list[Any]]
@@ -26,6 +27,7 @@ class Table:
     names: Mapping[str, Sequence[str]]
     there: Sequence[str] = ()
     order: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.at)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from trueup.errors import BadInput
-from trueup.faults import loading
+from trueup.faults import loading, predict_script
 from trueup.faults.card import Card, page
 from trueup.faults.fault import Alternative, Chart, Comparison, Remedy
 from trueup.store import atomic
@@ -64,7 +64,12 @@ class Adapted(Remedy):
             card = dict(self.card) | {"repairs": self.fault, "made_for": self.made_for, "words": self.head is not None}
             atomic.write_json(new / files.CARD, card)
             atomic.write_text(new / "README.md", page(_card(self), comparison))
+            if not _shots(self.card):
+                atomic.write_text(new / predict_script.NAME, _script(self))
         return folder
+
+    def usage(self, folder: str) -> str:
+        return _few_shot(self, ()).code if _shots(self.card) else predict_script.usage(folder, self.card)
 
     def describe(self) -> str:
         return str(self.card["describe"])
@@ -123,26 +128,47 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
     return Adapted(fault, card["made_for"], settings, tensors, head, rest, tokenizer=files.brought(subject))
 
 
-def _card(remedy: Adapted) -> Card:
+def _shots(card: Mapping[str, Any]) -> bool:
+    """Whether its subject answers from demonstrations in its prompt."""
+    return bool((card.get("shape") or {}).get("shots"))
+
+
+def _lines(remedy: Adapted) -> tuple[str, str, str, str]:
+    """The lines of code that load it, that make the inputs, that make `out` with a column a class, and that read the label off."""
     card, names = remedy.card, remedy.card["classes"]
     words = card.get("shape") if remedy.head is None else None
-    tried = (("What was tried", str(card["table"])),) if card.get("table") else ()
-    if words and words.get("shots"):
-        return _few_shot(remedy, tried)
-    read, logits = "label = model(**inputs).logits.argmax(-1)", None if words else len(names)
+    out, label, logits = "out = model(**inputs).logits", "label = out.argmax(-1)", None if words else len(names)
     if card.get("sigmoid"):
-        read, logits = "label = (model(**inputs).logits[:, 0] > 0).long()", 1
+        label, logits = "label = (out[:, 0] > 0).long()", 1
     if words:
-        read = (
+        out = (
             f"words = {card['ids']}  # what {list(words['words'])!r} start with, as tokens\n"
-            "label = model(**inputs).logits[:, -1, words].argmax(-1)"
+            "out = model(**inputs).logits[:, -1, words]"
         )
+    return loading.load_lines(card, logits, names), loading.input_lines(card), out, label
+
+
+def _card(remedy: Adapted) -> Card:
+    card, names = remedy.card, remedy.card["classes"]
+    tried = (("What was tried", str(card["table"])),) if card.get("table") else ()
+    if _shots(card):
+        return _few_shot(remedy, tried)
     return Card(
         remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(card["base"]), "text-classification",
-        f"Classes, in the order of the {'labels' if card.get('sigmoid') else 'logits'}: {loading.class_names(names)}.",
-        f"{loading.load_lines(card, logits)}\n{loading.input_lines(card)}\n{read}",
-        loading.closing(card), tried,
+        f"`{predict_script.NAME}` in this folder does it. Classes, in the order of the "
+        f"{'labels' if card.get('sigmoid') else 'logits'}: {loading.class_names(names)}.",
+        "\n".join(_lines(remedy)),
+        loading.closing(card), tried, licence=str(card.get("licence") or ""),
     )  # fmt: skip
+
+
+def _script(remedy: Adapted) -> str:
+    load, inputs, out, label = _lines(remedy)
+    sure = (
+        "torch.sigmoid(out[:, 0].double().abs())" if remedy.card.get("sigmoid") else "out.double().softmax(-1).amax(-1)"
+    )
+    read = f"{out}\n{label}\nconfidence = {sure}"
+    return predict_script.script(remedy.card, remedy.card["classes"], load=load, inputs=inputs, read=read)
 
 
 def _few_shot(remedy: Adapted, tried: tuple[tuple[str, str], ...]) -> Card:
@@ -177,5 +203,5 @@ shown = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=Tru
 answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])""",
         f"`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; {ends}.\n"
         f"{loading.closing(remedy.card)}",
-        tried,
+        tried, licence=str(remedy.card.get("licence") or ""),
     )  # fmt: skip

@@ -22,7 +22,8 @@ class Card:
         base: the base model's name as the user gave it. task: the hub's name of what it is for.
         opening: what stands before the lines of code. code: Python lines that load and use it with plain PEFT. closing:
             what stands after them.
-        sections: further headings and their markdown, in order.
+        sections: further headings and their markdown, in order. warning: what does not work, said before all else.
+        licence: that of the base, as the hub writes it; empty where it is not known.
     """
 
     fault: str
@@ -34,6 +35,8 @@ class Card:
     code: str
     closing: str
     sections: tuple[tuple[str, str], ...] = ()
+    warning: str = ""
+    licence: str = ""
 
 
 def page(card: Card, comparison: Comparison | None) -> str:
@@ -43,9 +46,13 @@ def page(card: Card, comparison: Comparison | None) -> str:
         "pipeline_tag": card.task,
         "tags": ["trueup", card.fault, card.task],
     }
+    if card.licence:
+        front["license"] = card.licence
     if _is_hub_id(card.base):  # the hub refuses a card whose base model is a folder
         front["base_model"] = card.base
-    parts = [f"# {card.title}", card.describe]
+        front["base_model_relation"] = "adapter"
+        front["tags"].append(f"base_model:adapter:{card.base}")
+    parts = [f"# {card.title}", *([f"> **What does not work:** {card.warning}"] if card.warning else []), card.describe]
     if comparison is not None and comparison.after is not None:
         front["model-index"] = [_index(card, comparison)]
         parts += ["## What was measured", _measured(comparison)]
@@ -74,7 +81,11 @@ def _index(card: Card, comparison: Comparison) -> dict[str, Any]:
         for key, m in told.items()
         if all(map(math.isfinite, (m.value, m.low, m.high)))
     ]
+    origin = comparison.before.provenance.get("dataset") or {}
     dataset = {"name": "held-out examples of the user's data", "type": "held-out"}
+    if origin.get("id"):
+        known = {k: str(origin[k]) for k in ("config", "split", "revision") if origin.get(k)}
+        dataset = {"name": f"{origin['id']}, held-out part", "type": str(origin["id"]), **known}
     return {"name": card.title, "results": [{"task": {"type": card.task}, "dataset": dataset, "metrics": metrics}]}
 
 

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 Better = Literal["higher", "lower", "zero"]
 """Which direction is better; `zero` of a signed number that should be 0."""
 Verdict = Literal["found", "clear", "undecided"]
-Outcome = Literal["found", "clear", "undecided", "repaired", "reduced", "trade-off", "no gain", "made worse"]
+Outcome = Literal[
+    "found", "clear", "undecided", "repaired", "reduced", "trade-off", "no gain", "made worse", "not measured"
+]
 """What a check says of a fault: a verdict where there was no repair, or nothing to repair, else what the repair came to."""
 
 
@@ -124,6 +126,7 @@ class Chart:
         value_title: what a cell of a map is, with its unit ("attention mass on the prompt").
         log10: each x is the logarithm of what it stands for: the report shows 10**x, on a logarithmic axis.
         slider: lets the reader move along the x axis of a line chart.
+        here: the x of the audited examples as they are, which the report marks; None where no x is.
     """
 
     key: str
@@ -137,6 +140,7 @@ class Chart:
     value_title: str = ""
     log10: bool = False
     slider: Slider | None = None
+    here: float | None = None
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,10 @@ class Remedy(ABC):
     def describe(self) -> str:
         """One plain sentence: what the repair does."""
 
+    def usage(self, folder: str) -> str:
+        """The shortest lines of code that use what was saved in `folder`, without trueup."""
+        return f'PeftModel.from_pretrained(base, "{folder}")'
+
     def charts(self) -> tuple[Chart, ...]:
         """Pictures of the repair itself, for the report. They are not saved with the adapter."""
         return ()
@@ -326,6 +334,8 @@ class Comparison:
         alternatives: the repairs that were tried, by gain and cost. too_dear: none was made, because each that helps costs more
             than the budget.
         methods: where they were asked for in place of a repair, every method on the test examples.
+        consequence: what the finding means for a user, in plain words (`Fault.consequence`).
+        usage: how the saved adapter is used, as lines of code in the output folder (`Remedy.usage`).
     """
 
     before: Finding
@@ -338,6 +348,8 @@ class Comparison:
     alternatives: tuple[Alternative, ...] = ()
     too_dear: bool = False
     methods: tuple[Method, ...] = ()
+    consequence: str = ""
+    usage: str = ""
 
     @property
     def gained(self) -> bool:
@@ -352,8 +364,10 @@ class Comparison:
         After a repair: ``made worse`` or ``no gain`` by the paired interval of the severity; with a gain ``trade-off`` when it
         cost more accuracy than the budget (or none was made because each that helps does), ``repaired`` when the second audit is
         clear, else ``reduced``. A model that was clear stays so unless it was made worse, and one that was undecided unless it
-        gained.
+        gained. ``not measured`` where the first audit has no number.
         """
+        if any(math.isnan(x) for x in (self.before.severity, self.before.low, self.before.high, self.before.threshold)):
+            return "not measured"
         word, after, d = self.before.verdict, self.after, self.differences.get("severity")
         if after is None:
             return "trade-off" if self.too_dear and word != "clear" else word
@@ -386,6 +400,8 @@ class Fault(ABC):
     unit: ClassVar[str]
     departures: ClassVar[tuple[str, ...]] = ()
     """What differs from the paper, or is reconstruction: one sentence each, for the report."""
+    headline: ClassVar[tuple[str, ...]] = ()
+    """The keys of the three measures that a report shows first."""
     needs: ClassVar[str] = ""
     """What a check must be given before it examines this fault, with the options that give it."""
     on_request: ClassVar[str] = ""
@@ -445,6 +461,13 @@ class Fault(ABC):
     @abstractmethod
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         """Paired differences, after minus before, of this fault's measures. Both findings on the same examples."""
+
+    def consequence(self, before: Finding, after: Finding | None) -> str:
+        """What the finding means for who uses the model, in one to three plain sentences; `after` is the repaired model's.
+
+        It says no more than the verdict does: what is undecided is not said to be there.
+        """
+        return before.sentence
 
     def pictures(self, before: Finding, after: Finding) -> tuple[Chart, ...]:
         """Charts of what the repair changed, for the report: paired differences that no table has room for."""

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trueup.errors import visible
+from trueup.faults.predict_script import literal as literal_code
 from trueup.subject.few_shot_tokens import ends_texts, opened
+from trueup.subject.hub import licence_of
 from trueup.subject.load import UNNAMED
 from trueup.subject.subject import Subject
 
@@ -28,6 +30,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "quantised": _quantised(subject), "pad": None if subject.template is not None else subject.pad_token_id,
         "sigmoid": subject.sigmoid,
         "causal": causal, "own tokenizer": subject.source.tokenizer is not None, "vocabulary": subject.source.vocabulary,
+        "licence": licence_of(subject.source.base),
     }  # fmt: skip
 
 
@@ -40,12 +43,13 @@ def _quantised(subject: Subject) -> Any:
     return {k: getattr(v, "value", v) for k, v in told.items() if not k.startswith("_")}
 
 
-def load_lines(about: Mapping[str, Any], logits: int | None) -> str:
-    """The lines that make `model` and `tok`: a classifier of so many `logits`, or a model that writes for None."""
+def load_lines(about: Mapping[str, Any], logits: int | None, names: Sequence[str] = ()) -> str:
+    """The lines that make `model` and `tok`: a classifier of so many `logits`, or a model that writes for None. With the `names` of
+    the outputs the model's config says them too; an output beyond them is no class."""
     kind = "CausalLM" if logits is None else "SequenceClassification"
     given = [f"dtype={about['dtype']!r}"]
     if logits is not None:
-        given = [f"num_labels={logits}", "ignore_mismatched_sizes=True", *given]
+        given = [*_labels(logits, names), "ignore_mismatched_sizes=True", *given]
     if about.get("quantised"):
         given.append(f"quantization_config={about['quantised']!r}")
     pinned = f", revision={about['revision']!r}" if about.get("revision") else ""
@@ -60,10 +64,24 @@ base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned}){wide
 model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained({words})"""
 
 
+def _labels(logits: int, names: Sequence[str]) -> list[str]:
+    """The arguments that say how many outputs there are, and what they are called."""
+    if not 1 < len(names) <= logits:
+        return [f"num_labels={logits}"]
+    outputs = [*names, *(f"no class: for the confidence {i + 1}" for i in range(logits - len(names)))]
+    pairs = [(literal_code(n), i) for i, n in enumerate(outputs)]
+    there, back = ", ".join(f"{i}: {n}" for n, i in pairs), ", ".join(f"{n}: {i}" for n, i in pairs)
+    return [f"id2label={{{there}}}", f"label2id={{{back}}}"]
+
+
 def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
     """The lines that make `inputs` of ``text``, and ``second`` for pairs, or of the Python expression `text`."""
     shape = about.get("shape")
     options = "" if shape is not None else f", truncation=True, max_length={about['max_length']}"
+    if shape is None and not about.get(
+        "causal", True
+    ):  # several texts at once are padded; a decoder reads one at a time
+        options = f", padding=True{options}"
     if text is None and shape is not None:
         # Joined and not replaced, so that braces inside a text stay what they are.
         parts = [p for p in re.split(r"(\{text\}|\{second\})", shape["text"]) if p]
@@ -106,4 +124,4 @@ def closing(about: Mapping[str, Any]) -> str:
         )
     if about.get("causal", True):
         return text + " Give one text at a time: among padding the answer may be read at the wrong token."
-    return text + " For several texts at once give lists, and `padding=True`."
+    return text + " For several texts at once give lists."

@@ -18,7 +18,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -28,6 +28,7 @@ import numpy as np
 from trueup.errors import BadInput, TrueupError, did_you_mean, listing
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
 from trueup.report import words
+from trueup.report.values import plain, untag
 from trueup.store.schema import plain_bytes
 
 FORMAT = 3
@@ -40,7 +41,6 @@ _UNREADABLE = (
 )  # fmt: skip
 """What reading a folder that was tampered with raises."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_TAG = "$float"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,6 +59,10 @@ class Report:
         warnings: sentences that a reader must see before any figure.
         crashes: fault name -> traceback of its crash, which cost no other fault its finding.
         peak_bytes: the most memory that the run held; 0 where it is not known. It is no part of what two reports are compared by.
+        data: what was examined: ``splits``; ``attributes``; ``rows``, each a class, the values of the attributes, and the number
+            of examples in each split; ``more`` rows that are left out; ``samples``, dicts of a text, its label and its attributes.
+        previous: the check that this one replaced in its folder: ``page`` and, in ``changes``, a dict for each fault of both with
+            ``fault``, ``title``, ``then``, ``now``, ``paired`` and a ``difference`` of the severities. Empty where there was none.
 
     The page also shows these keys of a finding's own provenance, when they are there: ``title``, ``question``,
     ``paper`` (text; an arXiv number in it becomes a link), ``departures`` (a sentence or a list of them).
@@ -77,6 +81,8 @@ class Report:
     warnings: Sequence[str] = ()
     crashes: Mapping[str, str] = field(default_factory=dict)
     peak_bytes: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+    previous: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def unexamined(self) -> dict[str, str]:
@@ -229,6 +235,8 @@ def read(folder: Path) -> Report:
                 if _NAME.fullmatch(n)
             },
             peak_bytes=_is(_load(folder / COST)["peak_bytes"], int) if (folder / COST).is_file() else 0,
+            data=_is(data.get("data", {}), dict),
+            previous=_is(data.get("previous", {}), dict),
         )
     except TrueupError:
         raise
@@ -261,6 +269,8 @@ def _payload(report: Report) -> dict[str, Any]:
                 "alternatives": [asdict(a) for a in c.alternatives],
                 "too_dear": c.too_dear,
                 **({"methods": [asdict(m) for m in c.methods]} if c.methods else {}),
+                "consequence": c.consequence,
+                "usage": c.usage,
                 "outcome": c.outcome,  # for who reads the file; it follows from the rest
             }
             for c in report.comparisons
@@ -270,35 +280,9 @@ def _payload(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "warnings": list(report.warnings),
         "crashes": list(report.crashes),
+        "data": dict(report.data),
+        "previous": dict(report.previous),
     }
-
-
-def plain(value: Any) -> Any:
-    """`value` in what JSON can hold exactly: NaN and the infinities are tagged, numpy is unpacked, the rest is text."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str(value).encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {_TAG: repr(float(value))}
-    if isinstance(value, Mapping):
-        return {plain(str(k)): plain(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted((plain(v) for v in value), key=repr)
-    if isinstance(value, Sequence):
-        return [plain(v) for v in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return {k: plain(v) for k, v in vars(value).items()}
-    return plain(str(value))
-
-
-def untag(value: dict[str, Any]) -> Any:
-    """The object hook of `json.loads` that puts NaN and the infinities back."""
-    return float(value[_TAG]) if value.keys() == {_TAG} else value
 
 
 def _dump(value: Any) -> str:
@@ -322,6 +306,8 @@ def _comparison(data: Mapping[str, Any], folder: Path) -> Comparison:
         alternatives=tuple(_alternative(a) for a in data["alternatives"]),
         too_dear=_is(data["too_dear"], bool),
         methods=tuple(_method(m) for m in data.get("methods", ())),
+        consequence=_is(data.get("consequence", ""), str),
+        usage=_is(data.get("usage", ""), str),
     )
     _numbers(comparison.budget)
     return comparison
@@ -393,6 +379,8 @@ def _chart(chart: Chart) -> None:
                 raise ValueError(f"the chart '{chart.key}' has columns of unequal length")
         if chart.kind == "heat" and list(s.x) != list(chart.series[0].x):
             raise ValueError(f"the rows of the chart '{chart.key}' have different columns")
+    if chart.here is not None:
+        _numbers(chart.here)
     if chart.slider is not None:
         _numbers(chart.slider.start, chart.slider.examples)
         for text in (chart.slider.label, chart.slider.column):

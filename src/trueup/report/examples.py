@@ -8,8 +8,9 @@ repaired subject; and any other column of truth values is a property that rows c
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,17 +23,27 @@ _SAID = ("predicted", "answered")
 Row = Mapping[str, Any]
 
 
-def shown(table: Sequence[Row], cell: int, sliders: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
+def shown(
+    table: Sequence[Row], cell: int, sliders: Iterable[Mapping[str, Any]] = (), attribute: str = ""
+) -> dict[str, Any] | None:
     """The table for the template: columns, rows of at most `cell` characters a cell, and the filters with their counts.
 
-    `sliders` are the fault's (see `slide.slider`): one that refuses examples by a column of this table is a filter too.
+    What the repair fixed comes first, then what it broke, then the rest in its order. `attribute` is the column that should not
+    matter: it is highlighted, as are the words of a text that one of the row's other cells holds. `sliders` are the fault's (see
+    `slide.slider`): one that refuses examples by a column of this table is a filter too.
     """
     # numpy's own numbers and truth values are none of Python's, by which cells are shown and filtered.
     table = [{k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()} for row in table]
     columns = list(dict.fromkeys(k for row in table for k in row))[:MOST_COLUMNS]
     if not columns:
         return None
-    cells = [[_cell(row.get(k), cell) for k in columns] for row in table]
+    moved = [_moved(row, columns) for row in table]
+    order = sorted(range(len(table)), key=lambda i: ("fixed", "broken", "").index(moved[i]))
+    table, moved = [table[i] for i in order], [moved[i] for i in order]
+    cells = [
+        [_cell(row.get(k), cell) | {"mark": k == attribute, "parts": _highlighted(row, k, cell)} for k in columns]
+        for row in table
+    ]
     heads = [
         {"text": words.clean(k, 60), "number": all(row[i]["number"] for row in cells)} for i, k in enumerate(columns)
     ]
@@ -53,8 +64,37 @@ def shown(table: Sequence[Row], cell: int, sliders: Iterable[Mapping[str, Any]] 
         for when, name in (("before", s["column"]), ("after", s["column"] + AFTER))
         if s["column"] and name in columns and any(line["when"] == when for line in s["lines"])
     ]
-    rows = [{"cells": line, "inside": " ".join(map(str, i))} for line, i in zip(cells, inside, strict=True)]
+    rows = [
+        {"cells": line, "inside": " ".join(map(str, i)), "moved": m}
+        for line, i, m in zip(cells, inside, moved, strict=True)
+    ]
     return {"columns": heads, "rows": rows, "filters": filters, "refusing": refusing}
+
+
+def _moved(row: Row, columns: Sequence[str]) -> Literal["fixed", "broken", ""]:
+    """Whether the repair turned a wrong answer into the right one, or the other way."""
+    said = next((k for k in _SAID if k in columns and k + AFTER in columns), None)
+    if said is None or "label" not in columns:
+        return ""
+    was, now = (row.get(k) == row.get("label") for k in (said, said + AFTER))
+    return "" if was == now else "fixed" if now else "broken"
+
+
+FEWEST_LETTERS = 3
+"""A word of a cell is looked for in the text from so many letters on: shorter ones stand everywhere."""
+
+
+def _highlighted(row: Row, column: str, limit: int) -> list[tuple[str, bool]]:
+    """The text of a row in parts, each with whether another cell of the row holds it as a word; empty for other columns."""
+    if column != "text":
+        return []
+    words_of = {str(v).strip() for k, v in row.items() if k != column and isinstance(v, str)}
+    wanted = sorted((w for w in words_of if len(w) >= FEWEST_LETTERS), key=len, reverse=True)
+    text = words.clean(row.get(column) or "", limit)
+    if not wanted:
+        return []
+    found = re.split(rf"(?<!\w)({'|'.join(map(re.escape, wanted))})(?!\w)", text, flags=re.IGNORECASE)
+    return [(part, i % 2 == 1) for i, part in enumerate(found) if part] if len(found) > 1 else []
 
 
 def _cell(value: Any, limit: int) -> dict[str, Any]:
@@ -97,8 +137,8 @@ def _filters(columns: Sequence[str], table: Sequence[Row]) -> list[tuple[str, Ca
     if pairs:
         made.append(("changed by the repair", lambda r: any(r.get(k) != r.get(k + AFTER) for k in pairs), None))
     if judged and said in pairs:
-        made.append(("put right by it", lambda r: wrong(r) and not wrong(r, AFTER), None))
-        made.append(("put wrong by it", lambda r: not wrong(r) and wrong(r, AFTER), None))
+        made.append(("fixed by the repair", lambda r: wrong(r) and not wrong(r, AFTER), None))
+        made.append(("broken by the repair", lambda r: not wrong(r) and wrong(r, AFTER), None))
     return made
 
 

@@ -17,21 +17,26 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from importlib.metadata import version as release
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Method
-from trueup.report import examples, heat, slide, words
-from trueup.report.bundle import Report, plain, untag
+from trueup.report import examples, glossary, heat, slide, words
 from trueup.report.points import distinct, finite, is_number, name, thin
+from trueup.report.values import plain, untag
 from trueup.store.cache import Memo, cache_folder
+
+if TYPE_CHECKING:
+    from trueup.report.bundle import Report  # which shows itself by this module
 
 MOST_BYTES = 5_000_000
 MOST_POINTS = 300
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 _ARXIV = re.compile(r"(?:arXiv:?\s*|https?://arxiv\.org/(?:abs|pdf)/)(\d{4}\.\d{4,5})", re.IGNORECASE)
+_UNEXAMINED = re.compile(r"([a-z][a-z0-9_]*) was not examined: (.+)", re.DOTALL)
+"""A note about a fault, which is a row of the page and no note there."""
 _DASH = {"before": [5, 3], "after": [1, 0]}
 _SHAPE = {"before": "square", "after": "circle"}
 _THEME: dict[str, Any] = {
@@ -91,14 +96,22 @@ def _render(report: Report, cell: int, points: int) -> str:
             _fault(f"fault-{i}", c, report.examples.get(c.before.fault, ()), charts, cell, points)
             for i, c in enumerate(report.comparisons, 1)
         ]
+    noted = (m for n in report.notes if (m := _UNEXAMINED.fullmatch(n)))
+    missing = {m[1]: m[2] for m in noted} | report.unexamined
     code = asset("page.js")
     scripts = [inline(_vega()), inline(code)] if charts else [inline(code)]
     return template("page.html.jinja").render(
         title=words.clean(report.title, 200),
-        summary=_summary(report),
+        top=_top(report, faults),
         faults=faults,
-        notes=[words.clean(n, 1000) for n in report.notes],
+        unexamined=[
+            (words.clean(k.replace("_", " "), 80), words.clean(v[:1].upper() + v[1:], 600)) for k, v in missing.items()
+        ],
+        data=_data(report.data),
+        previous=_previous(report.previous),
+        notes=[words.clean(n, 1000) for n in report.notes if not _UNEXAMINED.fullmatch(n)],
         warnings=[words.clean(w, 1000) for w in report.warnings],
+        terms=glossary.used(_metrics(report)),
         provenance=_pairs({k: v for k, v in report.provenance.items() if k != "command"} | _peak(report)),
         command=_command(report.provenance.get("command")),
         job=_pretty(report.job, 20_000) if report.job else "",
@@ -116,39 +129,109 @@ def _peak(report: Report) -> dict[str, str]:
 # ---- what the template shows
 
 
+def _top(report: Report, faults: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The card at the top: the fault that wants attention most, which adapters to use, and what to do next."""
+    order = sorted(range(len(faults)), key=lambda i: words.RANK.index(words.state_of(report.comparisons[i])))
+    if not order:
+        return None
+    first, told = report.comparisons[order[0]], faults[order[0]]
+    said = (first.consequence or first.before.sentence, words.happened(first), words.accuracy_line(first))
+    return {
+        "fault": told,
+        "of": len(faults),
+        "said": [_hold(words.clean(t, 1000)) for t in said if t],
+        "use": [
+            {"title": faults[i]["title"], "folder": faults[i]["adapter"], "code": words.clean(c.usage, 2000)}
+            for i in order
+            if (c := report.comparisons[i]).adapter and c.outcome in ("repaired", "reduced", "trade-off", "clear", "undecided")
+        ],
+        "next": [(faults[i]["title"], [_hold(t) for t in words.next_steps(report.comparisons[i])]) for i in order],
+    }  # fmt: skip
+
+
+def _data(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The snapshot of the data, as text."""
+    if not data.get("rows"):
+        return None
+    splits = [words.clean(x, 40) for x in data.get("splits", ())]
+    attributes = [words.clean(x, 80) for x in data.get("attributes", ())]
+    rows = [[f"{x:,}" if isinstance(x, int) else words.clean(x, 80) for x in row] for row in data["rows"]]
+    samples = [[(words.clean(k, 80), words.clean(v, 300)) for k, v in one.items()] for one in data.get("samples", ())]
+    return {
+        "names": ["class", *attributes], "splits": splits, "rows": rows, "more": int(data.get("more") or 0),
+        "samples": samples, "totals": [f"{sum(r[i - len(splits)] for r in data['rows']):,}" for i in range(len(splits))],
+    }  # fmt: skip
+
+
+def _previous(previous: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What changed since the check that this one replaced."""
+    if not previous.get("page"):
+        return None
+    rows = []
+    for change in previous.get("changes", ()):
+        d = Difference(**change["difference"])
+        kind = words.change(d, "lower")
+        rows.append({
+            "title": words.clean(change["title"], 120),
+            "then": words.clean(change["then"], 40), "now": words.clean(change["now"], 40),
+            "difference": words.interval(d, sign=True), "mark": words.MARK[kind], "class": kind.replace(" ", "-"),
+            "how": "the same test texts, paired" if change["paired"] else "other test texts",
+        })  # fmt: skip
+    return {"page": words.clean(previous["page"], 200), "rows": rows}
+
+
+def _metrics(report: Report) -> list[str]:
+    """The titles and units that the page shows, for its glossary."""
+    told = ["severity", "threshold", "interval", *(["paired"] if any(c.after for c in report.comparisons) else [])]
+    for c in report.comparisons:
+        told += [c.before.unit, *(m.title for m in c.before.measures.values()), *(x.x_title for x in c.before.charts)]
+    return told
+
+
 def _fault(
     spot: str, c: Comparison, table: Sequence[Mapping[str, Any]], charts: dict[str, Any], cell: int, points: int
 ) -> dict[str, Any]:
     before, after = c.before, c.after
-    state = words.state(c)
+    state = words.state_of(c)
     known = {**(after.provenance if after else {}), **before.provenance}
+    resamples = known.get("resamples") if isinstance(known.get("resamples"), int) else None
     pictures = _charts(spot, before, after, charts, points)
+    # What the audited examples are can be seen only where the chart marks it.
+    main = next((p for p in pictures if p["here"]), pictures[0] if pictures else None)
     sliders = [{**p["slider"], "id": p["id"]} for p in pictures if p["slider"]]
+    rows = [_row(r, resamples) for r in words.rows(c)]
+    wanted = [k for k in known.get("headline") or () if any(r["key"] == k for r in rows)] or [r["key"] for r in rows]
+    about = ("title", "question", "paper", "departures", "headline")
     return {
         "id": spot,
         "title": words.title_of(before),
         "question": words.clean(known.get("question") or "", 400),
         "state": state,
         "state_class": state.replace(" ", "-"),
+        "icon": words.ICON[state],
+        "short": _hold(words.in_short(c)),
         "verdict": _hold(words.verdict(c)),
         "sentences": [(when, words.clean(f.sentence, 1000)) for when, f in (("Before", before), ("After", after)) if f],
         "remedy": words.clean(c.remedy, 1000),
         "repaired": after is not None,
         "adapter": words.clean(c.adapter, 200) if c.adapter else None,
+        "decide": words.to_decide(c),
         "strip": _strip(before, after),
-        "rows": [_row(r) for r in words.rows(c)],
-        "harm": [_row(r) for r in words.harm_rows(c)],
+        "headline": [r for k in wanted[:3] for r in rows if r["key"] == k],
+        "rows": rows,
+        "harm": [_row(r, resamples) for r in words.harm_rows(c)],
         "harm_sentence": _hold(words.harm_sentence(c)),
         "frontier": _frontier(c),
         "methods": _methods(c),
-        "charts": pictures,
-        "examples": examples.shown(table, cell, sliders),
+        "main": main,
+        "charts": [p for p in pictures if p is not main],
+        "examples": examples.shown(table, cell, sliders, str(before.details.get("attribute") or "")),
         "paper": _paper(known.get("paper")),
         "departures": _sentences(known.get("departures")),
         "details": [
             (when, _pretty(f.details, 6000)) for when, f in (("Before", before), ("After", after)) if f and f.details
         ],
-        "provenance": _pairs({k: v for k, v in known.items() if k not in ("title", "question", "paper", "departures")}),
+        "provenance": _pairs({k: v for k, v in known.items() if k not in about}),
     }
 
 
@@ -157,19 +240,22 @@ def _hold(sentence: str) -> str:
     return re.sub(r"\[[^\[\]]{1,40}\]", lambda m: m[0].replace(" ", "\u00a0"), sentence)
 
 
-def _row(row: words.Row) -> dict[str, Any]:
+def _row(row: words.Row, resamples: int | None) -> dict[str, Any]:
     def cell(item: Measure | Difference | None, sign: bool = False) -> dict[str, str] | None:
         return item and dict(zip(("value", "range"), words.parts(item, sign=sign), strict=True))
 
     d = row.difference
+    better = {"zero": "nearer to 0 is better"}.get(row.better or "", f"{row.better} is better" if row.better else "")
     return {
+        "key": row.key,
         "title": row.title,
+        "told": glossary.explained(row.title) or glossary.explained(row.unit),
         "unit": row.unit,
-        "better": f"{row.better} is better" if row.better else "",
+        "better": better,
         "before": cell(row.before),
         "after": cell(row.after),
         "difference": cell(d, True),
-        "p": words.p_value(d.p) if d else "",
+        "p": words.p_value(d.p, resamples) if d else "",
         "mark": words.MARK[row.change] if d else "",
         "class": row.change.replace(" ", "-"),
     }
@@ -189,16 +275,23 @@ def _strip(before: Finding, after: Finding | None) -> dict[str, Any] | None:
         return round(3 + 94 * (x - low) / width, 2)
 
     lines = [
-        {"when": w, "low": at(f.low), "high": at(f.high), "at": at(f.severity), "y": 16 + 22 * i}
+        {
+            "when": w,
+            "low": at(f.low),
+            "high": at(f.high),
+            "at": at(f.severity),
+            "y": 28 + 20 * i,
+            "text": words.interval(f),
+        }
         for i, (w, f) in enumerate(shown)
     ]
     said = "; ".join(f"{w} {words.interval(f)}" for w, f in shown)
     return {
         "lines": lines,
         "threshold": at(before.threshold),
-        "height": 22 * len(lines) + 10,
+        "height": 20 * len(lines) + 18,
+        "anchor": "start" if at(before.threshold) < 30 else "end" if at(before.threshold) > 70 else "middle",
         "alt": f"Severity on one scale: {said}; threshold {words.number(before.threshold)}.",
-        "values": [(w, words.interval(f)) for w, f in shown],
         "threshold_text": words.number(before.threshold),
         "unit": words.clean(before.unit, 120),
     }
@@ -312,15 +405,6 @@ def _command(value: Any) -> str:
     return words.clean(value or "", 4000)
 
 
-def _summary(report: Report) -> str:
-    states = [words.state(c) for c in report.comparisons]
-    if not states:
-        return "Nothing was examined."
-    counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
-    one = "1 fault examined" if len(states) == 1 else f"{len(states)} faults examined"
-    return f"{one}: {', '.join(counts)}."
-
-
 # ---- charts
 
 
@@ -345,6 +429,7 @@ def _charts(
         shown.append(
             _about(spot, chart, thinned)
             | {
+                "conclusion": words.clean(conclusion(drawn), 600),
                 "drawn": spot in into,
                 "slider": slider,
                 "key": [w for w, _ in drawn],
@@ -374,11 +459,56 @@ def _about(spot: str, chart: Chart, thinned: bool) -> dict[str, Any]:
         "kind": chart.kind,
         "title": words.clean(chart.title, 160),
         "reading": words.clean(chart.reading, 600),
+        "conclusion": "",
+        "here": chart.here is not None,
         "diagonal": chart.diagonal,
         "thinned": thinned,
         "x_title": words.clean(chart.x_title, 120),
         "y_title": words.clean(chart.y_title, 120),
     }
+
+
+def conclusion(drawn: Sequence[tuple[str, Chart]]) -> str:
+    """What a chart of lines or bars shows, in a sentence or two, read off its first series before and after the repair."""
+    charts = {when: c for when, c in drawn if c.series}
+    first = charts.get("before") or charts.get("after")
+    if first is None or first.kind == "heat":
+        return ""
+    if len(charts) == 2 and charts["before"].series == charts["after"].series:
+        return "Before and after the repair are the same: one lies on the other."
+
+    def values(chart: Chart) -> dict[Any, float]:
+        s = chart.series[0]
+        return {x: float(y) for x, y in zip(s.x, s.y, strict=False) if y is not None and math.isfinite(y)}
+
+    def at(place: Any) -> str:
+        text = name(slide.place(chart, place)) if is_number(place) else name(place)
+        return f"{words.clean(chart.x_title, 80).partition(':')[0]} {text}" if is_number(place) else text
+
+    def told(place: Any) -> str:
+        shown = [
+            f"{words.number(v[place])} {when}" if len(lines) > 1 else words.number(v[place])
+            for when, v in lines.items()
+        ]
+        return ", ".join(shown)
+
+    chart, lines = first, {when: v for when, c in charts.items() if (v := values(c))}
+    places = [x for x in next(iter(lines.values()), {}) if all(x in v for v in lines.values())]
+    if not places:
+        return ""
+    what = words.clean(chart.y_title, 80)
+    if chart.kind == "bar":
+        return f"{at(places[0])[:1].upper()}{at(places[0])[1:]}: {told(places[0])} ({what})."
+    said = ""
+    if chart.here is not None:
+        near = min(places, key=lambda x: abs(x - chart.here))
+        said = f"Here, with the test texts as they are, {what}: {told(near)}. "
+    if len(lines) == 2:
+        far = max(places, key=lambda x: abs(lines["after"][x] - lines["before"][x]))
+        return f"{said}The repair changes most at {at(far)}: {told(far)}."
+    (v,) = lines.values()
+    low, high = min(places, key=lambda x: v[x]), max(places, key=lambda x: v[x])
+    return f"{said}It goes from {words.number(v[low])} at {at(low)} to {words.number(v[high])} at {at(high)}."
 
 
 def _map(
@@ -500,6 +630,13 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
         side = alt.XOffset(field="line", type="nominal", sort=list(dict.fromkeys(r["line"] for r in data)))
         fade = {"opacity": _by_series(names, [1.0, 0.65, 0.4, 0.25])} if series > 1 else {}
         layers.append(base.mark_bar(cornerRadiusEnd=2).encode(y=y.stack(None), xOffset=side, **fade))
+        if len(data) <= 16:
+            end = alt.Y(field="high" if ranged else "y", type="quantitative", axis=y_axis)
+            value = alt.Text(field="y", type="quantitative", format=".3~g")
+            layers.append(
+                base.mark_text(dy=-7, fontSize=11, font=_FONT, aria=False)
+                .encode(y=end, xOffset=side, text=value, color=alt.value("var(--ink)"))
+            )  # fmt: skip
         if ranged:
             layers.append(
                 base.mark_rule(strokeWidth=1.5).encode(**ends_of, xOffset=side, color=alt.value("var(--ink)"))
@@ -524,6 +661,14 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
         if most <= 40:
             shape = alt.Shape(field="when", type="nominal", scale=_shapes(when), legend=None)
             layers.append(line.mark_point(size=44, filled=True, opacity=1).encode(shape=shape))
+        if chart.here is not None and kind == "quantitative" and (spot_x := slide.place(chart, chart.here)) is not None:
+            mark = alt.Chart(alt.InlineData(values=[{"x": spot_x, "text": "here"}]))
+            place = alt.X(field="x", type=kind)
+            layers.insert(0, mark.mark_rule(color="var(--muted)", strokeDash=[2, 3], aria=False).encode(x=place))
+            layers.append(
+                mark.mark_text(color="var(--muted)", y=0, dy=-6, fontSize=12, font=_FONT, aria=False)
+                .encode(x=place, text=alt.Text(field="text", type="nominal"))
+            )  # fmt: skip
         if slider:
             at = slider["stops"][slider["start"]][0]
             rule = alt.Chart(alt.InlineData(values=[{"x": at}], name="at"))

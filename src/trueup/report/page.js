@@ -12,11 +12,18 @@
   for (const box of document.querySelectorAll("[data-filter]")) tables.push(choose(box));
   for (const id of Object.keys(spots)) spots[id].moved();
 
-  for (const [id, spec] of Object.entries(specs)) {
+  for (const id of Object.keys(specs)) {
     const spot = document.getElementById(id);
     if (!spot) continue;
+    /* A chart has no width inside closed details: it is drawn when they are first opened. */
+    const folded = spot.closest("details:not([open])");
+    if (folded) folded.addEventListener("toggle", function () { draw(id, spot); }, { once: true });
+    else draw(id, spot);
+  }
+
+  function draw(id, spot) {
     window
-      .vegaEmbed(spot, spec, { mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false })
+      .vegaEmbed(spot, specs[id], { mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false })
       .then(function (result) {
         spot.classList.add("drawn");
         if (spots[id]) spots[id].drawn(result.view);
@@ -123,6 +130,10 @@
         row.hidden = !(named && pressed.every(function (chip) { return holds(chip, i); }));
         if (!row.hidden) shown += 1;
       });
+      /* On paper there are ten examples. */
+      Array.from(body.rows).filter(function (row) { return !row.hidden; }).forEach(function (row, i) {
+        row.classList.toggle("spare", i >= 10);
+      });
       const order = sorted.column < 0 ? "" : ", sorted by " + heads[sorted.column].textContent;
       count.textContent = shown + " of " + rows.length + " shown" + order;
     }
@@ -192,12 +203,16 @@
     };
   }
 
-  let opened = [];
-  window.addEventListener("beforeprint", function () {
-    opened = Array.from(document.querySelectorAll("details.print:not([open])"));
-    for (const d of opened) d.open = true;
-  });
-  window.addEventListener("afterprint", function () {
-    for (const d of opened) d.open = false;
-  });
+  for (const box of document.querySelectorAll(".copy")) {
+    const button = document.createElement("button");
+    const code = box.querySelector("code");
+    button.type = "button";
+    button.textContent = "Copy";
+    button.addEventListener("click", function () {
+      /* A page from disk has no clipboard of the newer kind everywhere. */
+      window.getSelection().selectAllChildren(code);
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
+    });
+    box.append(button);
+  }
 })();

@@ -13,8 +13,19 @@ from typing import Literal
 from trueup.errors import visible
 from trueup.faults.fault import Alternative, Better, Comparison, Difference, Finding, Measure, Outcome
 
-State = Outcome | Literal["not measured"]
+State = Outcome | Literal["not examined"]
 Change = Literal["better", "worse", "no clear change", "same", "changed", "unknown"]
+
+RANK: tuple[State, ...] = (
+    "found", "made worse", "no gain", "trade-off", "reduced", "undecided", "not measured", "not examined", "repaired", "clear",
+)  # fmt: skip
+"""The states in the order in which they want attention."""
+
+ICON: Mapping[State, str] = {
+    "found": "!", "made worse": "✕", "no gain": "–", "trade-off": "⇄", "reduced": "↓", "undecided": "?", "not measured": "?",
+    "not examined": "○", "repaired": "✓", "clear": "✓",
+}  # fmt: skip
+"""A sign beside each word, so that no state is told by its colour alone."""
 
 HEADLINE = "severity"
 """The key under which `Comparison.differences` holds the paired difference of the headline."""
@@ -56,10 +67,13 @@ def interval(item: Finding | Measure | Difference, *, sign: bool = False) -> str
     return " ".join(parts(item, sign=sign))
 
 
-def p_value(p: float) -> str:
-    """``p = 0.012``, ``p < 0.001`` or ``p n/a``."""
+def p_value(p: float, resamples: int | None = None) -> str:
+    """``p = 0.012``, ``p < 0.001`` or ``p n/a``; of a bootstrap of so many `resamples`, which tells no p below 2 / (resamples + 1)
+    from another, ``p ≤ 0.002`` there."""
     if math.isnan(p):
         return "p n/a"
+    if resamples and p <= (floor := 2 / (resamples + 1)) * (1 + 1e-9):
+        return f"p ≤ {floor:.1g}"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
@@ -100,13 +114,10 @@ def title_of(finding: Finding) -> str:
     return clean(finding.provenance.get("title") or finding.fault.replace("_", " "), 120)
 
 
-def _measured(finding: Finding) -> bool:
-    return not any(math.isnan(x) for x in (finding.severity, finding.low, finding.high, finding.threshold))
-
-
-def state(comparison: Comparison) -> State:
-    """`Comparison.outcome`, or ``not measured`` where the first audit has no number."""
-    return comparison.outcome if _measured(comparison.before) else "not measured"
+def state_of(comparison: Comparison | None) -> State:
+    """The one word for a fault, on the page, in the terminal, in JSON and on the cards: `Comparison.outcome`, which says
+    ``repaired`` only where the whole interval after the repair lies below the threshold; ``not examined`` for no comparison."""
+    return "not examined" if comparison is None else comparison.outcome
 
 
 def verdict(comparison: Comparison) -> str:
@@ -118,7 +129,7 @@ def verdict(comparison: Comparison) -> str:
     before, after = comparison.before, comparison.after
     unit, threshold = clean(before.unit, 120), number(before.threshold)
     now = f"severity is {interval(before)} ({unit}; threshold {threshold})"
-    which = state(comparison)
+    which = state_of(comparison)
     if which == "not measured":
         return f"Not measured: {now}, so nothing can be said."
     opening = {
@@ -133,8 +144,8 @@ def verdict(comparison: Comparison) -> str:
         return f"{dear if which == 'trade-off' else opening} {_sentence(comparison.remedy)}".rstrip()
     scale, course = f"({unit}; threshold {threshold})", _course(comparison, after)
     if which in ("clear", "undecided"):
-        said = "with a measurable gain" if comparison.gained else "with no measurable gain"
-        return f"{opening} A repair was made all the same, {said}: {course}."
+        said = "It helped" if comparison.gained else "It did not help"
+        return f"{opening} We tried a repair. {said}: {course}."
     start = {
         "repaired": "Found and repaired",
         "reduced": "Found and reduced, and not clear yet",
@@ -144,6 +155,136 @@ def verdict(comparison: Comparison) -> str:
         "made worse": "Made worse by the repair",
     }[which]
     return f"{start if before.verdict == 'found' else start.replace('Found', 'Undecided')}: {course} {scale}."
+
+
+def happened(c: Comparison) -> str:
+    """What the repair came to, in a plain sentence; empty where none was tried and none needed."""
+    budget = f"the budget of {100 * c.budget:.3g} points"
+    if c.after is None:
+        return f"Each repair that helps costs more accuracy than {budget}." if c.outcome == "trade-off" else ""
+    return {
+        "repaired": "After the repair it lies within the threshold.",
+        "reduced": "After the repair there is less of it. It is not shown to lie within the threshold.",
+        "trade-off": "After the repair there is less of it, at a price above the budget.",
+        "no gain": "We tried a repair. It did not help.",
+        "made worse": "We tried a repair. It made this worse.",
+    }.get(c.outcome, "We tried a repair. It helped." if c.gained else "We tried a repair. It did not help.")
+
+
+def percent(x: float) -> str:
+    return "n/a" if math.isnan(x) else f"{100 * x:.1f}%"
+
+
+def accuracy_line(c: Comparison) -> str:
+    """``Overall accuracy 79.2% to 78.0%: no clear change.`` Empty where it was not measured."""
+    before, after = c.before.measures.get("accuracy"), c.after.measures.get("accuracy") if c.after else None
+    d = c.differences.get("accuracy") or c.harm.get("accuracy")
+    if before is None or math.isnan(before.value):
+        return ""
+    if after is None or d is None:
+        return f"Overall accuracy {percent(before.value)}."
+    if c.outcome == "trade-off":
+        unsure = "; the interval includes zero" if change(d, "higher") == "no clear change" else ""
+        return (
+            f"Overall accuracy {percent(before.value)} to {percent(after.value)}: {-100 * d.value:.1f} points lost, against a "
+            f"budget of {100 * c.budget:.3g}{unsure}."
+        )
+    what = {"same": "the same", "unknown": "not compared"}.get(kind := change(d, "higher"), kind)
+    return f"Overall accuracy {percent(before.value)} to {percent(after.value)}: {what}."
+
+
+def in_short(c: Comparison) -> str:
+    """One line for the row of a fault: its number before and after."""
+    if c.outcome == "not measured":
+        return "It could not be measured, so nothing can be said."
+    unit = clean(c.before.unit, 120)
+    told = f"{unit[:1].upper()}{unit[1:]}: {number(c.before.severity)}"
+    return f"{told} before, {number(c.after.severity)} after the repair." if c.after else f"{told}."
+
+
+def next_steps(c: Comparison) -> list[str]:
+    """What to do about a fault, as sentences, the most useful first."""
+    last, word = c.after or c.before, c.outcome
+    others = [a for a in c.alternatives if a.saveable and not a.chosen and a.gain_low > 0]
+    take = f"Or take another repair of the table below, such as --take {clean(others[0].key, 60)}." if others else ""
+    kept = f"The adapter in {clean(c.adapter, 200)} was kept as asked; it is no improvement." if c.adapter else ""
+    steps = {
+        "repaired": ["Use the repaired adapter." if c.adapter else "Run the check with an output folder to have the adapter."],
+        "reduced": ["Use the repaired adapter if what is left over is acceptable.", take],
+        "trade-off": [
+            "Decide whether the gain is worth the accuracy lost." if c.after else
+            f"Allow a higher cost with --max-cost to have one (now {c.budget:.3g}).", take,
+        ],
+        "no gain": [kept or "Keep the adapter that you have.", "Give more calibration texts, or remove the cause "
+                    "from the training data and train again."],
+        "made worse": [kept or "Keep the adapter that you have."],
+        "found": [_sentence(c.remedy)],
+        "clear": ["Nothing to do. Passing on these test texts does not prove that the model is fine on others."],
+        "not measured": ["Look at the details of the finding for the reason."],
+    }.get(word, [])  # fmt: skip
+    if last.verdict == "undecided" and word != "not measured":
+        steps = [*steps, more_texts(last)]
+    return [s for s in steps if s]
+
+
+def more_texts(finding: Finding) -> str:
+    """How many test texts would decide, as a sentence."""
+    tested = finding.provenance.get("clusters")
+    if finding.doubt:
+        return _sentence(finding.doubt)
+    if finding.needed is None:
+        return "Test on more texts: the interval includes the threshold."
+    had = f"; this check had {tested:,}" if isinstance(tested, int) else ""
+    return f"To settle it, test on about {_rounded(finding.needed):,} independent texts{had}."
+
+
+def _rounded(n: int) -> int:
+    """Two digits of a count that is an estimate, rounded up."""
+    step = 10 ** max(0, len(str(n)) - 2)
+    return -(-n // step) * step
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the three numbers by which to decide: what it is, its value with interval, and what that means."""
+
+    title: str
+    value: str
+    range: str
+    text: str
+    change: str = ""
+
+
+def to_decide(c: Comparison) -> list[Part]:
+    """What the repair gained, what it cost, and what is left over; empty where there is no second audit with a number."""
+    d, after = c.differences.get(HEADLINE), c.after
+    if after is None or d is None or math.isnan(after.severity) or math.isnan(d.low):
+        return []
+    kind, unit = change(d, "lower"), clean(c.before.unit, 120)
+    gained = parts(Difference(-d.value, -d.high, -d.low, d.p), sign=True)
+    told = {"better": f"less {unit}", "worse": f"There is more {unit} than before"}.get(
+        kind, "Inconclusive: the interval includes zero"
+    )
+    result = [Part("Gained", *gained, told if kind != "same" else "Before and after are the same", kind)]
+    lost = c.harm.get("accuracy") or c.differences.get("accuracy")
+    if lost is not None and not math.isnan(lost.low):
+        value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (lost.value, lost.low, lost.high))
+        way = change(lost, "higher")
+        said = {
+            "worse": "points of accuracy",
+            "better": "points of accuracy: it is better",
+            "same": "points of accuracy: the same",
+        }
+        text = said.get(way, "points of accuracy. Inconclusive: the interval includes zero")
+        result.append(Part("Cost", value, f"[{low}, {high}]", text, way))
+    left = {
+        "clear": "the whole interval lies within it", "found": "the whole interval lies above it",
+        "undecided": "the interval includes it",
+    }[after.verdict]  # fmt: skip
+    result.append(
+        Part("Left over", *parts(after), f"{unit}; threshold {number(after.threshold)}: {left}", after.verdict)
+    )
+    return result
 
 
 def _needed(finding: Finding) -> str:
@@ -242,7 +383,7 @@ def harm_sentence(comparison: Comparison) -> str:
     if not parts:
         parts.append("No harm elsewhere was measured.")
     if said["unclear"]:
-        parts.append(f"Undecided, as the interval holds 0: {said['unclear']}.")
+        parts.append(f"Inconclusive, the interval includes zero: {said['unclear']}.")
     if said["unknown"]:
         parts.append(f"Not known: {said['unknown']}.")
     return " ".join(parts)

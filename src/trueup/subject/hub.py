@@ -37,6 +37,18 @@ def allowed(repo: str) -> None:
         raise _explained(e, repo) from e
 
 
+def licence_of(base: str) -> str:
+    """The licence that a base model's own card names, from its folder or the hub's cache; empty where none is at hand."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    with suppress(Exception):  # a card of strangers may hold anything, and a licence is no reason to fail
+        card = Path(base) / "README.md" if Path(base).is_dir() else try_to_load_from_cache(base, "README.md")
+        if isinstance(card, str | Path) and Path(card).is_file():
+            found = ModelCard.load(card).data.get("license")
+            return found if isinstance(found, str) and re.fullmatch(r"[a-z0-9.+-]{2,40}", found) else ""
+    return ""
+
+
 @contextmanager
 def publishable(adapter: Path) -> Iterator[Path]:
     """A copy of a saved adapter in which folders and files of this machine go by their names alone, to be uploaded.
@@ -57,12 +69,12 @@ def publishable(adapter: Path) -> Iterator[Path]:
                     atomic.write_json(to, _named(json.loads(file.read_text(encoding="utf-8")), known))
                 else:
                     shutil.copyfile(file, to)
-            for file in new.rglob("*.md"):
+            for file in (p for p in new.rglob("*") if p.suffix in (".md", ".py")):
                 text = file.read_text(encoding="utf-8")
                 for path in sorted(known, key=len, reverse=True):
                     text = text.replace(path, known[path])
                 atomic.write_text(file, text)
-            for file in (p for p in new.rglob("*") if p.name in _SETTINGS or p.suffix in (".md", ".jinja")):
+            for file in (p for p in new.rglob("*") if p.name in _SETTINGS or p.suffix in (".md", ".jinja", ".py")):
                 _refuse(adapter / file.relative_to(new), file.read_text(encoding="utf-8", errors="replace"), known)
         yield folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from dataclasses import replace
 
@@ -379,7 +380,12 @@ def test_a_class_name_cannot_write_code_into_the_card(remedy, tmp_path):
     folder = replace(remedy, classes=("a", evil)).save(tmp_path / "remedy")
     blocks = (folder / "README.md").read_text().split("```python\n")[1:]
     assert len(blocks) == 1
-    assert "import os" not in blocks[0]
+    # The name is a literal there and nothing else: what the code imports is what every card's does.
+    for code in (blocks[0].partition("```")[0], (folder / "predict.py").read_text()):
+        tree = ast.parse(code)
+        asked = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+        assert "os" not in asked
+        assert evil in {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
 
 
 def test_an_ensemble_that_cannot_be_trained_is_noted_and_left_out(case):

@@ -95,6 +95,7 @@ class Confounding(Fault):
     needs: ClassVar[str] = "`--confounder COLUMN` (embedded data that have such a column bring it)"
     reads_states: ClassVar[bool] = True
     unit: ClassVar[str] = "AUPRC lost to leaning on the attribute"
+    headline: ClassVar[tuple[str, ...]] = ("auprc_towards", "auprc_against", "accuracy")
     departures: ClassVar[tuple[str, ...]] = (
         "Only the abstract of HyPA is at hand: the arithmetic is reconstructed from task arithmetic and its tangent-space form.",
         "The mix is moved by weighting every example instead of drawing test sets: the same quantity without a draw's noise.",
@@ -148,6 +149,11 @@ class Confounding(Fault):
         from trueup.faults.confounding.evidence import Knobs
 
         return Knobs(self.l_y, self.coefficients, self.ridge, self.anchor == "start")
+
+    def consequence(self, before: Finding, after: Finding | None) -> str:
+        from trueup.faults.confounding.audit import consequence
+
+        return consequence(before, after)
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         from trueup.faults.confounding.audit import compare

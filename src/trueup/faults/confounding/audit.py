@@ -11,6 +11,7 @@ head starts that the classifier itself gives, learnt on a third of the clusters 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from trueup.corpus import mix
 from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
-from trueup.errors import BadInput, it_or_them, listing
+from trueup.errors import BadInput, it_or_them, listing, shortened
 from trueup.faults.confounding import inside
 from trueup.faults.confounding.mixes import (
     TITLES,
@@ -159,8 +160,8 @@ def audit(
         head, corpus.cluster, threshold=threshold,
         sentence=_sentence(got, m, attribute, groups, favoured, whose), measures=measures,
         charts=_charts(
-            m, [got[k] for k in curve], got, inside.charts(attribute, within, chance, corpus.cluster), samples, names, groups,
-            attribute,
+            m, cells, [got[k] for k in curve], got, inside.charts(attribute, within, chance, corpus.cluster), samples, names,
+            groups, attribute,
         ),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),
@@ -204,6 +205,32 @@ def _interval(low: float, high: float) -> str:
     return f"[{low:.3f}, {high:.3f}]"
 
 
+def consequence(before: Finding, after: Finding | None) -> str:
+    """What leaning means: what the classifier's quality would be if classes and groups went together the other way."""
+    column = before.details["attribute"]
+    opening = {
+        "found": f"This model leans on '{column}'.",
+        "undecided": f"It is not settled whether this model leans on '{column}'.",
+        "clear": f"This model does not lean on '{column}' beyond the threshold.",
+    }[before.verdict]
+    groups = before.details["groups"]
+    swap = (
+        f"the two groups of '{column}' swapped roles"
+        if len(groups) == 2
+        else f"label and '{column}' went together the other way"
+    )
+
+    def ends(f: Finding) -> tuple[float, float]:
+        return f.measures["auprc_towards"].value, f.measures["auprc_against"].value
+
+    was, now = ends(before)
+    moves = "fall" if now < was else "rise"
+    told = f"If {swap}, its quality (AUPRC) would {moves} from {was:.2f} to {now:.2f}"
+    if after is not None:
+        told += "; with the repaired adapter from {:.2f} to {:.2f}".format(*ends(after))
+    return f"{opening} {told}."
+
+
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
     """Paired differences, after minus before, of the severity, every measure of the predictions, presence, and distance."""
     m, n = (
@@ -242,7 +269,7 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
     rows: list[dict[str, str | float | bool]] = []
     for i in dict.fromkeys(order.tolist()):
         row: dict[str, str | float | bool] = {
-            "text": str(corpus.text[i])[:400],
+            "text": shortened(corpus.text[i], 400),
             before.details["attribute"]: groups[int(s["group"][i])],
             "label": names[int(s["label"][i])],
             "predicted": names[int(s["predicted"][i])],
@@ -269,7 +296,9 @@ def _check_cells(corpus: Corpus, attribute: str, groups: tuple[str, ...]) -> Non
         )
 
 
-def _charts(m: Mixes, curve, got, layers: tuple[Chart, ...], samples, names, groups, attribute) -> tuple[Chart, ...]:
+def _charts(
+    m: Mixes, cells, curve, got, layers: tuple[Chart, ...], samples, names, groups, attribute
+) -> tuple[Chart, ...]:
     axis = "coupling: with even margins each class so many times as frequent in its group (1: none; below 1: reversed)"
     rates = []
     for z, name in enumerate(groups):
@@ -280,6 +309,10 @@ def _charts(m: Mixes, curve, got, layers: tuple[Chart, ...], samples, names, gro
         rates.append(
             Series(str(name), list(names), (right / np.maximum(many, 1)).tolist(), low.tolist(), high.tolist())
         )
+    # How far the examined examples themselves go along the coupling; none of their cells is empty (`_check_cells`).
+    own = lean.interaction(np.log(cells))
+    along = float((own * m.coupling).sum() / np.square(m.coupling).sum()) * math.log10(m.strength)
+    here = float(np.clip(along, m.x[0], m.x[-1]))
     bars = {f"leaning on {attribute}": got["lean"], "one group is harder (floor)": got["floor"]}
     return (
         Chart(
@@ -291,9 +324,10 @@ def _charts(m: Mixes, curve, got, layers: tuple[Chart, ...], samples, names, gro
         ),
         Chart(
             "shift", "What happens when the mix moves", "line", axis, "AUPRC",
-            "How often each label and each group occur never moves, only which go together. A flat line does not care.",
+            "How often each label and each group occur never moves, only which go together. A flat line means that the model "
+            "ignores the column.",
             (Series("AUPRC", m.x.tolist(), [e.value for e in curve], [e.low for e in curve], [e.high for e in curve]),),
-            log10=True, slider=Slider("Coupling in the test mix", 0.0),
+            log10=True, slider=Slider("Coupling in the test mix", 0.0), here=here,
         ),
         *layers,
         Chart(

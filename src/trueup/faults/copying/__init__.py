@@ -61,6 +61,7 @@ class Copying(Fault):
     paper: ClassVar[str] = "arXiv 2410.01288"
     needs: ClassVar[str] = "a causal model asked with `--shots N` (a `task:NAME` brings 4)"
     unit: ClassVar[str] = "share of queries copied wrongly, above chance"
+    headline: ClassVar[tuple[str, ...]] = ("accuracy", "excess_shown", "excess_hidden")
     departures: ClassVar[tuple[str, ...]] = (
         "Copying errors are counted above the chance that the same wrong answer would stand in demonstrations drawn anew, given "
         "that these show the right answer or not; the paper counts them all.",
@@ -109,6 +110,11 @@ class Copying(Fault):
             subject, corpus, seed=seed, resamples=self.resamples, max_cost=self.max_cost, proxy=self.units_from != "task",
             task=self.units_from != "proxy",
         )  # fmt: skip
+
+    def consequence(self, before: Finding, after: Finding | None) -> str:
+        from trueup.faults.copying.audit import consequence
+
+        return consequence(before, after)
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         from trueup.faults.copying.audit import compare

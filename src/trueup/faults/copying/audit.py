@@ -14,7 +14,7 @@ from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import MODES, Draws, Mode
 from trueup.corpus.split import POOL_FRACTIONS
-from trueup.errors import BadInput
+from trueup.errors import BadInput, shortened
 from trueup.faults.copying import maths
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, as_differences
 from trueup.measure import bootstrap
@@ -230,6 +230,17 @@ def _sentence(got: Mapping[str, bootstrap.Estimate], shots: Shots, head: bootstr
     return " ".join(parts)
 
 
+def consequence(before: Finding, after: Finding | None) -> str:
+    """What copying means: how many queries get a wrong answer from the prompt that neither chance nor ignorance explains."""
+    opening = {
+        "found": "This model copies answers from the examples in its prompt.",
+        "undecided": "It is not settled whether this model copies answers from the examples in its prompt.",
+        "clear": "This model does not copy answers from the examples in its prompt beyond the threshold.",
+    }[before.verdict]
+    told = f"Of its queries {before.severity:.1%} get a wrong answer that was copied and is not explained by chance"
+    return f"{opening} {told}" + ("." if after is None else f"; with the repaired adapter {after.severity:.1%}.")
+
+
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
     """Paired bootstrap differences, after minus before, of the severity and every measure both have."""
     wanted = {k: s[0] for k, s in statistics(before.samples).items() if not k.startswith("follow")}
@@ -254,7 +265,7 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
 
     for i in dict.fromkeys(order.tolist()):
         row: dict[str, str | float | bool] = {
-            "text": str(corpus.text[i])[:400], "label": named(corpus.label[i]), "answered": named(s["answer_free"][i]),
+            "text": shortened(corpus.text[i], 400), "label": named(corpus.label[i]), "answered": named(s["answer_free"][i]),
             "right": bool(s["right_free"][i]), "copied": bool(s["copied_free"][i]),
         }  # fmt: skip
         if after is not None:
@@ -292,6 +303,7 @@ def charts(
                 Series(n, [float(k) for k in done], [e.value for e in v], [e.low for e in v], [e.high for e in v])
                 for n, v in lines.items()
             ),
+            here=float(subject.shots.number) if subject.shots.number in done else None,
         ),
         Chart(
             "draws", "By what the demonstrations show", "bar", "demonstrations", "share of queries",

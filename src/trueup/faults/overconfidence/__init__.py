@@ -31,6 +31,7 @@ class Overconfidence(Fault):
         folds: cross-fitting folds of the repair. members: adapters trained for an ensemble to distil (0: none; each
             costs about one training of the adapter). passes: forward passes with dropout left on, for MC dropout (0: none).
         delta: chance that a certified abstention threshold is wrong. resamples: of every bootstrap.
+        drop_in: keep the classifier's outputs: one temperature in its last layer, which any pipeline reads, and no extra output.
     """
 
     threshold: float = 0.02
@@ -39,12 +40,15 @@ class Overconfidence(Fault):
     passes: int = 0
     delta: float = 0.05
     resamples: int = 1000
+    drop_in: bool = False
     learnt: Learnt | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
 
     def __post_init__(self) -> None:
         for knob, least in (("folds", 2), ("members", 0), ("passes", 0), ("resamples", 10)):
             if getattr(self, knob) < least:
                 raise BadInput(f"The knob overconfidence.{knob} is {getattr(self, knob)}; give {least} or more.")
+        if not isinstance(self.drop_in, bool):
+            raise BadInput(f"The knob overconfidence.drop_in is {self.drop_in!r}; give true or false.")
         for knob in ("threshold", "delta"):
             if not 0 < getattr(self, knob) < 1:
                 raise BadInput(
@@ -57,6 +61,7 @@ class Overconfidence(Fault):
     paper: ClassVar[str] = "arXiv 2505.15443 (AdUE, ALIEN)"
     needs: ClassVar[str] = "a classifier: a head, or answer words (`--verbaliser`)"
     unit: ClassVar[str] = "avoidable share of the confidence's Brier loss"
+    headline: ClassVar[tuple[str, ...]] = ("gap", "confidence_brier", "error_auc")
     departures: ClassVar[tuple[str, ...]] = (
         "AdUE and ALIEN as published stand beside corrected versions: U rescaled by 1 - 1/C, errors from held-out examples "
         "instead of the memorised training split, heads trained in float32.",
@@ -88,8 +93,10 @@ class Overconfidence(Fault):
         return audit(subject, corpus, self.learnt, threshold=self.threshold, resamples=self.resamples, seed=seed)
 
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
-        from trueup.faults.overconfidence.repair import repair
+        from trueup.faults.overconfidence.repair import drop_in, repair
 
+        if self.drop_in:
+            return drop_in(subject, corpus, folds=self.folds, resamples=self.resamples, delta=self.delta, seed=seed)
         return repair(
             subject,
             corpus,
@@ -113,6 +120,11 @@ class Overconfidence(Fault):
             resamples=self.resamples,
             seed=seed,
         )
+
+    def consequence(self, before: Finding, after: Finding | None) -> str:
+        from trueup.faults.overconfidence.audit import consequence
+
+        return consequence(before, after)
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         from trueup.faults.overconfidence.audit import compare

@@ -11,7 +11,7 @@ from scipy.special import logit
 
 from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
-from trueup.errors import BadInput
+from trueup.errors import BadInput, shortened
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Slider, as_differences
 from trueup.faults.overconfidence import forecast as fc
 from trueup.measure import bootstrap, confidence_scores
@@ -246,6 +246,23 @@ def _sentence(head: bootstrap.Estimate, measures: Mapping[str, Measure], taught:
     )
 
 
+def consequence(before: Finding, after: Finding | None) -> str:
+    """What a wrong confidence means: what it states, and what is right."""
+
+    def states(f: Finding) -> str:
+        return f"{f.measures['gap'].value + f.measures['accuracy'].value:.1%}"
+
+    opening = {
+        "found": "This model's confidence says less about its errors than it could.",
+        "undecided": "It is not settled whether this model's confidence says as much about its errors as it could.",
+        "clear": "This model's confidence says what the calibration examples can teach about its errors.",
+    }[before.verdict]
+    told = f"On average it states {states(before)} and is right on {before.measures['accuracy'].value:.1%}"
+    if after is not None:
+        told += f"; the repaired adapter states {states(after)}"
+    return f"{opening} {told}."
+
+
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
     """Paired differences, after minus before, of the severity and every measure."""
     order = surest_first(before.samples)
@@ -266,7 +283,7 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
     rows: list[dict[str, str | float | bool]] = []
     for i in dict.fromkeys(order.tolist()):
         row: dict[str, str | float | bool] = {
-            "text": str(corpus.text[i])[:400],
+            "text": shortened(corpus.text[i], 400),
             "label": corpus.classes[corpus.label[i]],
             "predicted": corpus.classes[int(before.samples["predicted"][i])],
             "right": bool(right[i]),
@@ -318,5 +335,5 @@ def risk_chart(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Cha
         "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
         "Answering only the surest texts should leave fewer errors: the lower the line on the left, the better.",
         (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist(), cut=curve.threshold[keep].tolist()),),
-        slider=Slider("Share of texts answered", 0.8, examples=len(right), column="confidence"),
+        slider=Slider("Share of texts answered", 0.8, examples=len(right), column="confidence"), here=1.0,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 from trueup import guard
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
-from trueup.faults import loading
+from trueup.faults import loading, predict_script
 from trueup.faults.card import Card, page
 from trueup.faults.fault import Comparison, Difference, Method, NoRemedy, Remedy, as_differences
 from trueup.faults.overconfidence import platt
@@ -26,6 +26,7 @@ from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Part, choose
 from trueup.faults.overconfidence.forecast import share
 from trueup.measure import bootstrap, confidence_scores
+from trueup.measure.calibration import fit_temperature
 from trueup.measure.confidence_scores import score_from_json, score_to_json
 from trueup.measure.folds import folds as spread
 from trueup.measure.selective import certified_threshold, error_auc
@@ -74,20 +75,29 @@ class ConfidenceHead(Remedy):
 
     def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         folder = Path(folder)
+        told = self
+        if comparison is not None and not comparison.gained:  # what is kept without a gain carries no certificate
+            told = replace(self, card={k: v for k, v in self.card.items() if k not in ("promise", "abstention")})
         with atomic.new_folder(folder, force=folder.exists()) as new:
             files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
-            card = dict(self.card) | {
+            card = dict(told.card) | {
                 "made_for": self.made_for, "classes": list(self.classes), "rows": len(self.head.weight),
                 "score": score_to_json(self.score),
             }  # fmt: skip
             atomic.write_json(new / files.CARD, card)
             if self.guard:
                 np.savez(new / guard.FILE, allow_pickle=False, **self.guard)
-            atomic.write_text(new / "README.md", page(_card(self), comparison))
+            atomic.write_text(new / "README.md", page(_card(told), comparison))
+            load, inputs, read = _lines(self)
+            text = predict_script.script(self.card, self.classes, load=load, inputs=inputs, read=read)
+            atomic.write_text(new / predict_script.NAME, text)
         return folder
 
+    def usage(self, folder: str) -> str:
+        return predict_script.usage(folder, self.card)
+
     def describe(self) -> str:
-        return str(self.card["describe"])
+        return f"{self.card['describe']} {self.card.get('promise', '')}".rstrip()
 
 
 def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
@@ -259,17 +269,17 @@ def repair(
             f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
             f"saves {_percent(recalibration)} of its Brier loss, and the best of {tried} heads and scores {_percent(beyond)} more."
         )
+    facts: dict[str, Any] = {"candidates": choice.table, "saved": {k: asdict(v) for k, v in saved.items()}}
+    if chosen == RESPONSE.key and not recalibration.low > 0:
+        return NoRemedy(sentence, facts)
     # Certified on what the saved adapter says, in the type in which it computes.
     saying = replace(subject, head=_whole(subject, extra), confidence=score)
     said = outputs(saying, rest.x.astype(np.float32)).confidence
     abstention = _certificates(
         expit(score.slope * scores + score.intercept), first.error, said, rest.error, cluster[last], delta, seed
     )  # fmt: skip
-    facts = {"candidates": choice.table, "abstention": abstention, "saved": {k: asdict(v) for k, v in saved.items()}}
-    if chosen == RESPONSE.key and not recalibration.low > 0:
-        return NoRemedy(f"{sentence} As it is: {_promise(abstention, delta)}", facts)
     card = loading.facts(subject) | facts | {
-        "describe": f"{sentence} {_promise(abstention, delta)}",
+        "describe": sentence, "promise": _promise(abstention, delta), "abstention": abstention,
         "chosen": chosen, "delta": delta, "seed": seed, "pair": corpus.second is not None,
         "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": got.tuned_on},
         "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
@@ -281,6 +291,61 @@ def repair(
     whole_head = remedy.head.weight.double().cpu().numpy(), remedy.head.bias.double().cpu().numpy()
     one = _one_each(cluster[last], seed)
     return replace(remedy, guard=guard.arrays_of(subject.classes, score, abstention, *whole_head, first.x, rest.x[one]))
+
+
+def drop_in(
+    subject: Subject, corpus: Corpus, *, folds: int, resamples: int, delta: float, seed: int
+) -> ConfidenceHead | NoRemedy:  # fmt: skip
+    """A repair that keeps the classifier's C outputs: one temperature (Guo et al. 2017, arXiv 1706.04599) written into the last
+    layer, so that whatever takes the softmax of the logits has the confidence. It gives up what an extra output could say.
+
+    Learnt on two thirds of the calibration clusters. It is judged in each fold by the temperature of the others, and on the last
+    third by that of all, in one interval by clusters; handed over where that interval lies above 0.
+
+    Raises:
+        BadInput: fewer than 20 calibration examples.
+    """
+    corpus = corpus.relabel(subject.classes)
+    got = _gathered(subject, corpus, folds=folds, members=0, passes=0, seed=seed)
+    if isinstance(got, NoRemedy):
+        return got
+    fold, first, rest, cluster, last = got.evidence.fold, got.evidence.held, got.rest, got.cluster, got.last
+    response, crossed = confidence_scores.ResponseLogOdds(len(subject.classes)), np.empty(len(first.label))
+    for k in np.unique(fold):
+        there = fold == k
+        crossed[there] = response(first.z[there] / fit_temperature(first.z[~there], first.label[~there]))
+    temperature = fit_temperature(first.z, first.label)
+    error = np.concatenate([first.error, rest.error])
+    before, after = (
+        np.square(expit(np.concatenate(odds)) - ~error)
+        for odds in ((response(first.z), response(rest.z)), (crossed, response(rest.z / temperature)))
+    )
+    saved = judged(
+        [before, after, after], np.concatenate([cluster[~last], cluster[last]]), resamples=resamples, seed=seed
+    )["whole"]
+    facts: dict[str, Any] = {"saved": {"whole": asdict(saved)}, "temperature": temperature}
+    told = f"saves {_percent(saved)} of the Brier loss of the softmax response, on calibration examples that did not teach it"
+    if not saved.low > 0:
+        return NoRemedy(
+            f"One temperature for all logits is not better than the softmax response beyond doubt: it {told}.", facts
+        )
+    own = _whole(subject, None)
+    head = Head(own.weight / temperature, own.bias / temperature)
+    score = confidence_scores.Calibrated(response, 1.0, 0.0)
+    said = outputs(replace(subject, head=head, confidence=score), rest.x.astype(np.float32)).confidence
+    abstention = _certificates(expit(crossed), first.error, said, rest.error, cluster[last], delta, seed)
+    card = loading.facts(subject) | facts | {
+        "describe": f"Divides the logits by a temperature of {temperature:.4g}, which {told}. The outputs and the predicted "
+        "classes are those of the model.",
+        "promise": _promise(abstention, delta), "abstention": abstention, "chosen": "temperature", "drop in": True, "delta": delta,
+        "seed": seed, "pair": corpus.second is not None,
+        "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": got.tuned_on},
+        "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
+    }  # fmt: skip
+    try:
+        return _saved_as(subject, head, score, card)
+    except Unsupported as e:
+        return NoRemedy(str(e), facts)
 
 
 def methods(
@@ -357,7 +422,12 @@ def _percent(e: bootstrap.Estimate) -> str:
 def _remedy(
     subject: Subject, extra: Head | None, score: confidence_scores.Calibrated, card: Mapping[str, Any]
 ) -> ConfidenceHead:
-    head = _whole(subject, extra)
+    return _saved_as(subject, _whole(subject, extra), score, card)
+
+
+def _saved_as(
+    subject: Subject, head: Head, score: confidence_scores.Calibrated, card: Mapping[str, Any]
+) -> ConfidenceHead:
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
         head, score, subject.classes, model_fingerprint(subject.model), settings, tensors, card, files.brought(subject)
@@ -443,6 +513,33 @@ def _promise(abstention: list[dict[str, Any]], delta: float) -> str:
     )
 
 
+def _lines(remedy: ConfidenceHead) -> tuple[str, str, str]:
+    """The lines of code that load it, that make the inputs, and that read label and confidence."""
+    c = len(remedy.classes)
+    return (
+        loading.load_lines(remedy.card, len(remedy.head.weight), remedy.classes), loading.input_lines(remedy.card),
+        "out = model(**inputs).logits.double()\n"
+        f"label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}",
+    )  # fmt: skip
+
+
+def _warning(remedy: ConfidenceHead) -> str:
+    """What a user of Hugging Face's pipelines must know."""
+    if remedy.card.get("drop in"):
+        return ""
+    use = f"Use `{predict_script.NAME}` in this folder, or the lines below."
+    if (extra := len(remedy.head.weight) - len(remedy.classes)) > 0:
+        outputs, them = ("an extra output that is", "it") if extra == 1 else (f"{extra} extra outputs that are", "them")
+        return (
+            f'`pipeline("text-classification")`. The model has {outputs} no class; the pipeline mixes {them} '
+            f"into its softmax, and its scores are wrong. {use}"
+        )
+    return (
+        '`pipeline("text-classification")` gives the labels, and its scores are the softmax of the model as it was, not this '
+        f"confidence. {use}"
+    )
+
+
 def _card(remedy: ConfidenceHead) -> Card:
     c, card = len(remedy.classes), remedy.card
     rows = "\n".join(
@@ -471,10 +568,12 @@ def _card(remedy: ConfidenceHead) -> Card:
         ))  # fmt: skip
     return Card(
         "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",
-        f"The first {c} logits are the classifier's own, unchanged ({loading.class_names(remedy.classes)}).",
-        f"""{loading.load_lines(card, len(remedy.head.weight))}
-{loading.input_lines(card)}
-out = model(**inputs).logits.double()
-label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}""",
-        loading.closing(card), tuple(sections),
+        (
+            f"It is a drop-in: the {c} logits are the classifier's own at another temperature. Their softmax is the confidence, "
+            f'also in `pipeline("text-classification")` ({loading.class_names(remedy.classes)}).'
+            if card.get("drop in")
+            else f"The first {c} logits are the classifier's own, unchanged ({loading.class_names(remedy.classes)})."
+        ),
+        "\n".join(_lines(remedy)),
+        loading.closing(card), tuple(sections), _warning(remedy), str(card.get("licence") or ""),
     )  # fmt: skip

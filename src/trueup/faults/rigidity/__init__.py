@@ -65,6 +65,7 @@ class Rigidity(Fault):
     paper: ClassVar[str] = "arXiv 2310.19698"
     needs: ClassVar[str] = "`--fault rigidity`, and an adapter that is a prompt, a prefix, p-tuning or a LoRA"
     unit: ClassVar[str] = "accuracy of weights above a prompt of equal size and effort"
+    headline: ClassVar[tuple[str, ...]] = ("accuracy", "this_prompt", "under_tuned")
     on_request: ClassVar[str] = "it is about prompts, and trains some dozens of small adapters to compare with"
     departures: ClassVar[tuple[str, ...]] = (
         "The paper proves what one layer cannot do and shows it on small transformers; the verdict on a real task is ours: "
@@ -135,6 +136,11 @@ class Rigidity(Fault):
                 "first: fault = fault.prepared(subject, corpus, seed=0)."
             )
         return self.learnt
+
+    def consequence(self, before: Finding, after: Finding | None) -> str:
+        from trueup.faults.rigidity.audit import consequence
+
+        return consequence(before, after)
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
         from trueup.faults.rigidity.audit import compare

@@ -10,7 +10,7 @@ import numpy as np
 
 from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
-from trueup.errors import BadInput, Unsupported
+from trueup.errors import BadInput, Unsupported, shortened
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, as_differences
 from trueup.faults.rigidity import maths
 from trueup.faults.rigidity.contest import UNEQUAL, Kind, Team, budget, left_out, on, rivals, team
@@ -285,6 +285,21 @@ def short(title: str) -> str:
     return title.removeprefix("accuracy").removeprefix(" of a ").removeprefix(" with ") or "this adapter"
 
 
+def consequence(before: Finding, after: Finding | None) -> str:
+    """What rigidity means: how many more texts weights would get right."""
+    if before.details["verdict"] is None:
+        return f"This adapter changes weights and is right on {before.measures['accuracy'].value:.1%} of the texts."
+    opening = {
+        "found": "A prompt cannot do this task as well as an adapter of weights.",
+        "undecided": "It is not settled whether a prompt can do this task as well as an adapter of weights.",
+        "clear": "A prompt does this task as well as an adapter of weights, within the threshold.",
+    }[before.verdict]
+    told = f"Of equal size and effort, weights are right on {100 * before.severity:+.1f} points more of the texts"
+    if after is not None:
+        told += f"; beyond the repaired adapter on {100 * after.severity:+.1f} points"
+    return f"{opening} {told}."
+
+
 def compare(before: Finding, after: Finding) -> dict[str, Difference]:
     """Differences, after minus before, of the severity and the accuracy, on the same examples and references."""
     weights = before.details["contest"]["best weights"]
@@ -491,7 +506,7 @@ def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dic
     rows: list[dict[str, str | float | bool]] = []
     for i in dict.fromkeys([*missed.tolist(), *list(moved)]):
         row: dict[str, str | float | bool] = {
-            "text": str(corpus.text[i])[:400], "label": corpus.classes[int(corpus.label[i])],
+            "text": shortened(corpus.text[i], 400), "label": corpus.classes[int(corpus.label[i])],
             "answered": corpus.classes[int(s["answer"][i])], "right": bool(s["right"][i]),
             "weights right": bool(weights[i] > 0.5),
         }  # fmt: skip
