@@ -65,6 +65,15 @@ Cluster = Annotated[
     typer.Option("--cluster", help="Column that says which rows belong together: patient, author, document."),
 ]
 Split = Annotated[str | None, typer.Option("--split", help="Column that says train / calibration / test.")]
+HeldOut = Annotated[
+    bool, typer.Option("--held-out", help="The model was trained on no row of --data: half calibrates, half tests.")
+]
+TestFile = Annotated[
+    str | None,
+    typer.Option(
+        "--test", metavar="FILE", help="Rows to test on, columns as in --data; the rows of --data count as trained on."
+    ),
+]
 Leak = Annotated[
     bool, typer.Option("--allow-leak", help="Read data whose given splits share texts or clusters; they flatter.")
 ]
@@ -159,7 +168,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def check(
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
-    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
+    held_out: HeldOut = False, test: TestFile = None, allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     fault: Annotated[list[str] | None, typer.Option("--fault", help="Examine only this fault; repeatable.")] = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
@@ -178,7 +187,7 @@ def audit(
     fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to look for; `trueup faults` lists them.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
-    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
+    held_out: HeldOut = False, test: TestFile = None, allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
     revision: Revision = None, allow_pickle: Pickle = False,
@@ -195,7 +204,7 @@ def repair(
     fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to repair; `trueup faults` lists them.")],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
-    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
+    held_out: HeldOut = False, test: TestFile = None, allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
     revision: Revision = None, allow_pickle: Pickle = False,
@@ -688,7 +697,7 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 """What click, or the copy of it inside typer, raises for a wrong option, argument or command."""
 
 _JOB = (
-    "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed",
+    "model", "data", "adapter", "text", "label", "second", "cluster", "split", "held_out", "test", "allow_leak", "keep", "limit", "seed",
     "template", "shots", "chat", "demos", "header", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 

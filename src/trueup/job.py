@@ -30,7 +30,7 @@ class Job:
             otherwise.
         demos: a file of pairs that stand before every query, columns as in `data`. header: what stands before the first
             demonstration, a line of its own; in a chat the system's message. Both go with few-shot prompts.
-        data, text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`; `confounder` are its
+        data, text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`; `confounder` are its
             attributes. With `shots` the labels are answers and need not be classes.
         faults: names; empty for every fault that applies.
         depth: ``audit`` stops after the first finding, ``check`` repairs and audits again, ``methods`` compares every method of
@@ -50,6 +50,8 @@ class Job:
     confounder: tuple[str, ...] = ()
     cluster: str | None = None
     split: str | None = None
+    held_out: bool = False
+    test: str | None = None
     allow_leak: bool = False
     limit: int | None = None
     faults: tuple[str, ...] = ()

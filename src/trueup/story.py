@@ -89,6 +89,8 @@ def check(
     confounder: str | Sequence[str] = (),
     cluster: str | None = None,
     split: str | None = None,
+    held_out: bool = False,
+    test: Any = None,
     allow_leak: bool = False,
     limit: int | None = None,
     classes: Sequence[str] | None = None,
@@ -119,7 +121,7 @@ def check(
             is no Subject yet.
         demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them (in
             a chat the system's message).
-        text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`, for data that are no Corpus yet;
+        text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`, for data that are no Corpus yet;
             `confounder` are its attributes.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
         repair: False stops after the first finding. methods: in place of a repair, compare every method on the test examples, for
@@ -147,8 +149,8 @@ def check(
         )  # fmt: skip
     if isinstance(data, Corpus):
         _settled(
-            "A Corpus", "read", second=second, confounder=confounder, cluster=cluster, split=split, limit=limit,
-            allow_leak=allow_leak or None,
+            "A Corpus", "read", second=second, confounder=confounder, cluster=cluster, split=split, held_out=held_out or None,
+            test=test, limit=limit, allow_leak=allow_leak or None,
         )  # fmt: skip
     with _remembering() as now:
         if note := untested():
@@ -158,7 +160,8 @@ def check(
         else:
             asked = Job(
                 model=_called(model), data=_called(data), adapter=adapter, text=text, label=label, second=second,
-                confounder=confounder, cluster=cluster, split=split, allow_leak=allow_leak, keep=keep, limit=limit,
+                confounder=confounder, cluster=cluster, split=split, held_out=held_out, test=None if test is None else _called(test),
+                allow_leak=allow_leak, keep=keep, limit=limit,
                 faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
                 classes=None if classes is None else tuple(classes), template=template,
                 verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
@@ -166,8 +169,9 @@ def check(
                 knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
             )  # fmt: skip
             card = read_card(adapter_folder(adapter))
-            subject, corpus, seed = open_job(asked, card, model=model, data=data, tokenizer=tokenizer)
-            if job is None and isinstance(model, str | Path) and isinstance(data, str | Path):
+            subject, corpus, seed = open_job(asked, card, model=model, data=data, test=test, tokenizer=tokenizer)
+            named = all(isinstance(thing, str | Path) for thing in (model, data, *([] if test is None else [test])))
+            if job is None and named:
                 job = asdict(replace(asked, seed=seed))
         unasked = [] if given else _unasked(chosen, subject, corpus)
         if subject.source.base == UNNAMED:
@@ -214,6 +218,7 @@ def _examined(
     if len(reasons) == len(faults):
         raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
     alone = len(faults) - len(reasons) == 1
+    _below_a_constant(subject, corpus)
     comparisons, examples = [], {}
     crashes = _Crashes(subject)
     for fault in sorted(faults, key=lambda f: not f.reads_states):
@@ -343,6 +348,29 @@ def _called(thing: Any) -> str:
 def _set_knobs(fault: Fault) -> dict[str, Any]:
     """The knobs of a fault that are not at their defaults."""
     return {k: getattr(fault, k) for k, default in fault.knobs().items() if getattr(fault, k) != default}
+
+
+def _below_a_constant(subject: Subject, corpus: Corpus) -> None:
+    """A warning where the model is right less often than one answer to all would be: its classes may stand in another order."""
+    from trueup.prepare import ranked
+    from trueup.run.predict import predict, session
+
+    if subject.shots is not None:
+        return
+    test = corpus.part("test")
+    right, counts = float((predict(subject, test).predicted == test.label).mean()), np.bincount(test.label)
+    if right >= (share := counts.max() / len(test)):
+        return
+    better = ranked(subject, corpus)[2]
+    cure = "The adapter, the labels or the order of the classes may be wrong: check them before you read a verdict."
+    if better is not None:
+        cure = (
+            f"With the classes in the order {listing(better[0])} it would be right on {better[1]:.1%}: check --classes."
+        )
+    session().warn(
+        f"The model is right on {right:.1%} of the {len(test):,} test texts. Always answering '{test.classes[int(counts.argmax())]}' "
+        f"would be right on {share:.1%}. {cure}"
+    )
 
 
 def _unused(subject: Subject, test: Corpus) -> list[str]:

@@ -90,6 +90,22 @@ def test_a_misspelt_column(world: Path, here: Path, option: str, given: str, mea
     refused(*tune_of(world, "lora", "bert", option, given), says=said)
 
 
+def test_what_is_said_of_the_rows_held_out_must_agree(world: Path, here: Path) -> None:
+    data = world / "data.csv"
+    refused(
+        *check_of(world, data, "--held-out"),
+        says=("The adapter's card says that it was tuned on rows of", "Leave that out"),
+    )
+    refused(*check_of(world, data, "--held-out", "--split", "label"), says=("Leave one of them out",))
+    refused(*check_of(world, data, "--test", "no.csv"), says=("There is no file 'no.csv'",))
+    write_csv(here / "other.csv", reviews(60, 3), ("text", "mood"))
+    refused(*check_of(world, data, "--test", "other.csv"), says=("'other.csv' has no column 'label'",))
+    write_csv(here / "other.csv", [*reviews(60, 3), ("good", "mixed")])
+    refused(*check_of(world, data, "--test", "other.csv"), says=("'mixed'",))
+    write_csv(here / "other.csv", [*reviews(60, 3), (" ", "negative")])
+    refused(*check_of(world, data, "--test", "other.csv"), says=("no text in line 62 of 'other.csv'",))
+
+
 def test_the_text_column_is_the_label_column(world: Path, here: Path) -> None:
     refused(*check_of(world, world / "data.csv", "--text", "label"), says=("'label' is named twice",))
 

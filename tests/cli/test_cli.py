@@ -611,9 +611,30 @@ def test_a_note_at_start_and_in_the_report_on_untested_versions(
 
 def test_a_note_when_nothing_says_what_it_was_tuned_on(world: Path, adapter: Path, here: Path) -> None:
     (adapter / "trueup.json").unlink()
-    words = [world / "bert", "--adapter", adapter, "--data", world / "data.csv", *FAST]
+    words = [
+        world / "bert",
+        "--adapter",
+        adapter,
+        "--data",
+        world / "data.csv",
+        "--classes",
+        "negative,positive",
+        *FAST,
+    ]
     trueup("audit", "overconfidence", *words, "-o", "out")
-    assert "Nothing says which examples the model was tuned on" in notes(here / "out")
+    assert "Nothing says which rows the model was trained on, so 720 of your 1,200 rows were set aside" in notes(
+        here / "out"
+    )
+    trueup("audit", "overconfidence", *words, "--held-out", "-o", "held")
+    assert "Nothing says which rows" not in notes(here / "held")
+    found = json.loads((here / "held" / "findings.json").read_text())["provenance"]
+    assert found["examples"] == {"train": 0, "calibration": 600, "test": 600}
+    assert "--held-out" in found["command"]
+    write_csv(here / "more.csv", reviews(400, 1))
+    assert trueup("audit", "overconfidence", *words, "--test", "more.csv", "-o", "apart").code in (0, 1)
+    found = json.loads((here / "apart" / "findings.json").read_text())["provenance"]
+    assert (found["examples"]["train"], found["data"]) == (1200, f"{world / 'data.csv'} and more.csv")
+    assert "--test more.csv" in found["command"]
 
 
 def test_a_note_when_tuning_taught_nothing(world: Path, here: Path) -> None:

@@ -51,7 +51,7 @@ def findings_table(report: Report) -> RenderableType:
     the repair cost. Text from data is shown as text: no markup or escape sequence in it is obeyed.
     """
     parts: list[RenderableType] = [_text(report.title, "bold", 200)]
-    parts += [_text(f"Warning: {w}", "bold yellow", 600) for w in report.warnings]
+    parts += [_text(f"Warning: {w}", "bold red", 600) for w in report.warnings]
     parts.append(_summary(report))
     for comparison in report.comparisons:
         parts += _fault(comparison)
