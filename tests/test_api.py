@@ -276,10 +276,8 @@ def test_logits_in_another_order_than_the_data_are_seen(home):
     other = replace(corpus, classes=("positive", "negative"), label=corpus.label)
     turned = read_again(other)
     assert turned.classes == ("negative", "positive")
-    with pytest.raises(
-        BadInput,
-        match=r"As 'negative', 'positive' .* 28\.9% of the 1,400 held-out texts, and as 'positive', 'negative' on 71\.1%.* --classes",
-    ):
+    said = r"As 'negative', 'positive' .* 28\.9% of the 1,400 held-out texts, and as 'positive', 'negative' on 71\.1%.* --classes"
+    with pytest.raises(BadInput, match=said):
         trueup.check(replace(subject, classes=("0", "1")), turned, FAULT, repair=False)
     settled = trueup.check(replace(subject, classes=("positive", "negative")), turned, FAULT, repair=False)
     control = trueup.check(subject, corpus, FAULT, repair=False)

@@ -697,8 +697,9 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 """What click, or the copy of it inside typer, raises for a wrong option, argument or command."""
 
 _JOB = (
-    "model", "data", "adapter", "text", "label", "second", "cluster", "split", "held_out", "test", "allow_leak", "keep", "limit", "seed",
-    "template", "shots", "chat", "demos", "header", "max_length", "device", "revision", "allow_pickle", "trust_remote_code",
+    "model", "data", "adapter", "text", "label", "second", "cluster", "split", "held_out", "test", "allow_leak", "keep",
+    "limit", "seed", "template", "shots", "chat", "demos", "header", "max_length", "device", "revision", "allow_pickle",
+    "trust_remote_code",
 )  # fmt: skip
 
 

@@ -30,8 +30,8 @@ class Job:
             otherwise.
         demos: a file of pairs that stand before every query, columns as in `data`. header: what stands before the first
             demonstration, a line of its own; in a chat the system's message. Both go with few-shot prompts.
-        data, text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`; `confounder` are its
-            attributes. With `shots` the labels are answers and need not be classes.
+        data, text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`;
+            `confounder` are its attributes. With `shots` the labels are answers and need not be classes.
         faults: names; empty for every fault that applies.
         depth: ``audit`` stops after the first finding, ``check`` repairs and audits again, ``methods`` compares every method of
             repair on the test examples and chooses none.

@@ -54,7 +54,8 @@ def open_job(
         corpus = read(
             job.data if data is None else data, text=job.text, label=job.label, second=job.second,
             attributes=job.confounder, cluster=job.cluster, split=job.split, held_out=job.held_out,
-            test=job.test if test is None else test, allow_leak=job.allow_leak, seed=seed, limit=limit, classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
+            test=job.test if test is None else test, allow_leak=job.allow_leak, seed=seed, limit=limit,
+            classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
         )  # fmt: skip
     if not isinstance(subject, Subject):
         subject = door.load(
@@ -267,17 +268,18 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
     said = bool(job.split or job.held_out or job.test)  # who names the splits says what was held out
     if job.held_out and (other or earlier):
         raise BadInput(
-            f"The adapter's card says that it was tuned on rows of '{job.data}', and --held-out (held_out=True in Python) says that "
-            "none was trained on. Leave that out: the card's own split is taken."
+            f"The adapter's card says that it was tuned on rows of '{job.data}', and --held-out (held_out=True in Python) says "
+            "that none was trained on. Leave that out: the card's own split is taken."
         )
     if earlier or not (tuned or untuned or said):
         aside, rows = int((corpus.split == "train").sum()), len(corpus)
+        so = f", so {aside:,} of your {rows:,} rows were set aside as training rows" if aside else ""
         session().note(
-            f"Nothing says which rows the model was trained on, so {aside:,} of your {rows:,} rows were set aside as training rows. If "
-            "it has seen none of the rows, add --held-out (held_out=True in Python), and half of them test. If it has seen some, "
-            "name them with --split: test rows that it was trained on flatter it."
+            f"Nothing says which rows the model was trained on{so}. If it has seen none of the rows, add --held-out "
+            "(held_out=True in Python), and half of them test. If it has seen some, name them with --split: test rows that it was "
+            "trained on flatter it."
         )
-    elif other and not job.test:
+    elif tuned and other and not job.test:
         session().note(
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
             f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."

@@ -121,8 +121,8 @@ def check(
             is no Subject yet.
         demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them (in
             a chat the system's message).
-        text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`, for data that are no Corpus yet;
-            `confounder` are its attributes.
+        text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`, for data that are
+            no Corpus yet; `confounder` are its attributes.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
         repair: False stops after the first finding. methods: in place of a repair, compare every method on the test examples, for
             research; nothing is chosen or saved (`Comparison.methods`).
@@ -160,8 +160,8 @@ def check(
         else:
             asked = Job(
                 model=_called(model), data=_called(data), adapter=adapter, text=text, label=label, second=second,
-                confounder=confounder, cluster=cluster, split=split, held_out=held_out, test=None if test is None else _called(test),
-                allow_leak=allow_leak, keep=keep, limit=limit,
+                confounder=confounder, cluster=cluster, split=split, held_out=held_out,
+                test=None if test is None else _called(test), allow_leak=allow_leak, keep=keep, limit=limit,
                 faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
                 classes=None if classes is None else tuple(classes), template=template,
                 verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
@@ -368,8 +368,8 @@ def _below_a_constant(subject: Subject, corpus: Corpus) -> None:
             f"With the classes in the order {listing(better[0])} it would be right on {better[1]:.1%}: check --classes."
         )
     session().warn(
-        f"The model is right on {right:.1%} of the {len(test):,} test texts. Always answering '{test.classes[int(counts.argmax())]}' "
-        f"would be right on {share:.1%}. {cure}"
+        f"The model is right on {right:.1%} of the {len(test):,} test texts. Always answering "
+        f"'{test.classes[int(counts.argmax())]}' would be right on {share:.1%}. {cure}"
     )
 
 

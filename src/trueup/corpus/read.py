@@ -159,13 +159,13 @@ def read(
 def _check_held_out(held_out: bool, test: bool, split: str | None, answers: bool) -> None:
     if held_out and split:
         raise BadInput(
-            f"The split column '{split}' says which rows were trained on, and held_out (`--held-out`) says that none was. Leave one "
-            "of them out."
+            f"The split column '{split}' says which rows were trained on, and held_out (`--held-out`) says that none was. "
+            "Leave one of them out."
         )
     if answers and (held_out or test):
         raise BadInput(
-            "held_out and test (`--held-out`, `--test`) say which rows a classifier was not trained on. A few-shot prompt shows rows "
-            "as its demonstrations; leave them out, or name the parts with a split column."
+            "held_out and test (`--held-out`, `--test`) say which rows a classifier was not trained on. A few-shot prompt shows "
+            "rows as its demonstrations; leave them out, or name the parts with a split column."
         )
 
 
@@ -184,8 +184,8 @@ def _with_test(
     _check_columns(more, wanted)
     if table.names.get(label) != more.names.get(label) or table.order.get(label) != more.order.get(label):
         raise BadInput(
-            f"{table.source} and {more.source} name the classes of '{label}' differently. Give both with the same names in the same "
-            "order, or both as plain words."
+            f"{table.source} and {more.source} name the classes of '{label}' differently. Give both with the same names in the "
+            "same order, or both as plain words."
         )
     named = [f"{n} of {more.source}" for n in more.at]
     at = [*table.at, *named] if table.unit == more.unit else [f"{table.unit} {n}" for n in table.at]
@@ -195,8 +195,8 @@ def _with_test(
         columns[given] = [*table.columns[given], *["test"] * len(more)]
         if any(str(v).strip().lower() in TEST_NAMES for v in table.columns[given] if not absent(v)):
             raise BadInput(
-                f"{table.source}, column '{given}': some rows say test, and --test names {more.source} to test on. Leave one of them "
-                "out."
+                f"{table.source}, column '{given}': some rows say test, and --test names {more.source} to test on. Leave one of "
+                "them out."
             )
     source = f"{table.source} and {more.source}"
     unit = table.unit if table.unit == more.unit else "row"

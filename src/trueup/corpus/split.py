@@ -32,7 +32,7 @@ def split_rows(
     keys: Sequence[Any], label: np.ndarray, *, seed: int, fractions: Sequence[float] = FRACTIONS,
     names: Sequence[str] = SPLITS,
 ) -> np.ndarray:  # fmt: skip
-    """(n,) of `names`, which are some of `SPLITS`: stratified by `label`, the same for the same seed, rows of equal key never apart.
+    """(n,) of `names`, which are some of `SPLITS`: stratified by `label`, the same for the same seed; equal keys are never apart.
 
     Keys can be sorted; what is drawn goes by them, and depends neither on the rows' order nor on what the classes are called.
 
@@ -103,8 +103,8 @@ def check_split(
         if len(set(parts)) < len(names):
             n = len(np.unique(cluster))
             raise BadInput(
-                f"{table.source} has {n} different text{'s' * (n != 1)}, too few for {many} splits; {len(names)} is the least. Give "
-                "more rows, or a larger limit."
+                f"{table.source} has {n} different text{'s' * (n != 1)}, too few for {many} splits; {len(names)} is the least. "
+                "Give more rows, or a larger limit."
             )
         return
     whole = [c for c in np.unique(label) if len(set(parts[label == c])) == len(names)]
