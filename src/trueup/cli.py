@@ -498,7 +498,7 @@ def _about(seconds: float | None) -> str:
 def _cell_line(out: Path, record: Any) -> str:
     """What a cell came to, in one line."""
     from trueup.report import bundle
-    from trueup.report.words import interval, state
+    from trueup.report.words import interval, state_of
     from trueup.sweeps import cell
 
     said = []
@@ -508,7 +508,7 @@ def _cell_line(out: Path, record: Any) -> str:
         said.append(f"accuracy {record.tuned['test_accuracy']:.3f}")
     folder = out / cell.CELLS / record.name / cell.REPORT
     if record.state == "done" and folder.is_dir():
-        said += [f"{c.before.fault} {state(c)} {interval(c.before)}" for c in bundle.read(folder).comparisons]
+        said += [f"{c.before.fault} {state_of(c)} {interval(c.before)}" for c in bundle.read(folder).comparisons]
     return f"{record.name}: {'; '.join(said)} ({record.cpu_seconds:.0f} s)"
 
 

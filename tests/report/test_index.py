@@ -42,7 +42,7 @@ def test_each_cell_has_its_link_its_words_and_its_change():
     for e in made:
         for f, c in e.faults.items():
             assert words.parts(c.before)[1] in source
-            assert f'data-o="{words.state(c)}"' in source
+            assert f'data-o="{words.state_of(c)}"' in source
             if f in e.changes:
                 assert words.interval(e.changes[f], sign=True) in source
     assert "2 more were not run yet" in source

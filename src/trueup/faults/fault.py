@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Better = Literal["higher", "lower", "zero"]
 """Which direction is better; `zero` of a signed number that should be 0."""
 Verdict = Literal["found", "clear", "undecided"]
-Outcome = Literal["found", "clear", "undecided", "repaired", "reduced", "trade-off", "no gain", "made worse"]
+Outcome = Literal["found", "clear", "undecided", "repaired", "reduced", "trade-off", "no gain", "made worse", "not measured"]
 """What a check says of a fault: a verdict where there was no repair, or nothing to repair, else what the repair came to."""
 
 
@@ -352,8 +352,10 @@ class Comparison:
         After a repair: ``made worse`` or ``no gain`` by the paired interval of the severity; with a gain ``trade-off`` when it
         cost more accuracy than the budget (or none was made because each that helps does), ``repaired`` when the second audit is
         clear, else ``reduced``. A model that was clear stays so unless it was made worse, and one that was undecided unless it
-        gained.
+        gained. ``not measured`` where the first audit has no number.
         """
+        if any(math.isnan(x) for x in (self.before.severity, self.before.low, self.before.high, self.before.threshold)):
+            return "not measured"
         word, after, d = self.before.verdict, self.after, self.differences.get("severity")
         if after is None:
             return "trade-off" if self.too_dear and word != "clear" else word

@@ -116,7 +116,7 @@ def _fault(
     spot: str, c: Comparison, table: Sequence[Mapping[str, Any]], charts: dict[str, Any], cell: int, points: int
 ) -> dict[str, Any]:
     before, after = c.before, c.after
-    state = words.state(c)
+    state = words.state_of(c)
     known = {**(after.provenance if after else {}), **before.provenance}
     pictures = _charts(spot, before, after, charts, points)
     sliders = [{**p["slider"], "id": p["id"]} for p in pictures if p["slider"]]
@@ -309,7 +309,7 @@ def _command(value: Any) -> str:
 
 
 def _summary(report: Report) -> str:
-    states = [words.state(c) for c in report.comparisons]
+    states = [words.state_of(c) for c in report.comparisons]
     if not states:
         return "Nothing was examined."
     counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]

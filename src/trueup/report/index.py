@@ -59,7 +59,7 @@ def page(title: str, entries: Sequence[Entry], *, waiting: int = 0, against: str
         counts=[_count(f, entries) for f in faults if any(f in e.faults for e in entries)],
         settings=settings,
         faults=[_title(f, entries) for f in faults],
-        outcomes=[o for o in RANK if any(words.state(c) == o for e in entries for c in e.faults.values())],
+        outcomes=[o for o in RANK if any(words.state_of(c) == o for e in entries for c in e.faults.values())],
         trained=any(not math.isnan(e.accuracy) for e in entries),
         rows=[_row(e, faults, settings) for e in entries],
         against=words.clean(against, 200),
@@ -86,7 +86,7 @@ def _summary(entries: Sequence[Entry], faults: Sequence[str], waiting: int) -> s
 
 def _count(fault: str, entries: Sequence[Entry]) -> dict[str, Any]:
     """How many cells came to each outcome."""
-    states = [words.state(e.faults[fault]) for e in entries if fault in e.faults]
+    states = [words.state_of(e.faults[fault]) for e in entries if fault in e.faults]
     worse = sum(e.changes[fault].low > 0 for e in entries if fault in e.changes)
     better = sum(e.changes[fault].high < 0 for e in entries if fault in e.changes)
     moved = f"Since the earlier run {worse} got worse beyond chance, and {better} better." if any(
@@ -122,7 +122,7 @@ def _cell(c: Comparison | None, change: Difference | None, missed: str) -> dict[
                 "change": "", "way": "", "key": "05"}  # fmt: skip
     if c is None:
         return {"state": "", "class": "", "text": "", "range": "", "after": "", "change": "", "way": "", "key": "99"}
-    state = words.state(c)
+    state = words.state_of(c)
     value, interval = words.parts(c.before)
     said, way = "", ""
     if change is not None:

@@ -33,6 +33,7 @@ _STYLE = {
     "no gain": "bold red",
     "made worse": "bold red",
     "not measured": "yellow",
+    "not examined": "yellow",
     "better": "green",
     "worse": "bold red",
     "changed": "bold yellow",
@@ -69,7 +70,7 @@ def _summary(report: Report) -> Table:
     table.add_column("after", width=max(5, longest[1]), overflow="fold")
     table.add_column("verdict", width=12, overflow="fold")
     for c, (before, after) in zip(report.comparisons, cells, strict=True):
-        table.add_row(_text(words.title_of(c.before)), before, after, _styled(words.state(c)))
+        table.add_row(_text(words.title_of(c.before)), before, after, _styled(words.state_of(c)))
     return table
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from trueup.errors import visible
 from trueup.faults.fault import Alternative, Better, Comparison, Difference, Finding, Measure, Outcome
 
-State = Outcome | Literal["not measured"]
+State = Outcome | Literal["not examined"]
 Change = Literal["better", "worse", "no clear change", "same", "changed", "unknown"]
 
 HEADLINE = "severity"
@@ -100,13 +100,10 @@ def title_of(finding: Finding) -> str:
     return clean(finding.provenance.get("title") or finding.fault.replace("_", " "), 120)
 
 
-def _measured(finding: Finding) -> bool:
-    return not any(math.isnan(x) for x in (finding.severity, finding.low, finding.high, finding.threshold))
-
-
-def state(comparison: Comparison) -> State:
-    """`Comparison.outcome`, or ``not measured`` where the first audit has no number."""
-    return comparison.outcome if _measured(comparison.before) else "not measured"
+def state_of(comparison: Comparison | None) -> State:
+    """The one word for a fault, on the page, in the terminal, in JSON and on the cards: `Comparison.outcome`, which says
+    ``repaired`` only where the whole interval after the repair lies below the threshold; ``not examined`` for no comparison."""
+    return "not examined" if comparison is None else comparison.outcome
 
 
 def verdict(comparison: Comparison) -> str:
@@ -118,7 +115,7 @@ def verdict(comparison: Comparison) -> str:
     before, after = comparison.before, comparison.after
     unit, threshold = clean(before.unit, 120), number(before.threshold)
     now = f"severity is {interval(before)} ({unit}; threshold {threshold})"
-    which = state(comparison)
+    which = state_of(comparison)
     if which == "not measured":
         return f"Not measured: {now}, so nothing can be said."
     opening = {

@@ -8,7 +8,7 @@ from typing import Literal
 
 from trueup.errors import Unavailable
 from trueup.report.bundle import Report
-from trueup.report.words import state
+from trueup.report.words import state_of
 from trueup.sweeps.cell import Record
 from trueup.sweeps.plan import Cell, word
 
@@ -68,4 +68,4 @@ def outcomes(record: Record, report: Report | None) -> Mapping[str, str]:
     """The words: the state of the cell, each fault's outcome, and why it failed."""
     said = {"trueup.state": record.state, "trueup.version": record.version}
     said |= {"trueup.error": record.error[:500]} if record.error else {}
-    return said | {f"{c.before.fault}.outcome": state(c) for c in (report.comparisons if report is not None else ())}
+    return said | {f"{c.before.fault}.outcome": state_of(c) for c in (report.comparisons if report is not None else ())}
