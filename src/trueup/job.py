@@ -9,7 +9,9 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.faults.fault import Fault, each_fault
@@ -86,8 +88,55 @@ class Job:
         for key in ("model", "data"):
             if key not in data:
                 raise BadInput(f"The job does not say which {key}; add it.")
+        for key, hint in get_type_hints(Job).items():
+            if key in data and not _fits(data[key], hint):
+                raise BadInput(
+                    f"The job's setting '{key}' is {json.dumps(data[key])[:80]}, which is not {_spelt(hint)}. Correct it."
+                )
         tuples = {k: tuple(v) for k, v in data.items() if isinstance(v, list)}
         return Job(**{**data, **tuples})
+
+
+def read_job(folder: str | Path) -> Job:
+    """The job of a folder that `trueup check` or `trueup audit` wrote.
+
+    Raises:
+        BadInput: the folder holds no ``job.json``, or one that no names repeat: the check was made in Python on live objects.
+    """
+    from trueup.store.schema import ANYTHING, mapping, read
+
+    file = Path(folder) / "job.json"
+    if not file.is_file():
+        what = "holds no job.json" if Path(folder).is_dir() else "is no folder"
+        raise BadInput(f"'{folder}' {what}. Give the folder that `trueup check ... -o` wrote.")
+    data = read(file, mapping(ANYTHING), otherwise="Give the folder of another check.", correct="Correct it.")
+    if not data:
+        raise BadInput(
+            f"'{file}' is empty: the check was made in Python on live objects, and no names repeat it. Make it there again."
+        )
+    return Job.from_dict(data)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value as JSON has it is of a setting's type."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, h) for h in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    if get_origin(hint) is not None:
+        return isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values())
+    return isinstance(value, hint) and not (hint is int and (isinstance(value, bool) or abs(value) > 2**32))
+
+
+def _spelt(hint: Any) -> str:
+    if isinstance(hint, UnionType):
+        return " or ".join(_spelt(h) for h in get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {listing(get_args(hint))}"
+    names = {str: "a word", int: "a whole number", bool: "true or false", tuple: "a list of words", NoneType: "null"}
+    return names.get(get_origin(hint) or hint, "a table of knobs for each fault")
 
 
 def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[Fault]:

@@ -20,6 +20,37 @@ if TYPE_CHECKING:
     from trueup.subject.subject import Subject
 
 
+CHECKED = 16 << 20
+"""Bytes of the largest data file whose columns are looked at before the libraries are loaded: a larger one is read once."""
+
+
+def check_names(job: Job) -> None:
+    """Looks for slips in the names of files, folders and columns, before the libraries of models are loaded: those take seconds.
+
+    What is found later as well is found here first. What only a hub knows is left to later.
+
+    Raises:
+        BadInput: a name is of nothing.
+    """
+    from trueup.corpus import read as reader
+    from trueup.subject import places
+
+    names = [job.text, job.label, job.second, job.cluster, *job.confounder]
+    reader.check_source(job.data, [n for n in (*names, job.split) if n], CHECKED)
+    if job.test is not None:
+        reader.check_source(job.test, [n for n in names if n], CHECKED)
+    if job.demos is not None:
+        reader.check_source(job.demos, [job.text, job.label], CHECKED)
+    if job.model.startswith("embedded:"):
+        from trueup.subject.embedded import check
+
+        check(job.model.removeprefix("embedded:"))
+    elif Path(job.model).exists() or job.model.startswith((".", "/", "~")) or job.model.count("/") > 1:
+        places.check_model(job.model, job.model)
+    if job.adapter is not None and (folder := places.adapter_path(job.adapter)) is not None:
+        places.check_adapter(folder, job.adapter)
+
+
 def open_job(
     job: Job, card: Mapping[str, Any], *, model: Any = None, data: Any = None, test: Any = None, tokenizer: Any = None
 ) -> tuple[Subject, Corpus, int]:
@@ -271,7 +302,12 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
             f"The adapter's card says that it was tuned on rows of '{job.data}', and --held-out (held_out=True in Python) says "
             "that none was trained on. Leave that out: the card's own split is taken."
         )
-    if earlier or not (tuned or untuned or said):
+    if earlier:
+        session().note(
+            "The adapter was tuned on rows of these data before, and nothing says on which. Test rows that it was trained on "
+            "flatter it: name them with --split."
+        )
+    elif not (tuned or untuned or said):
         aside, rows = int((corpus.split == "train").sum()), len(corpus)
         so = f", so {aside:,} of your {rows:,} rows were set aside as training rows" if aside else ""
         session().note(

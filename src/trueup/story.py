@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.job import Depth, Job, command_line, faults_of
-from trueup.prepare import agreed, open_job
+from trueup.prepare import agreed, check_names, open_job
 from trueup.store import atomic
 from trueup.store.work import work_folder
 from trueup.versions import untested
@@ -42,9 +43,10 @@ def run_job(
     Raises:
         TrueupError: the input cannot be used; nothing is written.
     """
-    out = Path(out)
+    out, began = Path(out), datetime.now(UTC)
     faults = faults_of(job.faults, job.knobs)
     with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
+        check_names(job)
         # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.
         from trueup.report import bundle, html
         from trueup.run.predict import Session, within
@@ -70,7 +72,7 @@ def run_job(
                 keep=job.keep,
                 job=asdict(replace(job, seed=seed)),
             )
-        report = replace(report, notes=[*report.notes, *unasked])
+        report = replace(report, notes=[*report.notes, *unasked], run=_ran(began))
         bundle.write(report, new)
         atomic.write_text(new / "report.html", html.page(report))
     return report
@@ -138,6 +140,7 @@ def check(
     from trueup.subject.load import UNNAMED, adapter_folder
     from trueup.subject.subject import Subject
 
+    began = datetime.now(UTC)
     given = [faults] if isinstance(faults, Fault | str) else list(faults)
     chosen = [f for g in given for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
     confounder = (confounder,) if isinstance(confounder, str) else tuple(confounder)
@@ -182,7 +185,15 @@ def check(
         report = _examined(
             subject, corpus, chosen, seed=seed, depth=depth, save=None if save is None else Path(save), keep=keep, job=job
         )  # fmt: skip
-        return replace(report, notes=[*now.notes, *report.notes, *unasked], warnings=now.warnings)
+        notes = [*now.notes, *report.notes, *unasked]
+        return replace(report, notes=notes, warnings=now.warnings, run=_ran(began))
+
+
+def _ran(began: datetime) -> dict[str, Any]:
+    """When a run began and ended, and how long it took."""
+    ended = datetime.now(UTC)
+    told = {k: t.strftime("%Y-%m-%dT%H:%M:%SZ") for k, t in (("began", began), ("ended", ended))}
+    return told | {"seconds": round((ended - began).total_seconds(), 3)}
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,15 @@ FAST = ("--set", "overconfidence.resamples=20", "--set", "overconfidence.folds=2
 
 @dataclass(frozen=True)
 class Said:
-    """What one command did: exit code, standard output, standard error."""
+    """What one command did: exit code, standard output, standard error without the lines of its stages, and those."""
 
     code: int
     out: str
     err: str
+    stages: tuple[str, ...] = field(default=(), compare=False)
+
+
+STAGE = re.compile(r"^\[\d+:\d\d\] .+: [\d,]+ of [\d,]+\n", re.MULTILINE)
 
 
 def trueup(*argv: object) -> Said:
@@ -35,7 +41,8 @@ def trueup(*argv: object) -> Said:
             main([str(a) for a in argv])
         except SystemExit as e:
             code = e.code if isinstance(e.code, int) else 1
-    return Said(code, out.getvalue(), err.getvalue())
+    said = err.getvalue()
+    return Said(code, out.getvalue(), STAGE.sub("", said), tuple(STAGE.findall(said)))
 
 
 def reviews(n: int, seed: int = 0) -> list[tuple[str, str]]:
@@ -58,8 +65,14 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]], header: Iterable[str
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`, by its relative name."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file below `folder`, by its relative name; without the time at which it was made."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    if "findings.json" in found:
+        data, sealed = json.loads(found["findings.json"]), json.loads(found["manifest.json"])
+        assert data.pop("run").keys() == {"began", "ended", "seconds"}
+        assert sealed["files"].pop("findings.json")
+        found |= {"findings.json": json.dumps(data).encode(), "manifest.json": json.dumps(sealed).encode()}
+    return found
 
 
 def check_words(world: Path) -> list[object]:

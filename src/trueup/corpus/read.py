@@ -156,6 +156,24 @@ def read(
     return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together, guessed)
 
 
+def check_source(name: str, wanted: Sequence[str], most: int) -> None:
+    """Raises BadInput where `name` is of no data or, in a file of at most `most` bytes, a column is missing. A hub id passes."""
+    if name.startswith("task:"):
+        from trueup.corpus import tasks
+
+        tasks.find(name)
+    elif name.startswith("embedded:"):
+        from trueup.corpus import embedded
+
+        embedded.find(name)
+    elif not name.startswith(SHIPPED):
+        folder = Path(name).expanduser()
+        saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
+        path = None if saved else data_file(name)
+        if path is not None and path.stat().st_size <= most:
+            _check_columns(read_file(path, wanted), wanted)
+
+
 def _check_held_out(held_out: bool, test: bool, split: str | None, answers: bool) -> None:
     if held_out and split:
         raise BadInput(

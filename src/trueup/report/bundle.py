@@ -29,7 +29,8 @@ from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Find
 from trueup.report import words
 from trueup.store.schema import plain_bytes
 
-FORMAT = 3
+FORMAT = 4
+"""Of ``findings.json``: its schema (`trueup schema`, report/findings.schema.json) has this number. It rises when a key changes."""
 MOST_EXAMPLES = 200
 
 _UNREADABLE = (
@@ -56,6 +57,8 @@ class Report:
         notes: sentences about the run ("The batch was halved after running out of memory.").
         warnings: sentences that a reader must see before any figure.
         crashes: fault name -> traceback of its crash, which cost no other fault its finding.
+        run: when it ``began`` and ``ended`` (UTC, ISO 8601) and how many ``seconds`` it took; of a run that was resumed, the last
+            part. Two reports that differ in it alone are equal.
 
     The page also shows these keys of a finding's own provenance, when they are there: ``title``, ``question``,
     ``paper`` (text; an arXiv number in it becomes a link), ``departures`` (a sentence or a list of them).
@@ -73,6 +76,7 @@ class Report:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     crashes: Mapping[str, str] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def unexamined(self) -> dict[str, str]:
@@ -111,7 +115,8 @@ class Report:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Report):
             return NotImplemented
-        if plain(_payload(self)) != plain(_payload(other)) or plain(self.job) != plain(other.job):
+        mine, theirs = ({k: v for k, v in plain(_payload(r)).items() if k != "run"} for r in (self, other))
+        if mine != theirs or plain(self.job) != plain(other.job):
             return False
         mine, theirs = _samples(self), _samples(other)
         return mine.keys() == theirs.keys() and all(_same(mine[k], theirs[k]) for k in mine)
@@ -133,7 +138,7 @@ class Report:
         lines = [f"Report: {self.title}"]
         for c in self.comparisons:
             told = [words.interval(f) for f in (c.before, c.after) if f is not None]
-            lines.append(f"  {c.before.fault}: {c.outcome}, severity {' to '.join(told)}")
+            lines.append(f"  {c.before.fault}: {words.state_of(c)}, severity {' to '.join(told)}")
         lines += [f"  {fault}: not examined" for fault in self.unexamined]
         return "\n".join(lines)
 
@@ -204,8 +209,8 @@ def read(folder: Path) -> Report:
             raise BadInput(f"'{folder}' was written by a newer trueup (format {version}): upgrade trueup to read it.")
         if isinstance(version, int) and version < FORMAT:
             raise BadInput(
-                f"'{folder}' was written by an older trueup (format {version}), whose verdicts meant something else. Run its "
-                "command again; the report's provenance holds it."
+                f"'{folder}' was written by an older trueup (format {version}), whose findings hold other things. Run it again: "
+                f"trueup rerun {folder} --force."
             )
         if version != FORMAT:
             raise ValueError(f"unknown format {version!r}")
@@ -222,6 +227,7 @@ def read(folder: Path) -> Report:
                 for n in data["crashes"]
                 if _NAME.fullmatch(n)
             },
+            run=_run(data["run"]),
         )
     except TrueupError:
         raise
@@ -230,9 +236,19 @@ def read(folder: Path) -> Report:
     return report
 
 
+def _run(data: Any) -> dict[str, Any]:
+    if _is(data, dict):
+        _numbers(data["seconds"])
+        for key in ("began", "ended"):
+            _is(data[key], str)
+    return data
+
+
 def _damaged(folder: Path, error: Exception) -> BadInput:
     reason = f"{type(error).__name__}: {error}"
-    return BadInput(f"'{folder}' is damaged and cannot be read ({reason}). Run its job again (job.json holds it).")
+    return BadInput(
+        f"'{folder}' is damaged and cannot be read ({reason}). Run it again: trueup rerun {folder} --force."
+    )
 
 
 # ---- to JSON and back
@@ -242,6 +258,7 @@ def _payload(report: Report) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "title": report.title,
+        "run": dict(report.run),
         "comparisons": [
             {
                 "before": c.before.as_dict() | {"arrays": bool(c.before.samples)},
@@ -254,7 +271,7 @@ def _payload(report: Report) -> dict[str, Any]:
                 "alternatives": [asdict(a) for a in c.alternatives],
                 "too_dear": c.too_dear,
                 **({"methods": [asdict(m) for m in c.methods]} if c.methods else {}),
-                "outcome": c.outcome,  # for who reads the file; it follows from the rest
+                "state": words.state_of(c),  # for who reads the file; it follows from the rest
             }
             for c in report.comparisons
         ],
