@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import shutil
 import subprocess
@@ -408,3 +409,95 @@ def test_every_public_name_is_there():
     for name in trueup.__all__:
         assert getattr(trueup, name) is not None
     assert isinstance(trueup.read(([f"text {i}" for i in range(40)], [i % 2 for i in range(40)])), Corpus)
+
+
+def test_autocompletion_shows_the_public_names_alone():
+    assert set(dir(trueup)) == {*trueup.__all__, "__version__"}
+    assert trueup.__all__ == sorted(trueup.__all__, key=lambda n: (n[0].islower(), n))
+    options = inspect.signature(trueup.check).parameters
+    for verb, without in (
+        (trueup.audit, {"repair", "methods", "save", "keep"}),
+        (trueup.repair, {"repair", "methods"}),
+    ):
+        own = set(inspect.signature(verb).parameters)
+        assert set(options) - without - own <= {"faults", "fault"}
+        assert not own & without
+
+
+def test_audit_and_repair_are_check_with_less_and_one(home):
+    subject, corpus = planted("planted")
+    same(trueup.repair(subject, corpus, FAULT, seed=3), trueup.check(subject, corpus, FAULT, seed=3))
+    audited = trueup.audit(subject, corpus, FAULT, seed=3)
+    assert audited["overconfidence"].after is None
+    assert audited == trueup.check(subject, corpus, fault=FAULT, seed=3, repair=False)
+    with pytest.raises(BadInput, match=r"faults and fault both name what to examine"):
+        trueup.check(subject, corpus, FAULT, fault="copying")
+
+
+def test_a_report_is_saved_opened_and_made_a_frame(home, tmp_path):
+    made = trueup.repair(*planted("planted"), FAULT, save=tmp_path / "adapters", keep=True)
+    comparison = made["overconfidence"]
+    folder = made.save(tmp_path / "saved")
+    assert (folder / "report.html").stat().st_size > 10_000
+    back = trueup.Report.open(folder)
+    assert back["overconfidence"].adapter is None, "the folder holds no adapter"
+    assert back == replace(made, comparisons=(replace(comparison, adapter=None),))
+    with pytest.raises(BadInput, match=r"exists and is not empty"):
+        made.save(folder)
+    made.save(folder, force=True)
+    table = made.to_frame()
+    assert isinstance(table, pd.DataFrame)
+    first = table.iloc[0]
+    assert (first["kind"], first["fault"], first["before"]) == (
+        "severity",
+        "overconfidence",
+        comparison.before.severity,
+    )
+    assert first["difference_high"] == comparison.differences["severity"].high
+    assert set(table[table["kind"] == "measure"]["key"]) >= set(comparison.before.measures)
+    assert set(table[table["kind"] == "harm"]["key"]) == set(comparison.harm)
+    assert table["before"].dtype == float
+    audited = trueup.audit(*planted("planted"), FAULT).to_frame()
+    assert list(audited.columns) == list(table.columns)
+    assert audited["after"].isna().all()
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "no model": (lambda s, c: trueup.check(None, c), "model is None"),
+    "no data": (lambda s, c: trueup.check(s, None), "data is None"),
+    "a number for a model": (lambda s, c: trueup.check(3, c), "is no model that can be examined"),
+    "a number for data": (lambda s, c: trueup.check(s, 3), "cannot be read as labelled texts"),
+    "a number for faults": (lambda s, c: trueup.check(s, c, 3), "faults is int here"),
+    "a class for a fault": (
+        lambda s, c: trueup.check(s, c, trueup.Overconfidence),
+        r"Overconfidence is a class\. Give",
+    ),
+    "a word for a seed": (
+        lambda s, c: trueup.check(s, c, seed="0"),
+        "'seed' is '0' .str., which is not a whole number",
+    ),
+    "a word for classes": (
+        lambda s, c: trueup.check("m", "d", classes="a,b"),
+        "'classes' is 'a,b' .str., which is not a list",
+    ),
+    "a number for columns": (lambda s, c: trueup.check("m", "d", confounder=3), "'confounder' is 3 .int."),
+    "a number for an adapter": (lambda s, c: trueup.load("m", 3), "adapter is 3 .int."),
+    "a word for a limit": (lambda s, c: trueup.read("d.csv", limit="3"), "The limit is '3' .str.; give a whole number"),
+    "a number for a folder": (lambda s, c: trueup.check(s, c, save=3), "save is 3"),
+    "numbers to compare": (lambda s, c: trueup.compare(3, 4), "read from a folder, and 3 names none"),
+    "a number to open": (lambda s, c: trueup.Report.open(3), "read from a folder, and 3 names none"),
+    "a number of faults": (lambda s, c: trueup.faults_of(3), "takes a list of names"),
+    "a name of faults": (lambda s, c: trueup.faults_of("copying"), "takes a list of names"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_type_is_a_sentence(kind):
+    wrong, says = WRONG[kind]
+    with pytest.raises(BadInput, match=says):
+        wrong(*planted("planted"))
+
+
+def test_numbers_of_numpy_are_whole_numbers_too():
+    subject, corpus = planted("planted")
+    assert trueup.audit(subject, corpus, FAULT, seed=np.int64(3)) == trueup.audit(subject, corpus, FAULT, seed=3)

@@ -9,6 +9,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -88,11 +89,7 @@ class Job:
         for key in ("model", "data"):
             if key not in data:
                 raise BadInput(f"The job does not say which {key}; add it.")
-        for key, hint in get_type_hints(Job).items():
-            if key in data and not _fits(data[key], hint):
-                raise BadInput(
-                    f"The job's setting '{key}' is {json.dumps(data[key])[:80]}, which is not {_spelt(hint)}. Correct it."
-                )
+        check_types(data, "job's setting")
         tuples = {k: tuple(v) for k, v in data.items() if isinstance(v, list)}
         return Job(**{**data, **tuples})
 
@@ -117,6 +114,15 @@ def read_job(folder: str | Path) -> Job:
     return Job.from_dict(data)
 
 
+def check_types(given: Mapping[str, Any], what: str) -> None:
+    """Raises BadInput where a value is not of the type of the `Job` setting of its name. One word serves where several may stand."""
+    for key, hint in get_type_hints(Job).items():
+        if key not in given or _fits(given[key], hint) or (key == "confounder" and isinstance(given[key], str)):
+            continue
+        value, fit = given[key], _spelt(hint)
+        raise BadInput(f"The {what} '{key}' is {repr(value)[:80]} ({type(value).__name__}), which is not {fit}.")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value as JSON has it is of a setting's type."""
     if isinstance(hint, UnionType):
@@ -127,7 +133,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
     if get_origin(hint) is not None:
         return isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values())
-    return isinstance(value, hint) and not (hint is int and (isinstance(value, bool) or abs(value) > 2**32))
+    if hint is int:  # a number of numpy's, too
+        return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= 2**32
+    return isinstance(value, hint)
 
 
 def _spelt(hint: Any) -> str:
@@ -145,6 +153,8 @@ def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] 
     Raises:
         BadInput: an unknown fault or knob.
     """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise BadInput(f"faults_of takes a list of names, and {names!r} is none. Give one, such as ['overconfidence'].")
     known = {f.name: f for f in each_fault()}
     for name in [*names, *(knobs or {})]:
         if name not in known:

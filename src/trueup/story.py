@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import numpy as np
 
 from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
-from trueup.job import Depth, Job, command_line, faults_of
+from trueup.job import Depth, Job, check_types, command_line, faults_of
 from trueup.prepare import agreed, check_names, open_job
 from trueup.store import atomic
 from trueup.store.work import work_folder
@@ -83,6 +84,7 @@ def check(
     data: Any,
     faults: Fault | str | Sequence[Fault | str] = (),
     *,
+    fault: Fault | str | None = None,
     adapter: str | None = None,
     tokenizer: Any = None,
     text: str = "text",
@@ -119,6 +121,7 @@ def check(
         data: a Corpus; whatever `trueup.read` takes: a name, a pandas or polars DataFrame, a ``datasets.Dataset`` or
             ``DatasetDict``, a list of dicts, a pair (texts, labels).
         faults: names, or faults with their knobs set; empty for all but those examined on request.
+        fault: one of them alone; give this or `faults`.
         adapter, tokenizer, classes, template, verbaliser, shots, chat, max_length, device: as in `trueup.load`, for a model that
             is no Subject yet.
         demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them (in
@@ -141,7 +144,22 @@ def check(
     from trueup.subject.subject import Subject
 
     began = datetime.now(UTC)
-    given = [faults] if isinstance(faults, Fault | str) else list(faults)
+    for name, thing, door in (("model", model, "load"), ("data", data, "read")):
+        if thing is None:
+            raise BadInput(f"{name} is None. Give what `trueup.{door}` takes or returns.")
+    if save is not None and not isinstance(save, str | Path):
+        raise BadInput(f"save is {save!r}, and a folder's name is needed. Give one, or leave it out.")
+    given = _named(faults, fault)
+    adapter = str(adapter) if isinstance(adapter, Path) else adapter
+    check_types(
+        {
+            "adapter": adapter, "text": text, "label": label, "second": second, "confounder": confounder, "cluster": cluster,
+            "split": split, "held_out": held_out, "allow_leak": allow_leak, "limit": limit, "classes": _listed(classes),
+            "template": template, "verbaliser": _listed(verbaliser), "shots": shots, "chat": chat, "header": header,
+            "max_length": max_length, "device": device, "seed": seed, "keep": keep,
+        },
+        "option",
+    )  # fmt: skip
     chosen = [f for g in given for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
     confounder = (confounder,) if isinstance(confounder, str) else tuple(confounder)
     depth: Depth = "methods" if methods else "check" if repair else "audit"
@@ -166,8 +184,7 @@ def check(
                 confounder=confounder, cluster=cluster, split=split, held_out=held_out,
                 test=None if test is None else _called(test), allow_leak=allow_leak, keep=keep, limit=limit,
                 faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
-                classes=None if classes is None else tuple(classes), template=template,
-                verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
+                classes=_listed(classes), template=template, verbaliser=_listed(verbaliser), shots=shots, chat=chat,
                 demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device,
                 knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
             )  # fmt: skip
@@ -194,6 +211,57 @@ def _ran(began: datetime) -> dict[str, Any]:
     ended = datetime.now(UTC)
     told = {k: t.strftime("%Y-%m-%dT%H:%M:%SZ") for k, t in (("began", began), ("ended", ended))}
     return told | {"seconds": round((ended - began).total_seconds(), 3)}
+
+
+def audit(model: Any, data: Any, faults: Fault | str | Sequence[Fault | str] = (), **options: Any) -> Report:
+    """Examine a model for each fault and change nothing: `check` with ``repair=False``, with the same options."""
+    return check(model, data, faults, **options, repair=False)
+
+
+def repair(model: Any, data: Any, fault: Fault | str, **options: Any) -> Report:
+    """Examine a model for one fault, repair it, and examine it again: `check` for that fault alone, with the same options. With
+    ``save=FOLDER`` the repaired adapter is written."""
+    return check(model, data, fault=fault, **options)
+
+
+def _with_options(verb: Any, *without: str) -> None:
+    """Give a verb the signature of `check` in place of ``**options``, so that editors complete it."""
+    own = inspect.signature(verb, eval_str=False)
+    mine = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    more = [
+        p for name, p in inspect.signature(check).parameters.items() if p.kind is p.KEYWORD_ONLY and name not in without
+    ]
+    names = {p.name for p in mine}
+    verb.__signature__ = own.replace(parameters=[*mine, *(p for p in more if p.name not in names)])
+
+
+_with_options(audit, "repair", "methods", "save", "keep")
+_with_options(repair, "repair", "methods")
+
+
+def _listed(names: Any) -> Any:
+    """Names as a tuple, whatever holds them; one string stays one, which is a mistake that is told."""
+    return (
+        names if names is None or isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))
+    )
+
+
+def _named(faults: Any, fault: Any) -> list[Fault | str]:
+    """The faults that a caller names, by `faults` or `fault`."""
+    if fault is not None and faults not in ((), None):
+        raise BadInput("faults and fault both name what to examine. Give one of them.")
+    asked = fault if fault is not None else () if faults is None else faults
+    if isinstance(asked, type) and issubclass(asked, Fault):
+        raise BadInput(
+            f"{asked.__name__} is a class. Give '{asked.name}' or {asked.__name__}(), with the knobs to set."
+        )
+    many = [asked] if isinstance(asked, Fault | str) else asked
+    if not isinstance(many, Sequence | set | frozenset) or not all(isinstance(f, Fault | str) for f in many):
+        raise BadInput(
+            f"faults is {type(asked).__name__} here. Give a name, such as 'overconfidence', a fault with its knobs set, such as "
+            "trueup.Overconfidence(threshold=0.05), or a list of these."
+        )
+    return list(many)
 
 
 @contextmanager

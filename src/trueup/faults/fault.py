@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 Better = Literal["higher", "lower", "zero"]
 """Which direction is better; `zero` of a signed number that should be 0."""
 Verdict = Literal["found", "clear", "undecided"]
-Outcome = Literal["found", "clear", "undecided", "repaired", "reduced", "trade-off", "no gain", "made worse", "not measured"]
+Outcome = Literal[
+    "found", "clear", "undecided", "repaired", "reduced", "trade-off", "no gain", "made worse", "not measured"
+]
 """What a check says of a fault: a verdict where there was no repair, or nothing to repair, else what the repair came to."""
 
 

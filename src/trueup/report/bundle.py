@@ -142,24 +142,101 @@ class Report:
         lines += [f"  {fault}: not examined" for fault in self.unexamined]
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        """The whole page for a notebook, in a frame of its own.
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write the page and the findings to `folder`, whole or not at all; `open` reads them again. Returns the folder.
 
-        The frame is sandboxed without the notebook's origin: the page's scripts run there, and whatever they were, they could
-        not reach the notebook. The page is one attribute, so nothing of it is markup to the notebook.
+        Repaired adapters are not in it: ``trueup.check(..., save=FOLDER)`` writes those.
+
+        Raises:
+            BadInput: `folder` holds something and `force` is not given, or cannot be written. Unavailable: the disk is full.
+        """
+        from trueup.report import html
+        from trueup.store.atomic import new_folder, write_text
+
+        bare = replace(self, comparisons=tuple(replace(c, adapter=None) for c in self.comparisons))
+        with new_folder(folder, force=force) as new:
+            write(bare, new)
+            write_text(new / "report.html", html.page(bare))
+        return Path(folder)
+
+    @staticmethod
+    def open(folder: str | Path) -> Report:
+        """The report of a folder that `save`, `trueup.run_job` or a command wrote. Raises BadInput where it is none, or damaged."""
+        return read(folder)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for the severity and for each measure of each fault, and of what a repair should have left
+        alone (``harm``). Before and after stand side by side with their 95% intervals and their paired difference; NaN where there
+        is none. Columns: fault, state, kind (severity, measure or harm), key, title, unit, better, before, before_low, before_high,
+        after, after_low, after_high, difference, difference_low, difference_high, p.
+        """
+        import pandas as pd
+
+        def three(name: str, value: Any, low: Any, high: Any) -> dict[str, float]:
+            return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+        def row(c: Comparison, kind: str, r: words.Row) -> dict[str, Any]:
+            told = {"fault": c.before.fault, "state": words.state_of(c), "kind": kind, "key": r.key, "title": r.title}
+            told |= {"unit": r.unit, "better": r.better}
+            for name, m in (("before", r.before), ("after", r.after), ("difference", r.difference)):
+                told |= three(name, m.value, m.low, m.high) if m is not None else three(name, *[math.nan] * 3)
+            return told | {"p": r.difference.p if r.difference is not None else math.nan}
+
+        def severity(c: Comparison) -> words.Row:
+            def measure(f: Finding) -> Measure:
+                return Measure(f.severity, f.low, f.high, f.unit, "lower", "severity")
+
+            before, after = measure(c.before), None if c.after is None else measure(c.after)
+            d = c.differences.get(words.HEADLINE)
+            return words.Row(
+                words.HEADLINE, "severity", before.unit, "lower", before, after, d, words.change(d, "lower")
+            )
+
+        rows = []
+        for c in self.comparisons:
+            rows.append(row(c, "severity", severity(c)))
+            rows += [row(c, "measure", r) for r in words.rows(c)]
+            rows += [row(c, "harm", r) for r in words.harm_rows(c)]
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """A small card for a notebook, with the whole page behind a link.
+
+        The page is in a frame that is sandboxed without the notebook's origin: its scripts run there, and whatever they were, they
+        could not reach the notebook. The page is one attribute, so nothing of it is markup to the notebook.
         """
         from html import escape
 
         from trueup.report import html
 
+        cells = []
+        for c in self.comparisons:
+            after = words.interval(c.after) if c.after is not None else "–"
+            told = (
+                words.title_of(c.before),
+                words.state_of(c),
+                words.interval(c.before),
+                after,
+                words.number(c.before.threshold),
+            )
+            cells.append("".join(f"<td>{escape(t)}</td>" for t in told))
+        cells += [
+            f'<td>{escape(f)}</td><td colspan="4">not examined: {escape(w)}</td>' for f, w in self.unexamined.items()
+        ]
+        heads = "".join(f"<th>{h}</th>" for h in ("fault", "state", "severity before", "after", "threshold"))
+        card = f"<p><b>{escape(words.clean(self.title, 200))}</b></p>"
+        card += "".join(f"<p>Warning: {escape(words.clean(w, 600))}</p>" for w in self.warnings)
+        card += (
+            f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{c}</tr>' for c in cells)}</tbody></table>"
+        )
         try:
             page = html.page(self)
         except BadInput as e:
-            lines = [self.title, *(c.before.sentence for c in self.comparisons), str(e)]
-            return f"<pre>{escape(chr(10).join(lines))}</pre>"
+            return f"{card}<p>{escape(str(e))}</p>"
         return (
-            f'<iframe title="{escape(self.title)}" sandbox="allow-scripts" srcdoc="{escape(page)}" '
-            'style="width: 100%; height: 720px; border: 0; resize: vertical; overflow: auto"></iframe>'
+            f'{card}<details><summary>Open the whole page</summary><iframe title="{escape(self.title)}" loading="lazy" '
+            f'sandbox="allow-scripts" srcdoc="{escape(page)}" '
+            'style="width: 100%; height: 720px; border: 0; resize: vertical; overflow: auto"></iframe></details>'
         )
 
 
@@ -186,7 +263,7 @@ def crash_file(fault: str) -> str:
     return f"crash-{fault}.txt"
 
 
-def read(folder: Path) -> Report:
+def read(folder: str | Path) -> Report:
     """The report that `write` wrote. The folder's manifest is checked first.
 
     Raises:
@@ -194,6 +271,8 @@ def read(folder: Path) -> Report:
     """
     from trueup.store.atomic import verify
 
+    if not isinstance(folder, str | Path):
+        raise BadInput(f"A report is read from a folder, and {folder!r} names none. Give the folder's name.")
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")

@@ -36,6 +36,10 @@ def adapter_path(adapter: str) -> Path | None:
     Raises:
         BadInput: there is no such folder.
     """
+    if not isinstance(adapter, str):
+        raise BadInput(
+            f"adapter is {adapter!r} ({type(adapter).__name__}), and a folder's name or a hub id is needed. Give that."
+        )
     path = Path(adapter).expanduser()
     if path.is_dir():
         return path
