@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import shutil
 import subprocess
@@ -149,7 +150,7 @@ def test_a_frame_with_a_confounder(home):
     frame["site"] = np.where(np.arange(len(frame)) % 3 > 0, "a", "b")
     report = trueup.check(
         model, frame, ["confounding"], tokenizer=tokenizer, text="review", label="mood", confounder="site", repair=False,
-        max_length=32,
+        classes=CLASSES, max_length=32,
     )  # fmt: skip
     assert report.comparisons[0].before.fault == "confounding"
 
@@ -171,11 +172,87 @@ def test_what_is_held_out_is_enough_for_an_audit(home):
     a, b = (r.comparisons[0].before for r in (alone, whole))
     assert (a.severity, a.low, a.high, a.sentence) == (b.severity, b.low, b.high, b.sentence)
     # Who names the splits says what was held out; nobody else knows.
-    ignorant = "Nothing says which examples the model was tuned on"
+    ignorant = (
+        "Nothing says which rows the model was trained on, so 1,080 of your 1,800 rows were set aside as training rows."
+    )
     assert not any(n.startswith(ignorant) for n in [*alone.notes, *whole.notes])
     assert any(n.startswith(ignorant) for n in trueup.check(model, frame, FAULT, repair=False, **options).notes)
+    none, whole = (
+        trueup.check(model, frame, FAULT, held_out=True, **options),
+        trueup.check(model, frame, FAULT, **options),
+    )
+    assert none.provenance["examples"] == {"train": 0, "calibration": 900, "test": 900}
+    assert whole.provenance["examples"] == {"train": 1080, "calibration": 361, "test": 359}
+    assert not any(n.startswith(ignorant) for n in none.notes)
+    assert none["overconfidence"].after is not None, "a repair learns from the calibration half"
     with pytest.raises(BadInput, match=r"no test examples|every row says 'train'"):
         trueup.check(model, frame[frame["part"] == "train"], FAULT, split="part", repair=False, **options)
+
+
+def test_a_frame_to_test_on(home):
+    model, tokenizer = live(home)
+    frame = pd.DataFrame(rows(home))
+    trained, unseen = frame[:1000], frame[1000:]
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "text": "review",
+        "label": "mood",
+        "classes": CLASSES,
+        "repair": False,
+    }
+    apart = trueup.check(model, trained, FAULT, test=unseen, **options)
+    assert apart.provenance["examples"] == {"train": 1000, "calibration": 400, "test": 400}
+    assert not any("set aside" in n for n in apart.notes)
+    both = trueup.check(model, trained, FAULT, test=unseen, held_out=True, **options)
+    assert both.provenance["examples"] == {"train": 0, "calibration": 1000, "test": 800}
+    with pytest.raises(BadInput, match=r"clusters .* lie in more than one"):
+        trueup.check(model, frame, FAULT, test=unseen, **options)
+
+
+def test_the_order_of_classes_is_asked_for_where_nobody_states_it(home):
+    """Words in a file have no order; a ClassLabel has one, and so has who gives the classes."""
+    model, tokenizer = live(home)
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "text": "review",
+        "label": "mood",
+        "max_length": 32,
+        "repair": False,
+    }
+    plain = datasets.Dataset.from_list(rows(home))
+    with pytest.raises(
+        BadInput, match=r"their order is needed\. As 'negative', 'positive' it is right on .*--classes negative,pos"
+    ):
+        trueup.check(model, plain, FAULT, **options)
+    stated = plain.cast_column("mood", datasets.ClassLabel(names=list(CLASSES)))
+    told = trueup.check(model, stated, FAULT, **options)
+    named = trueup.check(model, plain, FAULT, classes=CLASSES, **options)
+    numbered = [r | {"mood": CLASSES.index(r["mood"])} for r in rows(home)]
+    placed = trueup.check(model, numbered, FAULT, classes=CLASSES, **options)
+    assert told["overconfidence"].before.severity == named["overconfidence"].before.severity
+    assert placed["overconfidence"].before.severity == named["overconfidence"].before.severity
+    assert any(
+        n.startswith("Labels that are numbers were read as places among the classes that you gave: 0 is")
+        for n in placed.notes
+    )
+
+
+def test_a_model_worse_than_one_answer_to_all_is_a_warning(home):
+    model, tokenizer = live(home)
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "text": "review",
+        "label": "mood",
+        "max_length": 32,
+        "repair": False,
+    }
+    turned = trueup.check(model, rows(home), FAULT, classes=CLASSES[::-1], **options)
+    assert [
+        w
+        for w in turned.warnings
+        if "test texts. Always answering '" in w and "'negative', 'positive' it would be right" in w
+    ]
+    assert not trueup.check(model, rows(home), FAULT, classes=CLASSES, **options).warnings
 
 
 def test_numbers_for_classes_are_places_among_the_logits(home):
@@ -200,7 +277,8 @@ def test_logits_in_another_order_than_the_data_are_seen(home):
     other = replace(corpus, classes=("positive", "negative"), label=corpus.label)
     turned = read_again(other)
     assert turned.classes == ("negative", "positive")
-    with pytest.raises(BadInput, match=r"right on \d.*% of the test texts, and on .*'positive', 'negative'.*--classes"):
+    said = r"As 'negative', 'positive' .* 28\.9% of the 1,400 held-out texts, and as 'positive', 'negative' on 71\.1%.* --classes"
+    with pytest.raises(BadInput, match=said):
         trueup.check(replace(subject, classes=("0", "1")), turned, FAULT, repair=False)
     settled = trueup.check(replace(subject, classes=("positive", "negative")), turned, FAULT, repair=False)
     control = trueup.check(subject, corpus, FAULT, repair=False)
@@ -288,7 +366,7 @@ def test_a_base_without_a_name_is_said_and_its_repair_saved(home, tmp_path):
     model.peft_config["default"].base_model_name_or_path = None
     report = trueup.check(
         model, rows(home), [trueup.Overconfidence(resamples=20, folds=2, members=1)], tokenizer=tokenizer, text="review",
-        label="mood", max_length=32, seed=3, save=tmp_path / "saved",
+        label="mood", classes=CLASSES, max_length=32, seed=3, save=tmp_path / "saved",
     )  # fmt: skip
     assert any(n.startswith("No name is known under which the base model's weights load again") for n in report.notes)
     assert any(n.startswith("No ensemble was tried. The base model is live") for n in report.notes)
@@ -333,3 +411,95 @@ def test_every_public_name_is_there():
     for name in trueup.__all__:
         assert getattr(trueup, name) is not None
     assert isinstance(trueup.read(([f"text {i}" for i in range(40)], [i % 2 for i in range(40)])), Corpus)
+
+
+def test_autocompletion_shows_the_public_names_alone():
+    assert set(dir(trueup)) == {*trueup.__all__, "__version__"}
+    assert trueup.__all__ == sorted(trueup.__all__, key=lambda n: (n[0].islower(), n))
+    options = inspect.signature(trueup.check).parameters
+    for verb, without in (
+        (trueup.audit, {"repair", "methods", "save", "keep"}),
+        (trueup.repair, {"repair", "methods"}),
+    ):
+        own = set(inspect.signature(verb).parameters)
+        assert set(options) - without - own <= {"faults", "fault"}
+        assert not own & without
+
+
+def test_audit_and_repair_are_check_with_less_and_one(home):
+    subject, corpus = planted("planted")
+    same(trueup.repair(subject, corpus, FAULT, seed=3), trueup.check(subject, corpus, FAULT, seed=3))
+    audited = trueup.audit(subject, corpus, FAULT, seed=3)
+    assert audited["overconfidence"].after is None
+    assert audited == trueup.check(subject, corpus, fault=FAULT, seed=3, repair=False)
+    with pytest.raises(BadInput, match=r"faults and fault both name what to examine"):
+        trueup.check(subject, corpus, FAULT, fault="copying")
+
+
+def test_a_report_is_saved_opened_and_made_a_frame(home, tmp_path):
+    made = trueup.repair(*planted("planted"), FAULT, save=tmp_path / "adapters", keep=True)
+    comparison = made["overconfidence"]
+    folder = made.save(tmp_path / "saved")
+    assert (folder / "report.html").stat().st_size > 10_000
+    back = trueup.Report.open(folder)
+    assert back["overconfidence"].adapter is None, "the folder holds no adapter"
+    assert back == replace(made, comparisons=(replace(comparison, adapter=None),))
+    with pytest.raises(BadInput, match=r"exists and is not empty"):
+        made.save(folder)
+    made.save(folder, force=True)
+    table = made.to_frame()
+    assert isinstance(table, pd.DataFrame)
+    first = table.iloc[0]
+    assert (first["kind"], first["fault"], first["before"]) == (
+        "severity",
+        "overconfidence",
+        comparison.before.severity,
+    )
+    assert first["difference_high"] == comparison.differences["severity"].high
+    assert set(table[table["kind"] == "measure"]["key"]) >= set(comparison.before.measures)
+    assert set(table[table["kind"] == "harm"]["key"]) == set(comparison.harm)
+    assert table["before"].dtype == float
+    audited = trueup.audit(*planted("planted"), FAULT).to_frame()
+    assert list(audited.columns) == list(table.columns)
+    assert audited["after"].isna().all()
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "no model": (lambda s, c: trueup.check(None, c), "model is None"),
+    "no data": (lambda s, c: trueup.check(s, None), "data is None"),
+    "a number for a model": (lambda s, c: trueup.check(3, c), "is no model that can be examined"),
+    "a number for data": (lambda s, c: trueup.check(s, 3), "cannot be read as labelled texts"),
+    "a number for faults": (lambda s, c: trueup.check(s, c, 3), "faults is int here"),
+    "a class for a fault": (
+        lambda s, c: trueup.check(s, c, trueup.Overconfidence),
+        r"Overconfidence is a class\. Give",
+    ),
+    "a word for a seed": (
+        lambda s, c: trueup.check(s, c, seed="0"),
+        "'seed' is '0' .str., which is not a whole number",
+    ),
+    "a word for classes": (
+        lambda s, c: trueup.check("m", "d", classes="a,b"),
+        "'classes' is 'a,b' .str., which is not a list",
+    ),
+    "a number for columns": (lambda s, c: trueup.check("m", "d", confounder=3), "'confounder' is 3 .int."),
+    "a number for an adapter": (lambda s, c: trueup.load("m", 3), "adapter is 3 .int."),
+    "a word for a limit": (lambda s, c: trueup.read("d.csv", limit="3"), "The limit is '3' .str.; give a whole number"),
+    "a number for a folder": (lambda s, c: trueup.check(s, c, save=3), "save is 3"),
+    "numbers to compare": (lambda s, c: trueup.compare(3, 4), "read from a folder, and 3 names none"),
+    "a number to open": (lambda s, c: trueup.Report.open(3), "read from a folder, and 3 names none"),
+    "a number of faults": (lambda s, c: trueup.faults_of(3), "takes a list of names"),
+    "a name of faults": (lambda s, c: trueup.faults_of("copying"), "takes a list of names"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_type_is_a_sentence(kind):
+    wrong, says = WRONG[kind]
+    with pytest.raises(BadInput, match=says):
+        wrong(*planted("planted"))
+
+
+def test_numbers_of_numpy_are_whole_numbers_too():
+    subject, corpus = planted("planted")
+    assert trueup.audit(subject, corpus, FAULT, seed=np.int64(3)) == trueup.audit(subject, corpus, FAULT, seed=3)

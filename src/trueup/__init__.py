@@ -41,14 +41,15 @@ if TYPE_CHECKING:
     from trueup.job import Job, faults_of
     from trueup.report.bundle import Report
     from trueup.run.engine import Processes, Ray
-    from trueup.story import check, run_job
+    from trueup.story import audit, check, repair, run_job
     from trueup.subject.load import load
     from trueup.subject.subject import Subject
     from trueup.sweeps.run import Swept, sweep
     from trueup.tuning import TuneJob, tune
 
 _WHERE = {
-    "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "job", "faults_of": "job",
+    "load": "subject.load", "read": "corpus.read", "check": "story", "audit": "story", "repair": "story",
+    "run_job": "story", "Job": "job", "faults_of": "job",
     "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
     "compare": "changes", "Change": "changes", "fetch": "fetching",
     "export": "exporting", "Exported": "exporting", "Guard": "guard", "Guarded": "guard", "Drift": "guard",
@@ -66,8 +67,8 @@ __all__ = [
     "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Drift", "Exported", "Fault", "Finding", "Guard",
     "Guarded", "Job", "NoRemedy",
     "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Subject", "Swept",
-    "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check", "compare",
-    "export", "faults_of", "fetch", "load", "read", "run_job", "sweep", "tune",
+    "TrueupError", "TuneJob", "Unavailable", "Unsupported", "audit", "check", "compare",
+    "export", "faults_of", "fetch", "load", "read", "repair", "run_job", "sweep", "tune",
 ]  # fmt: skip
 
 
@@ -79,3 +80,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"trueup.{_WHERE[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -53,7 +53,7 @@ def compare(old: Report | str | Path, new: Report | str | Path) -> list[Change]:
     Raises:
         BadInput: a folder holds no finished check, or the two have no fault in common.
     """
-    then, now = (x if isinstance(x, Report) else bundle.read(Path(x)) for x in (old, new))
+    then, now = (x if isinstance(x, Report) else bundle.read(x) for x in (old, new))
     earlier = {c.before.fault: c.before for c in then.comparisons}
     found = [change(earlier[c.before.fault], c.before, then, now) for c in now.comparisons if c.before.fault in earlier]
     if not found:

@@ -1,6 +1,6 @@
 """argv -> Job -> exit code: the only place for typer, printing and exiting.
 
-Exit codes: 0 no fault was found; 1 a fault was found, or with --strict undecided; 2 the input cannot be used, or a fault asked
+Exit codes: 0 no fault was found; 1 one was, or what --fail-on says; 2 the input cannot be used, or a fault asked
 for by name could not be examined (one sentence says why); 3 an error of trueup itself, which costs other faults nothing; 130
 interrupted, or 128 and the number of the signal that ended it.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pkgutil
 import shlex
 import signal
 import sys
 import textwrap
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,18 +25,55 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from trueup import __version__
 from trueup.errors import OFFLINE, BadInput, TrueupError, Unavailable, did_you_mean, listing, visible
 
 CODES = (
-    "Exit code 0: no fault was found. 1: a fault was found, or with --strict undecided. 2: the input cannot be used, or a fault "
+    "Exit code 0: no fault was found. 1: a fault was found (--fail-on changes that). 2: the input cannot be used, or a fault "
     "asked for by name could not be examined. 3: an error of trueup itself; the findings of the other faults are in the output "
     "folder. 130: interrupted; 143: ended by a scheduler."
 )
 
+PANELS = {
+    "Model": (
+        "adapter", "classes", "max_length", "revision", "device", "allow_pickle", "trust_remote_code", "template", "verbaliser",
+    ),
+    "Data": (
+        "data", "text", "label", "second", "confounder", "cluster", "split", "held_out", "test", "allow_leak", "limit", "seed",
+    ),
+    "Few-shot prompts": ("shots", "chat", "demos", "header"),
+    "Faults and repairs": ("fault", "knobs", "max_cost", "take", "keep"),
+    "Output": ("out", "force", "quiet", "as_json", "markdown", "fail_on", "junit", "push_to_hub"),
+}  # fmt: skip
+"""Where the help of a command that takes a model shows each option, by the name of its parameter."""
+
+
+FAULTS = ", ".join(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / "faults")]) if m.ispkg))
+"""The faults there are, by their folders: the help names them without loading one."""
+
+
+def _faults(incomplete: str) -> list[str]:
+    return [name for name in FAULTS.split(", ") if name.startswith(incomplete)]
+
+
+class _Panelled(TyperCommand):
+    """A command whose options stand in `PANELS`; any other among "Options"."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        panel = {name: title for title, names in PANELS.items() for name in names}
+        order = list(panel)
+        for p in self.params:
+            if p.param_type_name == "option" and p.name in panel:
+                p.rich_help_panel = panel[p.name]  # pyright: ignore[reportAttributeAccessIssue]
+        # The first option of a panel gives the panel its place; arguments keep theirs.
+        self.params.sort(key=lambda p: order.index(p.name) if p.param_type_name == "option" and p.name in panel else -1)
+
+
 app = typer.Typer(
-    name="trueup", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    name="trueup", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     epilog=CODES,
     help="Find, repair and prove repaired the quiet faults of adapted language models. Every repair is a plain PEFT adapter.",
 )  # fmt: skip
@@ -65,10 +104,39 @@ Cluster = Annotated[
     typer.Option("--cluster", help="Column that says which rows belong together: patient, author, document."),
 ]
 Split = Annotated[str | None, typer.Option("--split", help="Column that says train / calibration / test.")]
+HeldOut = Annotated[
+    bool, typer.Option("--held-out", help="The model was trained on no row of --data: half calibrates, half tests.")
+]
+TestFile = Annotated[
+    str | None,
+    typer.Option(
+        "--test", metavar="FILE", help="Rows to test on, columns as in --data; the rows of --data count as trained on."
+    ),
+]
 Leak = Annotated[
     bool, typer.Option("--allow-leak", help="Read data whose given splits share texts or clusters; they flatter.")
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit 1 also where a fault is undecided.")]
+
+
+class Gate(StrEnum):
+    """What makes the exit code 1, as `trueup.report.ci.fails` reads it."""
+
+    found = "found"
+    undecided = "undecided"
+    reduced = "reduced"
+
+
+FailOn = Annotated[
+    Gate,
+    typer.Option(
+        "--fail-on",
+        help="What exits with 1. found: the model as it came has a fault. undecided: it has or may have one. reduced: it has one, "
+        "and the repaired adapter is not clear of it.",
+    ),
+]
+Junit = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Write the verdicts as JUnit XML too, for a CI system.")
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Write repairs without a measurable gain on test as well.")]
 MaxCost = Annotated[
     float | None,
@@ -182,72 +250,123 @@ def _root(
         raise typer.Exit
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=CODES, cls=_Panelled)
 def check(
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
-    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
-    fault: Annotated[list[str] | None, typer.Option("--fault", help="Examine only this fault; repeatable.")] = None,
+    held_out: HeldOut = False, test: TestFile = None, allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", help=f"Examine only this fault, of {FAULTS}; repeatable.", autocompletion=_faults),
+    ] = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
     dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
     allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
-    quiet: Quiet = False, as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None,
-    take: Take = None, drop_in: DropIn = False, push_to_hub: Push = None,
+    quiet: Quiet = False, as_json: Json = False, fail_on: FailOn = Gate.found, junit: Junit = None, keep: Keep = False,
+    max_cost: MaxCost = None, take: Take = None, drop_in: DropIn = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
-    """Audit, repair, audit again, and tell what was gained and what it cost."""
+    """Audit, repair, audit again, and tell what was gained and what it cost.
+
+    Example: trueup check my-org/model --adapter adapter --data reviews.csv --text review --label stars -o out
+    """
     given = _given(locals(), "check")
-    _run_job(given, tuple(fault or ()), out, force, quiet, as_json, strict, push_to_hub)
+    _run_job(given, tuple(fault or ()), out, force, quiet, as_json, fail_on, junit, push_to_hub)
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=CODES, cls=_Panelled)
 def audit(
-    fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to look for; `trueup faults` lists them.")],
+    fault: Annotated[str, typer.Argument(metavar="FAULT", help=f"Which fault to look for: {FAULTS}.", autocompletion=_faults)],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
-    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
+    held_out: HeldOut = False, test: TestFile = None, allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
     dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
     allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
-    quiet: Quiet = False, as_json: Json = False, strict: Strict = False,
+    quiet: Quiet = False, as_json: Json = False, fail_on: FailOn = Gate.found, junit: Junit = None,
 ) -> None:  # fmt: skip
-    """Look for one fault and change nothing."""
+    """Look for one fault and change nothing.
+
+    Example: trueup audit confounding my-org/model --adapter adapter --data reviews.csv --confounder site -o out
+    """
     given = _given(locals(), "audit")
-    _run_job(given, (fault,), out, force, quiet, as_json, strict)
+    _run_job(given, (fault,), out, force, quiet, as_json, fail_on, junit)
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=CODES, cls=_Panelled)
 def repair(
-    fault: Annotated[str, typer.Argument(metavar="FAULT", help="Which fault to repair; `trueup faults` lists them.")],
+    fault: Annotated[str, typer.Argument(metavar="FAULT", help=f"Which fault to repair: {FAULTS}.", autocompletion=_faults)],
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
     second: Second = None, confounder: Confounder = None, cluster: Cluster = None, split: Split = None,
-    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
+    held_out: HeldOut = False, test: TestFile = None, allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
     dtype: Dtype = None, quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None,
     allow_pickle: Pickle = False, trust_remote_code: Remote = False, knobs: Knobs = None, force: Force = False,
-    quiet: Quiet = False, as_json: Json = False, strict: Strict = False, keep: Keep = False, max_cost: MaxCost = None,
-    take: Take = None, drop_in: DropIn = False, push_to_hub: Push = None,
+    quiet: Quiet = False, as_json: Json = False, fail_on: FailOn = Gate.found, junit: Junit = None, keep: Keep = False,
+    max_cost: MaxCost = None, take: Take = None, drop_in: DropIn = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
-    """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT."""
+    """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT.
+
+    Example: trueup repair overconfidence my-org/model --adapter adapter --data reviews.csv -o out
+    """
     given = _given(locals(), "check")
-    _run_job(given, (fault,), out, force, quiet, as_json, strict, push_to_hub)
+    _run_job(given, (fault,), out, force, quiet, as_json, fail_on, junit, push_to_hub)
 
 
 @app.command(epilog=CODES)
 def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that check, audit or repair wrote.")],
     as_json: Json = False,
-    strict: Strict = False,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print a summary in Markdown, for $GITHUB_STEP_SUMMARY or a merge request."),
+    ] = False,
+    fail_on: FailOn = Gate.found,
+    junit: Junit = None,
 ) -> None:
-    """Print a finished check again, and where its page is."""
-    with _sentences():
-        from trueup.report import bundle
+    """Print a finished check again, and where its page is.
 
+    Example: trueup report out --markdown --fail-on reduced
+    """
+    with _sentences():
+        from trueup.report import bundle, ci
+
+        if as_json and markdown:
+            raise BadInput("--json and --markdown are two ways to print one report. Give one of them.")
         done = bundle.read(out)
-        _tell(done, out, False, as_json)
-        raise typer.Exit(_verdict(done, strict))
+        _write_junit(done, fail_on, junit)
+        if markdown:
+            _say(ci.markdown(done))
+        else:
+            _tell(done, out, False, as_json)
+        raise typer.Exit(_verdict(done, fail_on))
+
+
+@app.command(epilog=CODES)
+def rerun(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="A folder that check, audit, repair or rerun wrote.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write; default OLD, with --force.")] = None,
+    force: Force = False, quiet: Quiet = False, as_json: Json = False, fail_on: FailOn = Gate.found, junit: Junit = None,
+) -> None:  # fmt: skip
+    """Do a finished check again, from its job.json: after an upgrade of trueup, or on data that have changed. Run it where the
+    first command was run, as its names of files count from there.
+
+    Example: trueup rerun out -o out-again
+    """
+    with _sentences():
+        from trueup.job import read_job
+
+        _do(read_job(old), old if out is None else out, force, quiet, as_json, fail_on, junit)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of findings.json. Its `$id` ends in the number of its format, which a change of any key raises."""
+    from importlib.resources import files
+
+    _say((files("trueup.report") / "findings.schema.json").read_text(encoding="utf-8").rstrip("\n"))
 
 
 @app.command(
@@ -258,7 +377,10 @@ def compare(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="A later one, of another adapter or model.")],
     as_json: Json = False,
 ) -> None:
-    """What changed from one finished check to another: on the same test texts paired, else between independent estimates."""
+    """What changed from one finished check to another: on the same test texts paired, else between independent estimates.
+
+    Example: trueup compare out-old out-new
+    """
     with _sentences():
         from trueup.changes import compare as changes
         from trueup.report.table import changes_table
@@ -308,7 +430,7 @@ def export(
             _say(f"Exported: {done.folder} ({done.form}{f', rank {done.rank}' if done.rank else ''})\n{done.sentence}")
 
 
-@app.command()
+@app.command(cls=_Panelled)
 def tune(
     kind: Annotated[Kind, typer.Argument(help="Kind of adapter.")],
     model: Model, data: Data, out: Out, text: Text = "text", label: Label = "label", second: Second = None,
@@ -340,7 +462,10 @@ def tune(
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Train an adapter the usual way: a plain PEFT adapter, and for prompts P0, the untrained prompt, kept for the repair of
-    confounding."""
+    confounding.
+
+    Example: trueup tune lora my-org/model --data reviews.csv --text review --label stars -o adapter
+    """
     given = _given(locals(), "tune")
     with _sentences():
         from trueup.tuning import tune as run_tune
@@ -414,6 +539,7 @@ def demo(
 ) -> None:
     """Everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report."""
     with _sentences("The same command with --force begins anew."):
+        _free(out, force)
         from trueup.demo import onward, run
 
         say: Callable[[str], None] = (lambda s: None) if quiet else (lambda s: _say(s, flush=True))
@@ -470,7 +596,7 @@ def sweep(
     track: Annotated[
         TrackerName | None, typer.Option("--track", help="Tell the findings to this tracker as well, where it is installed.")
     ] = None,
-    quiet: Quiet = False, strict: Strict = False,
+    quiet: Quiet = False, fail_on: FailOn = Gate.found,
 ) -> None:  # fmt: skip
     """Many adapters, data and seeds: every cell tuned or checked, resumable, with one table and one page of all of them."""
     with _sentences():
@@ -519,7 +645,7 @@ def sweep(
             )  # fmt: skip
         if not quiet and not shard:
             _say(f"Page: {out / run.PAGE}\nTable: {out / run.TABLE}")
-        raise typer.Exit(_swept(done, strict))
+        raise typer.Exit(_swept(done, fail_on))
 
 
 def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
@@ -563,7 +689,7 @@ def _cell_line(out: Path, record: Any) -> str:
     return f"{record.name}: {'; '.join(said)} ({record.cpu_seconds:.0f} s)"
 
 
-def _swept(done: Any, strict: bool) -> int:
+def _swept(done: Any, fail_on: Gate) -> int:
     """The exit code of a sweep; what failed is told on standard error."""
     failed = done.failed
     for record in failed[:10]:
@@ -583,7 +709,7 @@ def _swept(done: Any, strict: bool) -> int:
         return 3
     if failed or unexamined or waiting:
         return 2
-    return int(_found((c for report in done.reports.values() for c in report.comparisons), strict))
+    return int(_fails((c for report in done.reports.values() for c in report.comparisons), fail_on))
 
 
 bench = typer.Typer(
@@ -608,6 +734,7 @@ def bench_rigidity(
 ) -> None:  # fmt: skip
     """What a prefix can teach a small transformer: the experiments of arXiv 2310.19698, tuned equally or as published (--paper)."""
     with _sentences():
+        _free(out, force)
         from trueup.experiments import rigidity
 
         asked = rigidity.Settings(seeds, width, steps, paper=paper, only=tuple(only or ()))
@@ -624,6 +751,7 @@ def bench_verdicts(
 ) -> None:  # fmt: skip
     """How often each verdict is right where the truth is known: simulated worlds with a fault and without, numbers only."""
     with _sentences():
+        _free(out, force)
         from trueup.experiments import verdicts
 
         numbers = tuple(int(n) if n.strip().isdigit() else 0 for n in sizes.split(","))
@@ -638,6 +766,7 @@ def bench_speed(
 ) -> None:  # fmt: skip
     """trueup's shortcuts against the usual way: equality first, then CPU seconds, one thread, minimum of several."""
     with _sentences():
+        _free(out, force)
         from trueup.experiments import speed
 
         result = _bench(speed, speed.Settings(tuple(only or ())), out, force, quiet)
@@ -694,6 +823,13 @@ _compared(
     "copying", "Copying units pruned (arXiv 2410.01288), beside attention heads, a penalty, and units drawn at random."
 )
 _compared("overconfidence", "Every score of confidence on LoRA classifiers (AdUE, ALIEN and their rivals), over seeds.")
+
+
+def _free(out: Path, force: bool) -> None:
+    """Says that a folder is taken before the libraries are loaded that would fill it."""
+    from trueup.store.atomic import refuse_taken
+
+    refuse_taken(Path(os.path.abspath(out)), force)
 
 
 def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> dict[str, Any]:
@@ -760,9 +896,9 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 """What click, or the copy of it inside typer, raises for a wrong option, argument or command."""
 
 _JOB = (
-    "model", "data", "adapter", "text", "label", "second", "cluster", "split", "allow_leak", "keep", "limit", "seed",
-    "template", "shots", "chat", "demos", "header", "max_length", "device", "dtype", "quantize", "device_map", "revision",
-    "allow_pickle", "trust_remote_code",
+    "model", "data", "adapter", "text", "label", "second", "cluster", "split", "held_out", "test", "allow_leak", "keep",
+    "limit", "seed", "template", "shots", "chat", "demos", "header", "max_length", "device", "dtype", "quantize", "device_map",
+    "revision", "allow_pickle", "trust_remote_code",
 )  # fmt: skip
 
 
@@ -787,29 +923,54 @@ def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
 
 
 def _run_job(
-    given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool, as_json: bool, strict: bool,
-    repo: str | None = None,
+    given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool, as_json: bool, fail_on: Gate,
+    junit: Path | None, repo: str | None = None,
 ) -> None:  # fmt: skip
-    first = int(os.environ.get("RANK", 0)) == 0  # of several processes of one run: the others neither print nor judge
-    quiet = quiet or not first
-    with _sentences(silent=not first):
+    quiet = quiet or not _first()
+    with _sentences(silent=not _first()):
         from trueup.job import Job
-        from trueup.story import run_job
 
         knobs = _priced(_knobs(given["knobs"] or []), given.pop("price"), faults)
-        job = Job(**{**given, "knobs": knobs}, faults=faults)
-        if repo is not None:
-            from trueup.subject import hub
+        _do(Job(**{**given, "knobs": knobs}, faults=faults), out, force, quiet, as_json, fail_on, junit, repo)
 
-            hub.allowed(repo)
-        with _progress(quiet) as progress:
-            done = run_job(job, out, force=force, progress=progress)
-        if not first:
-            return
-        _tell(done, out, quiet, as_json)
-        if repo is not None:
-            _push(out, repo, [c.adapter for c in done.comparisons if c.adapter], quiet or as_json)
-        raise typer.Exit(_verdict(done, strict))
+
+def _first() -> bool:
+    """Whether this process prints and judges: of several processes of one run, only one does."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _do(
+    job: Any, out: Path, force: bool, quiet: bool, as_json: bool, fail_on: Gate, junit: Path | None, repo: str | None = None
+) -> None:  # fmt: skip
+    """Run a job, tell what came of it, and exit."""
+    from trueup.store.atomic import refuse_file
+    from trueup.story import run_job
+
+    if junit is not None:
+        refuse_file(junit)
+    if repo is not None:
+        from trueup.subject import hub
+
+        hub.allowed(repo)
+    with _progress(quiet) as progress:
+        done = run_job(job, out, force=force, progress=progress)
+    if not _first():
+        return
+    _write_junit(done, fail_on, junit)
+    _tell(done, out, quiet, as_json)
+    if repo is not None:
+        _push(out, repo, [c.adapter for c in done.comparisons if c.adapter], quiet or as_json)
+    raise typer.Exit(_verdict(done, fail_on))
+
+
+def _write_junit(done: Any, fail_on: Gate, file: Path | None) -> None:
+    if file is not None:
+        from trueup.report import ci
+        from trueup.store.atomic import refuse_file, write_text
+
+        refuse_file(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, ci.junit(done, fail_on.value))
 
 
 def _push(out: Path, repo: str, adapters: list[str], quiet: bool) -> None:
@@ -865,7 +1026,7 @@ def _priced(
     return knobs
 
 
-def _verdict(done: Any, strict: bool) -> int:
+def _verdict(done: Any, fail_on: Gate) -> int:
     """The exit code of a report. A fault asked for by name that was not examined is told on standard error, and so is a crash."""
     from trueup.report.bundle import crash_file
 
@@ -878,12 +1039,13 @@ def _verdict(done: Any, strict: bool) -> int:
             file=sys.stderr,
         )
         return 3
-    return int(_found(done.comparisons, strict)) or 2 * bool(done.unexamined)
+    return int(_fails(done.comparisons, fail_on)) or 2 * bool(done.unexamined)
 
 
-def _found(comparisons: Iterable[Any], strict: bool) -> bool:
-    """Whether a fault was found, or with `strict` left undecided."""
-    return any(c.before.found or (strict and c.before.verdict == "undecided") for c in comparisons)
+def _fails(comparisons: Iterable[Any], fail_on: Gate) -> bool:
+    from trueup.report import ci
+
+    return any(ci.fails(c, fail_on.value) for c in comparisons)
 
 
 def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:
@@ -1028,15 +1190,38 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(n, signal.SIG_DFL)
 
 
+EVERY = 60.0
+"""Seconds between two lines of a stage that takes long."""
+
+
+def _stages() -> Callable[[str, int, int], None]:
+    """What says a stage as one line, with the time since the start: ``[0:12] trying repairs: 1 of 8``."""
+    began, told = time.monotonic(), {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage in told and now - told[stage] < EVERY:
+            return
+        told[stage] = now
+        minutes, seconds = divmod(int(now - began), 60)
+        _say(f"[{minutes}:{seconds:02}] {stage}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+    return show
+
+
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """On standard error: first a note on untested versions; then, on a terminal, a bar per stage with the time that remains."""
+    """On standard error: first a note on untested versions; then on a terminal a bar per stage with the time that remains, and
+    elsewhere a line per stage, and each minute one more: a CI system ends a job that says nothing."""
     from trueup.versions import untested
 
     if not quiet and (note := untested()):
         _say(f"trueup: {note}", file=sys.stderr)
-    if quiet or not sys.stderr.isatty():
+    if quiet:
         yield lambda stage, done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield _stages()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

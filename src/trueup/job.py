@@ -9,7 +9,10 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from numbers import Integral
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.faults.fault import Fault, each_fault
@@ -30,8 +33,8 @@ class Job:
             unless told otherwise.
         demos: a file of pairs that stand before every query, columns as in `data`. header: what stands before the first
             demonstration, a line of its own; in a chat the system's message. Both go with few-shot prompts.
-        data, text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`; `confounder` are its
-            attributes. With `shots` the labels are answers and need not be classes.
+        data, text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`;
+            `confounder` are its attributes. With `shots` the labels are answers and need not be classes.
         faults: names; empty for every fault that applies.
         depth: ``audit`` stops after the first finding, ``check`` repairs and audits again, ``methods`` compares every method of
             repair on the test examples and chooses none.
@@ -50,6 +53,8 @@ class Job:
     confounder: tuple[str, ...] = ()
     cluster: str | None = None
     split: str | None = None
+    held_out: bool = False
+    test: str | None = None
     allow_leak: bool = False
     limit: int | None = None
     faults: tuple[str, ...] = ()
@@ -87,8 +92,62 @@ class Job:
         for key in ("model", "data"):
             if key not in data:
                 raise BadInput(f"The job does not say which {key}; add it.")
+        check_types(data, "job's setting")
         tuples = {k: tuple(v) for k, v in data.items() if isinstance(v, list)}
         return Job(**{**data, **tuples})
+
+
+def read_job(folder: str | Path) -> Job:
+    """The job of a folder that `trueup check` or `trueup audit` wrote.
+
+    Raises:
+        BadInput: the folder holds no ``job.json``, or one that no names repeat: the check was made in Python on live objects.
+    """
+    from trueup.store.schema import ANYTHING, mapping, read
+
+    file = Path(folder) / "job.json"
+    if not file.is_file():
+        what = "holds no job.json" if Path(folder).is_dir() else "is no folder"
+        raise BadInput(f"'{folder}' {what}. Give the folder that `trueup check ... -o` wrote.")
+    data = read(file, mapping(ANYTHING), otherwise="Give the folder of another check.", correct="Correct it.")
+    if not data:
+        raise BadInput(
+            f"'{file}' is empty: the check was made in Python on live objects, and no names repeat it. Make it there again."
+        )
+    return Job.from_dict(data)
+
+
+def check_types(given: Mapping[str, Any], what: str) -> None:
+    """Raises BadInput where a value is not of the type of the `Job` setting of its name. One word does where several may stand."""
+    for key, hint in get_type_hints(Job).items():
+        if key not in given or _fits(given[key], hint) or (key == "confounder" and isinstance(given[key], str)):
+            continue
+        value, fit = given[key], _spelt(hint)
+        raise BadInput(f"The {what} '{key}' is {repr(value)[:80]} ({type(value).__name__}), which is not {fit}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value as JSON has it is of a setting's type."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, h) for h in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    if get_origin(hint) is not None:
+        return isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values())
+    if hint is int:  # a number of numpy's, too
+        return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= 2**32
+    return isinstance(value, hint)
+
+
+def _spelt(hint: Any) -> str:
+    if isinstance(hint, UnionType):
+        return " or ".join(_spelt(h) for h in get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {listing(get_args(hint))}"
+    names = {str: "a word", int: "a whole number", bool: "true or false", tuple: "a list of words", NoneType: "null"}
+    return names.get(get_origin(hint) or hint, "a table of knobs for each fault")
 
 
 def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[Fault]:
@@ -97,6 +156,8 @@ def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] 
     Raises:
         BadInput: an unknown fault or knob.
     """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise BadInput(f"faults_of takes a list of names, and {names!r} is none. Give one, such as ['overconfidence'].")
     known = {f.name: f for f in each_fault()}
     for name in [*names, *(knobs or {})]:
         if name not in known:

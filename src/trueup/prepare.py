@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -12,21 +13,52 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueup.errors import BadInput, TrueupError, listing
-from trueup.job import Job
+from trueup.job import Job, one_line
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
     from trueup.subject.subject import Subject
 
 
+CHECKED = 16 << 20
+"""Bytes of the largest data file whose columns are looked at before the libraries are loaded: a larger one is read once."""
+
+
+def check_names(job: Job) -> None:
+    """Looks for slips in the names of files, folders and columns, before the libraries of models are loaded: those take seconds.
+
+    What is found later as well is found here first. What only a hub knows is left to later.
+
+    Raises:
+        BadInput: a name is of nothing.
+    """
+    from trueup.corpus import read as reader
+    from trueup.subject import places
+
+    names = [job.text, job.label, job.second, job.cluster, *job.confounder]
+    reader.check_source(job.data, [n for n in (*names, job.split) if n], CHECKED)
+    if job.test is not None:
+        reader.check_source(job.test, [n for n in names if n], CHECKED)
+    if job.demos is not None:
+        reader.check_source(job.demos, [job.text, job.label], CHECKED)
+    if job.model.startswith("embedded:"):
+        from trueup.subject.embedded import check
+
+        check(job.model.removeprefix("embedded:"))
+    elif Path(job.model).exists() or job.model.startswith((".", "/", "~")) or job.model.count("/") > 1:
+        places.check_model(job.model, job.model)
+    if job.adapter is not None and (folder := places.adapter_path(job.adapter)) is not None:
+        places.check_adapter(folder, job.adapter)
+
+
 def open_job(
-    job: Job, card: Mapping[str, Any], *, model: Any = None, data: Any = None, tokenizer: Any = None
+    job: Job, card: Mapping[str, Any], *, model: Any = None, data: Any = None, test: Any = None, tokenizer: Any = None
 ) -> tuple[Subject, Corpus, int]:
     """The job's subject, corpus and seed, with notes to the session. Data are read first: they fail fast.
 
     Args:
         card: what stands beside the adapter.
-        model, data, tokenizer: objects that stand behind the job's names; None where the names are all there is.
+        model, data, test, tokenizer: objects that stand behind the job's names; None where the names are all there is.
     """
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import demonstrations, read
@@ -54,7 +86,8 @@ def open_job(
     if not isinstance(corpus, Corpus):
         corpus = read(
             job.data if data is None else data, text=job.text, label=job.label, second=job.second,
-            attributes=job.confounder, cluster=job.cluster, split=job.split, allow_leak=job.allow_leak, seed=seed, limit=limit,
+            attributes=job.confounder, cluster=job.cluster, split=job.split, held_out=job.held_out,
+            test=job.test if test is None else test, allow_leak=job.allow_leak, seed=seed, limit=limit,
             classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
         )  # fmt: skip
     if (team := session().team) is not None:
@@ -143,7 +176,7 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
         return subject, corpus
     if subject.classes == numbers and len(corpus.classes) == len(numbers):
         subject = replace(subject, classes=corpus.classes)
-        _in_order(subject, corpus)
+        _in_order(subject, corpus, nameless)
         session().note(
             f"{nameless}; its logits were taken to be in the data's order: {listing(corpus.classes)}. If "
             "it was trained in another, every figure here is wrong: give --classes."
@@ -157,22 +190,35 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
     return subject, corpus
 
 
-def _in_order(subject: Subject, corpus: Corpus) -> None:
-    """Raises BadInput when another order of the model's logits than the data's is far and surely better."""
+def _in_order(subject: Subject, corpus: Corpus, nameless: str) -> None:
+    """Raises BadInput where nobody stated the order of the data's classes, or another order of the logits is far and surely better.
+
+    The rows held out judge, those for calibration too: they say nothing of a fault here."""
+    right, held, better = ranked(subject, corpus)
+    if better is None and not corpus.guessed:
+        return
+    own = f"As {listing(corpus.classes)} it is right on {right:.1%} of the {held:,} held-out texts"
+    own += f", and as {listing(better[0])} on {better[1]:.1%}" if better is not None else ""
+    raise BadInput(
+        f"{nameless}, so their order is needed. {own}. Say in which order it was trained, for example "
+        f"--classes {shlex.quote(one_line(better[0] if better else corpus.classes))} (classes=[...] in Python)."
+    )
+
+
+def ranked(subject: Subject, corpus: Corpus) -> tuple[float, int, tuple[list[str], float] | None]:
+    """How often the model is right on the rows held out, of how many, and the order of its classes under which it is far and surely
+    more often right, with that share, if there is one (`surer_order`). Both have the same classes in the same order."""
     from trueup.measure.accuracy import surer_order
     from trueup.run.predict import predict
 
-    test = corpus.part("test")
-    predicted = predict(subject, test).predicted
-    if (found := surer_order(predicted, test.label, len(corpus.classes))) is None:
-        return
-    order, share = found
-    names = [corpus.classes[i] for i in order]
-    raise BadInput(
-        f"The model does not name its classes. With its logits in the data's order, {listing(corpus.classes)}, it is right on "
-        f"{(predicted == test.label).mean():.1%} of the test texts, and on {share:.1%} as {listing(names)}. Say in which order it "
-        "was trained: `--classes`, or classes=[...] in Python; if the data's order is right, give that."
-    )
+    parts = [
+        corpus.part(s) for s in ("calibration", "test") if (corpus.split == s).any()
+    ]  # one by one: passes that others share
+    predicted = np.concatenate([predict(subject, p).predicted for p in parts])
+    label = np.concatenate([p.label for p in parts])
+    found = surer_order(predicted, label, len(corpus.classes))
+    better = None if found is None else ([corpus.classes[i] for i in found[0]], found[1])
+    return float((predicted == label).mean()), len(label), better
 
 
 def _same_base(subject: Subject) -> None:
@@ -255,11 +301,28 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
         corpus = corpus.relabel(classes)
     earlier = any(_same_data(d, job.data) for d in (tuned or {}).get("also") or ())
     untuned = subject.peft_config is None and (subject.shots is not None or job.data.startswith("task:"))
-    if earlier or not (tuned or untuned or job.split):  # who names the splits says what was held out
-        session().note(
-            "Nothing says which examples the model was tuned on; if some of these were among them, the audit flatters it."
+    same = tuned is not None and _same_data(tuned.get("data"), job.data)
+    other = same and (tuned or {}).get("train") != _train(corpus)
+    said = bool(job.split or job.held_out or job.test)  # who names the splits says what was held out
+    if job.held_out and (other or earlier):
+        raise BadInput(
+            f"The adapter's card says that it was tuned on rows of '{job.data}', and --held-out (held_out=True in Python) says "
+            "that none was trained on. Leave that out: the card's own split is taken."
         )
-    elif tuned and _same_data(tuned.get("data"), job.data) and tuned.get("train") != _train(corpus):
+    if earlier:
+        session().note(
+            "The adapter was tuned on rows of these data before, and nothing says on which. Test rows that it was trained on "
+            "flatter it: name them with --split."
+        )
+    elif not (tuned or untuned or said):
+        aside, rows = int((corpus.split == "train").sum()), len(corpus)
+        so = f", so {aside:,} of your {rows:,} rows were set aside as training rows" if aside else ""
+        session().note(
+            f"Nothing says which rows the model was trained on{so}. If it has seen none of the rows, add --held-out "
+            "(held_out=True in Python), and half of them test. If it has seen some, name them with --split: test rows that it was "
+            "trained on flatter it."
+        )
+    elif tuned and other and not job.test:
         session().note(
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
             f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."

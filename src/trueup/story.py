@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +19,8 @@ import numpy as np
 
 from trueup.errors import BadInput, TrueupError, Unsupported, listing, shortened
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
-from trueup.job import Depth, Job, command_line, faults_of
-from trueup.prepare import agreed, open_job
+from trueup.job import Depth, Job, check_types, command_line, faults_of
+from trueup.prepare import agreed, check_names, open_job
 from trueup.run.processes import TeamMemo, folders, together
 from trueup.store import atomic
 from trueup.versions import untested
@@ -45,12 +47,12 @@ def run_job(
     Raises:
         TrueupError: the input cannot be used; nothing is written.
     """
-    out = Path(out)
+    out, began = Path(out), datetime.now(UTC)
     faults = faults_of(job.faults, job.knobs)
     with together() as team, folders(team, out, force) as (work, new):
+        check_names(job)
         # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.
         from trueup.report import bundle, html
-        from trueup.run import memory
         from trueup.run.predict import Session, within
         from trueup.store.cache import Memo
         from trueup.subject.adapter import read_card
@@ -78,7 +80,7 @@ def run_job(
                 keep=job.keep,
                 job=asdict(replace(job, seed=seed)),
             )
-        report = replace(report, notes=[*report.notes, *unasked], peak_bytes=memory.peak())
+        report = replace(report, notes=[*report.notes, *unasked], run=_ran(began))
         if before is not None:
             report = replace(report, previous=_since(before[0], report))
             atomic.write_text(new / PREVIOUS, before[1])
@@ -126,6 +128,7 @@ def check(
     data: Any,
     faults: Fault | str | Sequence[Fault | str] = (),
     *,
+    fault: Fault | str | None = None,
     adapter: str | None = None,
     tokenizer: Any = None,
     text: str = "text",
@@ -134,6 +137,8 @@ def check(
     confounder: str | Sequence[str] = (),
     cluster: str | None = None,
     split: str | None = None,
+    held_out: bool = False,
+    test: Any = None,
     allow_leak: bool = False,
     limit: int | None = None,
     classes: Sequence[str] | None = None,
@@ -163,12 +168,13 @@ def check(
         data: a Corpus; whatever `trueup.read` takes: a name, a pandas or polars DataFrame, a ``datasets.Dataset`` or
             ``DatasetDict``, a list of dicts, a pair (texts, labels).
         faults: names, or faults with their knobs set; empty for all but those examined on request.
+        fault: one of them alone; give this or `faults`.
         adapter, tokenizer, classes, template, verbaliser, shots, chat, max_length, device, dtype, quantize, device_map: as in
             `trueup.load`, for a model that is no Subject yet.
         demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them (in
             a chat the system's message).
-        text, label, second, confounder, cluster, split, allow_leak, limit: as in `trueup.read`, for data that are no Corpus yet;
-            `confounder` are its attributes.
+        text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`, for data that are
+            no Corpus yet; `confounder` are its attributes.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
         repair: False stops after the first finding. methods: in place of a repair, compare every method on the test examples, for
             research; nothing is chosen or saved (`Comparison.methods`).
@@ -180,12 +186,27 @@ def check(
             Subject or a Corpus, which have it settled.
     """
     from trueup.corpus.corpus import Corpus
-    from trueup.run import memory
     from trueup.subject.adapter import read_card
     from trueup.subject.load import UNNAMED, adapter_folder
     from trueup.subject.subject import Subject
 
-    given = [faults] if isinstance(faults, Fault | str) else list(faults)
+    began = datetime.now(UTC)
+    for name, thing, door in (("model", model, "load"), ("data", data, "read")):
+        if thing is None:
+            raise BadInput(f"{name} is None. Give what `trueup.{door}` takes or returns.")
+    if save is not None and not isinstance(save, str | Path):
+        raise BadInput(f"save is {save!r}, and a folder's name is needed. Give one, or leave it out.")
+    given = _named(faults, fault)
+    adapter = str(adapter) if isinstance(adapter, Path) else adapter
+    check_types(
+        {
+            "adapter": adapter, "text": text, "label": label, "second": second, "confounder": confounder, "cluster": cluster,
+            "split": split, "held_out": held_out, "allow_leak": allow_leak, "limit": limit, "classes": _listed(classes),
+            "template": template, "verbaliser": _listed(verbaliser), "shots": shots, "chat": chat, "header": header,
+            "max_length": max_length, "device": device, "seed": seed, "keep": keep,
+        },
+        "option",
+    )  # fmt: skip
     chosen = [f for g in given for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
     confounder = (confounder,) if isinstance(confounder, str) else tuple(confounder)
     depth: Depth = "methods" if methods else "check" if repair else "audit"
@@ -197,8 +218,8 @@ def check(
         )  # fmt: skip
     if isinstance(data, Corpus):
         _settled(
-            "A Corpus", "read", second=second, confounder=confounder, cluster=cluster, split=split, limit=limit,
-            allow_leak=allow_leak or None,
+            "A Corpus", "read", second=second, confounder=confounder, cluster=cluster, split=split, held_out=held_out or None,
+            test=test, limit=limit, allow_leak=allow_leak or None,
         )  # fmt: skip
     with _remembering() as now:
         if note := untested():
@@ -208,17 +229,18 @@ def check(
         else:
             asked = Job(
                 model=_called(model), data=_called(data), adapter=adapter, text=text, label=label, second=second,
-                confounder=confounder, cluster=cluster, split=split, allow_leak=allow_leak, keep=keep, limit=limit,
+                confounder=confounder, cluster=cluster, split=split, held_out=held_out,
+                test=None if test is None else _called(test), allow_leak=allow_leak, keep=keep, limit=limit,
                 faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
-                classes=None if classes is None else tuple(classes), template=template,
-                verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
+                classes=_listed(classes), template=template, verbaliser=_listed(verbaliser), shots=shots, chat=chat,
                 demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device, dtype=dtype,
                 quantize=quantize, device_map=device_map,
                 knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
             )  # fmt: skip
             card = read_card(adapter_folder(adapter))
-            subject, corpus, seed = open_job(asked, card, model=model, data=data, tokenizer=tokenizer)
-            if job is None and isinstance(model, str | Path) and isinstance(data, str | Path):
+            subject, corpus, seed = open_job(asked, card, model=model, data=data, test=test, tokenizer=tokenizer)
+            named = all(isinstance(thing, str | Path) for thing in (model, data, *([] if test is None else [test])))
+            if job is None and named:
                 job = asdict(replace(asked, seed=seed))
         unasked = [] if given else _unasked(chosen, subject, corpus)
         if subject.source.base == UNNAMED:
@@ -229,9 +251,68 @@ def check(
         report = _examined(
             subject, corpus, chosen, seed=seed, depth=depth, save=None if save is None else Path(save), keep=keep, job=job
         )  # fmt: skip
-        return replace(
-            report, notes=[*now.notes, *report.notes, *unasked], warnings=now.warnings, peak_bytes=memory.peak()
+        notes = [*now.notes, *report.notes, *unasked]
+        return replace(report, notes=notes, warnings=now.warnings, run=_ran(began))
+
+
+def _ran(began: datetime) -> dict[str, Any]:
+    """When a run began and ended, how long it took, and the most memory that it held."""
+    from trueup.run import memory
+
+    ended = datetime.now(UTC)
+    told = {k: t.strftime("%Y-%m-%dT%H:%M:%SZ") for k, t in (("began", began), ("ended", ended))}
+    return told | {"seconds": round((ended - began).total_seconds(), 3), "peak_bytes": memory.peak()}
+
+
+def audit(model: Any, data: Any, faults: Fault | str | Sequence[Fault | str] = (), **options: Any) -> Report:
+    """Examine a model for each fault and change nothing: `check` with ``repair=False``, with the same options."""
+    return check(model, data, faults, **options, repair=False)
+
+
+def repair(model: Any, data: Any, fault: Fault | str, **options: Any) -> Report:
+    """Examine a model for one fault, repair it, and examine it again: `check` for that fault alone, with the same options. With
+    ``save=FOLDER`` the repaired adapter is written."""
+    return check(model, data, fault=fault, **options)
+
+
+def _with_options(verb: Any, *without: str) -> None:
+    """Give a verb the signature of `check` in place of ``**options``, so that editors complete it."""
+    own = inspect.signature(verb, eval_str=False)
+    mine = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    more = [
+        p for name, p in inspect.signature(check).parameters.items() if p.kind is p.KEYWORD_ONLY and name not in without
+    ]
+    names = {p.name for p in mine}
+    verb.__signature__ = own.replace(parameters=[*mine, *(p for p in more if p.name not in names)])
+
+
+_with_options(audit, "repair", "methods", "save", "keep")
+_with_options(repair, "repair", "methods")
+
+
+def _listed(names: Any) -> Any:
+    """Names as a tuple, whatever holds them; one string stays one, which is a mistake that is told."""
+    return (
+        names if names is None or isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))
+    )
+
+
+def _named(faults: Any, fault: Any) -> list[Fault | str]:
+    """The faults that a caller names, by `faults` or `fault`."""
+    if fault is not None and faults not in ((), None):
+        raise BadInput("faults and fault both name what to examine. Give one of them.")
+    asked = fault if fault is not None else () if faults is None else faults
+    if isinstance(asked, type) and issubclass(asked, Fault):
+        raise BadInput(
+            f"{asked.__name__} is a class. Give '{asked.name}' or {asked.__name__}(), with the knobs to set."
         )
+    many = [asked] if isinstance(asked, Fault | str) else asked
+    if not isinstance(many, Sequence | set | frozenset) or not all(isinstance(f, Fault | str) for f in many):
+        raise BadInput(
+            f"faults is {type(asked).__name__} here. Give a name, such as 'overconfidence', a fault with its knobs set, such as "
+            "trueup.Overconfidence(threshold=0.05), or a list of these."
+        )
+    return list(many)
 
 
 @contextmanager
@@ -268,6 +349,7 @@ def _examined(
         raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
     changed = _effect(subject, test)
     alone = len(faults) - len(reasons) == 1
+    _below_a_constant(subject, corpus)
     comparisons, examples = [], {}
     crashes = _Crashes(subject)
     for fault in sorted(faults, key=lambda f: not f.reads_states):
@@ -441,6 +523,29 @@ def _called(thing: Any) -> str:
 def _set_knobs(fault: Fault) -> dict[str, Any]:
     """The knobs of a fault that are not at their defaults."""
     return {k: getattr(fault, k) for k, default in fault.knobs().items() if getattr(fault, k) != default}
+
+
+def _below_a_constant(subject: Subject, corpus: Corpus) -> None:
+    """A warning where the model is right less often than one answer to all would be: its classes may stand in another order."""
+    from trueup.prepare import ranked
+    from trueup.run.predict import predict, session
+
+    if subject.shots is not None:
+        return
+    test = corpus.part("test")
+    right, counts = float((predict(subject, test).predicted == test.label).mean()), np.bincount(test.label)
+    if right >= (share := counts.max() / len(test)):
+        return
+    better = ranked(subject, corpus)[2]
+    cure = "The adapter, the labels or the order of the classes may be wrong: check them before you read a verdict."
+    if better is not None:
+        cure = (
+            f"With the classes in the order {listing(better[0])} it would be right on {better[1]:.1%}: check --classes."
+        )
+    session().warn(
+        f"The model is right on {right:.1%} of the {len(test):,} test texts. Always answering "
+        f"'{test.classes[int(counts.argmax())]}' would be right on {share:.1%}. {cure}"
+    )
 
 
 def _unused(subject: Subject, test: Corpus) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.job import Job
+from trueup.prepare import check_names
 from trueup.store import atomic
 from trueup.store.work import work_folder
 
@@ -101,6 +104,9 @@ def tune(
     Raises:
         TrueupError: the input cannot be used; nothing is written.
     """
+    atomic.refuse_taken(Path(os.path.abspath(out)), force)
+    check_names(Job(job.model, job.data, text=job.text, label=job.label, second=job.second, split=job.split))
+    # Not before: with these comes torch, and a slip in a name is told without waiting for it.
     from trueup.corpus.read import read
     from trueup.run.forward import CUT, cut
     from trueup.run.heads import warm_start

@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,15 @@ FAST = ("--set", "overconfidence.resamples=20", "--set", "overconfidence.folds=2
 
 @dataclass(frozen=True)
 class Said:
-    """What one command did: exit code, standard output, standard error."""
+    """What one command did: exit code, standard output, standard error without the lines of its stages, and those."""
 
     code: int
     out: str
     err: str
+    stages: tuple[str, ...] = field(default=(), compare=False)
+
+
+STAGE = re.compile(r"^\[\d+:\d\d\] .+: [\d,]+ of [\d,]+\n", re.MULTILINE)
 
 
 def trueup(*argv: object) -> Said:
@@ -37,7 +41,8 @@ def trueup(*argv: object) -> Said:
             main([str(a) for a in argv])
         except SystemExit as e:
             code = e.code if isinstance(e.code, int) else 1
-    return Said(code, out.getvalue(), err.getvalue())
+    said = err.getvalue()
+    return Said(code, out.getvalue(), STAGE.sub("", said), tuple(STAGE.findall(said)))
 
 
 def reviews(n: int, seed: int = 0) -> list[tuple[str, str]]:
@@ -60,16 +65,17 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]], header: Iterable[str
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`, by its relative name, without the memory that a run took: that is another at each run."""
+    """Every file below `folder`, by its relative name, without when it was made and what that took: that is another at each run."""
     found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    if found.pop("cost.json", None) is None:
+    if "findings.json" not in found:
         return found
+    assert json.loads(found.pop("run.json")).keys() == {"began", "ended", "seconds", "peak_bytes"}
     found["report.html"], one = re.subn(
         rb"<dt><bdi>peak memory</bdi></dt><dd><bdi>[\d,]+ MB</bdi></dd>", b"", found["report.html"]
     )
     assert one == 1
     manifest = json.loads(found["manifest.json"])
-    for name in ("cost.json", "report.html"):
+    for name in ("run.json", "report.html"):
         manifest["files"].pop(name)
     return found | {"manifest.json": json.dumps(manifest).encode()}
 

@@ -90,6 +90,22 @@ def test_a_misspelt_column(world: Path, here: Path, option: str, given: str, mea
     refused(*tune_of(world, "lora", "bert", option, given), says=said)
 
 
+def test_what_is_said_of_the_rows_held_out_must_agree(world: Path, here: Path) -> None:
+    data = world / "data.csv"
+    refused(
+        *check_of(world, data, "--held-out"),
+        says=("The adapter's card says that it was tuned on rows of", "Leave that out"),
+    )
+    refused(*check_of(world, data, "--held-out", "--split", "label"), says=("Leave one of them out",))
+    refused(*check_of(world, data, "--test", "no.csv"), says=("There is no file 'no.csv'",))
+    write_csv(here / "other.csv", reviews(60, 3), ("text", "mood"))
+    refused(*check_of(world, data, "--test", "other.csv"), says=("'other.csv' has no column 'label'",))
+    write_csv(here / "other.csv", [*reviews(60, 3), ("good", "mixed")])
+    refused(*check_of(world, data, "--test", "other.csv"), says=("'mixed'",))
+    write_csv(here / "other.csv", [*reviews(60, 3), (" ", "negative")])
+    refused(*check_of(world, data, "--test", "other.csv"), says=("no text in line 62 of 'other.csv'",))
+
+
 def test_the_text_column_is_the_label_column(world: Path, here: Path) -> None:
     refused(*check_of(world, world / "data.csv", "--text", "label"), says=("'label' is named twice",))
 
@@ -374,20 +390,53 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (["sweep", "good.yaml", "-o", "out", "--collect", "nowhere"], "'nowhere' is no folder of a sweep"),
         (["sweep", "good.yaml", "-o", "taken"], "holds something that is no sweep"),
         (["sweep", "good.yaml", "-o", "out", "--track", "mlfow"], "'mlfow' is not one of"),
-        ([*check, "out"], "absent.csv"),  # the control: what is no slip of a name goes on to the model's libraries
+        ([*check, "out"], "There is no file 'absent.csv'"),
+        (["tune", "lora", *check[1:], "out"], "There is no file 'absent.csv'"),
+        (["tune", "lora", *check[1:], "taken"], "exists and is not empty"),
+        (["check", "embedded:minilmm", "--data", "data.csv", "-o", "out"], "Did you mean 'minilm'?"),
+        (["check", "bert", "--data", "embedded:movie-review", "-o", "out"], "Did you mean 'movie-reviews'?"),
+        (["check", "bert", "--data", "task:antonims", "-o", "out"], "Did you mean"),
+        (["check", "./brt", "--data", "data.csv", "-o", "out"], "There is no folder './brt'"),
+        (["check", "adapter", "--data", "data.csv", "-o", "out"], "is a PEFT adapter, not a model"),
+        (["check", "bert", "--data", "data.csv", "--text", "txt", "-o", "out"], "Did you mean 'text'?"),
+        (["tune", "lora", "bert", "--data", "data.csv", "--label", "labl", "-o", "out"], "Did you mean 'label'?"),
+        (["check", "bert", "--data", "data.csv", "--confounder", "sit", "-o", "out"], "no column 'sit'"),
+        (["check", "bert", "--data", "data.csv", "--test", "tst.csv", "-o", "out"], "There is no file 'tst.csv'"),
+        (["check", "bert", "--data", "data.csv", "--demos", "d.csv", "-o", "out"], "There is no file 'd.csv'"),
+        (["check", "bert", "--data", "data.csv", "--adapter", "./adaptr", "-o", "out"], "Did you mean 'adapter'?"),
+        (["check", "bert", "--data", "data.csv", "--adapter", "bert", "-o", "out"], "is no PEFT adapter"),
+        (["report", "nowhere"], "There is no folder 'nowhere'"),
+        (["report", "taken"], "is not an output of `trueup check`"),
+        (["compare", "nowhere", "taken"], "There is no folder 'nowhere'"),
+        (["rerun", "nowhere", "-o", "out"], "'nowhere' is no folder"),
+        (["faults", "copyin"], "Did you mean 'copying'?"),
+        (["fetch", "embedded:minilmm"], "Did you mean 'minilm'?"),
+        (["demo", "-o", "taken"], "exists and is not empty"),
+        (["bench", "speed", "-o", "taken"], "exists and is not empty"),
+        (["bench", "verdicts", "-o", "taken"], "exists and is not empty"),
+        (["bench", "rigidity", "-o", "taken"], "exists and is not empty"),
+        (
+            ["check", "bert", "--data", "data.csv", "-o", "out"],
+            "bert",
+        ),  # the control: no slip, so the model's libraries are asked
     ]
+    (here / "bert").mkdir()
+    (here / "bert" / "config.json").write_text("{}")
+    (here / "adapter").mkdir()
+    (here / "adapter" / "adapter_config.json").write_text("{}")
+    write_csv(here / "data.csv", reviews(60))
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, json.dumps([words for words, _ in slips])], capture_output=True, text=True
     )
-    told = json.loads(done.stdout)
+    told = json.loads(done.stdout.splitlines()[-1])
     for (words, says), (code, err, heavy) in zip(slips, told, strict=True):
         assert code == 2, words
         assert says in err
-        assert bool(heavy) == (words[-1] == "out" and words[0] == "check"), (words, heavy)
+        assert bool(heavy) == ((words, says) == slips[-1]), (words, heavy)
 
 
 def test_commands(world: Path, here: Path) -> None:
-    refused("chek", says=("Did you mean 'check'?", "See `trueup --help`"))
+    refused("chek", says=("Did you mean 'check'", "See `trueup --help`"))
     refused("check", says=("MODEL", "See `trueup check --help`"))
     refused("check", world / "bert", says=("--data", "See `trueup check --help`"))
     refused("audit", "overconfidense", *audit_words(world)[2:], "-o", "out", says=("Did you mean 'overconfidence'?",))

@@ -81,7 +81,7 @@ def test_a_repaired_adapter_is_examined_on_what_it_has_not_seen(world: Path, tmp
     back = trueup(
         "audit", "overconfidence", base, "--adapter", tmp_path / "elsewhere", "--data", data, "-o", tmp_path / "back"
     )
-    assert "which examples the model was tuned on" in back.out
+    assert "was tuned on rows of these data before" in " ".join(back.out.split())
     said = trueup(
         "audit", "overconfidence", base, "--adapter", tmp_path / "repaired", "--data", data, "-o", tmp_path / "out"
     )
@@ -104,7 +104,7 @@ def test_check_writes_everything_and_tells_it(checked: tuple[Path, Said]) -> Non
         "samples",
         "overconfidence",
     } == names
-    peak = json.loads((out / "cost.json").read_text())["peak_bytes"]
+    peak = json.loads((out / "run.json").read_text())["peak_bytes"]
     assert 1e8 < peak <= memory.peak(), "torch alone is larger"
     assert f"<bdi>{peak / 1e6:,.0f} MB</bdi>" in (out / "report.html").read_text()
     assert (out / "overconfidence" / "adapter_model.safetensors").is_file()
@@ -128,7 +128,7 @@ def test_the_exit_code_is_the_verdict(world: Path, here: Path) -> None:
         severity = told["severity"]
         assert told["verdict"] == verdict
         assert trueup("report", here / verdict).code == code
-        assert trueup("report", here / verdict, "--strict").code == strict
+        assert trueup("report", here / verdict, "--fail-on", "undecided").code == strict
 
 
 @pytest.mark.parametrize(("threshold", "code"), [(0.95, 2), (0.02, 1)])
@@ -623,9 +623,30 @@ def test_a_note_at_start_and_in_the_report_on_untested_versions(
 
 def test_a_note_when_nothing_says_what_it_was_tuned_on(world: Path, adapter: Path, here: Path) -> None:
     (adapter / "trueup.json").unlink()
-    words = [world / "bert", "--adapter", adapter, "--data", world / "data.csv", *FAST]
+    words = [
+        world / "bert",
+        "--adapter",
+        adapter,
+        "--data",
+        world / "data.csv",
+        "--classes",
+        "negative,positive",
+        *FAST,
+    ]
     trueup("audit", "overconfidence", *words, "-o", "out")
-    assert "Nothing says which examples the model was tuned on" in notes(here / "out")
+    assert "Nothing says which rows the model was trained on, so 720 of your 1,200 rows were set aside" in notes(
+        here / "out"
+    )
+    trueup("audit", "overconfidence", *words, "--held-out", "-o", "held")
+    assert "Nothing says which rows" not in notes(here / "held")
+    found = json.loads((here / "held" / "findings.json").read_text())["provenance"]
+    assert found["examples"] == {"train": 0, "calibration": 600, "test": 600}
+    assert "--held-out" in found["command"]
+    write_csv(here / "more.csv", reviews(400, 1))
+    assert trueup("audit", "overconfidence", *words, "--test", "more.csv", "-o", "apart").code in (0, 1)
+    found = json.loads((here / "apart" / "findings.json").read_text())["provenance"]
+    assert (found["examples"]["train"], found["data"]) == (1200, f"{world / 'data.csv'} and more.csv")
+    assert "--test more.csv" in found["command"]
 
 
 def test_a_note_when_tuning_taught_nothing(world: Path, here: Path) -> None:

@@ -1,4 +1,4 @@
-"""`--cluster`, `--allow-leak` and `--strict` on the command line."""
+"""`--cluster`, `--allow-leak` and `--fail-on` on the command line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_few_authors_decide_nothing_and_say_so(world: Path, here: Path) -> None:
             assert told["verdict"] == "undecided"
             assert "independent clusters" in told["doubt"]
             assert "Undecided" in said.out
-            assert trueup("report", f"out-{number}", "--strict").code == 1
+            assert trueup("report", f"out-{number}", "--fail-on", "undecided").code == 1
         notes = json.loads((here / f"out-{number}" / "findings.json").read_text())["notes"]
         assert any(f"are {number:,} independent clusters" in n for n in notes)
 

@@ -113,7 +113,7 @@ def test_where_each_repair_costs_more_than_the_budget_the_word_is_trade_off(sick
     said = trueup(*words(sick, "--confounder", "site", "--fault", "confounding", "--max-cost", 0, "-o", "out"))
     assert (said.err, said.code) == ("", 1)
     (c,) = told(here / "out")["comparisons"]
-    assert (c["outcome"], c["adapter"]) == ("trade-off", None)
+    assert (c["state"], c["adapter"]) == ("trade-off", None)
     assert "--max-cost" in c["remedy"]
     assert "--take" in c["remedy"]
     assert "trade-off" in said.out

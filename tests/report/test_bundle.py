@@ -239,13 +239,13 @@ def test_a_map_made_otherwise_by_hand_is_read(mapped: Path) -> None:
 
 def test_a_report_with_verdicts_of_another_meaning_is_not_read_as_if_it_were_new(saved: Path) -> None:
     alter(saved, lambda d: d.update(format=bundle.FORMAT - 1))
-    with pytest.raises(BadInput, match=r"older trueup \(format \d\).*Run its command again"):
+    with pytest.raises(BadInput, match=r"older trueup \(format \d\).*trueup rerun .* --force"):
         bundle.read(saved)
 
 
-def test_the_outcome_stands_in_the_file(saved: Path) -> None:
+def test_the_state_stands_in_the_file(saved: Path) -> None:
     told = json.loads((saved / "findings.json").read_text())["comparisons"]
-    assert [(c["outcome"], c["before"]["verdict"]) for c in told] == [
+    assert [(c["state"], c["before"]["verdict"]) for c in told] == [
         ("repaired", "found"), ("found", "found"),
     ]  # fmt: skip
 

@@ -32,6 +32,7 @@ class Corpus:
         cluster: (n,) int64; rows of equal number are not independent of each other (`trueup.corpus.clusters`). Left out: rows
             of equal text. A part of a corpus keeps the numbers of the whole.
         origin: of a data set of the hub its ``id``, ``config``, ``split`` and ``revision``, as far as they are known; else empty.
+        guessed: nobody stated the order of `classes`: they are the words that were found as labels, in natural order.
     """
 
     text: Sequence[str]
@@ -44,6 +45,7 @@ class Corpus:
     notes: tuple[str, ...] = ()
     cluster: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     origin: Mapping[str, str] = field(default_factory=dict)
+    guessed: bool = False
 
     def __post_init__(self) -> None:
         if len(self.cluster) != len(self.text):
@@ -79,7 +81,7 @@ class Corpus:
         if not len(chosen):
             raise BadInput(
                 f"'{self.name}' has no {split} examples, and they are needed here. Add some and say '{split}' in the column of "
-                "`--split`, or leave that out to have all rows split by trueup."
+                "`--split`, or leave `--split` and `--held-out` out to have all rows split by trueup."
             )
         return chosen
 
@@ -94,7 +96,7 @@ class Corpus:
         if unknown:
             raise BadInput(self._unknown(unknown, classes))
         place = np.array([classes.index(c) if c in classes else -1 for c in self.classes], dtype=np.int64)
-        return replace(self, label=place[self.label], classes=classes)
+        return replace(self, label=place[self.label], classes=classes, guessed=False)
 
     def _unknown(self, unknown: Sequence[str], classes: Sequence[str]) -> str:
         found = f"'{self.name}' has labels that the classifier's head does not know: {listing(unknown)}. "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 
 from trueup.corpus.adopt import table_of
 from trueup.corpus.clusters import check_leak, cluster_column, clusters, same_key
-from trueup.corpus.corpus import Corpus
+from trueup.corpus.corpus import SPLITS, Corpus
 from trueup.corpus.files import data_file, read_file
 from trueup.corpus.hub import PART, hub_table, saved_to_disk
 from trueup.corpus.split import (
     FRACTIONS,
     POOL_FRACTIONS,
+    TEST_NAMES,
     check_split,
     complete,
     named_split,
@@ -24,7 +26,7 @@ from trueup.corpus.split import (
     stratified_subset,
 )
 from trueup.corpus.table import Table
-from trueup.corpus.values import group_column, label_column, text_column
+from trueup.corpus.values import absent, group_column, label_column, text_column
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.store.inputs import path_of
 
@@ -41,6 +43,8 @@ def read(
     attributes: Sequence[str] = (),
     cluster: str | None = None,
     split: str | None = None,
+    held_out: bool = False,
+    test: str | Path | Any = None,
     allow_leak: bool = False,
     seed: int = 0,
     fractions: Sequence[float] | None = None,
@@ -70,6 +74,11 @@ def read(
             stratified by class, by `seed`, and a cluster always into one split. A source that names only one
             held-out part has it divided into calibration and test; one that names no training part has no ``train``
             examples, which an audit does without.
+        held_out: the model was trained on no row, so none is set aside as ``train``: half calibrates and half tests. With `test`
+            all rows of `source` calibrate.
+        test: a file or an object as `source`, with the same columns. Its rows test, and those of `source` are ``train``; as no
+            other part is held out, half of the rows of `test` calibrate. Where `split` names calibration rows of `source`, or
+            with `held_out`, all of `test` test.
         allow_leak: read data whose given splits share clusters, which is refused otherwise.
         fractions: shares of train, calibration and test. Default: 0.6, 0.2, 0.2; with `answers` 0.4, 0.3, 0.3.
         classes: class names in the order of the classifier's logits. Default: the names that the source carries (a
@@ -89,12 +98,19 @@ def read(
     attributes = (attributes,) if isinstance(attributes, str) else tuple(attributes)
     fractions = fractions or (POOL_FRACTIONS if answers else FRACTIONS)
     _check_options(text, label, second, fractions, limit, seed)
+    _check_held_out(held_out, test is not None, split, answers)
     name = str(source) if isinstance(source, str | Path) else ""
     if name.startswith("task:"):
-        return _task(name, second, attributes, cluster, split, hub_split, classes, seed, limit, progress)
+        given = {"held_out": held_out, "test": test is not None}
+        return _task(name, second, attributes, cluster, split, hub_split, classes, seed, limit, progress, given)
     wanted = [c for c in (text, label, second, cluster, split, *attributes) if c]
     table, named, natural, name, told = _found(source, name, wanted, text, label, hub_split, seed, progress)
-    given = split or named
+    given = split or (None if held_out or test is not None else named)
+    own = len(table)
+    if test is not None:
+        _check_columns(table, [c for c in (text, label, second, cluster, *attributes, given) if c])
+        table, tested = _with_test(table, test, [c for c in wanted if c != split], given, text, label)
+        name = f"{name} and {tested}"
     attributes = attributes or tuple(a for a in natural if a not in (text, label, second))
     _check_columns(table, [c for c in (text, label, second, cluster, *attributes, given) if c])
 
@@ -110,7 +126,7 @@ def read(
         together = cluster_column(table, cluster, texts, seconds, (text, label, second))
     else:
         together = clusters(texts, seconds)
-    parts = named_split(table, given) if given else None
+    parts = _parts(table, given, own, held_out)
     if parts is not None and not allow_leak:
         check_leak(together, parts, table.source)
 
@@ -131,11 +147,90 @@ def read(
         groups = {a: v[kept] for a, v in groups.items()}
         parts = None if parts is None else parts[kept]
     if parts is None:
-        parts = split_rows(together.tolist(), stratum, seed=seed, fractions=fractions)
-        check_split(parts, None if answers else label_index, together, table)
+        names = SPLITS[1:] if held_out else SPLITS
+        shares = (0.5, 0.5) if held_out else fractions
+        parts = split_rows(together.tolist(), stratum, seed=seed, fractions=shares, names=names)
+        check_split(parts, None if answers else label_index, together, table, names)
     else:
         parts = complete(parts, together.tolist(), stratum, seed, fractions)
-    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together, table.origin)
+    stated = classes is not None or label in table.names or label in table.order
+    guessed = not (answers or stated or all(c.isdigit() or c in ("True", "False") for c in class_names))
+    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together, table.origin, guessed)
+
+
+def check_source(name: str, wanted: Sequence[str], most: int) -> None:
+    """Raises BadInput where `name` is of no data or, in a file of at most `most` bytes, a column is missing. A hub id passes."""
+    if name.startswith("task:"):
+        from trueup.corpus import tasks
+
+        tasks.find(name)
+    elif name.startswith("embedded:"):
+        from trueup.corpus import embedded
+
+        embedded.find(name)
+    elif not name.startswith(SHIPPED):
+        folder = Path(name).expanduser()
+        saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
+        path = None if saved else data_file(name)
+        if path is not None and path.stat().st_size <= most:
+            _check_columns(read_file(path, wanted), wanted)
+
+
+def _check_held_out(held_out: bool, test: bool, split: str | None, answers: bool) -> None:
+    if held_out and split:
+        raise BadInput(
+            f"The split column '{split}' says which rows were trained on, and held_out (`--held-out`) says that none was. "
+            "Leave one of them out."
+        )
+    if answers and (held_out or test):
+        raise BadInput(
+            "held_out and test (`--held-out`, `--test`) say which rows a classifier was not trained on. A few-shot prompt shows "
+            "rows as its demonstrations; leave them out, or name the parts with a split column."
+        )
+
+
+def _with_test(
+    table: Table, test: Any, wanted: Sequence[str], given: str | None, text: str, label: str
+) -> tuple[Table, str]:
+    """The rows of `table`, then those of `test`, and what the latter is called. Messages name the file of each row."""
+    name = str(test) if isinstance(test, str | Path) else ""
+    if isinstance(test, str | Path) and data_file(test) is None:
+        raise BadInput(
+            f"--test names a file with rows to test on (csv, tsv, json, jsonl, parquet), and '{name}' is none. Correct the path."
+        )
+    more, parted, _, name, _ = _found(test, name, wanted, text, label, None, 0, False)
+    if parted is not None:
+        raise BadInput(f"{more.source} has parts of its own; give the one that tests.")
+    _check_columns(more, wanted)
+    if table.names.get(label) != more.names.get(label) or table.order.get(label) != more.order.get(label):
+        raise BadInput(
+            f"{table.source} and {more.source} name the classes of '{label}' differently. Give both with the same names in the "
+            "same order, or both as plain words."
+        )
+    named = [f"{n} of {more.source}" for n in more.at]
+    at = [*table.at, *named] if table.unit == more.unit else [f"{table.unit} {n}" for n in table.at]
+    at = at if table.unit == more.unit else [*at, *(f"{more.unit} {n}" for n in named)]
+    columns = {c: [*table.columns[c], *more.columns[c]] for c in wanted}
+    if given:
+        columns[given] = [*table.columns[given], *["test"] * len(more)]
+        if any(str(v).strip().lower() in TEST_NAMES for v in table.columns[given] if not absent(v)):
+            raise BadInput(
+                f"{table.source}, column '{given}': some rows say test, and --test names {more.source} to test on. Leave one of "
+                "them out."
+            )
+    source = f"{table.source} and {more.source}"
+    unit = table.unit if table.unit == more.unit else "row"
+    every = list(dict.fromkeys([*table.every, *more.every]))
+    return Table(columns, at, unit, source, table.names, every, table.order, table.origin), name
+
+
+def _parts(table: Table, given: str | None, own: int, held_out: bool) -> np.ndarray | None:
+    """(n,) of `SPLITS` where they are given: by a column, or as the first `own` rows and those of a file to test on."""
+    if given:
+        return named_split(table, given)
+    if own == len(table):
+        return None
+    return np.array(["calibration" if held_out else "train"] * own + ["test"] * (len(table) - own), dtype="U11")
 
 
 def demonstrations(path: str | Path, *, text: str = "text", label: str = "label") -> list[tuple[str, str]]:
@@ -165,11 +260,18 @@ def demonstrations(path: str | Path, *, text: str = "text", label: str = "label"
 
 def _task(
     name: str, second: str | None, attributes: Sequence[str], cluster: str | None, split: str | None, hub_split: str | None,
-    classes: Sequence[str] | None, seed: int, limit: int | None, progress: bool,
+    classes: Sequence[str] | None, seed: int, limit: int | None, progress: bool, more: Mapping[str, bool],
 ) -> Corpus:  # fmt: skip
     from trueup.corpus import tasks
 
-    given = {"second": second, "attributes": attributes, "cluster": cluster, "split": split, "hub_split": hub_split}
+    given = {
+        "second": second,
+        "attributes": attributes,
+        "cluster": cluster,
+        "split": split,
+        "hub_split": hub_split,
+        **more,
+    }
     if named := [k for k, v in given.items() if v]:
         raise BadInput(
             f"'{name}' is an in-context task, which brings its own queries, answers and splits; leave {listing(named)} out."
@@ -224,6 +326,9 @@ def _check_options(
             f"The fractions {tuple(fractions)} cannot be used; give three numbers above 0 that sum to 1, for train, "
             "calibration and test, such as 0.6 0.2 0.2."
         )
+    for name, value in (("limit", limit), ("seed", seed)):
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+            raise BadInput(f"The {name} is {value!r} ({type(value).__name__}); give a whole number.")
     if limit is not None and limit < 1:
         raise BadInput(f"The limit is {limit}; give the number of rows to keep, 1 or more.")
     if seed < 0:

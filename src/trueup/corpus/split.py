@@ -19,6 +19,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 """What a split column or a hub split may be called, in lower case, and which split that is."""
+TEST_NAMES = frozenset(k for k, v in SPLIT_NAMES.items() if v == "test")
 
 
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -28,16 +29,17 @@ POOL_FRACTIONS = (0.4, 0.3, 0.3)
 
 
 def split_rows(
-    keys: Sequence[Any], label: np.ndarray, *, seed: int, fractions: Sequence[float] = FRACTIONS
-) -> np.ndarray:
-    """(n,) of `SPLITS`: stratified by `label`, the same for the same seed, rows of equal key never apart.
+    keys: Sequence[Any], label: np.ndarray, *, seed: int, fractions: Sequence[float] = FRACTIONS,
+    names: Sequence[str] = SPLITS,
+) -> np.ndarray:  # fmt: skip
+    """(n,) of `names`, which are some of `SPLITS`: stratified by `label`, the same for the same seed; equal keys are never apart.
 
     Keys can be sorted; what is drawn goes by them, and depends neither on the rows' order nor on what the classes are called.
 
-    Where no key repeats, a split holds its fraction of each class to within one row; a class with three keys or more
-    is in all three splits, a smaller one goes to train first and test next.
+    Where no key repeats, a split holds its fraction of each class to within one row; a class with as many keys as there are
+    splits is in each, a smaller one goes to train first and test next.
     """
-    return _assign(keys, label, SPLITS, fractions, seed)
+    return _assign(keys, label, names, fractions, seed)
 
 
 def stratified_subset(stratum: np.ndarray, size: int, seed: int, key: Sequence[Any] | None = None) -> np.ndarray:
@@ -92,22 +94,25 @@ def complete(
     return parts
 
 
-def check_split(parts: np.ndarray, label: np.ndarray | None, cluster: np.ndarray, table: Table) -> None:
-    """Raises BadInput unless two classes or more are in all three splits; without labels, unless all three have rows."""
+def check_split(
+    parts: np.ndarray, label: np.ndarray | None, cluster: np.ndarray, table: Table, names: Sequence[str] = SPLITS
+) -> None:
+    """Raises BadInput unless two classes or more are in all splits of `names`; without labels, unless all have rows."""
+    many = {2: "two", 3: "three"}[len(names)]
     if label is None:
-        if len(set(parts)) < len(SPLITS):
+        if len(set(parts)) < len(names):
             n = len(np.unique(cluster))
             raise BadInput(
-                f"{table.source} has {n} different text{'s' * (n != 1)}, too few for three splits; 3 is the least. Give more "
-                "rows, or a larger limit."
+                f"{table.source} has {n} different text{'s' * (n != 1)}, too few for {many} splits; {len(names)} is the least. "
+                "Give more rows, or a larger limit."
             )
         return
-    whole = [c for c in np.unique(label) if len(set(parts[label == c])) == len(SPLITS)]
+    whole = [c for c in np.unique(label) if len(set(parts[label == c])) == len(names)]
     if len(whole) < 2:
         counts = [0, *sorted(len(np.unique(cluster[label == c])) for c in np.unique(label))]
         raise BadInput(
-            f"{table.source} has too few rows for three splits ({len(label)} rows, and {counts[-2]} different texts or "
-            "clusters in the second largest class; 3 is the least). Give more rows, or a larger limit."
+            f"{table.source} has too few rows for {many} splits ({len(label)} rows, and {counts[-2]} different texts or "
+            f"clusters in the second largest class; {len(names)} is the least). Give more rows, or a larger limit."
         )
 
 

@@ -172,7 +172,7 @@ def label_column(
         if all(_WHOLE.fullmatch(s) or _WHOLE_FLOAT.fullmatch(s) for s in said):
             said = [_WHOLE_FLOAT.sub(r"\1", s) for s in said]
         said, names = said[: len(values)], said[len(values) :] or None
-    found = set(said)
+    found, placed = set(said), ()
     if classes is None:
         order = tuple(names) if names is not None else tuple(sorted(found, key=natural_order))
         if names is not None and len(set(names)) < len(names):
@@ -181,12 +181,19 @@ def label_column(
         order = tuple(str(c) for c in classes)
         if len(set(order)) < len(order):
             raise BadInput(f"The classes {listing(order)} name one class twice; name each once.")
+        places = not answers and not found & set(order) and all(s.isascii() and s.isdigit() for s in found)
+        if places and all(int(s) < len(order) for s in found):
+            pairs = ", ".join(f"{s} is '{order[int(s)]}'" for s in sorted(found, key=int))
+            placed = (f"Labels that are numbers were read as places among the classes that you gave: {pairs}.",)
+            said = [order[int(s)] for s in said]
         unknown = [i for i, s in enumerate(said) if s not in order]
         if unknown:
             first = said[unknown[0]]
             raise BadInput(
                 f"{here}: '{first}' in {table.where(unknown, 3)} is none of the classes {listing(order)}."
-                f"{did_you_mean(first, order)} Correct the label, or name it as a class."
+                f"{did_you_mean(first, order)} "
+                + ("Numbers are read as places among the classes, counted from 0. " if places else "")
+                + "Correct the label, or name it as a class."
             )
     stated_by_none = classes is None and names is None
     if stated_by_none and not answers and len(found) > 100 and len(found) > len(said) / 2:
@@ -194,7 +201,7 @@ def label_column(
             f"{here}: {len(found)} different labels in {len(said)} rows, so it does not hold classes. Name the label "
             f"column; the columns are {listing(table.every)}."
         )
-    notes = ()
+    notes: tuple[str, ...] = placed
     if stated_by_none and (words := [s for s in said if s in WORDS]):
         notes = (
             f"{_told(column, words, values)} was read as {'an answer' if answers else 'a class'} of that name. Where a missing "

@@ -4,7 +4,7 @@
 findings.json                       the comparisons, example tables, provenance and notes
 samples/<fault>-<before|after>.npz  per-example arrays, in the audited corpus' order
 job.json                            the job that makes this folder again
-cost.json                           the most memory that the run held, which is another at each run
+run.json                            when it ran, how long, and the most memory it held: another at each run
 crash-<fault>.txt                   the traceback of a fault whose examination or repair crashed
 ```
 """
@@ -31,8 +31,10 @@ from trueup.report import words
 from trueup.report.values import plain, untag
 from trueup.store.schema import plain_bytes
 
-FORMAT = 3
-COST = "cost.json"
+FORMAT = 4
+"""Of ``findings.json``: its schema (`trueup schema`, report/findings.schema.json) has this number. It rises when a key changes."""
+RUN = "run.json"
+"""When a check ran and what it took. Apart from ``findings.json``, which is the same to the byte where nothing else differs."""
 MOST_EXAMPLES = 200
 
 _UNREADABLE = (
@@ -58,11 +60,13 @@ class Report:
         notes: sentences about the run ("The batch was halved after running out of memory.").
         warnings: sentences that a reader must see before any figure.
         crashes: fault name -> traceback of its crash, which cost no other fault its finding.
-        peak_bytes: the most memory that the run held; 0 where it is not known. It is no part of what two reports are compared by.
         data: what was examined: ``splits``; ``attributes``; ``rows``, each a class, the values of the attributes, and the number
             of examples in each split; ``more`` rows that are left out; ``samples``, dicts of a text, its label and its attributes.
         previous: the check that this one replaced in its folder: ``page`` and, in ``changes``, a dict for each fault of both with
             ``fault``, ``title``, ``then``, ``now``, ``paired`` and a ``difference`` of the severities. Empty where there was none.
+        run: when it ``began`` and ``ended`` (UTC, ISO 8601), how many ``seconds`` it took, and the most memory that it held
+            (``peak_bytes``; 0 where that is not known); of a run that was resumed, the last part. Two reports that differ in it
+            alone are equal.
 
     The page also shows these keys of a finding's own provenance, when they are there: ``title``, ``question``,
     ``paper`` (text; an arXiv number in it becomes a link), ``departures`` (a sentence or a list of them).
@@ -80,9 +84,9 @@ class Report:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     crashes: Mapping[str, str] = field(default_factory=dict)
-    peak_bytes: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
     previous: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def unexamined(self) -> dict[str, str]:
@@ -121,7 +125,8 @@ class Report:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Report):
             return NotImplemented
-        if plain(_payload(self)) != plain(_payload(other)) or plain(self.job) != plain(other.job):
+        mine, theirs = (plain(_payload(r)) for r in (self, other))
+        if mine != theirs or plain(self.job) != plain(other.job):
             return False
         mine, theirs = _samples(self), _samples(other)
         return mine.keys() == theirs.keys() and all(_same(mine[k], theirs[k]) for k in mine)
@@ -143,28 +148,105 @@ class Report:
         lines = [f"Report: {self.title}"]
         for c in self.comparisons:
             told = [words.interval(f) for f in (c.before, c.after) if f is not None]
-            lines.append(f"  {c.before.fault}: {c.outcome}, severity {' to '.join(told)}")
+            lines.append(f"  {c.before.fault}: {words.state_of(c)}, severity {' to '.join(told)}")
         lines += [f"  {fault}: not examined" for fault in self.unexamined]
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        """The whole page for a notebook, in a frame of its own.
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write the page and the findings to `folder`, whole or not at all; `open` reads them again. Returns the folder.
 
-        The frame is sandboxed without the notebook's origin: the page's scripts run there, and whatever they were, they could
-        not reach the notebook. The page is one attribute, so nothing of it is markup to the notebook.
+        Repaired adapters are not in it: ``trueup.check(..., save=FOLDER)`` writes those.
+
+        Raises:
+            BadInput: `folder` holds something and `force` is not given, or cannot be written. Unavailable: the disk is full.
+        """
+        from trueup.report import html
+        from trueup.store.atomic import new_folder, write_text
+
+        bare = replace(self, comparisons=tuple(replace(c, adapter=None) for c in self.comparisons))
+        with new_folder(folder, force=force) as new:
+            write(bare, new)
+            write_text(new / "report.html", html.page(bare))
+        return Path(folder)
+
+    @staticmethod
+    def open(folder: str | Path) -> Report:
+        """The report of a folder that `save`, `trueup.run_job` or a command wrote. Raises BadInput where it is none, or damaged."""
+        return read(folder)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for the severity and for each measure of each fault, and of what a repair should have left
+        alone (``harm``). Before and after stand side by side with their 95% intervals and their paired difference; NaN where there
+        is none. Columns: fault, state, kind (severity, measure or harm), key, title, unit, better, before, before_low, before_high,
+        after, after_low, after_high, difference, difference_low, difference_high, p.
+        """
+        import pandas as pd
+
+        def three(name: str, value: Any, low: Any, high: Any) -> dict[str, float]:
+            return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+        def row(c: Comparison, kind: str, r: words.Row) -> dict[str, Any]:
+            told = {"fault": c.before.fault, "state": words.state_of(c), "kind": kind, "key": r.key, "title": r.title}
+            told |= {"unit": r.unit, "better": r.better}
+            for name, m in (("before", r.before), ("after", r.after), ("difference", r.difference)):
+                told |= three(name, m.value, m.low, m.high) if m is not None else three(name, *[math.nan] * 3)
+            return told | {"p": r.difference.p if r.difference is not None else math.nan}
+
+        def severity(c: Comparison) -> words.Row:
+            def measure(f: Finding) -> Measure:
+                return Measure(f.severity, f.low, f.high, f.unit, "lower", "severity")
+
+            before, after = measure(c.before), None if c.after is None else measure(c.after)
+            d = c.differences.get(words.HEADLINE)
+            return words.Row(
+                words.HEADLINE, "severity", before.unit, "lower", before, after, d, words.change(d, "lower")
+            )
+
+        rows = []
+        for c in self.comparisons:
+            rows.append(row(c, "severity", severity(c)))
+            rows += [row(c, "measure", r) for r in words.rows(c)]
+            rows += [row(c, "harm", r) for r in words.harm_rows(c)]
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """A small card for a notebook, with the whole page behind a link.
+
+        The page is in a frame that is sandboxed without the notebook's origin: its scripts run there, and whatever they were, they
+        could not reach the notebook. The page is one attribute, so nothing of it is markup to the notebook.
         """
         from html import escape
 
         from trueup.report import html
 
+        cells = []
+        for c in self.comparisons:
+            after = words.interval(c.after) if c.after is not None else "–"
+            told = (
+                words.title_of(c.before),
+                words.state_of(c),
+                words.interval(c.before),
+                after,
+                words.number(c.before.threshold),
+            )
+            cells.append("".join(f"<td>{escape(t)}</td>" for t in told))
+        cells += [
+            f'<td>{escape(f)}</td><td colspan="4">not examined: {escape(w)}</td>' for f, w in self.unexamined.items()
+        ]
+        heads = "".join(f"<th>{h}</th>" for h in ("fault", "state", "severity before", "after", "threshold"))
+        card = f"<p><b>{escape(words.clean(self.title, 200))}</b></p>"
+        card += "".join(f"<p>Warning: {escape(words.clean(w, 600))}</p>" for w in self.warnings)
+        card += (
+            f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{c}</tr>' for c in cells)}</tbody></table>"
+        )
         try:
             page = html.page(self)
         except BadInput as e:
-            lines = [self.title, *(c.before.sentence for c in self.comparisons), str(e)]
-            return f"<pre>{escape(chr(10).join(lines))}</pre>"
+            return f"{card}<p>{escape(str(e))}</p>"
         return (
-            f'<iframe title="{escape(self.title)}" sandbox="allow-scripts" srcdoc="{escape(page)}" '
-            'style="width: 100%; height: 720px; border: 0; resize: vertical; overflow: auto"></iframe>'
+            f'{card}<details><summary>Open the whole page</summary><iframe title="{escape(self.title)}" loading="lazy" '
+            f'sandbox="allow-scripts" srcdoc="{escape(page)}" '
+            'style="width: 100%; height: 720px; border: 0; resize: vertical; overflow: auto"></iframe></details>'
         )
 
 
@@ -184,8 +266,8 @@ def write(report: Report, folder: Path) -> None:
     write_text(folder / "job.json", _dump(report.job))
     for name, traceback in report.crashes.items():
         write_text(folder / crash_file(name), plain(traceback))
-    if report.peak_bytes:
-        write_text(folder / COST, _dump({"peak_bytes": report.peak_bytes}))
+    if report.run:
+        write_text(folder / RUN, _dump(dict(report.run)))
 
 
 def crash_file(fault: str) -> str:
@@ -193,7 +275,7 @@ def crash_file(fault: str) -> str:
     return f"crash-{fault}.txt"
 
 
-def read(folder: Path) -> Report:
+def read(folder: str | Path) -> Report:
     """The report that `write` wrote. The folder's manifest is checked first.
 
     Raises:
@@ -201,6 +283,8 @@ def read(folder: Path) -> Report:
     """
     from trueup.store.atomic import verify
 
+    if not isinstance(folder, str | Path):
+        raise BadInput(f"A report is read from a folder, and {folder!r} names none. Give the folder's name.")
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")
@@ -216,8 +300,8 @@ def read(folder: Path) -> Report:
             raise BadInput(f"'{folder}' was written by a newer trueup (format {version}): upgrade trueup to read it.")
         if isinstance(version, int) and version < FORMAT:
             raise BadInput(
-                f"'{folder}' was written by an older trueup (format {version}), whose verdicts meant something else. Run its "
-                "command again; the report's provenance holds it."
+                f"'{folder}' was written by an older trueup (format {version}), whose findings hold other things. Run it again: "
+                f"trueup rerun {folder} --force."
             )
         if version != FORMAT:
             raise ValueError(f"unknown format {version!r}")
@@ -234,9 +318,9 @@ def read(folder: Path) -> Report:
                 for n in data["crashes"]
                 if _NAME.fullmatch(n)
             },
-            peak_bytes=_is(_load(folder / COST)["peak_bytes"], int) if (folder / COST).is_file() else 0,
             data=_is(data.get("data", {}), dict),
             previous=_is(data.get("previous", {}), dict),
+            run=_run(_load(folder / RUN)) if (folder / RUN).is_file() else {},
         )
     except TrueupError:
         raise
@@ -245,9 +329,20 @@ def read(folder: Path) -> Report:
     return report
 
 
+def _run(data: Any) -> dict[str, Any]:
+    if _is(data, dict):
+        _numbers(data["seconds"])
+        _is(data["peak_bytes"], int)
+        for key in ("began", "ended"):
+            _is(data[key], str)
+    return data
+
+
 def _damaged(folder: Path, error: Exception) -> BadInput:
     reason = f"{type(error).__name__}: {error}"
-    return BadInput(f"'{folder}' is damaged and cannot be read ({reason}). Run its job again (job.json holds it).")
+    return BadInput(
+        f"'{folder}' is damaged and cannot be read ({reason}). Run it again: trueup rerun {folder} --force."
+    )
 
 
 # ---- to JSON and back
@@ -271,7 +366,7 @@ def _payload(report: Report) -> dict[str, Any]:
                 **({"methods": [asdict(m) for m in c.methods]} if c.methods else {}),
                 "consequence": c.consequence,
                 "usage": c.usage,
-                "outcome": c.outcome,  # for who reads the file; it follows from the rest
+                "state": words.state_of(c),  # for who reads the file; it follows from the rest
             }
             for c in report.comparisons
         ],

@@ -123,7 +123,7 @@ def _render(report: Report, cell: int, points: int) -> str:
 
 
 def _peak(report: Report) -> dict[str, str]:
-    return {"peak memory": f"{report.peak_bytes / 1e6:,.0f} MB"} if report.peak_bytes else {}
+    return {"peak memory": f"{peak / 1e6:,.0f} MB"} if (peak := report.run.get("peak_bytes", 0)) else {}
 
 
 # ---- what the template shows

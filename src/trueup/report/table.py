@@ -17,8 +17,6 @@ from trueup.report.words import verdict
 
 __all__ = ["findings_table", "verdict"]
 
-WIDTH = 80
-
 SPARKS = 12
 """Most points of a line drawn as blocks."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -52,7 +50,7 @@ def findings_table(report: Report) -> RenderableType:
     the repair cost. Text from data is shown as text: no markup or escape sequence in it is obeyed.
     """
     parts: list[RenderableType] = [_text(report.title, "bold", 200)]
-    parts += [_text(f"Warning: {w}", "bold yellow", 600) for w in report.warnings]
+    parts += [_text(f"Warning: {w}", "bold red", 600) for w in report.warnings]
     parts.append(_summary(report))
     for comparison in report.comparisons:
         parts += _fault(comparison)
@@ -91,12 +89,16 @@ def _fault(comparison: Comparison) -> list[RenderableType]:
             table.add_column("after", width=8, justify="right", overflow="fold")
             table.add_column("paired difference", width=23, overflow="fold")
             table.add_column("", width=10, overflow="fold")
-        for row in measures:
+        shown = [r for r in measures if comparison.after is None or r.change not in ("same", "no clear change")]
+        for row in shown:
             if comparison.after is None:
                 table.add_row(_text(row.title), words.interval(row.before) if row.before else "–")
             else:
                 table.add_row(_text(row.title), _value(row.before), _value(row.after), *_outcome(row))
-        parts.append(table)
+        parts += [table] * bool(shown)
+        if still := len(measures) - len(shown):
+            many = "1 measure" if still == 1 else f"{still} measures"
+            parts.append(_text(f"{many} did not change beyond doubt; the page has {'it' if still == 1 else 'them'}."))
     parts += [_text(line) for line in sparklines(comparison)]
     if comparison.after is not None:
         parts.append(_text(words.harm_sentence(comparison), "", 1000))
@@ -197,7 +199,7 @@ def _spark(values: list[float], low: float, high: float) -> str:
 
 
 def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+    return Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
 
 
 def _value(m: Measure | None) -> str:

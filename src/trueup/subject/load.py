@@ -20,7 +20,7 @@ from transformers.utils import find_adapter_config_file
 from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
 from trueup.store.inputs import path_of
 from trueup.subject import adapter as files
-from trueup.subject import linear, patterns, tokens
+from trueup.subject import linear, patterns, places, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
@@ -129,7 +129,7 @@ def load(
     device = device_of(device)
     folder = adapter_folder(adapter)
     if folder is not None:
-        files.check_folder(folder, str(adapter))
+        places.check_adapter(folder, str(adapter))
     card = files.read_card(folder)
     if "score" in card:
         own = card.get("adapter")
@@ -432,20 +432,7 @@ def resolve(model: str) -> str:
 
 def read_model_config(where: str, name: str, **options: Any) -> Any:
     """The transformers config of a folder or hub id; every failure as a sentence."""
-    path = Path(where)
-    if path.is_dir() and not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            raise BadInput(
-                f"'{name}' is a PEFT adapter, not a model. Give the base model first and this folder as --adapter {name}."
-            )
-        found = sorted(p.name for p in path.iterdir())
-        if below := sorted(p.parent.name for p in path.glob("*/config.json")):
-            raise BadInput(f"'{name}' holds models in folders below it: {listing(below)}. Give one of these folders.")
-        raise BadInput(f"'{name}' holds no model: there is no config.json in it (found {listing(found, 6)}).")
-    if path.is_file():
-        raise BadInput(f"'{name}' is a file, not a model folder. Give the folder that holds its config.json.")
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise BadInput(f"There is no folder '{name}'. Check the path, or give a hub id such as 'org/name'.")
+    places.check_model(where, name)
     with quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(where, **options)
@@ -454,7 +441,7 @@ def read_model_config(where: str, name: str, **options: Any) -> Any:
             raise _explained(e, name) from e
     if with_adapter is not None:
         raise BadInput(
-            f"'{name}' holds an adapter ({files.SETTINGS}) beside the model, and transformers puts it on when it loads the model: "
+            f"'{name}' holds an adapter ({places.SETTINGS}) beside the model, and transformers puts it on when it loads the model: "
             "figures would be of the two together. Take the adapter's files into a folder of their own, and give that as --adapter."
         )
     _believable(config, where, name, options.get("revision"))
@@ -921,16 +908,11 @@ def check_template(tokenizer: Any, template: Template) -> None:
 
 def adapter_folder(adapter: str | None) -> Path | None:
     """The folder of an adapter given as a folder or a hub id (fetched into the hub's cache); None for None."""
-    if adapter is None:
-        return None
-    path = path_of(adapter)
-    if path.is_dir():
-        return path
-    if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
-        raise BadInput(f"There is no adapter folder '{adapter}'. Check the path, or give a hub id such as 'org/name'.")
+    if adapter is None or (path := places.adapter_path(adapter)) is not None:
+        return None if adapter is None else path
     from huggingface_hub import snapshot_download
 
-    wanted = ["adapter_*", f"*/{files.SETTINGS}", files.CARD, *tokens.FILES, "README.md"]
+    wanted = ["adapter_*", f"*/{places.SETTINGS}", files.CARD, *tokens.FILES, "README.md"]
     try:
         return Path(snapshot_download(adapter, allow_patterns=wanted))
     except Exception as e:

@@ -1,0 +1,86 @@
+"""Names of models and adapters, held against what lies on the disk before any library of models is loaded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from trueup.errors import BadInput, did_you_mean, listing
+from trueup.store.inputs import path_of
+
+SETTINGS = "adapter_config.json"
+"""PEFT's file of settings; a folder that has it is an adapter."""
+
+
+def check_model(where: str, name: str) -> None:
+    """Raises BadInput where the folder `where` holds no model, or is none. `name` is how the user gave it; a hub id passes."""
+    path = path_of(where)
+    if path.is_dir() and not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise BadInput(
+                f"'{name}' is a PEFT adapter, not a model. Give the base model first and this folder as --adapter {name}."
+            )
+        found = sorted(p.name for p in path.iterdir())
+        if below := sorted(p.parent.name for p in path.glob("*/config.json")):
+            raise BadInput(f"'{name}' holds models in folders below it: {listing(below)}. Give one of these folders.")
+        raise BadInput(f"'{name}' holds no model: there is no config.json in it (found {listing(found, 6)}).")
+    if path.is_file():
+        raise BadInput(f"'{name}' is a file, not a model folder. Give the folder that holds its config.json.")
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise BadInput(f"There is no folder '{name}'. Check the path, or give a hub id such as 'org/name'.")
+
+
+def adapter_path(adapter: str) -> Path | None:
+    """The folder of an adapter; None where it can only be a hub id.
+
+    Raises:
+        BadInput: there is no such folder.
+    """
+    if not isinstance(adapter, str):
+        raise BadInput(
+            f"adapter is {adapter!r} ({type(adapter).__name__}), and a folder's name or a hub id is needed. Give that."
+        )
+    path = path_of(adapter)
+    if path.is_dir():
+        return path
+    if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
+        beside = path.parent if path.parent.is_dir() else Path()
+        near = did_you_mean(path.name, sorted(p.parent.name for p in beside.glob("*/" + SETTINGS)))
+        raise BadInput(
+            f"There is no adapter folder '{adapter}'.{near} Check the path, or give a hub id such as 'org/name'."
+        )
+    return None
+
+
+def check_adapter(folder: Path, called: str) -> None:
+    """Raises BadInput when `folder` holds no adapter; it names the adapters in folders below, where there are any.
+
+    Args:
+        called: how the user gave it.
+    """
+    if (folder / SETTINGS).is_file():
+        return
+    below = sorted(
+        (p.parent.relative_to(folder) for d in (1, 2) for p in folder.glob("*/" * d + SETTINGS)), key=_in_steps
+    )
+    if below:
+        last = f"{called.rstrip('/')}/{below[-1]}"
+        here = folder.is_dir() and Path(called).expanduser().is_dir()
+        fetch = (
+            "" if here else f" Fetch it first: `hf download {called} --include '{below[-1]}/*' --local-dir {called}`."
+        )
+        raise BadInput(
+            f"'{called}' holds {len(below)} adapter{'s' * (len(below) > 1)} in folders below it: {listing(below)}. Give "
+            f"{'that folder' if len(below) == 1 else 'one of these folders'}: --adapter {last}.{fetch}"
+        )
+    found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
+    raise BadInput(
+        f"'{called}' is no PEFT adapter: it has no {SETTINGS} (found {listing(found)}). "
+        "Give the folder that `save_pretrained` or `trueup tune` wrote."
+    )
+
+
+def _in_steps(folder: Path) -> tuple[Any, ...]:
+    """A key under which ``checkpoint-60`` comes before ``checkpoint-120``."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", str(folder)))
