@@ -104,7 +104,9 @@ def _render(report: Report, cell: int, points: int) -> str:
         title=words.clean(report.title, 200),
         top=_top(report, faults),
         faults=faults,
-        unexamined=[(words.clean(k.replace("_", " "), 80), words.clean(v[:1].upper() + v[1:], 600)) for k, v in missing.items()],
+        unexamined=[
+            (words.clean(k.replace("_", " "), 80), words.clean(v[:1].upper() + v[1:], 600)) for k, v in missing.items()
+        ],
         data=_data(report.data),
         previous=_previous(report.previous),
         notes=[words.clean(n, 1000) for n in report.notes if not _UNEXAMINED.fullmatch(n)],
