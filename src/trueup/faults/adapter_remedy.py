@@ -69,7 +69,11 @@ class Adapted(Remedy):
         return folder
 
     def usage(self, folder: str) -> str:
-        return _few_shot(self, ()).code if _shots(self.card) else predict_script.usage(folder, self.card)
+        if not _shots(self.card):
+            return predict_script.usage(folder, self.card)
+        base, here = predict_script.literal(str(self.card["base"])), predict_script.literal(folder)
+        given = 'demonstrations, query = [("a text", "its answer"), ...], "a text to be answered"'
+        return f"BASE, FOLDER = {base}, {here}\n{given}\n{_few_shot(self, ()).code}"
 
     def describe(self) -> str:
         return str(self.card["describe"])
