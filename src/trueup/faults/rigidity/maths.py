@@ -59,7 +59,7 @@ def signature(
     Args:
         first: total variation in layer 0, the largest mean over heads. It alone is exact for a prompt in any number type.
         change: (L,) the same of what each layer does by itself, on the base's inputs.
-        residual: of layer 0 (`run.trace.Trace`). mass: largest mean attention on virtual tokens over layers and heads.
+        residual: of layer 0 (`run.attention_change.Trace`). mass: largest mean attention on virtual tokens over layers and heads.
         virtual: virtual tokens, 0 for an adapter of weights.
         inside: whether the answer is read at a virtual token, which looks at the text itself.
         elsewhere: what the adapter changes outside of the layers that are looked at; empty for nothing.
