@@ -211,7 +211,13 @@ class Watch:
     def within(cls, event: str, name: Any) -> None:
         if isinstance(name, int):
             return
-        path = os.path.realpath(os.fsdecode(name))
+        path = os.path.abspath(os.fsdecode(name))
+        # A link that is removed or renamed is what its name says; what is written to goes where it leads.
+        path = (
+            os.path.realpath(path)
+            if event == "open"
+            else os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        )
         if not path.startswith((str(cls.inside), "/dev/null", "/dev/tty")) and "__pycache__" not in path:
             cls.seen.append(f"{event} {path}")
 

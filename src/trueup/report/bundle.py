@@ -468,7 +468,10 @@ def _chart(chart: Chart) -> None:
         _numbers(
             *(y for y in s.y if y is not None or chart.kind != "heat"), *(s.cut or ())
         )  # a map's cell may be empty
-        _numbers(*(v for v in (*(s.low or ()), *(s.high or ()), *s.x) if v is not None and not isinstance(v, str)))
+        _numbers(
+            *(v for v in (*(s.low or ()), *(s.high or ())) if v is not None),
+            *(v for v in s.x if not isinstance(v, str)),
+        )
         for other in (s.x, s.low, s.high, s.cut):
             if other is not None and len(other) != len(s.y):
                 raise ValueError(f"the chart '{chart.key}' has columns of unequal length")

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trueup.errors import BadInput
 
@@ -157,16 +157,26 @@ def parsed(path: Path, otherwise: str, **options: Any) -> Any:
         raise BadInput(f"'{path}' cannot be read ({e.strerror or e}). {otherwise}") from e
 
 
+def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
+    """A plain file, open for reading. A pipe that nobody writes to would be waited for.
+
+    Raises:
+        ValueError: it is something else. OSError: it cannot be read.
+    """
+    f = open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+        f.close()
+        raise ValueError("it is no plain file")
+    return f
+
+
 def plain_bytes(path: Path) -> bytes:
     """The bytes of a plain file of at most `MOST_BYTES`.
 
     Raises:
         ValueError: it is something else, such as a pipe that nobody writes to, or longer. OSError: it cannot be read.
     """
-    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as f:
-        found = os.fstat(f.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is no plain file")
+    with open_plain(path) as f:
         raw = f.read(MOST_BYTES + 1)
     if len(raw) > MOST_BYTES:
         raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trueup.store import atomic
+from trueup.store import atomic, schema
 
 SEAL = hashlib.sha256().digest_size
 PIECE = 1 << 20
@@ -55,11 +54,12 @@ def open_file(path: str | os.PathLike[str], name: str) -> Iterator[BinaryIO]:
     Raises:
         FileNotFoundError: there is none. Spoilt: it is another, or not as it was written.
     """
-    # A pipe that nobody writes to would be waited for.
-    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        if not stat.S_ISREG((found := os.fstat(file.fileno())).st_mode):
-            raise Spoilt(f"'{path}' is no plain file.")
-        left = found.st_size - SEAL
+    try:
+        opened = schema.open_plain(path)
+    except ValueError as e:
+        raise Spoilt(f"'{path}' is no plain file.") from e
+    with opened as file:
+        left = os.fstat(file.fileno()).st_size - SEAL
         sum_ = _begun(name)
         while left > 0 and (piece := file.read(min(PIECE, left))):
             sum_.update(piece)

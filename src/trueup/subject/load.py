@@ -677,7 +677,7 @@ def _files(where: str) -> tuple[Any, ...]:
     """What tells a model's folder from the same folder written again."""
     folder = Path(where)
     return (
-        tuple(sorted((p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in folder.iterdir()))
+        tuple(sorted((p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in folder.iterdir() if p.exists()))
         if folder.is_dir()
         else ()
     )

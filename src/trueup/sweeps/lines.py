@@ -16,6 +16,7 @@ import yaml
 
 from trueup.errors import BadInput
 from trueup.report.words import clean
+from trueup.store.schema import open_plain
 
 MOST_BYTES = 10_000_000
 """The largest file that is read: a sweep is written by hand or by a short script."""
@@ -77,19 +78,22 @@ def read(path: Path) -> At:
         BadInput: there is no such file, or it is no YAML, or a key stands twice; with the line.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
+        with open_plain(path) as f:
+            raw = f.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
             raise BadInput(
                 f"'{path}' is larger than {MOST_BYTES // 1_000_000} MB, so it is no sweep. Give the YAML file of one."
             )
-        text = path.read_bytes().decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise BadInput(f"There is no file '{path}'. Check the path; a sweep is a YAML file.") from None
     except UnicodeDecodeError as e:
         raise BadInput(
             f"'{path}' is not UTF-8 text (byte {e.start}), so it is no sweep. Give the YAML file of one."
         ) from e
-    except OSError as e:
-        raise BadInput(f"'{path}' cannot be read ({e.strerror}). Give a file that you may read.") from e
+    except (OSError, ValueError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise BadInput(f"'{path}' cannot be read ({why}). Give a file that you may read.") from e
     loader: Any = None
     try:
         loader = _Loader(text)
