@@ -242,8 +242,8 @@ def repair(
         )
     if subject.quantised:
         raise Unsupported(
-            "The repair reads and scales the weights of single units, and this base keeps its weights in fewer bits. Give the base in "
-            "full (leave --quantize out), or in --dtype bfloat16."
+            "The repair reads and scales the weights of single units, and this base keeps its weights in fewer bits. Give the base "
+            "in full (leave --quantize out), or in --dtype bfloat16."
         )
     if take not in ("", UNITS, HEADS):
         raise BadInput(
