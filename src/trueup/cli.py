@@ -775,6 +775,15 @@ def bench_speed(
             raise typer.Exit(3)
 
 
+@bench.command("cost")
+def bench_cost(out: Out, force: Force = False, quiet: Quiet = False) -> None:
+    """Time and memory of a pass at shapes up to 1B, of random weights, in float32, bfloat16 and 4 bits, and the law of them."""
+    with _sentences():
+        from trueup.experiments import cost
+
+        _bench(cost, cost.Settings(), out, force, quiet)
+
+
 class Preset(StrEnum):
     """Sizes of an experiment."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,9 @@ def test_bitsandbytes_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "torchao", "hqq"])
 def test_a_checkpoint_whose_quantisation_needs_a_package(method: str, made: Any, tmp_path: Path):
-    """A folder that says it is quantised so; of these packages none is in this environment."""
+    """A folder that says it is quantised so."""
+    if importlib.util.find_spec({"gptq": "gptqmodel", "awq": "gptqmodel"}.get(method, method)):
+        pytest.skip("The package is installed here.")
     base, _ = made("llama")
     for file in base.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -332,3 +335,43 @@ def test_units_of_a_quantised_base_are_not_scaled(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(type(subject), "quantised", True)
     with pytest.raises(Unsupported, match=r"keeps its weights in fewer bits\. Give the base in full"):
         fault.repair(subject, data, finding, seed=0)
+
+
+def test_the_report_says_how_the_base_is_kept(made: Any, tmp_path: Path):
+    base, _ = made("llama")
+    assert room.laid(load(str(base), classes=CLASSES, device="cpu")) == {}
+    away = load(str(base), classes=CLASSES, device_map=str(layout("llama", base, tmp_path)))
+    assert room.laid(away)["device map"]["disk"] == "2 parts"
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: trueup[quantize]")
+    eight = load(str(base), classes=CLASSES, device="cpu", quantize="8bit")
+    assert room.laid(eight) == {"quantisation": "bitsandbytes 8 bits"}
+
+
+@pytest.mark.parametrize("way", ["folder", "live"])
+def test_weights_of_torchao(way: str, made: Any, tmp_path: Path):
+    """A weight that is several tensors: it is examined, told from another, and left as it is."""
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    base, _ = made("llama")
+    settings = transformers.TorchAoConfig(quantization.Int8WeightOnlyConfig(), modules_to_not_convert=["score"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    with quiet():
+        net = transformers.AutoModelForSequenceClassification.from_pretrained(
+            base, quantization_config=settings, dtype=torch.float32
+        ).eval()
+    net.config.pad_token_id = 0
+    with torch.no_grad():
+        want = np.concatenate([net(**tokenizer(t, return_tensors="pt")).logits.numpy() for t in TEXT])
+    if way == "folder":
+        net.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        subject = load(str(tmp_path), classes=CLASSES, device="cpu")
+    else:
+        subject = load(net, tokenizer=tokenizer, classes=CLASSES)
+    assert subject.quantised
+    same(predict(subject, corpus()).logits, want, torch.float32)
+    before = subject.fingerprint
+    assert before != load(str(base), classes=CLASSES, device="cpu").fingerprint
+    weight: Any = subject.base.get_submodule("model.layers.0.mlp.down_proj").weight
+    with torch.no_grad():
+        weight.qdata[0, 0] += 1
+    assert subject.fingerprint != before, "the control: one number of one of its tensors is another model"

@@ -658,3 +658,29 @@ def test_methods_are_rows_and_their_table_is_that_of_the_bench(made, tmp_path, m
     assert "softmax response" in said
     assert "2 seeds" in said
     assert (tmp_path / "copy" / "out" / "overconfidence.md").is_file()
+
+
+def test_a_base_in_fewer_bits_needs_less_memory(world, monkeypatch):
+    from trueup.subject.size import Size
+    from trueup.sweeps import cost
+    from trueup.sweeps.plan import cells_of
+
+    monkeypatch.setattr(cost, "_size", lambda model, revision: Size(10**9, 9 * 10**8))
+    monkeypatch.setattr(cost, "free", lambda: 3 * 10**9)
+    asked = {
+        "": 4.0,
+        "dtype: float32": 4.0,
+        "dtype: bfloat16": 2.0,
+        "dtype: auto": 2.0,
+        "quantize: 8bit": 1.0,
+        "quantize: 4bit": 0.5,
+    }
+    for line, size in asked.items():
+        text = AUDITS.replace("{model: bert", f"{{{line}, model: bert") if line else AUDITS
+        cell = cells_of(sweep_file(world, text))[0]
+        if size > 3:
+            with pytest.raises(BadInput, match=f"needs {size:.1f} GB for its weights alone"):
+                cost.fits(cell)
+        else:
+            cost.fits(cell)
+    cost.fits(cells_of(sweep_file(world, AUDITS.replace("{model: bert", "{device_map: auto, model: bert")))[0])

@@ -37,6 +37,7 @@ from trueup.subject.linear import map_of
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, head_layer
+from trueup.subject.weights import inside, numbers
 
 
 def adopt(
@@ -64,7 +65,7 @@ def adopt(
     """
     _check_kind(model)
     base, settings = _opened(model)
-    files.check_numbers(dict(base.named_parameters()), f"This {type(base).__name__}")
+    files.check_numbers(numbers(base), f"This {type(base).__name__}")
     what = type(base).__name__
     chosen = door.template_of(template, verbaliser, shots, chat)
     causal = what in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or what.endswith(("ForCausalLM", "LMHeadModel"))
@@ -293,7 +294,7 @@ def _same_weights(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy,
                 there, here = saved.get_tensor(key), live[name].detach()
                 if there.shape != here.shape:
                     continue
-                if not torch.equal(there.to(here.dtype), here.cpu()):
+                if len(inside(here)) > 1 or not torch.equal(there.to(here.dtype), here.cpu()):
                     return False
                 compared.add(name)
     return bool(compared) and (carried or head <= compared)

@@ -121,6 +121,20 @@ def fresh(
     )
 
 
+def random_prompt(subject: Subject, tokens: int) -> Subject:
+    """A classifier behind a soft prompt of so many random tokens: for times, not for answers."""
+    from trueup.subject import adapter as files
+    from trueup.subject.swap_adapter import wear
+
+    config = Prompt(tokens).config(subject.anatomy, subject.anatomy.sizes(subject.base.config))
+    config.task_type = peft.TaskType.SEQ_CLS  # type: ignore[assignment]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tensors = {"prompt_embeddings": torch.randn(tokens, config.token_dim) * 0.02}  # type: ignore[attr-defined]
+    tensors[f"base_model.{subject.anatomy.head}.weight"] = subject.own_head().weight
+    return wear(subject, files.settings_of(subject, config), tensors)
+
+
 def beside(subject: Subject, recipe: Recipe, *, seed: int) -> Subject:
     """A new adapter of the given kind on the subject's own base, for the same classes and read the same way, to be trained.
 

@@ -15,7 +15,7 @@ def copy_of(model: nn.Module, shared: dict[int, Any] | None = None) -> Any:
     Nothing that happens to the copy is seen by `model`. bitsandbytes moves what it keeps beside a quantised weight (scales,
     the weight itself) when a layer runs, so each copy gets a record of its own, of the same tensors.
     """
-    known: dict[int, Any] = {id(p): p if type(p) is nn.Parameter else _own_weight(p) for p in model.parameters()}
+    known: dict[int, Any] = {id(p): p if _plain(p) else _own_weight(p) for p in model.parameters()}
     known |= {id(b): b for b in model.buffers()} | (shared or {})
     kept = [
         v for m in model.modules() for v in vars(m).values() if hasattr(v, "__dict__") and not isinstance(v, nn.Module)
@@ -51,6 +51,11 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 def whole_batches(model: nn.Module) -> bool:
     """Whether an example's result may depend on its neighbours: LLM.int8 looks for outliers over the whole batch."""
     return any(type(m).__name__ == "Linear8bitLt" for m in model.modules())
+
+
+def _plain(weight: nn.Parameter) -> bool:
+    """Whether nothing beside a weight changes when its layer runs: a parameter of torch's own, or torchao's of several tensors."""
+    return type(weight) is nn.Parameter or hasattr(weight, "__tensor_flatten__")
 
 
 def _own_weight(weight: nn.Parameter) -> nn.Parameter:

@@ -21,7 +21,7 @@ from trueup.subject.anatomy import Anatomy
 from trueup.subject.few_shot_tokens import first_tokens, wording
 from trueup.subject.linear import active, map_of
 from trueup.subject.template import Shots, Template
-from trueup.subject.weights import Weights, device_in, offloaded
+from trueup.subject.weights import Weights, device_in, inside, offloaded
 
 Confidence = Callable[[np.ndarray], np.ndarray]
 
@@ -281,8 +281,8 @@ def _parts(model: nn.Module, without: tuple[int, ...]) -> list[bytes | Tensor | 
     away = offloaded(model)
     for name, parameter in model.named_parameters():
         if id(parameter) not in without:
-            there = _Away(f"{name} away".encode(), away[name]) if name in away else parameter
-            parts += [f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode(), there]
+            there = [_Away(f"{name} away".encode(), away[name])] if name in away else [t for _, t in inside(parameter)]
+            parts += [f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode(), *there]
     for name, buffer in model.named_buffers():
         parts += [name.encode(), buffer]
     for name, module in model.named_modules():

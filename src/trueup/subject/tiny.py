@@ -108,6 +108,21 @@ def gpt2_small() -> Any:
         return transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
 
 
+def random_llama(folder: Path, **sizes: int) -> Path:
+    """Write a Llama of random weights in bfloat16, with a head of two classes, and a tokenizer: for times, not for answers."""
+    config = transformers.LlamaConfig(**sizes, pad_token_id=0, num_labels=2, dtype="bfloat16")  # type: ignore[arg-type]
+    with quiet(), torch.device("meta"):
+        model: Any = transformers.LlamaForSequenceClassification(config)
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data.normal_(0, 0.02, generator=generator) if p.ndim > 1 else p.data.fill_(1)
+    with quiet():
+        model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def mamba_small(words: int) -> Any:
     """A fresh Mamba of two layers and a width of 64 over a vocabulary of `words`, always the same."""
     config = transformers.MambaConfig(

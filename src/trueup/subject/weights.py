@@ -248,7 +248,16 @@ def numbers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter with its numbers, one after the other: what is offloaded is fetched for as long as it is looked at."""
     away = offloaded(net)
     for name, parameter in net.named_parameters():
-        yield name, away[name]() if name in away else parameter
+        for inner, tensor in inside(away[name]() if name in away else parameter):
+            yield f"{name}{inner}", tensor
+
+
+def inside(tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """The plain tensors of which a weight is made, and what each is called: itself, or the several that torchao keeps for one."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [("", tensor)]
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    return [(f".{name}{rest}", t) for name in names for rest, t in inside(getattr(tensor, name))]
 
 
 def filled(net: nn.Module, device: torch.device) -> None:
