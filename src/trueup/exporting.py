@@ -23,6 +23,8 @@ Form = Literal["merged", "lora", "onnx"]
 FORMS: tuple[Form, ...] = ("merged", "lora", "onnx")
 SCORE = "confidence.safetensors"
 """Rows that a confidence reads beside the classes' own: ``weight`` (k, d) and ``bias`` (k,)."""
+REPAIR = "repair.md"
+"""The repair's own card, beside an export: what was measured, and how prompts are written."""
 TEXTS = 200
 """Texts at most on which logits are compared."""
 SYNTHETIC = 32
@@ -92,6 +94,8 @@ def export(
                 f"In the form '{form}' the repair says something else: logits differ by {result.apart:.2g} of the largest, and "
                 f"1e-5 is allowed. Nothing was written. Serve the adapter itself with PEFT: '{folder}'."
             )
+        if (card := folder / "README.md").is_file():
+            shutil.copyfile(card, new / REPAIR)
         done = Exported(out, form, result.apart, result.equal, result.texts, synthetic, rank)
         atomic.write_text(new / "README.md", _page(got, done))
     return done
@@ -324,6 +328,7 @@ def _page(repair: Repaired, done: Exported) -> str:
         _FORMS[done.form].format(rank=done.rank),
         f"Base: {literal(str(card['base']))}. "
         + (f"Classes: {class_names(repair.classes)}." if repair.classes else ""),
+        f"`{REPAIR}` is the card of the repair: what was measured, its limits, and how prompts are written.",
         f"## Proof\n\n{done.sentence}",
     ]
     if (kind := _started(repair, done)) is not None:

@@ -81,6 +81,7 @@ class Guard:
             confidence reads beyond the classes' logits where only these are served.
         seen: where calibration texts lie. distances: (m,) how far others of them lie from there, sorted; one of each cluster.
         threshold: confidence at which `risk`, the share of errors among the answered, was certified.
+        drift: the last test for drift.
     """
 
     classes: tuple[str, ...]
@@ -91,9 +92,9 @@ class Guard:
     distances: np.ndarray
     threshold: float
     risk: float
-    drift: Drift = field(default_factory=Drift)
-    _waiting: list[float] = field(default_factory=list, repr=False)
-    _lock: Any = field(default_factory=threading.Lock, repr=False)
+    drift: Drift = field(default_factory=Drift, init=False)
+    _waiting: list[float] = field(default_factory=list, init=False, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     @staticmethod
     def read(folder: str | Path, *, risk: float | None = None) -> Guard:
