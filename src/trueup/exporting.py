@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 Form = Literal["merged", "lora", "onnx"]
 FORMS: tuple[Form, ...] = ("merged", "lora", "onnx")
-SCORE = "confidence.safetensors"
-"""Rows that a confidence reads beside the classes' own: ``weight`` (k, d) and ``bias`` (k,)."""
+SCORE = "confidence.npz"
+"""Rows that a confidence reads beside the classes' own: ``weight`` (k, d) and ``bias`` (k,), float32. No safetensors: vLLM takes
+every such file of a folder for weights of the model."""
 REPAIR = "repair.md"
 """The repair's own card, beside an export: what was measured, and how prompts are written."""
 TEXTS = 200
@@ -195,7 +196,7 @@ def _merged(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> 
 
 def _plain(repair: Repaired, new: Path) -> Any:
     """The merged model; of a classifier with its own classes, a ``predict.py`` and the rows of its confidence beside it."""
-    from safetensors.torch import save_file
+    import numpy as np
 
     from trueup.subject import repaired
 
@@ -206,7 +207,7 @@ def _plain(repair: Repaired, new: Path) -> Any:
         sigmoid = bool(repair.card.get("sigmoid")) and "score" not in repair.card
         weight, bias = repaired.with_classes(net, repair.anatomy, repair.classes, sigmoid=sigmoid)
         if len(weight):
-            save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, str(new / SCORE))
+            np.savez(new / SCORE, allow_pickle=False, weight=weight.float().numpy(), bias=bias.float().numpy())
         atomic.write_text(new / "predict.py", predict_file(repair.card, repair.anatomy.head, extra=len(weight) > 0))
     return net
 
@@ -250,8 +251,7 @@ def predict_file(card: Mapping[str, Any], head: str, *, extra: bool) -> str:
         answer = "label, confidence = (out[:, 0] > 0).long(), out[:, 0].abs().sigmoid()"
     lines = [
         _PREDICT,
-        "import sys", "from pathlib import Path", "", "import torch",
-        *(["from safetensors.torch import load_file"] if extra else []),
+        "import sys", "from pathlib import Path", "", *(["import numpy as np"] if extra else []), "import torch",
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "",
         "FOLDER = Path(__file__).resolve().parent",
         f"CLASSES = {list(card['classes'])!r}",
@@ -259,7 +259,7 @@ def predict_file(card: Mapping[str, Any], head: str, *, extra: bool) -> str:
         "model = AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=torch.float32).eval()",
         "tok = AutoTokenizer.from_pretrained(FOLDER)",
         *([f"model.config.pad_token_id = {card.get('pad')!r}"] if causal else []),
-        *([f"more = load_file(FOLDER / {SCORE!r})"] if extra else []),
+        *([f"more = {{k: torch.from_numpy(v) for k, v in np.load(FOLDER / {SCORE!r}).items()}}"] if extra else []),
         "", "",
         "@torch.inference_mode()",
         "def read(text, second=None):",

@@ -48,6 +48,9 @@ def test_a_confidence_head_becomes_a_plain_classifier_and_a_predict_file(family,
     with quiet():
         net = transformers.AutoModelForSequenceClassification.from_pretrained(done.folder)
     assert net.config.id2label == dict(enumerate(CLASSES)), "the added score is no class that a pipeline could answer"
+    assert [p.name for p in done.folder.glob("*.safetensors")] == ["model.safetensors"], (
+        "servers take each for the model's weights"
+    )
     remedy = read_remedy(repair, subject)
     with remedy.on(subject) as repaired:
         said = predict(repaired, corpus())

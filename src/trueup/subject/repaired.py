@@ -188,7 +188,9 @@ def as_lora(repair: Repaired) -> Adapter:
                     "The repair's LoRA changes embeddings, which servers do not take in a LoRA; export it merged."
                 )
             if isinstance(layer, LoraLayer) and name in layer.lora_A:
-                parts[at] = layer.lora_A[name].weight.data, layer.lora_B[name].weight.data * layer.scaling[name]
+                down: Any = layer.lora_A[name]
+                up: Any = layer.lora_B[name]
+                parts[at] = down.weight.data, up.weight.data * layer.scaling[name]
     elif isinstance(config, peft.IA3Config):
         for at, layer in layers.items():
             if isinstance(layer, IA3Layer) and name in layer.ia3_l:
