@@ -72,7 +72,7 @@ if "SERVED" in os.environ:
 
 
 def load(folder: Path, texts: list[str], requests: int, workers: int = 4) -> None:
-    """Both servers under `requests` requests each, from `workers` at once: milliseconds of an answer, and answers a second."""
+    """Both servers under `requests` requests each, from `workers` at once: milliseconds of an answer."""
     import http.client
     import json
     import threading
@@ -87,27 +87,28 @@ def load(folder: Path, texts: list[str], requests: int, workers: int = 4) -> Non
         threading.Thread(target=server.run, daemon=True).start()
         while not server.started:
             time.sleep(0.05)
-    for name, port, asked in [
-        (n, p, a) for a in (requests // 10, requests) for n, (p, _) in ports.items()
-    ]:  # warm at first
-        here = threading.local()
+    here = threading.local()
 
-        def ask(text: str, port: int = port, here: threading.local = here) -> float:
-            if not hasattr(here, "to"):
-                here.to = http.client.HTTPConnection("127.0.0.1", port)
-            begun = time.perf_counter()
-            here.to.request("POST", "/classify", json.dumps({"text": text}), {"Content-Type": "application/json"})
-            answer = here.to.getresponse()
-            answer.read()
-            if answer.status != 200:
-                raise SystemExit(f"The server on port {port} answered {answer.status}.")
-            return 1000 * (time.perf_counter() - begun)
+    def ask(port: int, text: str) -> float:
+        if port not in vars(here):
+            vars(here)[port] = http.client.HTTPConnection("127.0.0.1", port)
+        to, begun = vars(here)[port], time.perf_counter()
+        to.request("POST", "/classify", json.dumps({"text": text}), {"Content-Type": "application/json"})
+        answer = to.getresponse()
+        answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"The server on port {port} answered {answer.status}.")
+        return 1000 * (time.perf_counter() - begun)
 
-        begun = time.perf_counter()
-        with ThreadPoolExecutor(workers) as pool:
-            took = sorted(pool.map(ask, (texts[i % len(texts)] for i in range(asked))))
-        rate = asked / (time.perf_counter() - begun)
-        print(f"{name}: median {took[asked // 2]:.1f} ms, 95% {took[int(0.95 * asked)]:.1f} ms, {rate:.0f} a second")
+    def both(text: str) -> list[float]:  # one after the other, so that both meet the same load
+        return [ask(port, text) for port, _ in ports.values()]
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(both, texts * 10))  # warm
+        took = list(pool.map(both, (texts[i % len(texts)] for i in range(requests))))
+    for name, times in zip(ports, zip(*took, strict=True), strict=True):
+        times = sorted(times)
+        print(f"{name}: median {times[requests // 2]:.1f} ms, 95% {times[int(0.95 * requests)]:.1f} ms")
     to = http.client.HTTPConnection("127.0.0.1", ports["with its guard"][0])
     to.request("GET", "/health")
     print(to.getresponse().read().decode())
