@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 Form = Literal["merged", "lora", "onnx"]
 FORMS: tuple[Form, ...] = ("merged", "lora", "onnx")
-SCORE = "confidence.safetensors"
-"""Rows that a confidence reads beside the classes' own: ``weight`` (k, d) and ``bias`` (k,)."""
+SCORE = "confidence.npz"
+"""Rows that a confidence reads beside the classes' own: ``weight`` (k, d) and ``bias`` (k,), float32. No safetensors: vLLM takes
+every such file of a folder for weights of the model."""
+REPAIR = "repair.md"
+"""The repair's own card, beside an export: what was measured, and how prompts are written."""
 TEXTS = 200
 """Texts at most on which logits are compared."""
 SYNTHETIC = 32
@@ -92,6 +95,8 @@ def export(
                 f"In the form '{form}' the repair says something else: logits differ by {result.apart:.2g} of the largest, and "
                 f"1e-5 is allowed. Nothing was written. Serve the adapter itself with PEFT: '{folder}'."
             )
+        if (card := folder / "README.md").is_file():
+            shutil.copyfile(card, new / REPAIR)
         done = Exported(out, form, result.apart, result.equal, result.texts, synthetic, rank)
         atomic.write_text(new / "README.md", _page(got, done))
     return done
@@ -191,7 +196,7 @@ def _merged(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> 
 
 def _plain(repair: Repaired, new: Path) -> Any:
     """The merged model; of a classifier with its own classes, a ``predict.py`` and the rows of its confidence beside it."""
-    from safetensors.torch import save_file
+    import numpy as np
 
     from trueup.subject import repaired
 
@@ -202,7 +207,7 @@ def _plain(repair: Repaired, new: Path) -> Any:
         sigmoid = bool(repair.card.get("sigmoid")) and "score" not in repair.card
         weight, bias = repaired.with_classes(net, repair.anatomy, repair.classes, sigmoid=sigmoid)
         if len(weight):
-            save_file({"weight": weight.contiguous(), "bias": bias.contiguous()}, str(new / SCORE))
+            np.savez(new / SCORE, allow_pickle=False, weight=weight.float().numpy(), bias=bias.float().numpy())
         atomic.write_text(new / "predict.py", predict_file(repair.card, repair.anatomy.head, extra=len(weight) > 0))
     return net
 
@@ -246,8 +251,9 @@ def predict_file(card: Mapping[str, Any], head: str, *, extra: bool) -> str:
         answer = "label, confidence = (out[:, 0] > 0).long(), out[:, 0].abs().sigmoid()"
     lines = [
         _PREDICT,
-        "import sys", "from pathlib import Path", "", "import torch",
-        *(["from safetensors.torch import load_file"] if extra else []),
+        "import sys", "import threading", "from pathlib import Path", "",
+        *(["import numpy as np"] if extra else []),
+        "import torch",
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "",
         "FOLDER = Path(__file__).resolve().parent",
         f"CLASSES = {list(card['classes'])!r}",
@@ -255,19 +261,15 @@ def predict_file(card: Mapping[str, Any], head: str, *, extra: bool) -> str:
         "model = AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=torch.float32).eval()",
         "tok = AutoTokenizer.from_pretrained(FOLDER)",
         *([f"model.config.pad_token_id = {card.get('pad')!r}"] if causal else []),
-        *([f"more = load_file(FOLDER / {SCORE!r})"] if extra else []),
+        *([f"more = {{k: torch.from_numpy(v) for k, v in np.load(FOLDER / {SCORE!r}).items()}}"] if extra else []),
+        "here = threading.local()  # a server's threads have passes of their own",
+        f"model.get_submodule({head!r}).register_forward_pre_hook(lambda _, given: setattr(here, 'features', given[0]))",
         "", "",
         "@torch.inference_mode()",
         "def read(text, second=None):",
         '    """Logits (1, K), the classes\' first, and the features (1, d) that the last layer reads."""',
         *(f"    {line}" for line in loading.input_lines(card).splitlines()),
-        "    seen = []",
-        f"    hook = model.get_submodule({head!r}).register_forward_pre_hook(lambda _, given: seen.append(given[0]))",
-        "    try:",
-        "        logits = model(**inputs).logits",
-        "    finally:",
-        "        hook.remove()",
-        "    features = seen[-1]",
+        "    logits, features = model(**inputs).logits, here.features",
         *(_LAST if causal else []),
         *(['    logits = torch.cat([logits, features @ more["weight"].T + more["bias"]], dim=1)'] if extra else []),
         "    return logits, features",
@@ -324,6 +326,7 @@ def _page(repair: Repaired, done: Exported) -> str:
         _FORMS[done.form].format(rank=done.rank),
         f"Base: {literal(str(card['base']))}. "
         + (f"Classes: {class_names(repair.classes)}." if repair.classes else ""),
+        f"`{REPAIR}` is the card of the repair: what was measured, its limits, and how prompts are written.",
         f"## Proof\n\n{done.sentence}",
     ]
     if (kind := _started(repair, done)) is not None:

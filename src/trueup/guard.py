@@ -31,7 +31,7 @@ WINDOW = 100
 ALARM = 0.001
 """Chance of a false alarm of one test for drift."""
 UNUSUAL = 0.01
-"""Share of texts like the calibration's that are called unusual."""
+"""Share of texts like the calibration's that are called unusual; 1 in m + 1 where it has m < 99, of which none lies as far."""
 OFF = 0.05
 """How far logits may be from what the features give, relative to the largest: half precision rounds that much."""
 
@@ -59,7 +59,7 @@ class Guarded:
         label: n class names. confidence: (n,) the chance that the label is right.
         answered: (n,) the confidence reaches the threshold at which the share of errors was certified.
         p: (n,) the chance that a text like the calibration's lies as far from them; 1 without features.
-        unusual: (n,) p is at most `UNUSUAL`. What was certified says nothing of such a text.
+        unusual: (n,) p is at most `UNUSUAL`, or the smallest there is. What was certified says nothing of such a text.
         drift: the last test for drift.
     """
 
@@ -81,6 +81,7 @@ class Guard:
             confidence reads beyond the classes' logits where only these are served.
         seen: where calibration texts lie. distances: (m,) how far others of them lie from there, sorted; one of each cluster.
         threshold: confidence at which `risk`, the share of errors among the answered, was certified.
+        drift: the last test for drift.
     """
 
     classes: tuple[str, ...]
@@ -91,9 +92,9 @@ class Guard:
     distances: np.ndarray
     threshold: float
     risk: float
-    drift: Drift = field(default_factory=Drift)
-    _waiting: list[float] = field(default_factory=list, repr=False)
-    _lock: Any = field(default_factory=threading.Lock, repr=False)
+    drift: Drift = field(default_factory=Drift, init=False)
+    _waiting: list[float] = field(default_factory=list, init=False, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     @staticmethod
     def read(folder: str | Path, *, risk: float | None = None) -> Guard:
@@ -159,7 +160,7 @@ class Guard:
             confidence,
             confidence >= self.threshold,
             p,
-            p <= UNUSUAL,
+            p <= max(UNUSUAL, 1 / (1 + len(self.distances))),
             self.drift,
         )
 

@@ -48,6 +48,9 @@ def test_a_confidence_head_becomes_a_plain_classifier_and_a_predict_file(family,
     with quiet():
         net = transformers.AutoModelForSequenceClassification.from_pretrained(done.folder)
     assert net.config.id2label == dict(enumerate(CLASSES)), "the added score is no class that a pipeline could answer"
+    assert [p.name for p in done.folder.glob("*.safetensors")] == ["model.safetensors"], (
+        "servers take each for the model's weights"
+    )
     remedy = read_remedy(repair, subject)
     with remedy.on(subject) as repaired:
         said = predict(repaired, corpus())
@@ -55,7 +58,10 @@ def test_a_confidence_head_becomes_a_plain_classifier_and_a_predict_file(family,
     assert [p["label"] for p in pipe(TEXTS)] == [CLASSES[i] for i in said.predicted]
     code = (
         f"import sys\nsys.path.insert(0, {str(done.folder)!r})\nimport json, predict\n"
-        f"told = [predict.predict(t) for t in {TEXTS!r}]\nassert 'trueup' not in sys.modules\nprint(json.dumps(told))"
+        f"told = [predict.predict(t) for t in {TEXTS!r}]\nassert 'trueup' not in sys.modules\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"  # threads do not read each other's features
+        f"with ThreadPoolExecutor(8) as pool:\n    assert list(pool.map(predict.predict, {TEXTS!r} * 40)) == told * 40\n"
+        "print(json.dumps(told))"
     )
     told = json.loads(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1]

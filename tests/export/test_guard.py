@@ -76,6 +76,9 @@ def test_drift_alarms_after_a_window_of_other_texts_and_not_of_the_same(made):
         assert guard.drift.tests == 0
         guard(logits[-1], rows[-1])
         assert guard.drift.tests == 1
+    m = len(other.distances)
+    far = other(logits[-1], rows[-1])  # which is farther than each of m
+    assert (far.unusual[0], far.p[0]) == (True, pytest.approx(1 / (m + 1)))
     assert (same.drift.alarm, same.drift.alarms) == (False, 0)
     assert (other.drift.alarm, other.drift.alarms) == (True, 1)
 

@@ -75,7 +75,8 @@ def open_repaired(folder: Path, card: Mapping[str, Any], model: str | None = Non
             f"The repair in '{folder}' was made on a live model, and no name is known under which its base loads again. Save that "
             "base with save_pretrained, and give its folder with --model."
         )
-    where, options = door.resolve(name), {"revision": card.get("revision")}
+    where = door.resolve(name)
+    options: dict[str, Any] = {"revision": card.get("revision")}
     config = door.read_model_config(where, name, **options)
     causal = settings.get("task_type") == "CAUSAL_LM"
     if getattr(config, "quantization_config", None) is not None or card.get("quantised"):
@@ -89,7 +90,7 @@ def open_repaired(folder: Path, card: Mapping[str, Any], model: str | None = Non
         (int(v.shape[0]) for k, v in tensors.items() if anatomy.head and k.endswith(f".{anatomy.head}.weight")), 0
     )
     cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
-    labels = {} if causal else {"num_labels": rows or int(getattr(config, "num_labels", 2))}
+    labels: dict[str, Any] = {} if causal else {"num_labels": rows or int(getattr(config, "num_labels", 2))}
     beside = tokens.has_one(folder)
     tokenizer = door.load_tokenizer(str(folder) if beside else where, str(folder) if beside else name,
                                     **({} if beside else options))  # fmt: skip
@@ -174,21 +175,24 @@ def as_lora(repair: Repaired) -> Adapter:
     config = repair.model.peft_config[repair.model.active_adapter]
     base, name = repair.model.get_base_model(), repair.model.active_adapter
     parts: dict[str, tuple[Tensor, Tensor]] = {}
+    layers: dict[str, Any] = dict(base.named_modules())
     if type(config) is peft.LoraConfig:
         if more := beyond(config):
             raise Unsupported(
                 f"The repair's LoRA has '{more[0]}' set to {getattr(config, more[0])!r}, which servers do not read in a LoRA; "
                 "export it merged."
             )
-        for at, layer in base.named_modules():
+        for at, layer in layers.items():
             if isinstance(layer, LoraLayer) and name in layer.lora_embedding_A:
                 raise Unsupported(
                     "The repair's LoRA changes embeddings, which servers do not take in a LoRA; export it merged."
                 )
             if isinstance(layer, LoraLayer) and name in layer.lora_A:
-                parts[at] = layer.lora_A[name].weight.data, layer.lora_B[name].weight.data * layer.scaling[name]
+                down: Any = layer.lora_A[name]
+                up: Any = layer.lora_B[name]
+                parts[at] = down.weight.data, up.weight.data * layer.scaling[name]
     elif isinstance(config, peft.IA3Config):
-        for at, layer in base.named_modules():
+        for at, layer in layers.items():
             if isinstance(layer, IA3Layer) and name in layer.ia3_l:
                 parts[at] = _from_ia3(at, layer, layer.ia3_l[name].data.flatten())
     else:
