@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import read
     from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported
-    from trueup.estimator import ConfidenceClassifier
+    from trueup.estimator import ConfidenceClassifier, confidence_score
     from trueup.faults.confounding import Confounding
     from trueup.faults.copying import Copying
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
@@ -51,6 +51,7 @@ _WHERE = {
     "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
     "compare": "changes", "Change": "changes", "fetch": "fetching",
     "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
+    "confidence_score": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
     "Confounding": "faults.confounding", "Copying": "faults.copying", "Overconfidence": "faults.overconfidence",
@@ -63,7 +64,7 @@ __all__ = [
     "BadInput", "Change",
     "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
     "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Subject", "Swept",
-    "TrueupError", "TuneJob", "Unavailable", "Unsupported", "audit", "check", "compare",
+    "TrueupError", "TuneJob", "Unavailable", "Unsupported", "audit", "check", "compare", "confidence_score",
     "faults_of", "fetch", "load", "read", "repair", "run_job", "sweep", "tune",
 ]  # fmt: skip
 
