@@ -230,4 +230,5 @@ def confidence_score(estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: 
     last: Any = estimator[-1] if steps else estimator
     x: Any = estimator[:-1].transform(X) if steps and len(estimator) > 1 else X
     right = last.predict(x) == np.asarray(y)
-    return -float(np.average(np.square(last.confidence(x) - right), weights=sample_weight))
+    weight: Any = sample_weight
+    return -float(np.average(np.square(last.confidence(x) - right), weights=weight))
