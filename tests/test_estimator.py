@@ -6,6 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy import sparse
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -14,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import trueup
 from trueup import ConfidenceClassifier
 from trueup.measure.calibration import expected_calibration_error
 from trueup.measure.selective import error_auc
@@ -125,3 +128,53 @@ def test_a_class_with_one_example_is_no_error():
 def test_parameters_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=r"cannot be used; give"):
         ConfidenceClassifier(**wrong).fit(*trapped(50, 0))
+
+
+def test_a_pipeline_gives_its_confidence_and_is_scored_by_it():
+    x, y = trapped(900, 0)
+    pipe = make_pipeline(StandardScaler(), ConfidenceClassifier()).fit(x[:600], y[:600])
+    confidence = pipe[-1].confidence(pipe[:-1].transform(x[600:]))
+    right = pipe.predict(x[600:]) == y[600:]
+    assert trueup.confidence_score(pipe, x[600:], y[600:]) == pytest.approx(-np.mean((confidence - right) ** 2))
+    weight = np.arange(300.0)
+    repeated = np.repeat(np.arange(300), weight.astype(int))
+    assert trueup.confidence_score(pipe, x[600:], y[600:], weight) == pytest.approx(
+        trueup.confidence_score(pipe, x[600:][repeated], y[600:][repeated])
+    )
+    assert cross_val_score(pipe, x, y, cv=3, scoring=trueup.confidence_score).max() < 0
+    best = GridSearchCV(
+        pipe, {"confidenceclassifier__strength": [1e-4, 1.0]}, scoring=trueup.confidence_score, cv=2
+    ).fit(x, y)
+    assert best.best_score_ == best.cv_results_["mean_test_score"].max() < 0
+
+
+def test_weights_are_rows_repeated():
+    x, y = trapped(300, 0)
+    weight = np.random.default_rng(0).integers(0, 4, 300)
+    weighted = ConfidenceClassifier().fit(x, y, sample_weight=weight)
+    repeated = ConfidenceClassifier().fit(np.repeat(x, weight, axis=0), np.repeat(y, weight))
+    np.testing.assert_allclose(weighted.predict_proba(x), repeated.predict_proba(x), atol=1e-4)
+    plain = ConfidenceClassifier().fit(x, y)
+    assert np.abs(weighted.predict_proba(x) - plain.predict_proba(x)).max() > 0.01
+    with pytest.raises(ValueError, match="weight"):
+        plain.fit(x, y, sample_weight=np.zeros(300))
+
+
+def test_weights_and_groups_are_routed_through_a_pipeline():
+    x, y = trapped(300, 0)
+    weight, groups = np.random.default_rng(0).integers(1, 4, 300), np.arange(300) // 2
+    alone = ConfidenceClassifier().fit(StandardScaler().fit_transform(x), y, sample_weight=weight, groups=groups)
+    with config_context(enable_metadata_routing=True):
+        asking = ConfidenceClassifier().set_fit_request(sample_weight=True, groups=True)
+        scaler = StandardScaler().set_fit_request(sample_weight=False)
+        pipe = make_pipeline(scaler, asking).fit(x, y, sample_weight=weight, groups=groups)
+    np.testing.assert_allclose(pipe.predict_proba(x), alone.predict_proba(StandardScaler().fit_transform(x)))
+
+
+def test_sparse_features_give_what_dense_ones_do():
+    x, y = trapped(300, 0)
+    x = np.where(np.abs(x) > 1, x, 0)
+    dense, thin = ConfidenceClassifier().fit(x, y), ConfidenceClassifier().fit(sparse.csr_matrix(x), y)
+    np.testing.assert_array_equal(thin.confidence(sparse.csc_array(x)), dense.confidence(x))
+    with pytest.raises(ValueError, match="TruncatedSVD"):
+        ConfidenceClassifier().fit(sparse.csr_matrix((1000, 10**6)), np.arange(1000) % 2)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import read
     from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported
-    from trueup.estimator import ConfidenceClassifier
+    from trueup.estimator import ConfidenceClassifier, confidence_score
     from trueup.exporting import Exported, export
     from trueup.faults.confounding import Confounding
     from trueup.faults.copying import Copying
@@ -54,6 +54,7 @@ _WHERE = {
     "compare": "changes", "Change": "changes", "fetch": "fetching",
     "export": "exporting", "Exported": "exporting", "Guard": "guard", "Guarded": "guard", "Drift": "guard",
     "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
+    "confidence_score": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
     "Remedy": "faults.fault", "NoRemedy": "faults.fault", "Comparison": "faults.fault", "Report": "report.bundle",
     "Confounding": "faults.confounding", "Copying": "faults.copying", "Overconfidence": "faults.overconfidence",
@@ -67,7 +68,7 @@ __all__ = [
     "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Drift", "Exported", "Fault", "Finding", "Guard",
     "Guarded", "Job", "NoRemedy",
     "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Subject", "Swept",
-    "TrueupError", "TuneJob", "Unavailable", "Unsupported", "audit", "check", "compare",
+    "TrueupError", "TuneJob", "Unavailable", "Unsupported", "audit", "check", "compare", "confidence_score",
     "export", "faults_of", "fetch", "load", "read", "repair", "run_job", "sweep", "tune",
 ]  # fmt: skip
 

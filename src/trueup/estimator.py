@@ -10,7 +10,10 @@ from trueup.run.predict import predict
 X = predict(subject, corpus).features      # or the last hidden layer of any model, (n, d)
 trust = trueup.ConfidenceClassifier().fit(X, y)
 sure = trust.confidence(X_new) >= 0.9
-cross_val_score(make_pipeline(StandardScaler(), trueup.ConfidenceClassifier()), X, y)
+pipe = make_pipeline(StandardScaler(), trueup.ConfidenceClassifier()).fit(X, y)
+pipe[-1].confidence(pipe[:-1].transform(X_new))          # the confidence at the end of a pipeline
+cross_val_score(pipe, X, y)                              # accuracy
+cross_val_score(pipe, X, y, scoring=trueup.confidence_score)
 ```
 """
 
@@ -20,10 +23,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
 from trueup.faults.overconfidence import platt
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
@@ -51,7 +62,9 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
     the classifier is learnt as well, so every example is held out in turn (cross-fitting), and the only candidate is the one
     that does not start from the final head, which has seen all of them. Nothing is set aside to certify abstention.
 
-    All of scikit-learn's estimator checks that apply are passed; none is expected to fail.
+    All of scikit-learn's estimator checks that apply are passed; none is expected to fail. `score` is the accuracy, as of every
+    classifier; `confidence_score` is a scorer that rates the confidence, also at the end of a pipeline. Sparse features are made
+    dense: the shrunk probe needs their covariance.
 
     Parameters:
         strength: inverse of the ridge of the logistic head, scikit-learn's C, on standardised features. Above 0.
@@ -76,9 +89,15 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         self.resamples = resamples
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> ConfidenceClassifier:
-        """Learn from features X (n, d) and labels y (n,). Rows of one of `groups` (n,) are not independent of each other; where
-        it is left out, equal rows are not.
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> ConfidenceClassifier:
+        """Learn from features X (n, d), dense or sparse, and labels y (n,). Rows of one of `groups` (n,) are not independent of
+        each other; where it is left out, equal rows are not.
+
+        `sample_weight` (n,) says how often each row counts in the head, so that predictions are those of repeated rows. The
+        confidence is learnt from each row of a weight above 0 once. A pipeline passes both where they are requested
+        (``set_fit_request``, scikit-learn's metadata routing).
 
         Raises:
             ValueError: fewer than two classes, a parameter out of its range, or as `sklearn.utils.validation.validate_data`.
@@ -90,8 +109,17 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
             )
         x: Any
         targets: Any
-        x, targets = validate_data(self, X, y, dtype=np.float64)  # pyright: ignore[reportArgumentType]
+        x, targets = validate_data(self, X, y, dtype=np.float64, accept_sparse="csr")  # pyright: ignore[reportArgumentType]
+        x = _dense(x)
         check_classification_targets(targets)
+        weight, same = None, x if groups is None else column_or_1d(groups)
+        check_consistent_length(x, same)
+        if sample_weight is not None:
+            weight = np.asarray(_check_sample_weight(sample_weight, x, ensure_non_negative=True), np.float64)
+            if not (weight > 0).any():
+                raise ValueError("No row has a sample_weight above 0; give some row one.")
+            counted = weight > 0
+            x, targets, same, weight = x[counted], targets[counted], same[counted], weight[counted]
         self.classes_, label = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
@@ -99,11 +127,9 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
             )
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
-        self.coef_, self.intercept_ = self._head(x, label)
-        same = x if groups is None else column_or_1d(groups)
-        check_consistent_length(x, same)
+        self.coef_, self.intercept_ = self._head(x, label, weight)
         cluster = np.unique(same, axis=0, return_inverse=True)[1].reshape(-1)  # NumPy 2.0 gives it a second axis
-        self._learn(x, label.astype(np.int64), cluster, seed)
+        self._learn(x, label.astype(np.int64), cluster, weight, seed)
         return self
 
     def decision_function(self, X: ArrayLike) -> Array:
@@ -125,17 +151,31 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         part = self._part(X)
         return self._confidence(self._learnt.logits(part))
 
-    def _head(self, x: Array, label: NDArray[np.int64]) -> tuple[Array, Array]:
-        weight, bias, _ = fit_head(x, label, len(self.classes_), strength=self.strength)
-        return weight, bias
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _head(self, x: Array, label: NDArray[np.int64], weight: Array | None) -> tuple[Array, Array]:
+        moments = None
+        if weight is not None:  # as if rows were repeated
+            centre = np.average(x, axis=0, weights=weight)
+            moments = centre, np.sqrt(np.average(np.square(x - centre), axis=0, weights=weight)) + 1e-6
+        coef, bias, _ = fit_head(
+            x, label, len(self.classes_), strength=self.strength, weight=weight, moments=moments
+        )  # fmt: skip
+        return coef, bias
 
     def _part(self, X: ArrayLike) -> Part:
         check_is_fitted(self)
-        x: Any = validate_data(self, X, dtype=np.float64, reset=False)  # pyright: ignore[reportArgumentType]
+        read: Any = validate_data(self, X, dtype=np.float64, accept_sparse="csr", reset=False)  # pyright: ignore[reportArgumentType]
+        x = _dense(read)
         z = x @ self.coef_.T + self.intercept_
         return Part(x, z, z.argmax(axis=1))
 
-    def _learn(self, x: Array, label: NDArray[np.int64], cluster: NDArray[np.int64], seed: int) -> None:
+    def _learn(
+        self, x: Array, label: NDArray[np.int64], cluster: NDArray[np.int64], counts: Array | None, seed: int
+    ) -> None:
         """Choose the confidence, and learn it from all examples."""
         c = len(self.classes_)
         self._learnt, self.chosen_, self.gain_ = Learnt(None, confidence_scores.ResponseLogOdds(c)), RESPONSE.key, None
@@ -146,7 +186,7 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
             return
         z = np.empty((len(x), c))
         for f in np.unique(fold):
-            weight, bias = self._head(x[fold != f], label[fold != f])
+            weight, bias = self._head(x[fold != f], label[fold != f], None if counts is None else counts[fold != f])
             z[fold == f] = x[fold == f] @ weight.T + bias
         held = Part(x, z, label)
         rest = [held.error[fold != f] for f in range(self.folds)]
@@ -166,3 +206,33 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
             self._confidence = confidence_scores.Calibrated(
                 self._learnt.score, *platt.platt(self._learnt(held), ~held.error)
             )
+
+
+MOST = 2**31
+"""Bytes that sparse features may take once they are dense."""
+
+
+def _dense(x: Any) -> Array:
+    """Features (n, d) as a plain array."""
+    if not issparse(x):
+        return x
+    if x.shape[0] * x.shape[1] * 8 > MOST:
+        raise ValueError(
+            f"X is sparse, {x.shape[0]} by {x.shape[1]}, which is too large as the dense array that is needed here. Reduce it "
+            "first, for example with sklearn.decomposition.TruncatedSVD(300)."
+        )
+    return x.toarray()
+
+
+def confidence_score(estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+    """A scorer for scikit-learn (``scoring=trueup.confidence_score``): how well the confidence says which predictions are right.
+
+    It is less the Brier loss: -mean((confidence - right)^2), between -1 and 0, higher is better, weighted by `sample_weight` (n,).
+    `estimator` is a fitted `ConfidenceClassifier`, or a pipeline that ends in one.
+    """
+    steps = isinstance(estimator, Pipeline)
+    last: Any = estimator[-1] if steps else estimator
+    x: Any = estimator[:-1].transform(X) if steps and len(estimator) > 1 else X
+    right = last.predict(x) == np.asarray(y)
+    weight: Any = sample_weight
+    return -float(np.average(np.square(last.confidence(x) - right), weights=weight))

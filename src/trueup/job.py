@@ -118,7 +118,7 @@ def read_job(folder: str | Path) -> Job:
 
 
 def check_types(given: Mapping[str, Any], what: str) -> None:
-    """Raises BadInput where a value is not of the type of the `Job` setting of its name. One word does where several may stand."""
+    """Raises BadInput where a value is not of the type of the `Job` setting of its name; for several words one will do."""
     for key, hint in get_type_hints(Job).items():
         if key not in given or _fits(given[key], hint) or (key == "confounder" and isinstance(given[key], str)):
             continue

@@ -155,16 +155,18 @@ def fit_head(
     extra: np.ndarray | None = None,
     biased: bool = True,
     sparse: bool = False,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A logistic head on features (n, d): weight (C, d), bias (C,), and (C, e) weights of the `extra` columns (n, e).
 
     Features are standardised for the fit and the head is written back in their own units; where the head has no bias
     they are only scaled. `strength` is scikit-learn's C, of a squared penalty, or of an L1 penalty where `sparse`. A class
-    without examples gets a logit of -30, or of 0 without bias.
+    without examples gets a logit of -30, or of 0 without bias. `moments`: centre and spread to standardise by, (d,) each; default
+    those of `x`.
     """
     from sklearn.linear_model import LogisticRegression
 
-    centre, spread = x.mean(axis=0) * biased, x.std(axis=0) + 1e-6
+    centre, spread = moments if moments is not None else (x.mean(axis=0) * biased, x.std(axis=0) + 1e-6)
     z = (x - centre) / spread
     if extra is not None:
         z = np.concatenate([z, extra], axis=1)
