@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported
     from trueup.estimator import ConfidenceClassifier
     from trueup.faults.confounding import Confounding
+    from trueup.faults.confounding.scout import Lead, Scouted
     from trueup.faults.copying import Copying
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
     from trueup.faults.overconfidence import Overconfidence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from trueup.job import Job, faults_of
     from trueup.report.bundle import Report
     from trueup.run.engine import Processes, Ray
+    from trueup.scouting import run_scout, scout
     from trueup.story import check, run_job
     from trueup.subject.load import load
     from trueup.subject.subject import Subject
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "load": "subject.load", "read": "corpus.read", "check": "story", "run_job": "story", "Job": "job", "faults_of": "job",
     "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
+    "scout": "scouting", "run_scout": "scouting", "Scouted": "faults.confounding.scout", "Lead": "faults.confounding.scout",
     "compare": "changes", "Change": "changes", "fetch": "fetching",
     "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
     "Subject": "subject.subject", "Corpus": "corpus.corpus", "Fault": "faults.fault", "Finding": "faults.fault",
@@ -60,10 +63,10 @@ _WHERE = {
 
 __all__ = [
     "BadInput", "Change",
-    "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "NoRemedy",
-    "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Subject", "Swept",
+    "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Fault", "Finding", "Job", "Lead", "NoRemedy",
+    "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Scouted", "Subject", "Swept",
     "TrueupError", "TuneJob", "Unavailable", "Unsupported", "check", "compare",
-    "faults_of", "fetch", "load", "read", "run_job", "sweep", "tune",
+    "faults_of", "fetch", "load", "read", "run_job", "run_scout", "scout", "sweep", "tune",
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from trueup.corpus.split import (
     stratified_subset,
 )
 from trueup.corpus.table import Table
-from trueup.corpus.values import group_column, label_column, text_column
+from trueup.corpus.values import group_column, label_column, other_column, text_column
 from trueup.errors import BadInput, did_you_mean, listing
 
 SHIPPED = ("embedded:", "confounded:")
@@ -38,6 +38,7 @@ def read(
     label: str = "label",
     second: str | None = None,
     attributes: Sequence[str] = (),
+    others: bool = False,
     cluster: str | None = None,
     split: str | None = None,
     allow_leak: bool = False,
@@ -63,6 +64,8 @@ def read(
         attributes: columns that should not matter (site, source, group). An embedded data set brings its own when
             none is named. A row without a value counts as the group ``(missing)``, also where the value is a word that
             libraries write for none (`trueup.corpus.values.WORDS`); `Corpus.notes` then says so.
+        others: bring the columns that nobody named as well (`Corpus.others`): numbers cut into thirds, rare values joined, and
+            columns left out that have one value or nearly one for each row.
         cluster: a column that says which rows belong together (patient, author, document). They and rows of equal text
             are never in two splits, and every interval counts them as one (`trueup.corpus.clusters`).
         split: a column that says which split a row belongs to (`SPLIT_NAMES`). Without it the rows are split here:
@@ -93,6 +96,11 @@ def read(
         return _task(name, second, attributes, cluster, split, hub_split, classes, seed, limit, progress)
     wanted = [c for c in (text, label, second, cluster, split, *attributes) if c]
     table, named, natural, name, told = _found(source, name, wanted, text, label, hub_split, seed, progress)
+    if others and table.also:  # a source of which only the columns that are wanted were read
+        table, named, natural, name, told = _found(
+            source, str(source) if isinstance(source, str | Path) else "", [*wanted, *table.also], text, label, hub_split, seed,
+            progress,
+        )  # fmt: skip
     given = split or named
     attributes = attributes or tuple(a for a in natural if a not in (text, label, second))
     _check_columns(table, [c for c in (text, label, second, cluster, *attributes, given) if c])
@@ -105,6 +113,8 @@ def read(
     for a in attributes:
         groups[a], more = group_column(table, a)
         notes += more
+    taken = {text, label, second, cluster, given, PART, *attributes}
+    unnamed = {c: g for c in table.columns if others and c not in taken and (g := other_column(table, c)) is not None}
     if cluster:
         together = cluster_column(table, cluster, texts, seconds, (text, label, second))
     else:
@@ -127,14 +137,14 @@ def read(
         texts, together = [texts[i] for i in kept], together[kept]
         seconds = None if seconds is None else [seconds[i] for i in kept]
         label_index, stratum = label_index[kept], stratum[kept]
-        groups = {a: v[kept] for a, v in groups.items()}
+        groups, unnamed = ({a: v[kept] for a, v in of.items()} for of in (groups, unnamed))
         parts = None if parts is None else parts[kept]
     if parts is None:
         parts = split_rows(together.tolist(), stratum, seed=seed, fractions=fractions)
         check_split(parts, None if answers else label_index, together, table)
     else:
         parts = complete(parts, together.tolist(), stratum, seed, fractions)
-    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together)
+    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together, others=unnamed)
 
 
 def demonstrations(path: str | Path, *, text: str = "text", label: str = "label") -> list[tuple[str, str]]:
