@@ -835,8 +835,11 @@ def _verdict(done: Any, strict: bool) -> int:
 
 
 def _found(comparisons: Iterable[Any], strict: bool) -> bool:
-    """Whether a fault was found, or with `strict` left undecided."""
-    return any(c.before.found or (strict and c.before.verdict == "undecided") for c in comparisons)
+    """Whether a fault was found, in the headline or a further column, or with `strict` left undecided."""
+    return any(
+        c.before.found or bool(c.before.details.get("also found")) or (strict and c.before.verdict == "undecided")
+        for c in comparisons
+    )
 
 
 def _tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:

@@ -61,7 +61,7 @@ def test_pairs_have_the_known_heuristics_of_inference():
 def test_words_and_phrases_are_those_that_enough_texts_have_and_lack():
     corpus = corpus_of(["good film here", "good film there", "bad film", "the film"])
     found = made.phrases(corpus, 2)
-    assert [c.name for c in found] == ["the word 'good'", "the phrase 'good film'"]
+    assert [c.name for c in found] == ['the word "good"', 'the phrase "good film"']
     assert [v.tolist() for v in made.table(corpus, found)] == [["there", "there", "not there", "not there"]] * 2
     assert all((c.of(corpus) == v).all() for c, v in zip(found, made.table(corpus, found), strict=True))
 

@@ -140,7 +140,7 @@ def _word(token: str, what: str, by_character: bool) -> Cue:
     def of(corpus: Corpus) -> NDArray[np.str_]:
         return there(np.array([token in _tokens(t, by_character) for t in _whole(corpus)], bool))
 
-    return Cue(f"the {what} '{token}'", "word", of, token, by_character)
+    return Cue(f'the {what} "{token}"', "word", of, token, by_character)
 
 
 def _has(name: str, pattern: str, kind: Kind = "surface") -> Cue:
@@ -206,7 +206,7 @@ def _ends(corpus: Corpus, by_character: bool) -> list[Cue]:
             def of(corpus: Corpus, word: str = word, end: Callable[[Corpus], list[str]] = end) -> NDArray[np.str_]:
                 return there(np.array([w == word for w in end(corpus)], bool))
 
-            found.append(Cue(f"'{word}' as the {which} {what}", "surface", of))
+            found.append(Cue(f'"{word}" as the {which} {what}', "surface", of))
     return found
 
 

@@ -296,7 +296,7 @@ def _cluster(subject: Subject, layer: int, parts: search.Partition, k: int, word
         return there(parts.distances(hidden_states(subject, corpus)[:, layer]).argmin(axis=1) == k)
 
     said = ", ".join(words) or f"no. {k + 1}"
-    return Cue(f"a text like '{said}'", "cluster", of)
+    return Cue(f'a text like "{said}"', "cluster", of)
 
 
 def _told(
