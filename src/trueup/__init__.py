@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trueup.estimator import ConfidenceClassifier, confidence_score
     from trueup.exporting import Exported, export
     from trueup.faults.confounding import Confounding
+    from trueup.faults.confounding.scout import Lead, Scouted
     from trueup.faults.copying import Copying
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
     from trueup.faults.overconfidence import Overconfidence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from trueup.job import Job, faults_of
     from trueup.report.bundle import Report
     from trueup.run.engine import Processes, Ray
+    from trueup.scouting import run_scout, scout
     from trueup.story import audit, check, repair, run_job
     from trueup.subject.load import load
     from trueup.subject.subject import Subject
@@ -51,6 +53,7 @@ _WHERE = {
     "load": "subject.load", "read": "corpus.read", "check": "story", "audit": "story", "repair": "story",
     "run_job": "story", "Job": "job", "faults_of": "job",
     "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
+    "scout": "scouting", "run_scout": "scouting", "Scouted": "faults.confounding.scout", "Lead": "faults.confounding.scout",
     "compare": "changes", "Change": "changes", "fetch": "fetching",
     "export": "exporting", "Exported": "exporting", "Guard": "guard", "Guarded": "guard", "Drift": "guard",
     "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",
@@ -66,10 +69,10 @@ _WHERE = {
 __all__ = [
     "BadInput", "Change",
     "Comparison", "ConfidenceClassifier", "Confounding", "Copying", "Corpus", "Drift", "Exported", "Fault", "Finding", "Guard",
-    "Guarded", "Job", "NoRemedy",
-    "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Subject", "Swept",
+    "Guarded", "Job", "Lead", "NoRemedy",
+    "Overconfidence", "Processes", "Ray", "Remedy", "Report", "Rigidity", "Scouted", "Subject", "Swept",
     "TrueupError", "TuneJob", "Unavailable", "Unsupported", "audit", "check", "compare", "confidence_score",
-    "export", "faults_of", "fetch", "load", "read", "repair", "run_job", "sweep", "tune",
+    "export", "faults_of", "fetch", "load", "read", "repair", "run_job", "run_scout", "scout", "sweep", "tune",
 ]  # fmt: skip
 
 

@@ -97,7 +97,10 @@ Label = Annotated[str, typer.Option("--label", help="Column of the class.")]
 Second = Annotated[str | None, typer.Option("--second", help="Column of the second text of a pair.")]
 Confounder = Annotated[
     list[str] | None,
-    typer.Option("--confounder", help="Column that should not matter. Of several the first is examined."),
+    typer.Option(
+        "--confounder",
+        help="Column that should not matter, or scout:1, the first that `trueup scout` finds; repeatable.",
+    ),
 ]
 Cluster = Annotated[
     str | None,
@@ -399,6 +402,35 @@ def compare(
         else:
             _show(changes_table([(c.comparison, c.paired) for c in found]))
         raise typer.Exit(int(any(c.word == "worse" for c in found)))
+
+
+@app.command(
+    epilog="Exit code 0: the scout was made, whatever it found. 2: the input cannot be used. 3: an error of trueup itself."
+)
+def scout(
+    model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
+    second: Second = None, cluster: Cluster = None, split: Split = None, allow_leak: Leak = False, limit: Limit = None,
+    seed: Seed = None, classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None,
+    max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
+    trust_remote_code: Remote = False, force: Force = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Find columns that nobody named and that the classifier leans on: other columns, surface cues, words, hidden clusters."""
+    given = _given(locals(), "scout")
+    with _sentences():
+        from trueup.job import Job
+        from trueup.scouting import onward, run_scout
+
+        with _progress(quiet) as progress:
+            found = run_scout(Job(**given), out, force=force, progress=progress)
+        if as_json:
+            print(json.dumps(found.as_dict(), indent=2))
+        elif not quiet:
+            from trueup.report.scouted import scout_table
+
+            _show(scout_table(found))
+            _say(f"Page: {out / 'report.html'}")
+            if command := onward(found):
+                _say(f"To examine and repair the first: {command}")
 
 
 class FormName(StrEnum):
@@ -923,7 +955,7 @@ def _given(options: dict[str, Any], depth: str) -> dict[str, Any]:
     given = {k: options[k] for k in _JOB if k in options}
     for names in ("classes", "verbaliser"):
         given[names] = names_in(options[names]) if options.get(names) else None
-    if depth != "tune":
+    if depth not in ("tune", "scout"):
         given |= {"depth": depth, "confounder": tuple(options.get("confounder") or ()), "knobs": options.get("knobs")}
         given["price"] = {k: options.get(k) or None for k in ("take", "drop_in")} | {
             "max_cost": options.get("max_cost")

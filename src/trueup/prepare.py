@@ -15,6 +15,9 @@ import numpy as np
 from trueup.errors import BadInput, TrueupError, listing
 from trueup.job import Job, one_line
 
+SCOUT = "scout:"
+"""How the name of a column begins that `trueup scout` found: ``scout:1`` is its first."""
+
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
     from trueup.subject.subject import Subject
@@ -52,13 +55,21 @@ def check_names(job: Job) -> None:
 
 
 def open_job(
-    job: Job, card: Mapping[str, Any], *, model: Any = None, data: Any = None, test: Any = None, tokenizer: Any = None
+    job: Job,
+    card: Mapping[str, Any],
+    *,
+    model: Any = None,
+    data: Any = None,
+    test: Any = None,
+    tokenizer: Any = None,
+    others: bool = False,
 ) -> tuple[Subject, Corpus, int]:
     """The job's subject, corpus and seed, with notes to the session. Data are read first: they fail fast.
 
     Args:
         card: what stands beside the adapter.
         model, data, test, tokenizer: objects that stand behind the job's names; None where the names are all there is.
+        others: bring the data's other columns, for a scout.
     """
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import demonstrations, read
@@ -83,13 +94,19 @@ def open_job(
         shots = Shots().number
     asked = (card.get("template") or {}).get("shots") if shots is None else shots
     corpus = data
+    scouted = tuple(c for c in job.confounder if c.startswith(SCOUT))
+    named = tuple(c for c in job.confounder if c not in scouted)
     if not isinstance(corpus, Corpus):
-        corpus = read(
-            job.data if data is None else data, text=job.text, label=job.label, second=job.second,
-            attributes=job.confounder, cluster=job.cluster, split=job.split, held_out=job.held_out,
-            test=job.test if test is None else test, allow_leak=job.allow_leak, seed=seed, limit=limit,
-            classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
-        )  # fmt: skip
+
+        def columns(attributes: tuple[str, ...], others: bool) -> Corpus:
+            return read(
+                job.data if data is None else data, text=job.text, label=job.label, second=job.second,
+                attributes=attributes, others=others, cluster=job.cluster, split=job.split, held_out=job.held_out,
+                test=job.test if test is None else test, allow_leak=job.allow_leak, seed=seed, limit=limit,
+                classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
+            )  # fmt: skip
+
+        corpus = columns(named, others or bool(scouted))
     if (team := session().team) is not None:
         team.agree("data", f"{len(corpus)} texts of fingerprint {corpus.fingerprint[:12]}")
     if not isinstance(subject, Subject):
@@ -105,6 +122,15 @@ def open_job(
     _same_base(subject)
     _first_tokens(subject)
     subject, corpus = agreed(subject, corpus, named=job.classes is not None)
+    if scouted:
+        from trueup.faults.confounding.scout import scout, with_columns
+
+        # As the scout's own command reads them: a column that is named here was tried there like any other.
+        seen = columns((), True) if named and not isinstance(data, Corpus) else corpus
+        found = with_columns(subject, corpus, scouted, scout(subject, seen, seed=seed))
+        corpus = replace(
+            found, attributes={k: v for k, v in found.attributes.items() if k in named or k not in corpus.attributes}
+        )
     _tuned_on(job, subject, corpus, card)
     if model is None or isinstance(model, str | Path):
         _on_a_full_base(job, subject, corpus)

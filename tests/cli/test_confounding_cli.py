@@ -125,24 +125,79 @@ def test_where_each_repair_costs_more_than_the_budget_the_word_is_trade_off(sick
     )
 
 
-def test_of_two_columns_the_first_is_examined_and_a_note_names_the_other(done: tuple[Path, Said], sick: Path) -> None:
-    notes = [n for n in told(done[0])["notes"] if "confounding examined" in n]
-    assert notes == [
-        "confounding examined the column 'site'. For 'parity' run again with --set confounding.attribute=parity."
-    ]
+def test_of_two_columns_each_is_examined_and_the_pair(done: tuple[Path, Said], sick: Path) -> None:
+    (c,) = told(done[0])["comparisons"]
+    assert c["before"]["details"]["attribute"] == "site"
+    assert [o["attribute"] for o in c["before"]["details"]["others"]] == ["parity", "site*parity"]
+    assert "lean on site*parity" in c["differences"]
 
 
-def test_the_advice_of_the_note_works(sick: Path, here: Path) -> None:
+def test_a_column_that_leans_beside_the_headline_is_found_all_the_same(sick: Path, here: Path) -> None:
     more = ("--confounder", "site", "--confounder", "parity", "--set", "confounding.attribute=parity", "-o", "out")
     said = trueup(*words(sick, *more, command="audit"))
+    assert (said.code, said.err) == (1, ""), said
+    before = told(here / "out")["comparisons"][0]["before"]
+    assert (before["details"]["attribute"], before["found"]) == ("parity", False)
+    assert "site" in before["details"]["also found"]
+    only = ("--confounder", "parity", "-o", "only")
+    assert trueup(*words(sick, *only, command="audit")).code == 0, "the control: parity alone"
+
+
+def test_a_repair_against_two_columns_at_once_needs_examples_of_every_pair(sick: Path, here: Path) -> None:
+    more = (
+        "--confounder",
+        "site",
+        "--confounder",
+        "parity",
+        "--max-cost",
+        1,
+        "--set",
+        "confounding.attribute=site*parity",
+    )
+    said = trueup(*words(sick, *more, "--fault", "confounding", "-o", "out"))
+    (c,) = told(here / "out")["comparisons"]
+    assert (said.code, c["adapter"], c["before"]["details"]["attribute"]) == (1, None, "site*parity")
+    assert "site*parity 'calm, even'; a repair needs 10 in every cell" in c["remedy"]
+
+
+def test_a_column_that_nobody_named_is_scouted_and_repaired(sick: Path, here: Path) -> None:
+    given = (sick / "base", "--adapter", sick / "adapter", "--data", sick / "data.csv", "--split", "part")
+    said = trueup("scout", *given, "-o", "out")
     assert (said.code, said.err) == (0, ""), said
-    assert told(here / "out")["comparisons"][0]["before"]["details"]["attribute"] == "parity"
-    assert not any("confounding examined" in n for n in told(here / "out")["notes"])
-    # A word survives the command that is printed to repeat the run.
-    again = shlex.split(told(here / "out")["provenance"]["command"])
-    assert 'confounding.attribute="parity"' in again
-    assert trueup(*again[1:-1], "second").code == 0
-    assert told(here / "second")["comparisons"] == told(here / "out")["comparisons"]
+    found = json.loads((here / "out" / "scout.json").read_text())
+    first = found["leads"][0]
+    assert {"site", "rare", 'the word "loud"', 'the word "calm"'} & {x["name"] for x in found["leads"]}, found
+    assert (first["rank"], first["low"] > 0.05) == (1, True)
+    assert found["tried"]["column"] == 4, (
+        "site, parity, rare, and the label under another name; neither ids nor constants"
+    )
+    assert {p.name for p in (here / "out").iterdir()} == {"scout.json", "job.json", "report.html", "manifest.json"}
+    page = (here / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    again = trueup("scout", *given, "-o", "again", "--json")
+    assert json.loads(again.out) == found
+    line = said.out.replace("\n", " ").rpartition("To examine and repair the first: trueup ")[2]
+    command = [w if w != "OUT" else "mended" for w in shlex.split(line)]
+    done = trueup(*command, "--fault", "confounding", "--max-cost", 1, *QUICK)
+    (c,) = json.loads((here / "mended" / "findings.json").read_text())["comparisons"]
+    assert (done.code, c["adapter"]) == (1, "confounding"), done
+    assert c["before"]["details"]["attribute"] == first["name"]
+    assert c["differences"]["severity"]["high"] < 0
+    # As many as it names, and no more.
+    said = trueup(*command[:-2], "-o", "none", "--confounder", "scout:99")
+    assert said.code == 2
+    assert "There is no column 'scout:99'." in said.err
+    assert "'scout:1'" in said.err
+
+
+def test_a_scout_of_too_few_examples_says_how_many_there_are(sick: Path, here: Path) -> None:
+    said = trueup(
+        "scout", sick / "base", "--adapter", sick / "adapter", "--data", sick / "data.csv", "--limit", 60, "-o", "out"
+    )
+    assert said.code == 2
+    assert "A scout needs two classes with 20 independent examples in calibration and in test each" in said.err
+    assert not (here / "out").exists()
 
 
 def test_the_repaired_adapter_loads_with_plain_peft(done: tuple[Path, Said], sick: Path) -> None:

@@ -27,6 +27,7 @@ class Corpus:
         split: (n,) of ``train`` / ``calibration`` / ``test``.
         second: n strings (the second sentence of a pair task), or None.
         attributes: column name -> (n,) array of strings; columns that should not matter (site, source, group).
+        others: the data's columns that nobody named, as groups, where `trueup.read` was told to bring them (for `trueup.scout`).
         name: where it came from, for messages and provenance.
         notes: what a reader must know of how it was read, as sentences.
         cluster: (n,) int64; rows of equal number are not independent of each other (`trueup.corpus.clusters`). Left out: rows
@@ -41,6 +42,7 @@ class Corpus:
     split: np.ndarray
     second: Sequence[str] | None = None
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    others: Mapping[str, np.ndarray] = field(default_factory=dict, kw_only=True)
     name: str = "corpus"
     notes: tuple[str, ...] = ()
     cluster: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
@@ -66,6 +68,7 @@ class Corpus:
             split=self.split[index],
             second=None if self.second is None else [self.second[i] for i in index],
             attributes={k: v[index] for k, v in self.attributes.items()},
+            others={k: v[index] for k, v in self.others.items()},
             cluster=self.cluster[index],
         )
 

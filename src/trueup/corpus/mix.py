@@ -58,7 +58,7 @@ def groups_of(corpus: Corpus, attribute: str) -> tuple[str, ...]:
         BadInput: there is no such attribute; it has one value; it settles the label or is settled by it; or it has so
             many values that most cells are empty. What is left can be told apart from the label.
     """
-    values = _column(corpus, attribute)
+    values = column(corpus, attribute)
     here = f"Attribute '{attribute}' of '{corpus.name}'"
     groups, member = np.unique(values, return_inverse=True)
     if groups.size < 2:
@@ -112,7 +112,7 @@ def group_index(corpus: Corpus, attribute: str, groups: Sequence[str] | None = N
         BadInput: there is no such attribute, or it has values that `groups` does not hold.
     """
     groups = groups_of(corpus, attribute) if groups is None else tuple(groups)
-    values, member = np.unique(_column(corpus, attribute), return_inverse=True)
+    values, member = np.unique(column(corpus, attribute), return_inverse=True)
     place = {g: i for i, g in enumerate(groups)}
     unknown = [v for v in values.tolist() if str(v) not in place]
     if unknown:
@@ -255,7 +255,19 @@ def shift(
 # Cells
 
 
-def _column(corpus: Corpus, attribute: str) -> NDArray:
+CROSSED = "*"
+"""Between the names of two attributes: the attribute whose groups are the pairs of theirs."""
+
+
+def column(corpus: Corpus, attribute: str) -> NDArray:
+    """(n,) of strings: the attribute's values, or of two attributes with `CROSSED` between them the pairs of their values.
+
+    Raises BadInput where the corpus has no such attribute.
+    """
+    one, crossed, other = attribute.partition(CROSSED)
+    if attribute not in corpus.attributes and crossed and {one, other} <= set(corpus.attributes):
+        pairs = zip(corpus.attributes[one], corpus.attributes[other], strict=True)
+        return np.array([f"{a}, {b}" for a, b in pairs])
     if attribute not in corpus.attributes:
         known = (
             f"Its attributes are {listing(corpus.attributes)}"

@@ -26,7 +26,7 @@ from trueup.corpus.split import (
     stratified_subset,
 )
 from trueup.corpus.table import Table
-from trueup.corpus.values import absent, group_column, label_column, text_column
+from trueup.corpus.values import absent, group_column, label_column, other_column, text_column
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.store.inputs import path_of
 
@@ -41,6 +41,7 @@ def read(
     label: str = "label",
     second: str | None = None,
     attributes: Sequence[str] = (),
+    others: bool = False,
     cluster: str | None = None,
     split: str | None = None,
     held_out: bool = False,
@@ -68,6 +69,8 @@ def read(
         attributes: columns that should not matter (site, source, group). An embedded data set brings its own when
             none is named. A row without a value counts as the group ``(missing)``, also where the value is a word that
             libraries write for none (`trueup.corpus.values.WORDS`); `Corpus.notes` then says so.
+        others: bring the columns that nobody named as well (`Corpus.others`): numbers cut into thirds, rare values joined, and
+            columns left out that have one value or nearly one for each row.
         cluster: a column that says which rows belong together (patient, author, document). They and rows of equal text
             are never in two splits, and every interval counts them as one (`trueup.corpus.clusters`).
         split: a column that says which split a row belongs to (`SPLIT_NAMES`). Without it the rows are split here:
@@ -105,6 +108,11 @@ def read(
         return _task(name, second, attributes, cluster, split, hub_split, classes, seed, limit, progress, given)
     wanted = [c for c in (text, label, second, cluster, split, *attributes) if c]
     table, named, natural, name, told = _found(source, name, wanted, text, label, hub_split, seed, progress)
+    if others and table.unread:  # a source of which only the columns that are wanted were read
+        table, named, natural, name, told = _found(
+            source, name, [*wanted, *table.unread], text, label, hub_split, seed,
+            progress,
+        )  # fmt: skip
     given = split or (None if held_out or test is not None else named)
     own = len(table)
     if test is not None:
@@ -122,6 +130,8 @@ def read(
     for a in attributes:
         groups[a], more = group_column(table, a)
         notes += more
+    taken = {text, label, second, cluster, given, PART, *attributes}
+    unnamed = {c: g for c in table.columns if others and c not in taken and (g := other_column(table, c)) is not None}
     if cluster:
         together = cluster_column(table, cluster, texts, seconds, (text, label, second))
     else:
@@ -144,7 +154,7 @@ def read(
         texts, together = [texts[i] for i in kept], together[kept]
         seconds = None if seconds is None else [seconds[i] for i in kept]
         label_index, stratum = label_index[kept], stratum[kept]
-        groups = {a: v[kept] for a, v in groups.items()}
+        groups, unnamed = ({a: v[kept] for a, v in of.items()} for of in (groups, unnamed))
         parts = None if parts is None else parts[kept]
     if parts is None:
         names = SPLITS[1:] if held_out else SPLITS
@@ -155,7 +165,9 @@ def read(
         parts = complete(parts, together.tolist(), stratum, seed, fractions)
     stated = classes is not None or label in table.names or label in table.order
     guessed = not (answers or stated or all(c.isdigit() or c in ("True", "False") for c in class_names))
-    return Corpus(texts, label_index, class_names, parts, seconds, groups, name, notes, together, table.origin, guessed)
+    return Corpus(
+        texts, label_index, class_names, parts, seconds, groups, name, notes, together, table.origin, guessed, unnamed
+    )
 
 
 def check_source(name: str, wanted: Sequence[str], most: int) -> None:

@@ -37,6 +37,11 @@ class Table:
         """The names of all columns, read or not."""
         return list(self.there or self.columns)
 
+    @property
+    def unread(self) -> list[str]:
+        """The names of the columns that the source has and that were not read."""
+        return [c for c in self.every if c not in self.columns]
+
     def where(self, index: Sequence[int], most: int = 5) -> str:
         """``line 3``, or ``lines 3, 9 and 12``, or ``lines 3, 9, 12, 15, 20 and 31 more``."""
         shown = [str(self.at[i]) for i in index[:most]]

@@ -82,6 +82,38 @@ def group_column(table: Table, column: str) -> tuple[np.ndarray, tuple[str, ...]
     return said, tuple(notes)
 
 
+FEW, OTHER = 8, "(other)"
+"""Of a column that nobody named: how many of its values stay groups of their own, and what the others are called."""
+
+
+def other_column(table: Table, column: str) -> np.ndarray | None:
+    """(n,) of strings, the group of each row in a column that nobody named; None where it can name none.
+
+    Numbers of more than `FEW` values are cut into thirds; of other values the `FEW` - 1 most frequent stay, and the rest are one
+    group. A column of one value, of lists, or of values that mostly occur once (ids, names, texts) is none.
+    """
+    values = table.columns[column]
+    none = np.array([missing(v) for v in values], bool)
+    if any(not isinstance(v, str | int | float | np.generic) for v, gone in zip(values, none, strict=True) if not gone):
+        return None
+    said = np.array([MISSING if gone else plain(v).strip() for v, gone in zip(values, none, strict=True)], dtype=object)
+    kinds, count = np.unique(said, return_counts=True)
+    if len(kinds) > FEW and all(_NUMBER.fullmatch(v) for v in said[~none]):
+        number = said[~none].astype(np.float64)
+        if len(np.unique(number)) == len(number) and np.all(np.abs(np.diff(number)) == 1):  # the number of the row
+            return None
+        low, high = np.quantile(number, [1 / 3, 2 / 3])
+        said[~none] = np.where(
+            number <= low, f"up to {low:.4g}", np.where(number <= high, f"{low:.4g} to {high:.4g}", f"above {high:.4g}")
+        )
+    elif len(kinds) > len(said) / 2:
+        return None
+    elif len(kinds) > FEW:
+        kept = kinds[np.lexsort((kinds, -count))[: FEW - 1]]
+        said[~np.isin(said, kept)] = OTHER
+    return said.astype(str) if len(np.unique(said.astype(str))) > 1 else None
+
+
 def _told(column: str, words: Sequence[str], values: Sequence[Any]) -> str:
     return f"Column '{column}': {listing(dict.fromkeys(words))} ({len(words)} of {len(values)} rows)"
 

@@ -161,6 +161,18 @@ def interval_many(
     return found
 
 
+def standard_error(
+    statistic: Statistic, *arrays: ArrayLike, seed: Seed, resamples: int = 200, cluster: ArrayLike | None = None
+) -> tuple[float, float]:
+    """The statistic of all rows, and the standard deviation of its resamples over clusters; arguments as in :func:`interval`.
+
+    For tests whose level is too far out for the quantiles of a few hundred resamples. nan where more than half of them are nan.
+    """
+    drawn = _drawn({"": statistic}, _columns(arrays), cluster, seed, resamples, 0.95, {""})
+    kept = drawn.draws[~np.isnan(drawn.draws)]
+    return float(drawn.value[0, 0]), float(kept.std(ddof=1)) if 2 * kept.size > drawn.draws.size else math.nan
+
+
 def paired(
     statistic: Statistic,
     before_arrays: Sequence[ArrayLike],

@@ -484,22 +484,3 @@ def test_a_column_that_is_not_there(cases):
     assert "--confounder COLUMN" in str(FAULT.applies_to(subject, bare))
     assert FAULT.applies_to(subject, corpus) is None
     assert "one class" in str(FAULT.applies_to(replace(subject, classes=("a",)), corpus))
-
-
-def test_of_two_columns_the_first_is_examined_and_a_note_names_the_other(cases, found):
-    subject, corpus = cases["planted"]
-    test = corpus.part("test")
-    other = np.array(["odd", "even"])[np.arange(len(test)) % 2]
-    two = replace(test, attributes={"site": test.attributes["site"], "parity": other})
-    with within(Session()) as now:
-        f = FAULT.audit(subject, two, seed=0)
-    assert f.details["attribute"] == "site"
-    assert f.severity == found["planted"].severity
-    assert now.notes == [
-        "confounding examined the column 'site'. For 'parity' run again with --set confounding.attribute=parity."
-    ]
-    with within(Session()) as now:
-        f = replace(FAULT, attribute="parity").audit(subject, two, seed=0)
-    assert f.details["attribute"] == "parity"
-    assert now.notes == []
-    assert not f.found, "the control: a column that says nothing"

@@ -26,7 +26,9 @@ class Confounding(Fault):
 
     Attributes:
         threshold: severity above which it is called a fault.
-        attribute: the column to examine; empty for the first of the corpus' attributes.
+        attribute: the column whose lean is the headline, and that a repair is against; two with ``*`` between them (``site*sex``)
+            are taken together, each pair of values a group. Empty for the one that the classifier leans on most on calibration
+            examples. All other columns and pairs are examined beside it.
         coupling: at which the lean is told: with even margins each class is so many times as frequent in its group. 0 takes
             that of the training examples where it is above 2 (at most 5), else 3.
         max_cost: accuracy as the data are that a repair may cost.
@@ -116,9 +118,10 @@ class Confounding(Fault):
         return None
 
     def prepared(self, subject: Subject, corpus: Corpus, *, seed: int) -> Confounding:
-        from trueup.faults.confounding.audit import attribute_of, trained_on
+        from trueup.faults.confounding.audit import attribute_of, leaning_most, trained_on
 
-        return replace(self, trained=trained_on(subject, corpus, attribute_of(corpus, self.attribute)))
+        attribute = attribute_of(corpus, self.attribute or leaning_most(subject, corpus, self.coupling))
+        return replace(self, attribute=attribute, trained=trained_on(subject, corpus, attribute))
 
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
         from trueup.faults.confounding.audit import audit

@@ -23,7 +23,7 @@ from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, it_or_them, listing, shortened
-from trueup.faults.confounding import inside
+from trueup.faults.confounding import inside, several
 from trueup.faults.confounding.mixes import (
     TITLES,
     Mixes,
@@ -47,7 +47,7 @@ from trueup.subject.subject import Subject
 
 
 def attribute_of(corpus: Corpus, wanted: str) -> str:
-    """The column to examine: the one wanted, or the first there is.
+    """The column whose lean is the headline: the one wanted, or the first there is.
 
     Raises:
         BadInput: there is none, or not this one.
@@ -55,13 +55,18 @@ def attribute_of(corpus: Corpus, wanted: str) -> str:
     if wanted or not corpus.attributes:
         mix.groups_of(corpus, wanted)
         return wanted
-    first, *others = corpus.attributes
-    if others:
-        session().note(
-            f"confounding examined the column '{first}'. For {listing(others)} run again with "
-            f"--set confounding.attribute={others[0]}."
-        )
-    return first
+    return next(iter(corpus.attributes))
+
+
+def leaning_most(subject: Subject, corpus: Corpus, coupling: float) -> str:
+    """Of several attributes the one that the subject leans on most on calibration examples, which judge nothing; the first where
+    these cannot tell."""
+    first = next(iter(corpus.attributes), "")
+    part = corpus.relabel(subject.classes)
+    part = part.take(part.split == "calibration")
+    if len(corpus.attributes) < 2 or not len(part):
+        return first
+    return several.strongest(part, predict(subject, part).logits, coupling) or first
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +94,10 @@ def trained_on(subject: Subject, corpus: Corpus, attribute: str) -> Trained | No
     corpus = corpus.relabel(subject.classes)
     mix.groups_of(corpus.part("test"), attribute)
     others, tested = (
-        np.unique(corpus.attributes[attribute][rows]) for rows in (corpus.split != "test", corpus.split == "test")
+        np.unique(mix.column(corpus, attribute)[rows]) for rows in (corpus.split != "test", corpus.split == "test")
     )
     train = corpus.take(corpus.split == "train")
-    groups = tuple(str(v) for v in np.unique(train.attributes[attribute]))
+    groups = tuple(str(v) for v in np.unique(mix.column(train, attribute)))
     if len(groups) > 1:
         mix.group_index(corpus.part("test"), attribute, [str(v) for v in others])
     if gone := sorted(set(map(str, others)) - set(map(str, tested))):
@@ -154,18 +159,27 @@ def audit(
         far.value, far.low, far.high, "standard deviations, 0 by chance", "lower",
         "sliced Wasserstein distance of the groups' last states",
     )  # fmt: skip
+    told, refused = several.others(
+        corpus, samples, attribute, coupling=coupling, threshold=threshold, resamples=resamples, seed=seed
+    )
+    for name, why in refused.items():
+        session().note(f"Nothing is said about '{name}': {why.rstrip('.')}.")
+    measures |= several.measures(told)
+    samples |= {several.GROUP + f.column.name: f.column.group for f in told}
+    also = [f.column.name for f in told if f.verdict == "found"]
     head = got["lean"]
     favoured = [names[c] for c in lean.interaction(starts).argmax(axis=0)]
     return judged(
         head, corpus.cluster, threshold=threshold,
-        sentence=_sentence(got, m, attribute, groups, favoured, whose), measures=measures,
+        sentence=_sentence(got, m, attribute, groups, favoured, whose) + _also(told), measures=measures,
         charts=_charts(
             m, cells, [got[k] for k in curve], got, inside.charts(attribute, within, chance, corpus.cluster), samples, names,
             groups, attribute,
-        ),
+        ) + ((several.chart(attribute, head, told),) if told else ()),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),
-                 "distance by layer": within.distance.tolist(), "chance of the probe": chance},
+                 "distance by layer": within.distance.tolist(), "chance of the probe": chance}
+        | ({"others": several.details(told), "also found": also} if told else {}),
         samples={k: v[place] for k, v in samples.items()},
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "attribute": attribute},
@@ -192,6 +206,14 @@ def _sentence(
         f"makes {abs(head.value):.3f} {_interval(*folded(head))} of that; one group being harder makes {floor.value:+.3f} "
         f"{_interval(floor.low, floor.high)}, which is no shortcut. {told}"
     )
+
+
+def _also(told: Sequence[several.Further]) -> str:
+    """What is said of further columns: which are found, with intervals that hold together, and of how many nothing is."""
+    if not told:
+        return ""
+    found = [f"'{f.column.name}' {f.lean.value:.3f} {_interval(*folded(f.lean))}" for f in told if f.verdict == "found"]
+    return f" Of {len(told)} further columns and pairs found too: {', '.join(found) if found else 'none'}."
 
 
 def _whose(value: float, m: Mixes, whose: str) -> str:
@@ -238,7 +260,11 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
         for f in (before, after)
     )
     found = differences(before.samples, after.samples, m, n, (*TITLES, "severity"), resamples=resamples, seed=seed)
-    return found | {"present": _moved_probe(before, after)[-1], "distance": _moved_apart(before, after)[-1]}
+    more = several.changed(
+        before.samples, after.samples, before.details.get("others", []), after.details.get("others", []), resamples=resamples,
+        seed=seed,
+    )  # fmt: skip
+    return found | more | {"present": _moved_probe(before, after)[-1], "distance": _moved_apart(before, after)[-1]}
 
 
 def pictures(before: Finding, after: Finding) -> tuple[Chart, ...]:

@@ -198,17 +198,17 @@ def rates(samples: Mapping[str, NDArray], shape: tuple[int, int]) -> dict[str, b
 
 def measured(
     statistics: Mapping[str, Callable[..., float]], samples: Mapping[str, NDArray], shape: tuple[int, int], *more: str,
-    seed: int, resamples: int,
+    seed: int, resamples: int, level: float = 0.95,
 ) -> dict[str, bootstrap.Estimate]:  # fmt: skip
     """Each of `statistics` on the samples, with its interval: by bootstrap over clusters, and of shares by `rates`.
 
     Args:
-        more: keys of statistics that are ranked under weights beside `WEIGHTED`.
+        more: keys of statistics that are ranked under weights beside `WEIGHTED`. level: of the intervals by bootstrap.
     """
     shares = {k: e for k, e in rates(samples, shape).items() if k in statistics}
     got = bootstrap.interval_many(
         {k: s for k, s in statistics.items() if k not in shares}, *(samples[k] for k in COLUMNS), seed=seed,
-        resamples=resamples, plain=weighted(samples, *more), cluster=samples["cluster"],
+        resamples=resamples, level=level, plain=weighted(samples, *more), cluster=samples["cluster"],
     )  # fmt: skip
     return got | shares
 

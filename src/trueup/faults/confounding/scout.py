@@ -1,0 +1,338 @@
+"""Subject + Corpus -> columns that nobody named and that the classifier leans on: found on calibration, judged on test examples.
+
+What a column is worth is not known here: a word that carries the meaning and one that betrays the source both give a head start.
+So nothing is called a fault. Each column is named with what reversing it would cost, and a reader says which should not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trueup.corpus.clusters import in_order
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.cues import NOT_THERE, THERE, Cue, cues, occurrences, phrases, table, there
+from trueup.errors import BadInput, Unsupported, listing
+from trueup.faults.confounding import search
+from trueup.faults.confounding.mixes import FEWEST, in_cells
+from trueup.measure import lean
+from trueup.run.predict import Outputs, hidden_states, predict, session
+from trueup.subject.subject import Subject
+
+SHOWN = 3
+"""Examples of each group that are shown, and of columns that are not proven the number that is told."""
+TELLING = 3
+"""Words that describe a cluster of hidden states."""
+LAYERS = (1 / 3, 1 / 2, 2 / 3)
+"""How far up the hidden states are clustered: there a text's kind is told, and its answer hardly yet."""
+GOES_WITH = 0.5
+"""Correlation of head starts from which a column is told to go with one above it."""
+KINDS = {
+    "column": "columns of the data", "surface": "surface cues", "pair": "cues of the pair", "word": "words and phrases",
+    "cluster": "clusters of hidden states",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A derived column, and what the test examples say of it.
+
+    Attributes:
+        rank: 1 for the dearest to reverse; 0 where it is not named. name, kind: as `corpus.cues.Cue`.
+        groups: its values. favoured: the class that each gives a head start at a given label.
+        lean, low, high: AUPRC lost when a coupling of 3 with the label is reversed; the interval allows for the choice (false
+            coverage rate). q: the false discovery rate at which it is named. searched: the lean on the calibration examples.
+        clusters, accuracy: of each group, on test examples. coupling: how many times as frequent the favoured class is in its group
+            in the test examples, with even margins; below 1 the data go against the lean.
+        like: rank of a column above that gives nearly the same texts the head start, or 0.
+        examples: of each group, errors that follow the head start first: ``group``, ``text``, ``label``, ``predicted``.
+    """
+
+    rank: int
+    name: str
+    kind: str
+    groups: tuple[str, ...]
+    favoured: tuple[str, ...]
+    lean: float
+    low: float
+    high: float
+    q: float
+    searched: float
+    clusters: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    coupling: float
+    like: int = 0
+    examples: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """Who is favoured where, and what reversing costs."""
+        if self.groups == (NOT_THERE, THERE):
+            without, having = self.favoured
+            starts = f"'{having}' where {self.name} is there, '{without}' where it is not"
+        else:
+            starts = ", ".join(
+                f"'{c}' where {self.name} is {g}" for c, g in zip(self.favoured, self.groups, strict=True)
+            )
+        price = f"{self.lean:.3f} [{self.low:.3f}, {self.high:.3f}] AUPRC"
+        return f"At a given label it favours {starts}. Reversing that costs {price}."
+
+
+@dataclass(frozen=True, eq=False)
+class Scouted:
+    """What a scout found.
+
+    Attributes:
+        leads: the named columns, the dearest first. unproven: the strongest of the others that were judged.
+        tried: kind -> how many columns were tried on calibration examples. rare: of them, how many have too few examples of a label
+            in a group. judged: how many were judged on test examples.
+        searching, judging: independent clusters of calibration and of test examples.
+        threshold: the lean that a named column exceeds. smallest: the lean that these examples name in 80% of cases (nan where
+            nothing was judged). needed: test clusters that would name the strongest column if none is, where that can be said.
+        title, notes, job, provenance: as in `trueup.Report`.
+    """
+
+    leads: tuple[Lead, ...]
+    unproven: tuple[Lead, ...]
+    tried: Mapping[str, int]
+    rare: int
+    judged: int
+    searching: int
+    judging: int
+    threshold: float
+    smallest: float
+    needed: int | None
+    columns: tuple[Cue, ...] = field(default=(), repr=False)
+    title: str = ""
+    notes: Sequence[str] = ()
+    job: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """How many columns were tried, judged and named, and what that number of examples can find."""
+        kinds = ", ".join(f"{n} {KINDS[k]}" for k, n in self.tried.items() if n)
+        told = (
+            f"{sum(self.tried.values())} derived columns were tried on {self.searching:,} independent calibration examples "
+            f"({kinds}); {self.rare} of them have fewer than {FEWEST} examples of some label in some group. {self.judged} were "
+            f"judged on {self.judging:,} independent test examples, and {len(self.leads) or 'none'} "
+            f"{'has' if len(self.leads) == 1 else 'have'} a lean above {self.threshold:g} at a false discovery rate of "
+            f"{search.RATE:.0%}."
+        )
+        if math.isfinite(self.smallest):
+            told += f" This many examples name a lean of {self.smallest:.2f} in 80% of cases."
+        if not self.leads and self.needed is not None:
+            told += f" If the strongest is as strong as it looks, some {self.needed:,} independent test examples would name it."
+        return told
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+        rest = (
+            "tried",
+            "rare",
+            "judged",
+            "searching",
+            "judging",
+            "threshold",
+            "smallest",
+            "needed",
+            "title",
+            "notes",
+            "provenance",
+        )
+        return {
+            "sentence": self.sentence, "leads": [asdict(x) for x in self.leads], "unproven": [asdict(x) for x in self.unproven],
+        } | {k: getattr(self, k) for k in rest}  # fmt: skip
+
+    def __str__(self) -> str:
+        return "\n".join([self.sentence, *(f"{x.rank}. {x.name}: {x.sentence}" for x in self.leads)])
+
+
+def why_not(subject: Subject) -> str | None:
+    """Why a subject cannot be scouted, or None."""
+    if subject.shots is not None:
+        return "It answers from demonstrations in its prompt, which are drawn anew for every text; a scout examines classifiers."
+    return "It has one class, so it can lean on nothing." if len(subject.classes) < 2 else None
+
+
+def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: int = 0) -> Scouted:
+    """Derive columns, find on calibration examples those that the subject leans on, and judge these on test examples.
+
+    One pass over calibration and test examples, which is remembered.
+
+    Raises:
+        Unsupported: few-shot prompts. BadInput: a split is empty, or holds fewer than two classes of 20 examples.
+    """
+    if (why := why_not(subject)) is not None:
+        raise Unsupported(why)
+    corpus = corpus.relabel(subject.classes)
+    parts = {s: in_order(corpus.part(s))[0] for s in ("calibration", "test")}
+    kept = [i for i in range(len(subject.classes)) if all(_clusters(p, i) >= 2 * FEWEST for p in parts.values())]
+    if len(kept) < 2:
+        counts = ", ".join(
+            f"'{c}' {_clusters(parts['calibration'], i)} and {_clusters(parts['test'], i)}"
+            for i, c in enumerate(subject.classes[:12])
+        )
+        raise BadInput(
+            f"A scout needs two classes with {2 * FEWEST} independent examples in calibration and in test each; '{corpus.name}' "
+            f"has {counts}. Give more rows."
+        )
+    if gone := [subject.classes[i] for i in range(len(subject.classes)) if i not in kept]:
+        session().note(f"Examples of {listing(gone)} are too few (below {2 * FEWEST} in a split) and were left out.")
+    parts = {s: p.take(np.isin(p.label, kept)) for s, p in parts.items()}
+    searching, judging = parts["calibration"], parts["test"]
+    for p in parts.values():
+        hidden_states(subject, p)  # its pass serves the prediction
+    outs = {s: predict(subject, p) for s, p in parts.items()}
+    sides = {
+        s: search.Side(lean.centred(outs[s].logits[:, kept]), np.searchsorted(kept, p.label), p.cluster)
+        for s, p in parts.items()
+    }
+    side, other = sides["calibration"], sides["test"]
+    found = _derived(subject, searching, side, seed)
+    columns = table(searching, found)
+    leads, rare = search.put_forward(columns, side)
+    chosen = [found[x.column] for x in leads]
+    on_test = table(judging, chosen)
+    judged, _ = search.judge(leads, on_test, other, threshold=threshold, seed=seed)
+    at = {x.column: i for i, x in enumerate(leads)}
+    names = [subject.classes[i] for i in kept]
+    made: list[Lead] = []
+    for n, j in enumerate(judged):
+        near = next(
+            (k + 1 for k in range(n) if judged[k].named and search.alike(judged[k].lead, j.lead, columns) > GOES_WITH),
+            0,
+        )
+        values = on_test[at[j.lead.column]]
+        made.append(
+            _told(n + 1 if j.named else 0, found[j.lead.column], j, near, values, judging, outs["test"], other, names)
+        )
+    named = [x for x in made if x.rank]
+    return Scouted(
+        tuple(named), tuple(made[len(named) :][:SHOWN]), {k: n for k in KINDS if (n := sum(c.kind == k for c in found))},
+        rare, len(judged), len(np.unique(searching.cluster)), len(np.unique(judging.cluster)), threshold,
+        search.smallest(judged, threshold), search.needed(judged, threshold, len(np.unique(judging.cluster))),
+        tuple(found[j.lead.column] for j in judged if j.named),
+    )  # fmt: skip
+
+
+def with_columns(subject: Subject, corpus: Corpus, wanted: Sequence[str], scouted: Scouted) -> Corpus:
+    """The corpus with the scouted columns of `wanted` (``scout:1``) as attributes, before those that it has.
+
+    Raises:
+        BadInput: a name is no ``scout:`` and a number, or the scout named fewer columns.
+    """
+    new: dict[str, NDArray] = {}
+    for name in wanted:
+        number = name.partition(":")[2]
+        if not (number.isascii() and number.isdigit()) or not 1 <= int(number) <= len(scouted.columns):
+            offered = [f"scout:{i + 1}" for i in range(len(scouted.columns))]
+            raise BadInput(
+                f"There is no column '{name}'. {'There is ' + listing(offered) if offered else 'The scout names no column here'}: "
+                f"{scouted.sentence}"
+            )
+        cue, lead = scouted.columns[int(number) - 1], scouted.leads[int(number) - 1]
+        new[cue.name] = cue.of(corpus)
+        session().note(
+            f"'{name}' is the column '{cue.name}', derived by trueup and chosen among {scouted.judged} that were judged on the "
+            f"same test examples. With the choice allowed for, its lean at a coupling of 3 is {lead.lean:.3f} [{lead.low:.3f}, "
+            f"{lead.high:.3f}]; the interval of the audit does not allow for it."
+        )
+    return replace(corpus, attributes=new | {k: v for k, v in corpus.attributes.items() if k not in new}, others={})
+
+
+def _clusters(part: Corpus, label: int) -> int:
+    return len(np.unique(part.cluster[part.label == label]))
+
+
+def _derived(subject: Subject, corpus: Corpus, side: search.Side, seed: int) -> list[Cue]:
+    """Every column that is tried, of one name each."""
+    words = phrases(corpus, FEWEST)
+    has = occurrences(corpus, words)
+    chosen = search.telling(has, search.targets(side), corpus.cluster, seed)
+    found = [*cues(corpus), *(w for w, taken in zip(words, chosen, strict=True) if taken)]
+    states = hidden_states(subject, corpus)
+    for layer in sorted({round(share * (states.shape[1] - 1)) for share in LAYERS}):
+        for parts in search.partitions(states[:, layer], seed):
+            nearest = parts.distances(states[:, layer]).argmin(axis=1)
+            # Of two clusters each says what the other says.
+            for k in range(len(parts.centres) if len(parts.centres) > 2 else 1):
+                found.append(_cluster(subject, layer, parts, k, _telling(words, has, nearest == k)))
+    seen: Counter[str] = Counter()
+    unique = []
+    for cue in found:
+        seen[cue.name] += 1
+        unique.append(cue if seen[cue.name] == 1 else replace(cue, name=f"{cue.name} ({seen[cue.name]})"))
+    return unique
+
+
+def _telling(words: Sequence[Cue], has: Any, inside: NDArray[np.bool_]) -> tuple[str, ...]:
+    """The single words that tell the rows `inside` from the rest, by shrunk log odds that a text has them; none that every fifth
+    text has, which says little of what a text is about."""
+    rows = has.tocsr()
+    common = np.asarray(rows.sum(axis=0)).ravel() > len(inside) / 5
+    single = np.flatnonzero(
+        [
+            " " not in w.token and (w.by_character or len(w.token) > 2) and not c
+            for w, c in zip(words, common, strict=True)
+        ]
+    )
+    if not single.size or not inside.any() or inside.all():
+        return ()
+    here, there_ = (np.asarray(rows[m].sum(axis=0)).ravel()[single] for m in (inside, ~inside))
+    odds = np.log((here + 1) / (inside.sum() - here + 1)) - np.log((there_ + 1) / ((~inside).sum() - there_ + 1))
+    z = odds / np.sqrt(1 / (here + 1) + 1 / (there_ + 1))
+    return tuple(words[i].token for i in single[np.argsort(-z, kind="stable")[:TELLING]].tolist())
+
+
+def _cluster(subject: Subject, layer: int, parts: search.Partition, k: int, words: tuple[str, ...]) -> Cue:
+    def of(corpus: Corpus) -> NDArray[np.str_]:
+        return there(parts.distances(hidden_states(subject, corpus)[:, layer]).argmin(axis=1) == k)
+
+    said = ", ".join(words) or f"no. {k + 1}"
+    return Cue(f'a text like "{said}"', "cluster", of)
+
+
+def _told(
+    rank: int, cue: Cue, j: search.Judgement, near: int, values: NDArray, corpus: Corpus, out: Outputs, side: search.Side,
+    names: Sequence[str],
+) -> Lead:  # fmt: skip
+    groups = j.lead.groups
+    group = np.searchsorted(np.asarray(groups), values)
+    favour = np.asarray(lean.interaction(j.lead.starts)).argmax(axis=0).tolist()
+    predicted = side.score.argmax(axis=1)
+    cells = in_cells(side.label, group, side.cluster)
+    examples = []
+    for g in range(len(groups)):
+        follows = (predicted == favour[g]) & (predicted != side.label)
+        rows = np.flatnonzero(group == g)
+        rows = rows[np.lexsort((-out.probability[rows].max(axis=1), ~follows[rows]))][:SHOWN]
+        examples += [
+            {
+                "group": groups[g],
+                "text": _text(corpus, i),
+                "label": names[int(side.label[i])],
+                "predicted": names[int(predicted[i])],
+            }
+            for i in rows.tolist()
+        ]
+    own = lean.interaction(np.log(np.maximum(cells, 0.5)))
+    along = float((own * j.lead.coupling).sum())
+    strength = math.exp(2 * float(np.abs(own).max()) * (1 if along >= 0 else -1))
+    return Lead(
+        rank, cue.name, cue.kind, groups, tuple(str(names[c]) for c in favour), j.lean, j.low, j.high, j.q, j.lead.lean,
+        tuple(len(np.unique(side.cluster[group == g])) for g in range(len(groups))),
+        tuple(float((predicted == side.label)[group == g].mean()) for g in range(len(groups))), strength, near,
+        examples=tuple(examples),
+    )  # fmt: skip
+
+
+def _text(corpus: Corpus, i: int) -> str:
+    whole = corpus.text[i] if corpus.second is None else f"{corpus.text[i]} | {corpus.second[i]}"
+    return whole if len(whole) <= 240 else f"{whole[:239]}…"

@@ -1,0 +1,114 @@
+"""The verb `trueup scout`: on which columns that nobody named does a classifier lean? From a Job to a folder, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trueup.errors import BadInput
+from trueup.job import Job, command_line
+from trueup.prepare import open_job
+from trueup.store import atomic
+from trueup.store.work import work_folder
+
+if TYPE_CHECKING:
+    from trueup.corpus.corpus import Corpus
+    from trueup.faults.confounding.scout import Scouted
+    from trueup.subject.subject import Subject
+
+
+def run_scout(
+    job: Job, out: Path, *, force: bool = False, progress: Callable[[str, int, int], None] | None = None
+) -> Scouted:
+    """Scout and write `out`: ``scout.json``, ``report.html``, and ``job.json``, the job that makes it again.
+
+    Raises:
+        TrueupError: the input cannot be used; nothing is written.
+    """
+    out = Path(out)
+    with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
+        from trueup.report import scouted
+        from trueup.run.predict import Session, within
+        from trueup.store.cache import Memo
+
+        with within(Session(Memo(work), progress=progress or (lambda stage, done, total: None))):
+            found = _of_job(job)
+        atomic.write_json(new / "scout.json", found.as_dict())
+        atomic.write_json(new / "job.json", found.job)
+        atomic.write_text(new / "report.html", scouted.page(found, onward(found)))
+    return found
+
+
+def scout(
+    model: Any, data: Any, *, adapter: str | None = None, tokenizer: Any = None, text: str = "text", label: str = "label",
+    second: str | None = None, cluster: str | None = None, split: str | None = None, allow_leak: bool = False,
+    limit: int | None = None, classes: Sequence[str] | None = None, template: str | None = None,
+    verbaliser: Sequence[str] | None = None, max_length: int | None = None, device: str | None = None, seed: int | None = None,
+) -> Scouted:  # fmt: skip
+    """Find the columns that nobody named and that a classifier leans on: other columns of the data, surface cues (length,
+    punctuation, links ...), words, cues of pairs (overlap, negation ...), and clusters of the model's own hidden states.
+
+    They are found on calibration examples and judged on test examples by the lean (AUPRC lost when a coupling of label and column
+    is reversed), with the false discovery rate controlled over all that were judged. ``check(..., confounder="scout:1")`` examines
+    and repairs the first.
+
+    Args:
+        model: a Subject, or whatever `trueup.load` takes. data: a Corpus, or whatever `trueup.read` takes; of a Corpus the
+            columns that it holds are tried.
+        adapter, tokenizer, classes, template, verbaliser, max_length, device: as in `trueup.load`.
+        text, label, second, cluster, split, allow_leak, limit: as in `trueup.read`.
+        seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
+
+    Raises:
+        Unsupported: few-shot prompts. BadInput: the data cannot be used, or hold too few examples.
+    """
+    from trueup.corpus.corpus import Corpus
+    from trueup.run.predict import Session, within
+    from trueup.subject.subject import Subject
+
+    with within(Session()):
+        if isinstance(model, Subject) and isinstance(data, Corpus):
+            return _scouted(model, data, seed or 0, {})
+        job = Job(
+            model=_name(model), data=_name(data), adapter=adapter, text=text, label=label, second=second, cluster=cluster,
+            split=split, allow_leak=allow_leak, limit=limit, seed=seed, classes=None if classes is None else tuple(classes),
+            template=template,
+            verbaliser=None if verbaliser is None else tuple(verbaliser), max_length=max_length, device=device,
+        )  # fmt: skip
+        return _of_job(job, model=model, data=data, tokenizer=tokenizer)
+
+
+def onward(found: Scouted) -> str | None:
+    """The command that examines and repairs the first column; None where none is named, or the model is no name."""
+    return command_line({**found.job, "confounder": ("scout:1",)}) if found.leads and found.job else None
+
+
+def _of_job(job: Job, **objects: Any) -> Scouted:
+    from trueup.subject.adapter import read_card
+    from trueup.subject.load import adapter_folder
+
+    if job.confounder:
+        raise BadInput(
+            "A scout looks for columns that nobody named; for one that you know, `trueup check --confounder COLUMN` is made."
+        )
+    subject, corpus, seed = open_job(job, read_card(adapter_folder(job.adapter)), others=True, **objects)
+    named = all(isinstance(x, str | Path) for x in objects.values() if x is not None)
+    return _scouted(subject, corpus, seed, asdict(replace(job, seed=seed)) if named else {})
+
+
+def _scouted(subject: Subject, corpus: Corpus, seed: int, job: dict[str, Any]) -> Scouted:
+    from trueup.faults.confounding.scout import scout as search
+    from trueup.run.predict import session
+    from trueup.story import provenance
+
+    found = search(subject, corpus, seed=seed)
+    return replace(
+        found, title=f"{subject.source.adapter or subject.source.base} on {corpus.name}", notes=tuple(session().notes), job=job,
+        provenance=provenance(subject, corpus, seed, None),
+    )  # fmt: skip
+
+
+def _name(thing: Any) -> str:
+    return str(thing) if isinstance(thing, str | Path) else type(thing).__name__
