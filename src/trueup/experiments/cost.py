@@ -131,7 +131,7 @@ def _random(shape: Shape, folder: Path) -> None:
     )  # fmt: skip
 
 
-def measure(folder: str, options: Mapping[str, str], points: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+def measure(folder: str, options: Mapping[str, Any], points: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     """CPU seconds of a pass, minimum of two, the memory of the weights, and by how much the pass grew it, at each point."""
     import torch
 
@@ -143,7 +143,7 @@ def measure(folder: str, options: Mapping[str, str], points: Sequence[Sequence[i
     before = memory.resident() or 0
     subject = load(folder, classes=("a", "b"), device="cpu", **options)
     rng, rows = np.random.default_rng(0), []
-    words = subject.base.config.vocab_size  # type: ignore[union-attr]
+    words: int = subject.base.config.vocab_size  # type: ignore[union-attr,assignment]
     held = 0
     for texts, tokens, prompt in points:
         asked = subject if not prompt else random_prompt(subject, prompt)
