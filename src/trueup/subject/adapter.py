@@ -311,7 +311,8 @@ def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tenso
         elif pickled.is_file() and allow_pickle:
             tensors = torch.load(pickled, map_location="cpu", weights_only=True)
     except Exception as e:  # safetensors and torch each raise their own kinds for damaged files
-        raise BadInput(f"The adapter weights in '{folder}' are damaged ({e}). Save the adapter again.") from e
+        said = " ".join(str(e).split())[:200]
+        raise BadInput(f"The adapter weights in '{folder}' are damaged ({said}). Save the adapter again.") from e
     if tensors is not None:
         check_numbers(tensors, f"'{safe if safe.is_file() else pickled}'")
         return tensors

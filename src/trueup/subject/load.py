@@ -629,7 +629,7 @@ def weight_files(name: str, revision: str | None) -> list[Path]:
             )
         except Exception:  # not in the cache, or no name the hub could know
             return []
-    return sorted(folder.glob("model*.safetensors"))
+    return sorted(p for p in folder.glob("model*.safetensors") if p.is_file())
 
 
 class _Kept:
