@@ -1,7 +1,7 @@
 """What the package says of its home: links of the README made absolute, and the project's addresses.
 
-Both are taken from the GitHub workflow that builds a release (GITHUB_SERVER_URL, GITHUB_REPOSITORY, GITHUB_REF_NAME), so that a fork
-names itself. A build anywhere else has neither, and leaves the README as it is.
+Both are taken from the GitHub workflow that builds a release (GITHUB_SERVER_URL, GITHUB_REPOSITORY, GITHUB_REF_NAME), so that a
+fork names itself. A build anywhere else has neither, and leaves the README as it is.
 """
 
 from __future__ import annotations
