@@ -38,13 +38,13 @@ CODES = (
 
 PANELS = {
     "Model": (
-        "adapter", "classes", "max_length", "revision", "device", "allow_pickle", "trust_remote_code", "template", "verbaliser",
+        "adapter", "classes", "max_length", "revision", "device", "dtype", "quantize", "device_map", "allow_pickle", "trust_remote_code", "template", "verbaliser",
     ),
     "Data": (
         "data", "text", "label", "second", "confounder", "cluster", "split", "held_out", "test", "allow_leak", "limit", "seed",
     ),
     "Few-shot prompts": ("shots", "chat", "demos", "header"),
-    "Faults and repairs": ("fault", "knobs", "max_cost", "take", "keep"),
+    "Faults and repairs": ("fault", "knobs", "max_cost", "take", "drop_in", "keep"),
     "Output": ("out", "force", "quiet", "as_json", "markdown", "fail_on", "junit", "push_to_hub"),
 }  # fmt: skip
 """Where the help of a command that takes a model shows each option, by the name of its parameter."""
@@ -405,7 +405,8 @@ def compare(
 
 
 @app.command(
-    epilog="Exit code 0: the scout was made, whatever it found. 2: the input cannot be used. 3: an error of trueup itself."
+    cls=_Panelled,
+    epilog="Exit code 0: the scout was made, whatever it found. 2: the input cannot be used. 3: an error of trueup itself.",
 )
 def scout(
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
@@ -414,7 +415,10 @@ def scout(
     max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, force: Force = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Find columns that nobody named and that the classifier leans on: other columns, surface cues, words, hidden clusters."""
+    """Find columns that nobody named and that the classifier leans on: other columns, surface cues, words, hidden clusters.
+
+    Example: trueup scout my-org/model --adapter adapter --data reviews.csv -o scouted
+    """
     given = _given(locals(), "scout")
     with _sentences():
         from trueup.job import Job

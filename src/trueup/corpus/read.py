@@ -166,7 +166,18 @@ def read(
     stated = classes is not None or label in table.names or label in table.order
     guessed = not (answers or stated or all(c.isdigit() or c in ("True", "False") for c in class_names))
     return Corpus(
-        texts, label_index, class_names, parts, seconds, groups, name, notes, together, table.origin, guessed, unnamed
+        texts,
+        label_index,
+        class_names,
+        parts,
+        seconds,
+        groups,
+        name,
+        notes,
+        together,
+        table.origin,
+        guessed,
+        others=unnamed,
     )
 
 
