@@ -38,7 +38,8 @@ CODES = (
 
 PANELS = {
     "Model": (
-        "adapter", "classes", "max_length", "revision", "device", "dtype", "quantize", "device_map", "allow_pickle", "trust_remote_code", "template", "verbaliser",
+        "adapter", "classes", "max_length", "revision", "device", "dtype", "quantize", "device_map", "allow_pickle",
+        "trust_remote_code", "template", "verbaliser",
     ),
     "Data": (
         "data", "text", "label", "second", "confounder", "cluster", "split", "held_out", "test", "allow_leak", "limit", "seed",
