@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from trueup.measure._rows import column, counts, mean, truth
 
@@ -113,12 +113,12 @@ def surer_order(predicted: ArrayLike, label: ArrayLike, classes: int) -> tuple[N
     return best_order(predicted, label, classes), float(there.mean())
 
 
-def wilson(hits: ArrayLike, n: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The 95% interval of a share `hits` / `n` (Wilson 1927): within 0 and 1, and honest at both ends and for few trials.
+def wilson(hits: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The interval of a share `hits` / `n` (Wilson 1927): within 0 and 1, and honest at both ends and for few trials.
 
     Any shapes that go together; where `n` is 0 nothing is known: 0 to 1.
     """
     k, n = np.asarray(hits, np.float64), np.asarray(n, np.float64)
-    z2 = 1.959963984540054**2
+    z2 = norm.ppf((1 + level) / 2) ** 2
     middle, half = k + z2 / 2, np.sqrt(np.maximum(k * (1 - k / np.maximum(n, 1)), 0) * z2 + z2**2 / 4)
     return np.clip((middle - half) / (n + z2), 0, 1), np.clip((middle + half) / (n + z2), 0, 1)

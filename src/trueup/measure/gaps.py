@@ -88,8 +88,10 @@ def rate(rates: Floats, pick: tuple[int, int]) -> float:
     return float(rates[pick])
 
 
-def share(event: NDArray[np.bool_], rows: NDArray[np.bool_], cluster: NDArray, *, variance: float = 1.0) -> Estimate:
-    """The share of `rows` in which `event` is true, with Wilson's 95% interval; 0 to 1 around nan without a row.
+def share(
+    event: NDArray[np.bool_], rows: NDArray[np.bool_], cluster: NDArray, *, variance: float = 1.0, level: float = 0.95
+) -> Estimate:
+    """The share of `rows` in which `event` is true, with Wilson's interval; 0 to 1 around nan without a row.
 
     The number of trials is that of Kish (1965): (sum m)^2 / sum m^2 over clusters of m rows, so many independent rows as there
     would be if all rows of a cluster came out alike. It is the number of clusters where they are equally large.
@@ -101,8 +103,8 @@ def share(event: NDArray[np.bool_], rows: NDArray[np.bool_], cluster: NDArray, *
     size = np.unique(cluster[rows], return_counts=True)[1].astype(np.float64)
     trials = float(size.sum() ** 2 / (size @ size)) / variance if size.size else 0.0
     value = float(event[rows].mean()) if size.size else math.nan
-    low, high = wilson(0.0 if math.isnan(value) else value * trials, trials)
-    return Estimate(value, float(low), float(high), 0.95)
+    low, high = wilson(0.0 if math.isnan(value) else value * trials, trials, level)
+    return Estimate(value, float(low), float(high), level)
 
 
 def between(high: Estimate, low: Estimate) -> Estimate:

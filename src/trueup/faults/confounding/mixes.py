@@ -176,13 +176,13 @@ def _kept(of: Callable[..., NDArray]) -> Callable[..., NDArray]:
     return kept
 
 
-def rates(samples: Mapping[str, NDArray], shape: tuple[int, int]) -> dict[str, bootstrap.Estimate]:
+def rates(samples: Mapping[str, NDArray], shape: tuple[int, int], level: float = 0.95) -> dict[str, bootstrap.Estimate]:
     """The shares and gaps of shares among `statistics`, with intervals that hold near 0 and 1 (`gaps.share`, `gaps.between`)."""
     predicted, label, group, cluster, rows = (samples[k] for k in ("predicted", "label", "group", "cluster", "judges"))
     table = gaps.confusion(predicted, label, group, shape, (~rows).astype(np.float64))
 
     def cell(c: int, g: int, of_others: bool) -> bootstrap.Estimate:
-        return gaps.share(predicted == c, rows & (group == g) & ((label == c) != of_others), cluster)
+        return gaps.share(predicted == c, rows & (group == g) & ((label == c) != of_others), cluster, level=level)
 
     def gap(rate: NDArray, of_others: bool) -> bootstrap.Estimate:
         c, high, low = gaps.widest(rate)
@@ -203,9 +203,9 @@ def measured(
     """Each of `statistics` on the samples, with its interval: by bootstrap over clusters, and of shares by `rates`.
 
     Args:
-        more: keys of statistics that are ranked under weights beside `WEIGHTED`. level: of the intervals by bootstrap.
+        more: keys of statistics that are ranked under weights beside `WEIGHTED`. level: of the intervals.
     """
-    shares = {k: e for k, e in rates(samples, shape).items() if k in statistics}
+    shares = {k: e for k, e in rates(samples, shape, level).items() if k in statistics}
     got = bootstrap.interval_many(
         {k: s for k, s in statistics.items() if k not in shares}, *(samples[k] for k in COLUMNS), seed=seed,
         resamples=resamples, level=level, plain=weighted(samples, *more), cluster=samples["cluster"],

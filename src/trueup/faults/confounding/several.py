@@ -1,7 +1,8 @@
 """Several attributes at once: every other column that should not matter, and every pair of columns, beside the headline's.
 
-Their intervals hold together: each is at the level 1 - 0.05 / k for k columns (Bonferroni), so that in at most 5% of audits one of
-them misses its truth. A pair is an attribute whose groups are the pairs of values: its worst cell is the worst intersection.
+The intervals of their leans hold together: each is at the level 1 - 0.05 / k for k columns (Bonferroni), so that in at most 5% of
+audits one of them misses its truth. Those of their worst cells' accuracies hold together in the same way. A pair is an attribute
+whose groups are the pairs of values: its worst cell is the worst intersection.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Further:
-    """What is said of one further column: `lean` and the accuracy of its worst (label, group) cell, with intervals that hold
-    together with those of the others."""
+    """What is said of one further column: `lean` and the accuracy of its worst (label, group) cell, each with an interval that
+    holds together with the others'."""
 
     column: Column
     lean: bootstrap.Estimate
