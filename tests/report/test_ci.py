@@ -39,12 +39,19 @@ def test_what_fails() -> None:
     alone = comparison(after=None)
     undecided = replace(alone, before=replace(alone.before, low=-1.0))
     clear = replace(alone, before=replace(alone.before, low=-1.0, high=alone.before.threshold - 0.01))
-    cases = {"repaired": repaired, "reduced": left, "found": alone, "undecided": undecided, "clear": clear}
+    more = {"also found": ["site*sex"]}
+    elsewhere = replace(clear, before=replace(clear.before, details=more))
+    assert repaired.after is not None
+    partly = replace(repaired, after=replace(repaired.after, details=more))
+    cases = {
+        "repaired": repaired, "reduced": left, "found": alone, "undecided": undecided, "clear": clear, "elsewhere": elsewhere,
+        "partly": partly,
+    }  # fmt: skip
     failing = {how: {k for k, c in cases.items() if ci.fails(c, how)} for how in ("found", "undecided", "reduced")}
     assert failing == {
-        "found": {"repaired", "reduced", "found"},
-        "undecided": {"repaired", "reduced", "found", "undecided"},
-        "reduced": {"reduced", "found"},
+        "found": {"repaired", "reduced", "found", "elsewhere", "partly"},
+        "undecided": {"repaired", "reduced", "found", "undecided", "elsewhere", "partly"},
+        "reduced": {"reduced", "found", "elsewhere", "partly"},
     }
 
 

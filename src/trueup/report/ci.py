@@ -7,7 +7,7 @@ from typing import Literal
 from xml.sax.saxutils import escape, quoteattr
 
 from trueup.errors import visible
-from trueup.faults.fault import Comparison
+from trueup.faults.fault import Comparison, Finding
 from trueup.report import words
 from trueup.report.bundle import Report, crash_file
 
@@ -20,13 +20,20 @@ _MARK = {"repaired": "✅", "clear": "✅", "undecided": "❔", "reduced": "⚠�
 def fails(comparison: Comparison, fail_on: FailOn) -> bool:
     """Whether a fault fails a job.
 
-    ``found``: the model as it came has the fault, whatever a repair did. ``undecided``: it has, or may have. ``reduced``: it has,
-    and the repaired adapter is not clear of it (`state_of` is not ``repaired``).
+    ``found``: the model as it came has the fault, whatever a repair did. Of several columns that it was examined on, one is enough.
+    ``undecided``: it has, or may have. ``reduced``: it has, and the repaired adapter is not clear of it (`state_of` is not
+    ``repaired``, or a further column is still found).
     """
-    found = comparison.before.found
+    before, last = comparison.before, comparison.after or comparison.before
+    found = before.found or _on_another_column(before)
     if fail_on == "reduced":
-        return found and words.state_of(comparison) != "repaired"
-    return found or (fail_on == "undecided" and comparison.before.verdict == "undecided")
+        return found and (words.state_of(comparison) != "repaired" or _on_another_column(last))
+    return found or (fail_on == "undecided" and before.verdict == "undecided")
+
+
+def _on_another_column(finding: Finding) -> bool:
+    """Whether a fault that is examined on several columns is found on one beside the headline's."""
+    return bool(finding.details.get("also found"))
 
 
 def junit(report: Report, fail_on: FailOn) -> str:
