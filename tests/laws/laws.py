@@ -20,6 +20,7 @@ from trueup.experiments.verdicts import worlds
 from trueup.faults.fault import Fault, Finding, Remedy
 from trueup.measure.worlds import Rates, rates
 from trueup.run import forward
+from trueup.run import predict as predicting
 from trueup.run.predict import predict
 from trueup.store import atomic
 from trueup.subject.subject import Subject
@@ -68,6 +69,26 @@ def same_seed_same_finding(fault: Fault) -> None:
     subject, corpus = fault.planted("planted")
     test = corpus.part("test")
     assert _same(fault.audit(subject, test, seed=3), fault.audit(subject, test, seed=3))
+
+
+@law
+def threads_and_batches_change_a_finding_by_rounding_alone(fault: Fault) -> None:
+    """Severity and interval by at most 1e-3, in the fault's unit, with two threads and in batches of an eighth."""
+    fault = prepared(fault, "planted")
+    subject, corpus = fault.planted("planted")
+    test, threads = corpus.part("test"), torch.get_num_threads()
+    plain = fault.audit(subject, test, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predicting, "TOKENS", predicting.TOKENS // 8)
+        torch.set_num_threads(2)
+        try:
+            other = fault.audit(subject, test, seed=0)
+        finally:
+            torch.set_num_threads(threads)
+    assert other.verdict == plain.verdict
+    np.testing.assert_allclose(
+        [other.severity, other.low, other.high], [plain.severity, plain.low, plain.high], rtol=0, atol=1e-3
+    )
 
 
 @law

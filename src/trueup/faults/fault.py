@@ -2,7 +2,7 @@
 
 The laws (held by ``tests/laws`` on every fault, on its planted, healthy and sham cases):
 
-1.  The same seed gives the same finding.
+1.  The same seed gives the same finding, to the byte; other numbers of threads and other batches change it by rounding alone.
 2.  An audit leaves the subject's fingerprint (weights, buffers, hooks, training mode, requires_grad) as it was.
 3.  Planted scores above sham and above healthy, and only planted is called a fault.
 4.  After ``with remedy.on(subject)`` the subject is bit-identical, also when the block raised.
