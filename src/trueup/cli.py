@@ -359,7 +359,7 @@ def rerun(
 
     Example: trueup rerun out -o out-again
     """
-    with _sentences():
+    with _sentences(silent=not _first()):
         from trueup.job import read_job
 
         _do(read_job(old), old if out is None else out, force, quiet, as_json, fail_on, junit)
@@ -411,9 +411,10 @@ def compare(
 )
 def scout(
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
-    second: Second = None, cluster: Cluster = None, split: Split = None, allow_leak: Leak = False, limit: Limit = None,
-    seed: Seed = None, classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None,
-    max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
+    second: Second = None, cluster: Cluster = None, split: Split = None, held_out: HeldOut = False, test: TestFile = None,
+    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None, classes: Classes = None, template: TemplateText = None,
+    verbaliser: Verbaliser = None, max_length: MaxLength = None, device: Device = None, dtype: Dtype = None,
+    quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, force: Force = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find columns that nobody named and that the classifier leans on: other columns, surface cues, words, hidden clusters.
@@ -422,6 +423,7 @@ def scout(
     """
     given = _given(locals(), "scout")
     with _sentences():
+        _alone("A scout", "Run it by itself.")
         from trueup.job import Job
         from trueup.scouting import onward, run_scout
 
@@ -640,10 +642,7 @@ def sweep(
         from trueup.run.engine import Here, Processes, Ray
         from trueup.sweeps import plan, run
 
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise BadInput(
-                "A sweep starts its own processes: give --workers, or --shard, in place of `accelerate launch`."
-            )
+        _alone("A sweep", "It starts processes of its own: give --workers, or --shard.")
         if shard is not None:  # an empty one, of a variable that is not set, is no part and not the whole
             plan.part_of(shard)
         if only not in (None, "failed"):
@@ -972,7 +971,6 @@ def _run_job(
     given: dict[str, Any], faults: tuple[str, ...], out: Path, force: bool, quiet: bool, as_json: bool, fail_on: Gate,
     junit: Path | None, repo: str | None = None,
 ) -> None:  # fmt: skip
-    quiet = quiet or not _first()
     with _sentences(silent=not _first()):
         from trueup.job import Job
 
@@ -983,6 +981,12 @@ def _run_job(
 def _first() -> bool:
     """Whether this process prints and judges: of several processes of one run, only one does."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def _alone(what: str, cure: str) -> None:
+    """Raises BadInput under ``accelerate launch``, where each process would write the same folder."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise BadInput(f"{what} is one process, and `accelerate launch` started several. {cure}")
 
 
 def _do(
@@ -998,7 +1002,7 @@ def _do(
         from trueup.subject import hub
 
         hub.allowed(repo)
-    with _progress(quiet) as progress:
+    with _progress(quiet or not _first()) as progress:
         done = run_job(job, out, force=force, progress=progress)
     if not _first():
         return

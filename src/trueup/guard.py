@@ -212,7 +212,10 @@ def _absent(folder: Path) -> str:
         return f"There is no folder '{folder}': give the one that `trueup check ... -o` wrote."
     repair = next((f for f in (folder / "overconfidence", folder) if (f / "adapter_config.json").is_file()), None)
     if repair is not None:
-        return f"'{repair}' holds no {FILE}: it is no repair of overconfidence, or an older trueup wrote it. Run its check again."
+        return (
+            f"'{repair}' holds no {FILE}. A repair of overconfidence brings one, unless it was kept without a gain on the test examples "
+            "or its calibration texts are too few. Give the folder of another check."
+        )
     try:
         told = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["comparisons"]
         why = next((f" Its report says: {c['remedy']}" for c in told if c["before"]["fault"] == "overconfidence"), "")

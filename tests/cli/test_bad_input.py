@@ -379,6 +379,9 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (here / name).write_text(f"defaults:\n  model: embedded:minilm\n  data: absent.csv\n  {more}\n")
     (here / "taken").mkdir()
     (here / "taken" / "x").touch()
+    (here / "scouted").mkdir()
+    (here / "scouted" / "scout.json").touch()
+    (here / "scouted" / "job.json").write_text(json.dumps({"model": "bert", "data": "data.csv"}))
     check = ["check", "embedded:minilm", "--data", "absent.csv", "-o"]
     slips = [
         ([*check, "out", "--fault", "overconfidense"], "Did you mean 'overconfidence'?"),
@@ -412,6 +415,9 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (["check", "bert", "--data", "data.csv", "--demos", "d.csv", "-o", "out"], "There is no file 'd.csv'"),
         (["check", "bert", "--data", "data.csv", "--adapter", "./adaptr", "-o", "out"], "Did you mean 'adapter'?"),
         (["check", "bert", "--data", "data.csv", "--adapter", "bert", "-o", "out"], "is no PEFT adapter"),
+        (["scout", "bert", "--data", "absent.csv", "-o", "out"], "There is no file 'absent.csv'"),
+        (["scout", "bert", "--data", "data.csv", "-o", "taken"], "exists and is not empty"),
+        (["rerun", "scouted", "-o", "out"], "is of a scout, and a check would take its place"),
         (["report", "nowhere"], "There is no folder 'nowhere'"),
         (["report", "taken"], "is not an output of `trueup check`"),
         (["compare", "nowhere", "taken"], "There is no folder 'nowhere'"),

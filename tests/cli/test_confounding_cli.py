@@ -191,6 +191,19 @@ def test_a_column_that_nobody_named_is_scouted_and_repaired(sick: Path, here: Pa
     assert "'scout:1'" in said.err
 
 
+def test_a_scout_reads_the_rows_that_the_check_of_its_column_reads(sick: Path, here: Path) -> None:
+    """With --held-out there are other calibration and test examples, and the command that is printed says so."""
+    given = (sick / "base", "--adapter", sick / "adapter", "--data", sick / "data.csv")
+    said = trueup("scout", *given, "--held-out", "--dtype", "float32", "-o", "out")
+    assert said.code == 0, said.err
+    assert {"--held-out", "--dtype", "scout:1"} <= set(said.out.split())
+    found = json.loads((here / "out" / "scout.json").read_text())
+    examples = found["provenance"]["examples"]
+    assert (examples["train"], abs(examples["calibration"] - examples["test"]) <= 2) == (0, True), examples
+    rows = trueup("scout", *given, "-o", "split")
+    assert json.loads((here / "split" / "scout.json").read_text())["provenance"]["examples"]["train"] > 0, rows
+
+
 def test_a_scout_of_too_few_examples_says_how_many_there_are(sick: Path, here: Path) -> None:
     said = trueup(
         "scout", sick / "base", "--adapter", sick / "adapter", "--data", sick / "data.csv", "--limit", 60, "-o", "out"

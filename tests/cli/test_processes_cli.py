@@ -100,11 +100,22 @@ def test_what_one_process_cannot_read_is_said_by_the_first(words: list[object], 
                     "'copying', 'overconfidence', 'rigidity'."]  # fmt: skip
 
 
-def test_a_sweep_has_processes_of_its_own(monkeypatch: pytest.MonkeyPatch, here: Path):
+def test_what_is_one_process_alone_says_so(monkeypatch: pytest.MonkeyPatch, here: Path):
     from cli_cases import trueup
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert processes() == Processes(0, 2)
     said = trueup("sweep", "x.yaml", "-o", "out")
     assert said.code == 2
-    assert "A sweep starts its own processes: give --workers" in said.err
+    assert "It starts processes of its own: give --workers" in said.err
+    said = trueup("scout", "bert", "--data", "x.csv", "-o", "out")
+    assert (said.code, "A scout is one process" in said.err) == (2, True)
+
+
+def test_a_rerun_by_several_processes_speaks_once(monkeypatch: pytest.MonkeyPatch, here: Path):
+    from cli_cases import trueup
+
+    said = trueup("rerun", "nowhere", "-o", "out")
+    assert (said.code, "'nowhere' is no folder" in said.err) == (2, True)
+    monkeypatch.setenv("RANK", "1")
+    assert (trueup("rerun", "nowhere", "-o", "out").err) == ""

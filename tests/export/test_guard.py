@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ import pytest
 
 import trueup
 from trueup.errors import BadInput
+from trueup.faults.fault import Comparison, Difference
 from trueup.faults.overconfidence.planted import planted
-from trueup.faults.overconfidence.repair import ConfidenceHead, read_remedy
+from trueup.faults.overconfidence.repair import ConfidenceHead, _guarded, read_remedy
 from trueup.guard import FILE, WINDOW, Guard
-from trueup.run.predict import predict
+from trueup.run.predict import Session, predict, within
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,31 @@ def test_it_survives_save_and_load(made):
     again = read_remedy(folder, subject)
     assert again.guard.keys() == remedy.guard.keys()
     assert all(np.array_equal(again.guard[k], remedy.guard[k]) for k in remedy.guard)
+
+
+def test_what_is_kept_without_a_gain_certifies_nothing(made, tmp_path):
+    subject, corpus, remedy, folder = made
+    fault = trueup.Overconfidence(resamples=20).prepared(subject, corpus, seed=0)
+    before = fault.audit(subject, corpus.part("test"), seed=0)
+    gain = {"severity": Difference(-0.2, -0.3, -0.1, 0.01)}
+    none = {"severity": Difference(0.0, -0.1, 0.1, 0.9)}
+    kept, useless = (Comparison(before, before, "", d) for d in (gain, none))
+    assert Guard.read(remedy.save(tmp_path / "kept", kept)).threshold == 0.6
+    with pytest.raises(BadInput, match=rf"holds no {FILE}.*kept without a gain"):
+        Guard.read(remedy.save(tmp_path / "useless", useless))
+
+
+def test_too_few_calibration_texts_cost_the_guard_and_not_the_repair(made):
+    subject, corpus, remedy, _ = made
+    few = np.flatnonzero(corpus.split == "calibration")[: 19]
+    got = SimpleNamespace(
+        evidence=SimpleNamespace(held=SimpleNamespace(x=predict(subject, corpus.take(few)).features)),
+        rest=SimpleNamespace(x=np.zeros((3, remedy.head.weight.shape[1]))), cluster=np.arange(3), last=np.ones(3, bool),
+    )  # fmt: skip
+    with within(Session()) as now:
+        bare = _guarded(replace(remedy, guard={}), got, 0)
+    assert not bare.guard
+    assert "comes without a guard: 19 examples are too few" in now.notes[0]
 
 
 def test_drift_alarms_after_a_window_of_other_texts_and_not_of_the_same(made):
@@ -124,7 +151,7 @@ def test_what_is_not_of_the_guarded_model_is_a_sentence(made, tmp_path):
     with pytest.raises(BadInput, match=r"Nothing was certified at a share of errors of 0\.05; it was at '0\.1'"):
         Guard.read(folder, risk=0.05)
     old = replace(remedy, guard={}).save(tmp_path / "overconfidence")
-    with pytest.raises(BadInput, match=rf"holds no {FILE}: .* older trueup"):
+    with pytest.raises(BadInput, match=rf"holds no {FILE}\. A repair of overconfidence brings one"):
         Guard.read(old)
     none = json.loads(str(remedy.guard["about"])) | {"abstention": [{"risk": 0.1, "threshold": None}]}
     never = replace(remedy, guard={**remedy.guard, "about": np.array(json.dumps(none))}).save(tmp_path / "never")

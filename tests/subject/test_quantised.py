@@ -19,6 +19,7 @@ from trueup.subject import adapter as files
 from trueup.subject.load import UNNAMED, load
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of, whole_batches
+from trueup.subject.subject import body_fingerprint
 from trueup.subject.swap_adapter import bare, wear
 from trueup.subject.tiny import make_tokenizer
 
@@ -156,6 +157,53 @@ def test_the_state_of_a_layer_that_has_run_is_not_asked_for(wide: Any):
     np.testing.assert_array_equal(plain(mine, wide("llama")), want)
     expected = list(live(wide("llama"), "4bit").state_dict())
     assert set(names) == {n for n in expected if ".weight." not in n}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fingerprint_is_of_the_scales_too_and_no_pass_changes_it(kind: str, wide: Any, tmp_path: Path):
+    """Weights of twice the size have the same codes, and a memory of passes that takes the two for one answers for the other."""
+    from trueup.run.predict import Session, within
+    from trueup.store.cache import Memo
+
+    base = wide("llama")
+    net = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    with torch.no_grad():
+        for layer in net.model.layers:
+            layer.mlp.up_proj.weight.mul_(2)
+    net.save_pretrained(tmp_path / "twice")
+    tok = transformers.AutoTokenizer.from_pretrained(base)
+    own, same, twice = (
+        load(live(folder, kind, adapter=False), tokenizer=tok, classes=CLASSES) for folder in (base, base, tmp_path / "twice")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(own.model.parameters(), twice.model.parameters(), strict=True))
+    assert own.fingerprint == same.fingerprint != twice.fingerprint
+    before = own.fingerprint, body_fingerprint(own)
+    with within(Session(Memo(tmp_path / "kept"))):
+        a, again, b = (predict(s, corpus()).logits for s in (own, same, twice))
+    assert (own.fingerprint, body_fingerprint(own)) == before
+    np.testing.assert_array_equal(a, again)
+    assert np.abs(a - b).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [("4bit", {"bnb_4bit_compute_dtype": torch.bfloat16}), ("4bit", {"bnb_4bit_quant_type": "nf4"}),
+     ("8bit", {"llm_int8_threshold": 0.5})],
+)  # fmt: skip
+def test_a_fingerprint_is_of_how_the_bits_are_computed_with(kind: str, other: dict[str, Any], wide: Any):
+    def found(**settings: Any) -> str:
+        asked = {"bnb_4bit_compute_dtype": torch.float32} | KINDS[kind] | settings
+        with quiet():
+            net = transformers.AutoModelForSequenceClassification.from_pretrained(
+                wide("llama"), num_labels=3, dtype=torch.float32,
+                quantization_config=transformers.BitsAndBytesConfig(**asked, llm_int8_skip_modules=["score"]),
+            )  # fmt: skip
+        with torch.no_grad():
+            net.score.weight.zero_()  # it is drawn
+        tok = transformers.AutoTokenizer.from_pretrained(wide("llama"))
+        return load(net, tokenizer=tok, classes=CLASSES).fingerprint
+
+    assert found() == found() != found(**other)
 
 
 def test_eight_bits_go_one_at_a_time(wide: Any):

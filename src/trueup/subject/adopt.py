@@ -37,7 +37,7 @@ from trueup.subject.linear import map_of
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, head_layer
-from trueup.subject.weights import inside, numbers
+from trueup.subject.weights import inside, numbers, settled
 
 
 def adopt(
@@ -110,7 +110,7 @@ def adopt(
         name = door.UNNAMED  # the weights under that name are not quantised
     unnamed = before is not None and before.id2label == base.config.id2label and not classes
     subject = Subject(
-        model=view.eval(),
+        model=settled(view.eval()),
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=names,

@@ -41,6 +41,7 @@ from trueup.subject.weights import (
     offload_folder,
     offloaded,
     placed,
+    settled,
 )
 
 LENGTH = 256
@@ -219,7 +220,7 @@ def load(
     room = position_limit(config, anatomy, settings)
     usual = card.get("max_length") or most_tokens(config, anatomy, tokenizer, settings)
     subject = Subject(
-        model=placed(net.eval(), device),
+        model=settled(placed(net.eval(), device)),
         tokenizer=tokenizer,
         anatomy=anatomy,
         classes=names,

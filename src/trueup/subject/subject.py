@@ -21,7 +21,7 @@ from trueup.subject.anatomy import Anatomy
 from trueup.subject.few_shot_tokens import first_tokens, wording
 from trueup.subject.linear import active, map_of
 from trueup.subject.template import Shots, Template
-from trueup.subject.weights import Weights, device_in, inside, offloaded
+from trueup.subject.weights import Weights, device_in, inside, offloaded, scales
 
 Confidence = Callable[[np.ndarray], np.ndarray]
 
@@ -290,7 +290,7 @@ def _parts(model: nn.Module, without: tuple[int, ...]) -> list[bytes | Tensor | 
             len(module._forward_hooks), len(module._forward_pre_hooks),
             len(module._backward_hooks), len(module._backward_pre_hooks),
         )  # fmt: skip
-        parts.append(f"{name}{hooks}".encode())
+        parts += [f"{name}{hooks}".encode(), *scales(module)]
         # What of an adapter is no tensor and yet changes what is computed: its scale, and which of it is on.
         if isinstance(module, PeftModel):
             parts.append(f"{module.active_adapter}{module._adapters_disabled}".encode())

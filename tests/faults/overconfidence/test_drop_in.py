@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from trueup.faults.fault import NoRemedy
 from trueup.faults.overconfidence import Overconfidence
 from trueup.faults.overconfidence.planted import planted
 from trueup.faults.overconfidence.repair import ConfidenceHead, read_remedy
+from trueup.guard import Guard
 from trueup.measure.calibration import fit_temperature
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
@@ -68,6 +70,20 @@ def test_it_keeps_the_outputs_and_its_softmax_is_the_confidence(sharp, tmp_path:
     assert "What does not work" not in card
     with read_remedy(folder, subject).on(subject) as again:
         assert np.allclose(predict(again, test).confidence, after.confidence)
+
+
+def test_a_guard_stands_behind_it_as_behind_any_repair(sharp, tmp_path: Path):
+    subject, corpus = sharp
+    remedy = FAULT.repair(subject, corpus, None, seed=0)  # type: ignore[arg-type]
+    assert isinstance(remedy, ConfidenceHead)
+    # Some threshold, whatever this small case certifies.
+    about = json.loads(str(remedy.guard["about"])) | {"abstention": [{"risk": 0.1, "threshold": 0.6}]}
+    remedy = replace(remedy, guard={**remedy.guard, "about": np.array(json.dumps(about))})
+    with remedy.on(subject) as repaired:
+        want = predict(repaired, corpus.part("test"))
+    said = Guard.read(remedy.save(tmp_path / "overconfidence"))(want.logits, want.features)
+    assert said.label == [subject.classes[i] for i in want.predicted]
+    assert np.allclose(said.confidence, want.confidence, atol=1e-5)
 
 
 def test_where_the_temperature_does_not_help_there_is_no_repair(sharp):

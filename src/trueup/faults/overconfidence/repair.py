@@ -77,7 +77,7 @@ class ConfidenceHead(Remedy):
         folder = Path(folder)
         told = self
         if comparison is not None and not comparison.gained:  # what is kept without a gain carries no certificate
-            told = replace(self, card={k: v for k, v in self.card.items() if k not in ("promise", "abstention")})
+            told = replace(self, card={k: v for k, v in self.card.items() if k not in ("promise", "abstention")}, guard={})
         with atomic.new_folder(folder, force=folder.exists()) as new:
             files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
             card = dict(told.card) | {
@@ -85,8 +85,8 @@ class ConfidenceHead(Remedy):
                 "score": score_to_json(self.score),
             }  # fmt: skip
             atomic.write_json(new / files.CARD, card)
-            if self.guard:
-                np.savez(new / guard.FILE, allow_pickle=False, **self.guard)
+            if told.guard:
+                np.savez(new / guard.FILE, allow_pickle=False, **told.guard)
             atomic.write_text(new / "README.md", page(_card(told), comparison))
             load, inputs, read = _lines(self)
             text = predict_script.script(self.card, self.classes, load=load, inputs=inputs, read=read)
@@ -285,12 +285,9 @@ def repair(
         "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
     }  # fmt: skip
     try:
-        remedy = _remedy(subject, extra, score, card)
+        return _guarded(_remedy(subject, extra, score, card), got, seed)
     except Unsupported as e:
         return NoRemedy(str(e), facts)
-    whole_head = remedy.head.weight.double().cpu().numpy(), remedy.head.bias.double().cpu().numpy()
-    one = _one_each(cluster[last], seed)
-    return replace(remedy, guard=guard.arrays_of(subject.classes, score, abstention, *whole_head, first.x, rest.x[one]))
 
 
 def drop_in(
@@ -343,7 +340,7 @@ def drop_in(
         "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
     }  # fmt: skip
     try:
-        return _saved_as(subject, head, score, card)
+        return _guarded(_saved_as(subject, head, score, card), got, seed)
     except Unsupported as e:
         return NoRemedy(str(e), facts)
 
@@ -432,6 +429,20 @@ def _saved_as(
     return ConfidenceHead(
         head, score, subject.classes, model_fingerprint(subject.model), settings, tensors, card, files.brought(subject)
     )
+
+
+def _guarded(remedy: ConfidenceHead, got: _Gathered, seed: int) -> ConfidenceHead:
+    """The repair with what `trueup.Guard` reads: where the examples that chose lie, and the distances of others, one a cluster."""
+    weight, bias = (t.double().cpu().numpy() for t in (remedy.head.weight, remedy.head.bias))
+    others = got.rest.x[_one_each(got.cluster[got.last], seed)]
+    try:
+        kept = guard.arrays_of(
+            remedy.classes, remedy.score, remedy.card["abstention"], weight, bias, got.evidence.held.x, others
+        )
+    except BadInput as why:
+        session().note(f"The repair of overconfidence comes without a guard: {why}")
+        return remedy
+    return replace(remedy, guard=kept)
 
 
 def _whole(subject: Subject, extra: Head | None) -> Head:
