@@ -411,9 +411,10 @@ def compare(
 )
 def scout(
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
-    second: Second = None, cluster: Cluster = None, split: Split = None, allow_leak: Leak = False, limit: Limit = None,
-    seed: Seed = None, classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None,
-    max_length: MaxLength = None, device: Device = None, revision: Revision = None, allow_pickle: Pickle = False,
+    second: Second = None, cluster: Cluster = None, split: Split = None, held_out: HeldOut = False, test: TestFile = None,
+    allow_leak: Leak = False, limit: Limit = None, seed: Seed = None, classes: Classes = None, template: TemplateText = None,
+    verbaliser: Verbaliser = None, max_length: MaxLength = None, device: Device = None, dtype: Dtype = None,
+    quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, force: Force = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find columns that nobody named and that the classifier leans on: other columns, surface cues, words, hidden clusters.

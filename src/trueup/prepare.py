@@ -38,7 +38,8 @@ def check_names(job: Job) -> None:
     from trueup.corpus import read as reader
     from trueup.subject import places
 
-    names = [job.text, job.label, job.second, job.cluster, *job.confounder]
+    named = [c for c in job.confounder if not c.startswith(SCOUT)]  # what a scout finds stands in no file
+    names = [job.text, job.label, job.second, job.cluster, *named]
     reader.check_source(job.data, [n for n in (*names, job.split) if n], CHECKED)
     if job.test is not None:
         reader.check_source(job.test, [n for n in names if n], CHECKED)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueup.errors import BadInput
 from trueup.job import Job, command_line
-from trueup.prepare import open_job
+from trueup.prepare import check_names, open_job
 from trueup.store import atomic
 from trueup.store.work import work_folder
 
@@ -28,6 +28,7 @@ def run_scout(
         TrueupError: the input cannot be used; nothing is written.
     """
     out = Path(out)
+    check_names(job)
     with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         from trueup.report import scouted
         from trueup.run.predict import Session, within
@@ -43,9 +44,10 @@ def run_scout(
 
 def scout(
     model: Any, data: Any, *, adapter: str | None = None, tokenizer: Any = None, text: str = "text", label: str = "label",
-    second: str | None = None, cluster: str | None = None, split: str | None = None, allow_leak: bool = False,
-    limit: int | None = None, classes: Sequence[str] | None = None, template: str | None = None,
-    verbaliser: Sequence[str] | None = None, max_length: int | None = None, device: str | None = None, seed: int | None = None,
+    second: str | None = None, cluster: str | None = None, split: str | None = None, held_out: bool = False, test: Any = None,
+    allow_leak: bool = False, limit: int | None = None, classes: Sequence[str] | None = None, template: str | None = None,
+    verbaliser: Sequence[str] | None = None, max_length: int | None = None, device: str | None = None, dtype: str | None = None,
+    quantize: str | None = None, device_map: str | None = None, seed: int | None = None,
 ) -> Scouted:  # fmt: skip
     """Find the columns that nobody named and that a classifier leans on: other columns of the data, surface cues (length,
     punctuation, links ...), words, cues of pairs (overlap, negation ...), and clusters of the model's own hidden states.
@@ -57,8 +59,8 @@ def scout(
     Args:
         model: a Subject, or whatever `trueup.load` takes. data: a Corpus, or whatever `trueup.read` takes; of a Corpus the
             columns that it holds are tried.
-        adapter, tokenizer, classes, template, verbaliser, max_length, device: as in `trueup.load`.
-        text, label, second, cluster, split, allow_leak, limit: as in `trueup.read`.
+        adapter, tokenizer, classes, template, verbaliser, max_length, device, dtype, quantize, device_map: as in `trueup.load`.
+        text, label, second, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`.
         seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
 
     Raises:
@@ -73,11 +75,12 @@ def scout(
             return _scouted(model, data, seed or 0, {})
         job = Job(
             model=_name(model), data=_name(data), adapter=adapter, text=text, label=label, second=second, cluster=cluster,
-            split=split, allow_leak=allow_leak, limit=limit, seed=seed, classes=None if classes is None else tuple(classes),
-            template=template,
-            verbaliser=None if verbaliser is None else tuple(verbaliser), max_length=max_length, device=device,
+            split=split, held_out=held_out, test=None if test is None else _name(test), allow_leak=allow_leak, limit=limit,
+            seed=seed, classes=None if classes is None else tuple(classes), template=template,
+            verbaliser=None if verbaliser is None else tuple(verbaliser), max_length=max_length, device=device, dtype=dtype,
+            quantize=quantize, device_map=device_map,
         )  # fmt: skip
-        return _of_job(job, model=model, data=data, tokenizer=tokenizer)
+        return _of_job(job, model=model, data=data, test=test, tokenizer=tokenizer)
 
 
 def onward(found: Scouted) -> str | None:
