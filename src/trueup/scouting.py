@@ -28,6 +28,7 @@ def run_scout(
         TrueupError: the input cannot be used; nothing is written.
     """
     out = Path(out)
+    check_names(job)
     with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         check_names(job)
         # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.
@@ -76,8 +77,8 @@ def scout(
             return _scouted(model, data, seed or 0, {})
         job = Job(
             model=_name(model), data=_name(data), adapter=adapter, text=text, label=label, second=second, cluster=cluster,
-            split=split, held_out=held_out, test=None if test is None else _name(test), allow_leak=allow_leak, limit=limit, seed=seed,
-            classes=None if classes is None else tuple(classes), template=template,
+            split=split, held_out=held_out, test=None if test is None else _name(test), allow_leak=allow_leak, limit=limit,
+            seed=seed, classes=None if classes is None else tuple(classes), template=template,
             verbaliser=None if verbaliser is None else tuple(verbaliser), max_length=max_length, device=device, dtype=dtype,
             quantize=quantize, device_map=device_map,
         )  # fmt: skip

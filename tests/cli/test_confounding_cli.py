@@ -204,6 +204,40 @@ def test_a_scout_reads_the_rows_that_the_check_of_its_column_reads(sick: Path, h
     assert json.loads((here / "split" / "scout.json").read_text())["provenance"]["examples"]["train"] > 0, rows
 
 
+def test_a_scout_takes_what_a_check_takes_of_model_and_data(sick: Path, here: Path) -> None:
+    import typer
+
+    from trueup.cli import PANELS, app
+
+    commands = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    check, scout = ({p.name for p in commands[name].params} for name in ("check", "scout"))
+    wanted = {*PANELS["Model"], *PANELS["Data"]} - {"confounder"}
+    assert wanted <= check
+    assert wanted - scout == set()
+    given = (sick / "base", "--adapter", sick / "adapter", "--data", sick / "data.csv", "--held-out")
+    said = trueup("scout", *given, "-o", "out")
+    assert said.code == 0, said
+    found = json.loads((here / "out" / "scout.json").read_text())
+    assert not any("add --held-out" in note for note in found["notes"])
+    line = said.out.replace("\n", " ").rpartition("To examine and repair the first: trueup ")[2]
+    command = [w if w != "OUT" else "mended" for w in shlex.split(line)]
+    assert "--held-out" in command
+    trueup(*command, "--fault", "confounding", *QUICK)
+    (c,) = told(here / "mended")["comparisons"]
+    assert c["before"]["details"]["attribute"] == found["leads"][0]["name"]
+
+
+def test_a_slip_in_a_scout_is_told_before_the_libraries_load(
+    sick: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trueup.scouting._of_job", lambda job: pytest.fail("the libraries would be loaded here"))
+    said = trueup(
+        "scout", sick / "base", "--adapter", sick / "adapter", "--data", sick / "data.csv", "--text", "txt", "-o", "out"
+    )
+    assert said.code == 2
+    assert "has no column 'txt'" in said.err
+
+
 def test_a_scout_of_too_few_examples_says_how_many_there_are(sick: Path, here: Path) -> None:
     said = trueup(
         "scout", sick / "base", "--adapter", sick / "adapter", "--data", sick / "data.csv", "--limit", 60, "-o", "out"
