@@ -666,15 +666,16 @@ def test_a_note_when_memory_ran_out(world: Path, here: Path, monkeypatch: pytest
 
     whole = forward.features
 
-    def small(subject, batch):
+    def small(subject, batch, *more):
         if len(batch.ids) > 30:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return whole(subject, batch)
+        return whole(subject, batch, *more)
 
     words = audit_words(world)
     trueup(*words, "-o", "roomy")
     monkeypatch.setattr(forward, "features", small)
     said = trueup(*words, "-o", "tight")
+    assert said.code in (0, 1), said.err
     assert "Memory ran out; batches were halved to" in notes(here / "tight")
     assert "Memory ran out" in said.out
     assert "Memory ran out" in (here / "tight" / "report.html").read_text()
