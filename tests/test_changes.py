@@ -17,6 +17,7 @@ from trueup.faults.overconfidence.planted import planted
 from trueup.report import bundle
 from trueup.report.bundle import Report
 from trueup.store.atomic import new_folder
+from trueup.story import _since
 
 FAULT = trueup.Overconfidence(resamples=50)
 
@@ -48,6 +49,17 @@ def test_on_the_same_texts_it_is_the_faults_own_comparison(found) -> None:
     assert back.differences["severity"].value == pytest.approx(-change.differences["severity"].value)
     [same] = trueup.compare(a_report(found["planted"]), a_report(found["planted"]))
     assert (same.word, same.differences["severity"].value) == ("no clear change", 0)
+
+
+def test_severities_of_two_columns_are_two_quantities(found) -> None:
+    site, author = (
+        replace(found["planted"], details={"attribute": a}) for a in ("site", "the author")
+    )
+    assert trueup.compare(a_report(site), a_report(site))[0].word == "no clear change"
+    with pytest.raises(BadInput, match=r"on the column 'site', and the second on 'the author'.*overconfidence.attribute=site"):
+        trueup.compare(a_report(site), a_report(author))
+    assert _since(a_report(site), a_report(author))["changes"] == []
+    assert len(_since(a_report(site), a_report(site))["changes"]) == 1
 
 
 def test_on_other_texts_the_two_intervals_are_put_together(found) -> None:

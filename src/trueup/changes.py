@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def compare(old: Report | str | Path, new: Report | str | Path) -> list[Change]:
         old, new: reports, or the folders that `trueup check` or `trueup audit` wrote.
 
     Raises:
-        BadInput: a folder holds no finished check, or the two have no fault in common.
+        BadInput: a folder holds no finished check, the two have no fault in common, or examined one on different columns.
     """
     then, now = (x if isinstance(x, Report) else bundle.read(x) for x in (old, new))
     earlier = {c.before.fault: c.before for c in then.comparisons}
@@ -66,7 +67,17 @@ def compare(old: Report | str | Path, new: Report | str | Path) -> list[Change]:
 
 
 def change(before: Finding, after: Finding, then: Report, now: Report) -> Change:
-    """What changed in a fault between its findings in two reports."""
+    """What changed in a fault between its findings in two reports.
+
+    Raises:
+        BadInput: the two are about different columns, so that their severities are different quantities.
+    """
+    was, is_ = (f.details.get("attribute") for f in (before, after))
+    if was != is_:
+        raise BadInput(
+            f"The first check examined {after.fault} on the column '{was}', and the second on '{is_}', so nothing can be said to have "
+            f"changed. Make one of them again with --set {after.fault}.attribute={shlex.quote(str(was))}."
+        )
     same = (
         now.provenance.get("data fingerprint") == then.provenance.get("data fingerprint")
         and now.provenance.get("examples") == then.provenance.get("examples")

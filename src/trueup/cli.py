@@ -473,7 +473,7 @@ def export(
 def tune(
     kind: Annotated[Kind, typer.Argument(help="Kind of adapter.")],
     model: Model, data: Data, out: Out, text: Text = "text", label: Label = "label", second: Second = None,
-    split: Split = None, limit: Limit = None, seed: TuneSeed = 0, classes: Classes = None,
+    cluster: Cluster = None, split: Split = None, limit: Limit = None, seed: TuneSeed = 0, classes: Classes = None,
     template: TemplateText = None, verbaliser: Verbaliser = None, max_length: TuneMaxLength = None, device: Device = None,
     revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA: rank; default 8 (alpha is twice it).")] = None,

@@ -112,14 +112,16 @@ def repair_in(folder: Path, fault: str | None = None) -> Path:
         raise BadInput(
             f"There is no folder '{folder}': give the folder of a repair, or the one that `trueup check ... -o` wrote."
         )
-    if _is_repair(folder):
+    if (own := _repairs(folder)) is not None:
+        if fault not in (None, own):
+            raise BadInput(f"'{folder}' is a repair of {own}, and not of '{fault}'. Leave --fault out, or give another folder.")
         return folder
     if (folder / "adapter_config.json").is_file():
         raise BadInput(
             f"'{folder}' is a PEFT adapter, and no repair that trueup made. PEFT's merge_and_unload merges it, and "
             "`trueup check` repairs it."
         )
-    found = sorted(p.name for p in folder.iterdir() if _is_repair(p))
+    found = sorted(p.name for p in folder.iterdir() if _repairs(p) is not None)
     if fault is not None and fault not in found:
         raise BadInput(
             f"'{folder}' holds no repair of '{fault}'.{did_you_mean(fault, found)} It holds repairs of {listing(found)}."
@@ -137,12 +139,15 @@ def repair_in(folder: Path, fault: str | None = None) -> Path:
     return folder / (fault or found[0])
 
 
-def _is_repair(folder: Path) -> bool:
+def _repairs(folder: Path) -> str | None:
+    """The fault of which `folder` is a saved repair; None where it is none."""
     try:
         card = json.loads((folder / "trueup.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return (folder / "adapter_config.json").is_file() and isinstance(card, dict) and "made_for" in card
+        return None
+    if not ((folder / "adapter_config.json").is_file() and isinstance(card, dict) and "made_for" in card):
+        return None
+    return str(card.get("repairs") or "overconfidence")
 
 
 def _apart_from(folder: Path, out: Path) -> None:
@@ -319,9 +324,8 @@ def _page(repair: Repaired, done: Exported) -> str:
     from trueup.faults.loading import class_names, literal
 
     card = repair.card
-    fault = str(card.get("repairs") or "overconfidence")
     parts = [
-        f"# A repair of {fault}, exported ({done.form})",
+        f"# A repair of {_repairs(repair.folder)}, exported ({done.form})",
         str(card.get("describe") or ""),
         _FORMS[done.form].format(rank=done.rank),
         f"Base: {literal(str(card['base']))}. "

@@ -45,6 +45,7 @@ def check_names(job: Job) -> None:
         reader.check_source(job.test, [n for n in names if n], CHECKED)
     if job.demos is not None:
         reader.check_source(job.demos, [job.text, job.label], CHECKED)
+    places.check_weights(job.dtype, job.quantize, job.device_map, job.device)
     if job.model.startswith("embedded:"):
         from trueup.subject.embedded import check
 
@@ -82,7 +83,9 @@ def open_job(
     tuned = card.get("tuned") or {}
     same = _same_data(tuned.get("data"), job.data)
     seed = job.seed if job.seed is not None else (tuned.get("seed") or 0 if same else 0)
-    limit = job.limit if job.limit is not None or not same else tuned.get("limit")
+    limit, cluster = (
+        of if of is not None or not same else tuned.get(k) for k, of in (("limit", job.limit), ("cluster", job.cluster))
+    )
     subject, shots = model, job.shots
     pairs = () if job.demos is None else tuple(demonstrations(job.demos, text=job.text, label=job.label))
     if pairs and shots not in (None, len(pairs)):
@@ -102,7 +105,7 @@ def open_job(
         def columns(attributes: tuple[str, ...], others: bool) -> Corpus:
             return read(
                 job.data if data is None else data, text=job.text, label=job.label, second=job.second,
-                attributes=attributes, others=others, cluster=job.cluster, split=job.split, held_out=job.held_out,
+                attributes=attributes, others=others, cluster=cluster, split=job.split, held_out=job.held_out,
                 test=job.test if test is None else test, allow_leak=job.allow_leak, seed=seed, limit=limit,
                 classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
             )  # fmt: skip
@@ -137,7 +140,7 @@ def open_job(
         _on_a_full_base(job, subject, corpus)
     if data is None or isinstance(data, str | Path):
         # A repair learns from this split, so its card has to say which it was, as that of `trueup tune` does.
-        own = {"seed": seed, "limit": limit, "train": _train(corpus)}
+        own = {"seed": seed, "limit": limit, "cluster": cluster, "train": _train(corpus)}
         seen = {k: tuned[k] for k in (*own, "also") if k in tuned} if same else own
         if tuned and not same:
             seen = seen | {"also": [*(tuned.get("also") or ()), tuned.get("data")]}
@@ -352,7 +355,8 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
     elif tuned and other and not job.test:
         session().note(
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
-            f"Leave out --seed and --limit, or give --seed {tuned.get('seed')}."
+            f"Leave out --seed, --limit and --cluster, or give --seed {tuned.get('seed')}. An adapter that was tuned without --cluster "
+            "needs a --split column to be examined with it."
         )
     if shared := int(leaked(corpus).sum()):
         session().note(

@@ -115,7 +115,10 @@ def _since(then: Report, now: Report) -> dict[str, Any]:
     found = []
     for c in now.comparisons:
         if (old := earlier.get(c.before.fault)) is not None:
-            moved = change(old.before, c.before, then, now)
+            try:
+                moved = change(old.before, c.before, then, now)
+            except BadInput:  # on another column
+                continue
             found.append({
                 "fault": c.before.fault, "title": title_of(c.before), "then": state_of(old), "now": state_of(c),
                 "paired": moved.paired, "difference": asdict(moved.differences["severity"]),

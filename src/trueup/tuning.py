@@ -31,6 +31,7 @@ class TuneJob:
     text: str = "text"
     label: str = "label"
     second: str | None = None
+    cluster: str | None = None
     split: str | None = None
     limit: int | None = None
     seed: int = 0
@@ -105,7 +106,8 @@ def tune(
         TrueupError: the input cannot be used; nothing is written.
     """
     atomic.refuse_taken(Path(os.path.abspath(out)), force)
-    check_names(Job(job.model, job.data, text=job.text, label=job.label, second=job.second, split=job.split))
+    columns = {"text": job.text, "label": job.label, "second": job.second, "cluster": job.cluster, "split": job.split}
+    check_names(Job(job.model, job.data, **columns))  # type: ignore[arg-type]
     # Not before: with these comes torch, and a slip in a name is told without waiting for it.
     from trueup.corpus.read import read
     from trueup.run.forward import CUT, cut
@@ -127,10 +129,7 @@ def tune(
     template = template_of(job.template, job.verbaliser)
     out = Path(out)
     with work_folder(out, mine=processes().rank == 0) as work, processes().writing(out, force) as new:
-        corpus = read(
-            job.data, text=job.text, label=job.label, second=job.second, split=job.split, seed=job.seed, limit=job.limit,
-            classes=job.classes,
-        )  # fmt: skip
+        corpus = read(job.data, **columns, seed=job.seed, limit=job.limit, classes=job.classes)  # type: ignore[arg-type]
         subject = fresh(
             job.model, job.recipe, corpus.classes, template=template, max_length=job.max_length, device=job.device,
             seed=job.seed, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
@@ -165,7 +164,7 @@ def tune(
                 "classes": list(corpus.classes),
                 "max_length": subject.max_length,
                 "tuned": {
-                    "data": job.data, "seed": job.seed, "limit": job.limit, "train": part.fingerprint,
+                    "data": job.data, "seed": job.seed, "limit": job.limit, "cluster": job.cluster, "train": part.fingerprint,
                     "recipe": {"kind": job.recipe.name} | asdict(job.recipe), "training": asdict(training),
                     "test_accuracy": right, "history": asdict(replace(history, start=None)),
                 },

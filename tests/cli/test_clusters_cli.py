@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from cli_cases import audit_words, reviews, trueup, write_csv
+from cli_cases import FAST, audit_words, reviews, trueup, write_csv
 
 
 def first(out: Path) -> dict:
@@ -35,6 +35,24 @@ def test_few_authors_decide_nothing_and_say_so(world: Path, here: Path) -> None:
             assert trueup("report", f"out-{number}", "--fail-on", "undecided").code == 1
         notes = json.loads((here / f"out-{number}" / "findings.json").read_text())["notes"]
         assert any(f"are {number:,} independent clusters" in n for n in notes)
+
+
+def test_tuning_keeps_an_author_on_one_side_and_the_check_knows_it(world: Path, here: Path) -> None:
+    data, tune = authors(here, 300), ["tune", "lora", world / "bert", "--epochs", 1, "--seed", 0]
+    audit = ["audit", "overconfidence", world / "bert", "--data", data, *FAST, "--adapter"]
+
+    def notes(out: str) -> str:
+        return " ".join(json.loads((here / out / "findings.json").read_text())["notes"])
+
+    assert trueup(*tune, "--data", data, "--cluster", "author", "-o", "parted").code == 0
+    assert trueup(*audit, "parted", "-o", "out").code in (0, 1)
+    told = json.loads((here / "out" / "findings.json").read_text())["provenance"]
+    assert told["independent clusters of them"]["test"] < told["examples"]["test"] / 3
+    assert "another split" not in notes("out")
+    # The control: who tuned without the column has trained on rows of the authors that test.
+    assert trueup(*tune, "--data", data, "-o", "mixed").code == 0
+    assert trueup(*audit, "mixed", "--cluster", "author", "-o", "mixed-out").code in (0, 1)
+    assert "another split" in notes("mixed-out")
 
 
 def test_an_author_on_both_sides_of_a_given_split_is_refused_unless_it_is_allowed(world: Path, here: Path) -> None:

@@ -6,7 +6,7 @@ from scipy.stats import bootstrap
 
 from trueup.errors import BadInput
 from trueup.measure.accuracy import accuracy
-from trueup.measure.bootstrap import Many, Means, clusters_needed, interval, interval_many, paired, paired_many
+from trueup.measure.bootstrap import Many, Means, _between, clusters_needed, interval, interval_many, paired, paired_many
 from trueup.measure.calibration import brier, expected_calibration_error, nll, softmax, squared_calibration_error
 from trueup.measure.selective import augrc, aurc, coverage_at_risk, error_auc, naurc
 
@@ -70,6 +70,23 @@ def test_against_the_exact_distribution_of_two_rows():
     assert (wide.value, wide.low, wide.high) == (0.5, 0, 1)
     assert (narrow.value, narrow.low, narrow.high) == (0.5, 0.5, 0.5)
     assert narrow.level == 0.2
+
+
+def test_far_ends_leave_what_they_say():
+    """Intervals of many columns that hold together lie where a thousand draws have but two or three beyond."""
+    p, rng = 0.0025, np.random.default_rng(0)
+    left = {True: [], False: []}
+    for _ in range(3000):
+        draws = rng.random(1000)
+        for far, found in left.items():
+            found.append(_between(0.5, draws, [p, 1 - p], far=far)[0])
+    assert np.mean(left[True]) == pytest.approx(p, rel=0.05)
+    assert np.mean(left[False]) > 1.3 * p, "the control: numpy's usual quantile"
+    x = rng.normal(size=400)
+    near, out = (interval(Means(lambda m: m, 0), x, seed=0, level=level) for level in (0.95, 0.995))
+    draws = np.array([x[np.random.default_rng(i).integers(0, 400, 400)].mean() for i in range(2000)])
+    assert out.low < near.low < near.high < out.high
+    assert (draws < out.low).mean() < 0.006
 
 
 def test_against_scipys_bca():

@@ -76,6 +76,14 @@ def test_round_trip_equality(given: Report, saved: Path) -> None:
     assert back.comparisons[1].after is None
 
 
+def test_what_is_saved_elsewhere_names_no_file_of_the_folder_it_came_from(given: Report, tmp_path: Path) -> None:
+    change = {"fault": "tilt", "title": "Tilt", "then": "found", "now": "clear", "paired": True,
+              "difference": {"value": -0.1, "low": -0.2, "high": -0.05, "p": 0.01}}  # fmt: skip
+    again = replace(given, previous={"page": "previous.html", "changes": [change]})
+    assert "previous.html" in page(again), "the control"
+    assert "previous.html" not in (again.save(tmp_path / "elsewhere") / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_page_drawn_again_is_the_same(given: Report, saved: Path) -> None:
     """Order is part of it: measures and columns come back in the order given."""
     assert (saved / "report.html").read_text(encoding="utf-8") == page(given) == page(bundle.read(saved))

@@ -19,8 +19,10 @@ import trueup
 from trueup.errors import BadInput
 from trueup.run.engine import Here, Lost, Processes
 from trueup.store import lock as claims
+from trueup.store.inputs import same
 from trueup.sweeps import cell as cells
 from trueup.sweeps import lock, results
+from trueup.sweeps.plan import Cell
 from trueup.sweeps.run import left, sweep
 
 
@@ -186,6 +188,21 @@ def test_a_changed_file_makes_its_cells_anew_and_tells_what_changed(done):
         assert b["change_paired"]
         assert b["change_low"] <= b["change"] <= b["change_high"]
     assert "Since the earlier run" in (done / "out" / "index.html").read_text()
+
+
+def test_a_changed_device_map_or_file_of_test_rows_makes_cells_anew(world):
+    for key, file, one, other in (
+        ("device_map", "map.json", '{"": "cpu"}', '{"": "disk"}'), ("test", "more.csv", data(50), data(50, seed=9)),
+    ):  # fmt: skip
+        made = Cell("a", ("audit",), {"model": "m", "data": "data.csv", key: file})
+        Path(file).write_text(one)
+        then = cells.stamps_of(made)
+        assert same(then, cells.stamps_of(made))
+        Path(file).write_text(other)
+        assert not same(then, cells.stamps_of(made))
+        Path(file).unlink()
+        with pytest.raises(BadInput, match=rf"has no {key} '{file}'"):
+            cells._there(made)
 
 
 def test_other_texts_are_compared_without_pairs(done):

@@ -163,7 +163,8 @@ class Report:
         from trueup.report import html
         from trueup.store.atomic import new_folder, write_text
 
-        bare = replace(self, comparisons=tuple(replace(c, adapter=None) for c in self.comparisons))
+        # Adapters, and the page of an earlier check, lie in the folder that a command wrote.
+        bare = replace(self, comparisons=tuple(replace(c, adapter=None) for c in self.comparisons), previous={})
         with new_folder(folder, force=force) as new:
             write(bare, new)
             write_text(new / "report.html", html.page(bare))

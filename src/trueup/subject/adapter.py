@@ -349,7 +349,7 @@ _CARD = record({
     }, needed=("text", "words"))),
     "tuned": optional(record({
         "data": optional(TEXT), "seed": optional(whole(0, 2**32 - 1)), "limit": optional(whole()), "train": optional(TEXT),
-        "also": optional(lists(TEXT)), "training": optional(record(_TRAINING)),
+        "cluster": optional(TEXT), "also": optional(lists(TEXT)), "training": optional(record(_TRAINING)),
     })),
 })  # fmt: skip
 """What trueup reads of a card again; it may have been edited by hand, or come from the hub."""

@@ -1,8 +1,9 @@
-"""Names of models and adapters, held against what lies on the disk before any library of models is loaded."""
+"""Names of models, adapters and of how weights are loaded, held against what there is before any library of models is loaded."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,33 @@ from trueup.store.inputs import path_of
 
 SETTINGS = "adapter_config.json"
 """PEFT's file of settings; a folder that has it is an adapter."""
+
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+"""Number types by name; ``auto`` is the one in which the weights were saved."""
+BITS = ("4bit", "8bit")
+"""In how many bits a base can be loaded, by name (`trueup.subject.weights.QUANTISED`)."""
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Device maps that accelerate makes itself, from the memory that is free."""
+
+
+def check_weights(dtype: Any, quantize: Any, device_map: Any, device: str | None) -> None:
+    """Raises BadInput where a name of how weights are loaded is none; what is no name passes (`trueup.subject.weights.Weights`)."""
+    if device_map is not None and device is not None:
+        raise BadInput("A device map says where each part of the model lies; leave --device out, or the map.")
+    if dtype is not None and dtype not in DTYPES:
+        raise BadInput(f"There is no number type '{dtype}'.{did_you_mean(str(dtype), DTYPES)} There are {listing(DTYPES)}.")
+    if not isinstance(quantize, str | Mapping | None):
+        raise BadInput(
+            f"quantize is {quantize!r} ({type(quantize).__name__}). Give one of {listing(BITS)}, or settings of bitsandbytes as a dict."
+        )
+    if isinstance(quantize, str) and quantize not in BITS:
+        raise BadInput(f"There is no quantisation '{quantize}'.{did_you_mean(quantize, BITS)} There are {listing(BITS)}.")
+    if isinstance(device_map, str) and device_map not in MAPS and not path_of(device_map).is_file():
+        raise BadInput(
+            f"'{device_map}' is neither a device map nor a file that holds one.{did_you_mean(device_map, MAPS)} Give one of "
+            f'{listing(MAPS)}, or a JSON file such as {{"model.layers.0": "cpu", "": "disk"}}.'
+        )
 
 
 def check_model(where: str, name: str) -> None:

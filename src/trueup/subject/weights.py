@@ -15,17 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trueup.errors import BadInput, Unavailable, Unsupported, did_you_mean, listing
+from trueup.errors import BadInput, Unavailable, Unsupported, did_you_mean
+from trueup.subject.places import BITS, MAPS, check_weights
 
-DTYPES = ("float32", "bfloat16", "float16", "auto")
-"""Number types by name; ``auto`` is the one in which the weights were saved."""
-QUANTISED: dict[str, dict[str, Any]] = {
-    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-    "8bit": {"load_in_8bit": True},
-}
+QUANTISED: dict[str, dict[str, Any]] = dict(zip(BITS, (
+    {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}, {"load_in_8bit": True},
+), strict=True))  # fmt: skip
 """Settings of bitsandbytes by name: QLoRA's 4 bits (Dettmers et al., arXiv 2305.14314) and LLM.int8 (arXiv 2208.07339)."""
-MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Device maps that accelerate makes itself, from the memory that is free."""
 _PACKAGES = {
     "bitsandbytes": "pip install 'trueup[quantize]'", "gptq": "pip install gptqmodel optimum", "awq": "pip install gptqmodel",
     "torchao": "pip install torchao", "hqq": "pip install hqq", "quanto": "pip install optimum-quanto",
@@ -39,8 +35,8 @@ class Weights:
     """How a base's weights are loaded. The default: float32 on a processor, the type of the checkpoint elsewhere, on one device.
 
     Attributes:
-        dtype: of `DTYPES`, or None. quantize: of `QUANTISED`, or settings of bitsandbytes, or None.
-        device_map: of `MAPS`; a JSON file, or a mapping, of modules to devices (``cpu``, ``disk``, ``cuda:0``); or None.
+        dtype: of `places.DTYPES`, or None. quantize: of `QUANTISED`, or settings of bitsandbytes, or None.
+        device_map: of `places.MAPS`; a JSON file, or a mapping, of modules to devices (``cpu``, ``disk``, ``cuda:0``); or None.
     """
 
     dtype: str | None = None
@@ -54,8 +50,7 @@ class Weights:
             BadInput: a name that is none, a map that cannot be read or names a device that is not here, a type that `device` does
                 not compute, bitsandbytes missing.
         """
-        if self.device_map is not None and device is not None:
-            raise BadInput("A device map says where each part of the model lies; leave --device out, or the map.")
+        check_weights(self.dtype, self.quantize, self.device_map, device)
         if self.dtype is not None:
             _computes(self.dtype, device or "cpu")
         return Weights(self.dtype, _settings(self.quantize), _mapping(self.device_map))
@@ -78,9 +73,7 @@ class Weights:
 
 
 def _computes(dtype: str, device: str) -> None:
-    """Raises BadInput where `dtype` is no number type, or what every layer does cannot be done in it on `device`."""
-    if dtype not in DTYPES:
-        raise BadInput(f"There is no number type '{dtype}'.{did_you_mean(dtype, DTYPES)} There are {listing(DTYPES)}.")
+    """Raises BadInput where what every layer does cannot be done in `dtype` on `device`."""
     if dtype == "auto":
         return
     try:
@@ -96,10 +89,6 @@ def _computes(dtype: str, device: str) -> None:
 def _settings(quantize: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
     if quantize is None:
         return None
-    if isinstance(quantize, str) and quantize not in QUANTISED:
-        raise BadInput(
-            f"There is no quantisation '{quantize}'.{did_you_mean(quantize, QUANTISED)} There are {listing(QUANTISED)}."
-        )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BadInput(
             f"A base is loaded in 4 or 8 bits by bitsandbytes, which is not installed. {_PACKAGES['bitsandbytes']} brings it."
@@ -113,11 +102,6 @@ def _mapping(device_map: str | Mapping[str, Any] | None) -> str | dict[str, Any]
         return device_map
     if isinstance(device_map, str):
         file = Path(device_map).expanduser()
-        if not file.is_file():
-            raise BadInput(
-                f"'{device_map}' is neither a device map nor a file that holds one.{did_you_mean(device_map, MAPS)} Give one of "
-                f'{listing(MAPS)}, or a JSON file such as {{"model.layers.0": "cpu", "": "disk"}}.'
-            )
         try:
             device_map = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as e:

@@ -189,7 +189,7 @@ def _training(adapter: Path) -> dict[str, float]:
 
 def _there(cell: Cell) -> None:
     """Raises BadInput where a file that the cell reads is not on this machine."""
-    for key in ("data", "adapter", "demos"):
+    for key in (k for k in READ if k != "model"):  # a base says so itself
         name = cell.settings.get(key)
         if name is None or name.startswith((*SHIPPED, "task:")) or inputs.path_of(name).exists():
             continue

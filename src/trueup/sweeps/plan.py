@@ -47,7 +47,7 @@ MOST = 100_000
 """The most cells of one sweep."""
 LONGEST = 120
 """The longest name of a cell: it is a folder's."""
-READ = ("model", "adapter", "data", "test", "demos")
+READ = ("model", "adapter", "data", "test", "demos", "device_map")
 """Settings that may name files or folders, which a cell reads."""
 
 

@@ -8,6 +8,7 @@ whose groups are the pairs of values: its worst cell is the worst intersection.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,7 @@ def others(
             found.append(one)
     told = []
     few = bootstrap.too_few(len(np.unique(samples["cluster"])))
+    level = 1 - 0.05 / max(len(found), 1)
     for one in found:
         own = one.samples(samples)
         of = statistics(own, one.mixes)
@@ -124,8 +126,8 @@ def others(
             own,
             one.mixes.coupling.shape,
             seed=seed,
-            resamples=resamples,
-            level=1 - 0.05 / len(found),
+            resamples=max(resamples, math.ceil(4 / (1 - level))),  # two draws beyond each end
+            level=level,
         )
         low, high = folded(got["lean"])
         word = "undecided" if few else "found" if low > threshold else "clear" if high < threshold else "undecided"
