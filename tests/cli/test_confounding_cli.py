@@ -340,7 +340,7 @@ REFUSED = {
     "none": ((), ("No column was named", "--confounder COLUMN")),
     "constant": (("--confounder", "constant"), ("is 'all' in every example", "--confounder COLUMN")),
     "identical": (("--confounder", "same"), ("is the label under another name", "name another column")),
-    "id": (("--confounder", "id"), ("400 different values in 400 examples", "as an id has")),
+    "id": (("--confounder", "id"), ("different values in", "as an id has")),
     "small cell": (("--confounder", "rare"), ("have label", "and rare 'rare'", "merge or drop rare values of 'rare'")),
     "a word": (
         ("--confounder", "site", "--set", "confounding.coupling=abc"),
