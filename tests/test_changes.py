@@ -52,11 +52,11 @@ def test_on_the_same_texts_it_is_the_faults_own_comparison(found) -> None:
 
 
 def test_severities_of_two_columns_are_two_quantities(found) -> None:
-    site, author = (
-        replace(found["planted"], details={"attribute": a}) for a in ("site", "the author")
-    )
+    site, author = (replace(found["planted"], details={"attribute": a}) for a in ("site", "the author"))
     assert trueup.compare(a_report(site), a_report(site))[0].word == "no clear change"
-    with pytest.raises(BadInput, match=r"on the column 'site', and the second on 'the author'.*overconfidence.attribute=site"):
+    with pytest.raises(
+        BadInput, match=r"on the column 'site', and the second on 'the author'.*overconfidence.attribute=site"
+    ):
         trueup.compare(a_report(site), a_report(author))
     assert _since(a_report(site), a_report(author))["changes"] == []
     assert len(_since(a_report(site), a_report(site))["changes"]) == 1

@@ -114,7 +114,9 @@ def repair_in(folder: Path, fault: str | None = None) -> Path:
         )
     if (own := _repairs(folder)) is not None:
         if fault not in (None, own):
-            raise BadInput(f"'{folder}' is a repair of {own}, and not of '{fault}'. Leave --fault out, or give another folder.")
+            raise BadInput(
+                f"'{folder}' is a repair of {own}, and not of '{fault}'. Leave --fault out, or give another folder."
+            )
         return folder
     if (folder / "adapter_config.json").is_file():
         raise BadInput(

@@ -213,8 +213,8 @@ def _absent(folder: Path) -> str:
     repair = next((f for f in (folder / "overconfidence", folder) if (f / "adapter_config.json").is_file()), None)
     if repair is not None:
         return (
-            f"'{repair}' holds no {FILE}. A repair of overconfidence brings one, unless it was kept without a gain on the test examples "
-            "or its calibration texts are too few. Give the folder of another check."
+            f"'{repair}' holds no {FILE}. A repair of overconfidence brings one, unless it was kept without a gain on the test "
+            "examples or its calibration texts are too few. Give the folder of another check."
         )
     try:
         told = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["comparisons"]

@@ -110,7 +110,9 @@ def read_job(folder: str | Path) -> Job:
         what = "holds no job.json" if Path(folder).is_dir() else "is no folder"
         raise BadInput(f"'{folder}' {what}. Give the folder that `trueup check ... -o` wrote.")
     if (Path(folder) / "scout.json").is_file():
-        raise BadInput(f"'{folder}' is of a scout, and a check would take its place. Make it again with `trueup scout`.")
+        raise BadInput(
+            f"'{folder}' is of a scout, and a check would take its place. Make it again with `trueup scout`."
+        )
     data = read(file, mapping(ANYTHING), otherwise="Give the folder of another check.", correct="Correct it.")
     if not data:
         raise BadInput(

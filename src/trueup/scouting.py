@@ -76,8 +76,8 @@ def scout(
             return _scouted(model, data, seed or 0, {})
         job = Job(
             model=_name(model), data=_name(data), adapter=adapter, text=text, label=label, second=second, cluster=cluster,
-            split=split, held_out=held_out, test=None if test is None else _name(test), allow_leak=allow_leak, limit=limit, seed=seed,
-            classes=None if classes is None else tuple(classes), template=template,
+            split=split, held_out=held_out, test=None if test is None else _name(test), allow_leak=allow_leak, limit=limit,
+            seed=seed, classes=None if classes is None else tuple(classes), template=template,
             verbaliser=None if verbaliser is None else tuple(verbaliser), max_length=max_length, device=device, dtype=dtype,
             quantize=quantize, device_map=device_map,
         )  # fmt: skip

@@ -418,7 +418,10 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (["check", "bert", "--data", "data.csv", "--dtype", "flaot16", "-o", "out"], "Did you mean 'float16'?"),
         (["check", "bert", "--data", "data.csv", "--quantize", "4bits", "-o", "out"], "Did you mean '4bit'?"),
         (["check", "bert", "--data", "data.csv", "--device-map", "atuo", "-o", "out"], "Did you mean 'auto'?"),
-        (["check", "bert", "--data", "data.csv", "--device-map", "auto", "--device", "cpu", "-o", "out"], "leave --device out"),
+        (
+            ["check", "bert", "--data", "data.csv", "--device-map", "auto", "--device", "cpu", "-o", "out"],
+            "leave --device out",
+        ),
         (["scout", "bert", "--data", "absent.csv", "-o", "out"], "There is no file 'absent.csv'"),
         (["scout", "bert", "--data", "data.csv", "-o", "taken"], "exists and is not empty"),
         (["rerun", "scouted", "-o", "out"], "is of a scout, and a check would take its place"),

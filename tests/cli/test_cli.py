@@ -312,7 +312,9 @@ def test_a_tuned_adapter_is_examined_on_the_split_it_has_not_seen(world: Path, h
     assert trueup("tune", "lora", *words, "--epochs", 1, "-o", "adapter").code == 0
     os.symlink(world / "data.csv", here / "link.csv")
     for data, out in ((world / "data.csv", "file"), ("link.csv", "out")):
-        said = trueup("audit", "overconfidence", world / "bert", "--adapter", "adapter", "--data", data, *FAST, "-o", out)
+        said = trueup(
+            "audit", "overconfidence", world / "bert", "--adapter", "adapter", "--data", data, *FAST, "-o", out
+        )
         assert said.code in (0, 1)
         assert "tuned on" not in notes(here / out)
         assert findings(here / out)["provenance"]["seed"] == 5

@@ -214,7 +214,13 @@ def test_folders_that_cannot_be_exported(tmp_path):
         tmp_path / "x",
     )
     refused(r"no repair of 'copying'", out, "merged", tmp_path / "x", fault="copying")
-    refused(r"is a repair of overconfidence, and not of 'copying'", out / "overconfidence", "merged", tmp_path / "x", fault="copying")
+    refused(
+        r"is a repair of overconfidence, and not of 'copying'",
+        out / "overconfidence",
+        "merged",
+        tmp_path / "x",
+        fault="copying",
+    )
     assert trueup.export(out, "merged", tmp_path / "chosen", fault="overconfidence").apart < 1e-5
     (repair / "trueup.json").write_text((repair / "trueup.json").read_text().replace("0.9", "0.8"))
     refused("changed 'trueup.json'", repair, "merged", tmp_path / "x")

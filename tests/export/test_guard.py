@@ -67,7 +67,7 @@ def test_it_survives_save_and_load(made):
 
 
 def test_what_is_kept_without_a_gain_certifies_nothing(made, tmp_path):
-    subject, corpus, remedy, folder = made
+    subject, corpus, remedy, _ = made
     fault = trueup.Overconfidence(resamples=20).prepared(subject, corpus, seed=0)
     before = fault.audit(subject, corpus.part("test"), seed=0)
     gain = {"severity": Difference(-0.2, -0.3, -0.1, 0.01)}
@@ -80,7 +80,7 @@ def test_what_is_kept_without_a_gain_certifies_nothing(made, tmp_path):
 
 def test_too_few_calibration_texts_cost_the_guard_and_not_the_repair(made):
     subject, corpus, remedy, _ = made
-    few = np.flatnonzero(corpus.split == "calibration")[: 19]
+    few = np.flatnonzero(corpus.split == "calibration")[:19]
     got = SimpleNamespace(
         evidence=SimpleNamespace(held=SimpleNamespace(x=predict(subject, corpus.take(few)).features)),
         rest=SimpleNamespace(x=np.zeros((3, remedy.head.weight.shape[1]))), cluster=np.arange(3), last=np.ones(3, bool),

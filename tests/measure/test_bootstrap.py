@@ -6,7 +6,16 @@ from scipy.stats import bootstrap
 
 from trueup.errors import BadInput
 from trueup.measure.accuracy import accuracy
-from trueup.measure.bootstrap import Many, Means, _between, clusters_needed, interval, interval_many, paired, paired_many
+from trueup.measure.bootstrap import (
+    Many,
+    Means,
+    _between,
+    clusters_needed,
+    interval,
+    interval_many,
+    paired,
+    paired_many,
+)
 from trueup.measure.calibration import brier, expected_calibration_error, nll, softmax, squared_calibration_error
 from trueup.measure.selective import augrc, aurc, coverage_at_risk, error_auc, naurc
 

@@ -173,7 +173,8 @@ def test_a_fingerprint_is_of_the_scales_too_and_no_pass_changes_it(kind: str, wi
     net.save_pretrained(tmp_path / "twice")
     tok = transformers.AutoTokenizer.from_pretrained(base)
     own, same, twice = (
-        load(live(folder, kind, adapter=False), tokenizer=tok, classes=CLASSES) for folder in (base, base, tmp_path / "twice")
+        load(live(folder, kind, adapter=False), tokenizer=tok, classes=CLASSES)
+        for folder in (base, base, tmp_path / "twice")
     )
     assert all(torch.equal(a, b) for a, b in zip(own.model.parameters(), twice.model.parameters(), strict=True))
     assert own.fingerprint == same.fingerprint != twice.fingerprint

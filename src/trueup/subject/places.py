@@ -27,13 +27,17 @@ def check_weights(dtype: Any, quantize: Any, device_map: Any, device: str | None
     if device_map is not None and device is not None:
         raise BadInput("A device map says where each part of the model lies; leave --device out, or the map.")
     if dtype is not None and dtype not in DTYPES:
-        raise BadInput(f"There is no number type '{dtype}'.{did_you_mean(str(dtype), DTYPES)} There are {listing(DTYPES)}.")
+        raise BadInput(
+            f"There is no number type '{dtype}'.{did_you_mean(str(dtype), DTYPES)} There are {listing(DTYPES)}."
+        )
     if not isinstance(quantize, str | Mapping | None):
         raise BadInput(
-            f"quantize is {quantize!r} ({type(quantize).__name__}). Give one of {listing(BITS)}, or settings of bitsandbytes as a dict."
+            f"quantize is {quantize!r} ({type(quantize).__name__}). Give one of {listing(BITS)}, or a dict of settings."
         )
     if isinstance(quantize, str) and quantize not in BITS:
-        raise BadInput(f"There is no quantisation '{quantize}'.{did_you_mean(quantize, BITS)} There are {listing(BITS)}.")
+        raise BadInput(
+            f"There is no quantisation '{quantize}'.{did_you_mean(quantize, BITS)} There are {listing(BITS)}."
+        )
     if isinstance(device_map, str) and device_map not in MAPS and not path_of(device_map).is_file():
         raise BadInput(
             f"'{device_map}' is neither a device map nor a file that holds one.{did_you_mean(device_map, MAPS)} Give one of "

@@ -259,8 +259,9 @@ def scales(module: nn.Module) -> list[bytes | Tensor]:
 def settled(net: Any) -> Any:
     """`net` in eval mode, after a first pass through each of its 4-bit layers.
 
-    On processors with AVX512-BF16 bitsandbytes lays a weight out anew there, and rounds its scales. What is examined, remembered and
-    saved under a fingerprint is the model after that. Not in inference mode: a weight that was made there cannot be trained through.
+    On processors with AVX512-BF16 bitsandbytes lays a weight out anew there, and rounds its scales. What is examined, remembered
+    and saved under a fingerprint is the model after that. Not in inference mode: a weight that was made there cannot be trained
+    through.
     """
     with torch.no_grad():
         for module in net.modules():

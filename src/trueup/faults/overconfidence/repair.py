@@ -77,7 +77,9 @@ class ConfidenceHead(Remedy):
         folder = Path(folder)
         told = self
         if comparison is not None and not comparison.gained:  # what is kept without a gain carries no certificate
-            told = replace(self, card={k: v for k, v in self.card.items() if k not in ("promise", "abstention")}, guard={})
+            told = replace(
+                self, card={k: v for k, v in self.card.items() if k not in ("promise", "abstention")}, guard={}
+            )
         with atomic.new_folder(folder, force=folder.exists()) as new:
             files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
             card = dict(told.card) | {
