@@ -75,8 +75,8 @@ def change(before: Finding, after: Finding, then: Report, now: Report) -> Change
     was, is_ = (f.details.get("attribute") for f in (before, after))
     if was != is_:
         raise BadInput(
-            f"The first check examined {after.fault} on the column '{was}', and the second on '{is_}', so nothing can be said to have "
-            f"changed. Make one of them again with --set {after.fault}.attribute={shlex.quote(str(was))}."
+            f"The first check examined {after.fault} on the column '{was}', and the second on '{is_}': their severities are not of "
+            f"one quantity. Make one of them again with --set {after.fault}.attribute={shlex.quote(str(was))}."
         )
     same = (
         now.provenance.get("data fingerprint") == then.provenance.get("data fingerprint")

@@ -355,8 +355,8 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
     elif tuned and other and not job.test:
         session().note(
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
-            f"Leave out --seed, --limit and --cluster, or give --seed {tuned.get('seed')}. An adapter that was tuned without --cluster "
-            "needs a --split column to be examined with it."
+            f"Leave out --seed, --limit and --cluster, or give --seed {tuned.get('seed')}. An adapter that was tuned without "
+            "--cluster needs a --split column to be examined with it."
         )
     if shared := int(leaked(corpus).sum()):
         session().note(

@@ -32,7 +32,7 @@ def check_weights(dtype: Any, quantize: Any, device_map: Any, device: str | None
         )
     if not isinstance(quantize, str | Mapping | None):
         raise BadInput(
-            f"quantize is {quantize!r} ({type(quantize).__name__}). Give one of {listing(BITS)}, or settings of bitsandbytes as a dict."
+            f"quantize is {quantize!r} ({type(quantize).__name__}). Give one of {listing(BITS)}, or a dict of settings."
         )
     if isinstance(quantize, str) and quantize not in BITS:
         raise BadInput(

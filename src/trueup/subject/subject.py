@@ -52,8 +52,8 @@ class Source:
 
     Attributes:
         allow_pickle, trust_remote_code: what the user allowed, for a repair that loads the base again.
-        seen: which examples the adapter has learnt from (``data``, ``seed``, ``limit``, ``cluster``, fingerprint of ``train``), for the
-            card of a repair.
+        seen: which examples the adapter has learnt from (``data``, ``seed``, ``limit``, ``cluster``, fingerprint of ``train``), for
+            the card of a repair.
         tokenizer: where the tokenizer came from, if it is another than the base's own. A saved repair then brings it along.
         vocabulary: rows of the embeddings that the adapter brings with it, as PEFT saves them where the vocabulary was
             resized or they were adapted; 0 where it brings none. A saved repair brings them along.
