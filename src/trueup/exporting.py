@@ -95,8 +95,9 @@ def export(
                 f"In the form '{form}' the repair says something else: logits differ by {result.apart:.2g} of the largest, and "
                 f"1e-5 is allowed. Nothing was written. Serve the adapter itself with PEFT: '{folder}'."
             )
-        if (card := folder / "README.md").is_file():
-            shutil.copyfile(card, new / REPAIR)
+        for name, as_name in (("README.md", REPAIR), (guard.FILE, guard.FILE)):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, new / as_name)
         done = Exported(out, form, result.apart, result.equal, result.texts, synthetic, rank)
         atomic.write_text(new / "README.md", _page(got, done))
     return done
@@ -201,8 +202,6 @@ def _plain(repair: Repaired, new: Path) -> Any:
     from trueup.subject import repaired
 
     net = repaired.merged(repair)
-    if (beside := repair.folder / guard.FILE).is_file():
-        shutil.copyfile(beside, new / guard.FILE)
     if not repair.causal:
         sigmoid = bool(repair.card.get("sigmoid")) and "score" not in repair.card
         weight, bias = repaired.with_classes(net, repair.anatomy, repair.classes, sigmoid=sigmoid)

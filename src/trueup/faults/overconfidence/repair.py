@@ -288,9 +288,7 @@ def repair(
         remedy = _remedy(subject, extra, score, card)
     except Unsupported as e:
         return NoRemedy(str(e), facts)
-    whole_head = remedy.head.weight.double().cpu().numpy(), remedy.head.bias.double().cpu().numpy()
-    one = _one_each(cluster[last], seed)
-    return replace(remedy, guard=guard.arrays_of(subject.classes, score, abstention, *whole_head, first.x, rest.x[one]))
+    return _with_guard(remedy, got, abstention, seed)
 
 
 def drop_in(
@@ -343,9 +341,10 @@ def drop_in(
         "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
     }  # fmt: skip
     try:
-        return _saved_as(subject, head, score, card)
+        remedy = _saved_as(subject, head, score, card)
     except Unsupported as e:
         return NoRemedy(str(e), facts)
+    return _with_guard(remedy, got, abstention, seed)
 
 
 def methods(
@@ -431,6 +430,15 @@ def _saved_as(
     settings, tensors = files.adapter_with_head(subject, head)
     return ConfidenceHead(
         head, score, subject.classes, model_fingerprint(subject.model), settings, tensors, card, files.brought(subject)
+    )
+
+
+def _with_guard(remedy: ConfidenceHead, got: _Gathered, abstention: Any, seed: int) -> ConfidenceHead:
+    """The remedy with what `trueup.Guard` reads: where the texts that chose lie, and those that judged, one of each cluster."""
+    weight, bias = remedy.head.weight.double().cpu().numpy(), remedy.head.bias.double().cpu().numpy()
+    far = got.rest.x[_one_each(got.cluster[got.last], seed)]
+    return replace(
+        remedy, guard=guard.arrays_of(remedy.classes, remedy.score, abstention, weight, bias, got.evidence.held.x, far)
     )
 
 
