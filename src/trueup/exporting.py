@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trueup import guard
-from trueup.errors import BadInput, Unsupported, did_you_mean, listing
+from trueup.errors import BadInput, Unsupported, check_within, did_you_mean, listing
 from trueup.store import atomic
 
 if TYPE_CHECKING:
@@ -126,13 +126,13 @@ def repair_in(folder: Path, fault: str | None = None) -> Path:
             f"'{folder}' holds no repair of '{fault}'.{did_you_mean(fault, found)} It holds repairs of {listing(found)}."
         )
     if not found:
-        why = ""
+        why = check_within(folder, "Give the folder that `trueup check ... -o` wrote.")
         if (folder / "findings.json").is_file():
             from trueup.report import bundle
 
             told = [f"{c.before.fault} ({c.outcome}): {c.remedy}" for c in bundle.read(folder).comparisons]
-            why = f" What its report says of repairs: {' '.join(told)}"
-        raise BadInput(f"'{folder}' holds no repair, so there is nothing to export.{why}")
+            why = f"What its report says of repairs: {' '.join(told)}"
+        raise BadInput(f"'{folder}' holds no repair, so there is nothing to export. {why}")
     if len(found) > 1 and fault is None:
         raise BadInput(f"'{folder}' holds {len(found)} repairs: {listing(found)}. Say which: --fault {found[0]}.")
     return folder / (fault or found[0])

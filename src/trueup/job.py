@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from trueup.errors import BadInput, did_you_mean, listing
+from trueup.errors import BadInput, check_within, did_you_mean, listing
 from trueup.faults.fault import Fault, each_fault
 
 Depth = Literal["audit", "check", "methods"]
@@ -108,7 +108,7 @@ def read_job(folder: str | Path) -> Job:
     file = Path(folder) / "job.json"
     if not file.is_file():
         what = "holds no job.json" if Path(folder).is_dir() else "is no folder"
-        raise BadInput(f"'{folder}' {what}. Give the folder that `trueup check ... -o` wrote.")
+        raise BadInput(f"'{folder}' {what}. {check_within(Path(folder), 'Give the folder that `trueup check ... -o` wrote.')}")
     data = read(file, mapping(ANYTHING), otherwise="Give the folder of another check.", correct="Correct it.")
     if not data:
         raise BadInput(

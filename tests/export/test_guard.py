@@ -157,3 +157,7 @@ def test_a_check_without_a_repair_says_why(tmp_path):
     (tmp_path / "findings.json").write_text(json.dumps(told))
     with pytest.raises(BadInput, match="Its report says: Nothing is better than the softmax response"):
         Guard.read(tmp_path)
+    (tmp_path / "demo" / "report").mkdir(parents=True)
+    (tmp_path / "demo" / "report" / "findings.json").write_text(json.dumps(told))
+    with pytest.raises(BadInput, match=r"Give '.*report', which holds the check"):
+        Guard.read(tmp_path / "demo")
