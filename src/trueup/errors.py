@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable, Sized
+from pathlib import Path
 
 TESTED = "Install the versions of the libraries that trueup was tested with (its constraints.txt names them)."
 """The next step where a library does not do what trueup knows of it."""
@@ -48,6 +49,12 @@ def shortened(text: object, most: int) -> str:
     """`text` in at most `most` characters: what is cut ends in an ellipsis."""
     whole = str(text)
     return whole if len(whole) <= most else whole[: most - 1].rstrip() + "…"
+
+
+def check_within(folder: Path, otherwise: str) -> str:
+    """The next step where `folder` is no output of a check: that of a demo, and of a cell of a sweep, holds one as ``report``."""
+    within = folder / "report"
+    return f"Give '{within}', which holds the check." if (within / "findings.json").is_file() else otherwise
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trueup import guard
-from trueup.errors import BadInput, Unsupported, did_you_mean, listing
+from trueup.errors import BadInput, Unsupported, check_within, did_you_mean, listing
 from trueup.store import atomic
 
 if TYPE_CHECKING:
@@ -95,8 +95,9 @@ def export(
                 f"In the form '{form}' the repair says something else: logits differ by {result.apart:.2g} of the largest, and "
                 f"1e-5 is allowed. Nothing was written. Serve the adapter itself with PEFT: '{folder}'."
             )
-        if (card := folder / "README.md").is_file():
-            shutil.copyfile(card, new / REPAIR)
+        for name, as_name in (("README.md", REPAIR), (guard.FILE, guard.FILE)):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, new / as_name)
         done = Exported(out, form, result.apart, result.equal, result.texts, synthetic, rank)
         atomic.write_text(new / "README.md", _page(got, done))
     return done
@@ -129,13 +130,13 @@ def repair_in(folder: Path, fault: str | None = None) -> Path:
             f"'{folder}' holds no repair of '{fault}'.{did_you_mean(fault, found)} It holds repairs of {listing(found)}."
         )
     if not found:
-        why = ""
+        why = check_within(folder, "Give the folder that `trueup check ... -o` wrote.")
         if (folder / "findings.json").is_file():
             from trueup.report import bundle
 
             told = [f"{c.before.fault} ({c.outcome}): {c.remedy}" for c in bundle.read(folder).comparisons]
-            why = f" What its report says of repairs: {' '.join(told)}"
-        raise BadInput(f"'{folder}' holds no repair, so there is nothing to export.{why}")
+            why = f"What its report says of repairs: {' '.join(told)}"
+        raise BadInput(f"'{folder}' holds no repair, so there is nothing to export. {why}")
     if len(found) > 1 and fault is None:
         raise BadInput(f"'{folder}' holds {len(found)} repairs: {listing(found)}. Say which: --fault {found[0]}.")
     return folder / (fault or found[0])
@@ -208,8 +209,6 @@ def _plain(repair: Repaired, new: Path) -> Any:
     from trueup.subject import repaired
 
     net = repaired.merged(repair)
-    if (beside := repair.folder / guard.FILE).is_file():
-        shutil.copyfile(beside, new / guard.FILE)
     if not repair.causal:
         sigmoid = bool(repair.card.get("sigmoid")) and "score" not in repair.card
         weight, bias = repaired.with_classes(net, repair.anatomy, repair.classes, sigmoid=sigmoid)

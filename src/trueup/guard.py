@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trueup.errors import BadInput, listing
+from trueup.errors import BadInput, check_within, listing
 from trueup.measure.confidence_scores import Calibrated, score_from_json, score_to_json
 from trueup.measure.departure import Gaussian, drifted, gaussian, p_values
 
@@ -220,7 +220,7 @@ def _absent(folder: Path) -> str:
         told = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["comparisons"]
         why = next((f" Its report says: {c['remedy']}" for c in told if c["before"]["fault"] == "overconfidence"), "")
     except (OSError, ValueError, KeyError, TypeError):
-        why = ""
+        why = f" {step}" if (step := check_within(folder, "")) else ""
     return f"'{folder}' holds no repair of overconfidence, from which a guard is read.{why}"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from trueup.errors import BadInput, did_you_mean, listing
+from trueup.errors import BadInput, check_within, did_you_mean, listing
 from trueup.faults.fault import Fault, each_fault
 
 Depth = Literal["audit", "check", "methods"]
@@ -108,7 +108,9 @@ def read_job(folder: str | Path) -> Job:
     file = Path(folder) / "job.json"
     if not file.is_file():
         what = "holds no job.json" if Path(folder).is_dir() else "is no folder"
-        raise BadInput(f"'{folder}' {what}. Give the folder that `trueup check ... -o` wrote.")
+        raise BadInput(
+            f"'{folder}' {what}. {check_within(Path(folder), 'Give the folder that `trueup check ... -o` wrote.')}"
+        )
     if (Path(folder) / "scout.json").is_file():
         raise BadInput(
             f"'{folder}' is of a scout, and a check would take its place. Make it again with `trueup scout`."

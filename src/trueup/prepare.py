@@ -83,9 +83,9 @@ def open_job(
     tuned = card.get("tuned") or {}
     same = _same_data(tuned.get("data"), job.data)
     seed = job.seed if job.seed is not None else (tuned.get("seed") or 0 if same else 0)
-    limit, cluster = (
-        of if of is not None or not same else tuned.get(k) for k, of in (("limit", job.limit), ("cluster", job.cluster))
-    )
+    own_card = tuned if same else {}
+    limit = job.limit if job.limit is not None else own_card.get("limit")
+    cluster = job.cluster if job.cluster is not None else own_card.get("cluster")
     subject, shots = model, job.shots
     pairs = () if job.demos is None else tuple(demonstrations(job.demos, text=job.text, label=job.label))
     if pairs and shots not in (None, len(pairs)):

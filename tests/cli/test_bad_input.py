@@ -487,6 +487,11 @@ def test_reports_that_are_none(world: Path, checked: tuple[Path, object], here: 
     refused("report", "empty", says=("'empty' is not an output of `trueup check`",))
     refused("report", "no", says=("no folder 'no'",))
     refused("report", world / "adapter", says=("holds no findings.json",))
+    shutil.copytree(checked[0], here / "demo" / "report")  # as a demo and a cell of a sweep keep it
+    export = ("export", "demo", "--as", "merged", "-o", "x")
+    for command in (("report", "demo"), ("rerun", "demo"), ("compare", "demo", checked[0]), export):
+        refused(*command, says=("Give 'demo/report', which holds the check.",))
+    refused("export", "empty", "--as", "merged", "-o", "x", says=("Give the folder that `trueup check ... -o` wrote.",))
     copy = Path(shutil.copytree(checked[0], here / "copy"))
     (copy / "findings.json").write_text("{}")
     refused("report", "copy", says=("changed 'findings.json'",))

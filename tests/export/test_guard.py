@@ -163,9 +163,10 @@ def test_what_is_not_of_the_guarded_model_is_a_sentence(made, tmp_path):
         Guard.read(tmp_path / "cut")
 
 
-def test_an_export_carries_the_guard(made, tmp_path):
+@pytest.mark.parametrize("form", ["merged", "lora"])
+def test_an_export_carries_the_guard(made, form, tmp_path):
     _, _, _, folder = made
-    done = trueup.export(folder, "merged", tmp_path / "served")
+    done = trueup.export(folder, form, tmp_path / "served")
     code = (
         f"import sys, trueup\nguard = trueup.Guard.read({str(done.folder)!r})\n"
         "print([m for m in ('torch', 'transformers', 'sklearn', 'pandas') if m in sys.modules], guard.risk)"
@@ -183,3 +184,7 @@ def test_a_check_without_a_repair_says_why(tmp_path):
     (tmp_path / "findings.json").write_text(json.dumps(told))
     with pytest.raises(BadInput, match="Its report says: Nothing is better than the softmax response"):
         Guard.read(tmp_path)
+    (tmp_path / "demo" / "report").mkdir(parents=True)
+    (tmp_path / "demo" / "report" / "findings.json").write_text(json.dumps(told))
+    with pytest.raises(BadInput, match=r"Give '.*report', which holds the check"):
+        Guard.read(tmp_path / "demo")

@@ -25,7 +25,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from trueup.errors import BadInput, TrueupError, did_you_mean, listing
+from trueup.errors import BadInput, TrueupError, check_within, did_you_mean, listing
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
 from trueup.report import words
 from trueup.report.values import plain, untag
@@ -291,7 +291,8 @@ def read(folder: str | Path) -> Report:
         raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")
     if not (folder / "findings.json").is_file():
         raise BadInput(
-            f"'{folder}' is not an output of `trueup check`: it holds no findings.json. Give the folder named with -o."
+            f"'{folder}' is not an output of `trueup check`: it holds no findings.json. "
+            f"{check_within(folder, 'Give the folder named with -o.')}"
         )
     verify(folder)
     try:

@@ -52,7 +52,10 @@ def test_it_keeps_the_outputs_and_its_softmax_is_the_confidence(sharp, tmp_path:
     assert np.allclose(after.logits, before.logits / remedy.card["temperature"], atol=1e-4)
     right = before.predicted == test.label
     assert np.square(after.confidence - right).mean() < np.square(before.confidence - right).mean()
-    folder = remedy.save(tmp_path / "remedy")
+    about = json.loads(str(remedy.guard["about"])) | {
+        "abstention": [{"risk": 0.2, "threshold": 0.6}]
+    }  # few texts certify none
+    folder = replace(remedy, guard={**remedy.guard, "about": np.array(json.dumps(about))}).save(tmp_path / "remedy")
     base = transformers.AutoModelForSequenceClassification.from_pretrained(
         subject.source.base, num_labels=len(subject.classes), ignore_mismatched_sizes=True
     )
@@ -65,6 +68,13 @@ def test_it_keeps_the_outputs_and_its_softmax_is_the_confidence(sharp, tmp_path:
             for t in test.text[:8]
         ]
     assert np.allclose(plain, after.confidence[:8], atol=1e-5)
+    guard = Guard.read(folder)  # as behind any repair of overconfidence
+    said = guard(after.logits, after.features)
+    assert np.allclose(said.confidence, after.confidence, atol=1e-6)
+    assert said.label == [subject.classes[i] for i in after.predicted]
+    assert np.array_equal(said.answered, said.confidence >= 0.6)
+    with pytest.raises(BadInput, match="not what the guarded model makes of these features"):
+        guard(before.logits, before.features)
     card = (folder / "README.md").read_text()
     assert "It is a drop-in" in card
     assert "What does not work" not in card
