@@ -131,6 +131,12 @@ def tune(
             job.data, text=job.text, label=job.label, second=job.second, split=job.split, seed=job.seed, limit=job.limit,
             classes=job.classes,
         )  # fmt: skip
+        if corpus.labels is not None:
+            raise BadInput(
+                f"The labels of '{job.data}' in column '{job.label}' are lists, and `trueup tune` trains classifiers that give each text "
+                "one class. Name a column with one class, or train with transformers (problem_type multi_label_classification) and give "
+                "the adapter to `trueup check`."
+            )
         subject = fresh(
             job.model, job.recipe, corpus.classes, template=template, max_length=job.max_length, device=job.device,
             seed=job.seed, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
