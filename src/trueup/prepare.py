@@ -245,19 +245,19 @@ def _label_by_label(subject: Subject, corpus: Corpus) -> tuple[Subject, Corpus]:
             raise BadInput(f"{whole}the model {why}. Name a column with one class a text, or give a model with a multi-label head.")
         if (corpus.labels.sum(axis=1) == 1).all():
             raise BadInput(
-                f"{whole}each list has one label, while nothing says that the head is multi-label. Give a column with one class a text; "
-                "or set problem_type to multi_label_classification in the model's config."
+                f"{whole}each list has one label, while nothing says that the head is multi-label. Give a column with one class a "
+                "text; or set problem_type to multi_label_classification in the model's config."
             )
         session().note(
-            "The data give each text a list of labels, so each logit was read through a sigmoid of its own. If the head was trained "
-            "to choose one class a text (a softmax), every figure here is wrong."
+            "The data give each text a list of labels, so each logit was read through a sigmoid of its own. If the head was "
+            "trained to choose one class a text (a softmax), every figure here is wrong."
         )
         subject = replace(subject, multi_label=True)
     if (mark := MARK.fullmatch(corpus.classes[0])) is not None and len(corpus.classes) == int(mark[2]):
         if len(corpus.classes) != len(subject.classes):
             raise BadInput(
-                f"'{corpus.name}' gives each text {len(corpus.classes)} yes/no marks, and the head has {len(subject.classes)} labels: "
-                f"{listing(subject.classes)}. Give one mark for each label, in the order of the logits."
+                f"'{corpus.name}' gives each text {len(corpus.classes)} yes/no marks, and the head has {len(subject.classes)} "
+                f"labels: {listing(subject.classes)}. Give one mark for each label, in the order of the logits."
             )
         corpus = replace(corpus, classes=subject.classes, guessed=False)
     return subject, corpus

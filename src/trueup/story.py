@@ -485,7 +485,8 @@ def _padded(subject: Subject, test: Corpus) -> list[str]:
     """Why a user's own figure of a soft-prompted decoder classifier differs: what PEFT says of it in padded batches."""
     from trueup.run.predict import padded_answers, predict
 
-    if subject.multi_label or not (subject.soft_prompted and subject.anatomy.causal and subject.template is None and subject.head is None):
+    plain = subject.template is None and subject.head is None and not subject.multi_label
+    if not (subject.soft_prompted and subject.anatomy.causal and plain):
         return []
     some = test.take(np.arange(min(PADDED, len(test))))
     batched, alone = padded_answers(subject, some), predict(subject, some).predicted

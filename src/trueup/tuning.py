@@ -133,9 +133,9 @@ def tune(
         )  # fmt: skip
         if corpus.labels is not None:
             raise BadInput(
-                f"The labels of '{job.data}' in column '{job.label}' are lists, and `trueup tune` trains classifiers that give each text "
-                "one class. Name a column with one class, or train with transformers (problem_type multi_label_classification) and give "
-                "the adapter to `trueup check`."
+                f"The labels of '{job.data}' in column '{job.label}' are lists, and `trueup tune` trains classifiers that give "
+                "each text one class. Name a column with one class, or train with transformers (problem_type "
+                "multi_label_classification) and give the adapter to `trueup check`."
             )
         subject = fresh(
             job.model, job.recipe, corpus.classes, template=template, max_length=job.max_length, device=job.device,

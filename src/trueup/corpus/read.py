@@ -91,10 +91,10 @@ def read(
         answers: the labels are what a few-shot prompt is to answer, and no classes: any number of different ones will do, no
             split is stratified by them, and ``train`` is the pool of demonstrations. `trueup.check` and the command line
             decide it by `shots`.
-        multi_label: each text has any number of labels, so a cell of names with ``;`` or ``|`` between them is several, and an empty
-            one is none. Lists say so by themselves: of names, of class ids, or of yes/no marks, also written as text in a csv file
-            (`trueup.corpus.values.label_lists`). Rows are then stratified by the rarest label that they have. `trueup.check` and
-            the command line decide it by the head.
+        multi_label: each text has any number of labels, so a cell of names with ``;`` or ``|`` between them is several, and an
+            empty one is none. Lists say so by themselves: of names, of class ids, or of yes/no marks, also written as text in a csv
+            file (`trueup.corpus.values.label_lists`). Rows are then stratified by the rarest label that they have. `trueup.check`
+            and the command line decide it by the head.
         limit: keep a random subset of this size, stratified by class.
         hub_split: one split of a hub dataset (``train``, ``train[:2000]``), which is then split here.
         progress: show a bar on standard error while an embedded data set is fetched.
@@ -152,7 +152,7 @@ def read(
 
     if labels is not None and (not labels.size or (labels == labels[:1]).all()):
         raise BadInput(
-            f"{table.source}, column '{label}': all texts have the same labels, so none can be judged. Give texts that differ in them."
+            f"{table.source}, column '{label}': all texts have the same labels, so none can be judged. Give others too."
         )
     if labels is None and len(np.unique(label_index)) < 2 and not answers:
         raise BadInput(

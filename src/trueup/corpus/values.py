@@ -175,8 +175,8 @@ def label_column(
     nested = [i for i, v in enumerate(values) if isinstance(v, (list, tuple, dict, set, np.ndarray))]
     if nested:
         raise BadInput(
-            f"{here}: {table.where(nested)} holds {'an object' if isinstance(values[nested[0]], dict) else 'a list'}, but each text "
-            "needs one class. Name a column with one class for each row."
+            f"{here}: {table.where(nested)} holds {'an object' if isinstance(values[nested[0]], dict) else 'a list'}, but each "
+            "text needs one class. Name a column with one class for each row."
         )
     _whole_characters(table, column, values)
     names = table.names.get(column)
@@ -286,12 +286,14 @@ def label_lists(
                 "label, in the order of the logits."
             )
         return np.array(cells, np.float64) > 0, own, (f"Column '{column}': {size} yes/no marks a text, one for each label.",)
+    if names is not None and not all(isinstance(v, (int, np.integer)) for cell in cells for v in cell):
+        names = None  # the items are the names already
     if names is not None:
         names = [str(n) for n in names]
         beyond = [i for i, cell in enumerate(cells) if any(not 0 <= int(v) < len(names) for v in cell)]
         if beyond:
             raise BadInput(
-                f"{here}: a label in {table.where(beyond)} has no name ({cells[beyond[0]]}); there are {len(names)} names. Correct it."
+                f"{here}: a label in {table.where(beyond)} has no name ({cells[beyond[0]]}); it has {len(names)}. Correct it."
             )
         said = [{names[int(v)] for v in cell} for cell in cells]
     else:
@@ -322,8 +324,8 @@ def _lists(table: Table, column: str, parted: bool) -> list[list[Any]] | None:
         if not all(nested):
             raise BadInput(
                 f"{table.source}, column '{column}': {table.where(np.flatnonzero(~np.array(nested)).tolist())} holds no list of "
-                f"labels, and other cells do ({table.where([nested.index(True)])}). Give each text a list, empty where it has none, or "
-                "each text one class."
+                f"labels, and other cells do ({table.where([nested.index(True)])}). Give each text a list, empty where it has "
+                "none, or each text one class."
             )
         return [v.tolist() if isinstance(v, np.ndarray) else list(v) for v in values]
     words = [None if absent(v) else v.strip() if isinstance(v, str) else v for v in values]

@@ -92,8 +92,8 @@ class Subject:
         confidence: (n, K) logits -> (n,) confidence that the predicted class is right, higher is surer.
         sigmoid: the model's own head gives one logit, whose sigmoid is the probability of the second of two classes. The logits of
             both are 0 and that one, of which the softmax is the same.
-        multi_label: each logit has a sigmoid of its own, so a text has any number of `classes`. What examines one class a text takes
-            the view of one label (`of_label`).
+        multi_label: each logit has a sigmoid of its own, so a text has any number of `classes`. What examines one class a text
+            takes the view of one label (`of_label`).
     """
 
     model: Any
@@ -109,8 +109,10 @@ class Subject:
     multi_label: bool = False
 
     def of_label(self, place: int) -> Subject:
-        """A view of one label of a multi-label head, as two classes: without it and with it. Their logits are 0 and the label's own,
-        of which the softmax is its sigmoid."""
+        """A view of one label of a multi-label head, as two classes: without it and with it.
+
+        Their logits are 0 and the label's own, of which the softmax is its sigmoid.
+        """
         own, name = self.head or self.own_head(), self.classes[place]
         weight, bias = (torch.stack([torch.zeros_like(t[place]), t[place]]).to(self.device) for t in (own.weight, own.bias))
         return replace(

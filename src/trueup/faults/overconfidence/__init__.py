@@ -125,7 +125,7 @@ class Overconfidence(Fault):
 
     def methods(self, subject: Subject, corpus: Corpus, *, seed: int) -> list[Method]:
         if subject.multi_label:
-            raise Unsupported("Methods are compared on heads that give each text one class, and this one gives any number of labels.")
+            raise Unsupported("Methods are compared on heads that give each text one class, and this one is multi-label.")
         from trueup.faults.overconfidence.repair import methods
 
         return methods(

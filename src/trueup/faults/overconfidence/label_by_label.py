@@ -233,8 +233,8 @@ def consequence(before: Finding) -> str:
         return "For each label this model's confidence says what the calibration examples can teach about its errors."
     open_ = [d["label"] for d in labels if d["verdict"] == "undecided"]
     return (
-        f"For {len(open_)} of {len(labels)} labels it is not settled whether this model's confidence says as much about its errors as "
-        f"it could: {listing(open_, 5)}."
+        f"For {len(open_)} of {len(labels)} labels it is not settled whether this model's confidence says as much about its errors "
+        f"as it could: {listing(open_, 5)}."
     )
 
 
@@ -289,11 +289,11 @@ def _sentence(labels: list[Label], words: Mapping[str, Verdict], worst: Label, j
         if (named := [c for c, w in words.items() if w == word])
     ]
     return (
-        f"Of {len(labels)} labels, each judged as yes or no by its own sigmoid: {', '.join(parts)}. Of the worst, '{worst.name}', a "
-        f"forecast learnt from calibration examples avoids {e.value:.1%} [{e.low:.1%}, {e.high:.1%}] of the Brier loss of its "
-        f"confidence: {worst.parts['misstated'].value:.1%} by recalibration (it {stated}: mean confidence {worst.stated:.1%}, accuracy "
-        f"{worst.accuracy:.1%}), {worst.parts['misranked'].value:.1%} by ranking its errors better. The intervals of {judged} labels "
-        "hold together at 95%."
+        f"Of {len(labels)} labels, each judged as yes or no by its own sigmoid: {', '.join(parts)}. Of the worst, '{worst.name}', "
+        f"a forecast learnt from calibration examples avoids {e.value:.1%} [{e.low:.1%}, {e.high:.1%}] of the Brier loss of its "
+        f"confidence: {worst.parts['misstated'].value:.1%} by recalibration (it {stated}: mean confidence {worst.stated:.1%}, "
+        f"accuracy {worst.accuracy:.1%}), {worst.parts['misranked'].value:.1%} by ranking its errors better. The intervals of "
+        f"{judged} labels hold together at 95%."
     )
 
 
