@@ -101,6 +101,9 @@ def open_job(
     scouted = tuple(c for c in job.confounder if c.startswith(SCOUT))
     named = tuple(c for c in job.confounder if c not in scouted)
     if not isinstance(corpus, Corpus):
+        several = model.multi_label if isinstance(model, Subject) else door.says_multi_label(
+            job.model if model is None else model, revision=job.revision, trust_remote_code=job.trust_remote_code
+        )  # fmt: skip
 
         def columns(attributes: tuple[str, ...], others: bool) -> Corpus:
             return read(
@@ -108,6 +111,7 @@ def open_job(
                 attributes=attributes, others=others, cluster=cluster, split=job.split, held_out=job.held_out,
                 test=job.test if test is None else test, allow_leak=job.allow_leak, seed=seed, limit=limit,
                 classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
+                multi_label=several,
             )  # fmt: skip
 
         corpus = columns(named, others or bool(scouted))
@@ -194,6 +198,8 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
 
     for sentence in corpus.notes:
         session().note(sentence)
+    if subject.multi_label or corpus.labels is not None:
+        subject, corpus = _label_by_label(subject, corpus)
     numbers = tuple(str(i) for i in range(len(subject.classes)))
     if subject.shots is not None or named:
         return subject, corpus
@@ -220,10 +226,66 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
     return subject, corpus
 
 
+def _label_by_label(subject: Subject, corpus: Corpus) -> tuple[Subject, Corpus]:
+    """Both as multi-label, where the head or the data are: each logit has a sigmoid of its own, and each label a column.
+
+    Raises:
+        BadInput: lists of labels for a model that gives each text one class.
+    """
+    from trueup.corpus.values import MARK
+    from trueup.run.predict import session
+    from trueup.subject.swap_adapter import brings_head
+
+    if corpus.labels is None:
+        return subject, replace(
+            corpus, labels=np.eye(len(corpus.classes), dtype=bool)[corpus.label], label=corpus.label * 0
+        )
+    if not subject.multi_label:
+        # The config of a base says nothing of the head that an adapter brings to it.
+        kind = (
+            None
+            if subject.source.adapter and brings_head(subject)
+            else getattr(subject.base.config, "problem_type", None)
+        )
+        whole = f"'{corpus.name}' gives each text a list of labels, and "
+        if subject.template is not None or subject.sigmoid or kind == "single_label_classification":
+            why = "answers with one word" if subject.template else "has one logit" if subject.sigmoid else (
+                "chooses one class a text (problem_type single_label_classification in its config)"
+            )  # fmt: skip
+            raise BadInput(
+                f"{whole}the model {why}. Name a column with one class a text, or give a model with a multi-label head."
+            )
+        if (corpus.labels.sum(axis=1) == 1).all():
+            raise BadInput(
+                f"{whole}each list has one label, while nothing says that the head is multi-label. Give a column with one class a "
+                "text; or set problem_type to multi_label_classification in the model's config."
+            )
+        session().note(
+            "The data give each text a list of labels, so each logit was read through a sigmoid of its own. If the head was "
+            "trained to choose one class a text (a softmax), every figure here is wrong."
+        )
+        subject = replace(subject, multi_label=True)
+    if (mark := MARK.fullmatch(corpus.classes[0])) is not None and len(corpus.classes) == int(mark[2]):
+        if len(corpus.classes) != len(subject.classes):
+            raise BadInput(
+                f"'{corpus.name}' gives each text {len(corpus.classes)} yes/no marks, and the head has {len(subject.classes)} "
+                f"labels: {listing(subject.classes)}. Give one mark for each label, in the order of the logits."
+            )
+        corpus = replace(corpus, classes=subject.classes, guessed=False)
+    return subject, corpus
+
+
 def _in_order(subject: Subject, corpus: Corpus, nameless: str) -> None:
     """Raises BadInput where nobody stated the order of the data's classes, or another order of the logits is far and surely better.
 
     The rows held out judge, those for calibration too: they say nothing of a fault here."""
+    if subject.multi_label:
+        if corpus.guessed:
+            raise BadInput(
+                f"{nameless}, so their order is needed. Say in which order it was trained, for example --classes "
+                f"{shlex.quote(one_line(corpus.classes))} (classes=[...] in Python)."
+            )
+        return
     right, held, better = ranked(subject, corpus)
     if better is None and not corpus.guessed:
         return
@@ -275,7 +337,7 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
     from trueup.subject import load as door
 
     settings = files.trained_on(door.adapter_folder(job.adapter), subject.peft_config)
-    if settings is None or subject.quantised or subject.shots is not None:
+    if settings is None or subject.quantised or subject.shots is not None or subject.multi_label:
         return
     bits = 4 if settings.get("load_in_4bit") else 8
     said = f"The adapter was trained on a base in {bits} bits, and is examined on the full one."

@@ -352,7 +352,8 @@ def _examined(
         raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
     changed = _effect(subject, test)
     alone = len(faults) - len(reasons) == 1
-    _below_a_constant(subject, corpus)
+    if not subject.multi_label:
+        _below_a_constant(subject, corpus)
     comparisons, examples = [], {}
     crashes = _Crashes(subject)
     for fault in sorted(faults, key=lambda f: not f.reads_states):
@@ -405,22 +406,32 @@ def _snapshot(corpus: Corpus) -> dict[str, Any]:
         [s for s in ("train", "calibration", "test") if (corpus.split == s).any()],
         list(corpus.attributes),
     )
-    keys = list(zip(corpus.label.tolist(), *(corpus.attributes[a].tolist() for a in attributes), strict=True))
+    named, label = (corpus.classes, corpus.label) if corpus.labels is None else _label_sets(corpus)
+    keys = list(zip(label.tolist(), *(corpus.attributes[a].tolist() for a in attributes), strict=True))
     counts = {s: Counter(k for k, own in zip(keys, corpus.split, strict=True) if own == s) for s in splits}
     order = sorted(set(keys), key=lambda k: (k[0], *map(str, k[1:])))
     test = np.flatnonzero(corpus.split == "test").tolist()
     # One text of each class first, then whatever comes next.
-    first = list({corpus.label[i]: i for i in reversed(test)}.values())[::-1]
+    first = list({label[i]: i for i in reversed(test)}.values())[::-1]
     return {
         "splits": splits, "attributes": attributes,
-        "rows": [[corpus.classes[k[0]], *map(str, k[1:]), *(counts[s][k] for s in splits)] for k in order[:CELLS]],
+        "rows": [[named[k[0]], *map(str, k[1:]), *(counts[s][k] for s in splits)] for k in order[:CELLS]],
         "more": max(0, len(order) - CELLS),
         "samples": [
-            {"text": shortened(corpus.text[i], 240), "label": corpus.classes[corpus.label[i]]}
+            {"text": shortened(corpus.text[i], 240), "label": named[label[i]]}
             | {a: str(corpus.attributes[a][i]) for a in attributes}
             for i in list(dict.fromkeys([*first, *test]))[:SAMPLES]
         ],
     }  # fmt: skip
+
+
+def _label_sets(corpus: Corpus) -> tuple[list[str], np.ndarray]:
+    """The sets of labels that multi-label texts have, each in one line, the commonest first; and (n,) which of them a text has."""
+    assert corpus.labels is not None
+    sets, place, count = np.unique(corpus.labels, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(-count, kind="stable")
+    names = ["; ".join(c for c, has in zip(corpus.classes, own, strict=True) if has) or "(none)" for own in sets[order]]
+    return names, np.argsort(order)[place.ravel()]
 
 
 class _Crashes:
@@ -477,7 +488,8 @@ def _padded(subject: Subject, test: Corpus) -> list[str]:
     """Why a user's own figure of a soft-prompted decoder classifier differs: what PEFT says of it in padded batches."""
     from trueup.run.predict import padded_answers, predict
 
-    if not (subject.soft_prompted and subject.anatomy.causal and subject.template is None and subject.head is None):
+    plain = subject.template is None and subject.head is None and not subject.multi_label
+    if not (subject.soft_prompted and subject.anatomy.causal and plain):
         return []
     some = test.take(np.arange(min(PADDED, len(test))))
     batched, alone = padded_answers(subject, some), predict(subject, some).predicted
@@ -557,6 +569,12 @@ def _unused(subject: Subject, test: Corpus) -> list[str]:
 
     if subject.shots is not None:
         return []
+    if subject.multi_label:
+        said, whole = predict(subject, test).logits > 0, test.labels
+        assert whole is not None
+        silent = [f"{c} ({n} of {len(test)} test texts)" for i, c in enumerate(test.classes)
+                  if not said[:, i].any() and (n := int(whole[:, i].sum()))]  # fmt: skip
+        return [f"The model never gives the label {listing(silent)}."] if silent else []
     said = set(predict(subject, test).predicted.tolist())
     silent = [f"{c} ({n} of {len(test)} test texts)" for i, c in enumerate(test.classes)
               if i not in said and (n := int((test.label == i).sum()))]  # fmt: skip

@@ -130,6 +130,12 @@ def tune(
     out = Path(out)
     with work_folder(out, mine=processes().rank == 0) as work, processes().writing(out, force) as new:
         corpus = read(job.data, **columns, seed=job.seed, limit=job.limit, classes=job.classes)  # type: ignore[arg-type]
+        if corpus.labels is not None:
+            raise BadInput(
+                f"The labels of '{job.data}' in column '{job.label}' are lists, and `trueup tune` trains classifiers that give "
+                "each text one class. Name a column with one class, or train with transformers (problem_type "
+                "multi_label_classification) and give the adapter to `trueup check`."
+            )
         subject = fresh(
             job.model, job.recipe, corpus.classes, template=template, max_length=job.max_length, device=job.device,
             seed=job.seed, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,

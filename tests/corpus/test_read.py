@@ -602,7 +602,7 @@ WRONG = {
     "nan.jsonl": ('{"text": "a", "label": "b"}\n{"text": NaN, "label": "c"}\n', "no text in line 2"),
     "number.jsonl": ('{"text": "a", "label": "b"}\n{"text": 3, "label": "c"}\n', "numbers where text belongs (line 2"),
     "object.jsonl": ('{"text": {"a": 1}, "label": "b"}\n', "'dict' where text belongs (line 1"),
-    "many.jsonl": ('{"text": "a", "label": ["b", "c"]}\n', "line 1 holds a list, but each text needs one class"),
+    "many.jsonl": ('{"text": "a", "label": {"b": 1}}\n', "line 1 holds an object, but each text needs one class"),
     "half.jsonl": ('{"text": "a \\ud83d", "label": "b"}\n', "line 1 holds half a character (a surrogate, U+D83D)"),
     "broken.json": ('[{"text": "a",\n "label": }]', "line 2, column 11: not valid JSON"),
     "scalar.json": ("3", "holds a number. Give a list of objects"),

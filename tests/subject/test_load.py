@@ -192,7 +192,6 @@ def test_an_architecture_that_cannot_be_examined_is_refused_by_name(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"problem_type": "multi_label_classification", "num_labels": 3}, ("any number of labels", "one class")),
         ({"problem_type": "regression", "num_labels": 2}, ("gives 2 numbers", "regression")),
         ({"problem_type": "regression", "num_labels": 1}, ("gives 1 number and", "one for yes and no")),
         ({"problem_type": "single_label_classification", "num_labels": 3}, ()),

@@ -97,6 +97,7 @@ def in_order(corpus: Corpus) -> tuple[Corpus, NDArray[np.intp]]:
     """
     columns = [_ranks(corpus.text), *([] if corpus.second is None else [_ranks(corpus.second)]), corpus.label]
     columns += [np.unique(corpus.attributes[k], return_inverse=True)[1] for k in sorted(corpus.attributes)]
+    columns += [] if corpus.labels is None else list(corpus.labels.T)
     order = np.lexsort([*reversed(columns), corpus.cluster])
     return corpus.take(order), np.argsort(order)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from trueup.corpus.clusters import clusters
-from trueup.errors import BadInput, listing
+from trueup.errors import BadInput, did_you_mean, listing
 
 SPLITS = ("train", "calibration", "test")
 """`train` is what the adapter was tuned on, `calibration` is what repairs may learn and choose on, `test` is what
@@ -22,7 +22,8 @@ class Corpus:
 
     Attributes:
         text: n strings, none empty.
-        label: (n,) int64, an index into `classes`.
+        label: (n,) int64, an index into `classes`; 0 throughout where `labels` says more.
+        labels: (n, C) bool, which of `classes` each text has, where it may have any number of them (multi-label); else None.
         classes: C class names, in the order of the classifier's logits.
         split: (n,) of ``train`` / ``calibration`` / ``test``.
         second: n strings (the second sentence of a pair task), or None.
@@ -48,6 +49,7 @@ class Corpus:
     cluster: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     origin: Mapping[str, str] = field(default_factory=dict)
     guessed: bool = False
+    labels: np.ndarray | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.cluster) != len(self.text):
@@ -65,6 +67,7 @@ class Corpus:
             self,
             text=[self.text[i] for i in index],
             label=self.label[index],
+            labels=None if self.labels is None else self.labels[index],
             split=self.split[index],
             second=None if self.second is None else [self.second[i] for i in index],
             attributes={k: v[index] for k, v in self.attributes.items()},
@@ -95,11 +98,22 @@ class Corpus:
             BadInput: a label occurs that `classes` does not hold.
         """
         classes = tuple(classes)
-        unknown = [c for i, c in enumerate(self.classes) if c not in classes and bool((self.label == i).any())]
+        has = [(self.label == i) if self.labels is None else self.labels[:, i] for i in range(len(self.classes))]
+        unknown = [c for c, rows in zip(self.classes, has, strict=True) if c not in classes and bool(rows.any())]
         if unknown:
             raise BadInput(self._unknown(unknown, classes))
+        if self.labels is not None:
+            none = np.zeros(len(self), bool)
+            own = [has[self.classes.index(c)] if c in self.classes else none for c in classes]
+            return replace(self, labels=np.stack(own, axis=1), classes=classes, guessed=False)
         place = np.array([classes.index(c) if c in classes else -1 for c in self.classes], dtype=np.int64)
         return replace(self, label=place[self.label], classes=classes, guessed=False)
+
+    def of_label(self, place: int) -> Corpus:
+        """One label of multi-label texts, as two classes: the texts without it, and those with it."""
+        assert self.labels is not None
+        name = self.classes[place]
+        return replace(self, label=self.labels[:, place].astype(np.int64), classes=(f"not {name}", name), labels=None)
 
     def _unknown(self, unknown: Sequence[str], classes: Sequence[str]) -> str:
         found = f"'{self.name}' has labels that the classifier's head does not know: {listing(unknown)}. "
@@ -112,7 +126,10 @@ class Corpus:
         if near := [(c, k) for c in unknown for k in classes if c.casefold().strip() == k.casefold().strip()]:
             told = listing([f"{c} for {k}" for c, k in near])
             return found + f"Some differ in case or spaces alone ({told}): write the data's labels as the head does."
-        return found + "Rename or drop those rows, or use the adapter trained on them."
+        near = did_you_mean(unknown[0], classes)
+        return (
+            found + near.lstrip() + " " * bool(near) + "Rename or drop those rows, or use the adapter trained on them."
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -122,6 +139,6 @@ class Corpus:
             for t in part:
                 raw = t.encode("utf-8", "surrogatepass")
                 h.update(len(raw).to_bytes(8, "little") + raw)
-        h.update(np.ascontiguousarray(self.label).tobytes())
+        h.update(np.ascontiguousarray(self.label if self.labels is None else self.labels).tobytes())
         h.update("\0".join([*self.classes, *map(str, self.split)]).encode())
         return h.hexdigest()

@@ -510,8 +510,9 @@ def _parquet(path: Path, raw: bytes | None, wanted: Sequence[str]) -> Table:
             if twice:
                 raise BadInput(f"{source} names the column {listing(twice)} more than once. Rename one of them.")
             here = [name for name in names if name in wanted]
-            # Texts stay as the file keeps them, each once, however often they stand in a column.
-            file = pq.ParquetFile(f, read_dictionary=here)
+            # Texts stay as the file keeps them, each once, however often they stand in a column. Lists and objects have none such.
+            flat = [name for name in here if not pa.types.is_nested(asis.schema_arrow.field(name).type)]
+            file = pq.ParquetFile(f, read_dictionary=flat)
             columns: dict[str, list[Any]] = {name: [] for name in here}
             for batch in file.iter_batches(ROWS, columns=here) if here else ():
                 for column, values in zip(here, batch.columns, strict=True):
@@ -569,7 +570,8 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]
     """ClassLabel names that the datasets library leaves in a parquet file; what else stands in their place is none."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        labels = {k: v["names"] for k, v in features.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"}
+        kinds = {k: v.get("feature", v) for k, v in features.items() if isinstance(v, dict)}  # of a list, its items'
+        labels = {k: v["names"] for k, v in kinds.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"}
         return {k: names for k, names in labels.items() if wrong(names, lists(TEXT)) is None}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}

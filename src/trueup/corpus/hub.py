@@ -68,7 +68,9 @@ def of_parts(
         raise BadInput(f"{source} has no rows; {otherwise}.")
     columns: dict[str, list[Any]] = {c: [value for v in chosen.values() for value in v[c][:]] for c in here}
     columns[PART] = [k for k, v in chosen.items() for _ in range(len(v))]
-    names = {c: list(f.names) for c, f in first.features.items() if type(f).__name__ == "ClassLabel" and f.names}
+    # Of a list of labels the names are those of its items.
+    kinds = {c: getattr(f, "feature", f) for c, f in first.features.items()}
+    names = {c: list(f.names) for c, f in kinds.items() if type(f).__name__ == "ClassLabel" and f.names}
     at = [f"{k}[{i}]" for k, v in chosen.items() for i in range(len(v))]
     return Table(columns, at, "row", source, names, first.column_names, origin=_origin(first, list(chosen))), column
 

@@ -26,7 +26,7 @@ from trueup.corpus.split import (
     stratified_subset,
 )
 from trueup.corpus.table import Table
-from trueup.corpus.values import absent, group_column, label_column, other_column, text_column
+from trueup.corpus.values import absent, group_column, label_column, label_lists, other_column, text_column
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.store.inputs import path_of
 
@@ -51,6 +51,7 @@ def read(
     fractions: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
     answers: bool = False,
+    multi_label: bool = False,
     limit: int | None = None,
     hub_split: str | None = None,
     progress: bool = True,
@@ -90,6 +91,10 @@ def read(
         answers: the labels are what a few-shot prompt is to answer, and no classes: any number of different ones will do, no
             split is stratified by them, and ``train`` is the pool of demonstrations. `trueup.check` and the command line
             decide it by `shots`.
+        multi_label: each text has any number of labels, so a cell of names with ``;`` or ``|`` between them is several, and an
+            empty one is none. Lists say so by themselves: of names, of class ids, or of yes/no marks, also written as text in a csv
+            file (`trueup.corpus.values.label_lists`). Rows are then stratified by the rarest label that they have. `trueup.check`
+            and the command line decide it by the head.
         limit: keep a random subset of this size, stratified by class.
         hub_split: one split of a hub dataset (``train``, ``train[:2000]``), which is then split here.
         progress: show a bar on standard error while an embedded data set is fetched.
@@ -124,7 +129,12 @@ def read(
 
     texts = text_column(table, text)
     seconds = text_column(table, second) if second else None
-    label_index, class_names, notes = label_column(table, label, classes, answers=answers)
+    labels = None
+    if not answers and (several := label_lists(table, label, classes, parted=multi_label)) is not None:
+        labels, class_names, notes = several
+        label_index = np.zeros(len(table), np.int64)
+    else:
+        label_index, class_names, notes = label_column(table, label, classes, answers=answers)
     notes = (*told, *notes)
     groups: dict[str, np.ndarray] = {}
     for a in attributes:
@@ -140,12 +150,16 @@ def read(
     if parts is not None and not allow_leak:
         check_leak(together, parts, table.source)
 
-    if len(np.unique(label_index)) < 2 and not answers:
+    if labels is not None and (not labels.size or (labels == labels[:1]).all()):
+        raise BadInput(
+            f"{table.source}, column '{label}': all texts have the same labels, so none can be judged. Give others too."
+        )
+    if labels is None and len(np.unique(label_index)) < 2 and not answers:
         raise BadInput(
             f"{table.source} has only one class in column '{label}': '{class_names[label_index[0]]}'. "
             "Give data with at least two classes, or another label column."
         )
-    stratum = np.zeros_like(label_index) if answers else label_index
+    stratum = np.zeros_like(label_index) if answers else label_index if labels is None else _rarest(labels)
     if limit is not None and limit < len(texts):
         kinds = stratum if parts is None else np.array([f"{p} {c}" for p, c in zip(parts, stratum, strict=True)])
         kept = stratified_subset(
@@ -154,13 +168,14 @@ def read(
         texts, together = [texts[i] for i in kept], together[kept]
         seconds = None if seconds is None else [seconds[i] for i in kept]
         label_index, stratum = label_index[kept], stratum[kept]
+        labels = None if labels is None else labels[kept]
         groups, unnamed = ({a: v[kept] for a, v in of.items()} for of in (groups, unnamed))
         parts = None if parts is None else parts[kept]
     if parts is None:
         names = SPLITS[1:] if held_out else SPLITS
         shares = (0.5, 0.5) if held_out else fractions
         parts = split_rows(together.tolist(), stratum, seed=seed, fractions=shares, names=names)
-        check_split(parts, None if answers else label_index, together, table, names)
+        check_split(parts, None if answers else stratum, together, table, names)
     else:
         parts = complete(parts, together.tolist(), stratum, seed, fractions)
     stated = classes is not None or label in table.names or label in table.order
@@ -178,7 +193,14 @@ def read(
         table.origin,
         guessed,
         others=unnamed,
+        labels=labels,
     )
+
+
+def _rarest(labels: np.ndarray) -> np.ndarray:
+    """(n,) the place of the rarest label that each row of (n, C) has; C where it has none."""
+    order = np.argsort(labels.sum(axis=0), kind="stable")
+    return np.where(labels.any(axis=1), order[labels[:, order].argmax(axis=1)], labels.shape[1]).astype(np.int64)
 
 
 def check_source(name: str, wanted: Sequence[str], most: int) -> None:

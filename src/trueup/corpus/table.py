@@ -14,7 +14,7 @@ class Table:
     Attributes:
         columns: name -> one value per row, None where a row has none.
         at: the number of each row for a message; unit: what it counts (``line``, ``record``, ``row``).
-        names: class names of integer label columns, where the source carries them.
+        names: class names of columns of integer labels, or of lists of them, where the source carries them.
         there: the names of all columns of the source, read or not, in its order; without it, those of `columns`.
         order: the values of a column in the order that the source states for them, those that do not occur included.
         origin: of a data set of the hub its ``id``, ``config``, ``split`` and ``revision``, as far as they are known; else empty.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -173,8 +175,8 @@ def label_column(
     nested = [i for i, v in enumerate(values) if isinstance(v, (list, tuple, dict, set, np.ndarray))]
     if nested:
         raise BadInput(
-            f"{here}: {table.where(nested)} holds a list, but each text needs one class. Name a column with one class "
-            "for each row."
+            f"{here}: {table.where(nested)} holds {'an object' if isinstance(values[nested[0]], dict) else 'a list'}, but each "
+            "text needs one class. Name a column with one class for each row."
         )
     _whole_characters(table, column, values)
     names = table.names.get(column)
@@ -241,6 +243,127 @@ def label_column(
         )
     place = {c: i for i, c in enumerate(order)}
     return np.array([place[s] for s in said], dtype=np.int64), order, notes
+
+
+_NESTED = (list, tuple, set, frozenset, np.ndarray)
+_PARTED = re.compile(r"[;|]")
+MARK = re.compile(r"(\d+) of (\d+)")
+"""What a place in a yes/no vector is called as a label, where nothing names it: ``0 of 6``."""
+
+
+def label_lists(
+    table: Table, column: str, classes: Sequence[str] | None, *, parted: bool
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]] | None:
+    """(n, C) bool, which labels each text has, the names of the labels, and notes; None where a cell holds one class.
+
+    A cell that holds any number of them is a list of names or of class ids, a vector of yes/no marks (0 and 1, one for each label),
+    or either written as text, as in a csv file. With `parted` it may also be names with ``;`` or ``|`` between them, or nothing.
+
+    Raises:
+        BadInput: cells of both kinds, an item that is no label, an unknown label, or vectors of unequal length.
+    """
+    cells, here = _lists(table, column, parted), f"{table.source}, column '{column}'"
+    if cells is None:
+        return None
+    odd = [
+        i for i, cell in enumerate(cells) if any(absent(v) or isinstance(v, (dict, *_NESTED)) or v == "" for v in cell)
+    ]
+    if odd:
+        raise BadInput(
+            f"{here}: {table.where(odd)} holds a list with an item that is no label ({str(cells[odd[0]])[:60]}). Give the names of "
+            "the labels, and an empty list where a text has none."
+        )
+    names = table.names.get(column)
+    if _yes_no(cells):
+        size = len(cells[0])
+        if uneven := [i for i, cell in enumerate(cells) if len(cell) != size]:
+            raise BadInput(
+                f"{here}: a vector of {len(cells[uneven[0]])} yes/no marks in {table.where(uneven)}, and of {size} in "
+                f"{table.where([0])}. Give each text one mark for each label."
+            )
+        own = tuple(map(str, classes or names or ())) or tuple(f"{i} of {size}" for i in range(size))
+        if len(own) != size:
+            raise BadInput(
+                f"{here}: each text has {size} yes/no marks, and the labels are {len(own)}: {listing(own)}. Give one mark for each "
+                "label, in the order of the logits."
+            )
+        return (
+            np.array(cells, np.float64) > 0,
+            own,
+            (f"Column '{column}': {size} yes/no marks a text, one for each label.",),
+        )
+    if names is not None and not all(isinstance(v, (int, np.integer)) for cell in cells for v in cell):
+        names = None  # the items are the names already
+    if names is not None:
+        names = [str(n) for n in names]
+        beyond = [i for i, cell in enumerate(cells) if any(not 0 <= int(v) < len(names) for v in cell)]
+        if beyond:
+            raise BadInput(
+                f"{here}: a label in {table.where(beyond)} has no name ({cells[beyond[0]]}); it has {len(names)}. Correct it."
+            )
+        said = [{names[int(v)] for v in cell} for cell in cells]
+    else:
+        said = [{plain(v).strip() for v in cell} for cell in cells]
+    found, notes = set().union(*said), ()
+    order = tuple(map(str, classes or names or sorted(found, key=natural_order)))
+    if len(set(order)) < len(order):
+        raise BadInput(f"The classes {listing(order)} name one class twice; name each once.")
+    if found and not found & set(order) and all(s.isascii() and s.isdigit() and int(s) < len(order) for s in found):
+        pairs = ", ".join(f"{s} is '{order[int(s)]}'" for s in sorted(found, key=int))
+        notes = (f"Labels that are numbers were read as places among the classes that you gave: {pairs}.",)
+        said = [{order[int(s)] for s in cell} for cell in said]
+    unknown = [i for i, cell in enumerate(said) if not cell <= set(order)]
+    if unknown:
+        first = min(said[unknown[0]] - set(order))
+        raise BadInput(
+            f"{here}: '{first}' in {table.where(unknown, 3)} is none of the labels {listing(order)}.{did_you_mean(first, order)} "
+            "Correct the label, or name it as a class."
+        )
+    return np.array([[c in cell for c in order] for cell in said], bool).reshape(len(said), len(order)), order, notes
+
+
+def _lists(table: Table, column: str, parted: bool) -> list[list[Any]] | None:
+    """The items of each cell; None where the column holds one class a text."""
+    values = table.columns[column]
+    nested = [isinstance(v, _NESTED) for v in values]
+    if any(nested):
+        if not all(nested):
+            raise BadInput(
+                f"{table.source}, column '{column}': {table.where(np.flatnonzero(~np.array(nested)).tolist())} holds no list of "
+                f"labels, and other cells do ({table.where([nested.index(True)])}). Give each text a list, empty where it has "
+                "none, or each text one class."
+            )
+        return [v.tolist() if isinstance(v, np.ndarray) else list(v) for v in values]
+    words = [None if absent(v) else v.strip() if isinstance(v, str) else v for v in values]
+    if any(isinstance(w, str) and w.startswith("[") for w in words):
+        cells = [_written(w) for w in words]
+        if all(cell is not None for cell in cells):
+            return cells  # type: ignore[return-value]
+    if not parted or not any(w is None or w == "" or (isinstance(w, str) and _PARTED.search(w)) for w in words):
+        return None
+    parts = [[] if w is None else _PARTED.split(w) if isinstance(w, str) else [w] for w in words]
+    return [[p for part in cell if (p := part.strip() if isinstance(part, str) else part) != ""] for cell in parts]
+
+
+def _written(word: Any) -> list[Any] | None:
+    """The list that a text is, as JSON writes it or as Python does; None where it is none."""
+    if not isinstance(word, str) or not (word.startswith("[") and word.endswith("]")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return list(read(word))
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _yes_no(cells: Sequence[Sequence[Any]]) -> bool:
+    """Whether the lists are yes/no vectors: 0 and 1 alone, of two places or more; in a list of class ids none stands twice."""
+    if any(
+        not isinstance(v, (bool, int, float, np.number, np.bool_)) or v not in (0, 1) for cell in cells for v in cell
+    ):
+        return False
+    return min(map(len, cells)) > 1 and any(len(set(cell)) < len(cell) for cell in cells)
 
 
 def natural_order(name: str) -> tuple[Any, ...]:

@@ -46,6 +46,13 @@ Outcome = Literal[
 """What a check says of a fault: a verdict where there was no repair, or nothing to repair, else what the repair came to."""
 
 
+MULTI_LABEL = (
+    "It gives each text any number of labels, and this is examined in classifiers that give each text one class. Examine it for "
+    "overconfidence."
+)
+"""Why a fault does not apply to a multi-label head."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """One number of a finding, with its bootstrap interval, unit and polarity.

@@ -77,10 +77,10 @@ def adopt(
         raise BadInput(
             f"A {what} has no classification head; give `template` and `verbaliser`, so that it answers with a word, or `shots`."
         )
-    sigmoid = False
+    sigmoid = multi_label = False
     if not causal:
         outputs = _head_rows(base, anatomy)
-        door.check_head(base.config, outputs, what)
+        multi_label = door.check_head(base.config, outputs, what)
         names, sigmoid = tuple(classes or door.own_names(base.config, outputs)), outputs == 1
         outputs = 2 if sigmoid else outputs
     elif shots is not None:
@@ -127,6 +127,7 @@ def adopt(
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
         sigmoid=sigmoid,
+        multi_label=multi_label,
     )  # fmt: skip
     door.prove_head(subject)
     return subject

@@ -169,14 +169,14 @@ def load(
         )
     causal = chosen is not None or _is_causal(settings, config, head_rows, model, adapter)
     check_words(anatomy, chosen)
-    names = tuple(classes or card.get("classes") or ())
+    names, multi_label = tuple(classes or card.get("classes") or ()), False
     if causal:
         words = tuple(verbaliser or ())
         names = () if shots is not None else names or tuple(w.strip() for w in words)
         rows = len(words)
     else:
         rows = head_rows or int(getattr(config, "num_labels", 0))
-        check_head(config, rows, model, own=not head_rows)
+        multi_label = check_head(config, rows, model, own=not head_rows)
     borrowed, sigmoid = not causal and not names and bool(head_rows), not causal and rows == 1
     names = names if causal else names or own_names(config, rows)
     check_names(names, 2 if sigmoid else rows)
@@ -241,6 +241,7 @@ def load(
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
         sigmoid=sigmoid,
+        multi_label=multi_label,
     )
     for p in net.parameters():
         p.requires_grad_(False)
@@ -357,23 +358,35 @@ def through_sigmoid(names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def check_head(config: Any, rows: int, name: str, *, own: bool = True) -> None:
-    """Raises Unsupported when a head of `rows` outputs does not choose one class of several.
+def check_head(config: Any, rows: int, name: str, *, own: bool = True) -> bool:
+    """Whether a head of `rows` outputs gives each text any number of labels, by its config, and not one class of several.
+
+    Raises:
+        Unsupported: it is a regression.
 
     `own`: the head came with `config`, and not with an adapter that was trained otherwise.
     """
     kind = getattr(config, "problem_type", None) if own else None
-    if kind == "multi_label_classification" and rows > 1:
-        raise Unsupported(
-            f"'{name}' gives each text any number of labels (problem_type multi_label_classification in its config); trueup "
-            "examines classifiers that give each text one class. If it does, set problem_type to null; else give another model."
-        )
     if kind == "regression" or rows < 1:
         raise Unsupported(
             f"The head of '{name}' gives {rows} number{'s' * (rows != 1)} and no choice between classes (a regression); trueup "
             "examines classifiers. Give a model with one logit for each class, or one for yes and no whose config does not "
             "call it a regression (problem_type)."
         )
+    return kind == MULTI_LABEL and rows > 1
+
+
+MULTI_LABEL = "multi_label_classification"
+"""The ``problem_type`` of a config whose head gives each text any number of labels."""
+
+
+def says_multi_label(model: Any, **options: Any) -> bool:
+    """Whether the config of a model, live or by name, calls its head multi-label; False where it cannot be read."""
+    config = getattr(model, "config", None)
+    if isinstance(model, str | Path) and not str(model).startswith("embedded:"):
+        with suppress(TrueupError):
+            config = read_model_config(resolve(str(model)), str(model), **options)
+    return getattr(config, "problem_type", None) == MULTI_LABEL
 
 
 def check_names(names: Sequence[str], rows: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -92,6 +92,8 @@ class Subject:
         confidence: (n, K) logits -> (n,) confidence that the predicted class is right, higher is surer.
         sigmoid: the model's own head gives one logit, whose sigmoid is the probability of the second of two classes. The logits of
             both are 0 and that one, of which the softmax is the same.
+        multi_label: each logit has a sigmoid of its own, so a text has any number of `classes`. What examines one class a text
+            takes the view of one label (`of_label`).
     """
 
     model: Any
@@ -104,6 +106,24 @@ class Subject:
     head: Head | None = None
     confidence: Confidence = SoftmaxResponse(2)
     sigmoid: bool = False
+    multi_label: bool = False
+
+    def of_label(self, place: int) -> Subject:
+        """A view of one label of a multi-label head, as two classes: without it and with it.
+
+        Their logits are 0 and the label's own, of which the softmax is its sigmoid.
+        """
+        own, name = self.head or self.own_head(), self.classes[place]
+        weight, bias = (
+            torch.stack([torch.zeros_like(t[place]), t[place]]).to(self.device) for t in (own.weight, own.bias)
+        )
+        return replace(
+            self,
+            classes=(f"not {name}", name),
+            head=Head(weight, bias),
+            confidence=SoftmaxResponse(2),
+            multi_label=False,
+        )
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trueup.errors import BadInput, did_you_mean
-from trueup.faults.fault import Chart, Difference, Fault, Finding, Method, NoRemedy, Remedy
+from trueup.faults.fault import MULTI_LABEL, Chart, Difference, Fault, Finding, Method, NoRemedy, Remedy
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
@@ -111,6 +111,8 @@ class Confounding(Fault):
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
         if subject.shots is not None:
             return "It answers from demonstrations in its prompt, which are drawn anew for every text; examine it for copying."
+        if subject.multi_label:
+            return MULTI_LABEL
         if len(subject.classes) < 2:
             return "It has one class, so nothing can be confounded with it."
         if not corpus.attributes:

@@ -158,6 +158,8 @@ def why_not(subject: Subject) -> str | None:
     """Why a subject cannot be scouted, or None."""
     if subject.shots is not None:
         return "It answers from demonstrations in its prompt, which are drawn anew for every text; a scout examines classifiers."
+    if subject.multi_label:
+        return "It gives each text any number of labels; a scout examines classifiers that give each text one class."
     return "It has one class, so it can lean on nothing." if len(subject.classes) < 2 else None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trueup.errors import BadInput, did_you_mean, listing
-from trueup.faults.fault import Difference, Fault, Finding, Method, NoRemedy, Remedy
+from trueup.faults.fault import MULTI_LABEL, Difference, Fault, Finding, Method, NoRemedy, Remedy
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
@@ -80,6 +80,8 @@ class Copying(Fault):
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
+        if subject.multi_label:
+            return MULTI_LABEL
         if not subject.anatomy.causal:
             return f"'{subject.anatomy.model_type}' is an encoder: it is not given examples in its prompt, so it has none to copy."
         if subject.shots is None:

@@ -9,11 +9,12 @@ noise of the task.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from trueup.errors import BadInput
+from trueup.errors import BadInput, Unsupported
 from trueup.faults.fault import Difference, Fault, Finding, Method, NoRemedy, Remedy
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ class Overconfidence(Fault):
     delta: float = 0.05
     resamples: int = 1000
     drop_in: bool = False
-    learnt: Learnt | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
+    learnt: Learnt | Mapping[str, Learnt] | None = field(
+        default=None, repr=False, compare=False, metadata={"knob": False}
+    )
 
     def __post_init__(self) -> None:
         for knob, least in (("folds", 2), ("members", 0), ("passes", 0), ("resamples", 10)):
@@ -59,7 +62,7 @@ class Overconfidence(Fault):
     title: ClassVar[str] = "Overconfidence"
     question: ClassVar[str] = "When may I trust a prediction?"
     paper: ClassVar[str] = "arXiv 2505.15443 (AdUE, ALIEN)"
-    needs: ClassVar[str] = "a classifier: a head, or answer words (`--verbaliser`)"
+    needs: ClassVar[str] = "a classifier: a head (multi-label too), or answer words (`--verbaliser`)"
     unit: ClassVar[str] = "avoidable share of the confidence's Brier loss"
     headline: ClassVar[tuple[str, ...]] = ("gap", "confidence_brier", "error_auc")
     departures: ClassVar[tuple[str, ...]] = (
@@ -78,11 +81,16 @@ class Overconfidence(Fault):
         return None
 
     def prepared(self, subject: Subject, corpus: Corpus, *, seed: int) -> Overconfidence:
+        if subject.multi_label:
+            from trueup.faults.overconfidence.label_by_label import learn as learn_labels
+
+            return replace(self, learnt=learn_labels(subject, corpus, seed=seed))
         from trueup.faults.overconfidence.audit import learn
 
         return replace(self, learnt=learn(subject, corpus, seed=seed))
 
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
+        from trueup.faults.overconfidence import label_by_label
         from trueup.faults.overconfidence.audit import audit
 
         if self.learnt is None:
@@ -90,9 +98,18 @@ class Overconfidence(Fault):
                 "Overconfidence compares with a forecast that calibration examples teach, and none is here yet; let it be learnt "
                 "first: fault = fault.prepared(subject, corpus, seed=0)."
             )
+        if isinstance(self.learnt, Mapping):
+            return label_by_label.audit(
+                subject, corpus, self.learnt, threshold=self.threshold, resamples=self.resamples, seed=seed
+            )
         return audit(subject, corpus, self.learnt, threshold=self.threshold, resamples=self.resamples, seed=seed)
 
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
+        if subject.multi_label:
+            return NoRemedy(
+                "No repair is offered for a head that gives each text any number of labels: it was audited label by label. Where a "
+                "label overstates or understates, fit a scale and an offset of its logit to held-out texts (Platt scaling)."
+            )
         from trueup.faults.overconfidence.repair import drop_in, repair
 
         if self.drop_in:
@@ -109,6 +126,10 @@ class Overconfidence(Fault):
         )
 
     def methods(self, subject: Subject, corpus: Corpus, *, seed: int) -> list[Method]:
+        if subject.multi_label:
+            raise Unsupported(
+                "Methods are compared on heads that give each text one class, and this one is multi-label."
+            )
         from trueup.faults.overconfidence.repair import methods
 
         return methods(
@@ -122,18 +143,27 @@ class Overconfidence(Fault):
         )
 
     def consequence(self, before: Finding, after: Finding | None) -> str:
+        from trueup.faults.overconfidence import label_by_label
         from trueup.faults.overconfidence.audit import consequence
 
+        if "labels" in before.details:
+            return label_by_label.consequence(before)
         return consequence(before, after)
 
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
+        from trueup.faults.overconfidence import label_by_label
         from trueup.faults.overconfidence.audit import compare
 
+        if "labels" in before.details:
+            return label_by_label.compare(before, after, resamples=self.resamples, seed=seed)
         return compare(before, after, resamples=self.resamples, seed=seed)
 
     def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
+        from trueup.faults.overconfidence import label_by_label
         from trueup.faults.overconfidence.audit import examples
 
+        if "labels" in before.details:
+            return label_by_label.examples(corpus, before)
         return examples(corpus, before, after)
 
     def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
@@ -144,6 +174,8 @@ class Overconfidence(Fault):
     def null(self, subject: Subject) -> Remedy:
         from trueup.faults.overconfidence.repair import null_remedy
 
+        if subject.multi_label:
+            raise Unsupported("No repair goes onto a head that gives each text any number of labels.")
         return null_remedy(subject)
 
     def read(self, folder: Path, subject: Subject) -> Remedy:

@@ -163,24 +163,34 @@ def audit(subject: Subject, corpus: Corpus, learnt: Learnt, *, threshold: float,
         BadInput: fewer than 20 examples.
     """
     corpus, place = in_order(corpus.relabel(subject.classes))
-    if len(corpus) < FEWEST:
-        raise BadInput(
-            f"'{corpus.name}' gives {len(corpus)} examples to examine; overconfidence needs at least {FEWEST}. "
-            "Give more rows, or a larger test split."
-        )
-    out, held = predict(subject, corpus), predict(subject, learnt.held)
-    own = seen(out, subject.confidence)
-    recalibrated = fc.recalibrated(seen(held, subject.confidence), held.predicted == learnt.held.label)
-    samples = {
-        "confidence": out.confidence, "recalibrated": recalibrated(own), "forecast": learnt.forecast(seen(out, learnt.confidence)),
-        "right": out.predicted == corpus.label, "odds": own.odds, "probability": out.probability, "label": corpus.label,
-        "predicted": out.predicted, "cluster": corpus.cluster,
-    }  # fmt: skip
+    check_enough(corpus)
+    samples = samples_of(subject, corpus, learnt)
     found = finding(
         samples, taught=len(np.unique(learnt.held.cluster)), threshold=threshold, resamples=resamples, seed=seed,
         confidence=repr(subject.confidence), forecast=learnt.forecast.ridge,
     )  # fmt: skip
     return replace(found, samples={k: v[place] for k, v in samples.items()})
+
+
+def check_enough(corpus: Corpus) -> None:
+    """Raises BadInput where a corpus has too few examples to examine."""
+    if len(corpus) < FEWEST:
+        raise BadInput(
+            f"'{corpus.name}' gives {len(corpus)} examples to examine; overconfidence needs at least {FEWEST}. "
+            "Give more rows, or a larger test split."
+        )
+
+
+def samples_of(subject: Subject, corpus: Corpus, learnt: Learnt) -> dict[str, NDArray]:
+    """What `finding` takes, one row per example of a corpus whose labels are places among the subject's classes."""
+    out, held = predict(subject, corpus), predict(subject, learnt.held)
+    own = seen(out, subject.confidence)
+    recalibrated = fc.recalibrated(seen(held, subject.confidence), held.predicted == learnt.held.label)
+    return {
+        "confidence": out.confidence, "recalibrated": recalibrated(own), "forecast": learnt.forecast(seen(out, learnt.confidence)),
+        "right": out.predicted == corpus.label, "odds": own.odds, "probability": out.probability, "label": corpus.label,
+        "predicted": out.predicted, "cluster": corpus.cluster,
+    }  # fmt: skip
 
 
 def finding(
@@ -205,7 +215,7 @@ def finding(
         severity=head.value, low=head.low, high=head.high, threshold=threshold,
         sentence=_sentence(head, measures, taught), measures=measures,
         charts=charts(samples["confidence"], right, cluster, head, measures),
-        samples=samples, doubt=_doubt(right, cluster, taught, head.low > threshold),
+        samples=samples, doubt=doubt(right, cluster, taught, head.low > threshold),
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(right), "clusters": clusters,
                     "calibration clusters": taught, **provenance},
     )  # fmt: skip
@@ -215,7 +225,8 @@ def finding(
     return replace(found, needed=needed)
 
 
-def _doubt(right: np.ndarray, cluster: np.ndarray, taught: int, beyond: bool) -> str:
+def doubt(right: np.ndarray, cluster: np.ndarray, taught: int, beyond: bool) -> str:
+    """Why nothing is decided whatever the interval says, as sentences; `beyond`: its whole interval lies above the threshold."""
     rows, clusters = len(right), len(np.unique(cluster))
     wrong, well = (len(np.unique(cluster[r])) for r in (~right, right))
     if clusters < bootstrap.FEWEST:
@@ -300,7 +311,7 @@ def charts(
     right: NDArray[np.bool_],
     cluster: NDArray,
     head: bootstrap.Estimate,
-    measures: Mapping[str, Measure],
+    measures: Mapping[str, Measure | bootstrap.Estimate],
 ) -> tuple[Chart, ...]:
     """The severity and its parts, reliability, and risk against coverage, as data."""
     mean, accuracy, count = cal.reliability_curve(confidence, right, 12)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trueup.errors import BadInput
-from trueup.faults.fault import Difference, Fault, Finding, NoRemedy, Remedy
+from trueup.faults.fault import MULTI_LABEL, Difference, Fault, Finding, NoRemedy, Remedy
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
@@ -78,6 +78,8 @@ class Rigidity(Fault):
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
+        if subject.multi_label:
+            return MULTI_LABEL
         family = subject.anatomy.model_type
         if subject.anatomy.kind == "state-space":
             return f"'{family}' is a state-space model: it has no attention that a prompt could leave as it is."

@@ -1,0 +1,314 @@
+"""Multi-label heads: each label is a classifier of two classes, and all of them are judged together in one finding.
+
+The intervals of the labels hold together: each is at the level 1 - 0.05 / L for L judged labels (Bonferroni), so in at most 5% of
+audits one of them misses its truth, however the labels depend on each other. The largest lower end and the largest upper end then
+hold the severity of the worst label; *found* is that some label's whole interval lies above the threshold, and *clear* that every
+label's lies below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trueup.corpus.clusters import in_order
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput, listing, shortened
+from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, Verdict, as_differences
+from trueup.faults.overconfidence import audit as one
+from trueup.measure import bootstrap
+from trueup.subject.subject import Subject
+
+ALPHA = 0.05
+"""Chance that the interval of any label misses its truth."""
+TAIL = 5
+"""Resamples that lie beyond either end of an interval, at the least: at the level of one of many labels a thousand are too few."""
+PARTS = ("severity", "misstated", "misranked")
+
+
+def learn(subject: Subject, corpus: Corpus, *, seed: int) -> dict[str, one.Learnt]:
+    """Label -> what its confidence is held against, of the labels that some calibration texts have and others lack."""
+    corpus = corpus.relabel(subject.classes)
+    held = corpus.part("calibration")
+    assert held.labels is not None
+    return {
+        c: one.learn(subject.of_label(i), corpus.of_label(i), seed=seed)
+        for i, c in enumerate(subject.classes)
+        if 0 < held.labels[:, i].sum() < len(held)
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """What is said of one label; `parts` of `PARTS` are None, and `doubt` says why, where nothing can be estimated.
+
+    Attributes:
+        texts: how many of the judged texts have it.
+    """
+
+    name: str
+    texts: int
+    parts: Mapping[str, bootstrap.Estimate] | None
+    doubt: str
+    stated: float = float("nan")
+    accuracy: float = float("nan")
+
+    def verdict(self, threshold: float) -> Verdict:
+        if self.doubt or self.parts is None:
+            return "undecided"
+        head = self.parts["severity"]
+        return "found" if head.low > threshold else "clear" if head.high < threshold else "undecided"
+
+
+def audit(
+    subject: Subject, corpus: Corpus, learnt: Mapping[str, one.Learnt], *, threshold: float, resamples: int, seed: int
+) -> Finding:
+    """Examine every label on all of `corpus`.
+
+    Raises:
+        BadInput: fewer than 20 examples, or no label that occurs in some texts of each part and lacks in others.
+    """
+    corpus, place = in_order(corpus.relabel(subject.classes))
+    one.check_enough(corpus)
+    assert corpus.labels is not None
+    lacking, samples = {}, {}
+    for i, c in enumerate(subject.classes):
+        has = int(corpus.labels[:, i].sum())
+        if c not in learnt or has in (0, len(corpus)):
+            where = "test" if has in (0, len(corpus)) else "calibration"
+            often = ("always occurs" if has == len(corpus) else "never occurs") if where == "test" else (
+                "always or never occurs"
+            )  # fmt: skip
+            lacking[c] = Label(c, has, None, f"it {often} in the {where} texts")
+        else:
+            samples[c] = one.samples_of(subject.of_label(i), corpus.of_label(i), learnt[c])
+    if not samples:
+        raise BadInput(
+            f"No label of '{corpus.name}' can be judged: each occurs in all or in none of the calibration or the test texts. Give "
+            "more rows, or other labels."
+        )
+    taught = {c: len(np.unique(learnt[c].held.cluster)) for c in samples}
+    found = finding(
+        samples, lacking, subject.classes, taught=taught, threshold=threshold, resamples=resamples, seed=seed,
+        forecast={c: learnt[c].forecast.ridge for c in samples},
+    )  # fmt: skip
+    return replace(found, samples={k: v[place] for k, v in found.samples.items()})
+
+
+def estimates(
+    samples: Mapping[str, Mapping[str, NDArray]], *, resamples: int, seed: int
+) -> dict[str, dict[str, bootstrap.Estimate]]:
+    """Label -> `PARTS`, with intervals that hold together."""
+    level, found = 1 - ALPHA / len(samples), {}
+    for c, own in samples.items():
+        order = one.surest_first(own)
+        found[c] = bootstrap.interval_many(
+            {k: one.STATISTICS[k] for k in PARTS}, *one.columns(own, order), seed=seed, level=level,
+            resamples=_enough(resamples, len(samples)), cluster=own["cluster"][order],
+        )  # fmt: skip
+    return found
+
+
+def finding(
+    samples: Mapping[str, Mapping[str, NDArray]], lacking: Mapping[str, Label], order: tuple[str, ...], *,
+    taught: Mapping[str, int], threshold: float, resamples: int, seed: int, **provenance: Any,
+) -> Finding:  # fmt: skip
+    """The finding of all labels.
+
+    Args:
+        samples: label -> what `audit.finding` takes of two classes, the same texts in the same order.
+        lacking: label -> why nothing is estimated of it. order: of all labels. taught: label -> clusters that taught its forecast.
+    """
+    got, labels = estimates(samples, resamples=resamples, seed=seed), []
+    for c in order:
+        if c in lacking:
+            labels.append(lacking[c])
+            continue
+        own = samples[c]
+        doubt = one.doubt(own["right"], own["cluster"], taught[c], got[c]["severity"].low > threshold)
+        labels.append(
+            Label(
+                c, int(own["label"].sum()), got[c], doubt, float(own["confidence"].mean()), float(own["right"].mean())
+            )
+        )
+    words = {x.name: x.verdict(threshold) for x in labels}
+    judged = [x for x in labels if x.parts is not None and not x.doubt] or [x for x in labels if x.parts is not None]
+    heads = [x.parts["severity"] for x in judged if x.parts is not None]
+    value, low, high = (max(getattr(h, k) for h in heads) for k in ("value", "low", "high"))
+    worst = judged[int(np.argmax([h.value for h in heads]))]
+    doubted = [x for x in labels if x.doubt]
+    doubt = ""
+    if doubted and "found" not in words.values():
+        doubt = f"{len(doubted)} of {len(labels)} labels cannot be judged. " + " ".join(
+            f"'{x.name}': {x.doubt.rstrip('.')}." for x in doubted[:5]
+        )
+    together = stacked(samples)
+    clusters = len(np.unique(together["cluster"]))
+    found = Finding(
+        fault="overconfidence", unit="avoidable share of the Brier loss of the worst label's confidence",
+        severity=value, low=low, high=high, threshold=threshold, sentence=_sentence(labels, words, worst, len(heads)),
+        measures=_measures(together, labels, resamples=resamples, seed=seed),
+        charts=(_chart(labels), *_of_worst(samples[worst.name], worst)),
+        details={
+            "labels": [
+                {"label": x.name, "texts": x.texts, "verdict": words[x.name], "doubt": x.doubt}
+                | ({} if x.parts is None else {k: [e.value, e.low, e.high] for k, e in x.parts.items()}
+                   | {"mean confidence": x.stated, "accuracy": x.accuracy})
+                for x in labels
+            ],
+        },
+        samples=together, doubt=doubt,
+        provenance={"seed": seed, "resamples": _enough(resamples, len(samples)), "level": 0.95,
+                    "examples": len(together["cluster"]), "clusters": clusters, "labels": len(labels),
+                    "calibration clusters": max(taught.values()), **provenance},
+    )  # fmt: skip
+    if found.verdict != "undecided":
+        return found
+    return replace(found, needed=bootstrap.clusters_needed(value, low, high, threshold, clusters))
+
+
+def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
+    """Paired differences, after minus before: of the label that was worst before, at the level of one of all labels; of each label;
+    and of what all labels have in common.
+
+    Raises:
+        BadInput: the two judged different labels.
+    """
+    names, theirs = ([d["label"] for d in f.details["labels"] if "severity" in d] for f in (before, after))
+    if names != theirs:
+        raise BadInput(
+            f"The findings judge different labels: {listing(names)}, and {listing(theirs)}. Compare equal ones."
+        )
+    was, now = (_apart(f.samples, names) for f in (before, after))
+    found = {}
+    for c in names:
+        order = one.surest_first(was[c])
+        got = bootstrap.paired_many(
+            {"severity": one.STATISTICS["severity"]}, one.columns(was[c], order), one.columns(now[c], order), seed,
+            resamples=_enough(resamples, len(names)), level=1 - ALPHA / len(names), cluster=was[c]["cluster"][order],
+        )  # fmt: skip
+        found[_key(c)] = got["severity"]
+    worst = max((d for d in before.details["labels"] if "severity" in d and not d["doubt"]), default=None,
+                key=lambda d: d["severity"][0])  # fmt: skip
+    found["severity"] = found[_key(worst["label"] if worst else names[0])]
+    a, b = (_flat(f.samples) for f in (before, after))
+    order = one.surest_first(a)
+    found |= bootstrap.paired_many(
+        {k: one.STATISTICS[k] for k in one.MEASURES}, one.columns(a, order), one.columns(b, order), seed, resamples=resamples,
+        squares=one.SQUARES, cluster=a["cluster"][order],
+    )  # fmt: skip
+    return as_differences({k: d for k, d in found.items() if not np.isnan(d.value)})
+
+
+def examples(corpus: Corpus, before: Finding) -> list[dict[str, str | float | bool]]:
+    """The 100 surest errors over all labels: one row a text and label."""
+    names = [d["label"] for d in before.details["labels"] if "severity" in d]
+    confidence, right = before.samples["confidence"], before.samples["right"]
+    rows: list[dict[str, str | float | bool]] = []
+    for at in np.lexsort((-confidence.ravel(), right.ravel()))[:100].tolist():
+        i, k = divmod(at, len(names))
+        has, said = (bool(before.samples[s][i, k]) for s in ("label", "predicted"))
+        rows.append({
+            "text": shortened(corpus.text[i], 400), "label": names[k] if has else f"not {names[k]}",
+            "predicted": names[k] if said else f"not {names[k]}", "right": bool(right[i, k]), "confidence": float(confidence[i, k]),
+        })  # fmt: skip
+    return rows
+
+
+def consequence(before: Finding) -> str:
+    """What a wrong confidence means, of the labels where it is one."""
+    labels = before.details["labels"]
+    bad = [d for d in labels if d["verdict"] == "found"]
+    if bad:
+        told = ", ".join(
+            f"'{d['label']}' (states {d['mean confidence']:.1%}, right on {d['accuracy']:.1%})" for d in bad[:5]
+        )
+        told += f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        return f"For {len(bad)} of {len(labels)} labels this model's confidence says less about its errors than it could: {told}."
+    if before.verdict == "clear":
+        return "For each label this model's confidence says what the calibration examples can teach about its errors."
+    open_ = [d["label"] for d in labels if d["verdict"] == "undecided"]
+    return (
+        f"For {len(open_)} of {len(labels)} labels it is not settled whether this model's confidence says as much about its errors "
+        f"as it could: {listing(open_, 5)}."
+    )
+
+
+def stacked(samples: Mapping[str, Mapping[str, NDArray]]) -> dict[str, NDArray]:
+    """The samples of L labels side by side: (n, L, ...) each, and the cluster (n,)."""
+    first = next(iter(samples.values()))
+    return {k: first[k] if k == "cluster" else np.stack([own[k] for own in samples.values()], axis=1) for k in first}
+
+
+def _flat(samples: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """Every text and label as a row of its own; those of one text are in its cluster."""
+    n, many = samples["right"].shape
+    return {k: np.repeat(v, many) if k == "cluster" else v.reshape(n * many, *v.shape[2:]) for k, v in samples.items()}
+
+
+def _apart(samples: Mapping[str, NDArray], names: list[str]) -> dict[str, dict[str, NDArray]]:
+    return {c: {k: v if k == "cluster" else v[:, i] for k, v in samples.items()} for i, c in enumerate(names)}
+
+
+def _enough(resamples: int, labels: int) -> int:
+    return max(resamples, int(np.ceil(2 * TAIL * labels / ALPHA)))
+
+
+def _key(label: str) -> str:
+    return f"avoidable of {label}"
+
+
+def _measures(together: Mapping[str, NDArray], labels: list[Label], *, resamples: int, seed: int) -> dict[str, Measure]:
+    """The severity of each label, and the measures of a classifier over all texts and labels."""
+    got = one.measured(_flat(together), resamples=resamples, seed=seed)
+    found = {
+        k: Measure(got[k].value, got[k].low, got[k].high, unit, better, f"{title}, all labels")  # type: ignore[arg-type]
+        for k, (_, title, unit, better) in one.MEASURES.items()
+        if not np.isnan(got[k].value)
+    }
+    for x in labels:
+        if x.parts is not None:
+            e = x.parts["severity"]
+            found[_key(x.name)] = Measure(
+                e.value, e.low, e.high, "share of the label's Brier loss, all labels together at 95%", "lower",
+                f"avoidable of '{x.name}'",
+            )  # fmt: skip
+    return found
+
+
+def _sentence(labels: list[Label], words: Mapping[str, Verdict], worst: Label, judged: int) -> str:
+    assert worst.parts is not None
+    e, stated = worst.parts["severity"], "overstates" if worst.stated > worst.accuracy else "understates"
+    parts = [
+        f"{len(named)} {word} ({listing(named, 5)})"
+        for word in ("found", "undecided", "clear")
+        if (named := [c for c, w in words.items() if w == word])
+    ]
+    return (
+        f"Of {len(labels)} labels, each judged as yes or no by its own sigmoid: {', '.join(parts)}. Of the worst, '{worst.name}', "
+        f"a forecast learnt from calibration examples avoids {e.value:.1%} [{e.low:.1%}, {e.high:.1%}] of the Brier loss of its "
+        f"confidence: {worst.parts['misstated'].value:.1%} by recalibration (it {stated}: mean confidence {worst.stated:.1%}, "
+        f"accuracy {worst.accuracy:.1%}), {worst.parts['misranked'].value:.1%} by ranking its errors better. The intervals of "
+        f"{judged} labels hold together at 95%."
+    )
+
+
+def _chart(labels: list[Label]) -> Chart:
+    """The severity of each label side by side."""
+    own = [(x.name, x.parts["severity"]) for x in labels if x.parts is not None]
+    return Chart(
+        "labels", "What could have been avoided, label by label", "bar", "label", "share of the Brier loss",
+        "A label is a fault where its whole interval lies above the threshold. The intervals hold together at 95%.",
+        (Series("avoidable", [c for c, _ in own], [e.value for _, e in own], [e.low for _, e in own], [e.high for _, e in own]),),
+    )  # fmt: skip
+
+
+def _of_worst(samples: Mapping[str, NDArray], worst: Label) -> tuple[Chart, ...]:
+    """The charts of a classifier, for one label. Texts are not refused one label at a time, so nothing is moved in them."""
+    assert worst.parts is not None
+    made = one.charts(samples["confidence"], samples["right"], samples["cluster"], worst.parts["severity"], worst.parts)
+    return tuple(replace(c, title=f"{c.title}: '{worst.name}'", slider=None) for c in made)
