@@ -14,6 +14,7 @@ import numpy as np
 
 from trueup.errors import BadInput, TrueupError, listing
 from trueup.job import Job, one_line
+from trueup.store.inputs import path_of
 
 SCOUT = "scout:"
 """How the name of a column begins that `trueup scout` found: ``scout:1`` is its first."""
@@ -50,7 +51,7 @@ def check_names(job: Job) -> None:
         from trueup.subject.embedded import check
 
         check(job.model.removeprefix("embedded:"))
-    elif Path(job.model).exists() or job.model.startswith((".", "/", "~")) or job.model.count("/") > 1:
+    elif path_of(job.model).exists() or job.model.startswith((".", "/", "~")) or job.model.count("/") > 1:
         places.check_model(job.model, job.model)
     if job.adapter is not None and (folder := places.adapter_path(job.adapter)) is not None:
         places.check_adapter(folder, job.adapter)

@@ -98,7 +98,7 @@ def test_check_writes_everything_and_tells_it(checked: tuple[Path, Said]) -> Non
     assert {
         "findings.json",
         "job.json",
-        "cost.json",
+        "run.json",
         "report.html",
         "manifest.json",
         "samples",
@@ -172,6 +172,7 @@ def test_a_crash_is_not_a_fault_found(world: Path, here: Path, monkeypatch: pyte
     def breaks(*_: object, **__: object) -> None:
         raise raised.pop(0)
 
+    monkeypatch.setattr(story, "check_names", lambda job: None)
     monkeypatch.setattr(story, "open_job", breaks)
     crashed = trueup(*words)
     assert (crashed.code, crashed.out) == (3, "")
@@ -208,7 +209,7 @@ def test_what_is_held_out_is_enough_for_a_check(world: Path, adapter: Path, here
 def test_audit_writes_no_adapter_and_repair_does(world: Path, here: Path) -> None:
     assert trueup(*audit_words(world), "-o", "audited").code in (0, 1)
     assert {p.name for p in (here / "audited").iterdir()} == {
-        "findings.json", "job.json", "cost.json", "report.html", "manifest.json", "samples",
+        "findings.json", "job.json", "run.json", "report.html", "manifest.json", "samples",
     }  # fmt: skip
     assert findings(here / "audited")["comparisons"][0]["after"] is None
     assert trueup("repair", "overconfidence", *check_words(world)[1:], "-o", "repaired").code in (0, 1)

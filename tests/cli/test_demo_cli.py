@@ -71,6 +71,6 @@ def test_a_folder_with_something_in_it_is_left_alone(small: Path) -> None:
     Path("mine/data/precious.txt").write_text("mine")
     said = trueup("demo", "-o", "mine", "--texts", 2000)
     assert said.code == 2
-    assert "'mine' exists and is not empty" in said.err
+    assert "exists and is not empty" in said.err
     assert "--force" in said.err
     assert [p.name for p in Path("mine").rglob("*.*")] == ["precious.txt"]

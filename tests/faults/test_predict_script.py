@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trueup.faults.overconfidence.maths import Calibrated, ResponseLogOdds, ShrunkProbe
 
 from trueup.corpus.corpus import Corpus
 from trueup.faults import predict_script
 from trueup.faults.adapter_remedy import Adapted, adapted, with_head
 from trueup.faults.loading import facts
 from trueup.faults.overconfidence.repair import ConfidenceHead, _remedy
+from trueup.measure.confidence_scores import Calibrated, ResponseLogOdds, ShrunkProbe
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.new_adapter import Lora, fresh

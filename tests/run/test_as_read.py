@@ -25,6 +25,7 @@ from trueup.subject import adapter as files
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.quiet import quiet
+from trueup.subject.subject import Subject
 
 CLASSES = ("a", "b")
 TEXT = ["good cat sat", "bad", "the cat bad good mat sat on the good dog", "very loud film it was [SEP]"]
@@ -41,6 +42,15 @@ def taught(test: Corpus) -> Corpus:
     more = [f"{t} cat dog" for t in test.text]
     parts = np.repeat(["test", "calibration"], len(test))
     return Corpus([*test.text, *more], np.tile(test.label, 2), test.classes, parts)
+
+
+def trained(subject: Subject) -> Subject:
+    """A new LoRA as if it had been trained: a check refuses one that does nothing."""
+    with torch.no_grad():
+        for name, p in subject.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.02, generator=torch.Generator().manual_seed(1))
+    return subject
 
 
 def ending(base: Path) -> transformers.PreTrainedTokenizerFast:
@@ -148,7 +158,7 @@ def test_the_report_warns_from_five_per_cent_on(long: int, warned: bool, base_of
     rng = np.random.default_rng(0)
     words = np.array(["good", "bad", "cat", "dog", "film", "loud"])
     texts = [" ".join(rng.choice(words, 30 if i < long else 5)) for i in range(60)]
-    subject = fresh(str(base_of("bert")), Lora(2), CLASSES, max_length=16, device="cpu")
+    subject = trained(fresh(str(base_of("bert")), Lora(2), CLASSES, max_length=16, device="cpu"))
     report = trueup.check(subject, taught(corpus(texts)), [trueup.Overconfidence(resamples=20)], repair=False)
     assert report.provenance["test texts cut there"] == f"{long} of 60 ({long / 60:.1%})"
     assert report.provenance["longest input"] == "16 tokens"
@@ -204,7 +214,7 @@ def test_what_peft_says_in_padded_batches_is_told(base_of: Any):
 
 
 def test_other_adapters_are_not_told_of_padding(base_of: Any):
-    subject = fresh(str(base_of("llama")), Lora(2), CLASSES, max_length=32, device="cpu")
+    subject = trained(fresh(str(base_of("llama")), Lora(2), CLASSES, max_length=32, device="cpu"))
     texts = [f"good {'cat ' * (i % 5)}bad" for i in range(60)]
     report = trueup.check(subject, taught(corpus(texts)), [trueup.Overconfidence(resamples=20)], repair=False)
     assert not [n for n in report.notes if "padded batches" in n]
@@ -274,7 +284,7 @@ def test_a_repair_of_nothing_that_changes_something_is_no_repair(base_of: Any, m
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["good", "bad", "cat", "dog"], 5)) for _ in range(120)]
     some = Corpus(texts, np.arange(120) % 2, CLASSES, np.array((["calibration"] * 60) + (["test"] * 60)))
-    subject = fresh(str(base_of("bert")), Lora(2), CLASSES, max_length=32, device="cpu")
+    subject = trained(fresh(str(base_of("bert")), Lora(2), CLASSES, max_length=32, device="cpu"))
     broken = null_remedy(subject)
     broken.head.weight.mul_(1.5)
     monkeypatch.setattr(trueup.Overconfidence, "null", lambda self, s: broken)

@@ -12,8 +12,8 @@ import torch
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
 from trueup.faults.rigidity import maths
+from trueup.run import attention_change as t
 from trueup.run import forward
-from trueup.run import trace as t
 from trueup.run.attention import tapped
 from trueup.run.forward import Batch
 from trueup.subject import tiny

@@ -214,7 +214,7 @@ def check_source(name: str, wanted: Sequence[str], most: int) -> None:
 
         embedded.find(name)
     elif not name.startswith(SHIPPED):
-        folder = Path(name).expanduser()
+        folder = path_of(name)
         saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
         path = None if saved else data_file(name)
         if path is not None and path.stat().st_size <= most:
