@@ -402,10 +402,16 @@ def _parquet(file: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _tuned(base: Path, folder: Path, card: dict[str, Any]) -> None:
+    import torch
+
     from trueup.subject.adapter import CARD, save_tuned
     from trueup.subject.new_adapter import Lora, fresh
 
     subject = fresh(str(base), Lora(2), ("neg", "pos"), max_length=16, device="cpu")
+    with torch.no_grad():
+        for name, p in subject.model.named_parameters():
+            if "lora_B" in name:  # a check refuses an adapter that does nothing
+                torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(0))
     folder.mkdir(parents=True)
     save_tuned(subject, folder)
     (folder / CARD).write_text(json.dumps(card))
