@@ -426,11 +426,12 @@ def scout(
         _alone("A scout", "Run it by itself.")
         from trueup.job import Job
         from trueup.scouting import onward, run_scout
+        from trueup.store.atomic import json_bytes
 
         with _progress(quiet) as progress:
             found = run_scout(Job(**given), out, force=force, progress=progress)
         if as_json:
-            print(json.dumps(found.as_dict(), indent=2))
+            print(json_bytes(found.as_dict()).decode().rstrip("\n"))  # as scout.json has it
         elif not quiet:
             from trueup.report.scouted import scout_table
 
@@ -815,6 +816,7 @@ def bench_speed(
 def bench_cost(out: Out, force: Force = False, quiet: Quiet = False) -> None:
     """Time and memory of a pass at shapes up to 1B, of random weights, in float32, bfloat16 and 4 bits, and the law of them."""
     with _sentences():
+        _free(out, force)
         from trueup.experiments import cost
 
         _bench(cost, cost.Settings(), out, force, quiet)

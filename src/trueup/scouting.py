@@ -28,7 +28,6 @@ def run_scout(
         TrueupError: the input cannot be used; nothing is written.
     """
     out = Path(out)
-    check_names(job)
     with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         check_names(job)
         # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.
@@ -70,14 +69,15 @@ def scout(
     """
     from trueup.corpus.corpus import Corpus
     from trueup.run.predict import Session, within
+    from trueup.story import called
     from trueup.subject.subject import Subject
 
     with within(Session()):
         if isinstance(model, Subject) and isinstance(data, Corpus):
             return _scouted(model, data, seed or 0, {})
         job = Job(
-            model=_name(model), data=_name(data), adapter=adapter, text=text, label=label, second=second, cluster=cluster,
-            split=split, held_out=held_out, test=None if test is None else _name(test), allow_leak=allow_leak, limit=limit,
+            model=called(model), data=called(data), adapter=adapter, text=text, label=label, second=second, cluster=cluster,
+            split=split, held_out=held_out, test=None if test is None else called(test), allow_leak=allow_leak, limit=limit,
             seed=seed, classes=None if classes is None else tuple(classes), template=template,
             verbaliser=None if verbaliser is None else tuple(verbaliser), max_length=max_length, device=device, dtype=dtype,
             quantize=quantize, device_map=device_map,
@@ -113,7 +113,3 @@ def _scouted(subject: Subject, corpus: Corpus, seed: int, job: dict[str, Any]) -
         found, title=f"{subject.source.adapter or subject.source.base} on {corpus.name}", notes=tuple(session().notes), job=job,
         provenance=provenance(subject, corpus, seed, None),
     )  # fmt: skip
-
-
-def _name(thing: Any) -> str:
-    return str(thing) if isinstance(thing, str | Path) else type(thing).__name__

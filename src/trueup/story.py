@@ -231,9 +231,9 @@ def check(
             (subject, corpus), seed = agreed(model, data, named=False), seed or 0
         else:
             asked = Job(
-                model=_called(model), data=_called(data), adapter=adapter, text=text, label=label, second=second,
+                model=called(model), data=called(data), adapter=adapter, text=text, label=label, second=second,
                 confounder=confounder, cluster=cluster, split=split, held_out=held_out,
-                test=None if test is None else _called(test), allow_leak=allow_leak, keep=keep, limit=limit,
+                test=None if test is None else called(test), allow_leak=allow_leak, keep=keep, limit=limit,
                 faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
                 classes=_listed(classes), template=template, verbaliser=_listed(verbaliser), shots=shots, chat=chat,
                 demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device, dtype=dtype,
@@ -530,7 +530,7 @@ def _settled(what: str, how: str, **options: Any) -> None:
         raise BadInput(f"{what} has its {listing(named)} settled; give that to `trueup.{how}` instead, which makes it.")
 
 
-def _called(thing: Any) -> str:
+def called(thing: Any) -> str:
     """What a message calls a model or data: its name, or its kind."""
     return str(thing) if isinstance(thing, str | Path) else type(thing).__name__
 

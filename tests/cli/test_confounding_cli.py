@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shlex
 from pathlib import Path
 
@@ -390,3 +391,20 @@ def test_when_every_fault_refuses_the_data_each_says_why(sick: Path, here: Path)
         *QUICK,
     ]
     refused(*base, "--confounder", "site", "-o", "out", says=("confounding: ", "overconfidence: "))
+
+
+def test_what_a_scout_prints_is_strict_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing was judged, the smallest lean that would be found is no number; Python's NaN is none in JSON."""
+    from trueup import scouting
+    from trueup.faults.confounding.scout import Scouted
+
+    found = Scouted((), (), {"word": 3}, 3, 0, 40, 40, 0.05, math.nan, None)
+    monkeypatch.setattr(scouting, "run_scout", lambda *_, **__: found)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    said = trueup("scout", "embedded:minilm", "--data", "d.csv", "-o", "out", "--json")
+    told = json.loads(said.out, parse_constant=refuse)
+    assert told["smallest"] is None
+    assert told["judged"] == 0

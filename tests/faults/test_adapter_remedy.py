@@ -15,6 +15,7 @@ import torch
 import transformers
 from tokenizers import processors
 
+from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.adapter_remedy import Adapted, adapted, with_head
@@ -37,11 +38,7 @@ MOST = 14
 
 def moved(subject: Subject) -> Subject:
     """The subject with a drawn adapter and head, so that no two texts are answered alike."""
-    g = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for p in subject.model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=g) * 0.5)
+    move(subject.model, 0.5, seed=3)
     return subject
 
 

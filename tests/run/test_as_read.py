@@ -13,6 +13,7 @@ import transformers
 from tokenizers import processors
 
 import trueup
+from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
 from trueup.faults.overconfidence.repair import null_remedy
@@ -46,10 +47,7 @@ def taught(test: Corpus) -> Corpus:
 
 def trained(subject: Subject) -> Subject:
     """A new LoRA as if it had been trained: a check refuses one that does nothing."""
-    with torch.no_grad():
-        for name, p in subject.model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(p, std=0.02, generator=torch.Generator().manual_seed(1))
+    move(subject.model, 0.02)
     return subject
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from drawn_weights import move
 from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.run import forward, integrated_gradients
 from trueup.run.forward import Row
@@ -56,11 +57,7 @@ def bare(base: Path) -> Subject:
 
 def adapted(base: Path, recipe: Recipe) -> Subject:
     subject = fresh(str(base), recipe, ("a", "b"), template=Template("say {text} now", ("good", "bad")), device="cpu")
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in subject.model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+    move(subject.model)
     return subject
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable
 from trueup.run import forward
@@ -39,11 +40,7 @@ def corpus(text: list[str] | None = None) -> Corpus:
 
 
 def perturbed(subject: Subject) -> Subject:
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in subject.model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+    move(subject.model)
     return subject
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unavailable
 from trueup.run import forward
@@ -36,11 +37,7 @@ def corpus(*, pairs: bool = False) -> Corpus:
 def prompted(base: Path, recipe: Any = None, *, words: bool = False) -> Subject:
     template = TEMPLATE if words else None
     subject = fresh(str(base), recipe or Prompt(4), CLASSES, template=template, max_length=32, device="cpu")
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in subject.model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+    move(subject.model)
     return subject
 
 

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unavailable, Unsupported
 from trueup.run import forward, tangent
@@ -66,11 +67,7 @@ def subject_of(base: Path, kind: Kind, recipe: Recipe | None = None) -> Subject:
     template = Template("say {text} now", WORDS[: kind.classes]) if kind.words else None
     names, recipe = ("a", "b", "c")[: kind.classes], recipe or Prompt(TOKENS)
     subject = fresh(str(base), recipe, names, template=template, max_length=32, device="cpu")
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in subject.model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+    move(subject.model)
     return subject
 
 

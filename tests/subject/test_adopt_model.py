@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import nn
 
+from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.overconfidence import Overconfidence
@@ -38,11 +39,7 @@ def tokenizer_of(folder: Path) -> Any:
 def moved(base: Path, recipe: Any = None) -> Subject:
     """A new adapter on `base`, still in training, every weight of it moved."""
     subject = fresh(str(base), recipe or Lora(4), CLASSES, device="cpu")
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in subject.model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+    move(subject.model)
     subject.model.train()
     return subject
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
 import trueup
+from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.loading import facts, load_lines
@@ -155,11 +156,7 @@ def plain_base(base: Path, head: str, rows: int = 0) -> Any:
 
 
 def moved(model: Any) -> Any:
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+    move(model)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, TrueupError, Unsupported
 from trueup.run import forward
@@ -62,14 +63,6 @@ def apart(a: Any, b: Any) -> float:
     return float(np.abs(a - b).max() / max(1.0, np.abs(b).max()))
 
 
-def perturb(model: torch.nn.Module) -> None:
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
-
-
 def with_ia3(base: Path, family: str, mode: str, folder: Path) -> Subject:
     """IA3 is no recipe of trueup: adapted and saved with plain PEFT, read by trueup."""
     anatomy = FAMILIES[family]
@@ -84,7 +77,7 @@ def with_ia3(base: Path, family: str, mode: str, folder: Path) -> Subject:
         torch.manual_seed(0)
         net = cls.from_pretrained(base, **({"num_labels": 3} if head else {}))
         model = peft.get_peft_model(net, config)
-        perturb(model)
+        move(model)
         model.save_pretrained(str(folder), save_embedding_layers=False)
     return reload(base, folder, mode)
 
@@ -100,7 +93,7 @@ def adapted(base: Path, family: str, kind: str, mode: str, folder: Path) -> Subj
         return with_ia3(base, family, mode, folder)
     template = TEMPLATE if mode == "verbaliser" else None
     subject = fresh(str(base), recipe, CLASSES, template=template, max_length=32, device="cpu")
-    perturb(subject.model)
+    move(subject.model)
     return subject
 
 
@@ -368,7 +361,7 @@ def test_a_layer_that_the_checkpoint_lacks_travels_with_the_adapter(base_of: Any
         {"format": "pt"},
     )
     subject = fresh(str(base), Lora(2), CLASSES, max_length=32, device="cpu")
-    perturb(subject.model)
+    move(subject.model)
     folder.mkdir()
     files.save_tuned(subject, folder)
     logits = predict(subject, corpus()).logits
@@ -400,7 +393,7 @@ def test_an_adapter_that_left_the_head_to_its_base_carries_it_once_widened(famil
         transformers.AutoTokenizer.from_pretrained(base_of(family)).save_pretrained(whole)
         config = peft.LoraConfig(target_modules=list(anatomy.lora), fan_in_fan_out=family == "gpt2")
         model = peft.get_peft_model(net, config)
-        perturb(model)
+        move(model)
         model.save_pretrained(str(thin))
     assert not any(anatomy.head in k for k in files.read_tensors(thin))
     assert_wide_head_travels(reload(whole, thin, "head"), whole, out)

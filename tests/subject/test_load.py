@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.run.predict import predict
@@ -35,11 +36,7 @@ CORPUS = Corpus(TEXT, np.array([0, 1, 0]), CLASSES, np.array(["test"] * 3))
 def tuned(base: Path, folder: Path, recipe: Any = None, template: Template | None = None) -> Subject:
     folder.mkdir()
     subject = fresh(str(base), recipe or Lora(4), CLASSES, template=template, max_length=32, device="cpu")
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in subject.model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+    move(subject.model)
     files.save_tuned(subject, folder)
     return subject
 

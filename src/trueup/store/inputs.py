@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from trueup.errors import BadInput
+from trueup.errors import BadInput, shortened
 from trueup.store.atomic import sha256_of
 
 LARGE = 1 << 30
@@ -29,9 +29,8 @@ def path_of(name: str | Path) -> Path:
         path = Path(name).expanduser()
         path.exists()
     except (OSError, RuntimeError) as e:
-        shown = str(name) if len(str(name)) <= 80 else f"{str(name)[:80]}…"
         why = getattr(e, "strerror", None) or "there is no home folder of such a user"
-        raise BadInput(f"The path '{shown}' cannot be followed ({why}). Correct it.") from e
+        raise BadInput(f"The path '{shortened(name, 81)}' cannot be followed ({why}). Correct it.") from e
     return path
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from trueup.errors import BadInput, Unavailable
+from trueup.errors import BadInput, Unavailable, shortened
 
 SECONDS = 10.0
 """The longest that all patterns of an adapter may take on the names of a base: thousands of names take milliseconds."""
@@ -76,7 +76,7 @@ def check(settings: Any, names: Iterable[str], other: str) -> None:
     lines = said.decode().splitlines()
     wrong = json.loads(lines.pop()) if code == 3 else ""
     setting, given = json.loads(lines[-1]) if lines else ("", "")
-    shown = given if len(given) <= 80 else f"{given[:80]}…"
+    shown = shortened(given, 81)
     if code == 3:
         raise BadInput(
             f"{other}: {setting} in its settings is no regular expression ('{shown}': {wrong}). Correct it, or save the adapter "

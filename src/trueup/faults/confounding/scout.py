@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.cues import NOT_THERE, THERE, Cue, cues, occurrences, phrases, table, there
-from trueup.errors import BadInput, Unsupported, listing
+from trueup.errors import BadInput, Unsupported, listing, shortened
 from trueup.faults.confounding import search
 from trueup.faults.confounding.mixes import FEWEST, in_cells
 from trueup.measure import lean
@@ -336,5 +336,4 @@ def _told(
 
 
 def _text(corpus: Corpus, i: int) -> str:
-    whole = corpus.text[i] if corpus.second is None else f"{corpus.text[i]} | {corpus.second[i]}"
-    return whole if len(whole) <= 240 else f"{whole[:239]}…"
+    return shortened(corpus.text[i] if corpus.second is None else f"{corpus.text[i]} | {corpus.second[i]}", 240)
