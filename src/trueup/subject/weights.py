@@ -60,12 +60,11 @@ class Weights:
         dtype: Any = self.dtype or ("float32" if device == "cpu" else "auto")
         dtype = dtype if dtype == "auto" else getattr(torch, dtype)
         found: dict[str, Any] = {"dtype": dtype}
-        if self.quantize is not None:
+        if (settings := _settings(self.quantize)) is not None:
             from transformers import BitsAndBytesConfig
 
             computes = None if dtype == "auto" else dtype
-            settings: Any = QUANTISED[self.quantize] if isinstance(self.quantize, str) else self.quantize
-            settings = dict(settings) | {"bnb_4bit_compute_dtype": computes, "llm_int8_skip_modules": heads}
+            settings |= {"bnb_4bit_compute_dtype": computes, "llm_int8_skip_modules": heads}
             found["quantization_config"] = BitsAndBytesConfig(**settings)
         if self.device_map is not None:
             found |= {"device_map": self.device_map if isinstance(self.device_map, str) else dict(self.device_map)}
