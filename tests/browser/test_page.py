@@ -224,7 +224,11 @@ def test_the_thumb_stands_under_the_rule(show: Show, sliders: str) -> None:
 
 def test_in_a_notebook_s_frame_it_works_too(show: Show) -> None:
     seen = show(f"<!doctype html><title>notebook</title>{sliding()._repr_html_()}", wait=False)
+    seen.page.locator("summary", has_text="Open the whole page").click()
     frame = seen.page.frame_locator("iframe")
+    first = frame.locator(".canvas.drawn svg").first
+    first.wait_for()
+    assert first.bounding_box()["width"] > 300, "drawn when it was seen, not at a width of 0 in the folded frame"
     frame.locator("summary", has_text="1 more chart").click()
     frame.locator(".canvas.drawn").nth(1).wait_for()
     frame.locator(COVERAGE).press("End")

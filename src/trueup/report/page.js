@@ -15,10 +15,12 @@
   for (const id of Object.keys(specs)) {
     const spot = document.getElementById(id);
     if (!spot) continue;
-    /* A chart has no width inside closed details: it is drawn when they are first opened. */
-    const folded = spot.closest("details:not([open])");
-    if (folded) folded.addEventListener("toggle", function () { draw(id, spot); }, { once: true });
-    else draw(id, spot);
+    /* A chart has no width inside closed details or in a hidden frame: it is drawn once it has one. */
+    new ResizeObserver(function (seen, observer) {
+      if (!spot.clientWidth) return;
+      observer.disconnect();
+      draw(id, spot);
+    }).observe(spot);
   }
 
   function draw(id, spot) {
