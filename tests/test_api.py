@@ -23,9 +23,10 @@ import transformers
 import trueup
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
+from trueup.faults.confounding import planted as confounded
 from trueup.faults.overconfidence.planted import planted
 from trueup.prepare import _weights
-from trueup.run import predict
+from trueup.run import adapter_effect, predict
 from trueup.subject import adapter as files
 from trueup.subject.load import UNNAMED
 from trueup.subject.quiet import quiet
@@ -277,7 +278,13 @@ def test_logits_in_another_order_than_the_data_are_seen(home):
     other = replace(corpus, classes=("positive", "negative"), label=corpus.label)
     turned = read_again(other)
     assert turned.classes == ("negative", "positive")
-    said = r"As 'negative', 'positive' .* 28\.9% of the 1,400 held-out texts, and as 'positive', 'negative' on 71\.1%.* --classes"
+    held_out = corpus.take(np.flatnonzero(corpus.split != "train"))
+    right = float((predict.predict(subject, held_out).predicted == held_out.label).mean())
+    assert 0.6 < right < 0.8
+    said = (
+        f"As 'negative', 'positive' .* {1 - right:.1%} of the {len(held_out):,} held-out texts, and as 'positive', 'negative' on "
+        f"{right:.1%}.* --classes"
+    )
     with pytest.raises(BadInput, match=said):
         trueup.check(replace(subject, classes=("0", "1")), turned, FAULT, repair=False)
     settled = trueup.check(replace(subject, classes=("positive", "negative")), turned, FAULT, repair=False)
@@ -294,6 +301,16 @@ def test_the_pass_over_the_test_texts_is_made_once(home, monkeypatch):
     assert len(passes) == 2 * named == 8, (
         "calibration texts, test texts, and a few of these with the adapter's layers and without"
     )
+
+
+def test_an_audit_of_two_faults_reads_each_text_once(home, monkeypatch):
+    """Hidden states and features come from one pass over the test texts, whatever else looks at the features."""
+    (subject, corpus), read, real = confounded.planted("planted"), [], predict.in_batches
+    monkeypatch.setattr(predict, "in_batches", lambda s, ids, *a, **k: read.append(len(ids)) or real(s, ids, *a, **k))
+    report = trueup.audit(subject, corpus, ["overconfidence", "confounding"])
+    assert [c.before.fault for c in report.comparisons] == ["overconfidence", "confounding"]
+    held_out = int((corpus.split != "train").sum())
+    assert sum(read) == held_out + 2 * adapter_effect.TEXTS
 
 
 def read_again(corpus):

@@ -352,8 +352,6 @@ def _examined(
         raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
     changed = _effect(subject, test)
     alone = len(faults) - len(reasons) == 1
-    if not subject.multi_label:
-        _below_a_constant(subject, corpus)
     comparisons, examples = [], {}
     crashes = _Crashes(subject)
     for fault in sorted(faults, key=lambda f: not f.reads_states):
@@ -370,6 +368,8 @@ def _examined(
             continue
         comparisons.append(replace(comparison, consequence=fault.consequence(comparison.before, comparison.after)))
         examples[fault.name] = shown
+    if not subject.multi_label:
+        _below_a_constant(subject, corpus)  # not before: a fault that reads hidden states has the features from the same pass
     asked = [f.name for f in faults]
     comparisons.sort(key=lambda c: asked.index(c.before.fault))
     reasons = {name: reasons[name] for name in asked if name in reasons}
