@@ -101,7 +101,7 @@ def _row(e: Entry, faults: Sequence[str], settings: Sequence[str]) -> dict[str, 
         "name": words.clean(e.name, 140), "link": e.link, "error": words.clean(e.error, 400),
         "settings": [(words.clean(e.settings.get(k, ""), 80), _key(e.settings.get(k, ""))) for k in settings],
         "faults": [_cell(e.faults.get(f), e.changes.get(f), e.unexamined.get(f, "")) for f in faults],
-        "seconds": "" if math.isnan(e.seconds) else f"{e.seconds:,.0f}",
+        "seconds": "" if math.isnan(e.seconds) else f"{e.seconds:,.{0 if e.seconds >= 10 else 1}f}",
         "accuracy": "" if math.isnan(e.accuracy) else f"{e.accuracy:.3f}",
     }  # fmt: skip
 
