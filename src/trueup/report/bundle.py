@@ -282,12 +282,12 @@ def read(folder: str | Path) -> Report:
     Raises:
         BadInput: the folder is not an output of trueup, was written by a newer trueup, or is damaged.
     """
-    from trueup.store.atomic import verify
+    from trueup.store.atomic import there, verify
 
     if not isinstance(folder, str | Path):
         raise BadInput(f"A report is read from a folder, and {folder!r} names none. Give the folder's name.")
     folder = Path(folder)
-    if not folder.is_dir():
+    if not there(folder):
         raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")
     if not (folder / "findings.json").is_file():
         raise BadInput(
