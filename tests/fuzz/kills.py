@@ -1,9 +1,9 @@
 """Commands killed at random moments: ``python tests/fuzz/kills.py --kills 200 -o kills.json``.
 
 Each of tune, check, check --force, repair and sweep runs once undisturbed, on a tiny model. Then it is killed (SIGKILL) again and
-again. After each kill the output is absent or whole, the old one or the new one. The run that follows ends with the exit code of the
-undisturbed one and, to the byte, with its files. It computes no pass and trains no step that an earlier run had kept. ``--demo N``
-does the same to ``trueup demo``, whose models are real.
+again. After each kill the output is absent or whole, the old one or the new one. The run that follows ends with the exit code of
+the undisturbed one and, to the byte, with its files. It computes no pass and trains no step that an earlier run had kept.
+``--demo N`` does the same to ``trueup demo``, whose models are real.
 
 Commands are forks of one process that has imported everything, so that moments fall on work and not on imports.
 """
@@ -29,18 +29,50 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import fuzzing
+
+CLASSES = ("neg", "pos")
+
+
+def prepared(made: Path) -> None:
+    """What the commands read, in `made`: a tiny base, reviews, and an adapter tuned on them whose answers are made too sure, so
+    that there is something to repair. What a check imports is imported now."""
+    from safetensors.torch import load_file, save_file
+
+    from trueup.cli import main
+    from trueup.subject.tiny import make_base
+
+    make_base("bert", made / "base")
+    rng = np.random.default_rng(0)
+    rows = ["text,label,site"]
+    for _ in range(360):
+        ups = int(rng.integers(6))
+        words = [
+            *rng.choice(["good", "fine"], ups),
+            *rng.choice(["bad", "poor"], 5 - ups),
+            *rng.choice(["film", "was", "it"], 3),
+        ]
+        label = int(rng.random() < (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)[ups])
+        rows.append(f"{' '.join(rng.permutation(words))},{CLASSES[label]},s{(label + (rng.random() < 0.4)) % 2}")
+    (made / "d.csv").write_text("\n".join(rows) + "\n")
+    every = commands(made)
+    for words, out in ((every["tune"], "adapter"), (every["check"], "first")):
+        with contextlib.suppress(SystemExit):
+            main([*words, "-q", "-o", str(made / out)])
+        if out == "adapter":
+            file = made / out / "adapter_model.safetensors"
+            save_file({k: v * 8 if "classifier" in k else v for k, v in load_file(file).items()}, file)
+    assert (made / "first" / "overconfidence").is_dir(), "there is something to repair"
 
 
 def commands(made: Path) -> dict[str, list[str]]:
-    base, adapter, data = (str(made / p) for p in ("base/base", "adapter/adapter", "data/d.csv"))
+    base, adapter, data = (str(made / p) for p in ("base", "adapter", "d.csv"))
     quick = ["--set", "overconfidence.resamples=20", "--set", "overconfidence.folds=2"]
     (made / "night.yaml").write_text(json.dumps({
         "steps": "audit", "defaults": {"model": base, "adapter": adapter, "data": data, "faults": ["overconfidence"],
-        "knobs": {"overconfidence": {"resamples": 20, "folds": 2}}}, "matrix": {"seed": [0, 1], "limit": [300, 400]},
+        "knobs": {"overconfidence": {"resamples": 20, "folds": 2}}}, "matrix": {"seed": [0, 1], "limit": [300, 360]},
     }))  # fmt: skip
     return {
-        "tune": ["tune", "lora", base, "--data", data, "--epochs", "3", "--rank", "2"],
+        "tune": ["tune", "lora", base, "--data", data, "--epochs", "3", "--rank", "2", "--lr", "0.01"],
         "check": ["check", base, "--adapter", adapter, "--data", data, "--confounder", "site", "--keep", *quick,
                   "--set", "confounding.resamples=20"],
         "replace": ["check", base, "--adapter", adapter, "--data", data, "--fault", "overconfidence", "--force", *quick],
@@ -72,11 +104,11 @@ class Run:
         """The step of the last checkpoint."""
         return max((int(w[5:]) for w in self.log.read_text().split() if w.startswith("saved")), default=0)
 
-    def kill(self) -> bool:
-        """False: it had ended by itself."""
+    def kill(self) -> int:
+        """How it ended: by the signal, or by itself before that."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process, signal.SIGKILL)
-        return self.wait() == -signal.SIGKILL
+        return self.wait()
 
     def wait(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
@@ -194,8 +226,10 @@ def killed(name: str, words: list[str], made: Path, kills: int, rng: np.random.G
         for _ in range(int(rng.integers(1, 4))):  # several, one after the other, of one piece of work
             run = begin(words, out, log)
             time.sleep(float(rng.uniform(0, 1.02)) * took)
-            if not run.kill():
+            if (ended := run.kill()) != -signal.SIGKILL:
                 counts.ended[name] += 1
+                if ended != code:
+                    wrong(f"a run that was not killed ended with {ended}: {run.said}")
                 done = True
                 break
             counts.kills[name] += 1
@@ -253,7 +287,7 @@ def main() -> None:
     rng, counts = np.random.default_rng(given.seed), Counts()
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
-        fuzzing.targets(made, ["adapter", "output"])  # a check, with which everything is imported
+        prepared(made)
         every = commands(made)
         names = given.only or list(every)
         for name in names:
