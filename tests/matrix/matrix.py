@@ -172,8 +172,8 @@ def live(cell: Cell, made: tuple[Path, Path | None]) -> tuple[Any, Any]:
         model: Any = cls.from_pretrained(base, **({} if cell.mode == "words" else {"num_labels": 2}))
         model.config.pad_token_id = 0
         if folder is not None:
-            trained = cell.kind != "p-tuning"  # whose encoder is not in its files
-            model = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trained)
+            soft = cell.kind in ("prompt", "p-tuning", "prefix")  # which PEFT loads frozen
+            model = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=not soft)
     model.train()
     list(model.modules())[len(list(model.modules())) // 2].eval()
     model.register_forward_hook(lambda *_: None)
