@@ -17,8 +17,18 @@ OFFLINE = "TRUEUP_OFFLINE"
 """The environment variable that says that nothing outside this machine is reached for; ``--offline`` sets it."""
 
 
+LONGEST = 2400
+"""Characters of an error's text."""
+
+
 class TrueupError(Exception):
-    """Base of every error that trueup raises on purpose. Its text is a sentence for the user, next step included."""
+    """Base of every error that trueup raises on purpose. Its text is a sentence for the user, next step included.
+
+    Names that strangers have written may be as long as their files: a long text keeps its beginning and its end.
+    """
+
+    def __init__(self, said: str = "") -> None:
+        super().__init__(said if len(said) <= LONGEST else f"{said[: LONGEST * 2 // 3]} … {said[-LONGEST // 3 :]}")
 
 
 class BadInput(TrueupError):

@@ -109,7 +109,7 @@ def repair_in(folder: Path, fault: str | None = None) -> Path:
     Raises:
         BadInput: it holds none, or several and `fault` does not say which.
     """
-    if not folder.is_dir():
+    if not atomic.there(folder):
         raise BadInput(
             f"There is no folder '{folder}': give the folder of a repair, or the one that `trueup check ... -o` wrote."
         )

@@ -103,11 +103,12 @@ def read_job(folder: str | Path) -> Job:
     Raises:
         BadInput: the folder holds no ``job.json``, or one that no names repeat: the check was made in Python on live objects.
     """
+    from trueup.store.atomic import there
     from trueup.store.schema import ANYTHING, mapping, read
 
-    file = Path(folder) / "job.json"
+    file, here = Path(folder) / "job.json", there(folder)
     if not file.is_file():
-        what = "holds no job.json" if Path(folder).is_dir() else "is no folder"
+        what = "holds no job.json" if here else "is no folder"
         raise BadInput(
             f"'{folder}' {what}. {check_within(Path(folder), 'Give the folder that `trueup check ... -o` wrote.')}"
         )

@@ -1,6 +1,7 @@
 """The long form of the fuzzer: ``python tests/fuzz/long.py --inputs 20000``. Counts go to a JSON file, what is wrong to the screen.
 
-Each batch of inputs is read by a process of its own, so that one that kills its process is counted too, by its number.
+The sound files are made once. Each batch of inputs is read by a fork of that process, so that an input that kills its process is
+counted too, by its number.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,26 +16,31 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
 
 import fuzzing
 
 BATCH = 200
 
 
-def batch(root: Path, name: str, first: int, last: int) -> None:
-    """In a process of its own: one line of JSON for each input, before it and after it."""
-    import torch
-
-    torch.set_num_threads(1)
-    target = fuzzing.targets(root, [name])[name]
-    said, sys.stdout = sys.stdout, sys.stderr
-    with tempfile.TemporaryDirectory(dir=root) as scratch:
-        for number in range(first, last):
-            edits = fuzzing.draw(target, number)
-            print(json.dumps([number]), file=said, flush=True)
-            word, what = fuzzing.judge(target, edits, Path(scratch))
-            print(json.dumps([number, word, what, edits]), file=said, flush=True)
+def forked(target: fuzzing.Target, first: int, last: int, root: Path) -> tuple[list[list], int]:
+    """What a process of its own says of the inputs from `first` on: a line before each and one after it; and how it ended."""
+    said = root / "said.jsonl"
+    if (child := os.fork()) == 0:
+        with open(said, "w") as lines, open(os.devnull, "w") as nobody:
+            os.dup2(nobody.fileno(), 1)
+            os.dup2(nobody.fileno(), 2)
+            with tempfile.TemporaryDirectory(dir=root) as scratch:
+                for number in range(first, last):
+                    edits = fuzzing.draw(target, number)
+                    print(json.dumps([number]), file=lines, flush=True)
+                    word, what = fuzzing.judge(target, edits, Path(scratch))
+                    print(json.dumps([number, word, what, edits]), file=lines, flush=True)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return [json.loads(line) for line in said.read_text().splitlines()], code
 
 
 def main() -> None:
@@ -45,41 +50,45 @@ def main() -> None:
     ask.add_argument("--only", action="append", help="a target; repeatable")
     ask.add_argument("--seconds", type=float, default=float("inf"), help="begin no batch after so long")
     ask.add_argument("-o", "--out", type=Path, help="where the counts go")
-    ask.add_argument("--batch", nargs=4, help=argparse.SUPPRESS)
     given = ask.parse_args()
-    if given.batch:
-        root, name, first, last = given.batch
-        batch(Path(root), name, int(first), int(last))
-        return
+    import torch
+
+    torch.set_num_threads(1)
     names = given.only or list(fuzzing.NAMES)
-    counts, wrong, began = {n: Counter() for n in names}, [], time.monotonic()
+    counts, spent, wrong, began = {n: Counter() for n in names}, Counter(), [], time.monotonic()
     each = -(-given.inputs // len(names))
-    for start in range(given.first, given.first + each, BATCH):
-        for name in names:
-            at, end = start, min(start + BATCH, given.first + each)
-            while at < end and time.monotonic() - began < given.seconds:
-                with tempfile.TemporaryDirectory() as root:
-                    words = [sys.executable, __file__, "--batch", f"{root}/made", name, str(at), str(end)]
-                    Path(root, "made").mkdir()
-                    done = subprocess.run(words, capture_output=True, text=True, check=False)
-                lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-                for _, word, *what in (line for line in lines if len(line) > 1):
-                    counts[name][word] += 1
-                    wrong += [[name, *what]] * (word == "wrong")
-                if not lines:
-                    sys.exit(f"The files of '{name}' could not be made:\n{done.stderr[-2000:]}")
-                if len(lines[-1]) == 1:
-                    counts[name]["wrong"] += 1
-                    wrong.append([name, f"number {lines[-1][0]} ended the process ({done.returncode})", []])
-                at = lines[-1][0] + 1
-        print(
-            f"{sum(sum(c.values()) for c in counts.values()):,} inputs, {len(wrong)} wrong", file=sys.stderr, flush=True
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        made = fuzzing.targets(root / "made", names)
+        for start in range(given.first, given.first + each, BATCH):
+            for name in names:
+                at, end = start, min(start + BATCH, given.first + each)
+                while at < end and time.monotonic() - began < given.seconds:
+                    then = time.monotonic()
+                    lines, code = forked(made[name], at, end, root)
+                    spent[name] += time.monotonic() - then
+                    for _, word, *what in (line for line in lines if len(line) > 1):
+                        counts[name][word] += 1
+                        wrong += [[name, *what]] * (word == "wrong")
+                    if not lines:
+                        sys.exit(f"The process that reads '{name}' ended with {code} before its first input.")
+                    if len(lines[-1]) == 1:
+                        counts[name]["wrong"] += 1
+                        wrong.append([name, f"number {lines[-1][0]} ended the process ({code})", []])
+                    at = lines[-1][0] + 1
+            rates = ", ".join(f"{n} {sum(counts[n].values()) / spent[n]:.1f}/s" for n in names if spent[n])
+            total = sum(sum(c.values()) for c in counts.values())
+            print(f"{total:,} inputs, {len(wrong)} wrong; {rates}", file=sys.stderr, flush=True)
+            if given.out:
+                both = {k: sum(c[k] for c in counts.values()) for k in ("took", "refused", "wrong")}
+                said = {
+                    "targets": counts,
+                    "all": both,
+                    "failed": [{"target": n, "said": s, "edits": e} for n, s, e in wrong],
+                }
+                given.out.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
     for name, said, edits in wrong:
         print(json.dumps({"target": name, "said": said, "edits": edits}))
-    if given.out:
-        total = {k: sum(c[k] for c in counts.values()) for k in ("took", "refused", "wrong")}
-        given.out.write_text(json.dumps({"targets": counts, "all": total}, indent=1, sort_keys=True) + "\n")
     sys.exit(int(bool(wrong)))
 
 

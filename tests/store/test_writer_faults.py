@@ -121,11 +121,11 @@ ERRORS = {
 
 
 def whole(folder: Path, write: Callable[[Path], None], before: dict[str, bytes], after: dict[str, bytes]) -> None:
-    """Asserts that `folder` is as it was or as it was to be; of a folder that is replaced, also that none is there."""
+    """Asserts that `folder` is as it was or as it was to be, for whoever looks for it as trueup does."""
+    out = atomic.there(folder / "out")
     now = files(folder)
-    states = [before, after] + [{}] * (write is a_folder_again)
-    assert now in states, now.keys()
-    if (folder / "out").is_dir():
+    assert now in (before, after), now.keys()
+    if out:
         atomic.verify(folder / "out")
 
 
@@ -190,6 +190,52 @@ def test_a_kill_at_any_call(tmp_path: Path, write: Callable[[Path], None]) -> No
             write(folder)
         assert files(folder) == after, (at, calls[at])
         assert not list(folder.rglob(".*.partial")), (at, calls[at])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process that dies in the middle of a call")
+@pytest.mark.parametrize("look", ["reader", "writer", "within"])
+def test_a_folder_is_not_lost_between_the_two_renames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], look: str
+) -> None:
+    a_folder(tmp_path)
+    before = files(tmp_path)
+    if (child := os.fork()) == 0:
+        rename = os.rename
+
+        def renamed(a: Any, b: Any) -> None:
+            rename(a, b)
+            os._exit(9)
+
+        os.rename = renamed  # type: ignore[assignment]
+        a_folder_again(tmp_path)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not (tmp_path / "out").exists(), "the control: this is the moment"
+    if look == "reader":
+        assert atomic.there(tmp_path / "out")
+    elif look == "within":
+        assert atomic.there(tmp_path / "out" / "in")
+    else:
+        with pytest.raises(BadInput, match="not empty"):
+            a_folder(tmp_path)
+    assert files(tmp_path) == before
+    atomic.verify(tmp_path / "out")
+    assert (
+        capsys.readouterr().err
+        == f"trueup: '{tmp_path / 'out'}' was being replaced when a run was killed. Its old contents are put back.\n"
+    )
+    a_folder_again(tmp_path)
+    assert files(tmp_path) != before
+    assert not list(tmp_path.glob(".out.*"))
+
+
+def test_a_folder_that_a_living_run_has_set_aside_is_left_to_it(tmp_path: Path) -> None:
+    a_folder(tmp_path)
+    aside = tmp_path / f".out.{atomic._HERE}-1-x.replaced"
+    os.rename(tmp_path / "out", aside)
+    with atomic._held(aside):
+        assert not atomic.there(tmp_path / "out")
+    assert atomic.there(tmp_path / "out"), "the control"
 
 
 def test_a_clock_that_was_set_back_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,12 +282,12 @@ def read(folder: str | Path) -> Report:
     Raises:
         BadInput: the folder is not an output of trueup, was written by a newer trueup, or is damaged.
     """
-    from trueup.store.atomic import verify
+    from trueup.store.atomic import there, verify
 
     if not isinstance(folder, str | Path):
         raise BadInput(f"A report is read from a folder, and {folder!r} names none. Give the folder's name.")
     folder = Path(folder)
-    if not folder.is_dir():
+    if not there(folder):
         raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")
     if not (folder / "findings.json").is_file():
         raise BadInput(
@@ -309,7 +309,7 @@ def read(folder: str | Path) -> Report:
             raise ValueError(f"unknown format {version!r}")
         report = Report(
             title=_is(data["title"], str),
-            job=_is(job, dict),
+            job=_job(job),
             comparisons=tuple(_comparison(c, folder) for c in data["comparisons"]),
             examples={_is(k, str): [dict(r) for r in v] for k, v in data["examples"].items()},
             provenance=_is(data["provenance"], dict),
@@ -329,6 +329,13 @@ def read(folder: str | Path) -> Report:
     except _UNREADABLE as error:
         raise _damaged(folder, error) from error
     return report
+
+
+def _job(data: Any) -> dict[str, Any]:
+    """A job of which a report uses what was asked for by name; `trueup.job.read_job` holds all of it against its types."""
+    for fault in _is(_is(data, dict).get("faults") or [], list):
+        _is(fault, str)
+    return data
 
 
 def _run(data: Any) -> dict[str, Any]:
@@ -465,14 +472,17 @@ def _chart(chart: Chart) -> None:
         _is(text, str)
     if chart.kind not in ("line", "bar", "heat"):
         raise ValueError(f"a chart is of kind {chart.kind!r}")
+    words_alone = chart.here is None and chart.slider is None and not chart.log10
     for s in chart.series:
         _is(s.name, str)
+        if len({isinstance(x, str) for x in s.x}) > 1:
+            raise ValueError(f"the chart '{chart.key}' has words among the numbers of an axis")
         _numbers(
             *(y for y in s.y if y is not None or chart.kind != "heat"), *(s.cut or ())
         )  # a map's cell may be empty
         _numbers(
             *(v for v in (*(s.low or ()), *(s.high or ())) if v is not None),
-            *(v for v in s.x if not isinstance(v, str)),
+            *(v for v in s.x if not words_alone or not isinstance(v, str)),
         )
         for other in (s.x, s.low, s.high, s.cut):
             if other is not None and len(other) != len(s.y):

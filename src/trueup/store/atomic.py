@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all.
 
 Everything is written beside its target under a hidden temporary name, flushed to disk, and renamed onto the target. A
-process that dies halfway leaves the old state, and at most a hidden ``.NAME.*.partial`` which a later write removes.
+process that dies halfway leaves the old state, and at most a hidden ``.NAME.*.partial`` which a later write removes. A folder that
+is replaced stands aside as ``.NAME.*.replaced`` for as long as two renames take; whoever looks for it later puts it back (`there`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from trueup.errors import BadInput, TrueupError, Unavailable, listing
+from trueup.errors import BadInput, TrueupError, Unavailable, listing, visible
 from trueup.store import schema
 
 try:
@@ -235,7 +237,7 @@ def _move_onto(temporary: Path, target: Path, force: bool) -> None:
     if target.is_dir() and not force:
         target.rmdir()  # it was empty a moment ago; if another process has filled it, this fails and keeps it
     elif target.is_dir():
-        aside = _beside(target)
+        aside = _beside(target, "replaced")
     with _held(target) if aside is not None else nullcontext():
         if aside is not None:
             os.rename(target, aside)
@@ -247,13 +249,37 @@ def _move_onto(temporary: Path, target: Path, force: bool) -> None:
             raise
         _fsync_folder(target.parent)
         if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+            going = _beside(target)
+            os.rename(aside, going)  # what is half removed must not be put back
+            shutil.rmtree(going, ignore_errors=True)
+
+
+def there(folder: str | os.PathLike[str]) -> bool:
+    """Whether `folder` is a folder. Where it is not, because a run that was to replace it, or the folder that it is in, was killed
+    between two renames, its old contents are put back first, and that is said on standard error."""
+    folder = Path(os.path.abspath(folder))
+    for place in (folder.parent, folder):
+        if not os.path.lexists(place):
+            _put_back(place)
+    return folder.is_dir()
+
+
+def _put_back(target: Path) -> None:
+    for aside in sorted(target.parent.glob(f".{_escape(target.name)}.*.replaced")):
+        with suppress(OSError, TrueupError), _held(aside) as alone:
+            if _in_use(aside, target, alone):
+                continue
+            os.rename(aside, target)
+            _fsync_folder(target.parent)
+            said = f"'{target}' was being replaced when a run was killed. Its old contents are put back."
+            print(f"trueup: {visible(said)}", file=sys.stderr)
+            return
 
 
 def refuse_taken(target: Path, force: bool) -> None:
     """Raises BadInput where `target` holds something and `force` is False, or is no folder to write to."""
     try:
-        if target.is_dir():
+        if there(target):
             if not force and any(target.iterdir()):
                 raise BadInput(
                     f"The folder '{target}' exists and is not empty. Give another folder, or --force to replace it."
@@ -298,21 +324,27 @@ _HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """This machine, in a name."""
 
 
-def _beside(target: Path) -> Path:
-    return target.parent / f".{target.name}.{_HERE}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+def _beside(target: Path, kind: str = "partial") -> Path:
+    return target.parent / f".{target.name}.{_HERE}-{os.getpid()}-{secrets.token_hex(4)}.{kind}"
 
 
 def _sweep(target: Path) -> None:
-    """Remove what writers that have ended left beside `target`."""
-    for left in target.parent.glob(f".{_escape(target.name)}.*.partial"):
+    """Remove what writers that have ended left beside `target`: of what stood aside, only where something has taken its place."""
+    name = f".{_escape(target.name)}.*"
+    for left in [*target.parent.glob(f"{name}.partial"), *target.parent.glob(f"{name}.replaced")]:
         with suppress(OSError, TrueupError), _held(left) as alone:
-            here = left.name.removeprefix(f".{target.name}.").startswith(_HERE)
-            if alone is False or (not (alone and here) and time.time() - left.stat().st_mtime < STALE_SECONDS):
+            if _in_use(left, target, alone) or (left.suffix == ".replaced" and not os.path.lexists(target)):
                 continue
             if left.is_dir():
                 shutil.rmtree(left)
             else:
                 left.unlink()
+
+
+def _in_use(left: Path, target: Path, alone: bool | None) -> bool:
+    """Whether a writer may still be at what lies beside `target`; `alone` as of `_held`."""
+    here = left.name.removeprefix(f".{target.name}.").startswith(_HERE)
+    return alone is False or (not (alone and here) and time.time() - left.stat().st_mtime < STALE_SECONDS)
 
 
 @contextmanager

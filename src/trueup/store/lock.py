@@ -178,7 +178,7 @@ def _lives(claim: dict[str, object], file: Path, free: bool | None) -> bool:
             except PermissionError:  # of another user, and alive
                 pass
             return True
-    return age < (GONE if claim else EMPTY)
+    return age < GONE if claim else abs(age) < EMPTY  # the clock may have been set back since
 
 
 def _interrupt() -> None:

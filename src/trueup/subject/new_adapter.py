@@ -213,7 +213,12 @@ def prompt_embeddings(subject: Subject) -> Tensor | None:
     config = subject.peft_config
     if config is None or not config.is_prompt_learning:
         return None
-    return subject.model.get_prompt_embedding_to_save(adapter_name=subject.model.active_adapter).detach().cpu().clone()
+    model = subject.model
+    if config.inference_mode:  # p-tuning's files hold what its encoder has made, and no encoder
+        prompt = model.prompt_encoder[model.active_adapter].embedding.weight
+    else:
+        prompt = model.get_prompt_embedding_to_save(adapter_name=model.active_adapter)
+    return prompt.detach().cpu().clone()
 
 
 def _start_from_text(model: Any, tokenizer: Any, recipe: Prompt) -> None:

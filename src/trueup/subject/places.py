@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.store.atomic import there
 from trueup.store.inputs import path_of
 
 SETTINGS = "adapter_config.json"
@@ -74,7 +75,7 @@ def adapter_path(adapter: str) -> Path | None:
             f"adapter is {adapter!r} ({type(adapter).__name__}), and a folder's name or a hub id is needed. Give that."
         )
     path = path_of(adapter)
-    if path.is_dir():
+    if there(path):
         return path
     if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
         beside = path.parent if path.parent.is_dir() else Path()

@@ -33,11 +33,12 @@ PANIC = "PanicException"
 
 @contextmanager
 def said(whose: str) -> Iterator[None]:
-    """Inside the block, a panic of the tokenizers library is BadInput: what the tokenizer's files say does not go together."""
+    """Inside the block, a panic of the tokenizers library, and a token whose number is none that a model could have, is BadInput:
+    what the tokenizer's files say does not go together."""
     try:
         yield
     except BaseException as e:
-        if type(e).__name__ != PANIC:
+        if type(e).__name__ != PANIC and not isinstance(e, OverflowError):
             raise
         raise _damaged(whose, e) from e
 

@@ -52,8 +52,17 @@ class At:
         yield from self.value.items()
 
 
+DEEPEST = 100
+"""Brackets within brackets: PyYAML takes the square of their number."""
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own way
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= DEEPEST:
+            raise RecursionError
+        super().fetch_flow_collection_start(TokenClass)
 
 
 for _tag, _form, _first in (
