@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trueup import guard
 from trueup.errors import BadInput, Unsupported, check_within, did_you_mean, listing
+from trueup.given import checked
 from trueup.store import atomic
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Exported:
         )
 
 
+@checked
 def export(
     repair: str | Path, form: str, out: str | Path, *, fault: str | None = None, model: str | None = None, force: bool = False
 ) -> Exported:  # fmt: skip
@@ -83,6 +84,8 @@ def export(
     _apart_from(folder, out)
     atomic.refuse_taken(out, force)
     atomic.verify(folder)
+    # Not before: with these come torch and scipy, and a slip in a name is told without waiting for them.
+    from trueup import guard
     from trueup.subject.adapter import read_card
     from trueup.subject.repaired import open_repaired
 

@@ -53,8 +53,13 @@ def check_names(job: Job) -> None:
         check(job.model.removeprefix("embedded:"))
     elif path_of(job.model).exists() or job.model.startswith((".", "/", "~")) or job.model.count("/") > 1:
         places.check_model(job.model, job.model)
-    if job.adapter is not None and (folder := places.adapter_path(job.adapter)) is not None:
-        places.check_adapter(folder, job.adapter)
+    else:
+        places.check_hub_id(job.model)
+    if job.adapter is not None:
+        if (folder := places.adapter_path(job.adapter)) is None:
+            places.check_hub_id(job.adapter)
+        else:
+            places.check_adapter(folder, job.adapter)
 
 
 def open_job(

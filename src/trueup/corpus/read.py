@@ -28,19 +28,21 @@ from trueup.corpus.split import (
 from trueup.corpus.table import Table
 from trueup.corpus.values import absent, group_column, label_column, label_lists, other_column, text_column
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.given import checked
 from trueup.store.inputs import path_of
 
 SHIPPED = ("embedded:", "confounded:")
 """How the names of data begin that packages ship."""
 
 
+@checked
 def read(
     source: str | Path | Any,
     *,
     text: str = "text",
     label: str = "label",
     second: str | None = None,
-    attributes: Sequence[str] = (),
+    attributes: str | Sequence[str] = (),
     others: bool = False,
     cluster: str | None = None,
     split: str | None = None,
@@ -213,7 +215,11 @@ def check_source(name: str, wanted: Sequence[str], most: int) -> None:
         from trueup.corpus import embedded
 
         embedded.find(name)
-    elif not name.startswith(SHIPPED):
+    elif name.startswith("confounded:"):
+        from trueup.corpus import confounded
+
+        confounded.find(name)
+    else:
         folder = path_of(name)
         saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
         path = None if saved else data_file(name)

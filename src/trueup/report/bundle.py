@@ -27,6 +27,7 @@ import numpy as np
 
 from trueup.errors import BadInput, TrueupError, check_within, did_you_mean, listing
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
+from trueup.given import checked
 from trueup.report import words
 from trueup.report.values import plain, untag
 from trueup.store.schema import plain_bytes
@@ -171,6 +172,7 @@ class Report:
         return Path(folder)
 
     @staticmethod
+    @checked
     def open(folder: str | Path) -> Report:
         """The report of a folder that `save`, `trueup.run_job` or a command wrote. Raises BadInput where it is none, or damaged."""
         return read(folder)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.utils import find_adapter_config_file
 
 from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, did_you_mean, listing
+from trueup.given import checked
 from trueup.store.inputs import path_of
 from trueup.subject import adapter as files
 from trueup.subject import linear, patterns, places, tokens
@@ -52,9 +53,10 @@ UNNAMED = "your base model"
 """The base's name in a Subject, and in what is saved from it, where no name is known under which its weights load again."""
 
 
+@checked
 def load(
     model: str | Any,
-    adapter: str | None = None,
+    adapter: str | Path | None = None,
     *,
     tokenizer: Any = None,
     classes: Sequence[str] | None = None,
@@ -125,7 +127,7 @@ def load(
         raise BadInput(
             f"The tokenizer of '{model}' is loaded with it; leave `tokenizer` out, or give the model itself."
         )
-    model = str(model)
+    model, adapter = str(model), None if adapter is None else str(adapter)
     weights = Weights(dtype, quantize, device_map).checked(device)
     device = device_of(device)
     folder = adapter_folder(adapter)

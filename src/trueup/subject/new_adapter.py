@@ -32,6 +32,7 @@ def fresh(
     max_length: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     seed: int = 0,
     revision: str | None = None,
     allow_pickle: bool = False,
@@ -45,7 +46,7 @@ def fresh(
     Raises:
         Unsupported: the family has no sequence classifier or no prefix tuning. Else as `load`.
     """
-    weights = Weights(dtype).checked(device)
+    weights = Weights(dtype, quantize).checked(device)
     device = door.device_of(device)
     where = door.resolve(model)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
