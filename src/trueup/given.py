@@ -95,7 +95,7 @@ def check_fields(value: Any) -> None:
 def shown(value: Any) -> str:
     """A value and its type for a message, in one line."""
     brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = 80
+    brief.maxstring = brief.maxother = brief.maxlong = 80
     return f"{' '.join(brief.repr(value).split())} ({type(value).__name__})"
 
 

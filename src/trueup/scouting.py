@@ -96,7 +96,7 @@ def onward(found: Scouted) -> str | None:
 
 def _of_job(job: Job, **objects: Any) -> Scouted:
     from trueup.subject.adapter import read_card
-    from trueup.subject.load import adapter_folder
+    from trueup.subject.checkpoint import adapter_folder
 
     if job.confounder:
         raise BadInput(

@@ -58,7 +58,7 @@ def run_job(
         from trueup.run.predict import Session, within
         from trueup.store.cache import Memo
         from trueup.subject.adapter import read_card
-        from trueup.subject.load import adapter_folder
+        from trueup.subject.checkpoint import adapter_folder
 
         before = _previous(out)
         session = Session(
@@ -193,7 +193,7 @@ def check(
     """
     from trueup.corpus.corpus import Corpus
     from trueup.subject.adapter import read_card
-    from trueup.subject.load import UNNAMED, adapter_folder
+    from trueup.subject.checkpoint import UNNAMED, adapter_folder
     from trueup.subject.subject import Subject
 
     began = datetime.now(UTC)
@@ -492,7 +492,7 @@ def _length(subject: Subject, test: Corpus) -> dict[str, str]:
     """How long an input may be, and how many test texts are longer: for the provenance, and from 5% on a warning."""
     from trueup.run.forward import CUT, cut
     from trueup.run.predict import session
-    from trueup.subject.load import most_tokens
+    from trueup.subject.positions import most_tokens
 
     longer = cut(subject, test)
     if longer.mean() > CUT:

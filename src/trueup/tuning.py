@@ -123,8 +123,8 @@ def tune(
     from trueup.run.processes import processes
     from trueup.run.train import Training, train
     from trueup.subject.adapter import CARD, save_tuned
+    from trueup.subject.checkpoint import template_of
     from trueup.subject.kinds import Lora
-    from trueup.subject.load import template_of
     from trueup.subject.new_adapter import fresh
 
     unknown = set(job.training) - set(Training.__dataclass_fields__)

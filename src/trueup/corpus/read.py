@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -377,9 +376,6 @@ def _check_options(
             f"The fractions {tuple(fractions)} cannot be used; give three numbers above 0 that sum to 1, for train, "
             "calibration and test, such as 0.6 0.2 0.2."
         )
-    for name, value in (("limit", limit), ("seed", seed)):
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
-            raise BadInput(f"The {name} is {value!r} ({type(value).__name__}); give a whole number.")
     if limit is not None and limit < 1:
         raise BadInput(f"The limit is {limit}; give the number of rows to keep, 1 or more.")
     if seed < 0:

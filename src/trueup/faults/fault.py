@@ -551,14 +551,10 @@ LARGEST = 2**31 - 1
 def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
     """`value`, when it is of the default's kind; a whole number serves where a fraction is meant."""
     kind = type(default)
-    if (
-        isinstance(value, Integral)
-        and not isinstance(value, bool)
-        and abs(int(value)) <= LARGEST
-        and kind in (int, float)
-    ):
-        return kind(value)
-    if kind is float and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        if kind in (int, float) and abs(int(value)) <= LARGEST:
+            return kind(value)
+    elif kind is float and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if kind is str and isinstance(value, bool | int | float):  # a column may be named 2024 or true
         return json.dumps(value)

@@ -286,8 +286,6 @@ def read(folder: str | Path) -> Report:
     """
     from trueup.store.atomic import verify
 
-    if not isinstance(folder, str | Path):
-        raise BadInput(f"A report is read from a folder, and {folder!r} names none. Give the folder's name.")
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")

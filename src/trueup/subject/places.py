@@ -95,10 +95,6 @@ def adapter_path(adapter: str) -> Path | None:
     Raises:
         BadInput: there is no such folder.
     """
-    if not isinstance(adapter, str):
-        raise BadInput(
-            f"adapter is {adapter!r} ({type(adapter).__name__}), and a folder's name or a hub id is needed. Give that."
-        )
     path = path_of(adapter)
     if path.is_dir():
         return path

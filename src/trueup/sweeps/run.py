@@ -173,7 +173,7 @@ def work(cell: Cell, out: Path, before: Mapping[str, Path]) -> cells.Record:
 def _done(
     mine: Sequence[Cell], out: Path, engine: Engine, only_failed: bool, before: Mapping[str, Path], told: Told
 ) -> None:
-    from trueup.subject.load import keeping_base
+    from trueup.subject.checkpoint import keeping_base
 
     states = [_state(cell, out, cell.name) for cell in mine]
     todo = [c for c, s in zip(mine, states, strict=True) if s == "failed" or (s != "done" and not only_failed)]
