@@ -29,6 +29,8 @@ REPAIR = "repair.md"
 TEXTS = 200
 """Texts at most on which logits are compared."""
 SYNTHETIC = 32
+LONG = 8
+"""Texts that are compared at the whole length of the audit."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,10 @@ def _apart_from(folder: Path, out: Path) -> None:
 
 
 def _texts(folder: Path, repair: Repaired) -> tuple[list[dict[str, Tensor]], bool]:
-    """Inputs of one text each: test texts of the check that made the repair, or random tokens where there are none."""
+    """Inputs of one text each: test texts of the check that made the repair, or random tokens where there are none.
+
+    A report shows the beginnings of texts, so the first `LONG` go on with those that follow, up to the length that was examined.
+    """
     import numpy as np
     import torch
 
@@ -178,6 +183,7 @@ def _texts(folder: Path, repair: Repaired) -> tuple[list[dict[str, Tensor]], boo
         texts = list(dict.fromkeys(str(row["text"]) for row in rows if row.get("text")))[:TEXTS]
     tok, most = repair.tokenizer, int(repair.card.get("max_length") or 128)
     if texts:
+        texts = [" ".join([*texts[i:], *texts[:i]]) if i < LONG else t for i, t in enumerate(texts)]
         given = [tok(t, truncation=True, max_length=most, return_tensors="pt") for t in texts]
         return [
             {k: v for k, v in g.items() if k in ("input_ids", "attention_mask")}
