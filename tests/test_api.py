@@ -28,7 +28,7 @@ from trueup.faults.overconfidence.planted import planted
 from trueup.prepare import _weights
 from trueup.run import adapter_effect, predict
 from trueup.subject import adapter as files
-from trueup.subject.load import UNNAMED
+from trueup.subject.checkpoint import UNNAMED
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Head, SoftmaxResponse, model_fingerprint
 from trueup.subject.tiny import make_base
@@ -500,11 +500,20 @@ WRONG: dict[str, tuple[Any, str]] = {
         "'classes' is 'a,b' .str., which is not a list",
     ),
     "a number for columns": (lambda s, c: trueup.check("m", "d", confounder=3), "'confounder' is 3 .int."),
-    "a number for an adapter": (lambda s, c: trueup.load("m", 3), "adapter is 3 .int."),
-    "a word for a limit": (lambda s, c: trueup.read("d.csv", limit="3"), "The limit is '3' .str.; give a whole number"),
-    "a number for a folder": (lambda s, c: trueup.check(s, c, save=3), "save is 3"),
-    "numbers to compare": (lambda s, c: trueup.compare(3, 4), "read from a folder, and 3 names none"),
-    "a number to open": (lambda s, c: trueup.Report.open(3), "read from a folder, and 3 names none"),
+    "a number for an adapter": (
+        lambda s, c: trueup.load("m", 3),
+        "'adapter' is 3 .int., which is not a word or a path or None",
+    ),
+    "a word for a limit": (
+        lambda s, c: trueup.read("d.csv", limit="3"),
+        "'limit' is '3' .str., which is not a whole number",
+    ),
+    "a number for a folder": (lambda s, c: trueup.check(s, c, save=3), "'save' is 3"),
+    "numbers to compare": (
+        lambda s, c: trueup.compare(3, 4),
+        "'old' is 3 .int., which is not a trueup.Report or a word or a path",
+    ),
+    "a number to open": (lambda s, c: trueup.Report.open(3), "'folder' is 3 .int., which is not a word or a path"),
     "a number of faults": (lambda s, c: trueup.faults_of(3), "takes a list of names"),
     "a name of faults": (lambda s, c: trueup.faults_of("copying"), "takes a list of names"),
 }

@@ -48,18 +48,43 @@ def test_on_the_same_texts_it_is_the_faults_own_comparison(found) -> None:
     [back] = trueup.compare(a_report(found["healthy"]), a_report(found["planted"]))
     assert back.differences["severity"].value == pytest.approx(-change.differences["severity"].value)
     [same] = trueup.compare(a_report(found["planted"]), a_report(found["planted"]))
-    assert (same.word, same.differences["severity"].value) == ("no clear change", 0)
+    assert (same.word, same.differences["severity"].value, same.settings) == ("same", 0, {})
 
 
 def test_severities_of_two_columns_are_two_quantities(found) -> None:
     site, author = (replace(found["planted"], details={"attribute": a}) for a in ("site", "the author"))
-    assert trueup.compare(a_report(site), a_report(site))[0].word == "no clear change"
+    assert trueup.compare(a_report(site), a_report(site))[0].word == "same"
     with pytest.raises(
         BadInput, match=r"on the column 'site', and the second on 'the author'.*overconfidence.attribute=site"
     ):
         trueup.compare(a_report(site), a_report(author))
     assert _since(a_report(site), a_report(author))["changes"] == []
     assert len(_since(a_report(site), a_report(site))["changes"]) == 1
+
+
+def test_severities_at_two_couplings_are_two_quantities(found) -> None:
+    three, five, near = (
+        replace(found["planted"], details={"attribute": "site", "strength": s}) for s in (3.0, 5.0, 3.001)
+    )
+    assert trueup.compare(a_report(three), a_report(near))[0].word == "same"
+    with pytest.raises(BadInput, match=r"at a coupling of 3, and the second at 5.*overconfidence.coupling=3"):
+        trueup.compare(a_report(three), a_report(five))
+
+
+def test_settings_that_differ_are_told(found, tmp_path, capsys) -> None:
+    other = replace(
+        found["planted"],
+        provenance={**found["planted"].provenance, "knobs": {**found["planted"].provenance["knobs"], "folds": 7}},
+    )
+    [change] = trueup.compare(a_report(found["planted"]), a_report(other))
+    assert change.settings == {"folds": (FAULT.folds, 7)}
+    a, b = saved(a_report(found["planted"]), tmp_path / "a"), saved(a_report(other), tmp_path / "b")
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(a), str(b)])
+    assert f"overconfidence.folds was {FAULT.folds}, and is 7." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(a), str(a)])
+    assert "setting" not in capsys.readouterr().out
 
 
 def test_on_other_texts_the_two_intervals_are_put_together(found) -> None:

@@ -48,7 +48,7 @@ def _plain(folder, base: str, texts: list[str], also: str = "confidence") -> tup
 
 def test_encoder_with_a_lora(tmp_path):
     """Tune, check, repair; the saved remedy says the same in plain PEFT, and no prediction changed."""
-    from trueup.subject.load import resolve
+    from trueup.subject.checkpoint import resolve
 
     data, adapter = "embedded:bbc", tmp_path / "adapter"
     made = {"epochs": 1, "lr": 1e-3}  # so short that the confidence is far too low
@@ -75,7 +75,7 @@ def test_encoder_with_a_lora(tmp_path):
 
 def test_decoder_with_a_verbaliser(tmp_path):
     """A causal model that answers with a word: its remedy is a sequence classifier on the same base, same numbers."""
-    from trueup.subject.load import resolve
+    from trueup.subject.checkpoint import resolve
 
     subject = trueup.load(
         "embedded:smollm2", template="Review: {text}\nSentiment:", verbaliser=(" negative", " positive"), max_length=64
@@ -112,7 +112,7 @@ def _coupled(alpha: float) -> Corpus:
 @pytest.mark.parametrize("alpha", [1.0, 5.0])
 def test_a_shortcut_in_real_text(tmp_path, alpha):
     """Where the domain goes with the label it is found and repaired; where it does not there is no fault and no repair."""
-    from trueup.subject.load import resolve
+    from trueup.subject.checkpoint import resolve
 
     corpus = _coupled(alpha)
     made = fresh("embedded:minilm", Prompt(6), corpus.classes, max_length=24, device="cpu")
@@ -157,7 +157,8 @@ def test_few_shot_answers_and_pruned_units_of_the_embedded_decoder(tmp_path):
     from trueup.run.edit import scaled
     from trueup.run.predict import predict
     from trueup.subject.adapter import write_adapter
-    from trueup.subject.load import load, resolve
+    from trueup.subject.checkpoint import resolve
+    from trueup.subject.load import load
     from trueup.subject.swap_adapter import wear
     from trueup.subject.units import scales_as_adapter, width_of
 

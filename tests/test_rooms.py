@@ -11,7 +11,8 @@ import trueup
 
 ROOT = Path(trueup.__file__).parent
 FLOOR = {"errors": 0, "docstrings": 0,
-         "versions": 1, "store": 1, "measure": 1, "guard": 2, "corpus": 2, "subject": 2, "run": 3, "faults": 4, "report": 5,
+         "versions": 1, "given": 1, "store": 1, "measure": 1, "guard": 2, "corpus": 2, "subject": 2, "run": 3,
+         "faults": 4, "report": 5,
          "job": 5, "prepare": 6, "changes": 6, "story": 7, "tuning": 7, "fetching": 7, "exporting": 7, "estimator": 7, "demo": 8,
          "sweeps": 8, "scouting": 8,
          "experiments": 9, "cli": 10, "__main__": 11, "__init__": 12}  # fmt: skip

@@ -7,12 +7,13 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from trueup.errors import BadInput, TrueupError, listing
 from trueup.faults.fault import Comparison, Difference, Finding
+from trueup.given import checked
 from trueup.job import faults_of
-from trueup.report import bundle
+from trueup.report import bundle, words
 from trueup.report.bundle import Report
 
 
@@ -39,12 +40,19 @@ class Change:
         return Comparison(self.before, self.after, "", self.differences)
 
     @property
-    def word(self) -> Literal["better", "worse", "no clear change"]:
-        """``better`` or ``worse`` where the whole interval of the severity's difference lies below or above 0."""
-        d = self.differences["severity"]
-        return "better" if d.high < 0 else "worse" if d.low > 0 else "no clear change"
+    def word(self) -> words.Change:
+        """``better`` or ``worse`` where the whole interval of the severity's difference lies below or above 0, else ``no clear
+        change``, or ``same`` where it is 0 in every resample."""
+        return words.change(self.differences["severity"], "lower")
+
+    @property
+    def settings(self) -> dict[str, tuple[Any, Any]]:
+        """Knobs of the fault that the two checks set differently, by name: the value of the first and that of the second."""
+        was, is_ = (f.provenance.get("knobs") or {} for f in (self.before, self.after))
+        return {k: (was[k], is_[k]) for k in was if k in is_ and was[k] != is_[k]}
 
 
+@checked
 def compare(old: Report | str | Path, new: Report | str | Path) -> list[Change]:
     """What changed from the check `old` to the check `new`, for each fault that both examined.
 
@@ -52,7 +60,8 @@ def compare(old: Report | str | Path, new: Report | str | Path) -> list[Change]:
         old, new: reports, or the folders that `trueup check` or `trueup audit` wrote.
 
     Raises:
-        BadInput: a folder holds no finished check, the two have no fault in common, or examined one on different columns.
+        BadInput: a folder holds no finished check, the two have no fault in common, or examined one on different columns or at
+            different couplings.
     """
     then, now = (x if isinstance(x, Report) else bundle.read(x) for x in (old, new))
     earlier = {c.before.fault: c.before for c in then.comparisons}
@@ -70,13 +79,20 @@ def change(before: Finding, after: Finding, then: Report, now: Report) -> Change
     """What changed in a fault between its findings in two reports.
 
     Raises:
-        BadInput: the two are about different columns, so that their severities are different quantities.
+        BadInput: the two are about different columns or couplings, so that their severities are different quantities.
     """
     was, is_ = (f.details.get("attribute") for f in (before, after))
     if was != is_:
         raise BadInput(
             f"The first check examined {after.fault} on the column '{was}', and the second on '{is_}': their severities are not of "
             f"one quantity. Make one of them again with --set {after.fault}.attribute={shlex.quote(str(was))}."
+        )
+    was, is_ = (f.details.get("strength") for f in (before, after))
+    if was and is_ and not math.isclose(was, is_, rel_tol=0.01):
+        raise BadInput(
+            f"The first check measured {after.fault} at a coupling of {was:.3g}, and the second at {is_:.3g}: a stronger coupling "
+            f"gives a larger severity, so the two cannot be compared. Make one of them again with --set "
+            f"{after.fault}.coupling={was:.3g}."
         )
     same = (
         now.provenance.get("data fingerprint") == then.provenance.get("data fingerprint")

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import pkgutil
+import re
 import shlex
 import signal
 import sys
@@ -395,13 +396,16 @@ def compare(
             told = [
                 {
                     "fault": c.after.fault, "word": c.word, "paired": c.paired, "before": c.before.severity,
-                    "after": c.after.severity, "differences": c.differences,
+                    "after": c.after.severity, "differences": c.differences, "settings": c.settings,
                 }
                 for c in found
             ]  # fmt: skip
             print(json.dumps(plain(told), indent=2))
         else:
             _show(changes_table([(c.comparison, c.paired) for c in found]))
+            for c in found:
+                for knob, (was, now) in c.settings.items():
+                    _say(f"The two checks differ in a setting: {c.after.fault}.{knob} was {was!r}, and is {now!r}.")
         raise typer.Exit(int(any(c.word == "worse" for c in found)))
 
 
@@ -476,7 +480,8 @@ def tune(
     model: Model, data: Data, out: Out, text: Text = "text", label: Label = "label", second: Second = None,
     cluster: Cluster = None, split: Split = None, limit: Limit = None, seed: TuneSeed = 0, classes: Classes = None,
     template: TemplateText = None, verbaliser: Verbaliser = None, max_length: TuneMaxLength = None, device: Device = None,
-    revision: Revision = None, allow_pickle: Pickle = False, trust_remote_code: Remote = False,
+    dtype: Dtype = None, quantize: Quantize = None, revision: Revision = None, allow_pickle: Pickle = False,
+    trust_remote_code: Remote = False,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA: rank; default 8 (alpha is twice it).")] = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, help="Prompt, prefix, p-tuning: virtual tokens; default 10.")
@@ -789,16 +794,32 @@ def bench_verdicts(
     """How often each verdict is right where the truth is known: simulated worlds with a fault and without, numbers only."""
     with _sentences():
         _free(out, force)
+        from trueup.job import faults_of
+
+        faults_of(fault or ())  # a slip in a name is told before scipy is loaded
         from trueup.experiments import verdicts
 
         numbers = tuple(int(n) if n.strip().isdigit() else 0 for n in sizes.split(","))
         _bench(verdicts, verdicts.Settings(runs, numbers, seed, tuple(fault or ())), out, force, quiet)
 
 
+class SpeedCase(StrEnum):
+    """Cases of the bench of speed (`trueup.experiments.speed.CASES`, which comes with torch)."""
+
+    heads = "heads"
+    features = "features"
+    laplace = "laplace"
+    tangent = "tangent"
+    attention = "attention"
+    demonstrations = "demonstrations"
+    attributions = "attributions"
+    check = "check"
+
+
 @bench.command("speed")
 def bench_speed(
     out: Out,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Only this case; repeatable.")] = None,
+    only: Annotated[list[SpeedCase] | None, typer.Option("--only", help="Only this case; repeatable.")] = None,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """trueup's shortcuts against the usual way: equality first, then CPU seconds, one thread, minimum of several."""
@@ -806,7 +827,7 @@ def bench_speed(
         _free(out, force)
         from trueup.experiments import speed
 
-        result = _bench(speed, speed.Settings(tuple(only or ())), out, force, quiet)
+        result = _bench(speed, speed.Settings(tuple(case.value for case in only or ())), out, force, quiet)
         if wrong := speed.failed(result):
             _say(f"trueup: the results differ, so there is no ratio: {'; '.join(wrong)}.", file=sys.stderr)
             raise typer.Exit(3)
@@ -904,7 +925,10 @@ def _main(argv: list[str]) -> None:
         if type(e).__name__ != "NoArgsIsHelpError":  # then the help is the answer, and was printed
             context = getattr(e, "ctx", None)
             at = context.command_path if context is not None else "trueup"
-            said = " ".join(e.format_message().replace("Value error, ", "").split())
+            said = " ".join(e.format_message().replace("Value error, ", "").split()).rstrip(".")
+            if slip := re.search(r"'([^']*)' is not one of (.+)$", said):
+                known = re.findall(r"'([^']*)'", slip[2])
+                said = f"{said}.{did_you_mean(slip[1], known)}"
             _say(f"trueup: {said}{'' if said.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:
@@ -1052,6 +1076,8 @@ def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
             read = json.loads(value)
         except (ValueError, RecursionError):
             read = value  # a word: a knob that wants a number says so
+        if read is None or isinstance(read, list | dict):
+            read = value
         knobs.setdefault(fault, {})[knob] = read
     return knobs
 
@@ -1265,15 +1291,11 @@ def _stages() -> Callable[[str, int, int], None]:
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """On standard error: first a note on untested versions; then on a terminal a bar per stage with the time that remains, and
     elsewhere a line per stage, and each minute one more: a CI system ends a job that says nothing."""
-    from trueup.versions import untested
-
-    if not quiet and (note := untested()):
-        _say(f"trueup: {note}", file=sys.stderr)
     if quiet:
         yield lambda stage, done, total: None
         return
     if not sys.stderr.isatty():
-        yield _stages()
+        yield _after_versions(_stages())
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -1290,4 +1312,21 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         bars.update(tasks[stage], completed=done, total=total)
 
     with bars:
-        yield show
+        yield _after_versions(show)
+
+
+def _after_versions(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """`show`, with a note on untested versions before the first stage: a slip in a name is told without reading the versions."""
+    told = False
+
+    def first(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        if not told:
+            from trueup.versions import untested
+
+            told = True
+            if note := untested():
+                _say(f"trueup: {note}", file=sys.stderr)
+        show(stage, done, total)
+
+    return first

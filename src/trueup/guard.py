@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trueup.errors import BadInput, check_within, listing
+from trueup.given import checked
 from trueup.measure.confidence_scores import Calibrated, score_from_json, score_to_json
 from trueup.measure.departure import Gaussian, drifted, gaussian, p_values
 
@@ -97,6 +98,7 @@ class Guard:
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     @staticmethod
+    @checked
     def read(folder: str | Path, *, risk: float | None = None) -> Guard:
         """The guard of a finished check's folder, of its repair of overconfidence, or of an export of that.
 

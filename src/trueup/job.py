@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,11 +15,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trueup.errors import BadInput, check_within, did_you_mean, listing
 from trueup.faults.fault import Fault, each_fault
+from trueup.given import check_fields, checked
 
 Depth = Literal["audit", "check", "methods"]
-
-LARGEST = 2**31 - 1
-"""The largest whole number that a setting may be: no count comes near it, and what is larger no tensor takes as a size."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +67,16 @@ class Job:
     max_length: int | None = None
     device: str | None = None
     dtype: str | None = None
-    quantize: str | None = None
-    device_map: str | None = None
+    quantize: str | Mapping[str, Any] | None = None
+    device_map: str | Mapping[str, Any] | None = None
     revision: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
     keep: bool = False
     knobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Job:
@@ -142,7 +142,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is tuple:
         return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
     if get_origin(hint) is not None:
-        return isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values())
+        return isinstance(value, Mapping) and (
+            Any in get_args(hint) or all(isinstance(v, Mapping) for v in value.values())
+        )
     if hint is int:  # a number of numpy's, too
         return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= 2**32
     return isinstance(value, hint)
@@ -153,11 +155,14 @@ def _spelt(hint: Any) -> str:
         return " or ".join(_spelt(h) for h in get_args(hint))
     if get_origin(hint) is Literal:
         return f"one of {listing(get_args(hint))}"
+    if Any in get_args(hint):
+        return "a table"
     names = {str: "a word", int: "a whole number", bool: "true or false", tuple: "a list of words", NoneType: "null"}
     return names.get(get_origin(hint) or hint, "a table of knobs for each fault")
 
 
-def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[Fault]:
+@checked
+def faults_of(names: Any = (), knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[Fault]:
     """Faults by name with their knobs set; for no names all but those examined on request, unless a knob of theirs is set.
 
     Raises:
@@ -179,28 +184,8 @@ def faults_of(names: Sequence[str] = (), knobs: Mapping[str, Mapping[str, Any]] 
                 raise BadInput(
                     f"'{name}' has no knob '{knob}'.{did_you_mean(knob, allowed)} It has {listing(allowed)}."
                 )
-        chosen.append(known[name](**{k: _knob(name, k, v, allowed[k]) for k, v in given.items()}))
+        chosen.append(known[name](**given))
     return chosen
-
-
-def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
-    """`value`, when it is of the default's kind; a whole number serves where a fraction is meant."""
-    kind = type(default)
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
-    if kind is float and whole:
-        value = float(value)
-    if kind is str:  # a column may be named 2024 or true
-        return value if isinstance(value, str) else json.dumps(value)
-    right = whole if kind is int else isinstance(value, kind)
-    if not right or (kind is float and not math.isfinite(value)):
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else f"{shown[:40]}…"
-        raise BadInput(
-            f"The knob {fault}.{knob} is {names.get(kind, kind.__name__)}, such as {default}, but {shown} was given. "
-            f"Correct it, for example --set {fault}.{knob}={default}."
-        )
-    return value
 
 
 def names_in(line: str) -> tuple[str, ...]:
@@ -215,13 +200,20 @@ def one_line(names: Sequence[object]) -> str:
     return line.getvalue().removesuffix("\r\n")
 
 
+_TABLES = ("quantize", "device_map")
+
+
 def command_line(job: Mapping[str, Any]) -> str | None:
     """The command that repeats a job; None where no one command does.
 
-    The command line audits one fault at a time, and methods are compared by a sweep.
+    The command line audits one fault at a time, methods are compared by a sweep, and a table has no option.
     """
     faults, audit = list(job.get("faults") or ()), job.get("depth") == "audit"
-    if (audit and len(faults) != 1) or job.get("depth") == "methods":
+    if (
+        (audit and len(faults) != 1)
+        or job.get("depth") == "methods"
+        or any(isinstance(job.get(k), dict) for k in _TABLES)
+    ):
         return None
     words = ["trueup", *(["audit", faults[0]] if audit else ["check"])]
     words.append(str(job["model"]))

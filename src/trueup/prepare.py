@@ -53,8 +53,13 @@ def check_names(job: Job) -> None:
         check(job.model.removeprefix("embedded:"))
     elif path_of(job.model).exists() or job.model.startswith((".", "/", "~")) or job.model.count("/") > 1:
         places.check_model(job.model, job.model)
-    if job.adapter is not None and (folder := places.adapter_path(job.adapter)) is not None:
-        places.check_adapter(folder, job.adapter)
+    else:
+        places.check_hub_id(job.model)
+    if job.adapter is not None:
+        if (folder := places.adapter_path(job.adapter)) is None:
+            places.check_hub_id(job.adapter)
+        else:
+            places.check_adapter(folder, job.adapter)
 
 
 def open_job(
@@ -77,7 +82,8 @@ def open_job(
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import demonstrations, read
     from trueup.run.predict import session
-    from trueup.subject import load as door
+    from trueup.subject import checkpoint as door
+    from trueup.subject.load import load
     from trueup.subject.subject import Subject
     from trueup.subject.template import Shots
 
@@ -119,7 +125,7 @@ def open_job(
     if (team := session().team) is not None:
         team.agree("data", f"{len(corpus)} texts of fingerprint {corpus.fingerprint[:12]}")
     if not isinstance(subject, Subject):
-        subject = door.load(
+        subject = load(
             job.model if model is None else model, job.adapter, tokenizer=tokenizer, classes=job.classes,
             template=job.template, verbaliser=job.verbaliser, shots=shots, chat=job.chat, max_length=job.max_length,
             device=job.device, dtype=job.dtype, quantize=job.quantize, device_map=job.device_map, revision=job.revision,
@@ -157,7 +163,7 @@ def _prompted(subject: Subject, corpus: Corpus, job: Job, pairs: tuple[tuple[str
     """The subject with the header and the fixed demonstrations that the job asks for."""
     from trueup.run.predict import session
     from trueup.run.prompts import with_pool
-    from trueup.subject.load import as_meant, check_template
+    from trueup.subject.checkpoint import as_meant, check_template
 
     if job.header is None and not pairs:
         return subject
@@ -335,7 +341,8 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
     """Notes an adapter that was trained on a quantised base and is examined on the full one, with what that makes, measured."""
     from trueup.run.predict import predict, session
     from trueup.subject import adapter as files
-    from trueup.subject import load as door
+    from trueup.subject import checkpoint as door
+    from trueup.subject.load import load
 
     settings = files.trained_on(door.adapter_folder(job.adapter), subject.peft_config)
     if settings is None or subject.quantised or subject.shots is not None or subject.multi_label:
@@ -343,7 +350,7 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
     bits = 4 if settings.get("load_in_4bit") else 8
     said = f"The adapter was trained on a base in {bits} bits, and is examined on the full one."
     try:
-        own = door.load(
+        own = load(
             job.model, job.adapter, classes=subject.classes, template=job.template, verbaliser=job.verbaliser,
             max_length=subject.max_length, device=job.device, dtype=job.dtype, quantize=settings, device_map=job.device_map,
             revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,

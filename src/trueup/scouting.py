@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueup.errors import BadInput
+from trueup.given import checked
 from trueup.job import Job, command_line
 from trueup.prepare import check_names, open_job
 from trueup.store import atomic
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from trueup.subject.subject import Subject
 
 
+@checked
 def run_scout(
-    job: Job, out: Path, *, force: bool = False, progress: Callable[[str, int, int], None] | None = None
+    job: Job, out: str | Path, *, force: bool = False, progress: Callable[[str, int, int], None] | None = None
 ) -> Scouted:
     """Scout and write `out`: ``scout.json``, ``report.html``, and ``job.json``, the job that makes it again.
 
@@ -43,12 +45,13 @@ def run_scout(
     return found
 
 
+@checked
 def scout(
-    model: Any, data: Any, *, adapter: str | None = None, tokenizer: Any = None, text: str = "text", label: str = "label",
+    model: Any, data: Any, *, adapter: str | Path | None = None, tokenizer: Any = None, text: str = "text", label: str = "label",
     second: str | None = None, cluster: str | None = None, split: str | None = None, held_out: bool = False, test: Any = None,
     allow_leak: bool = False, limit: int | None = None, classes: Sequence[str] | None = None, template: str | None = None,
     verbaliser: Sequence[str] | None = None, max_length: int | None = None, device: str | None = None, dtype: str | None = None,
-    quantize: str | None = None, device_map: str | None = None, seed: int | None = None,
+    quantize: str | Mapping[str, Any] | None = None, device_map: str | Mapping[str, Any] | None = None, seed: int | None = None,
 ) -> Scouted:  # fmt: skip
     """Find the columns that nobody named and that a classifier leans on: other columns of the data, surface cues (length,
     punctuation, links ...), words, cues of pairs (overlap, negation ...), and clusters of the model's own hidden states.
@@ -75,6 +78,7 @@ def scout(
     with within(Session()):
         if isinstance(model, Subject) and isinstance(data, Corpus):
             return _scouted(model, data, seed or 0, {})
+        adapter = None if adapter is None else str(adapter)
         job = Job(
             model=called(model), data=called(data), adapter=adapter, text=text, label=label, second=second, cluster=cluster,
             split=split, held_out=held_out, test=None if test is None else called(test), allow_leak=allow_leak, limit=limit,
@@ -92,7 +96,7 @@ def onward(found: Scouted) -> str | None:
 
 def _of_job(job: Job, **objects: Any) -> Scouted:
     from trueup.subject.adapter import read_card
-    from trueup.subject.load import adapter_folder
+    from trueup.subject.checkpoint import adapter_folder
 
     if job.confounder:
         raise BadInput(

@@ -7,7 +7,7 @@ import platform
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -19,7 +19,8 @@ import numpy as np
 
 from trueup.errors import BadInput, TrueupError, Unsupported, listing, shortened
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
-from trueup.job import Depth, Job, check_types, command_line, faults_of
+from trueup.given import checked
+from trueup.job import Depth, Job, command_line, faults_of
 from trueup.prepare import agreed, check_names, open_job
 from trueup.run.processes import TeamMemo, folders, together
 from trueup.store import atomic
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 
+@checked
 def run_job(
-    job: Job, out: Path, *, force: bool = False, progress: Progress | None = None, bases: Path | None = None
+    job: Job, out: str | Path, *, force: bool = False, progress: Progress | None = None, bases: Path | None = None
 ) -> Report:
     """Do the job and write its folder: report, findings, job, and each remedy as a PEFT adapter.
 
@@ -56,7 +58,7 @@ def run_job(
         from trueup.run.predict import Session, within
         from trueup.store.cache import Memo
         from trueup.subject.adapter import read_card
-        from trueup.subject.load import adapter_folder
+        from trueup.subject.checkpoint import adapter_folder
 
         before = _previous(out)
         session = Session(
@@ -126,13 +128,14 @@ def _since(then: Report, now: Report) -> dict[str, Any]:
     return {"page": PREVIOUS, "changes": found}
 
 
+@checked
 def check(
     model: Any,
     data: Any,
     faults: Fault | str | Sequence[Fault | str] = (),
     *,
     fault: Fault | str | None = None,
-    adapter: str | None = None,
+    adapter: str | Path | None = None,
     tokenizer: Any = None,
     text: str = "text",
     label: str = "label",
@@ -154,8 +157,8 @@ def check(
     max_length: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    quantize: str | None = None,
-    device_map: str | None = None,
+    quantize: str | Mapping[str, Any] | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     seed: int | None = None,
     repair: bool = True,
     methods: bool = False,
@@ -190,26 +193,15 @@ def check(
     """
     from trueup.corpus.corpus import Corpus
     from trueup.subject.adapter import read_card
-    from trueup.subject.load import UNNAMED, adapter_folder
+    from trueup.subject.checkpoint import UNNAMED, adapter_folder
     from trueup.subject.subject import Subject
 
     began = datetime.now(UTC)
     for name, thing, door in (("model", model, "load"), ("data", data, "read")):
         if thing is None:
             raise BadInput(f"{name} is None. Give what `trueup.{door}` takes or returns.")
-    if save is not None and not isinstance(save, str | Path):
-        raise BadInput(f"save is {save!r}, and a folder's name is needed. Give one, or leave it out.")
     given = _named(faults, fault)
     adapter = str(adapter) if isinstance(adapter, Path) else adapter
-    check_types(
-        {
-            "adapter": adapter, "text": text, "label": label, "second": second, "confounder": confounder, "cluster": cluster,
-            "split": split, "held_out": held_out, "allow_leak": allow_leak, "limit": limit, "classes": _listed(classes),
-            "template": template, "verbaliser": _listed(verbaliser), "shots": shots, "chat": chat, "header": header,
-            "max_length": max_length, "device": device, "seed": seed, "keep": keep,
-        },
-        "option",
-    )  # fmt: skip
     chosen = [f for g in given for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
     confounder = (confounder,) if isinstance(confounder, str) else tuple(confounder)
     depth: Depth = "methods" if methods else "check" if repair else "audit"
@@ -235,7 +227,8 @@ def check(
                 confounder=confounder, cluster=cluster, split=split, held_out=held_out,
                 test=None if test is None else called(test), allow_leak=allow_leak, keep=keep, limit=limit,
                 faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
-                classes=_listed(classes), template=template, verbaliser=_listed(verbaliser), shots=shots, chat=chat,
+                classes=None if classes is None else tuple(classes), template=template,
+                verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
                 demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device, dtype=dtype,
                 quantize=quantize, device_map=device_map,
                 knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
@@ -267,11 +260,13 @@ def _ran(began: datetime) -> dict[str, Any]:
     return told | {"seconds": round((ended - began).total_seconds(), 3), "peak_bytes": memory.peak()}
 
 
+@checked
 def audit(model: Any, data: Any, faults: Fault | str | Sequence[Fault | str] = (), **options: Any) -> Report:
     """Examine a model for each fault and change nothing: `check` with ``repair=False``, with the same options."""
     return check(model, data, faults, **options, repair=False)
 
 
+@checked
 def repair(model: Any, data: Any, fault: Fault | str, **options: Any) -> Report:
     """Examine a model for one fault, repair it, and examine it again: `check` for that fault alone, with the same options. With
     ``save=FOLDER`` the repaired adapter is written."""
@@ -291,13 +286,6 @@ def _with_options(verb: Any, *without: str) -> None:
 
 _with_options(audit, "repair", "methods", "save", "keep")
 _with_options(repair, "repair", "methods")
-
-
-def _listed(names: Any) -> Any:
-    """Names as a tuple, whatever holds them; one string stays one, which is a mistake that is told."""
-    return (
-        names if names is None or isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))
-    )
 
 
 def _named(faults: Any, fault: Any) -> list[Fault | str]:
@@ -504,7 +492,7 @@ def _length(subject: Subject, test: Corpus) -> dict[str, str]:
     """How long an input may be, and how many test texts are longer: for the provenance, and from 5% on a warning."""
     from trueup.run.forward import CUT, cut
     from trueup.run.predict import session
-    from trueup.subject.load import most_tokens
+    from trueup.subject.positions import most_tokens
 
     longer = cut(subject, test)
     if longer.mean() > CUT:

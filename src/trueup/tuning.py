@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.given import check_fields, checked
 from trueup.job import Job
 from trueup.prepare import check_names
 from trueup.store import atomic
@@ -40,10 +41,15 @@ class TuneJob:
     verbaliser: tuple[str, ...] | None = None
     max_length: int | None = None
     device: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
     revision: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 TRAINED: dict[str, type] = {
@@ -94,8 +100,9 @@ class Tuned:
     notes: tuple[str, ...]
 
 
+@checked
 def tune(
-    job: TuneJob, out: Path, *, force: bool = False, progress: Callable[[str, int, int], None] | None = None
+    job: TuneJob, out: str | Path, *, force: bool = False, progress: Callable[[str, int, int], None] | None = None
 ) -> Tuned:
     """Train on the ``train`` split and write a plain PEFT adapter, its card ``trueup.json`` and, for prompts, P0.
 
@@ -107,7 +114,7 @@ def tune(
     """
     atomic.refuse_taken(Path(os.path.abspath(out)), force)
     columns = {"text": job.text, "label": job.label, "second": job.second, "cluster": job.cluster, "split": job.split}
-    check_names(Job(job.model, job.data, **columns))  # type: ignore[arg-type]
+    check_names(Job(job.model, job.data, **columns, device=job.device, dtype=job.dtype, quantize=job.quantize))  # type: ignore[arg-type]
     # Not before: with these comes torch, and a slip in a name is told without waiting for it.
     from trueup.corpus.read import read
     from trueup.run.forward import CUT, cut
@@ -116,8 +123,8 @@ def tune(
     from trueup.run.processes import processes
     from trueup.run.train import Training, train
     from trueup.subject.adapter import CARD, save_tuned
+    from trueup.subject.checkpoint import template_of
     from trueup.subject.kinds import Lora
-    from trueup.subject.load import template_of
     from trueup.subject.new_adapter import fresh
 
     unknown = set(job.training) - set(Training.__dataclass_fields__)
@@ -138,7 +145,8 @@ def tune(
             )
         subject = fresh(
             job.model, job.recipe, corpus.classes, template=template, max_length=job.max_length, device=job.device,
-            seed=job.seed, revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
+            dtype=job.dtype, quantize=job.quantize, seed=job.seed, revision=job.revision, allow_pickle=job.allow_pickle,
+            trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
         part = corpus.part("train")
         longer = cut(subject, part).mean()

@@ -498,8 +498,8 @@ def test_help(words: tuple[str, ...]) -> None:
 def test_the_help_of_tune_says_what_the_code_does() -> None:
     from trueup import cli
     from trueup.run.train import Training
+    from trueup.subject.checkpoint import LENGTH
     from trueup.subject.kinds import RECIPES, Lora, Prompt
-    from trueup.subject.load import LENGTH
 
     helps = {
         k: h.__metadata__[0].help for k, h in get_type_hints(cli.tune, include_extras=True).items() if k != "return"

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from trueup import cli
 from trueup.errors import BadInput
 from trueup.experiments import speed
 
@@ -93,3 +94,7 @@ def test_a_package_that_is_not_installed_is_said_and_fails_nothing(tmp_path, mon
     assert speed.failed(got) == []
     assert "laplace-torch is not installed" in said[0]
     assert "| laplace-torch is not installed | its posterior in closed form: " in speed.table(got)
+
+
+def test_the_command_line_names_every_case() -> None:
+    assert [c.value for c in cli.SpeedCase] == list(speed.CASES)

@@ -17,6 +17,7 @@ import transformers
 from export_cases import CLASSES, TEXTS, confidence, scaled, shaken
 
 import trueup
+from trueup import exporting
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.faults.adapter_remedy import adapted
@@ -26,6 +27,7 @@ from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.new_adapter import Prefix, Prompt
 from trueup.subject.quiet import quiet
+from trueup.subject.repaired import open_repaired
 
 HAS_ONNX = all(find_spec(name) for name in onnx.NEEDED)
 
@@ -284,6 +286,11 @@ def test_test_texts_of_the_check_are_taken(tmp_path):
     done = trueup.export(out, "merged", tmp_path / "served")
     assert not done.synthetic
     assert done.equal == done.texts > 32
+    folder = out / "overconfidence"
+    inputs, _ = exporting._texts(folder, open_repaired(folder, files.read_card(folder), None))
+    longest = [i["input_ids"].shape[1] for i in inputs]
+    assert longest[: exporting.LONG] == [32] * exporting.LONG, "as long as the audit reads"
+    assert max(longest[exporting.LONG :]) < 32
 
 
 def test_the_command_line_prints_the_proof(tmp_path, capsys):

@@ -22,7 +22,7 @@ MADE: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     ),
     "overconfidence": (
         {"measures": measures(gap=0.08, accuracy=0.85)}, {"measures": measures(gap=0.01, accuracy=0.85)},
-        ("says less about its errors than it could", "it states 93.0% and is right on 85.0%", "the repaired adapter states 86.0%"),
+        ("cannot rely on this model's confidence", "it states 93.0% and is right on 85.0%", "the repaired adapter states 86.0%"),
     ),
     "copying": ({}, {"severity": 0.01}, ("copies answers", "30.0% get a wrong answer", "with the repaired adapter 1.0%")),
     "rigidity": (

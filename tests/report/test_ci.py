@@ -39,18 +39,21 @@ def test_what_fails() -> None:
     alone = comparison(after=None)
     undecided = replace(alone, before=replace(alone.before, low=-1.0))
     clear = replace(alone, before=replace(alone.before, low=-1.0, high=alone.before.threshold - 0.01))
-    more = {"also found": ["site*sex"]}
+    more = {"others": [{"attribute": "sex", "verdict": "clear"}, {"attribute": "site*sex", "verdict": "found"}]}
     elsewhere = replace(clear, before=replace(clear.before, details=more))
+    open_ = {"others": [{"attribute": "sex", "verdict": "clear"}, {"attribute": "site*sex", "verdict": "undecided"}]}
+    unsure = replace(clear, before=replace(clear.before, details=open_))
+    sure = replace(clear, before=replace(clear.before, details={"others": open_["others"][:1]}))
     assert repaired.after is not None
     partly = replace(repaired, after=replace(repaired.after, details=more))
     cases = {
         "repaired": repaired, "reduced": left, "found": alone, "undecided": undecided, "clear": clear, "elsewhere": elsewhere,
-        "partly": partly,
+        "partly": partly, "unsure": unsure, "sure": sure,
     }  # fmt: skip
     failing = {how: {k for k, c in cases.items() if ci.fails(c, how)} for how in ("found", "undecided", "reduced")}
     assert failing == {
         "found": {"repaired", "reduced", "found", "elsewhere", "partly"},
-        "undecided": {"repaired", "reduced", "found", "undecided", "elsewhere", "partly"},
+        "undecided": {"repaired", "reduced", "found", "undecided", "elsewhere", "partly", "unsure"},
         "reduced": {"reduced", "found", "elsewhere", "partly"},
     }
 

@@ -222,3 +222,8 @@ def test_repaired_is_said_only_where_the_whole_interval_after_lies_within_the_th
         c = replace(comparison(), before=before, after=after, differences=gain)
         assert state_of(c) == c.outcome == word
     assert state_of(None) == "not examined"
+
+
+def test_every_word_has_a_meaning_a_sign_and_a_rank() -> None:
+    assert set(words.MEANING) == set(words.ICON) == set(words.RANK)
+    assert all(m.endswith(".") and len(m.split()) <= 20 for m in words.MEANING.values())

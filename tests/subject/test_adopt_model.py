@@ -19,7 +19,8 @@ from trueup.errors import BadInput, Unsupported
 from trueup.faults.overconfidence import Overconfidence
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
-from trueup.subject.load import UNNAMED, load, resolve
+from trueup.subject.checkpoint import UNNAMED, resolve
+from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Subject, model_fingerprint

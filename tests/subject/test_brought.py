@@ -34,9 +34,10 @@ from trueup.run import forward
 from trueup.run.predict import Session, predict, within
 from trueup.subject import adapter as files
 from trueup.subject import tokens
+from trueup.subject.checkpoint import check_template, pinned
 from trueup.subject.few_shot_tokens import first_tokens
 from trueup.subject.linear import map_of
-from trueup.subject.load import check_template, load, pinned
+from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, beside
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Subject

@@ -10,8 +10,8 @@ from test_few_shot_tokens import byte_level
 from tokenizers import processors
 
 from trueup.errors import BadInput
+from trueup.subject.checkpoint import check_template, template_of
 from trueup.subject.few_shot_tokens import opened, prompt_ids, wording
-from trueup.subject.load import check_template, template_of
 from trueup.subject.template import Shots, Template
 
 CHATML = (

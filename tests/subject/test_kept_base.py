@@ -9,8 +9,8 @@ import torch
 from trueup.corpus.corpus import Corpus
 from trueup.run.predict import predict
 from trueup.run.train import Training, train
-from trueup.subject import load as door
-from trueup.subject.load import keeping_base
+from trueup.subject import checkpoint as door
+from trueup.subject.checkpoint import keeping_base
 from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.subject import model_fingerprint
 

@@ -21,8 +21,9 @@ from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject import patterns
 from trueup.subject.anatomy import FAMILIES
-from trueup.subject.load import load, position_limit
+from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
+from trueup.subject.positions import position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import Subject
 from trueup.subject.template import Template

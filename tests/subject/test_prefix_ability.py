@@ -9,7 +9,7 @@ import transformers
 
 from abilities import prefix_classifiers
 from trueup.errors import Unsupported
-from trueup.subject import load as door
+from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, fresh
 from trueup.subject.quiet import quiet
 from trueup.subject.swap_adapter import cannot_run
@@ -51,10 +51,10 @@ def test_a_saved_prefix_is_refused_before_its_data_are_read(base_of, tmp_path):
             str(tmp_path)
         )
     if prefix_classifiers():
-        assert door.load(str(base), str(tmp_path), device="cpu").source.peft_type == "PREFIX_TUNING"
+        assert load(str(base), str(tmp_path), device="cpu").source.peft_type == "PREFIX_TUNING"
     else:
         with pytest.raises(Unsupported, match=SAID):
-            door.load(str(base), str(tmp_path), device="cpu")
+            load(str(base), str(tmp_path), device="cpu")
 
 
 def test_other_kinds_and_prefixes_that_write_run_with_every_version(base_of):

@@ -16,7 +16,8 @@ from trueup.corpus.corpus import Corpus
 from trueup.faults.overconfidence.repair import null_remedy
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
-from trueup.subject.load import UNNAMED, load
+from trueup.subject.checkpoint import UNNAMED
+from trueup.subject.load import load
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of, whole_batches
 from trueup.subject.subject import body_fingerprint

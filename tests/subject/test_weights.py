@@ -21,8 +21,9 @@ from trueup.run.predict import predict
 from trueup.run.proof import equal, tolerance
 from trueup.subject import adapter as files
 from trueup.subject import weights as room
+from trueup.subject.checkpoint import keeping_base
 from trueup.subject.kinds import Lora, Prompt
-from trueup.subject.load import keeping_base, load
+from trueup.subject.load import load
 from trueup.subject.new_adapter import beside, fresh
 from trueup.subject.quiet import quiet
 from trueup.subject.swap_adapter import bare, wear

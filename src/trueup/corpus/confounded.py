@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trueup.corpus import mix
 from trueup.errors import BadInput, did_you_mean, listing
-from trueup.measure import shift
 
 PREFIX = "confounded:"
 ALPHA = 5.0
@@ -49,6 +47,11 @@ def columns(name: str, seed: int, *, progress: bool = True) -> tuple[dict[str, l
     Raises:
         BadInput: there is no such set, or ALPHA is no number above 0 that the data can carry. Unavailable: as `trueup.read`.
     """
+    return _drawn(*find(name), seed, progress)
+
+
+def find(name: str) -> tuple[Coupled, float]:
+    """The data set and the coupling that a name says. Raises BadInput where there is no such set or ALPHA is no number above 0."""
     short, _, given = name.removeprefix(PREFIX).partition(":")
     if short not in SETS:
         raise BadInput(
@@ -63,11 +66,14 @@ def columns(name: str, seed: int, *, progress: bool = True) -> tuple[dict[str, l
         raise BadInput(
             f"'{name}' asks for a coupling of '{given}', which is no number above 0. Give one, as in '{PREFIX}{short}:3'."
         )
-    return _drawn(SETS[short], alpha, seed, progress)
+    return SETS[short], alpha
 
 
 def _drawn(of: Coupled, alpha: float, seed: int, progress: bool) -> tuple[dict[str, list[str]], str, list[str]]:
+    # Not before: with these comes scipy, and a slip in a name is told without waiting for it.
+    from trueup.corpus import mix
     from trueup.corpus.read import read
+    from trueup.measure import shift
 
     corpus = read(of.source, attributes=(of.attribute,), seed=seed, progress=progress)
     z = corpus.attributes[of.attribute]

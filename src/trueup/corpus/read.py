@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,21 @@ from trueup.corpus.split import (
 from trueup.corpus.table import Table
 from trueup.corpus.values import absent, group_column, label_column, label_lists, other_column, text_column
 from trueup.errors import BadInput, did_you_mean, listing
+from trueup.given import checked
 from trueup.store.inputs import path_of
 
 SHIPPED = ("embedded:", "confounded:")
 """How the names of data begin that packages ship."""
 
 
+@checked
 def read(
     source: str | Path | Any,
     *,
     text: str = "text",
     label: str = "label",
     second: str | None = None,
-    attributes: Sequence[str] = (),
+    attributes: str | Sequence[str] = (),
     others: bool = False,
     cluster: str | None = None,
     split: str | None = None,
@@ -213,7 +214,11 @@ def check_source(name: str, wanted: Sequence[str], most: int) -> None:
         from trueup.corpus import embedded
 
         embedded.find(name)
-    elif not name.startswith(SHIPPED):
+    elif name.startswith("confounded:"):
+        from trueup.corpus import confounded
+
+        confounded.find(name)
+    else:
         folder = path_of(name)
         saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
         path = None if saved else data_file(name)
@@ -371,9 +376,6 @@ def _check_options(
             f"The fractions {tuple(fractions)} cannot be used; give three numbers above 0 that sum to 1, for train, "
             "calibration and test, such as 0.6 0.2 0.2."
         )
-    for name, value in (("limit", limit), ("seed", seed)):
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
-            raise BadInput(f"The {name} is {value!r} ({type(value).__name__}); give a whole number.")
     if limit is not None and limit < 1:
         raise BadInput(f"The limit is {limit}; give the number of rows to keep, 1 or more.")
     if seed < 0:

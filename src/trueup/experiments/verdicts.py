@@ -50,7 +50,7 @@ class Settings:
                 f"--sizes {','.join(map(str, self.sizes))} holds no number or one below {FEWEST}: fewer clusters decide nothing. "
                 "Give numbers with commas between them, such as 60,200,1000,4000."
             )
-        known = sorted({w.fault.partition(",")[0] for w in worlds()})
+        known = [name.split(".")[-2] for name in _modules()]
         for name in self.faults:
             if name not in known:
                 raise BadInput(f"No fault '{name}' has worlds.{did_you_mean(name, known)} There are {listing(known)}.")
@@ -58,14 +58,17 @@ class Settings:
 
 def worlds() -> list[World]:
     """Every fault's worlds, by fault."""
+    return [world for name in _modules() for world in importlib.import_module(name).WORLDS]
+
+
+def _modules() -> list[str]:
+    """The module of each fault's worlds, by fault."""
     import trueup.faults
 
-    found = []
-    for info in sorted(pkgutil.iter_modules(trueup.faults.__path__), key=lambda m: m.name):
-        name = f"{trueup.faults.__name__}.{info.name}.worlds"
-        if info.ispkg and importlib.util.find_spec(name) is not None:
-            found += importlib.import_module(name).WORLDS
-    return found
+    names = (
+        f"{trueup.faults.__name__}.{m.name}.worlds" for m in pkgutil.iter_modules(trueup.faults.__path__) if m.ispkg
+    )
+    return sorted(name for name in names if importlib.util.find_spec(name) is not None)
 
 
 def run(

@@ -21,17 +21,21 @@ This module imports no model: only numbers and text cross the seam.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from trueup.docstrings import entries, section
+from trueup.errors import BadInput
+from trueup.given import shown
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
@@ -400,6 +404,12 @@ class Comparison:
 class Fault(ABC):
     """A fault as a value: its fields are its knobs, each with a good default. One folder each under ``faults/``."""
 
+    def __post_init__(self) -> None:
+        """Raises BadInput where a knob is not of the kind of its default. A fault with checks of its own calls this first."""
+        for f in fields(self):  # type: ignore[arg-type]  # every fault is a dataclass
+            if f.metadata.get("knob", True) and f.default is not MISSING:
+                object.__setattr__(self, f.name, _knob(self.name, f.name, getattr(self, f.name), f.default))
+
     name: ClassVar[str]
     title: ClassVar[str]
     question: ClassVar[str]
@@ -532,3 +542,26 @@ def each_fault() -> Iterator[type[Fault]]:
         for _, member in inspect.getmembers(module, inspect.isclass):
             if issubclass(member, Fault) and not inspect.isabstract(member) and member.__module__ == module.__name__:
                 yield member
+
+
+LARGEST = 2**31 - 1
+"""The largest whole number that a setting may be: no count comes near it, and what is larger no tensor takes as a size."""
+
+
+def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
+    """`value`, when it is of the default's kind; a whole number serves where a fraction is meant."""
+    kind = type(default)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        if kind in (int, float) and abs(int(value)) <= LARGEST:
+            return kind(value)
+    elif kind is float and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind is str and isinstance(value, bool | int | float):  # a column may be named 2024 or true
+        return json.dumps(value)
+    if isinstance(value, kind) and kind in (bool, str):
+        return value
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    raise BadInput(
+        f"The knob {fault}.{knob} is {names.get(kind, kind.__name__)}, such as {default!r}, but {shown(value)} was given. Correct "
+        f"it, for example --set {fault}.{knob}={json.dumps(default)}."
+    )

@@ -9,9 +9,9 @@ from typing import Any
 
 from trueup.errors import visible
 from trueup.faults.predict_script import literal as literal_code
+from trueup.subject.checkpoint import UNNAMED
 from trueup.subject.few_shot_tokens import ends_texts, opened
 from trueup.subject.hub import licence_of
-from trueup.subject.load import UNNAMED
 from trueup.subject.subject import Subject
 
 
@@ -112,9 +112,7 @@ def closing(about: Mapping[str, Any]) -> str:
     shape = about.get("shape")
     text = f"`BASE` is {literal(str(about['base']))}, and `FOLDER` is this one."
     if str(about["base"]).startswith("embedded:"):
-        text += (
-            " The base is a folder in trueup's cache (`trueup.subject.load.resolve` names it; a copy serves anywhere)."
-        )
+        text += " The base is a folder in trueup's cache (`trueup.subject.checkpoint.resolve` names it; a copy serves anywhere)."
     if shape is not None and shape.get("shots"):
         return text
     if shape is not None:

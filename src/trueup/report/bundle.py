@@ -27,6 +27,7 @@ import numpy as np
 
 from trueup.errors import BadInput, TrueupError, check_within, did_you_mean, listing
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
+from trueup.given import checked
 from trueup.report import words
 from trueup.report.values import plain, untag
 from trueup.store.schema import plain_bytes
@@ -171,6 +172,7 @@ class Report:
         return Path(folder)
 
     @staticmethod
+    @checked
     def open(folder: str | Path) -> Report:
         """The report of a folder that `save`, `trueup.run_job` or a command wrote. Raises BadInput where it is none, or damaged."""
         return read(folder)
@@ -284,8 +286,6 @@ def read(folder: str | Path) -> Report:
     """
     from trueup.store.atomic import there, verify
 
-    if not isinstance(folder, str | Path):
-        raise BadInput(f"A report is read from a folder, and {folder!r} names none. Give the folder's name.")
     folder = Path(folder)
     if not there(folder):
         raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")

@@ -20,20 +20,20 @@ _MARK = {"repaired": "✅", "clear": "✅", "undecided": "❔", "reduced": "⚠�
 def fails(comparison: Comparison, fail_on: FailOn) -> bool:
     """Whether a fault fails a job.
 
-    ``found``: the model as it came has the fault, whatever a repair did. Of several columns that it was examined on, one is enough.
-    ``undecided``: it has, or may have. ``reduced``: it has, and the repaired adapter is not clear of it (`state_of` is not
-    ``repaired``, or a further column is still found).
+    ``found``: the model as it came has the fault, whatever a repair did. ``undecided``: it has, or may have. ``reduced``: it has,
+    and the repaired adapter is not clear of it (`state_of` is not ``repaired``, or a further column is still found). Where a fault
+    is examined on several columns, one column is enough.
     """
     before, last = comparison.before, comparison.after or comparison.before
-    found = before.found or _on_another_column(before)
+    told = {before.verdict} | _on_further_columns(before)
     if fail_on == "reduced":
-        return found and (words.state_of(comparison) != "repaired" or _on_another_column(last))
-    return found or (fail_on == "undecided" and before.verdict == "undecided")
+        return "found" in told and (words.state_of(comparison) != "repaired" or "found" in _on_further_columns(last))
+    return bool(told & ({"found", "undecided"} if fail_on == "undecided" else {"found"}))
 
 
-def _on_another_column(finding: Finding) -> bool:
-    """Whether a fault that is examined on several columns is found on one beside the headline's."""
-    return bool(finding.details.get("also found"))
+def _on_further_columns(finding: Finding) -> set[str]:
+    """The verdicts on the columns that a fault was examined on beside the headline's."""
+    return {column["verdict"] for column in finding.details.get("others", ())}
 
 
 def junit(report: Report, fail_on: FailOn) -> str:

@@ -99,6 +99,7 @@ def _render(report: Report, cell: int, points: int) -> str:
     noted = (m for n in report.notes if (m := _UNEXAMINED.fullmatch(n)))
     missing = {m[1]: m[2] for m in noted} | report.unexamined
     code = asset("page.js")
+    states = {words.state_of(c) for c in report.comparisons}
     scripts = [inline(_vega()), inline(code)] if charts else [inline(code)]
     return template("page.html.jinja").render(
         title=words.clean(report.title, 200),
@@ -107,6 +108,7 @@ def _render(report: Report, cell: int, points: int) -> str:
         unexamined=[
             (words.clean(k.replace("_", " "), 80), words.clean(v[:1].upper() + v[1:], 600)) for k, v in missing.items()
         ],
+        meanings=[(s, words.MEANING[s]) for s in words.RANK if s in {*states, *(["not examined"] * bool(missing))}],
         data=_data(report.data),
         previous=_previous(report.previous),
         notes=[words.clean(n, 1000) for n in report.notes if not _UNEXAMINED.fullmatch(n)],

@@ -27,6 +27,20 @@ ICON: Mapping[State, str] = {
 }  # fmt: skip
 """A sign beside each word, so that no state is told by its colour alone."""
 
+MEANING: Mapping[State, str] = {
+    "found": "The model has this fault. No repaired adapter was made.",
+    "made worse": "The repair made the fault worse, so it is not handed over.",
+    "no gain": "The repair did not help measurably, so it is not handed over.",
+    "trade-off": "The repair reduces the fault, but costs more accuracy than the budget allows.",
+    "reduced": "The repair made the fault smaller. What is left may still be above the threshold.",
+    "undecided": "The test texts do not settle whether the model has this fault.",
+    "not measured": "The fault could not be measured here.",
+    "not examined": "The fault does not apply here, or was not asked for.",
+    "repaired": "The model had the fault. After the repair it is below the threshold.",
+    "clear": "The model does not have this fault above the threshold.",
+}
+"""What each word means to a reader who has never seen a report."""
+
 HEADLINE = "severity"
 """The key under which `Comparison.differences` holds the paired difference of the headline."""
 
@@ -163,9 +177,9 @@ def happened(c: Comparison) -> str:
     if c.after is None:
         return f"Each repair that helps costs more accuracy than {budget}." if c.outcome == "trade-off" else ""
     return {
-        "repaired": "After the repair it lies within the threshold.",
-        "reduced": "After the repair there is less of it. It is not shown to lie within the threshold.",
-        "trade-off": "After the repair there is less of it, at a price above the budget.",
+        "repaired": "The repair reduced this to below the threshold.",
+        "reduced": "The repair reduced this. What is left may still be above the threshold.",
+        "trade-off": "The repair reduced this, but it costs more accuracy than the budget allows.",
         "no gain": "We tried a repair. It did not help.",
         "made worse": "We tried a repair. It made this worse.",
     }.get(c.outcome, "We tried a repair. It helped." if c.gained else "We tried a repair. It did not help.")

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from trueup.errors import BadInput, Unavailable
+from trueup.given import check_fields
 
 TRIES = 2
 """How often a piece is begun before its workers' deaths are laid to it."""
@@ -69,6 +70,7 @@ class Processes:
     workers: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.workers < 1:
             raise BadInput(f"{self.workers} workers do nothing. Give --workers 1 or more.")
 
@@ -215,6 +217,9 @@ class Ray:
     gpus: float = 0.0
     cpus: float = 1.0
     tries: int = 4
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def each(
         self, work: Callable[[Any], Any], pieces: Sequence[Any], alike: Sequence[str], around: Around = nullcontext

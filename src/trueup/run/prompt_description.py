@@ -25,8 +25,8 @@ from trueup.run import forward
 from trueup.run.answers import end_tokens
 from trueup.run.predict import TOKENS, evaluating
 from trueup.run.prompts import Row
-from trueup.subject.load import position_limit
 from trueup.subject.new_adapter import prompt_embeddings
+from trueup.subject.positions import position_limit
 from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import bare
 from trueup.subject.units import layers_of

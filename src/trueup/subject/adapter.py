@@ -570,7 +570,7 @@ def _prefix_on_a_classifier(anatomy: Anatomy) -> None:
     """Raises Unsupported where the installed PEFT cannot run a prefix on a sequence classifier of this family, by a tiny one."""
     import transformers
 
-    from trueup.subject.load import check_runs
+    from trueup.subject.positions import check_runs
     from trueup.subject.quiet import quiet
     from trueup.subject.tiny import SIZES
 

@@ -6,7 +6,7 @@ of what the model computes and runs in the view as well. What training changes l
 
 A saved repair names the base it belongs to, and some repairs load that base again. A live model remembers the name it came
 from, but may have been trained since; so where that checkpoint is on this machine, its weights are compared with the live
-ones. Without a name that holds, the base is called `load.UNNAMED`: a repair is saved all the same, to be put on the base
+ones. Without a name that holds, the base is called `checkpoint.UNNAMED`: a repair is saved all the same, to be put on the base
 that the user has, and repairs that need to load it again are not offered.
 """
 
@@ -28,12 +28,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.subject import adapter as files
-from trueup.subject import load as door
+from trueup.subject import checkpoint as door
 from trueup.subject import tokens
 from trueup.subject.anatomy import Anatomy
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
 from trueup.subject.linear import map_of
+from trueup.subject.positions import most_tokens, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, head_layer
@@ -121,8 +122,8 @@ def adopt(
             told=(*told, *differs, *told_of(anatomy), *(door.through_sigmoid(names) if sigmoid else ())),
         ),
         max_length=min(
-            max_length or door.most_tokens(base.config, anatomy, tokenizer, settings),
-            door.position_limit(base.config, anatomy, settings),
+            max_length or most_tokens(base.config, anatomy, tokenizer, settings),
+            position_limit(base.config, anatomy, settings),
         ),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
@@ -154,7 +155,7 @@ def view_of(model: nn.Module) -> Any:
 
 
 def base_name(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy, revision: str | None) -> str:
-    """The name under which the base's weights load again, as far as this machine can tell; else `load.UNNAMED`."""
+    """The name under which the base's weights load again, as far as this machine can tell; else `checkpoint.UNNAMED`."""
     remembered = getattr(base.config, "_name_or_path", "") or getattr(settings, "base_model_name_or_path", None) or ""
     gone = str(remembered).startswith((".", "/", "~")) or str(remembered).count("/") > 1
     if not remembered or (gone and not Path(remembered).is_dir()):

@@ -22,6 +22,8 @@ def allowed(repo: str) -> None:
     Raises:
         BadInput: the name is no ``owner/name``, or nobody is logged in. Unavailable: the hub is out of reach.
     """
+    if "/" not in repo:
+        raise BadInput(f"--push-to-hub '{repo}' does not say whose repository it is; give owner/name.")
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
 
@@ -29,8 +31,6 @@ def allowed(repo: str) -> None:
         validate_repo_id(repo)
     except ValueError as e:
         raise BadInput(f"--push-to-hub '{repo}' cannot be a repository's name ({e}). Give owner/name.") from e
-    if "/" not in repo:
-        raise BadInput(f"--push-to-hub '{repo}' does not say whose repository it is; give owner/name.")
     try:
         HfApi().whoami()
     except Exception as e:

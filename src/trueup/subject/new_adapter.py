@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trueup.errors import BadInput, Unsupported
-from trueup.subject import load as door
+from trueup.subject import checkpoint as door
 from trueup.subject.anatomy import Anatomy
 from trueup.subject.discover import anatomy_of, told, tried
 from trueup.subject.kinds import Lora, Prefix, Prompt, PTuning, Recipe, shape_of, unwrapped
+from trueup.subject.positions import check_runs, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject
 from trueup.subject.template import Template
-from trueup.subject.weights import Weights, need_memory
+from trueup.subject.weights import Weights, device_of, need_memory
 
 
 def fresh(
@@ -32,6 +33,7 @@ def fresh(
     max_length: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     seed: int = 0,
     revision: str | None = None,
     allow_pickle: bool = False,
@@ -45,8 +47,8 @@ def fresh(
     Raises:
         Unsupported: the family has no sequence classifier or no prefix tuning. Else as `load`.
     """
-    weights = Weights(dtype).checked(device)
-    device = door.device_of(device)
+    weights = Weights(dtype, quantize).checked(device)
+    device = device_of(device)
     where = door.resolve(model)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = door.read_model_config(where, model, **options)
@@ -104,7 +106,7 @@ def fresh(
                 _mix_slots(wrapped, recipe)
             if isinstance(recipe, Lora) and recipe.part:
                 _train_rows(wrapped, recipe, anatomy)
-            door.check_runs(wrapped, anatomy)  # type: ignore[arg-type]
+            check_runs(wrapped, anatomy)  # type: ignore[arg-type]
     settings.base_model_name_or_path = model
     kind: str = settings.peft_type.value  # type: ignore[union-attr]
     return Subject(
@@ -115,7 +117,7 @@ def fresh(
         source=Source(
             model, None, kind, revision, allow_pickle, trust_remote_code, told=told(anatomy), weights=weights
         ),
-        max_length=min(max_length or door.LENGTH, door.position_limit(config, anatomy, settings)),
+        max_length=min(max_length or door.LENGTH, position_limit(config, anatomy, settings)),
         template=template,
         confidence=SoftmaxResponse(len(classes)),
     )

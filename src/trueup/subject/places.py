@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trueup.errors import BadInput, did_you_mean, listing
+from trueup.errors import BadInput, Unavailable, did_you_mean, listing
 from trueup.store.atomic import there
 from trueup.store.inputs import path_of
 
@@ -23,10 +24,21 @@ MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Device maps that accelerate makes itself, from the memory that is free."""
 
 
+DEVICES = (
+    "cpu", "cuda", "mps", "xpu", "npu", "hpu", "mtia", "mlu", "musa", "maia", "xla", "ipu", "hip", "ve", "vulkan", "privateuseone",
+)  # fmt: skip
+"""Kinds of device that PyTorch, or a package that extends it, has a name for. A number may follow: ``cuda:1``."""
+
+
 def check_weights(dtype: Any, quantize: Any, device_map: Any, device: str | None) -> None:
     """Raises BadInput where a name of how weights are loaded is none; what is no name passes (`trueup.subject.weights.Weights`)."""
     if device_map is not None and device is not None:
         raise BadInput("A device map says where each part of the model lies; leave --device out, or the map.")
+    if device is not None and not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", device):
+        near = did_you_mean(device, DEVICES)
+        raise BadInput(
+            f"There is no device '{device}'.{near} Give cpu, cuda, cuda:1 or mps; without --device the fastest is taken."
+        )
     if dtype is not None and dtype not in DTYPES:
         raise BadInput(
             f"There is no number type '{dtype}'.{did_you_mean(str(dtype), DTYPES)} There are {listing(DTYPES)}."
@@ -64,16 +76,26 @@ def check_model(where: str, name: str) -> None:
         raise BadInput(f"There is no folder '{name}'. Check the path, or give a hub id such as 'org/name'.")
 
 
+def check_hub_id(name: str) -> None:
+    """Raises Unavailable where the hub is out of bounds (``--offline``) and its cache has nothing of the repository `name`."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
+        return
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    if not (cache / f"models--{name.replace('/', '--')}").exists():
+        raise Unavailable(
+            f"'{name}' is no folder here, and the cache of the Hugging Face Hub ('{cache}') does not have it. trueup runs offline "
+            "(--offline or HF_HUB_OFFLINE), so it downloads nothing. Correct the name, or fetch it first: "
+            f"`hf download {name}`."
+        )
+
+
 def adapter_path(adapter: str) -> Path | None:
     """The folder of an adapter; None where it can only be a hub id.
 
     Raises:
         BadInput: there is no such folder.
     """
-    if not isinstance(adapter, str):
-        raise BadInput(
-            f"adapter is {adapter!r} ({type(adapter).__name__}), and a folder's name or a hub id is needed. Give that."
-        )
     path = path_of(adapter)
     if there(path):
         return path

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trueup.errors import BadInput, Unsupported
 from trueup.subject import adapter as files
-from trueup.subject import load as door
+from trueup.subject import checkpoint as door
 from trueup.subject import tokens
 from trueup.subject.anatomy import Anatomy
 from trueup.subject.discover import anatomy_of

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from trueup.errors import BadInput
-from trueup.subject import load as door
+from trueup.subject import checkpoint as door
 from trueup.subject.embedded import MODELS
 from trueup.subject.quiet import quiet
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from trueup.errors import Unsupported
 from trueup.subject import adapter as files
-from trueup.subject import load as door
+from trueup.subject import checkpoint as door
 from trueup.subject.linear import active
+from trueup.subject.positions import check_runs, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of
 from trueup.subject.subject import Subject
@@ -48,7 +49,7 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
     placed(model.eval(), subject.device)
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     # A prompt takes positions that the subject's own adapter may have left to the text.
-    room = min(subject.max_length, door.position_limit(subject.base.config, subject.anatomy, config))
+    room = min(subject.max_length, position_limit(subject.base.config, subject.anatomy, config))
     return replace(subject, model=model, source=replace(subject.source, peft_type=kind), max_length=room, head=None)
 
 
@@ -60,7 +61,7 @@ def cannot_run(subject: Subject, config: peft.PeftConfig) -> str | None:
     try:
         with torch.random.fork_rng(), quiet():
             model = peft.get_peft_model(base, config)
-            door.check_runs(placed(model.eval(), subject.device), subject.anatomy)  # type: ignore[arg-type]
+            check_runs(placed(model.eval(), subject.device), subject.anatomy)  # type: ignore[arg-type]
     except Unsupported as e:
         return str(e)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trueup.errors import BadInput, Unavailable, Unsupported, did_you_mean
+from trueup.errors import BadInput, Unavailable, Unsupported, did_you_mean, listing
 from trueup.subject.places import BITS, MAPS, check_weights
 
 QUANTISED: dict[str, dict[str, Any]] = dict(zip(BITS, (
@@ -107,8 +108,6 @@ def _mapping(device_map: str | Mapping[str, Any] | None) -> str | dict[str, Any]
             raise BadInput(f"The device map '{file}' is no JSON ({str(e)[:120]}). Correct it.") from e
     if not isinstance(device_map, Mapping) or not device_map:
         raise BadInput('A device map is an object of module names and devices, such as {"model.layers.0": "cpu"}.')
-    from trueup.subject.load import device_of
-
     found = {}
     for name, where in device_map.items():
         if isinstance(where, bool) or not isinstance(where, str | int):
@@ -319,3 +318,30 @@ def need_memory(net: nn.Module, what: str) -> None:
             f"{what} needs all weights in memory, and the device map leaves {len(away)} of them elsewhere, such as {away[0]}. "
             "Leave --device-map out, or take --quantize 4bit."
         )
+
+
+def best_device() -> str:
+    """``cuda``, ``mps`` or ``cpu``: the first there is; of several GPUs the one that a launcher gives this process."""
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_of(name: str | None) -> str:
+    """`name`, once a tensor has been there; the fastest device there is for None.
+
+    Raises:
+        BadInput: there is no such device here.
+    """
+    if name is None:
+        return best_device()
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        known = ["cpu", *(d for d, there in (("cuda", torch.cuda.is_available()),
+                                             ("mps", torch.backends.mps.is_available())) if there)]  # fmt: skip
+        raise BadInput(
+            f"There is no device '{name}' on this machine.{did_you_mean(name, known)} There are {listing(known)}; without "
+            "--device the fastest is taken."
+        ) from e
+    return name

@@ -35,7 +35,8 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from trueup.errors import BadInput, did_you_mean, listing
-from trueup.job import LARGEST, Job, faults_of
+from trueup.faults.fault import LARGEST
+from trueup.job import Job, faults_of
 from trueup.report.words import clean
 from trueup.sweeps.lines import At, read
 from trueup.tuning import TRAINED, TuneJob, tune_job

@@ -13,6 +13,7 @@ from pathlib import Path
 import trueup
 from trueup.errors import BadInput, TrueupError, it_or_them, listing
 from trueup.faults.fault import Difference
+from trueup.given import checked
 from trueup.report import bundle, index
 from trueup.report.bundle import Report
 from trueup.run.engine import Engine, Here, Lost, Processes
@@ -59,6 +60,7 @@ class Swept:
         return [c.name for c in self.cells if (r := self.records.get(c.name)) is None or r.state == "begun"]
 
 
+@checked
 def sweep(
     file: str | Path, out: str | Path, *, engine: Engine | None = None, part: str = "", only_failed: bool = False,
     collect: Sequence[str | Path] = (), baseline: str | Path | None = None, track: Tracker | None = None,
@@ -171,7 +173,7 @@ def work(cell: Cell, out: Path, before: Mapping[str, Path]) -> cells.Record:
 def _done(
     mine: Sequence[Cell], out: Path, engine: Engine, only_failed: bool, before: Mapping[str, Path], told: Told
 ) -> None:
-    from trueup.subject.load import keeping_base
+    from trueup.subject.checkpoint import keeping_base
 
     states = [_state(cell, out, cell.name) for cell in mine]
     todo = [c for c, s in zip(mine, states, strict=True) if s == "failed" or (s != "done" and not only_failed)]

@@ -19,7 +19,7 @@ from trueup.faults.confounding.retrained import again
 from trueup.run.ensemble import committee
 from trueup.run.train import Training
 from trueup.subject import adapter as files
-from trueup.subject import load as door
+from trueup.subject import checkpoint as door
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prompt, fresh
 

@@ -52,7 +52,7 @@ from trueup.run.heads import fit_head
 from trueup.run.predict import Session, predict, within
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
-from trueup.subject import load as door
+from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prompt, fresh, prompt_embeddings
 from trueup.subject.subject import Head, Source
 from trueup.subject.swap_adapter import wear, with_prompt
@@ -103,7 +103,7 @@ def tuned(case, tmp_path_factory):
     files.save_tuned(moved, folder, start=start)
     card = {"classes": list(subject.classes), "max_length": 32, "tuned": {"training": {"epochs": 1, "lr": 0.01}}}
     (folder / files.CARD).write_text(json.dumps(card))
-    return door.load(subject.source.base, str(folder), device="cpu"), start.numpy()
+    return load(subject.source.base, str(folder), device="cpu"), start.numpy()
 
 
 def same(a: Adapted, b: Adapted) -> bool:
@@ -869,7 +869,7 @@ def test_a_verbaliser_subject_with_a_prompt_keeps_a_causal_adapter(causal, tmp_p
     assert "AutoModelForCausalLM" in card
     assert "['bad', 'good']" in card
     # A user may go on from it: the loader finds the template in the card.
-    back = door.load(subject.source.base, str(tmp_path / "remedy"), device="cpu")
+    back = load(subject.source.base, str(tmp_path / "remedy"), device="cpu")
     assert back.template == TEMPLATE
     assert back.classes == subject.classes
     few = corpus.part("test").take(np.arange(20))

@@ -57,6 +57,7 @@ class Confounding(Fault):
     trained: Trained | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resamples < 10:
             raise BadInput(f"The knob confounding.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:

@@ -36,7 +36,7 @@ from trueup.run.concept import gradients_of
 from trueup.run.predict import hidden_states, predict, session
 from trueup.run.train import Training
 from trueup.subject import adapter as files
-from trueup.subject.load import adapter_folder
+from trueup.subject.checkpoint import adapter_folder
 from trueup.subject.new_adapter import prompt_embeddings, recipe_of
 from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import with_prompt

@@ -43,6 +43,7 @@ class Copying(Fault):
     take: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resamples < 10:
             raise BadInput(f"The knob copying.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:

@@ -47,6 +47,7 @@ class Overconfidence(Fault):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for knob, least in (("folds", 2), ("members", 0), ("passes", 0), ("resamples", 10)):
             if getattr(self, knob) < least:
                 raise BadInput(f"The knob overconfidence.{knob} is {getattr(self, knob)}; give {least} or more.")

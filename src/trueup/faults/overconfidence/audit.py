@@ -264,9 +264,9 @@ def consequence(before: Finding, after: Finding | None) -> str:
         return f"{f.measures['gap'].value + f.measures['accuracy'].value:.1%}"
 
     opening = {
-        "found": "This model's confidence says less about its errors than it could.",
-        "undecided": "It is not settled whether this model's confidence says as much about its errors as it could.",
-        "clear": "This model's confidence says what the calibration examples can teach about its errors.",
+        "found": "You cannot rely on this model's confidence.",
+        "undecided": "It is not decided whether you can rely on this model's confidence.",
+        "clear": "This model's confidence is as reliable as the calibration examples can make it.",
     }[before.verdict]
     told = f"On average it states {states(before)} and is right on {before.measures['accuracy'].value:.1%}"
     if after is not None:

@@ -47,6 +47,7 @@ class Rigidity(Fault):
     learnt: References | None = field(default=None, repr=False, compare=False, metadata={"knob": False})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resamples < 10:
             raise BadInput(f"The knob rigidity.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:

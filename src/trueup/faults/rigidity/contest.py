@@ -26,10 +26,10 @@ from trueup.run.heads import warm_start
 from trueup.run.predict import memo_key, predict, session, within
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
-from trueup.subject import load as door
 from trueup.subject.attention_modules import brought_whole, of_the_adapter
 from trueup.subject.kinds import Lora, Part, Prefix, Prompt, Recipe
 from trueup.subject.new_adapter import beside, size_of
+from trueup.subject.positions import position_limit
 from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import cannot_run, wear
 
@@ -193,7 +193,7 @@ def _rival(subject: Subject, kind: Kind, budget: int) -> Rival:
         recipes: list[Recipe] = [*few, Lora(rank, 2 * rank, part=part)]
     else:
         cls = Prompt if kind == "prompt" else Prefix
-        most = door.position_limit(subject.base.config, subject.anatomy) // 2
+        most = position_limit(subject.base.config, subject.anatomy) // 2
         recipes = [cls(min(most, _times(budget, size_of(cls(1), subject))))]
         if kind == "prefix" and size_of(Prefix(1), subject) > UNEQUAL * budget:
             slots = min(SLOTS, most)

@@ -1,0 +1,132 @@
+"""What a caller gives, held against annotations: an argument of a wrong type, or one that is not there, is a sentence.
+
+Annotations are read as they are written, so nothing is imported for them. One that has a part which `KINDS` does not know lets
+everything pass: the function looks at it itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from numbers import Integral, Real
+from pathlib import PurePath
+from typing import Any, TypeVar, cast
+
+from trueup.errors import BadInput, did_you_mean, listing
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= 2**32
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(map(fits, value))
+
+
+def _named(name: str) -> Callable[[Any], bool]:
+    """Whether a value is of the class of this name, which is not imported for it."""
+    return lambda value: any(c.__name__ == name for c in type(value).__mro__)
+
+
+_WORDS = "a list of words", _list_of(lambda v: isinstance(v, str))
+
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "None": ("None", lambda v: v is None),
+    "str": ("a word", lambda v: isinstance(v, str)),
+    "int": ("a whole number", _whole),
+    "float": ("a number", _number),
+    "bool": ("True or False", lambda v: isinstance(v, bool) or type(v).__name__ == "bool"),
+    "Path": ("a path", lambda v: isinstance(v, PurePath)),
+    "Sequence[str]": _WORDS,
+    "tuple[str, ...]": _WORDS,
+    "Sequence[float]": ("a list of numbers", _list_of(_number)),
+    "Sequence[str | Path]": ("a list of paths", _list_of(lambda v: isinstance(v, str | PurePath))),
+    "Mapping[str, Any]": ("a dict", lambda v: isinstance(v, Mapping)),
+    "Mapping[str, Mapping[str, Any]]": (
+        "a dict of dicts", lambda v: isinstance(v, Mapping) and all(isinstance(x, Mapping) for x in v.values()),
+    ),
+    **{name: (f"a trueup.{name}", _named(name)) for name in ("Job", "TuneJob", "Report")},
+}  # fmt: skip
+"""Parts of annotations, as they are written: what a message calls them, and whether a value is one."""
+
+
+def checked(function: F) -> F:
+    """`function`, which raises BadInput for an argument of a type that its annotation does not have, and for one that it lacks."""
+    signature = inspect.signature(function)
+    name = f"trueup.{function.__qualname__}"
+    open_ = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+
+    @functools.wraps(function)
+    def held(*args: Any, **options: Any) -> Any:
+        for option in options:
+            if option not in signature.parameters and not open_:
+                raise BadInput(
+                    f"{name} has no argument '{option}'.{did_you_mean(option, signature.parameters)} It has "
+                    f"{listing(signature.parameters, 99)}."
+                )
+        try:
+            bound = signature.bind(*args, **options)
+        except TypeError as e:
+            raise BadInput(f"{name}: {e}. It is called as {name}({', '.join(signature.parameters)}).") from None
+        for key, value in bound.arguments.items():
+            bound.arguments[key] = _kept(name, key, value, signature.parameters[key].annotation)
+        return function(*bound.args, **bound.kwargs)
+
+    return cast(F, held)
+
+
+def check_fields(value: Any) -> None:
+    """Raises BadInput where a field of a dataclass is of a type that its annotation does not have."""
+    for f in fields(value):
+        given = getattr(value, f.name)
+        if (kept := _kept(f"trueup.{type(value).__name__}", f.name, given, f.type)) is not given:
+            object.__setattr__(value, f.name, kept)
+
+
+def shown(value: Any) -> str:
+    """A value and its type for a message, in one line."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = 80
+    return f"{' '.join(brief.repr(value).split())} ({type(value).__name__})"
+
+
+def _kept(name: str, key: str, value: Any, annotation: Any) -> Any:
+    """The value, lists of names as lists (of an array, a series, or of whole numbers) where names are wanted."""
+    parts = _parts(annotation) if isinstance(annotation, str) else []
+    if not parts or any(part not in KINDS for part in parts):
+        return value
+    if any(KINDS[part] is _WORDS for part in parts):
+        value = _names(value, tuple if "tuple[str, ...]" in parts else list)
+    if not any(KINDS[part][1](value) for part in parts):
+        raise BadInput(
+            f"{name}: '{key}' is {shown(value)}, which is not {' or '.join(KINDS[part][0] for part in parts)}."
+        )
+    return value
+
+
+def _names(value: Any, kind: Callable[[list[str]], Any]) -> Any:
+    many = value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1 else value
+    if isinstance(many, list | tuple) and all(isinstance(v, str) or _whole(v) for v in many):
+        return kind([str(v) for v in many])
+    return value
+
+
+def _parts(annotation: str) -> list[str]:
+    """``str | Sequence[str | Path] | None`` at the bars outside brackets."""
+    parts, depth = [""], 0
+    for c in annotation:
+        depth += {"[": 1, "]": -1}.get(c, 0)
+        if c == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [part.strip() for part in parts]
