@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trueup.estimator import ConfidenceClassifier, confidence_score
     from trueup.exporting import Exported, export
     from trueup.faults.confounding import Confounding
-    from trueup.faults.confounding.scout import Lead, Scouted
+    from trueup.faults.confounding.leads import Lead, Scouted
     from trueup.faults.copying import Copying
     from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, Remedy
     from trueup.faults.overconfidence import Overconfidence
@@ -53,7 +53,7 @@ _WHERE = {
     "load": "subject.load", "read": "corpus.read", "check": "story", "audit": "story", "repair": "story",
     "run_job": "story", "Job": "job", "faults_of": "job",
     "sweep": "sweeps.run", "Swept": "sweeps.run", "Processes": "run.engine", "Ray": "run.engine",
-    "scout": "scouting", "run_scout": "scouting", "Scouted": "faults.confounding.scout", "Lead": "faults.confounding.scout",
+    "scout": "scouting", "run_scout": "scouting", "Scouted": "faults.confounding.leads", "Lead": "faults.confounding.leads",
     "compare": "changes", "Change": "changes", "fetch": "fetching",
     "export": "exporting", "Exported": "exporting", "Guard": "guard", "Guarded": "guard", "Drift": "guard",
     "tune": "tuning", "TuneJob": "tuning", "ConfidenceClassifier": "estimator",

@@ -429,7 +429,7 @@ def scout(
     with _sentences():
         _alone("A scout", "Run it by itself.")
         from trueup.job import Job
-        from trueup.scouting import onward, run_scout
+        from trueup.scouting import run_scout
         from trueup.store.atomic import json_bytes
 
         with _progress(quiet) as progress:
@@ -441,8 +441,8 @@ def scout(
 
             _show(scout_table(found))
             _say(f"Page: {out / 'report.html'}")
-            if command := onward(found):
-                _say(f"To examine and repair the first: {command}")
+            if found.onward:
+                _say(f"To examine and repair the first: {found.onward}")
 
 
 class FormName(StrEnum):

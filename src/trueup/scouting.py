@@ -16,7 +16,7 @@ from trueup.store.work import work_folder
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
-    from trueup.faults.confounding.scout import Scouted
+    from trueup.faults.confounding.leads import Scouted
     from trueup.subject.subject import Subject
 
 
@@ -41,7 +41,7 @@ def run_scout(
             found = _of_job(job)
         atomic.write_json(new / "scout.json", found.as_dict())
         atomic.write_json(new / "job.json", found.job)
-        atomic.write_text(new / "report.html", scouted.page(found, onward(found)))
+        atomic.write_text(new / "report.html", scouted.page(found))
     return found
 
 
@@ -71,11 +71,10 @@ def scout(
         Unsupported: few-shot prompts. BadInput: the data cannot be used, or hold too few examples.
     """
     from trueup.corpus.corpus import Corpus
-    from trueup.run.predict import Session, within
-    from trueup.story import called
+    from trueup.story import called, remembering
     from trueup.subject.subject import Subject
 
-    with within(Session()):
+    with remembering():
         if isinstance(model, Subject) and isinstance(data, Corpus):
             return _scouted(model, data, seed or 0, {})
         adapter = None if adapter is None else str(adapter)
@@ -87,11 +86,6 @@ def scout(
             quantize=quantize, device_map=device_map,
         )  # fmt: skip
         return _of_job(job, model=model, data=data, test=test, tokenizer=tokenizer)
-
-
-def onward(found: Scouted) -> str | None:
-    """The command that examines and repairs the first column; None where none is named, or the model is no name."""
-    return command_line({**found.job, "confounder": ("scout:1",)}) if found.leads and found.job else None
 
 
 def _of_job(job: Job, **objects: Any) -> Scouted:
@@ -114,6 +108,7 @@ def _scouted(subject: Subject, corpus: Corpus, seed: int, job: dict[str, Any]) -
 
     found = search(subject, corpus, seed=seed)
     return replace(
-        found, title=f"{subject.source.adapter or subject.source.base} on {corpus.name}", notes=tuple(session().notes), job=job,
+        found, onward=(found.leads and job and command_line({**job, "confounder": ("scout:1",)})) or "",
+        title=f"{subject.source.adapter or subject.source.base} on {corpus.name}", notes=tuple(session().notes), job=job,
         provenance=provenance(subject, corpus, seed, None),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import platform
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from trueup.versions import untested
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
+    from trueup.faults.confounding.leads import Scouted
     from trueup.report.bundle import Report
     from trueup.run.predict import Session
     from trueup.subject.subject import Subject
@@ -69,7 +70,7 @@ def run_job(
         )
         with within(session):
             card = read_card(adapter_folder(job.adapter))
-            subject, corpus, seed = open_job(job, card)
+            subject, corpus, seed = open_job(job, card, others=_searches(faults, job.confounder, job.depth))
             unasked = [] if job.faults else _unasked(faults, subject, corpus)
             report = check(
                 subject,
@@ -216,7 +217,7 @@ def check(
             "A Corpus", "read", second=second, confounder=confounder, cluster=cluster, split=split, held_out=held_out or None,
             test=test, limit=limit, allow_leak=allow_leak or None,
         )  # fmt: skip
-    with _remembering() as now:
+    with remembering() as now:
         if note := untested():
             now.note(note)
         if isinstance(model, Subject) and isinstance(data, Corpus):
@@ -234,7 +235,10 @@ def check(
                 knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
             )  # fmt: skip
             card = read_card(adapter_folder(adapter))
-            subject, corpus, seed = open_job(asked, card, model=model, data=data, test=test, tokenizer=tokenizer)
+            others = _searches(chosen, confounder, depth)
+            subject, corpus, seed = open_job(
+                asked, card, model=model, data=data, test=test, tokenizer=tokenizer, others=others
+            )
             named = all(isinstance(thing, str | Path) for thing in (model, data, *([] if test is None else [test])))
             if job is None and named:
                 job = asdict(replace(asked, seed=seed))
@@ -307,7 +311,7 @@ def _named(faults: Any, fault: Any) -> list[Fault | str]:
 
 
 @contextmanager
-def _remembering() -> Iterator[Session]:
+def remembering() -> Iterator[Session]:
     """The session, with a memory of passes through the model: its own, or one that ends with the block."""
     from trueup.run.predict import session, within
     from trueup.store.cache import Memo
@@ -339,9 +343,12 @@ def _examined(
     if len(reasons) == len(faults):
         raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
     changed = _effect(subject, test)
+    crashes = _Crashes(subject)
+    searched = (
+        _shortcuts(faults, subject, corpus, crashes, seed, job) if _searches(faults, corpus.attributes, depth) else None
+    )
     alone = len(faults) - len(reasons) == 1
     comparisons, examples = [], {}
-    crashes = _Crashes(subject)
     for fault in sorted(faults, key=lambda f: not f.reads_states):
         if fault.name in reasons:
             continue
@@ -381,7 +388,41 @@ def _examined(
         ],
         crashes=crashes.told,
         data=_snapshot(corpus),
+        shortcuts=searched,
     )
+
+
+def _searches(faults: Sequence[Fault], columns: Collection[str], depth: Depth) -> bool:
+    """Whether a check searches for columns that nobody named: confounding is to be examined, and no column is given."""
+    return not columns and depth != "methods" and any(f.name == CONFOUNDING for f in faults)
+
+
+CONFOUNDING = "confounding"
+
+
+def _shortcuts(
+    faults: Sequence[Fault],
+    subject: Subject,
+    corpus: Corpus,
+    crashes: _Crashes,
+    seed: int,
+    job: Mapping[str, Any] | None,
+) -> Scouted | None:
+    """What a search for columns that nobody named found, before the audits: its pass serves them. None, with a note that says
+    why, where none was made."""
+    from trueup.faults.confounding.scout import scout, why_not
+    from trueup.run.predict import session
+
+    if why_not(subject) is not None:
+        return None
+    try:
+        found = scout(subject, corpus, seed=seed)
+        way = {**(job or {}), "confounder": ("scout:1",), "faults": (CONFOUNDING,), "depth": "check"}
+        return replace(found, onward=(found.leads and job and command_line(way)) or "")
+    except BaseException as e:  # the audits do not need it
+        why = crashes.survived(e, next(f for f in faults if f.name == CONFOUNDING))
+        session().note(f"No shortcut was searched for. {why}")
+        return None
 
 
 CELLS, SAMPLES = 24, 3

@@ -396,7 +396,7 @@ def test_when_every_fault_refuses_the_data_each_says_why(sick: Path, here: Path)
 def test_what_a_scout_prints_is_strict_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing was judged, the smallest lean that would be found is no number; Python's NaN is none in JSON."""
     from trueup import scouting
-    from trueup.faults.confounding.scout import Scouted
+    from trueup.faults.confounding.leads import Scouted
 
     found = Scouted((), (), {"word": 3}, 3, 0, 40, 40, 0.05, math.nan, None)
     monkeypatch.setattr(scouting, "run_scout", lambda *_, **__: found)

@@ -26,6 +26,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from trueup.errors import BadInput, TrueupError, check_within, did_you_mean, listing
+from trueup.faults.confounding import leads
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
 from trueup.given import checked
 from trueup.report import words
@@ -63,6 +64,7 @@ class Report:
         crashes: fault name -> traceback of its crash, which cost no other fault its finding.
         data: what was examined: ``splits``; ``attributes``; ``rows``, each a class, the values of the attributes, and the number
             of examples in each split; ``more`` rows that are left out; ``samples``, dicts of a text, its label and its attributes.
+        shortcuts: what a search for columns that nobody named found, where no column was; None where none was made.
         previous: the check that this one replaced in its folder: ``page`` and, in ``changes``, a dict for each fault of both with
             ``fault``, ``title``, ``then``, ``now``, ``paired`` and a ``difference`` of the severities. Empty where there was none.
         run: when it ``began`` and ``ended`` (UTC, ISO 8601), how many ``seconds`` it took, and the most memory that it held
@@ -86,6 +88,7 @@ class Report:
     warnings: Sequence[str] = ()
     crashes: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    shortcuts: leads.Scouted | None = None
     previous: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
 
@@ -321,6 +324,7 @@ def read(folder: str | Path) -> Report:
                 if _NAME.fullmatch(n)
             },
             data=_is(data.get("data", {}), dict),
+            shortcuts=leads.read(_is(found, dict)) if (found := data.get("shortcuts")) is not None else None,
             previous=_is(data.get("previous", {}), dict),
             run=_run(_load(folder / RUN)) if (folder / RUN).is_file() else {},
         )
@@ -385,6 +389,7 @@ def _payload(report: Report) -> dict[str, Any]:
         "warnings": list(report.warnings),
         "crashes": list(report.crashes),
         "data": dict(report.data),
+        **({} if report.shortcuts is None else {"shortcuts": leads.in_check(report.shortcuts)}),
         "previous": dict(report.previous),
     }
 

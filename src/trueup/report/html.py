@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trueup.faults.confounding.leads import Scouted
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Method
 from trueup.report import examples, glossary, heat, slide, words
 from trueup.report.points import distinct, finite, is_number, name, thin
@@ -109,6 +110,7 @@ def _render(report: Report, cell: int, points: int) -> str:
             (words.clean(k.replace("_", " "), 80), words.clean(v[:1].upper() + v[1:], 600)) for k, v in missing.items()
         ],
         meanings=[(s, words.MEANING[s]) for s in words.RANK if s in {*states, *(["not examined"] * bool(missing))}],
+        shortcuts=_search(report.shortcuts),
         data=_data(report.data),
         previous=_previous(report.previous),
         notes=[words.clean(n, 1000) for n in report.notes if not _UNEXAMINED.fullmatch(n)],
@@ -122,6 +124,17 @@ def _render(report: Report, cell: int, points: int) -> str:
         charts=Markup(_json(charts)) if charts else None,
         scripts=[Markup(s) for s in scripts],
     )
+
+
+def _search(found: Scouted | None) -> dict[str, Any] | None:
+    """What a check's search for columns that nobody named found, and how to go on."""
+    if found is None:
+        return None
+    return {
+        "sentence": words.clean(words.search_sentence(found), 2000), "named": bool(found.leads),
+        "more": found.named - len(found.leads), "rows": [words.lead(x) for x in found.leads or found.unproven],
+        "next": words.clean(words.go_on(found), 4000),
+    }  # fmt: skip
 
 
 def _peak(report: Report) -> dict[str, str]:

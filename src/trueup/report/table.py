@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trueup.faults.confounding.leads import Lead, Scouted
 from trueup.faults.fault import Comparison, Measure
 from trueup.report import words
 from trueup.report.bundle import Report
@@ -38,6 +39,9 @@ _STYLE = {
 }
 
 
+SEARCHED = "Search for shortcuts (exploratory)"
+TOLD = 3
+"""Of the columns that a search named: how many the terminal tells in a sentence."""
 OTHERS = 5
 """Of the repairs that were tried and not taken: how many the terminal names. The page has all."""
 
@@ -54,9 +58,39 @@ def findings_table(report: Report) -> RenderableType:
     parts.append(_summary(report))
     for comparison in report.comparisons:
         parts += _fault(comparison)
+    if report.shortcuts is not None:
+        parts += searched(report.shortcuts)
     if report.notes:
         parts += [Text(""), Text("Notes", "bold"), *(_text(f"• {n}", "", 600) for n in report.notes)]
     return Group(*parts)
+
+
+def searched(found: Scouted) -> list[RenderableType]:
+    """A check's search for columns that nobody named: what it tried and found, and how to go on."""
+    parts: list[RenderableType] = [
+        Text(""),
+        _text(SEARCHED, "bold underline"),
+        _text(words.search_sentence(found), "", 1600),
+    ]
+    if found.leads:
+        parts.append(leads_table(found.leads))
+        parts += [_text(f"{x.rank}. {x.sentence}", "", 600) for x in found.leads[:TOLD]]
+        parts.append(_text(words.go_on(found), "", 4000))
+    elif found.unproven:
+        parts += [_text("The strongest that are not proven:", ""), leads_table(found.unproven)]
+    return parts
+
+
+def leads_table(leads: Sequence[Lead]) -> Table:
+    """Scouted columns, one a row."""
+    table = _table()
+    table.add_column("", width=3, justify="right")
+    table.add_column("column", overflow="fold", ratio=1)
+    table.add_column("lean, AUPRC lost", width=22, overflow="fold")
+    table.add_column("q", width=7, justify="right", overflow="fold")
+    for x in leads:
+        table.add_row(str(x.rank or "–"), _text(x.name), words.lean(x), words.rate(x.q))
+    return table
 
 
 def _summary(report: Report) -> Table:

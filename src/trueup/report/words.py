@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trueup.errors import visible
+from trueup.faults.confounding.leads import Lead, Scouted
 from trueup.faults.fault import Alternative, Better, Comparison, Difference, Finding, Measure, Outcome
 
 State = Outcome | Literal["not examined"]
@@ -407,3 +408,64 @@ def price(a: Alternative) -> tuple[tuple[str, str], tuple[str, str]]:
     """What a repair that was tried gains and costs, each as the estimate and its interval; the cost in points of accuracy."""
     cost, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (a.cost, a.cost_low, a.cost_high))
     return parts(Difference(a.gain, a.gain_low, a.gain_high, math.nan), sign=True), (cost, f"[{low}, {high}]")
+
+
+# ---- what a search for columns that nobody named found
+
+EXPLAINED = (
+    "A word that carries the meaning and one that betrays the source both give a head start, and no figure can tell them apart. "
+    "Choose the column that should not matter."
+)
+
+
+def search_sentence(found: Scouted) -> str:
+    """What a check's search tried and found, and what that does not say."""
+    said = f"No column was named that should not matter, so trueup searched for shortcuts. {found.sentence} "
+    if found.named:
+        return f"{said}This is a search and no verdict. {EXPLAINED}"
+    return (
+        f"{said}That is no all-clear: a smaller lean, and a shortcut that goes with none of these columns, are not found. If you "
+        "know a column that should not matter, name it with --confounder COLUMN."
+    )
+
+
+def go_on(found: Scouted) -> str:
+    """How the first column that a search named is examined and repaired; empty where it named none."""
+    if not found.leads:
+        return ""
+    said = "scout:1 is the first of them, scout:2 the second. " if found.named > 1 else ""
+    if not found.onward:
+        return (
+            f"{said}To examine and repair the first, give confounder='scout:1' to trueup.check, and the data by name or as a "
+            "table, not as a Corpus."
+        )
+    return f"{said}To examine and repair the first: {found.onward}"
+
+
+def lean(x: Lead) -> str:
+    return f"{number(x.lean)} [{number(x.low)}, {number(x.high)}]"
+
+
+def rate(q: float) -> str:
+    return "<0.001" if q < 0.001 else f"{q:.3f}"
+
+
+def more(x: Lead) -> str:
+    """How the data couple the column with the label, accuracy by group, and whether it goes with a column above."""
+    way = (
+        f"the favoured class is {x.coupling:.2g} times as frequent in its group"
+        if x.coupling >= 1
+        else f"the favoured class is {1 / x.coupling:.2g} times rarer in its group"
+    )
+    right = ", ".join(f"{a:.1%} where {g} ({n:,})" for g, a, n in zip(x.groups, x.accuracy, x.clusters, strict=True))
+    like = f" It gives much the same texts the head start as no. {x.like}." if x.like else ""
+    return f"In the test examples {way}. Accuracy: {right}.{like}"
+
+
+def lead(x: Lead) -> dict[str, Any]:
+    """A scouted column as a page shows it."""
+    return {
+        "rank": x.rank or "–", "name": clean(x.name, 200), "sentence": clean(x.sentence, 600), "lean": lean(x),
+        "q": rate(x.q), "kind": clean(x.kind, 40), "more": clean(more(x), 600),
+        "examples": [{k: clean(v, 300) for k, v in e.items()} for e in x.examples],
+    }  # fmt: skip

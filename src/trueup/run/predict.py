@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -149,23 +149,30 @@ def _through_head(subject: Subject, x: np.ndarray) -> np.ndarray:
         return nn.functional.linear(rows, head.weight.to(dtype), head.bias.to(dtype)).double().cpu().numpy()
 
 
-def hidden_states(subject: Subject, corpus: Corpus) -> np.ndarray:
+def layers_read(subject: Subject) -> int:
+    """How many states `hidden_states` has of each example: one where the layers could not be discovered."""
+    return 1 if "layers" in subject.anatomy.lacks else len(layers_of(subject)) + 1
+
+
+def hidden_states(subject: Subject, corpus: Corpus, layers: Sequence[int] = ()) -> np.ndarray:
     """(n, layers + 1, d) float32: the residual stream per example (see `forward.hidden_states`).
 
     The same pass gives the features, which are remembered: `predict` needs none of its own after it. Where the layers could not be
-    discovered, the features are all there is: (n, 1, d).
+    discovered, the features are all there is: (n, 1, d). `layers`: these alone, which take so much less room.
     """
     if "layers" in subject.anatomy.lacks:
         return predict(subject, corpus).features[:, None]
+    taken = list(layers)
 
     def read(subject: Subject, batch: forward.Batch) -> Tensor:
         states, x = forward.states_and_features(subject, batch)
+        states = states[:, taken] if taken else states
         return torch.cat([states.flatten(1).float(), x.float()], dim=1)
 
     ids, width = rows_of(subject, corpus), forward.live_head(subject).weight.shape[1]
-    stage = "hidden states and features"
+    stage = "hidden states and features" + (f" at layers {', '.join(map(str, taken))}" if taken else "")
     got = collect_rows(subject, ids, read, stage, head=False, parts={FEATURES: slice(-width, None)})
-    return got[:, :-width].reshape(len(ids), len(layers_of(subject)) + 1, -1)
+    return got[:, :-width].reshape(len(ids), len(taken) or layers_read(subject), -1)
 
 
 def collect(

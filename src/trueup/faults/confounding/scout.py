@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from trueup.corpus.clusters import in_order
 from trueup.corpus.corpus import Corpus
-from trueup.corpus.cues import NOT_THERE, THERE, Cue, cues, occurrences, phrases, table, there
+from trueup.corpus.cues import Cue, cues, occurrences, phrases, table, there
 from trueup.errors import BadInput, Unsupported, listing, shortened
 from trueup.faults.confounding import search
+from trueup.faults.confounding.leads import KINDS, Lead, Scouted
 from trueup.faults.confounding.mixes import FEWEST, in_cells
 from trueup.measure import lean
-from trueup.run.predict import Outputs, hidden_states, predict, session
+from trueup.run.predict import Outputs, hidden_states, layers_read, predict, session
 from trueup.subject.subject import Subject
 
 SHOWN = 3
@@ -33,125 +34,6 @@ LAYERS = (1 / 3, 1 / 2, 2 / 3)
 """How far up the hidden states are clustered: there a text's kind is told, and its answer hardly yet."""
 GOES_WITH = 0.5
 """Correlation of head starts from which a column is told to go with one above it."""
-KINDS = {
-    "column": "columns of the data", "surface": "surface cues", "pair": "cues of the pair", "word": "words and phrases",
-    "cluster": "clusters of hidden states",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Lead:
-    """A derived column, and what the test examples say of it.
-
-    Attributes:
-        rank: 1 for the dearest to reverse; 0 where it is not named. name, kind: as `corpus.cues.Cue`.
-        groups: its values. favoured: the class that each gives a head start at a given label.
-        lean, low, high: AUPRC lost when a coupling of 3 with the label is reversed; the interval allows for the choice (false
-            coverage rate). q: the false discovery rate at which it is named. searched: the lean on the calibration examples.
-        clusters, accuracy: of each group, on test examples. coupling: how many times as frequent the favoured class is in its group
-            in the test examples, with even margins; below 1 the data go against the lean.
-        like: rank of a column above that gives nearly the same texts the head start, or 0.
-        examples: of each group, errors that follow the head start first: ``group``, ``text``, ``label``, ``predicted``.
-    """
-
-    rank: int
-    name: str
-    kind: str
-    groups: tuple[str, ...]
-    favoured: tuple[str, ...]
-    lean: float
-    low: float
-    high: float
-    q: float
-    searched: float
-    clusters: tuple[int, ...]
-    accuracy: tuple[float, ...]
-    coupling: float
-    like: int = 0
-    examples: tuple[Mapping[str, str], ...] = ()
-
-    @property
-    def sentence(self) -> str:
-        """Who is favoured where, and what reversing costs."""
-        if self.groups == (NOT_THERE, THERE):
-            without, having = self.favoured
-            starts = f"'{having}' where {self.name} is there, '{without}' where it is not"
-        else:
-            starts = ", ".join(
-                f"'{c}' where {self.name} is {g}" for c, g in zip(self.favoured, self.groups, strict=True)
-            )
-        price = f"{self.lean:.3f} [{self.low:.3f}, {self.high:.3f}] AUPRC"
-        return f"At a given label it favours {starts}. Reversing that costs {price}."
-
-
-@dataclass(frozen=True, eq=False)
-class Scouted:
-    """What a scout found.
-
-    Attributes:
-        leads: the named columns, the dearest first. unproven: the strongest of the others that were judged.
-        tried: kind -> how many columns were tried on calibration examples. rare: of them, how many have too few examples of a label
-            in a group. judged: how many were judged on test examples.
-        searching, judging: independent clusters of calibration and of test examples.
-        threshold: the lean that a named column exceeds. smallest: the lean that these examples name in 80% of cases (nan where
-            nothing was judged). needed: test clusters that would name the strongest column if none is, where that can be said.
-        title, notes, job, provenance: as in `trueup.Report`.
-    """
-
-    leads: tuple[Lead, ...]
-    unproven: tuple[Lead, ...]
-    tried: Mapping[str, int]
-    rare: int
-    judged: int
-    searching: int
-    judging: int
-    threshold: float
-    smallest: float
-    needed: int | None
-    columns: tuple[Cue, ...] = field(default=(), repr=False)
-    title: str = ""
-    notes: Sequence[str] = ()
-    job: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def sentence(self) -> str:
-        """How many columns were tried, judged and named, and what that number of examples can find."""
-        kinds = ", ".join(f"{n} {KINDS[k]}" for k, n in self.tried.items() if n)
-        told = (
-            f"{sum(self.tried.values())} derived columns were tried on {self.searching:,} independent calibration examples "
-            f"({kinds}); {self.rare} of them have fewer than {FEWEST} examples of some label in some group. {self.judged} were "
-            f"judged on {self.judging:,} independent test examples, and {len(self.leads) or 'none'} "
-            f"{'has' if len(self.leads) == 1 else 'have'} a lean above {self.threshold:g} at a false discovery rate of "
-            f"{search.RATE:.0%}."
-        )
-        if math.isfinite(self.smallest):
-            told += f" This many examples name a lean of {self.smallest:.2f} in 80% of cases."
-        if not self.leads and self.needed is not None:
-            told += f" If the strongest is as strong as it looks, some {self.needed:,} independent test examples would name it."
-        return told
-
-    def as_dict(self) -> dict[str, Any]:
-        """What JSON can hold of it."""
-        rest = (
-            "tried",
-            "rare",
-            "judged",
-            "searching",
-            "judging",
-            "threshold",
-            "smallest",
-            "needed",
-            "title",
-            "notes",
-            "provenance",
-        )
-        return {
-            "sentence": self.sentence, "leads": [asdict(x) for x in self.leads], "unproven": [asdict(x) for x in self.unproven],
-        } | {k: getattr(self, k) for k in rest}  # fmt: skip
-
-    def __str__(self) -> str:
-        return "\n".join([self.sentence, *(f"{x.rank}. {x.name}: {x.sentence}" for x in self.leads)])
 
 
 def why_not(subject: Subject) -> str | None:
@@ -190,7 +72,7 @@ def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: in
     parts = {s: p.take(np.isin(p.label, kept)) for s, p in parts.items()}
     searching, judging = parts["calibration"], parts["test"]
     for p in parts.values():
-        hidden_states(subject, p)  # its pass serves the prediction
+        _states(subject, p)  # its pass serves the prediction
     outs = {s: predict(subject, p) for s, p in parts.items()}
     sides = {
         s: search.Side(lean.centred(outs[s].logits[:, kept]), np.searchsorted(kept, p.label), p.cluster)
@@ -217,10 +99,11 @@ def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: in
         )
     named = [x for x in made if x.rank]
     return Scouted(
-        tuple(named), tuple(made[len(named) :][:SHOWN]), {k: n for k in KINDS if (n := sum(c.kind == k for c in found))},
-        rare, len(judged), len(np.unique(searching.cluster)), len(np.unique(judging.cluster)), threshold,
-        search.smallest(judged, threshold), search.needed(judged, threshold, len(np.unique(judging.cluster))),
-        tuple(found[j.lead.column] for j in judged if j.named),
+        tuple(named), tuple(made[len(named) :][:SHOWN]), len(named),
+        {k: n for k in KINDS if (n := sum(c.kind == k for c in found))}, rare, len(judged),
+        len(np.unique(searching.cluster)), len(np.unique(judging.cluster)), threshold, search.smallest(judged, threshold),
+        search.needed(judged, threshold, len(np.unique(judging.cluster))),
+        columns=tuple(found[j.lead.column] for j in judged if j.named),
     )  # fmt: skip
 
 
@@ -259,13 +142,13 @@ def _derived(subject: Subject, corpus: Corpus, side: search.Side, seed: int) -> 
     has = occurrences(corpus, words)
     chosen = search.telling(has, search.targets(side), corpus.cluster, seed)
     found = [*cues(corpus), *(w for w, taken in zip(words, chosen, strict=True) if taken)]
-    states = hidden_states(subject, corpus)
-    for layer in sorted({round(share * (states.shape[1] - 1)) for share in LAYERS}):
-        for parts in search.partitions(states[:, layer], seed):
-            nearest = parts.distances(states[:, layer]).argmin(axis=1)
+    states = _states(subject, corpus)
+    for place in range(states.shape[1]):
+        for parts in search.partitions(states[:, place], seed):
+            nearest = parts.distances(states[:, place]).argmin(axis=1)
             # Of two clusters each says what the other says.
             for k in range(len(parts.centres) if len(parts.centres) > 2 else 1):
-                found.append(_cluster(subject, layer, parts, k, _telling(words, has, nearest == k)))
+                found.append(_cluster(subject, place, parts, k, _telling(words, has, nearest == k)))
     seen: Counter[str] = Counter()
     unique = []
     for cue in found:
@@ -293,9 +176,15 @@ def _telling(words: Sequence[Cue], has: Any, inside: NDArray[np.bool_]) -> tuple
     return tuple(words[i].token for i in single[np.argsort(-z, kind="stable")[:TELLING]].tolist())
 
 
-def _cluster(subject: Subject, layer: int, parts: search.Partition, k: int, words: tuple[str, ...]) -> Cue:
+def _states(subject: Subject, corpus: Corpus) -> NDArray:
+    """(n, places, d) the hidden states that are clustered."""
+    last = layers_read(subject) - 1
+    return hidden_states(subject, corpus, sorted({round(share * last) for share in LAYERS}))
+
+
+def _cluster(subject: Subject, place: int, parts: search.Partition, k: int, words: tuple[str, ...]) -> Cue:
     def of(corpus: Corpus) -> NDArray[np.str_]:
-        return there(parts.distances(hidden_states(subject, corpus)[:, layer]).argmin(axis=1) == k)
+        return there(parts.distances(_states(subject, corpus)[:, place]).argmin(axis=1) == k)
 
     said = ", ".join(words) or f"no. {k + 1}"
     return Cue(f'a text like "{said}"', "cluster", of)

@@ -1,9 +1,10 @@
 """Which of many columns a classifier leans on: put forward by some examples, judged on others. Arrays only, no model.
 
 Examples that judge choose nothing. Each column that the searching examples put forward comes with the way of its coupling, so that
-its lean is expected above 0; on the judging examples that is a one-sided test of "the lean is at most the threshold", with the
-false discovery rate controlled over all columns that were judged (Benjamini and Hochberg 1995). The intervals of those that are
-named are at the level that goes with the choice (Benjamini and Yekutieli 2005: false coverage rate).
+its lean is expected above 0; on the judging examples that is a test of "the lean is at most the threshold", with the false
+discovery rate controlled over all columns that were judged (Benjamini and Hochberg 1995). The intervals of those that are named are
+at the level that goes with the choice (Benjamini and Yekutieli 2005: false coverage rate). They are two-sided, and so p is twice
+the upper tail: a column is named exactly when its interval lies above the threshold.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Judgement:
 
     Attributes:
         lean, low, high: with an interval at the level that goes with the choice; AUPRC lost when a coupling of 3 is reversed.
-        p: of a lean at most the threshold. q: the false discovery rate at which it is named. named: q is at most `RATE`.
+        p: of a lean at most the threshold, twice the tail. q: the false discovery rate at which it is named. named: q is at most
+            `RATE`, and so low is above the threshold.
         error: standard error. df: degrees of freedom, by the clusters of the rarest (label, group) cell.
     """
 
@@ -163,7 +165,7 @@ def judge(
             found.append((one, value, error * math.sqrt(rarest / (rarest - 1)), rarest - 1))
     if not found:
         return [], len(leads)
-    p = np.array([t.sf((value - threshold) / error, df) for _, value, error, df in found])
+    p = np.array([min(1.0, 2 * float(t.sf((value - threshold) / error, df))) for _, value, error, df in found])
     q = np.asarray(false_discovery_control(p))
     named = q <= RATE
     level = RATE * max(int(named.sum()), 1) / len(found)
@@ -182,7 +184,7 @@ def smallest(judged: Sequence[Judgement], threshold: float, power: float = 0.8) 
         return math.nan
     error = float(np.median([j.error for j in judged]))
     df = float(np.median([j.df for j in judged]))
-    return threshold + error * float(t.ppf(1 - RATE / len(judged), df) + norm.ppf(power))
+    return threshold + error * float(t.ppf(1 - RATE / len(judged) / 2, df) + norm.ppf(power))
 
 
 def needed(judged: Sequence[Judgement], threshold: float, clusters: int, power: float = 0.8) -> int | None:
@@ -191,7 +193,7 @@ def needed(judged: Sequence[Judgement], threshold: float, clusters: int, power: 
     best = max(judged, key=lambda j: j.lean, default=None)
     if best is None or best.lean <= threshold:
         return None
-    z = norm.ppf(1 - RATE / len(judged)) + norm.ppf(power)
+    z = norm.ppf(1 - RATE / len(judged) / 2) + norm.ppf(power)
     return max(clusters, math.ceil(clusters * float(z * best.error / (best.lean - threshold)) ** 2))
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trueup.corpus import mix
+from trueup.corpus.corpus import Corpus
+from trueup.faults.confounding import search, several
 from trueup.faults.confounding.mixes import (
     FEWEST,
     along_own,
@@ -146,9 +149,125 @@ FAULT: dict[str, Classifier] = {
     "1 sd, prevalence 20%, group 30%": Classifier(start=1, coupling=2, prevalence=0.2, share=0.3),
     "1.5 sd, 4 classes, 3 groups": Classifier(4, 3, 0.25, 1 / 3, 2.0, (0.75,), start=1.5),
 }
+
+
+# ---- several columns at once: whether their intervals hold together
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """Two classes, and columns of two groups each that give head starts of so many margin standard deviations, one on top of the
+    other. `tied`: of the variance of the columns' scores, what they have in common."""
+
+    starts: tuple[float, ...] = (1.0, 0.6, 0.0)
+    tied: float = 0.3
+
+    def draw(self, rng: np.random.Generator, n: int) -> Corpus:
+        """Logits as two columns of a corpus' `others`, as text, and each column as an attribute."""
+        label, common = rng.integers(0, 2, n), rng.normal(size=n)
+        score = rng.normal(size=n) + 1.5 * label
+        groups = {}
+        for i, start in enumerate(self.starts):
+            x = np.sqrt(self.tied) * common + np.sqrt(1 - self.tied) * rng.normal(size=n)
+            score += start * (x > 0)
+            groups[f"column {i}"] = np.where(x > 0, "high", "low")
+        return Corpus(
+            [str(i) for i in range(n)], label, ("a", "b"), np.full(n, "test"), attributes=groups,
+            others={"score": score.astype(str)}, cluster=np.arange(n),
+        )  # fmt: skip
+
+
+def _scores(corpus: Corpus) -> NDArray:
+    x = corpus.others["score"].astype(float)
+    return np.stack([-x, x], axis=1) / 2
+
+
+def judge_columns(world: Leaning, corpus: Corpus, seed: int) -> Judged:
+    """Whether every further column's interval holds its truth, as one interval around 0; `found` where a column of dice is."""
+    scores, first = _scores(corpus), next(iter(corpus.attributes))
+    group = mix.group_index(corpus, first, mix.groups_of(corpus, first))
+    samples = columns(scores, corpus.label, group) | {"cluster": corpus.cluster, "judges": judges(corpus.cluster, seed)}
+    told, _ = several.others(corpus, samples, first, coupling=0.0, threshold=THRESHOLD, resamples=RESAMPLES, seed=seed)
+    many = _many(world)
+    far = lean.centred(_scores(many))
+    below, above = [], []
+    for f in told:
+        own = mix.group_index(many, f.column.name, f.column.groups)
+        drop, floor = lean.drop_and_floor(far, many.label, own, f.column.mixes.coupling)
+        below.append(f.lean.low - float(drop - floor))
+        above.append(f.lean.high - float(drop - floor))
+    low, high = max(below), min(above)
+    dice = {f"column {i}" for i, s in enumerate(world.starts) if not s and not world.tied}
+    wrong = any(f.verdict == "found" for f in told if f.column.name in dice)
+    return Judged("found" if wrong else "undecided", {"all together": (low, high) if low < high else (1.0, 2.0)})
+
+
+@functools.lru_cache(maxsize=2)
+def _many(world: Leaning) -> Corpus:
+    return world.draw(np.random.default_rng(0), LARGE // 4)
+
+
+def _together(name: str, world: Leaning) -> World:
+    return World(
+        name, "confounding, several columns", "null", world.draw, functools.partial(judge_columns, world),
+        lambda judged: {"all together": 0.0},
+    )  # fmt: skip
+
+
+# ---- the scout: how often it names a column
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A weak classifier, and columns of dice of which the first gives a head start of so many margin standard deviations.
+
+    Attributes:
+        start: of the first column. shared: of the columns' variance, what they have in common. many: how many there are.
+    """
+
+    start: float = 0.0
+    shared: float = 0.0
+    many: int = 60
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[list[NDArray], NDArray, NDArray]:
+        """Columns, logits and labels of n examples that search and n that judge."""
+        label, common = rng.integers(0, 2, 2 * n), rng.normal(size=2 * n)
+        found = []
+        for k in range(self.many):
+            x = np.sqrt(self.shared) * common + np.sqrt(1 - self.shared) * rng.normal(size=2 * n)
+            found.append(np.where(x > np.quantile(x, 1 - (rng.uniform(0.2, 0.5) if k else 0.4)), "there", "not there"))
+        logits = rng.normal(size=(2 * n, 2)) / np.sqrt(2)
+        logits[np.arange(2 * n), label] += 0.5
+        logits[:, 1] += self.start * (found[0] == "there")
+        return found, logits, label
+
+
+def judge_scout(threshold: float, only: int | None, drawn: tuple[list[NDArray], NDArray, NDArray], seed: int) -> Judged:
+    """Found where a column is named; with `only` where this one is."""
+    found, logits, label = drawn
+    half = np.arange(len(label)) < len(label) // 2
+    first, second = (search.Side(lean.centred(logits[r]), label[r], np.arange(len(label))[r]) for r in (half, ~half))
+    leads, _ = search.put_forward([c[half] for c in found], first)
+    named = [
+        j.lead.column
+        for j in search.judge(leads, [found[x.column][~half] for x in leads], second, threshold=threshold, seed=seed)[0]
+        if j.named
+    ]
+    return Judged("found" if (named if only is None else only in named) else "undecided")
+
+
+def _scout(name: str, kind: Any, world: Columns, threshold: float = THRESHOLD, only: int | None = None) -> World:
+    return World(name, "confounding, a scout", kind, world.draw, functools.partial(judge_scout, threshold, only))
+
+
 WORLDS = (
     *(_world(name, "null", w) for name, w in NULL.items()),
     _world("every text four times, a harder group", "null", Classifier(signal=HARD, coupling=3), 4),
     *(_world(name, "fault", w) for name, w in FAULT.items()),
     _world("every text four times, 1 sd", "fault", Classifier(start=1, coupling=2), 4),
+    _together("leans of 1 sd, 0.6 sd and none, tied columns", Leaning()),
+    _together("no lean, columns of dice", Leaning((0.0, 0.0, 0.0), 0.0)),
+    _scout("60 columns of dice", "null", Columns()),
+    _scout("60 tied columns of dice", "null", Columns(shared=0.5)),
+    _scout("one of 60 columns leans 1 sd", "fault", Columns(start=1.0), only=0),
 )

@@ -1,0 +1,170 @@
+"""What a scout found, as nouns that cross into reports: no model, no torch.
+
+What a column is worth is not known here: a word that carries the meaning and one that betrays the source both give a head start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from trueup.corpus.cues import NOT_THERE, THERE, Cue
+from trueup.faults.confounding import search
+from trueup.faults.confounding.mixes import FEWEST
+
+KINDS = {
+    "column": "columns of the data", "surface": "surface cues", "pair": "cues of the pair", "word": "words and phrases",
+    "cluster": "clusters of hidden states",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A derived column, and what the test examples say of it.
+
+    Attributes:
+        rank: 1 for the dearest to reverse; 0 where it is not named. name, kind: as `corpus.cues.Cue`.
+        groups: its values. favoured: the class that each gives a head start at a given label.
+        lean, low, high: AUPRC lost when a coupling of 3 with the label is reversed; the interval allows for the choice (false
+            coverage rate). q: the false discovery rate at which it is named. searched: the lean on the calibration examples.
+        clusters, accuracy: of each group, on test examples. coupling: how many times as frequent the favoured class is in its group
+            in the test examples, with even margins; below 1 the data go against the lean.
+        like: rank of a column above that gives nearly the same texts the head start, or 0.
+        examples: of each group, errors that follow the head start first: ``group``, ``text``, ``label``, ``predicted``.
+    """
+
+    rank: int
+    name: str
+    kind: str
+    groups: tuple[str, ...]
+    favoured: tuple[str, ...]
+    lean: float
+    low: float
+    high: float
+    q: float
+    searched: float
+    clusters: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    coupling: float
+    like: int = 0
+    examples: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """Who is favoured where, and what reversing costs."""
+        if self.groups == (NOT_THERE, THERE):
+            without, having = self.favoured
+            starts = f"'{having}' where {self.name} is there, '{without}' where it is not"
+        else:
+            starts = ", ".join(
+                f"'{c}' where {self.name} is {g}" for c, g in zip(self.favoured, self.groups, strict=True)
+            )
+        price = f"{self.lean:.3f} [{self.low:.3f}, {self.high:.3f}] AUPRC"
+        return f"At a given label it favours {starts}. Reversing that costs {price}."
+
+
+@dataclass(frozen=True, eq=False)
+class Scouted:
+    """What a scout found.
+
+    Attributes:
+        leads: the named columns, the dearest first. unproven: the strongest of the others that were judged. named: how many columns
+            are named; a check tells the first of them alone.
+        tried: kind -> how many columns were tried on calibration examples. rare: of them, how many have too few examples of a label
+            in a group. judged: how many were judged on test examples.
+        searching, judging: independent clusters of calibration and of test examples.
+        threshold: the lean that a named column exceeds. smallest: the lean that these examples name in 80% of cases (nan where
+            nothing was judged). needed: test clusters that would name the strongest column if none is, where that can be said.
+        onward: the command that examines and repairs the first named column; empty where there is none.
+        title, notes, job, provenance: as in `trueup.Report`.
+    """
+
+    leads: tuple[Lead, ...]
+    unproven: tuple[Lead, ...]
+    named: int
+    tried: Mapping[str, int]
+    rare: int
+    judged: int
+    searching: int
+    judging: int
+    threshold: float
+    smallest: float
+    needed: int | None
+    columns: tuple[Cue, ...] = field(default=(), repr=False)
+    onward: str = ""
+    title: str = ""
+    notes: Sequence[str] = ()
+    job: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """How many columns were tried, judged and named, and what that number of examples can find."""
+        kinds = ", ".join(f"{n} {KINDS[k]}" for k, n in self.tried.items() if n)
+        told = (
+            f"{sum(self.tried.values())} derived columns were tried on {self.searching:,} independent calibration examples "
+            f"({kinds}); {self.rare} of them have fewer than {FEWEST} examples of some label in some group. {self.judged} were "
+            f"judged on {self.judging:,} independent test examples, and {self.named or 'none'} "
+            f"{'has' if self.named == 1 else 'have'} a lean above {self.threshold:g} at a false discovery rate of "
+            f"{search.RATE:.0%}."
+        )
+        if math.isfinite(self.smallest):
+            told += f" This many examples name a lean of {self.smallest:.2f} in 80% of cases."
+        if not self.named and self.needed is not None:
+            told += f" If the strongest is as strong as it looks, some {self.needed:,} independent test examples would name it."
+        return told
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+        return {
+            "sentence": self.sentence, "leads": [asdict(x) for x in self.leads], "unproven": [asdict(x) for x in self.unproven],
+        } | {k: getattr(self, k) for k in (*_COUNTS, "onward", "title", "notes", "provenance")}  # fmt: skip
+
+    def __str__(self) -> str:
+        return "\n".join([self.sentence, *(f"{x.rank}. {x.name}: {x.sentence}" for x in self.leads)])
+
+
+_COUNTS = ("named", "tried", "rare", "judged", "searching", "judging", "threshold", "smallest", "needed")
+"""What a scout says in numbers."""
+TOLD = 10
+"""Of the named columns: how many a check tells."""
+
+
+def in_check(found: Scouted) -> dict[str, Any]:
+    """What a check's findings hold of a search that it made, as JSON can: `read` makes it a Scouted again."""
+    return {
+        "sentence": found.sentence, "leads": [asdict(x) for x in found.leads[:TOLD]],
+        "unproven": [asdict(x) for x in found.unproven],
+    } | {k: getattr(found, k) for k in (*_COUNTS, "onward")}  # fmt: skip
+
+
+def read(data: Mapping[str, Any]) -> Scouted:
+    """The Scouted of `in_check`. Raises KeyError, TypeError or ValueError where the data are none."""
+    counts = {k: data[k] for k in _COUNTS}
+    counts["tried"] = {k: int(n) for k, n in dict(data["tried"]).items() if k in KINDS}
+    for k in ("named", "rare", "judged", "searching", "judging"):
+        counts[k] = int(data[k])
+    counts["threshold"], counts["smallest"] = float(data["threshold"]), float(data["smallest"])
+    counts["needed"] = None if data["needed"] is None else int(data["needed"])
+    return Scouted(
+        tuple(map(_lead, data["leads"])), tuple(map(_lead, data["unproven"])), onward=str(data["onward"]), **counts
+    )
+
+
+def _lead(data: Mapping[str, Any]) -> Lead:
+    as_type = {"int": int, "float": float, "str": str}
+    made: dict[str, Any] = {}
+    for f in fields(Lead):
+        value, kind = data[f.name], str(f.type)
+        if kind in as_type:
+            made[f.name] = as_type[kind](value)
+        elif f.name == "examples":
+            made[f.name] = tuple({k: str(e[k]) for k in ("group", "text", "label", "predicted")} for e in value)
+        else:
+            made[f.name] = tuple(map(as_type[kind.removeprefix("tuple[").partition(",")[0]], value))
+    groups = len(made["groups"])
+    if any(len(made[k]) != groups for k in ("favoured", "clusters", "accuracy")):
+        raise ValueError("a column's groups and what is said of them differ in number")
+    return Lead(**made)
