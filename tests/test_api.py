@@ -202,7 +202,11 @@ def test_a_frame_to_test_on(home):
         "repair": False,
     }
     apart = trueup.check(model, trained, FAULT, test=unseen, **options)
-    assert apart.provenance["examples"] == {"train": 1000, "calibration": 400, "test": 400}
+    parts = apart.provenance["examples"]
+    # By halves of each class: how many texts a class has depends on the last digits of the planted model, so on the processor.
+    assert parts["train"] == 1000
+    assert parts["calibration"] + parts["test"] == 800
+    assert abs(parts["calibration"] - parts["test"]) <= 2
     assert not any("set aside" in n for n in apart.notes)
     both = trueup.check(model, trained, FAULT, test=unseen, held_out=True, **options)
     assert both.provenance["examples"] == {"train": 0, "calibration": 1000, "test": 800}
