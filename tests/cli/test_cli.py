@@ -690,6 +690,8 @@ def test_a_hub_adapter_brings_its_card(world: Path, here: Path, monkeypatch: pyt
     words = [world / "bert", "--data", world / "data.csv", "--seed", 7, "--limit", 450]
     assert trueup("tune", "lora", *words, "--epochs", 1, "-o", "adapter").code == 0
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(here / "adapter"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(here / "hub"))  # the tests run offline: only what the cache has is asked for
+    (here / "hub" / "models--org--name").mkdir(parents=True)
     said = trueup(
         "audit", "overconfidence", world / "bert", "--adapter", "org/name", "--data", world / "data.csv", *FAST, "-o", "out",
     )  # fmt: skip

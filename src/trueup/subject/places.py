@@ -81,7 +81,8 @@ def check_hub_id(name: str) -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
         return
     home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")  # as huggingface_hub reads them
+    cache = Path(named or f"{home}/hub").expanduser()
     if not (cache / f"models--{name.replace('/', '--')}").exists():
         raise Unavailable(
             f"'{name}' is no folder here, and the cache of the Hugging Face Hub ('{cache}') does not have it. trueup runs offline "
