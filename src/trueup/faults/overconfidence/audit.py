@@ -265,7 +265,7 @@ def consequence(before: Finding, after: Finding | None) -> str:
 
     opening = {
         "found": "You cannot rely on this model's confidence.",
-        "undecided": "It is not decided whether you can rely on this model's confidence.",
+        "undecided": "It is not settled whether you can rely on this model's confidence.",
         "clear": "This model's confidence is as reliable as the calibration examples can make it.",
     }[before.verdict]
     told = f"On average it states {states(before)} and is right on {before.measures['accuracy'].value:.1%}"
