@@ -113,7 +113,7 @@ def test_an_embedded_base_is_asked_for(base_of: Callable[[str], Path], tmp_path:
     done = run(tmp_path / "x", "a text")
     assert done.returncode == 1
     assert "Name it with --base" in done.stderr
-    assert 'resolve("embedded:minilm")' in predict_script.usage("x", about)
+    assert 'trueup.fetch("embedded:minilm")' in predict_script.usage("x", about)
 
 
 @pytest.mark.parametrize("name", ['"', "\\", "a\nb", "`" * 3, "\u202eb", "{0}", "'''", '"""'])

@@ -112,7 +112,7 @@ def closing(about: Mapping[str, Any]) -> str:
     shape = about.get("shape")
     text = f"`BASE` is {literal(str(about['base']))}, and `FOLDER` is this one."
     if str(about["base"]).startswith("embedded:"):
-        text += " The base is a folder in trueup's cache (`trueup.subject.checkpoint.resolve` names it; a copy serves anywhere)."
+        text += " The base is a folder in trueup's cache (`trueup.fetch` returns it; a copy serves anywhere)."
     if shape is not None and shape.get("shots"):
         return text
     if shape is not None:

@@ -58,7 +58,7 @@ if __name__ == "__main__":
     if given.base.startswith("embedded:"):
         sys.exit(
             "The base model is a folder in trueup's cache. Name it with --base; with trueup installed this prints it: "
-            "python -c 'from trueup.subject.checkpoint import resolve; print(resolve(\\"" + given.base + "\\"))'"
+            "python -c 'import trueup; print(trueup.fetch(\\"" + given.base + "\\"))'"
         )
     # The base reports its own last layer as missing; the adapter brings it.
     from transformers.utils import logging
@@ -100,7 +100,7 @@ def usage(folder: str, about: Mapping[str, Any]) -> str:
     """The line for a shell that runs the script of `folder`."""
     base = str(about["base"])
     if base.startswith("embedded:"):
-        found = f"""python -c 'from trueup.subject.checkpoint import resolve; print(resolve("{base}"))'"""
+        found = f"""python -c 'import trueup; print(trueup.fetch("{base}"))'"""
         return f'python {folder}/{NAME} "A text to classify" --base "$({found})"'
     return f'python {folder}/{NAME} "A text to classify"'
 
