@@ -1,5 +1,5 @@
-"""Every bit of what trueup keeps, turned: ``python tests/fuzz/flips.py``. A kept pass is computed again, a checkpoint is refused, and
-a folder is told to be otherwise than it was written. Prints how many bits were turned, and of which nothing was seen.
+"""Every bit of what trueup keeps, turned: ``python tests/fuzz/flips.py``. A kept pass is computed again, a checkpoint is refused,
+and a folder is told to be otherwise than it was written. Prints how many bits were turned, and of which nothing was seen.
 """
 
 from __future__ import annotations

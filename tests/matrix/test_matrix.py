@@ -21,7 +21,7 @@ CELLS = [
     matrix.Cell(f, matrix.KINDS[i % len(matrix.KINDS)], "words" if FAMILIES[f].causal and i % 2 else "head")
     for i, f in enumerate(FAMILIES)
 ]
-LIVE = {matrix.Cell("bert", "lora", "head"): "overconfidence", matrix.Cell("llama", "prompt", "words"): "rigidity"}
+LIVE = matrix.Cell("bert", "lora", "head")
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
@@ -33,10 +33,10 @@ def test_a_cell(cell: matrix.Cell, base_of: Callable[[str], Path], tmp_path: Pat
     print(f"{cell}: {dict(counts.held)}, refused: {dict(counts.refused)}")
 
 
-@pytest.mark.parametrize("cell", LIVE, ids=str)
-def test_a_live_model_is_as_it_was(cell: matrix.Cell, base_of: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["overconfidence"])
+def test_a_live_model_is_as_it_was(fault: str, base_of: Callable[[str], Path], tmp_path: Path) -> None:
     counts = matrix.Counts()
-    matrix.restored(counts, cell, matrix.adapted(cell, base_of(cell.family), tmp_path / "made"), (LIVE[cell],))
+    matrix.restored(counts, LIVE, matrix.adapted(LIVE, base_of(LIVE.family), tmp_path / "made"), (fault,))
     assert not counts.wrong
     assert counts.held["live model"] == 9, "it ends well once, and in four other ways early and late"
 
