@@ -32,6 +32,14 @@ ROOM = 64 << 20
 """Bytes of a disk with room."""
 
 
+class Told(list[str]):
+    """What is wrong, said as soon as it is known."""
+
+    def append(self, what: str) -> None:
+        print(f"WRONG {what}", file=sys.stderr, flush=True)
+        super().append(what)
+
+
 @dataclass
 class Counts:
     """Of each fault and command: how often it was met, and ended as it has to; what passes were kept; and what was wrong."""
@@ -39,7 +47,7 @@ class Counts:
     met: Counter[str] = field(default_factory=Counter)
     unmet: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    wrong: Told = field(default_factory=Told)
 
 
 @contextmanager

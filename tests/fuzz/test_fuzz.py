@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import flips
 import fuzzing
 
 from trueup.errors import BadInput
@@ -58,6 +59,12 @@ def test_new_ones(targets: dict[str, fuzzing.Target], tmp_path: Path, name: str)
         assert word != "wrong", (said, json.dumps({"target": name, "edits": edits}))
         counts[word] += 1
     print(f"{name}: {counts}")
+
+
+def test_a_bit_that_a_disk_has_turned_is_seen(tmp_path: Path) -> None:
+    met, missed = flips.run(tmp_path)
+    assert met.total() > 10_000
+    assert not missed.total()
 
 
 JSON = st.recursive(

@@ -541,15 +541,13 @@ ROWS = 1024
 
 def _values(array: Any) -> list[Any]:
     """The values of an arrow array as Python's; those that are the same entry of its dictionary are the same object."""
-    import pyarrow.compute as pc
-
     if not hasattr(array, "dictionary"):
         return array.to_pylist()
     entries = array.dictionary.to_pylist()
-    places = array.indices
-    if len(places) > places.null_count and not 0 <= pc.min(places).as_py() <= pc.max(places).as_py() < len(entries):
+    places = array.indices.to_pylist()
+    if any(i is not None and not 0 <= i < len(entries) for i in places):
         raise ValueError(f"a value of it is none of the {len(entries)} entries of its dictionary")
-    return [None if i is None else entries[i] for i in places.to_pylist()]
+    return [None if i is None else entries[i] for i in places]
 
 
 def _ordered(file: Any, here: Sequence[str]) -> dict[str, list[Any]]:
