@@ -1,5 +1,4 @@
-"""Shortcuts planted in real text under the embedded encoder: a scout finds them and its column repairs them; where there is none
-it names none of them."""
+"""Shortcuts planted in real text under the embedded encoder: a scout finds them, and names none where there is none."""
 
 from __future__ import annotations
 
@@ -7,20 +6,17 @@ import numpy as np
 import pytest
 
 import trueup
-from drawn_weights import move
 from trueup.corpus.corpus import Corpus
-from trueup.faults.confounding import Confounding
 from trueup.faults.confounding.leads import Scouted
-from trueup.faults.confounding.scout import scout, with_columns
+from trueup.faults.confounding.scout import scout
 from trueup.run.heads import warm_start
 from trueup.run.predict import Session, within
 from trueup.store.cache import Memo
 from trueup.subject.new_adapter import Lora, fresh
-from trueup.subject.subject import Subject
 
 pytestmark = pytest.mark.slow
 SIZES = {"train": 500, "calibration": 400, "test": 400}
-RATE = 0.9
+RATE = 0.85
 """Of positive texts, the share that has the plant; of negative texts the rest."""
 WORD = "seriously"
 
@@ -35,11 +31,7 @@ def drawn(plant: str, seed: int = 0) -> tuple[Corpus, np.ndarray]:
         has = source.attributes["domain"] == "tweet"
     else:
         source = trueup.read("embedded:movie-reviews-short", seed=0)
-        length = np.array([len(t.split()) for t in source.text])
-        has = length > np.median(length) if plant == "length" else rng.random(len(source)) < 0.5
-        if plant == "length":  # short and long ones, none between
-            some = (length <= np.quantile(length, 0.3)) | (length >= np.quantile(length, 0.7))
-            source, has = source.take(some), has[some]
+        has = rng.random(len(source)) < 0.5
     label = (source.label == source.classes.index("positive")).astype(np.int64)
     rows, split = [], []
     left = {(y, z): rng.permutation(np.flatnonzero((label == y) & (has == z))).tolist() for y in (0, 1) for z in (0, 1)}
@@ -55,13 +47,12 @@ def drawn(plant: str, seed: int = 0) -> tuple[Corpus, np.ndarray]:
     return Corpus(texts, label[rows], ("negative", "positive"), np.array(split), name=f"planted {plant}"), there
 
 
-def examined(plant: str) -> tuple[Subject, Corpus, np.ndarray, Scouted]:
+def examined(plant: str) -> tuple[Corpus, np.ndarray, Scouted]:
     """A classifier whose last layer is fitted to the planted training texts, and what a scout finds."""
     corpus, there = drawn(plant)
     subject = fresh("embedded:minilm", Lora(), corpus.classes, max_length=24, device="cpu", seed=0)
-    move(subject.model, 0.005)  # an adapter that changes nothing is refused
     warm_start(subject, corpus.part("train"))
-    return subject, corpus, there, scout(subject, corpus, seed=0)
+    return corpus, there, scout(subject, corpus, seed=0)
 
 
 def agreement(found: Scouted, corpus: Corpus, there: np.ndarray) -> list[float]:
@@ -75,34 +66,18 @@ def agreement(found: Scouted, corpus: Corpus, there: np.ndarray) -> list[float]:
     return shares
 
 
-@pytest.mark.parametrize(("plant", "least"), [("word", 0.99), ("length", 0.9), ("cluster", 0.75)])
-def test_a_plant_in_real_text_is_found_and_its_column_repairs_it(plant, least, tmp_path):
+@pytest.mark.parametrize(("plant", "least"), [("word", 0.99), ("cluster", 0.75)])
+def test_a_plant_in_real_text_is_found(plant, least, tmp_path):
     with within(Session(Memo(tmp_path))):
-        subject, corpus, there, found = examined(plant)
+        corpus, there, found = examined(plant)
         shares = agreement(found, corpus, there)
         assert shares, found.sentence
-        best = int(np.argmax(shares))
-        assert shares[best] >= least, list(zip([x.name for x in found.leads], shares, strict=True))
-        wanted = with_columns(subject, corpus, [f"scout:{best + 1}"], found)
-        report = trueup.check(subject, wanted, Confounding(resamples=200, max_cost=1.0), seed=0)
-    (c,) = report.comparisons
-    assert c.before.found
-    assert c.differences["severity"].high < 0
-    lead, d = found.leads[best], c.differences["severity"]
-    after = c.after
-    assert after is not None
-    print(
-        f"PLANT {plant}: tried {sum(found.tried.values())}, judged {found.judged}, named {found.named}; scout:{best + 1} "
-        f"'{lead.name}' lean {lead.lean:.3f} [{lead.low:.3f}, {lead.high:.3f}], agrees {shares[best]:.3f}, first {shares[0]:.3f} "
-        f"'{found.leads[0].name}'; repair {c.before.severity:.3f} -> {after.severity:.3f} [{after.low:.3f}, {after.high:.3f}], "
-        f"paired {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], accuracy {c.harm['accuracy'].value:+.3f}, {c.outcome}"
-    )
+        assert max(shares) >= least, list(zip([x.name for x in found.leads], shares, strict=True))
 
 
 def test_a_word_that_goes_with_no_label_is_not_named(tmp_path):
     """The control: the same word in as many texts of either class."""
     with within(Session(Memo(tmp_path))):
-        _, corpus, there, found = examined("none")
+        corpus, there, found = examined("none")
         assert WORD not in " ".join(x.name for x in found.leads)
         assert max(agreement(found, corpus, there), default=0.5) < 0.75
-        print(f"PLANT none: {found.sentence} {[x.name for x in found.leads]}")

@@ -39,9 +39,7 @@ def _group(row: Mapping[str, Any]) -> str:
     of = row["datalab"]
     if "failed" in of:
         return f"failed: {of['failed']}"
-    p = "" if of["non_iid_p"] is None else f"; texts not drawn alike: p = {of['non_iid_p']:.2g}"
-    flagged = _agrees(of) if of["flagged"] else "flags none"
-    return f"{of['flagged']:,} texts, {flagged}{p}"
+    return f"{of['flagged']:,} texts, {_agrees(of)}" if of["flagged"] else "flags none"
 
 
 def _probe(row: Mapping[str, Any]) -> str:
