@@ -6,14 +6,17 @@ import csv
 import json
 import math
 import shlex
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from cli_cases import FAST, Said, trueup, write_csv
 
 HEADER = ("text", "label", "part", "site", "parity", "same", "constant", "id", "rare")
+SCHEMA = json.loads((files("trueup.report") / "findings.schema.json").read_text(encoding="utf-8"))
 QUICK = ("--set", "confounding.resamples=20")
 
 
@@ -21,7 +24,7 @@ QUICK = ("--set", "confounding.resamples=20")
 def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``data.csv`` with a site that goes with the label, a tiny ``adapter`` (a soft prompt) that reads it, and ``base``."""
     from trueup.faults.confounding import planted as P
-    from trueup.subject import adapter as files
+    from trueup.subject import adapter as cards
     from trueup.subject.new_adapter import prompt_embeddings
 
     folder = tmp_path_factory.mktemp("sick")
@@ -49,9 +52,9 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tilted.append(r)
     write_csv(folder / "tilted.csv", tilted, HEADER)
     (folder / "adapter").mkdir()
-    files.save_tuned(subject, folder / "adapter", start=prompt_embeddings(subject))
+    cards.save_tuned(subject, folder / "adapter", start=prompt_embeddings(subject))
     card = {"classes": list(subject.classes), "max_length": 32}
-    (folder / "adapter" / files.CARD).write_text(json.dumps(card))
+    (folder / "adapter" / cards.CARD).write_text(json.dumps(card))
     (folder / "base").symlink_to(subject.source.base)
     return folder
 
@@ -190,6 +193,33 @@ def test_a_column_that_nobody_named_is_scouted_and_repaired(sick: Path, here: Pa
     assert said.code == 2
     assert "There is no column 'scout:99'." in said.err
     assert "'scout:1'" in said.err
+
+
+def test_a_check_without_a_column_searches_for_one(sick: Path, here: Path) -> None:
+    """The same columns under the same numbers as the scout's; the file is the same to the byte in a second run."""
+    given = words(sick, *FAST)
+    said = trueup(*given, "-o", "out")
+    assert said.code in (0, 1), said
+    assert "Search for shortcuts (exploratory)" in said.out
+    found = told(here / "out")
+    assert list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(found)) == []
+    first = found["shortcuts"]["leads"][0]
+    assert first["low"] > 0.05
+    assert found["shortcuts"]["tried"]["column"] == 4, "the data's other columns too"
+    onward = found["shortcuts"]["onward"]
+    assert "--confounder scout:1" in onward
+    assert onward in (here / "out" / "report.html").read_text().replace("&#39;", "'")
+    assert not [c for c in found["comparisons"] if c["before"]["fault"] == "confounding"]
+    seen = (here / "out" / "findings.json").read_bytes()
+    again = trueup(*given, "-o", "out", "--force", "--quiet")
+    assert again.code == said.code
+    now = json.loads((here / "out" / "findings.json").read_text())
+    assert json.dumps(now["shortcuts"]) == json.dumps(json.loads(seen)["shortcuts"])
+    scouted = trueup("scout", *given[1:6], "--split", "part", "-o", "scouted")
+    assert scouted.code == 0, scouted
+    assert json.loads((here / "scouted" / "scout.json").read_text())["leads"][0]["name"] == first["name"]
+    alone = trueup(*given, "--fault", "overconfidence", "-o", "alone")
+    assert "shortcuts" not in told(here / "alone"), alone
 
 
 def test_a_scout_reads_the_rows_that_the_check_of_its_column_reads(sick: Path, here: Path) -> None:
@@ -398,7 +428,7 @@ def test_what_a_scout_prints_is_strict_json(here: Path, monkeypatch: pytest.Monk
     from trueup import scouting
     from trueup.faults.confounding.leads import Scouted
 
-    found = Scouted((), (), {"word": 3}, 3, 0, 40, 40, 0.05, math.nan, None)
+    found = Scouted((), (), 0, {"word": 3}, 3, 0, 40, 40, 0.05, math.nan, None)
     monkeypatch.setattr(scouting, "run_scout", lambda *_, **__: found)
 
     def refuse(word: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from collections.abc import Iterator
@@ -12,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from report_cases import Page, comparison, finding, mixes, report, sliding, with_before
+from rich.console import Console
 
 from trueup.corpus.corpus import Corpus
+from trueup.faults.confounding import leads
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Series
 from trueup.report import bundle, examples, glossary, html, words
 from trueup.report.bundle import Report
+from trueup.report.table import findings_table
 from trueup.store.atomic import new_folder
 from trueup.story import _since, _snapshot
 
@@ -276,3 +280,48 @@ def test_a_fault_that_was_not_examined_is_a_row_and_no_note() -> None:
     assert "was not examined:" not in page.text
     assert "The batch was halved." in page.text
     assert [a for t, a in page.elements if t == "span" and a.get("class") == "state not-examined"]
+
+
+# ---- a search for columns that nobody named
+
+
+def _found(named: int) -> leads.Scouted:
+    one = leads.Lead(
+        1 if named else 0, 'the word "loud"', "word", ("not there", "there"), ("bad", "good"), 0.2, 0.11, 0.29, 0.003, 0.25,
+        (300, 150), (0.9, 0.8), 2.5, examples=({"group": "there", "text": "loud <b>", "label": "bad", "predicted": "good"},),
+    )  # fmt: skip
+    return leads.Scouted(
+        (one,) if named else (), () if named else (one,), named, {"word": 12, "surface": 3}, 2, 7, 400, 450, 0.05, 0.12, None,
+        onward="trueup check m --confounder scout:1 -o OUT" if named else "",
+    )  # fmt: skip
+
+
+def test_a_search_says_what_it_tried_and_is_no_verdict() -> None:
+    text = text_of(comparison(), shortcuts=_found(2))
+    assert "No column was named that should not matter, so trueup searched for shortcuts. 15 derived columns" in text
+    assert "This is a search and no verdict." in text
+    assert 'the word "loud"' in text
+    assert f"{words.number(0.2)} [{words.number(0.11)}, {words.number(0.29)}]" in text
+    assert "loud <b>" in text
+    assert "trueup check m --confounder scout:1 -o OUT" in text
+    said = terminal(comparison(), shortcuts=_found(2))
+    assert "Search for shortcuts (exploratory)" in said
+    assert "scout:1 is the first of them, scout:2 the second. To examine and repair the first: trueup check m" in said
+    without = replace(_found(1), onward="")
+    assert "give confounder='scout:1' to trueup.check" in terminal(comparison(), shortcuts=without)
+
+
+def test_a_search_that_found_nothing_is_no_all_clear() -> None:
+    for said in (text_of(comparison(), shortcuts=_found(0)), terminal(comparison(), shortcuts=_found(0))):
+        assert "7 were judged on 450 independent test examples, and none have a lean above 0.05" in said
+        assert "This many examples name a lean of 0.12 in 80% of cases. That is no all-clear" in said
+        assert "not proven" in said
+        assert "scout:1" not in said
+    for nothing in (text_of(comparison()), terminal(comparison())):
+        assert "shortcuts" not in nothing
+
+
+def terminal(*comparisons: Comparison, **more) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(findings_table(report(*comparisons, **more)))
+    return " ".join(console.export_text().split())

@@ -64,6 +64,22 @@ def _truth(world: tuple[list, search.Side]) -> tuple[np.ndarray, search.Side]:
     return world[0][0], world[1]
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.05])
+def test_a_column_is_named_exactly_when_its_interval_lies_above_the_threshold(threshold, monkeypatch):
+    monkeypatch.setattr(search, "RESAMPLES", 60)
+    both = {True: 0, False: 0}
+    for s in range(8):
+        columns, side = drawn(s, 600, 12, start=0.35 + 0.1 * s, shared=0.4)
+        half = np.arange(600) < 300
+        first, second = (search.Side(side.score[r], side.label[r], side.cluster[r]) for r in (half, ~half))
+        leads, _ = search.put_forward([c[half] for c in columns], first)
+        judged, _ = search.judge(leads, [columns[x.column][~half] for x in leads], second, threshold=threshold, seed=s)
+        for j in judged:
+            assert j.named == (j.low > threshold) == (j.q <= search.RATE)
+            both[j.named] += 1
+    assert min(both.values()) >= 3, "some are named and some are not"
+
+
 def test_three_classes_and_a_column_of_three_groups():
     columns, side = drawn(0, 3000, 6, classes=3)
     group = np.random.default_rng(1).integers(0, 3, 3000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,11 @@ import trueup
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
-from trueup.faults.confounding import Confounding, several
+from trueup.faults.confounding import Confounding, leads, several
 from trueup.faults.confounding.planted import planted
 from trueup.faults.confounding.scout import scout, with_columns
+from trueup.faults.overconfidence import Overconfidence
+from trueup.report.values import plain, untag
 from trueup.run.predict import Session, within
 from trueup.subject.subject import Subject
 
@@ -136,3 +139,65 @@ def test_what_cannot_be_scouted_is_refused(hidden):
         scout(subject, bare.take(np.arange(0, len(bare), 60)), seed=0)
     with pytest.raises(Unsupported, match="demonstrations"):
         scout(replace(subject, template=type("T", (), {"shots": 4})()), bare)
+
+
+def test_a_check_that_names_no_column_searches_for_one_in_its_own_pass(hidden):
+    subject, bare, found = hidden
+    passes: list[tuple[str, int]] = []
+
+    def told(stage: str, done: int, total: int) -> None:
+        if done == total:
+            passes.append((stage, total))
+
+    with within(Session(progress=told)):
+        report = trueup.audit(subject, bare, [Overconfidence(resamples=20), FAULT])
+    assert report.shortcuts is not None
+    assert [(x.name, x.lean, x.low, x.q) for x in report.shortcuts.leads] == [
+        (x.name, x.lean, x.low, x.q) for x in found.leads
+    ], "the numbers of scout:1, scout:2 are the scout's"
+    read = [s for s, _ in passes if "features" in s]
+    assert len(read) == 2, f"calibration and test texts were read once each: {passes}"
+    assert all(s.startswith("hidden states and features at layers") for s in read)
+    assert report.unexamined == {}
+    assert any(n.startswith("confounding was not examined: No column was named") for n in report.notes)
+    # Not where a column is named, nor where confounding is not asked for.
+    for corpus, faults in (
+        (replace(bare, attributes={"dice": _dice(bare)}), [FAULT]),
+        (bare, [Overconfidence(resamples=20)]),
+    ):
+        assert trueup.audit(subject, corpus, faults).shortcuts is None
+
+
+def _dice(corpus: Corpus) -> np.ndarray:
+    return np.random.default_rng(0).choice(["odd", "even"], len(corpus))
+
+
+def test_a_search_that_cannot_be_made_costs_no_audit(hidden, monkeypatch):
+    subject, bare, _ = hidden
+    few = bare.take(np.concatenate([np.flatnonzero(bare.split == s)[:60] for s in ("train", "calibration", "test")]))
+    few = few.take(~((few.label == 0) & (few.split == "calibration") & (np.arange(len(few)) % 2 == 0)))
+    faults = [Overconfidence(resamples=20, folds=2), FAULT]
+    report = trueup.audit(subject, few, faults)
+    assert report.shortcuts is None
+    assert any(n.startswith("No shortcut was searched for. A scout needs two classes with 20") for n in report.notes)
+    monkeypatch.setattr("trueup.faults.confounding.search.put_forward", lambda *_: 1 / 0)
+    report = trueup.audit(subject, bare, faults)
+    assert [c.before.fault for c in report.comparisons] == ["overconfidence"]
+    assert any("No shortcut was searched for. trueup crashed there" in n for n in report.notes)
+    assert "ZeroDivisionError" in report.crashes["confounding"]
+
+
+def test_what_a_search_found_goes_into_the_findings_and_back(hidden):
+    found = hidden[2]
+    kept = json.loads(json.dumps(plain(leads.in_check(found))), object_hook=untag)
+    again = leads.read(kept)
+    assert again == replace(found, columns=(), leads=found.leads[: leads.TOLD])
+    assert again.sentence == found.sentence
+    for spoilt in (
+        {"leads": [{}]},
+        {"named": "many"},
+        {"unproven": 3},
+        {"leads": [kept["leads"][0] | {"clusters": [1]}]},
+    ):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            leads.read(kept | spoilt)

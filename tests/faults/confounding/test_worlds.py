@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binom
 
 from trueup.corpus import mix
-from trueup.faults.confounding import mixes
+from trueup.faults.confounding import mixes, several
 from trueup.faults.confounding.worlds import WORLDS
 from trueup.measure.worlds import rates
 
@@ -39,3 +39,20 @@ def test_a_lean_is_found_whatever_else_there_is(name: str):
 def test_too_few_clusters_decide_nothing():
     world = next(w for w in WORLDS if w.name == "every text four times, 1 sd")
     assert rates(world, 20, 3, seed=0).words["undecided"] == 3
+
+
+def test_intervals_of_several_columns_hold_together(monkeypatch: pytest.MonkeyPatch):
+    world = next(w for w in WORLDS if w.name == "leans of 1 sd, 0.6 sd and none, tied columns")
+    below, held, above = rates(world, 300, 8, seed=0).held["all together"]
+    assert held >= binom.ppf(SURE, below + held + above, 0.95)
+    whole = several.measured
+    monkeypatch.setattr(several, "measured", lambda *a, **k: whole(*a, **(k | {"level": 0.5})))
+    below, held, above = rates(world, 300, 4, seed=0).held["all together"]
+    assert below + above > held, "the control: narrower ones do not"
+    assert rates(world, 60, 1, seed=0).words["undecided"] == 1, "too few examples of a label in a group"
+
+
+def test_a_scout_names_what_leans_and_no_dice():
+    found = {w.name: w for w in WORLDS if w.fault == "confounding, a scout"}
+    assert rates(found["60 columns of dice"], 300, 3, seed=0).words["found"] == 0
+    assert rates(found["one of 60 columns leans 1 sd"], 400, 3, seed=0).words["found"] >= 2

@@ -188,12 +188,14 @@ def judge_columns(world: Leaning, corpus: Corpus, seed: int) -> Judged:
     group = mix.group_index(corpus, first, mix.groups_of(corpus, first))
     samples = columns(scores, corpus.label, group) | {"cluster": corpus.cluster, "judges": judges(corpus.cluster, seed)}
     told, _ = several.others(corpus, samples, first, coupling=0.0, threshold=THRESHOLD, resamples=RESAMPLES, seed=seed)
+    if not told:  # too few examples of some label in some group
+        return Judged("undecided")
     many = _many(world)
     far = lean.centred(_scores(many))
     below, above = [], []
     for f in told:
         own = mix.group_index(many, f.column.name, f.column.groups)
-        drop, floor = lean.drop_and_floor(far, many.label, own, f.column.mixes.coupling)
+        drop, floor = lean.drop_and_floor(far, many.label, own, along_own(f.column.samples(samples), f.column.mixes))
         below.append(f.lean.low - float(drop - floor))
         above.append(f.lean.high - float(drop - floor))
     low, high = max(below), min(above)
