@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 import trueup
@@ -99,6 +100,16 @@ def test_what_fits_is_kept_and_arrays_of_names_are_lists() -> None:
     assert names("a", count=np.int64(3)) == ("a", None, 3)  # type: ignore[arg-type]
     got = trueup.Job("m", "d", classes=np.array(["b", "a"]), confounder=["site"], limit=np.int64(5))  # type: ignore[arg-type]
     assert (got.classes, got.confounder, got.limit) == (("b", "a"), ("site",), 5)
+    several = [
+        ("b", "a"),
+        np.array(["b", "a"]),
+        pd.Series(["b", "a"]),
+        pl.Series(["b", "a"]),
+        {0: "b", 1: "a"}.values(),
+        {"b": 0, "a": 1}.keys(),
+    ]
+    for given in several:
+        assert trueup.Job("m", "d", classes=given).classes == ("b", "a")  # type: ignore[arg-type]
     assert trueup.Overconfidence(threshold=np.float64(0.5), folds=np.int64(3)) == trueup.Overconfidence(
         threshold=0.5, folds=3
     )

@@ -814,6 +814,7 @@ class SpeedCase(StrEnum):
     demonstrations = "demonstrations"
     attributions = "attributions"
     check = "check"
+    sweep = "sweep"
 
 
 @bench.command("speed")

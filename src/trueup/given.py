@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import PurePath
@@ -100,7 +100,7 @@ def shown(value: Any) -> str:
 
 
 def _kept(name: str, key: str, value: Any, annotation: Any) -> Any:
-    """The value, lists of names as lists (of an array, a series, or of whole numbers) where names are wanted."""
+    """The value; where names are wanted, those of an array, a series or a dict's values, and whole numbers, as a list of words."""
     parts = _parts(annotation) if isinstance(annotation, str) else []
     if not parts or any(part not in KINDS for part in parts):
         return value
@@ -115,6 +115,9 @@ def _kept(name: str, key: str, value: Any, annotation: Any) -> Any:
 
 def _names(value: Any, kind: Callable[[list[str]], Any]) -> Any:
     many = value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1 else value
+    many = (
+        many.to_list() if hasattr(many, "to_list") else list(many) if isinstance(many, KeysView | ValuesView) else many
+    )
     if isinstance(many, list | tuple) and all(isinstance(v, str) or _whole(v) for v in many):
         return kind([str(v) for v in many])
     return value

@@ -363,10 +363,9 @@ def _examined(
             continue
         comparisons.append(replace(comparison, consequence=fault.consequence(comparison.before, comparison.after)))
         examples[fault.name] = shown
+    # Not before the faults: one that reads hidden states has the features from the same pass.
     if not subject.multi_label:
-        _below_a_constant(
-            subject, corpus
-        )  # not before: a fault that reads hidden states has the features from the same pass
+        _below_a_constant(subject, corpus)
     asked = [f.name for f in faults]
     comparisons.sort(key=lambda c: asked.index(c.before.fault))
     reasons = {name: reasons[name] for name in asked if name in reasons}
