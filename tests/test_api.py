@@ -317,6 +317,25 @@ def test_an_audit_of_two_faults_reads_each_text_once(home, monkeypatch):
     assert sum(read) == held_out + 2 * adapter_effect.TEXTS
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), Unavailable("No room."), BadInput("Too few.")]
+)
+def test_a_fault_that_ran_out_of_memory_is_no_all_clear(home, monkeypatch, tmp_path, error):
+    """Of the faults that are examined by default, one that could not be is told as such, and not passed over."""
+    subject, corpus = confounded.planted("healthy")
+
+    def out(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trueup.Overconfidence, "audit", out)
+    report = trueup.audit(subject, corpus)
+    assert [c.before.fault for c in report.comparisons] == ["confounding"]
+    ran_out = not isinstance(error, BadInput)
+    assert list(report.unexamined) == (["overconfidence"] if ran_out else [])
+    report.save(tmp_path / "out")
+    assert trueup.Report.open(tmp_path / "out").unexamined == report.unexamined
+
+
 def read_again(corpus):
     """The same examples with the class names in natural order, as a file of them would be read."""
     classes = tuple(sorted(corpus.classes))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trueup.errors import BadInput, TrueupError, Unsupported, listing, shortened
+from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, listing, shortened
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.given import checked
 from trueup.job import Depth, Job, command_line, faults_of
@@ -332,6 +332,7 @@ def _examined(
     """The report of all faults that can be examined; its notes say which cannot, and why."""
     from trueup.corpus.clusters import repeated
     from trueup.report.bundle import Report
+    from trueup.run.predict import out_of_memory
     from trueup.run.prompts import one_answer_each, with_pool
 
     if subject.shots is not None:
@@ -348,7 +349,7 @@ def _examined(
         _shortcuts(faults, subject, corpus, crashes, seed, job) if _searches(faults, corpus.attributes, depth) else None
     )
     alone = len(faults) - len(reasons) == 1
-    comparisons, examples = [], {}
+    comparisons, examples, unfinished = [], {}, []
     for fault in sorted(faults, key=lambda f: not f.reads_states):
         if fault.name in reasons:
             continue
@@ -360,12 +361,11 @@ def _examined(
             if alone:
                 raise
             reasons[fault.name] = crashes.survived(e, fault)
+            if isinstance(e, Unavailable) or out_of_memory(e):
+                unfinished.append(fault.name)
             continue
         comparisons.append(replace(comparison, consequence=fault.consequence(comparison.before, comparison.after)))
         examples[fault.name] = shown
-    # Not before the faults: one that reads hidden states has the features from the same pass.
-    if not subject.multi_label:
-        _below_a_constant(subject, corpus)
     asked = [f.name for f in faults]
     comparisons.sort(key=lambda c: asked.index(c.before.fault))
     reasons = {name: reasons[name] for name in asked if name in reasons}
@@ -373,6 +373,9 @@ def _examined(
         raise crashes.last or BadInput(
             f"No fault could be examined. {' '.join(f'{k}: {v}' for k, v in reasons.items())}"
         )
+    # Not before the faults: one that reads hidden states has the features from the same pass.
+    if not subject.multi_label:
+        _below_a_constant(subject, corpus)
     return Report(
         title=f"{subject.source.adapter or subject.source.base} on {corpus.name}",
         job=dict(job or {}),
@@ -388,6 +391,7 @@ def _examined(
             *(f"{name} was not examined: {reason}" for name, reason in reasons.items()),
         ],
         crashes=crashes.told,
+        unfinished=unfinished,
         data=_snapshot(corpus),
         shortcuts=searched,
     )

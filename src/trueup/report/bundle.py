@@ -62,6 +62,7 @@ class Report:
         notes: sentences about the run ("The batch was halved after running out of memory.").
         warnings: sentences that a reader must see before any figure.
         crashes: fault name -> traceback of its crash, which cost no other fault its finding.
+        unfinished: faults that could not be examined because memory, a disk or something else from outside was missing.
         data: what was examined: ``splits``; ``attributes``; ``rows``, each a class, the values of the attributes, and the number
             of examples in each split; ``more`` rows that are left out; ``samples``, dicts of a text, its label and its attributes.
         shortcuts: what a search for columns that nobody named found, where no column was; None where none was made.
@@ -87,6 +88,7 @@ class Report:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     crashes: Mapping[str, str] = field(default_factory=dict)
+    unfinished: Sequence[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     shortcuts: leads.Scouted | None = None
     previous: Mapping[str, Any] = field(default_factory=dict)
@@ -94,11 +96,11 @@ class Report:
 
     @property
     def unexamined(self) -> dict[str, str]:
-        """Fault that was asked for by name, or crashed, and has no finding -> why, as a sentence."""
+        """Fault that was asked for by name, crashed, or ran out of something, and has no finding -> why, as a sentence."""
         # Who names a column that should not matter asks for confounding.
         asked = self.job.get("faults") or (["confounding"] if self.job.get("confounder") else [])
         examined, found = {c.before.fault for c in self.comparisons}, {}
-        for fault in dict.fromkeys([*asked, *self.crashes]):
+        for fault in dict.fromkeys([*asked, *self.crashes, *self.unfinished]):
             if fault not in examined:
                 begun = f"{fault} was not examined: "
                 whys = (n.removeprefix(begun) for n in self.notes if n.startswith(begun))
@@ -323,6 +325,7 @@ def read(folder: str | Path) -> Report:
                 for n in data["crashes"]
                 if _NAME.fullmatch(n)
             },
+            unfinished=[n for n in data.get("unfinished", []) if _NAME.fullmatch(n)],
             data=_is(data.get("data", {}), dict),
             shortcuts=leads.read(_is(found, dict)) if (found := data.get("shortcuts")) is not None else None,
             previous=_is(data.get("previous", {}), dict),
@@ -388,6 +391,7 @@ def _payload(report: Report) -> dict[str, Any]:
         "notes": list(report.notes),
         "warnings": list(report.warnings),
         "crashes": list(report.crashes),
+        "unfinished": list(report.unfinished),
         "data": dict(report.data),
         **({} if report.shortcuts is None else {"shortcuts": leads.in_check(report.shortcuts)}),
         "previous": dict(report.previous),
