@@ -62,7 +62,12 @@ def disk(place: Path, size: int) -> Iterator[Callable[[str], None]]:
     try:
         yield remount
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        for _ in range(50):  # what has ended a moment ago may still hold it
+            if subprocess.run(["umount", str(place)], check=False, stderr=subprocess.DEVNULL).returncode == 0:
+                break
+            time.sleep(0.1)
+        else:
+            raise RuntimeError(f"'{place}' is still in use: a command has left a process behind.")
 
 
 def able() -> bool:
