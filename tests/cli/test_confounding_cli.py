@@ -375,7 +375,7 @@ REFUSED = {
     "small cell": (("--confounder", "rare"), ("have label", "and rare 'rare'", "merge or drop rare values of 'rare'")),
     "a word": (
         ("--confounder", "site", "--set", "confounding.coupling=abc"),
-        ("confounding.coupling is a number", "'abc' was given", "--set confounding.coupling=0.0"),
+        ("confounding.coupling is a number", "'abc' (str) was given", "--set confounding.coupling=0.0"),
     ),
     "negative": (("--confounder", "site", "--set", "confounding.coupling=-2"), ("confounding.coupling is -2", "ratio above 1")),
     "threshold": (("--confounder", "site", "--set", "confounding.threshold=2"), ("confounding.threshold is 2",)),

@@ -32,9 +32,11 @@ def made(tmp_path_factory) -> tuple[Any, Any, ConfidenceHead, Path]:
     )
     remedy = fault.repair(subject, corpus, fault.audit(subject, corpus.part("test"), seed=0), seed=0)
     assert isinstance(remedy, ConfidenceHead), getattr(remedy, "reason", "")
-    # Some threshold, whatever this small case certifies.
+    # A threshold that answers half of the texts, whatever this small case certifies.
+    with remedy.on(subject) as repaired:
+        half = float(np.median(predict(repaired, corpus.part("test")).confidence))
     about = json.loads(str(remedy.guard["about"]))
-    about["abstention"] = [{"risk": 0.1, "threshold": 0.6}, {"risk": 0.05, "threshold": None}]
+    about["abstention"] = [{"risk": 0.1, "threshold": half}, {"risk": 0.05, "threshold": None}]
     remedy = replace(remedy, guard={**remedy.guard, "about": np.array(json.dumps(about))})
     return subject, corpus, remedy, remedy.save(tmp_path_factory.mktemp("out") / "overconfidence")
 
@@ -50,9 +52,10 @@ def test_it_says_what_the_repaired_subject_says(made):
             said = guard(logits, want.features)
             assert said.label == [subject.classes[i] for i in want.predicted]
             assert np.allclose(said.confidence, want.confidence, atol=1e-5)
-            assert (said.answered == (said.confidence >= 0.6)).all()
+            assert (said.answered == (said.confidence >= guard.threshold)).all()
             assert 0 < said.answered.mean() < 1
-    assert (guard.risk, guard.threshold) == (0.1, 0.6)
+    assert guard.risk == 0.1
+    assert guard.threshold == float(np.median(want.confidence))
     assert Guard.read(folder)(want.logits[0], want.features[0]).confidence[0] == pytest.approx(
         want.confidence[0], abs=1e-5
     )
@@ -67,13 +70,13 @@ def test_it_survives_save_and_load(made):
 
 
 def test_what_is_kept_without_a_gain_certifies_nothing(made, tmp_path):
-    subject, corpus, remedy, _ = made
+    subject, corpus, remedy, folder = made
     fault = trueup.Overconfidence(resamples=20).prepared(subject, corpus, seed=0)
     before = fault.audit(subject, corpus.part("test"), seed=0)
     gain = {"severity": Difference(-0.2, -0.3, -0.1, 0.01)}
     none = {"severity": Difference(0.0, -0.1, 0.1, 0.9)}
     kept, useless = (Comparison(before, before, "", d) for d in (gain, none))
-    assert Guard.read(remedy.save(tmp_path / "kept", kept)).threshold == 0.6
+    assert Guard.read(remedy.save(tmp_path / "kept", kept)).threshold == Guard.read(folder).threshold
     with pytest.raises(BadInput, match=rf"holds no {FILE}.*kept without a gain"):
         Guard.read(remedy.save(tmp_path / "useless", useless))
 

@@ -24,7 +24,7 @@ MAY = {
     ("experiments/speed.py", "subprocess"): "trueup itself, whose time is taken",
     ("experiments/cost.py", "subprocess"): "trueup itself, whose memory is taken",
     ("run/engine.py", "socket"): "a Ray cluster that the user named",
-    ("subject/load.py", "huggingface_hub"): "a model or an adapter that the user named",
+    ("subject/checkpoint.py", "huggingface_hub"): "a model or an adapter that the user named",
     ("subject/hub.py", "huggingface_hub"): "--push-to-hub",
     ("corpus/hub.py", "datasets"): "a data set that the user named",
 }

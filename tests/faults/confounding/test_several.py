@@ -191,7 +191,8 @@ def test_what_a_search_found_goes_into_the_findings_and_back(hidden):
     found = hidden[2]
     kept = json.loads(json.dumps(plain(leads.in_check(found))), object_hook=untag)
     again = leads.read(kept)
-    assert again == replace(found, columns=(), leads=found.leads[: leads.TOLD])
+    assert leads.in_check(again) == leads.in_check(found)
+    assert len(again.leads) == min(len(found.leads), leads.TOLD) > 0
     assert again.sentence == found.sentence
     for spoilt in (
         {"leads": [{}]},

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trueup.corpus.cues import NOT_THERE, THERE, Cue
-from trueup.faults.confounding import search
-from trueup.faults.confounding.mixes import FEWEST
+if TYPE_CHECKING:
+    from trueup.corpus.cues import Cue
 
 KINDS = {
     "column": "columns of the data", "surface": "surface cues", "pair": "cues of the pair", "word": "words and phrases",
@@ -54,6 +53,8 @@ class Lead:
     @property
     def sentence(self) -> str:
         """Who is favoured where, and what reversing costs."""
+        from trueup.corpus.cues import NOT_THERE, THERE
+
         if self.groups == (NOT_THERE, THERE):
             without, having = self.favoured
             starts = f"'{having}' where {self.name} is there, '{without}' where it is not"
@@ -102,6 +103,10 @@ class Scouted:
     @property
     def sentence(self) -> str:
         """How many columns were tried, judged and named, and what that number of examples can find."""
+        # Not before: reports import this module, and these load scipy.
+        from trueup.faults.confounding import search
+        from trueup.faults.confounding.mixes import FEWEST
+
         kinds = ", ".join(f"{n} {KINDS[k]}" for k, n in self.tried.items() if n)
         told = (
             f"{sum(self.tried.values())} derived columns were tried on {self.searching:,} independent calibration examples "
