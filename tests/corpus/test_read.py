@@ -1101,6 +1101,18 @@ def test_only_the_columns_asked_for_are_read(tmp_path):
         read(path, attributes=["whn"])
 
 
+def test_a_column_that_nobody_named_costs_nothing_but_itself(tmp_path):
+    """A search reads the other columns too: one that cannot be read is a note, and no end of a check that did not ask for it."""
+    site = ["x", "y"] * 30
+    path = parquet(tmp_path / "d.parquet", when=pa.array([2**62] * 60, pa.timestamp("us")), site=site)
+    got = read(path, others=True)
+    assert (len(got), got.others) == (60, {})
+    assert any("left out" in n and "column 'when': date value out of range" in n for n in got.notes)
+    sound = read(parquet(tmp_path / "sound.parquet", site=site), others=True)  # the control
+    assert list(sound.others) == ["site"]
+    assert not any("left out" in n for n in sound.notes)
+
+
 NAMES = b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [[1], null]}}}}'
 
 

@@ -115,10 +115,11 @@ def read(
     wanted = [c for c in (text, label, second, cluster, split, *attributes) if c]
     table, named, natural, name, told = _found(source, name, wanted, text, label, hub_split, seed, progress)
     if others and table.unread:  # a source of which only the columns that are wanted were read
-        table, named, natural, name, told = _found(
-            source, name, [*wanted, *table.unread], text, label, hub_split, seed,
-            progress,
-        )  # fmt: skip
+        every = [*wanted, *table.unread]
+        try:
+            table, named, natural, name, told = _found(source, name, every, text, label, hub_split, seed, progress)
+        except BadInput as e:  # what nobody asked for must not cost what was
+            told = [*told, f"The columns that were not named cannot be read, so they were left out. {e}"]
     given = split or (None if held_out or test is not None else named)
     own = len(table)
     if test is not None:
