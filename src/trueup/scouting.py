@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueup.errors import BadInput
 from trueup.given import checked
-from trueup.job import Job, command_line
+from trueup.job import Job
 from trueup.prepare import check_names, open_job
 from trueup.store import atomic
 from trueup.store.work import work_folder
@@ -104,11 +104,10 @@ def _of_job(job: Job, **objects: Any) -> Scouted:
 def _scouted(subject: Subject, corpus: Corpus, seed: int, job: dict[str, Any]) -> Scouted:
     from trueup.faults.confounding.scout import scout as search
     from trueup.run.predict import session
-    from trueup.story import provenance
+    from trueup.story import onward, provenance
 
     found = search(subject, corpus, seed=seed)
     return replace(
-        found, onward=(found.leads and job and command_line({**job, "confounder": ("scout:1",)})) or "",
-        title=f"{subject.source.adapter or subject.source.base} on {corpus.name}", notes=tuple(session().notes), job=job,
-        provenance=provenance(subject, corpus, seed, None),
+        found, title=f"{subject.source.adapter or subject.source.base} on {corpus.name}", notes=tuple(session().notes), job=job,
+        onward=onward(found, job), provenance=provenance(subject, corpus, seed, None),
     )  # fmt: skip

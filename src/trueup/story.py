@@ -422,12 +422,18 @@ def _shortcuts(
         return None
     try:
         found = scout(subject, corpus, seed=seed)
-        way = {**(job or {}), "confounder": ("scout:1",), "faults": (CONFOUNDING,), "depth": "check"}
-        return replace(found, onward=(found.leads and job and command_line(way)) or "")
+        way = {**job, "faults": (CONFOUNDING,), "depth": "check"} if job else {}
+        return replace(found, onward=onward(found, way))
     except BaseException as e:  # the audits do not need it
         why = crashes.survived(e, next(f for f in faults if f.name == CONFOUNDING))
         session().note(f"No shortcut was searched for. {why}")
         return None
+
+
+def onward(found: Scouted, job: Mapping[str, Any]) -> str:
+    """The command that examines and repairs the first column that a search by `job` named; empty where it named none, or where no
+    command repeats the job."""
+    return (command_line({**job, "confounder": ("scout:1",)}) or "") if found.leads and job else ""
 
 
 CELLS, SAMPLES = 24, 3

@@ -9,7 +9,6 @@ The same holds for folders that can only be read, a full cache, memory that runs
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -23,10 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import kills
+
+from counted import finish
 
 ROOM = 64 << 20
 """Bytes of a disk with room."""
@@ -314,11 +316,7 @@ def main() -> None:
                 continue
             all_of(counts, undisturbed(name, words, made), made, given.points)
             print(f"{name}: {sum(counts.met.values())} met, {len(counts.wrong)} wrong", file=sys.stderr, flush=True)
-    said = json.dumps(vars(counts), indent=1, sort_keys=True)
-    print(said)
-    if given.out:
-        given.out.write_text(said + "\n")
-    sys.exit(int(bool(counts.wrong)))
+    finish(counts, given.out)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,11 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+from counted import finish
 
 CLASSES = ("neg", "pos")
 
@@ -294,11 +296,7 @@ def main() -> None:
             killed(name, [*every[name], "-q"], made, -(-given.kills // len(names)), rng, counts)
         if given.demo:
             killed("demo", ["demo", "-q"], made, given.demo, rng, counts)
-    said = vars(counts)
-    if given.out:
-        given.out.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
-    print(json.dumps(said, indent=1))
-    sys.exit(int(bool(counts.wrong)))
+    finish(counts, given.out)
 
 
 if __name__ == "__main__":

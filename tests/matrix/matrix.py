@@ -29,6 +29,7 @@ import torch
 import transformers
 
 import trueup
+from counted import finish
 from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import TrueupError, Unsupported
@@ -450,11 +451,7 @@ def main() -> None:
             run(counts, cell, bases[cell.family], Path(root, "cell"), ends=i % given.ends == 0)
             shutil.rmtree(Path(root, "cell"), ignore_errors=True)
             print(f"{cell}: {sum(counts.held.values()):,} held, {len(counts.wrong)} wrong", file=sys.stderr, flush=True)
-    said = json.dumps(vars(counts), indent=1, sort_keys=True)
-    print(said)
-    if given.out:
-        given.out.write_text(said + "\n")
-    sys.exit(int(bool(counts.wrong)))
+    finish(counts, given.out)
 
 
 if __name__ == "__main__":

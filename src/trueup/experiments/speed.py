@@ -511,8 +511,8 @@ for i, other in enumerate(adapters[1:], 1):
     net.load_adapter(other, adapter_name=str(i))
 ids = [tokenizer(t, truncation=True, max_length=length)["input_ids"] for t in texts]
 order, answers, spent = sorted(range(len(ids)), key=lambda i: len(ids[i])), [], 0.0
-for i in range(len(adapters)):
-    net.set_adapter(str(i))
+for name in map(str, range(len(adapters))):
+    net.set_adapter(name)
     said, began = [0] * len(ids), time.process_time()
     with torch.inference_mode():
         for at in range(0, len(order), 64):
@@ -561,10 +561,9 @@ def check(texts: int, length: int = 64) -> Iterator[Row]:
             "--max-length", length, "--confounder", "source", "-q", "-o", folder / "out",
         )  # fmt: skip
         plain, right = bare_passes(folder, corpus, length, [folder / "adapter"])
-        own = bundle.read(folder / "out").comparisons[0].before.measures["accuracy"].value
         yield Row(
             f"check of {texts:,} texts of at most {length} tokens, two faults, MiniLM", "one bare pass of transformers and PEFT",
-            plain, "audit, repair, audit again, page; a process of its own", ours, apart([own], right), 1e-9,
+            plain, "audit, repair, audit again, page; a process of its own", ours, apart(_accuracies(folder / "out"), right), 1e-9,
         )  # fmt: skip
 
 
@@ -586,20 +585,19 @@ def sweep(adapters: int = 20, texts: int = 2000, length: int = 64) -> Iterator[R
         atomic.write_json(folder / "sweep.yaml", cells)  # JSON is YAML too
         ours = _trueup("sweep", folder / "sweep.yaml", "-q", "-o", folder / "out")
         plain, right = bare_passes(folder, corpus, length, made)
-        # In order of their strengths, which their names have.
-        found = [
-            bundle.read(f).comparisons[0].before.measures["accuracy"].value for f in sorted(_reports(folder / "out"))
-        ]
         yield Row(
             f"sweep of {adapters} adapters of MiniLM, {texts:,} texts of at most {length} tokens, two faults",
             f"{adapters} bare passes of transformers and PEFT, the base loaded once", plain,
-            "audit, repair, audit again, page; a process of its own", ours, apart(found, right), 1e-9,
+            "audit, repair, audit again, page; a process of its own", ours, apart(_accuracies(folder / "out"), right), 1e-9,
         )  # fmt: skip
 
 
-def _reports(out: Path) -> Iterator[Path]:
-    """The folders of a sweep's reports."""
-    return (f.parent for f in out.rglob("findings.json"))
+def _accuracies(out: Path) -> list[float]:
+    """Test accuracy before any repair in each report at or below `out`, by the names of their folders."""
+    return [
+        bundle.read(f.parent).comparisons[0].before.measures["accuracy"].value
+        for f in sorted(out.rglob("findings.json"))
+    ]
 
 
 def _trueup(*words: object) -> float:

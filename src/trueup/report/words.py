@@ -36,7 +36,7 @@ MEANING: Mapping[State, str] = {
     "reduced": "The repair made the fault smaller. What is left may still be above the threshold.",
     "undecided": "The test texts do not settle whether the model has this fault.",
     "not measured": "The fault could not be measured here.",
-    "not examined": "The fault does not apply here, or was not asked for.",
+    "not examined": "The fault does not apply here, was not asked for, or could not be examined; its line says why.",
     "repaired": "The model had the fault. After the repair it is below the threshold.",
     "clear": "The model does not have this fault above the threshold.",
 }

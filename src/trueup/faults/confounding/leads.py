@@ -123,9 +123,7 @@ class Scouted:
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold of it."""
-        return {
-            "sentence": self.sentence, "leads": [asdict(x) for x in self.leads], "unproven": [asdict(x) for x in self.unproven],
-        } | {k: getattr(self, k) for k in (*_COUNTS, "onward", "title", "notes", "provenance")}  # fmt: skip
+        return _told(self, self.leads) | {k: getattr(self, k) for k in ("title", "notes", "provenance")}
 
     def __str__(self) -> str:
         return "\n".join([self.sentence, *(f"{x.rank}. {x.name}: {x.sentence}" for x in self.leads)])
@@ -139,9 +137,12 @@ TOLD = 10
 
 def in_check(found: Scouted) -> dict[str, Any]:
     """What a check's findings hold of a search that it made, as JSON can: `read` makes it a Scouted again."""
+    return _told(found, found.leads[:TOLD])
+
+
+def _told(found: Scouted, leads: Sequence[Lead]) -> dict[str, Any]:
     return {
-        "sentence": found.sentence, "leads": [asdict(x) for x in found.leads[:TOLD]],
-        "unproven": [asdict(x) for x in found.unproven],
+        "sentence": found.sentence, "leads": [asdict(x) for x in leads], "unproven": [asdict(x) for x in found.unproven],
     } | {k: getattr(found, k) for k in (*_COUNTS, "onward")}  # fmt: skip
 
 
