@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -521,14 +523,25 @@ def test_of_two_starts_at_one_moment_one_writes(tmp_path, monkeypatch):
     assert real(own) == {"pid": 3}
 
 
-def test_a_start_that_came_to_nothing_holds_up_no_other(tmp_path, monkeypatch):
-    (tmp_path / ".writing").touch()
-    with pytest.raises(BadInput, match="Another sweep"), lock.writing(tmp_path):  # it may be about to say who it is
-        pass
-    old = time.time() - claims.EMPTY - 1
-    os.utime(tmp_path / ".writing", (old, old))
-    with lock.writing(tmp_path):
-        pass
+@pytest.mark.parametrize("left", [".writing", ".writing-2-of-3"])
+def test_a_start_that_came_to_nothing_holds_up_no_other(tmp_path, monkeypatch, left):
+    """One that was killed between making its file and saying who it is."""
+    monkeypatch.setattr(claims, "EMPTY", 1.5)
+    (tmp_path / left).touch()
+    began = time.monotonic()
+    with lock.writing(tmp_path):  # the same command again, at once
+        assert time.monotonic() - began > 1, "the control: it might have been about to say who it is"
+        assert lock.alone(tmp_path)
+
+
+@pytest.mark.parametrize("left", [".writing", ".writing-2-of-3"])
+def test_a_start_that_says_later_who_it_is_keeps_the_folder(tmp_path, monkeypatch, left):
+    (tmp_path / left).touch()
+    other = json.dumps({"host": platform.node(), "pid": os.getppid()})
+    with open(tmp_path / left, "r+") as holder:
+        threading.Timer(0.3, lambda: (fcntl.flock(holder, fcntl.LOCK_EX), holder.write(other), holder.flush())).start()
+        with pytest.raises(BadInput, match=f"process {os.getppid()} on "), lock.writing(tmp_path):
+            pass
 
 
 @pytest.fixture(params=["Ctrl-C is heard", "Ctrl-C is ignored, as under nohup"])

@@ -27,7 +27,7 @@ BEAT, GONE = 30.0, 300.0
 """Seconds between renewals, and after how many without one a writer on another machine counts as gone."""
 FIRST, EMPTY, PATIENCE = 1.0, 5.0, 1.0
 """Seconds until the first renewal; after which a file that says nothing is of a start that came to nothing; and for which a start
-waits for another that only looks who writes."""
+waits for another that only looks who writes, or for longer than `EMPTY` where the file says nothing."""
 
 
 @contextmanager
@@ -102,9 +102,9 @@ def json_of(file: Path) -> dict[str, object]:
 
 def _claim(own: Path, out: Path, claim: dict[str, Any]) -> int | None:
     """The file, locked and with the claim in it, as a descriptor; None where another holds it."""
-    until, made = time.monotonic() + PATIENCE, None
+    began, made = time.monotonic(), None
     while True:
-        f = None
+        f, free = None, False
         try:
             try:
                 f = os.open(
@@ -127,7 +127,8 @@ def _claim(own: Path, out: Path, claim: dict[str, Any]) -> int | None:
             os.close(f)
             if known:
                 return None
-        if time.monotonic() > until:
+        # One that was killed before it said who it is has left an empty file that nobody holds.
+        if time.monotonic() - began > PATIENCE + (0 if free is False else EMPTY):
             return None
         time.sleep(0.05)
 
@@ -150,15 +151,21 @@ def _is(stat: os.stat_result, file: Path) -> bool:
 
 
 def alive(file: Path) -> bool:
-    """Whether who wrote the file still runs, though it may be stopped."""
-    try:
-        with open(file) as f:
-            free = atomic.free(f.fileno())
-        return free is False or _lives(json_of(file), file, free)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return _lives(json_of(file), file, None)
+    """Whether who wrote the file still runs, though it may be stopped. One that says nothing yet is waited for, up to `EMPTY` seconds."""
+    while True:
+        try:
+            with open(file) as f:
+                free = atomic.free(f.fileno())
+        except FileNotFoundError:
+            return False
+        except OSError:
+            free = None
+        claim = json_of(file)
+        if free is False or not _lives(claim, file, free):
+            return free is False
+        if claim:
+            return True
+        time.sleep(0.05)
 
 
 def _lives(claim: dict[str, object], file: Path, free: bool | None) -> bool:

@@ -109,7 +109,7 @@ def test_where_the_temperature_does_not_help_there_is_no_repair(sharp):
 
 
 def test_the_knob_is_true_or_false():
-    with pytest.raises(BadInput, match="drop_in is 'yes'; give true or false"):
+    with pytest.raises(BadInput, match="overconfidence.drop_in is true or false, such as False, but .yes. \\(str\\) was given"):
         replace(FAULT, drop_in="yes")  # type: ignore[arg-type]
 
 

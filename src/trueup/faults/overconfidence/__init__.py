@@ -51,8 +51,6 @@ class Overconfidence(Fault):
         for knob, least in (("folds", 2), ("members", 0), ("passes", 0), ("resamples", 10)):
             if getattr(self, knob) < least:
                 raise BadInput(f"The knob overconfidence.{knob} is {getattr(self, knob)}; give {least} or more.")
-        if not isinstance(self.drop_in, bool):
-            raise BadInput(f"The knob overconfidence.drop_in is {self.drop_in!r}; give true or false.")
         for knob in ("threshold", "delta"):
             if not 0 < getattr(self, knob) < 1:
                 raise BadInput(
