@@ -172,18 +172,18 @@ def _templated(subject: Subject, text: str, second: str | None) -> list[int]:
 def collate(rows: Sequence[Row], pad: int) -> Batch:
     """Pad on the right to the longest row."""
     width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
+    filled = np.full((len(rows), width), pad, dtype=np.int64)
+    for row, given in zip(filled, rows, strict=True):
+        row[: len(given)] = given
+    ids = torch.from_numpy(filled)
+    mask = torch.from_numpy((np.arange(width) < np.array([[len(row)] for row in rows])).astype(np.int64))
     if rows[0].segments is None:
         shared = min(row.shared for row in rows)
         return Batch(ids, mask, shared=shared if bool((ids[:, :shared] == ids[0, :shared]).all()) else 0)
-    segments = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        segments[i, : len(row)] = torch.tensor(row.segments)
-    return Batch(ids, mask, segments)
+    segments = np.zeros_like(filled)
+    for row, given in zip(segments, rows, strict=True):
+        row[: len(given)] = given.segments
+    return Batch(ids, mask, torch.from_numpy(segments))
 
 
 def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Tensor:

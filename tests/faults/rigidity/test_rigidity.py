@@ -28,8 +28,8 @@ from trueup.subject.subject import Subject
 from trueup.subject.template import Shots, Template
 from trueup.subject.tiny import kept_base
 
-QUICK = Rigidity(tries=1, resamples=200)
-"""One learning rate for each adapter to begin with."""
+QUICK = Rigidity(tries=1, epochs=8, resamples=200)
+"""One learning rate for each adapter to begin with, and as long as the few texts take."""
 
 
 @functools.cache
@@ -93,14 +93,14 @@ def test_every_kind_has_one_size_and_one_effort():
     assert set(learnt.entrants) == {"prompt", "prefix", "query-key LoRA", "value-MLP LoRA"}
     assert {len(e.members) for e in learnt.entrants.values()} == {3}
     for e in learnt.entrants.values():
-        once = {a.lr: a.nll for a in e.tried if a.epochs == 4}
+        once = {a.lr: a.nll for a in e.tried if a.epochs == QUICK.epochs}
         lrs = sorted(once)
         known = [once[lr] for lr in lrs]
         assert len(lrs) > 1, "one rate says nothing of its neighbours"
         at = int(np.argmin(known))
         inner = known[1] if at == 0 else known[-2]
         assert at not in (0, len(lrs) - 1) or inner - known[at] <= WORTH, "no best rate on an edge that still falls"
-        assert max(a.epochs for a in e.tried) <= 4 * 4
+        assert max(a.epochs for a in e.tried) <= 4 * QUICK.epochs
     assert all(0.7 < e.rival.size / learnt.size < 1.5 for e in learnt.entrants.values())
     assert learnt.best(WEIGHTS) == min(WEIGHTS, key=lambda k: learnt.entrants[k].kept.nll)
     assert rates(3) == pytest.approx((1 / 3, 1, 3))

@@ -17,7 +17,7 @@ from trueup.subject.subject import Subject
 from trueup.subject.tiny import kept_llama
 
 Case = Literal["planted", "healthy", "sham"]
-SIZES = {"train": 1800, "calibration": 400, "test": 600}
+SIZES = {"train": 600, "calibration": 400, "test": 600}
 SEEN, UNSEEN, FILLERS, LAST = ("good", "bad"), ("loud", "calm"), ("the", "a", "cat", "dog", "sat", "on", "mat"), "now"
 WIDTH, QUERY, TRUE = 48, 15.0, 0.92
 """Hidden size, length of the query (of which a longer one lets smaller changes of the keys do), and how often a label is
