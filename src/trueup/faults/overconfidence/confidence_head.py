@@ -153,11 +153,10 @@ def null_remedy(subject: Subject) -> ConfidenceHead:
 
 def _lines(remedy: ConfidenceHead) -> tuple[str, str, str]:
     """The lines of code that load it, that make the inputs, and that read label and confidence."""
-    c = len(remedy.classes)
+    label, confidence = loading.answer(len(remedy.classes), score=remedy.score)
     return (
         loading.load_lines(remedy.card, len(remedy.head.weight), remedy.classes), loading.input_lines(remedy.card),
-        "out = model(**inputs).logits.double()\n"
-        f"label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}",
+        f"out = model(**inputs).logits.double()\nlabel, confidence = {label}, {confidence}",
     )  # fmt: skip
 
 
