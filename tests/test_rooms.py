@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,43 @@ def test_imports_go_down(path):
 )
 def test_a_wrong_import_is_noticed(where, line):
     assert faults_in(ROOT / where, line)
+
+
+def module_of(path: Path) -> str:
+    parts = ("trueup", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def needed(source: str, known: Mapping[str, Path]) -> set[str]:
+    """The modules of trueup that a file imports: at its top, inside functions, and for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            whole = {f"{node.module}.{a.name}" for a in node.names}
+            found |= (whole & known.keys()) or {node.module}
+    # The package hands out names of every room, and rooms read its version.
+    return (found & known.keys()) - {"trueup"}
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next and the last the first; none where there is no such circle."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as e:
+        return e.args[1]
+    return []
+
+
+def test_no_module_imports_itself_through_others():
+    known = {module_of(p): p for p in ROOT.rglob("*.py")}
+    graph = {m: needed(p.read_text(), known) for m, p in known.items()}
+    assert circle(graph) == []
+    lazily = "def f():\n    from trueup.report import html"
+    assert needed(lazily, known) >= {"trueup.report.html"}, "the control: what a function imports counts"
+    back = graph["trueup.report.contents"] | needed(lazily, known)
+    assert {"trueup.report.html", "trueup.report.contents"} <= set(circle(graph | {"trueup.report.contents": back}))
 
 
 def test_every_room_has_a_floor():

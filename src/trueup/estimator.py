@@ -39,7 +39,7 @@ from sklearn.utils.validation import (
 from trueup.faults.overconfidence import platt
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Learnt, Part, choose
-from trueup.faults.overconfidence.repair import judged
+from trueup.faults.overconfidence.repair import judge
 from trueup.measure import confidence_scores
 from trueup.measure.calibration import softmax
 from trueup.measure.folds import folds
@@ -196,9 +196,8 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
 
         head = Head(torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_))
         choice = choose(Evidence(None, held, head, True, fold, seed), (RESPONSE, _SHRUNK))
-        self.gain_ = judged(
-            [choice.stated, choice.recalibrated, choice.chosen], cluster, resamples=self.resamples, seed=seed
-        )["beyond"]
+        losses = [choice.stated, choice.recalibrated, choice.chosen]
+        self.gain_ = judge(losses, cluster, resamples=self.resamples, seed=seed).beyond
         if self.gain_.low > 0:
             self._learnt, self.chosen_ = choice.learnt, choice.key
             self._confidence = confidence_scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,10 +91,10 @@ def export(
     from trueup.subject.adapter import read_card
     from trueup.subject.repaired import open_repaired
 
-    got = open_repaired(folder, read_card(folder), model)
-    texts, synthetic = _texts(folder, got)
+    opened = open_repaired(folder, read_card(folder), model)
+    texts, synthetic = _texts(folder, opened)
     with atomic.new_folder(out, force=force) as new:
-        result, rank = {"merged": _merged, "lora": _lora, "onnx": _onnx}[form](got, new, texts)
+        result, rank = {"merged": _merged, "lora": _lora, "onnx": _onnx}[form](opened, new, texts)
         if not result.ok:
             raise Unsupported(
                 f"In the form '{form}' the repair says something else: logits differ by {result.apart:.2g} of the largest, and "
@@ -104,7 +104,7 @@ def export(
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, new / as_name)
         done = Exported(out, form, result.apart, result.equal, result.texts, synthetic, rank)
-        atomic.write_text(new / "README.md", _page(got, done))
+        atomic.write_text(new / "README.md", _page(opened, done))
     return done
 
 
@@ -139,8 +139,8 @@ def repair_in(folder: Path, fault: str | None = None) -> Path:
         if (folder / "findings.json").is_file():
             from trueup.report import bundle
 
-            told = [f"{c.before.fault} ({c.outcome}): {c.remedy}" for c in bundle.read(folder).comparisons]
-            why = f"What its report says of repairs: {' '.join(told)}"
+            reasons = [f"{c.before.fault} ({c.outcome}): {c.remedy}" for c in bundle.read(folder).comparisons]
+            why = f"What its report says of repairs: {' '.join(reasons)}"
         raise BadInput(f"'{folder}' holds no repair, so there is nothing to export. {why}")
     if len(found) > 1 and fault is None:
         raise BadInput(f"'{folder}' holds {len(found)} repairs: {listing(found)}. Say which: --fault {found[0]}.")
@@ -215,6 +215,7 @@ def _plain(repair: Repaired, new: Path) -> Any:
     """The merged model; of a classifier with its own classes, a ``predict.py`` and the rows of its confidence beside it."""
     import numpy as np
 
+    from trueup.faults import predict_script
     from trueup.subject import repaired
 
     net = repaired.merged(repair)
@@ -223,7 +224,8 @@ def _plain(repair: Repaired, new: Path) -> Any:
         weight, bias = repaired.with_classes(net, repair.anatomy, repair.classes, sigmoid=sigmoid)
         if len(weight):
             np.savez(new / SCORE, allow_pickle=False, weight=weight.float().numpy(), bias=bias.float().numpy())
-        atomic.write_text(new / "predict.py", predict_file(repair.card, repair.anatomy.head, extra=len(weight) > 0))
+        script = predict_script.of_merged(repair.card, repair.anatomy.head, SCORE if len(weight) else None)
+        atomic.write_text(new / predict_script.NAME, script)
     return net
 
 
@@ -250,75 +252,6 @@ def _onnx(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> Ma
     if (predict := new / "predict.py").is_file():  # which is for the transformers model
         predict.unlink()
     return same(texts, lambda x: logits_of(repair.model, x), onnx.reader(new / "model.onnx")), 0
-
-
-def predict_file(card: Mapping[str, Any], head: str, *, extra: bool) -> str:
-    """A Python file that says label and confidence of texts with transformers alone; `head` is the last layer's name, and `extra`
-    says that a confidence reads more rows than the classes' own."""
-    from trueup.faults import loading
-
-    c, causal = len(card["classes"]), bool(card.get("causal"))
-    thresholds = {r["risk"]: r["threshold"] for r in card.get("abstention", ()) if r["threshold"] is not None}
-    answer = "label, confidence = out.argmax(-1), out.softmax(-1).amax(-1)"
-    if "score" in card:
-        answer = f"label, confidence = out[:, :{c}].argmax(-1), {_confidence(card)}"
-    elif card.get("sigmoid"):
-        answer = "label, confidence = (out[:, 0] > 0).long(), out[:, 0].abs().sigmoid()"
-    lines = [
-        _PREDICT,
-        "import sys", "import threading", "from pathlib import Path", "",
-        *(["import numpy as np"] if extra else []),
-        "import torch",
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "",
-        "FOLDER = Path(__file__).resolve().parent",
-        f"CLASSES = {list(card['classes'])!r}",
-        f"CERTIFIED = {thresholds!r}  # share of errors among the answered: confidence at least",
-        "model = AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=torch.float32).eval()",
-        "tok = AutoTokenizer.from_pretrained(FOLDER)",
-        *([f"model.config.pad_token_id = {card.get('pad')!r}"] if causal else []),
-        *([f"more = {{k: torch.from_numpy(v) for k, v in np.load(FOLDER / {SCORE!r}).items()}}"] if extra else []),
-        "here = threading.local()  # a server's threads have passes of their own",
-        f"model.get_submodule({head!r}).register_forward_pre_hook(lambda _, given: setattr(here, 'features', given[0]))",
-        "", "",
-        "@torch.inference_mode()",
-        "def read(text, second=None):",
-        '    """Logits (1, K), the classes\' first, and the features (1, d) that the last layer reads."""',
-        *(f"    {line}" for line in loading.input_lines(card).splitlines()),
-        "    logits, features = model(**inputs).logits, here.features",
-        *(_LAST if causal else []),
-        *(['    logits = torch.cat([logits, features @ more["weight"].T + more["bias"]], dim=1)'] if extra else []),
-        "    return logits, features",
-        "", "",
-        "def predict(text, second=None):",
-        '    """The label, and the probability that it is right."""',
-        "    out = read(text, second)[0].double()",
-        f"    {answer}",
-        "    return CLASSES[int(label)], float(confidence)",
-        "", "",
-        'if __name__ == "__main__":',
-        "    for text in sys.argv[1:]:",
-        '        print(*predict(text), sep="\\t")',
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-_PREDICT = '''"""Label and confidence of texts: `python predict.py "a text" "another"`. Made by trueup, which it does not need.
-
-Answering only at a confidence of CERTIFIED[s] or more keeps the share of errors among the answered at or below s: certified on
-the calibration data, for texts like those.
-"""
-'''
-_LAST = [
-    "    # of every token: the classifier reads the last one that is no padding",
-    '    places = (inputs["input_ids"][0] != model.config.pad_token_id).nonzero()',
-    "    features = features[:, int(places[-1]) if len(places) else -1]",
-]
-
-
-def _confidence(card: Mapping[str, Any]) -> str:
-    from trueup.measure.confidence_scores import score_from_json
-
-    return score_from_json(card["score"]).torch_line
 
 
 _FORMS = {

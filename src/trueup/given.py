@@ -20,7 +20,8 @@ from trueup.errors import BadInput, did_you_mean, listing
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """A number that counts or seeds: of Python or of numpy, but no truth value, and of 32 bits at most."""
     return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= 2**32
 
 
@@ -42,7 +43,7 @@ _WORDS = "a list of words", _list_of(lambda v: isinstance(v, str))
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "None": ("None", lambda v: v is None),
     "str": ("a word", lambda v: isinstance(v, str)),
-    "int": ("a whole number", _whole),
+    "int": ("a whole number", is_whole),
     "float": ("a number", _number),
     "bool": ("True or False", lambda v: isinstance(v, bool) or type(v).__name__ == "bool"),
     "Path": ("a path", lambda v: isinstance(v, PurePath)),
@@ -118,7 +119,7 @@ def _names(value: Any, kind: Callable[[list[str]], Any]) -> Any:
     many = (
         many.to_list() if hasattr(many, "to_list") else list(many) if isinstance(many, KeysView | ValuesView) else many
     )
-    if isinstance(many, list | tuple) and all(isinstance(v, str) or _whole(v) for v in many):
+    if isinstance(many, list | tuple) and all(isinstance(v, str) or is_whole(v) for v in many):
         return kind([str(v) for v in many])
     return value
 

@@ -8,14 +8,13 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from numbers import Integral
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trueup.errors import BadInput, check_within, did_you_mean, listing
 from trueup.faults.fault import Fault, each_fault
-from trueup.given import check_fields, checked
+from trueup.given import check_fields, checked, is_whole
 
 Depth = Literal["audit", "check", "methods"]
 
@@ -145,8 +144,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping) and (
             Any in get_args(hint) or all(isinstance(v, Mapping) for v in value.values())
         )
-    if hint is int:  # a number of numpy's, too
-        return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= 2**32
+    if hint is int:
+        return is_whole(value)
     return isinstance(value, hint)
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trueup.corpus.clusters import clusters, in_order, repeated
+from trueup.corpus.clusters import in_order, repeated
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
+from trueup.corpus.row_clusters import clusters
 from trueup.errors import BadInput
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trueup.corpus.clusters import same_key
 from trueup.corpus.prompt import MODES, draw, fixed
+from trueup.corpus.row_clusters import same_key
 from trueup.errors import BadInput
 
 CLASSES = 4

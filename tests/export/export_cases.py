@@ -8,7 +8,7 @@ import torch
 
 from trueup.faults import loading
 from trueup.faults.adapter_remedy import adapted
-from trueup.faults.overconfidence.repair import _remedy
+from trueup.faults.overconfidence.confidence_head import confidence_head, with_rows
 from trueup.measure import confidence_scores
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, fresh
@@ -46,7 +46,7 @@ def confidence(family: str, folder: Path) -> tuple[Subject, Path]:
     told = [{"risk": 0.05, "threshold": 0.7, "coverage": 0.4, "accepted": 40, "of": 100},
             {"risk": 0.01, "threshold": None, "coverage": 0.0, "accepted": 0, "of": 100}]  # fmt: skip
     about = loading.facts(subject) | {"describe": "For a test.", "delta": 0.05, "abstention": told}
-    remedy = _remedy(subject, extra, score, about)
+    remedy = confidence_head(subject, with_rows(subject, extra), score, about)
     return subject, remedy.save(folder / f"out-{family}" / "overconfidence")
 
 

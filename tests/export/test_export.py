@@ -21,7 +21,7 @@ from trueup import exporting
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.faults.adapter_remedy import adapted
-from trueup.faults.overconfidence.repair import read_remedy
+from trueup.faults.overconfidence.confidence_head import read_remedy
 from trueup.run import onnx
 from trueup.run.predict import predict
 from trueup.subject import adapter as files

@@ -8,7 +8,6 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,10 @@ import pytest
 import trueup
 from trueup.errors import BadInput
 from trueup.faults.fault import Comparison, Difference
+from trueup.faults.overconfidence.candidates import Part
+from trueup.faults.overconfidence.confidence_head import ConfidenceHead, read_remedy
 from trueup.faults.overconfidence.planted import planted
-from trueup.faults.overconfidence.repair import ConfidenceHead, _guarded, read_remedy
+from trueup.faults.overconfidence.repair import Side, Split, guarded, part_of
 from trueup.guard import FILE, WINDOW, Guard
 from trueup.run.predict import Session, predict, within
 
@@ -84,12 +85,10 @@ def test_what_is_kept_without_a_gain_certifies_nothing(made, tmp_path):
 def test_too_few_calibration_texts_cost_the_guard_and_not_the_repair(made):
     subject, corpus, remedy, _ = made
     few = np.flatnonzero(corpus.split == "calibration")[:19]
-    got = SimpleNamespace(
-        evidence=SimpleNamespace(held=SimpleNamespace(x=predict(subject, corpus.take(few)).features)),
-        rest=SimpleNamespace(x=np.zeros((3, remedy.head.weight.shape[1]))), cluster=np.arange(3), last=np.ones(3, bool),
-    )  # fmt: skip
+    three = Part(np.zeros((3, remedy.head.weight.shape[1])), np.zeros((3, 2)), np.zeros(3, np.int64))
+    split = Split(Side(few, part_of(subject, corpus.take(few)), few), Side(np.arange(3), three, np.arange(3)), few)
     with within(Session()) as now:
-        bare = _guarded(replace(remedy, guard={}), got, 0)
+        bare = guarded(replace(remedy, guard={}), split, 0)
     assert not bare.guard
     assert "comes without a guard: 19 examples are too few" in now.notes[0]
 

@@ -19,7 +19,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.faults import predict_script
 from trueup.faults.adapter_remedy import Adapted, adapted, with_head
 from trueup.faults.loading import facts
-from trueup.faults.overconfidence.repair import ConfidenceHead, _remedy
+from trueup.faults.overconfidence.confidence_head import ConfidenceHead, confidence_head, with_rows
 from trueup.measure.confidence_scores import Calibrated, ResponseLogOdds, ShrunkProbe
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
@@ -74,7 +74,8 @@ def test_a_confidence_that_is_an_extra_output(base_of: Callable[[str], Path], tm
     own = subject.own_head()
     extra = Head(torch.randn(1, own.weight.shape[1], generator=torch.Generator().manual_seed(0)), torch.zeros(1))
     score = Calibrated(ShrunkProbe(3, 0.7, (0.1, -0.2, 0.3)), 0.9, -0.1)
-    remedy = _remedy(subject, extra, score, facts(subject) | {"describe": "It says.", "promise": "Promised."})
+    about = facts(subject) | {"describe": "It says.", "promise": "Promised."}
+    remedy = confidence_head(subject, with_rows(subject, extra), score, about)
     check(remedy, subject, tmp_path)
     card = (tmp_path / "remedy" / "README.md").read_text()
     warning = '> **What does not work:** `pipeline("text-classification")`.'
@@ -133,7 +134,9 @@ def test_without_a_gain_nothing_is_certified(base_of: Callable[[str], Path], tmp
     subject = moved(fresh(str(base_of("bert")), Lora(2), CLASSES, max_length=14, device="cpu"))
     about = {"describe": "It says.", "promise": "With 95% certainty.", "delta": 0.05, "abstention": [
         {"risk": 0.1, "threshold": 0.9, "coverage": 0.5, "accepted": 50, "of": 100}]}  # fmt: skip
-    remedy = _remedy(subject, None, Calibrated(ResponseLogOdds(3), 0.5, 0.0), facts(subject) | about)
+    remedy = confidence_head(
+        subject, with_rows(subject, None), Calibrated(ResponseLogOdds(3), 0.5, 0.0), facts(subject) | about
+    )
     found = Finding("overconfidence", "share", 0.1, 0.05, 0.15, 0.02, "Found.")
     same = Comparison(found, found, "It says.", {"severity": Difference(0.0, -0.1, 0.1, 0.9)})
     card = (remedy.save(tmp_path / "kept", same) / "README.md").read_text()

@@ -16,7 +16,7 @@ import trueup
 from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
-from trueup.faults.overconfidence.repair import null_remedy
+from trueup.faults.overconfidence.confidence_head import null_remedy
 from trueup.report import html
 from trueup.run import forward
 from trueup.run import predict as runs

@@ -16,7 +16,7 @@ from scipy.special import expit
 from trueup.corpus.corpus import Corpus
 from trueup.errors import Unsupported
 from trueup.faults.adapter_remedy import with_head
-from trueup.faults.overconfidence.repair import null_remedy
+from trueup.faults.overconfidence.confidence_head import null_remedy
 from trueup.faults.rigidity import Rigidity
 from trueup.run import forward
 from trueup.run.predict import predict

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from trueup.corpus.corpus import Corpus
-from trueup.faults.overconfidence.repair import null_remedy
+from trueup.faults.overconfidence.confidence_head import null_remedy
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject.checkpoint import UNNAMED

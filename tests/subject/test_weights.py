@@ -15,7 +15,7 @@ import transformers
 
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
-from trueup.faults.overconfidence.repair import null_remedy
+from trueup.faults.overconfidence.confidence_head import null_remedy
 from trueup.run.forward import Row, own_logits
 from trueup.run.predict import predict
 from trueup.run.proof import equal, tolerance

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, did_you_mean, listing
 
 PREFIX = "confounded:"
@@ -40,16 +41,6 @@ SETS: Mapping[str, Coupled] = {
 }
 
 
-def columns(name: str, seed: int, *, progress: bool = True) -> tuple[dict[str, list[str]], str, list[str]]:
-    """Columns ``text``, ``label`` and the attribute of as many rows as the data set can give at this coupling, drawn by `seed`;
-    the attribute's name; and sentences that say so.
-
-    Raises:
-        BadInput: there is no such set, or ALPHA is no number above 0 that the data can carry. Unavailable: as `trueup.read`.
-    """
-    return _drawn(*find(name), seed, progress)
-
-
 def find(name: str) -> tuple[Coupled, float]:
     """The data set and the coupling that a name says. Raises BadInput where there is no such set or ALPHA is no number above 0."""
     short, _, given = name.removeprefix(PREFIX).partition(":")
@@ -69,13 +60,17 @@ def find(name: str) -> tuple[Coupled, float]:
     return SETS[short], alpha
 
 
-def _drawn(of: Coupled, alpha: float, seed: int, progress: bool) -> tuple[dict[str, list[str]], str, list[str]]:
+def columns(of: Coupled, alpha: float, corpus: Corpus, seed: int) -> tuple[dict[str, list[str]], list[str]]:
+    """Columns ``text``, ``label`` and the attribute, of as many rows of the data set's `corpus` as it can give at this coupling,
+    and sentences that say so.
+
+    Raises:
+        BadInput: the data cannot carry the coupling.
+    """
     # Not before: with these comes scipy, and a slip in a name is told without waiting for it.
     from trueup.corpus import mix
-    from trueup.corpus.read import read
     from trueup.measure import shift
 
-    corpus = read(of.source, attributes=(of.attribute,), seed=seed, progress=progress)
     z = corpus.attributes[of.attribute]
     rows = np.flatnonzero(np.isin(z, of.groups))
     y = (corpus.label == corpus.classes.index(of.positive)).astype(np.int64)
@@ -83,13 +78,9 @@ def _drawn(of: Coupled, alpha: float, seed: int, progress: bool) -> tuple[dict[s
     table = shift.table_at([[0.25, 0.25], [0.25, 0.25]], alpha)
     size = int((mix.counts(both, of.attribute, of.groups) / table).min())
     drawn = mix.draw(both, of.attribute, table, size - size % 2, seed=seed, groups=of.groups)
-    told = (
+    note = (
         f"{len(drawn):,} of the {len(corpus):,} texts of '{of.source}' were drawn, so that '{of.positive}' is {alpha:g} times as "
         f"frequent where {of.attribute} is '{of.groups[1]}' as where it is '{of.groups[0]}'."
     )
     labels = [drawn.classes[i] for i in drawn.label]
-    return (
-        {"text": list(drawn.text), "label": labels, of.attribute: drawn.attributes[of.attribute].tolist()},
-        of.attribute,
-        [told],
-    )
+    return {"text": list(drawn.text), "label": labels, of.attribute: drawn.attributes[of.attribute].tolist()}, [note]

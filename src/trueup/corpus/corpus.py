@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from trueup.corpus.clusters import clusters
+from trueup.corpus.row_clusters import clusters
 from trueup.errors import BadInput, did_you_mean, listing
 
 SPLITS = ("train", "calibration", "test")
@@ -31,7 +31,7 @@ class Corpus:
         others: the data's columns that nobody named, as groups, where `trueup.read` was told to bring them (for `trueup.scout`).
         name: where it came from, for messages and provenance.
         notes: what a reader must know of how it was read, as sentences.
-        cluster: (n,) int64; rows of equal number are not independent of each other (`trueup.corpus.clusters`). Left out: rows
+        cluster: (n,) int64; rows of equal number are not independent of each other (`trueup.corpus.row_clusters`). Left out: rows
             of equal text. A part of a corpus keeps the numbers of the whole.
         origin: of a data set of the hub its ``id``, ``config``, ``split`` and ``revision``, as far as they are known; else empty.
         guessed: nobody stated the order of `classes`: they are the words that were found as labels, in natural order.
@@ -124,8 +124,10 @@ class Corpus:
                 "`classes=[...]` in Python)."
             )
         if near := [(c, k) for c in unknown for k in classes if c.casefold().strip() == k.casefold().strip()]:
-            told = listing([f"{c} for {k}" for c, k in near])
-            return found + f"Some differ in case or spaces alone ({told}): write the data's labels as the head does."
+            spellings = listing([f"{c} for {k}" for c, k in near])
+            return (
+                found + f"Some differ in case or spaces alone ({spellings}): write the data's labels as the head does."
+            )
         near = did_you_mean(unknown[0], classes)
         return (
             found + near.lstrip() + " " * bool(near) + "Rename or drop those rows, or use the adapter trained on them."

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from trueup.corpus.clusters import same_key
+from trueup.corpus.row_clusters import same_key
 from trueup.errors import BadInput
 
 Mode = Literal["free", "never", "always"]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from trueup.corpus.adopt import table_of
-from trueup.corpus.clusters import check_leak, cluster_column, clusters, same_key
 from trueup.corpus.corpus import SPLITS, Corpus
 from trueup.corpus.files import data_file, read_file
 from trueup.corpus.hub import PART, hub_table, saved_to_disk
+from trueup.corpus.row_clusters import check_leak, cluster_column, clusters, same_key
 from trueup.corpus.split import (
     FRACTIONS,
     POOL_FRACTIONS,
@@ -74,7 +74,7 @@ def read(
         others: bring the columns that nobody named as well (`Corpus.others`): numbers cut into thirds, rare values joined, and
             columns left out that have one value or nearly one for each row.
         cluster: a column that says which rows belong together (patient, author, document). They and rows of equal text
-            are never in two splits, and every interval counts them as one (`trueup.corpus.clusters`).
+            are never in two splits, and every interval counts them as one (`trueup.corpus.row_clusters`).
         split: a column that says which split a row belongs to (`SPLIT_NAMES`). Without it the rows are split here:
             stratified by class, by `seed`, and a cluster always into one split. A source that names only one
             held-out part has it divided into calibration and test; one that names no training part has no ``train``
@@ -113,13 +113,18 @@ def read(
         given = {"held_out": held_out, "test": test is not None}
         return _task(name, second, attributes, cluster, split, hub_split, classes, seed, limit, progress, given)
     wanted = [c for c in (text, label, second, cluster, split, *attributes) if c]
-    table, named, natural, name, told = _found(source, name, wanted, text, label, hub_split, seed, progress)
+    table, named, natural, name, source_notes = _found(source, name, wanted, text, label, hub_split, seed, progress)
     if others and table.unread:  # a source of which only the columns that are wanted were read
         every = [*wanted, *table.unread]
         try:
-            table, named, natural, name, told = _found(source, name, every, text, label, hub_split, seed, progress)
+            table, named, natural, name, source_notes = _found(
+                source, name, every, text, label, hub_split, seed, progress
+            )
         except BadInput as e:  # what nobody asked for must not cost what was
-            told = [*told, f"The columns that were not named cannot be read, so they were left out. {e}"]
+            source_notes = [
+                *source_notes,
+                f"The columns that were not named cannot be read, so they were left out. {e}",
+            ]
     given = split or (None if held_out or test is not None else named)
     own = len(table)
     if test is not None:
@@ -137,7 +142,7 @@ def read(
         label_index = np.zeros(len(table), np.int64)
     else:
         label_index, class_names, notes = label_column(table, label, classes, answers=answers)
-    notes = (*told, *notes)
+    notes = (*source_notes, *notes)
     groups: dict[str, np.ndarray] = {}
     for a in attributes:
         groups[a], more = group_column(table, a)
@@ -348,14 +353,22 @@ def _found(
     if shipped:
         from trueup.corpus import confounded, embedded
 
-        told: list[str] = []
+        source_notes: list[str] = []
         if name.startswith(confounded.PREFIX):
-            columns, attribute, told = confounded.columns(name, seed, progress=progress)
-            natural: tuple[str, ...] = (attribute,)
+            found, alpha = confounded.find(name)
+            natural: tuple[str, ...] = (found.attribute,)
+            corpus = read(found.source, attributes=natural, seed=seed, progress=progress)
+            columns, source_notes = confounded.columns(found, alpha, corpus, seed)
         else:
             dataset, columns = embedded.load(name, progress=progress)
             natural = dataset.attributes
-        return Table(columns, range(1, len(columns["text"]) + 1), "row", f"'{name}'", {}), None, natural, name, told
+        return (
+            Table(columns, range(1, len(columns["text"]) + 1), "row", f"'{name}'", {}),
+            None,
+            natural,
+            name,
+            source_notes,
+        )
     if path is not None:
         return read_file(path, wanted), None, (), name, []
     if held or saved is not None:

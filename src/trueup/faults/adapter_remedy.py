@@ -71,7 +71,7 @@ class Adapted(Remedy):
     def usage(self, folder: str) -> str:
         if not _shots(self.card):
             return predict_script.usage(folder, self.card)
-        base, here = predict_script.literal(str(self.card["base"])), predict_script.literal(folder)
+        base, here = loading.code_literal(str(self.card["base"])), loading.code_literal(folder)
         given = 'demonstrations, query = [("a text", "its answer"), ...], "a text to be answered"'
         return f"BASE, FOLDER = {base}, {here}\n{given}\n{_few_shot(self, ()).code}"
 
@@ -141,15 +141,14 @@ def _lines(remedy: Adapted) -> tuple[str, str, str, str]:
     """The lines of code that load it, that make the inputs, that make `out` with a column a class, and that read the label off."""
     card, names = remedy.card, remedy.card["classes"]
     words = card.get("shape") if remedy.head is None else None
-    out, label, logits = "out = model(**inputs).logits", "label = out.argmax(-1)", None if words else len(names)
-    if card.get("sigmoid"):
-        label, logits = "label = (out[:, 0] > 0).long()", 1
+    out, logits = "out = model(**inputs).logits", 1 if card.get("sigmoid") else None if words else len(names)
     if words:
         out = (
             f"words = {card['ids']}  # what {list(words['words'])!r} start with, as tokens\n"
             "out = model(**inputs).logits[:, -1, words]"
         )
-    return loading.load_lines(card, logits, names), loading.input_lines(card), out, label
+    label, _ = loading.answer(len(names), sigmoid=bool(card.get("sigmoid")))
+    return loading.load_lines(card, logits, names), loading.input_lines(card), out, f"label = {label}"
 
 
 def _card(remedy: Adapted) -> Card:
@@ -167,12 +166,10 @@ def _card(remedy: Adapted) -> Card:
 
 
 def _script(remedy: Adapted) -> str:
-    load, inputs, out, label = _lines(remedy)
-    sure = (
-        "torch.sigmoid(out[:, 0].double().abs())" if remedy.card.get("sigmoid") else "out.double().softmax(-1).amax(-1)"
-    )
-    read = f"{out}\n{label}\nconfidence = {sure}"
-    return predict_script.script(remedy.card, remedy.card["classes"], load=load, inputs=inputs, read=read)
+    card, (load, inputs, out, label) = remedy.card, _lines(remedy)
+    _, confidence = loading.answer(len(card["classes"]), sigmoid=bool(card.get("sigmoid")))
+    read = f"{out}\n{label}\nconfidence = {confidence}"
+    return predict_script.script(card, card["classes"], load=load, inputs=inputs, read=read)
 
 
 def _few_shot(remedy: Adapted, tried: tuple[tuple[str, str], ...]) -> Card:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trueup.errors import visible
-from trueup.faults.predict_script import literal as literal_code
+from trueup.measure.confidence_scores import Calibrated
 from trueup.subject.checkpoint import UNNAMED
 from trueup.subject.few_shot_tokens import ends_texts, opened
 from trueup.subject.hub import licence_of
@@ -39,8 +39,8 @@ def _quantised(subject: Subject) -> Any:
     settings = getattr(subject.base.config, "quantization_config", None)
     if settings is None or (subject.source.base != UNNAMED and subject.source.weights.quantize is None):
         return None
-    told = settings if isinstance(settings, dict) else settings.to_dict()
-    return {k: getattr(v, "value", v) for k, v in told.items() if not k.startswith("_")}
+    plain = settings if isinstance(settings, dict) else settings.to_dict()
+    return {k: getattr(v, "value", v) for k, v in plain.items() if not k.startswith("_")}
 
 
 def load_lines(about: Mapping[str, Any], logits: int | None, names: Sequence[str] = ()) -> str:
@@ -69,7 +69,7 @@ def _labels(logits: int, names: Sequence[str]) -> list[str]:
     if not 1 < len(names) <= logits:
         return [f"num_labels={logits}"]
     outputs = [*names, *(f"no class: for the confidence {i + 1}" for i in range(logits - len(names)))]
-    pairs = [(literal_code(n), i) for i, n in enumerate(outputs)]
+    pairs = [(code_literal(n), i) for i, n in enumerate(outputs)]
     there, back = ", ".join(f"{i}: {n}" for n, i in pairs), ", ".join(f"{n}: {i}" for n, i in pairs)
     return [f"id2label={{{there}}}", f"label2id={{{back}}}"]
 
@@ -95,6 +95,25 @@ def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
     if about.get("ends"):  # an answer comes where the text stops, not after a token that ends it
         lines += "\ninputs = {k: v[:, :-1] for k, v in inputs.items()}  # this tokenizer ends every text with a token"
     return lines
+
+
+def answer(classes: int, *, score: Calibrated | None = None, sigmoid: bool = False) -> tuple[str, str]:
+    """The Python expressions of label and confidence that read `out`, the logits (n, K) of so many classes.
+
+    Args:
+        score: reads the confidence where it is not the probability of the label; it takes `out` in float64.
+        sigmoid: the two classes share one logit.
+    """
+    if score is not None:
+        return f"out[:, :{classes}].argmax(-1)", score.torch_line
+    if sigmoid:
+        return "(out[:, 0] > 0).long()", "torch.sigmoid(out[:, 0].double().abs())"
+    return "out.argmax(-1)", "out.double().softmax(-1).amax(-1)"
+
+
+def code_literal(text: str) -> str:
+    """A name as a Python literal that ends no line and no fenced block of a card."""
+    return json.dumps(text).replace("`", "\\u0060")
 
 
 def class_names(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
-"""``predict.py``: the short script beside a saved adapter that uses it with transformers and PEFT alone.
+"""``predict.py``: the short script in the folder of a repair, which says label and confidence of texts without trueup.
 
-Its lines are those of the card (`trueup.faults.loading`), so that card and script cannot say different things.
+Beside an adapter it needs transformers and PEFT (`script`), beside a merged model transformers alone (`of_merged`). Its lines are
+those of the card (`trueup.faults.loading`), so that card and script cannot say different things.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from trueup.faults.loading import answer, code_literal, input_lines
+from trueup.measure.confidence_scores import score_from_json
 
 NAME = "predict.py"
 
@@ -70,8 +74,21 @@ if __name__ == "__main__":
 '''
 
 
+_MERGED = '''"""Label and confidence of texts: `python predict.py "a text" "another"`. Made by trueup, which it does not need.
+
+Answering only at a confidence of CERTIFIED[s] or more keeps the share of errors among the answered at or below s: certified on
+the calibration data, for texts like those.
+"""
+'''
+_LAST = [
+    "    # of every token: the classifier reads the last one that is no padding",
+    '    places = (inputs["input_ids"][0] != model.config.pad_token_id).nonzero()',
+    "    features = features[:, int(places[-1]) if len(places) else -1]",
+]
+
+
 def script(about: Mapping[str, Any], classes: Sequence[str], *, load: str, inputs: str, read: str) -> str:
-    """The text of the script.
+    """The text of the script beside an adapter.
 
     Args:
         about: what `loading.facts` says of the subject. classes: the names of the labels, in order.
@@ -87,8 +104,8 @@ def script(about: Mapping[str, Any], classes: Sequence[str], *, load: str, input
     )
     return _SCRIPT.format(
         what=what, name=NAME, what_json=json.dumps(what), shown='"A text" "Its second text"' if pair else '"A text" "Another text"',
-        example='("A text", "Its second text")' if pair else '"A text"', base=literal(str(about["base"])),
-        classes="[" + ", ".join(map(literal, classes)) + "]", item="text, second" if pair else "text",
+        example='("A text", "Its second text")' if pair else '"A text"', base=code_literal(str(about["base"])),
+        classes=_list(classes), item="text, second" if pair else "text",
         load=textwrap.indent(load, " " * 4), inputs=textwrap.indent(inputs, " " * 8), read=textwrap.indent(read, " " * 8),
         fits="" if cuts else textwrap.indent(fits, " " * 8),
         help=json.dumps("texts, each followed by its second text" if pair else "texts to classify"),
@@ -105,6 +122,54 @@ def usage(folder: str, about: Mapping[str, Any]) -> str:
     return f'python {folder}/{NAME} "A text to classify"'
 
 
-def literal(text: str) -> str:
-    """A name as a Python literal that ends no line and no fenced block of a card."""
-    return json.dumps(text).replace("`", "\\u0060")
+def _list(names: Sequence[str]) -> str:
+    return f"[{', '.join(map(code_literal, names))}]"
+
+
+def of_merged(card: Mapping[str, Any], head: str, rows: str | None) -> str:
+    """The text of the script beside a merged classifier.
+
+    Args:
+        card: of the repair. head: the name of the last layer. rows: the file of what a confidence reads beside the classes' rows;
+            None where it reads no more.
+    """
+    causal = bool(card.get("causal"))
+    score = score_from_json(card["score"]) if "score" in card else None
+    label, confidence = answer(len(card["classes"]), score=score, sigmoid=bool(card.get("sigmoid")))
+    thresholds = {r["risk"]: r["threshold"] for r in card.get("abstention", ()) if r["threshold"] is not None}
+    lines = [
+        _MERGED,
+        "import sys", "import threading", "from pathlib import Path", "",
+        *(["import numpy as np"] if rows else []),
+        "import torch",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "",
+        "FOLDER = Path(__file__).resolve().parent",
+        f"CLASSES = {_list(card['classes'])}",
+        f"CERTIFIED = {thresholds!r}  # share of errors among the answered: confidence at least",
+        "model = AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=torch.float32).eval()",
+        "tok = AutoTokenizer.from_pretrained(FOLDER)",
+        *([f"model.config.pad_token_id = {card.get('pad')!r}"] if causal else []),
+        *([f"more = {{k: torch.from_numpy(v) for k, v in np.load(FOLDER / {rows!r}).items()}}"] if rows else []),
+        "here = threading.local()  # a server's threads have passes of their own",
+        f"model.get_submodule({head!r}).register_forward_pre_hook(lambda _, given: setattr(here, 'features', given[0]))",
+        "", "",
+        "@torch.inference_mode()",
+        "def read(text, second=None):",
+        '    """Logits (1, K), the classes\' first, and the features (1, d) that the last layer reads."""',
+        *(f"    {line}" for line in input_lines(card).splitlines()),
+        "    logits, features = model(**inputs).logits, here.features",
+        *(_LAST if causal else []),
+        *(['    logits = torch.cat([logits, features @ more["weight"].T + more["bias"]], dim=1)'] if rows else []),
+        "    return logits, features",
+        "", "",
+        "def predict(text, second=None):",
+        '    """The label, and the probability that it is right."""',
+        "    out = read(text, second)[0].double()",
+        f"    label, confidence = {label}, {confidence}",
+        "    return CLASSES[int(label)], float(confidence)",
+        "", "",
+        'if __name__ == "__main__":',
+        "    for text in sys.argv[1:]:",
+        '        print(*predict(text), sep="\\t")',
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"

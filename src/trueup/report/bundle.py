@@ -14,11 +14,10 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -30,6 +29,7 @@ from trueup.faults.confounding import leads
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Finding, Measure, Method
 from trueup.given import checked
 from trueup.report import words
+from trueup.report.contents import NAME, Contents
 from trueup.report.values import plain, untag
 from trueup.store.schema import plain_bytes
 
@@ -37,18 +37,16 @@ FORMAT = 4
 """Of ``findings.json``: its schema (`trueup schema`, report/findings.schema.json) has this number. It rises when a key changes."""
 RUN = "run.json"
 """When a check ran and what it took. Apart from ``findings.json``, which is the same to the byte where nothing else differs."""
-MOST_EXAMPLES = 200
 
 _UNREADABLE = (
     KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, EOFError, OverflowError, NotImplementedError,
     BadZipFile, zlib.error,
 )  # fmt: skip
 """What reading a folder that was tampered with raises."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Report:
+class Report(Contents):
     """A finished check. Two reports are equal when their files would hold the same. ``report["confounding"]`` is the comparison of
     one fault, and a report printed has a line for each.
 
@@ -80,54 +78,6 @@ class Report:
             or has more than 200 rows.
     """
 
-    title: str
-    job: Mapping[str, Any]
-    comparisons: tuple[Comparison, ...]
-    examples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    warnings: Sequence[str] = ()
-    crashes: Mapping[str, str] = field(default_factory=dict)
-    unfinished: Sequence[str] = ()
-    data: Mapping[str, Any] = field(default_factory=dict)
-    shortcuts: leads.Scouted | None = None
-    previous: Mapping[str, Any] = field(default_factory=dict)
-    run: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def unexamined(self) -> dict[str, str]:
-        """Fault that was asked for by name, crashed, or ran out of something, and has no finding -> why, as a sentence."""
-        # Who names a column that should not matter asks for confounding.
-        asked = self.job.get("faults") or (["confounding"] if self.job.get("confounder") else [])
-        examined, found = {c.before.fault for c in self.comparisons}, {}
-        for fault in dict.fromkeys([*asked, *self.crashes, *self.unfinished]):
-            if fault not in examined:
-                begun = f"{fault} was not examined: "
-                whys = (n.removeprefix(begun) for n in self.notes if n.startswith(begun))
-                found[fault] = next(whys, "It was not examined.")
-        return found
-
-    def __post_init__(self) -> None:
-        names = [c.before.fault for c in self.comparisons]
-        for c in self.comparisons:
-            name = c.before.fault
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise BadInput(f"{name!r} cannot be a fault's name: use letters, digits, '_' and '-', 64 at most.")
-            if names.count(name) > 1:
-                raise BadInput(f"The fault '{name}' occurs twice in one report: give each fault once.")
-            if c.after is not None and c.after.fault != name:
-                raise BadInput(f"A comparison holds '{name}' before and '{c.after.fault}' after: compare one fault.")
-        for name in self.crashes:
-            if not _NAME.fullmatch(name):  # it becomes a file's name
-                raise BadInput(f"{name!r} cannot be a fault's name: use letters, digits, '_' and '-', 64 at most.")
-        for name, table in self.examples.items():
-            if name not in names:
-                raise BadInput(f"There are examples for '{name}', which is not in the report: give its comparison too.")
-            if len(table) > MOST_EXAMPLES:
-                raise BadInput(
-                    f"The example table of '{name}' has {len(table)} rows: choose at most {MOST_EXAMPLES} of them."
-                )
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Report):
             return NotImplemented
@@ -153,8 +103,8 @@ class Report:
     def __repr__(self) -> str:
         lines = [f"Report: {self.title}"]
         for c in self.comparisons:
-            told = [words.interval(f) for f in (c.before, c.after) if f is not None]
-            lines.append(f"  {c.before.fault}: {words.state_of(c)}, severity {' to '.join(told)}")
+            severities = [words.interval(f) for f in (c.before, c.after) if f is not None]
+            lines.append(f"  {c.before.fault}: {words.state_of(c)}, severity {' to '.join(severities)}")
         lines += [f"  {fault}: not examined" for fault in self.unexamined]
         return "\n".join(lines)
 
@@ -194,11 +144,11 @@ class Report:
             return {name: value, f"{name}_low": low, f"{name}_high": high}
 
         def row(c: Comparison, kind: str, r: words.Row) -> dict[str, Any]:
-            told = {"fault": c.before.fault, "state": words.state_of(c), "kind": kind, "key": r.key, "title": r.title}
-            told |= {"unit": r.unit, "better": r.better}
+            cells = {"fault": c.before.fault, "state": words.state_of(c), "kind": kind, "key": r.key, "title": r.title}
+            cells |= {"unit": r.unit, "better": r.better}
             for name, m in (("before", r.before), ("after", r.after), ("difference", r.difference)):
-                told |= three(name, m.value, m.low, m.high) if m is not None else three(name, *[math.nan] * 3)
-            return told | {"p": r.difference.p if r.difference is not None else math.nan}
+                cells |= three(name, m.value, m.low, m.high) if m is not None else three(name, *[math.nan] * 3)
+            return cells | {"p": r.difference.p if r.difference is not None else math.nan}
 
         def severity(c: Comparison) -> words.Row:
             def measure(f: Finding) -> Measure:
@@ -230,14 +180,14 @@ class Report:
         cells = []
         for c in self.comparisons:
             after = words.interval(c.after) if c.after is not None else "–"
-            told = (
+            columns = (
                 words.title_of(c.before),
                 words.state_of(c),
                 words.interval(c.before),
                 after,
                 words.number(c.before.threshold),
             )
-            cells.append("".join(f"<td>{escape(t)}</td>" for t in told))
+            cells.append("".join(f"<td>{escape(t)}</td>" for t in columns))
         cells += [
             f'<td>{escape(f)}</td><td colspan="4">not examined: {escape(w)}</td>' for f, w in self.unexamined.items()
         ]
@@ -323,9 +273,9 @@ def read(folder: str | Path) -> Report:
             crashes={
                 n: plain_bytes(folder / crash_file(n)).decode("utf-8", "replace")
                 for n in data["crashes"]
-                if _NAME.fullmatch(n)
+                if NAME.fullmatch(n)
             },
-            unfinished=[n for n in data.get("unfinished", []) if _NAME.fullmatch(n)],
+            unfinished=[n for n in data.get("unfinished", []) if NAME.fullmatch(n)],
             data=_is(data.get("data", {}), dict),
             shortcuts=leads.read(_is(found, dict)) if (found := data.get("shortcuts")) is not None else None,
             previous=_is(data.get("previous", {}), dict),
@@ -452,7 +402,7 @@ def _difference(data: Mapping[str, Any]) -> Difference:
 def _finding(data: Mapping[str, Any], folder: Path, when: str) -> Finding:
     rest = {k: v for k, v in data.items() if k != "arrays"}
     name = _is(rest["fault"], str)
-    if not _NAME.fullmatch(name):  # it becomes a path below
+    if not NAME.fullmatch(name):  # it becomes a path below
         raise ValueError(f"{name!r} is no fault's name")
     arrays = _read_arrays(folder / "samples" / f"{name}-{when}.npz") if data["arrays"] else {}
     finding = Finding.from_dict(rest, arrays)
@@ -493,8 +443,8 @@ def _chart(chart: Chart) -> None:
             *(v for v in (*(s.low or ()), *(s.high or ())) if v is not None),
             *(v for v in s.x if not words_alone or not isinstance(v, str)),
         )
-        for other in (s.x, s.low, s.high, s.cut):
-            if other is not None and len(other) != len(s.y):
+        for column in (s.x, s.low, s.high, s.cut):
+            if column is not None and len(column) != len(s.y):
                 raise ValueError(f"the chart '{chart.key}' has columns of unequal length")
         if chart.kind == "heat" and list(s.x) != list(chart.series[0].x):
             raise ValueError(f"the rows of the chart '{chart.key}' have different columns")

@@ -17,19 +17,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from importlib.metadata import version as release
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trueup.faults.confounding.leads import Scouted
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Method
 from trueup.report import examples, glossary, heat, slide, words
+from trueup.report.contents import Contents
 from trueup.report.points import distinct, finite, is_number, name, thin
 from trueup.report.values import plain, untag
 from trueup.store.cache import Memo, cache_folder
-
-if TYPE_CHECKING:
-    from trueup.report.bundle import Report  # which shows itself by this module
 
 MOST_BYTES = 5_000_000
 MOST_POINTS = 300
@@ -71,7 +69,7 @@ _THEME: dict[str, Any] = {
 }
 
 
-def page(report: Report) -> str:
+def page(report: Contents) -> str:
     """The whole HTML page, under 5 MB: long cells and dense charts are thinned until it is, and the page says so.
 
     Raises:
@@ -86,7 +84,7 @@ def page(report: Report) -> str:
     raise BadInput("The report does not fit into one page of 5 MB: check fewer faults in one go.")
 
 
-def _render(report: Report, cell: int, points: int) -> str:
+def _render(report: Contents, cell: int, points: int) -> str:
     from altair.utils.schemapi import debug_mode
     from markupsafe import Markup
 
@@ -137,14 +135,14 @@ def _search(found: Scouted | None) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _peak(report: Report) -> dict[str, str]:
+def _peak(report: Contents) -> dict[str, str]:
     return {"peak memory": f"{peak / 1e6:,.0f} MB"} if (peak := report.run.get("peak_bytes", 0)) else {}
 
 
 # ---- what the template shows
 
 
-def _top(report: Report, faults: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _top(report: Contents, faults: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The card at the top: the fault that wants attention most, which adapters to use, and what to do next."""
     order = sorted(range(len(faults)), key=lambda i: words.RANK.index(words.state_of(report.comparisons[i])))
     if not order:
@@ -195,7 +193,7 @@ def _previous(previous: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"page": words.clean(previous["page"], 200), "rows": rows}
 
 
-def _metrics(report: Report) -> list[str]:
+def _metrics(report: Contents) -> list[str]:
     """The titles and units that the page shows, for its glossary."""
     told = ["severity", "threshold", "interval", *(["paired"] if any(c.after for c in report.comparisons) else [])]
     for c in report.comparisons:

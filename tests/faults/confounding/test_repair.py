@@ -34,7 +34,8 @@ from trueup.faults.confounding.arithmetic import (
     by_balanced_slice,
 )
 from trueup.faults.confounding.candidates import FAMILIES
-from trueup.faults.confounding.evidence import Change, Evidence, Knobs
+from trueup.faults.confounding.claim import _layers, claimed
+from trueup.faults.confounding.evidence import Change, Evidence, Knobs, Variant, start_of
 from trueup.faults.confounding.last_layer import (
     STRENGTHS,
     BackDoor,
@@ -45,7 +46,7 @@ from trueup.faults.confounding.last_layer import (
 from trueup.faults.confounding.maths import PromptVector, shortcut
 from trueup.faults.confounding.planted import planted
 from trueup.faults.confounding.retrained import BalancedSampling, GroupRobust, ImportanceWeighted
-from trueup.faults.fault import NoRemedy, dearer
+from trueup.faults.fault import Difference, NoRemedy, dearer
 from trueup.measure.shift import joint
 from trueup.run import forward
 from trueup.run.heads import fit_head
@@ -110,6 +111,24 @@ def same(a: Adapted, b: Adapted) -> bool:
     return a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors)
 
 
+def offer_of(row) -> R.Offer:
+    """The offer of which a card keeps this row."""
+    family = next(f for f in FAMILIES if f.key == row["key"])
+    change = Change() if row["saveable"] or "no better than its flip" in row else None
+    variant = Variant(row["variant"], np.empty(0), lambda corpus: np.empty(0), change)
+    kept = [row[k] for k in ("chose lean before", "chose lean", "level before", "level", "chose cost", "flip")]
+    return R.Offer(family, variant, *kept, refused=row.get("refused", ""))
+
+
+def moved_of(row) -> R.Moved:
+    """What a card says of the examples that chose nothing; its p-values are not kept."""
+    lean, level = (
+        Difference(*(row[k] for k in keys), 1.0)
+        for keys in (("severity", "low", "high"), ("gain", "gain low", "gain high"))
+    )
+    return R.Moved(lean, level, Difference(-row["cost"], -row["cost high"], -row["cost low"], 1.0))
+
+
 def level(remedy: Adapted, key: str) -> float:
     return next(r["level"] for r in remedy.card["candidates"] if r["key"] == key)
 
@@ -143,12 +162,15 @@ def test_the_flipped_polarity_does_not_help(remedy):
 def test_the_winner_is_chosen_on_one_half_within_its_price_and_confirmed_on_the_other(case, remedy):
     rows = remedy.card["candidates"]
     won = next(r for r in rows if r["key"] == remedy.card["chosen"])
-    assert won is R.best_of(rows, 0.02)
+    offers = [offer_of(r) for r in rows]
+    best = R.best_of(offers, 0.02)
+    assert best is not None
+    assert best.key == won["key"]
     assert won["chose cost"] <= 0.02
     assert won["high"] < 0 < won["gain"]
-    able = [r for r in rows if R._helps(r) and r["saveable"] and r["chose cost"] <= 0.02]
-    near = [r for r in able if r["level"] >= max(r["level"] for r in able) - R.NEAR]
-    assert won["chose lean"] == min(r["chose lean"] for r in near)
+    able = [o for o in offers if o.helps and o.saveable and o.cost <= 0.02]
+    near = [o for o in able if o.level >= max(o.level for o in able) - R.NEAR]
+    assert won["chose lean"] == min(o.lean for o in near)
     assert len(near) < len(rows), "the control: not every family is near"
     e = R.evidence(*case, "site", 0.0, 0)
     chose, judged = (set(e.held.cluster[m]) for m in (e.choosing, ~e.choosing))
@@ -160,25 +182,27 @@ def test_the_winner_is_chosen_on_one_half_within_its_price_and_confirmed_on_the_
 def test_a_cost_of_just_the_budget_is_within_it(remedy):
     """Seen: 2.0% of accuracy was refused as "above the budget of 2.0%", by the rounding of a difference."""
     assert 0.77 - 0.75 > 0.02, "as floats"
-    rows = [dict(r) | {"chose cost": 0.77 - 0.75} for r in remedy.card["candidates"]]
-    assert R.best_of(rows, 0.02) is not None
+    offers = [replace(offer_of(r), cost=0.77 - 0.75) for r in remedy.card["candidates"]]
+    assert R.best_of(offers, 0.02) is not None
     assert not dearer(0.77 - 0.75, 0.02)
     assert dearer(0.0201, 0.02), "the control"
-    assert R.best_of([r | {"chose cost": 0.0201} for r in rows], 0.02) is None
+    assert R.best_of([replace(o, cost=0.0201) for o in offers], 0.02) is None
 
 
 def test_a_winner_that_is_not_confirmed_is_told_why(remedy):
     """Seen: "do not confirm it: the lean moved by -0.108 [-0.156, -0.050]", which is a clear fall; AUPRC had not risen."""
     rows = remedy.card["candidates"]
     won = next(r for r in rows if r["key"] == remedy.card["chosen"])
-    flat = {**won, "gain": -0.008, "gain low": -0.052, "gain high": 0.032}
+    offers, winner = [offer_of(r) for r in rows], offer_of(won)
+    moved = {winner.key: replace(moved_of(won), level=Difference(-0.008, -0.052, 0.032, 1.0))}
     lean = f"{won['severity']:+.3f} [{won['low']:+.3f}, {won['high']:+.3f}]"
-    said, dear = R.why_none(rows, flat, 0.02)
+    said, dear = R.why_none(offers, moved, winner, 0.02)
     assert said.endswith(
         f"the lean moved by {lean}, but AUPRC over all mixes, which has to rise, by -0.008 [-0.052, +0.032]."
     )
     assert not dear
-    said, _ = R.why_none(rows, {**flat, "high": 0.01}, 0.02)
+    lean_open = replace(moved[winner.key], lean=replace(moved[winner.key].lean, high=0.01))
+    said, _ = R.why_none(offers, {winner.key: lean_open}, winner, 0.02)
     assert said.endswith(f"{lean.rsplit(',', 1)[0]}, +0.010], which is no clear fall.")
 
 
@@ -193,15 +217,19 @@ def test_the_frontier_says_what_each_repair_gains_and_costs(remedy):
 
 
 def test_where_nothing_lies_within_the_budget_it_is_a_trade_off_and_one_can_be_taken_by_name(case, finding, remedy):
-    row = {"key": "dfr", "title": "dfr", "source": "x", "saveable": True, "chose lean": 0.1, "chose lean before": 0.2,
-           "level": 0.9, "level before": 0.8, "chose cost": 0.05, "cost": 0.05, "high": -0.1, "gain": 0.1}  # fmt: skip
-    assert R.best_of([row], 0.02) is None
-    assert R.best_of([row], 0.05) is row
-    why, too_dear = R.why_none([row], None, 0.02)
+    family = next(f for f in FAMILIES if f.key == "dfr")
+    offer = R.Offer(
+        family, Variant("C = 1", np.empty(0), lambda corpus: np.empty(0), Change()), 0.2, 0.1, 0.8, 0.9, 0.05
+    )
+    assert R.best_of([offer], 0.02) is None
+    assert R.best_of([offer], 0.05) is offer
+    why, too_dear = R.why_none([offer], {}, None, 0.02)
     assert too_dear
-    assert why.startswith("'dfr' would lower the lean at a cost above the budget of 2.0%")
+    assert why.startswith(f"'{family.title}' would lower the lean at a cost above the budget of 2.0%")
     assert "(--max-cost 0.05), or take one by name (--take dfr)" in why
-    assert not R.why_none([row | {"chose lean": 0.3}], None, 0.02)[1], "the control: one that does not help is not dear"
+    assert not R.why_none([replace(offer, lean=0.3)], {}, None, 0.02)[1], (
+        "the control: one that does not help is not dear"
+    )
     got = replace(FAULT, take="leace").repair(*case, finding, seed=0)
     assert isinstance(got, Adapted)
     assert got.card["chosen"] == "leace" != remedy.card["chosen"]
@@ -345,7 +373,7 @@ def test_less_used_and_less_present_are_said_only_when_their_intervals_say_so(ca
     rng, by_eye = np.random.default_rng(0), 0
     for _ in range(8):
         noise = torch.tensor(rng.normal(size=own.weight.shape), dtype=torch.float32)
-        said = R._inside(e, e.variant("noise", Change(head=Head(own.weight + 0.1 * noise, own.bias))), 100).sentence
+        said = claimed(e, e.variant("noise", Change(head=Head(own.weight + 0.1 * noise, own.bias))), 100).sentence
         found = re.search(r"given label changed by ([-+.\d]+) \[[-+.\d]+, ([-+.\d]+)\]", said)
         assert found is not None, said
         fell = found.group(2).startswith("-")
@@ -353,7 +381,7 @@ def test_less_used_and_less_present_are_said_only_when_their_intervals_say_so(ca
         assert ("is not measurably less used" in said) == (not fell), said
         by_eye += found.group(1).startswith("-") and not fell
     assert by_eye, "the control: a fall that the interval does not bear out"
-    assert "is not measurably less used" in R._inside(e, e.variant("as it is", Change()), 100).sentence
+    assert "is not measurably less used" in claimed(e, e.variant("as it is", Change()), 100).sentence
 
 
 @pytest.mark.parametrize("split", ["train", "calibration"])
@@ -377,21 +405,21 @@ def moved_to(subject, adapter):
 def test_a_start_that_is_missing_or_of_another_shape_is_noted(tuned, tmp_path):
     subject, start = tuned
     with within(Session()) as now:
-        assert np.array_equal(R.start_of(subject), start)
+        assert np.array_equal(start_of(subject), start)
     assert now.notes == []
     with within(Session()) as now:
-        assert R.start_of(moved_to(subject, tmp_path)) is None
+        assert start_of(moved_to(subject, tmp_path)) is None
     assert now.notes == [
         "The prompt that the adapter started from (P0) is not kept beside it, so prompts were linearised at the tuned prompt."
     ]
     save_file({"prompt_embeddings": torch.zeros(7, 32)}, str(tmp_path / files.P0))
     with within(Session()) as now:
-        assert R.start_of(moved_to(subject, tmp_path)) is None
+        assert start_of(moved_to(subject, tmp_path)) is None
     assert len(now.notes) == 1
     assert now.notes[0].startswith("p0.safetensors holds a prompt of (7, 32) where the adapter's has (4, 32)")
     (tmp_path / files.P0).write_bytes(b"damaged")
     with within(Session()) as now:
-        assert R.start_of(moved_to(subject, tmp_path)) is None
+        assert start_of(moved_to(subject, tmp_path)) is None
     assert len(now.notes) == 1
 
 
@@ -473,7 +501,7 @@ def test_inside_the_linearised_model_the_arithmetic_is_linear(tuned, case):
 
 
 def test_only_tangent_fits_learn_from_a_sample(tuned, case, monkeypatch):
-    monkeypatch.setattr(R, "FIT", 60)
+    monkeypatch.setattr("trueup.faults.confounding.evidence.FIT", 60)
     subject, _ = tuned
     e = R.evidence(subject, case[1], "site", 0.0, 0)
     assert len(e.train) == (case[1].split == "train").sum() > 60
@@ -578,7 +606,7 @@ def test_a_training_that_was_edited_by_hand_is_refused_by_file_and_key(tuned, ca
 
 
 def test_every_family_of_a_prompt_with_its_start(tuned, case, monkeypatch):
-    monkeypatch.setattr(R, "FIT", 100)
+    monkeypatch.setattr("trueup.faults.confounding.evidence.FIT", 100)
     monkeypatch.setattr(arithmetic, "STEPS", 1)
     subject, _ = tuned
     _, corpus = case
@@ -595,7 +623,7 @@ def test_every_family_of_a_prompt_with_its_start(tuned, case, monkeypatch):
         r"By layer, 0 to \d+, the probe fell .+, the groups' distance fell .+, what reaches the answer fell",
         got.describe(),
     )
-    assert [R._layers(k) for k in ([], [3], [0, 1, 2, 4, 6, 7])] == ["nowhere", "at 3", "at 0 to 2, 4, 6 to 7"]
+    assert [_layers(k) for k in ([], [3], [0, 1, 2, 4, 6, 7])] == ["nowhere", "at 3", "at 0 to 2, 4, 6 to 7"]
     assert [c.key for c in got.charts()] == ["use_by_layer"]
 
 

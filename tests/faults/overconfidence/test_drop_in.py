@@ -16,8 +16,8 @@ import transformers
 from trueup.errors import BadInput
 from trueup.faults.fault import NoRemedy
 from trueup.faults.overconfidence import Overconfidence
+from trueup.faults.overconfidence.confidence_head import ConfidenceHead, read_remedy
 from trueup.faults.overconfidence.planted import planted
-from trueup.faults.overconfidence.repair import ConfidenceHead, read_remedy
 from trueup.guard import Guard
 from trueup.measure.calibration import fit_temperature
 from trueup.run.predict import predict
@@ -109,7 +109,9 @@ def test_where_the_temperature_does_not_help_there_is_no_repair(sharp):
 
 
 def test_the_knob_is_true_or_false():
-    with pytest.raises(BadInput, match="overconfidence.drop_in is true or false, such as False, but .yes. \\(str\\) was given"):
+    with pytest.raises(
+        BadInput, match=r"overconfidence\.drop_in is true or false, such as False, but .yes. \(str\) was given"
+    ):
         replace(FAULT, drop_in="yes")  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.fault import NoRemedy
 from trueup.faults.overconfidence import Overconfidence, candidates, densities, objectives, platt
+from trueup.faults.overconfidence.abstention import certificates, upwards
 from trueup.faults.overconfidence.candidates import (
     FAMILIES,
     Evidence,
@@ -25,8 +26,9 @@ from trueup.faults.overconfidence.candidates import (
     cross_pick,
     crossed_losses,
 )
+from trueup.faults.overconfidence.confidence_head import ConfidenceHead
 from trueup.faults.overconfidence.planted import planted
-from trueup.faults.overconfidence.repair import ConfidenceHead, _certificates, _upwards, judged
+from trueup.faults.overconfidence.repair import judge
 from trueup.measure import confidence_scores
 from trueup.measure.folds import folds
 from trueup.measure.selective import error_auc
@@ -128,19 +130,19 @@ CHEAP = tuple(
 
 def _saved(evidence: Evidence, cluster: np.ndarray, families=CHEAP):
     choice = choose(evidence, families)
-    return choice, judged([choice.stated, choice.recalibrated, choice.chosen], cluster, resamples=200, seed=0)
+    return choice, judge([choice.stated, choice.recalibrated, choice.chosen], cluster, resamples=200, seed=0)
 
 
 def test_a_head_is_chosen_where_the_features_know_more():
     evidence, cluster = _synthetic(0, 0.9)
     choice, saved = _saved(evidence, cluster, FAMILIES)
-    assert saved["beyond"].low > 0
+    assert saved.beyond.low > 0
     other = _synthetic(50, 0.9, 8000)[0].held
     plain = confidence_scores.MaxSoftmax(2)(other.z)
     assert error_auc(choice.learnt(other), other.error) > error_auc(plain, other.error) + 0.03
     confidence = 1 / (1 + np.exp(-choice.slope * choice.learnt(other) - choice.intercept))
     truly = 1 - np.mean((confidence - ~other.error) ** 2) / np.mean((plain - ~other.error) ** 2)
-    assert abs(saved["whole"].value - truly) < 0.1
+    assert abs(saved.whole.value - truly) < 0.1
     assert [r["key"] for r in choice.table] == [f.key for f in FAMILIES if f.possible(evidence)]
     assert all(0 < r["brier"] < 0.5 for r in choice.table)
 
@@ -216,7 +218,7 @@ def test_every_departure_is_told_on_the_card(remedy, tmp_path):
 def test_nothing_is_claimed_where_nothing_is_to_be_known():
     """A calibrated response, and heads that can only add noise: in at most 5% of runs a gain is claimed (binomial limit)."""
     claimed = sum(
-        saved["beyond"].low > 0 or saved["recalibration"].low > 0
+        saved.beyond.low > 0 or saved.recalibration.low > 0
         for _, saved in (_saved(*_synthetic(s, 0.0, 500)) for s in range(40))
     )
     assert claimed <= 5  # P(more | 5%) = 1.4%
@@ -227,9 +229,9 @@ def test_every_text_four_times_claims_no_more_than_once():
     by_cluster = by_row = 0
     for s in range(12):
         evidence, cluster = _synthetic(s, 0.0, 420, 4, 60)
-        by_cluster += _saved(evidence, cluster)[1]["beyond"].low > 0
+        by_cluster += _saved(evidence, cluster)[1].beyond.low > 0
         torn = replace(evidence, fold=folds(evidence.held.error, 5, seed=s))
-        by_row += _saved(torn, np.arange(len(cluster)))[1]["beyond"].low > 0
+        by_row += _saved(torn, np.arange(len(cluster)))[1].beyond.low > 0
     assert by_cluster <= 2
     assert by_row >= 8
 
@@ -369,7 +371,7 @@ def test_a_head_learnt_on_a_device_is_read_on_the_cpu(case):
 
 def test_a_printed_threshold_is_never_below_the_certified_one():
     for t in (0.87654, 0.99987, 0.5, 0.123456789, 0.9999999):
-        shown = float(_upwards(t))
+        shown = float(upwards(t))
         assert t <= shown <= t + 0.001 * (1 - t) + 1e-12
     assert float(f"{0.87654:.3f}") >= 0.87654  # the control: plain rounding goes either way
     assert float(f"{0.87644:.3f}") < 0.87644
@@ -420,7 +422,7 @@ def test_a_threshold_is_certified_past_an_unlucky_top_and_holds():
     for s in range(200):
         row = next(
             r
-            for r in _certificates(*_noisy_top(2 * s, 300), *_noisy_top(2 * s + 1, 300), np.arange(300), 0.25, s)
+            for r in certificates(*_noisy_top(2 * s, 300), *_noisy_top(2 * s + 1, 300), np.arange(300), 0.25, s)
             if r["risk"] == 0.1  # a fifth of .25 is for each risk
         )
         c, e = _noisy_top(10_000 + s, 20_000)
@@ -443,7 +445,7 @@ def test_certificates_hold_together_where_every_text_stands_four_times():
         (c0, e0), (c1, e1) = _noisy_top(2 * s, 100), _noisy_top(2 * s + 1, 100)
         four, ids = [np.repeat(a, 4) for a in (c1, e1)], np.repeat(np.arange(100), 4)
         for how, cluster in (("clusters", ids), ("rows", np.arange(400))):
-            got = _certificates(c0, e0, *four, cluster, 0.05, s)
+            got = certificates(c0, e0, *four, cluster, 0.05, s)
             held = [r for r in got if r["threshold"] is not None]
             broken[how] += any(fresh_e[fresh_c >= r["threshold"]].mean() > r["risk"] for r in held)
     assert broken["clusters"] <= 14  # P(more | 5%) = 1.3%

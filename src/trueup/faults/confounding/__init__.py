@@ -143,7 +143,7 @@ class Confounding(Fault):
         )  # fmt: skip
 
     def methods(self, subject: Subject, corpus: Corpus, *, seed: int) -> list[Method]:
-        from trueup.faults.confounding.repair import methods
+        from trueup.faults.confounding.methods import methods
 
         return methods(
             subject, corpus, attribute=self.attribute, coupling=self.coupling, retrain=self.retrain, max_cost=self.max_cost,

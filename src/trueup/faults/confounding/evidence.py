@@ -17,20 +17,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
+from trueup.corpus.mix import FEWEST
+from trueup.errors import BadInput
 from trueup.faults.confounding import maths
 from trueup.faults.confounding.maths import Basis, PromptVector
-from trueup.faults.confounding.mixes import Mixes, columns, judges
+from trueup.faults.confounding.mixes import Mixes, columns, judges, mixes, nominal
 from trueup.measure import lean, shift
-from trueup.run.predict import Outputs, predict
+from trueup.measure.folds import folds
+from trueup.run.predict import Outputs, hidden_states, predict, session
 from trueup.run.tangent import Tangent, expand
 from trueup.run.train import Training
+from trueup.subject import adapter as files
+from trueup.subject.checkpoint import adapter_folder
+from trueup.subject.new_adapter import prompt_embeddings, recipe_of
 from trueup.subject.subject import Head, Subject
 from trueup.subject.swap_adapter import wear, with_prompt
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
+FIT = 1000
+"""Most training examples that a tangent prompt is fitted on: each costs a forward and a backward pass at each step."""
 CONTROL = "control"
 """The source of a family that is tried to show what must not help."""
 
@@ -246,3 +255,99 @@ def score(e: Evidence, probability: NDArray, what: str) -> float:
         return shift.auprc(ranked, label)
     tables = e.mixes.tables if what == "level" else (e.mixes.balanced,)
     return float(np.mean([shift.auprc_at(ranked, label, group, t) for t in tables]))
+
+
+def evidence(
+    subject: Subject,
+    corpus: Corpus,
+    attribute: str,
+    coupling: float,
+    seed: int,
+    knobs: Knobs = Knobs(),
+) -> Evidence:
+    """What the families learn from: all training examples (tangent fits: at most `FIT`), all calibration examples, split into
+    a half that chooses and a half that judges, and the prompt with its start.
+
+    Raises:
+        BadInput: a (label, group) cell of a split has fewer than 10 examples, or `knobs` ask for a start that is not kept.
+    """
+    # What must not be looked at is not even in hand.
+    corpus = corpus.take(corpus.split != "test")
+    groups = mix.groups_of(corpus, attribute)
+    parts = {k: corpus.part(k) for k in ("train", "calibration")}
+    for name, part in parts.items():
+        cells = mix.counts(part, attribute, groups)
+        cells = cells[np.unique(corpus.label)]
+        y, z = np.unravel_index(int(cells.argmin()), cells.shape)
+        if cells[y, z] < FEWEST:
+            label = corpus.classes[np.unique(corpus.label)[y]]
+            raise BadInput(
+                f"The {name} split of '{corpus.name}' has {cells[y, z]} examples with label '{label}' and {attribute} "
+                f"'{groups[z]}'; a repair needs {FEWEST} in every cell. Give more rows, or merge rare values."
+            )
+    tuned_on = parts["train"]
+    sampled = np.sort(np.random.default_rng(np.random.SeedSequence([seed, 7])).permutation(len(tuned_on))[:FIT])
+    held = parts["calibration"]
+    if session().memo is not None:
+        hidden_states(
+            subject, held
+        )  # first: its pass serves every prediction of these examples, and the claim needs it
+    z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
+    fitted_to, cells = (mix.counts(parts[k], attribute, groups) for k in ("train", "calibration"))
+    choosing = folds(np.zeros(len(held)), 2, seed=np.random.SeedSequence([seed, 12]), cluster=held.cluster) == 0
+    there = np.unique(held.label)
+    direction, strength, _ = nominal(cells[there], fitted_to[there], coupling)
+    if direction.shape != (2, 2):
+        own = lean.centred(predict(subject, held).logits[choosing][:, there])
+        label = np.searchsorted(there, held.label[choosing])
+        direction = lean.head_starts(own, label, z_held[choosing], direction.shape)
+    m = mixes(cells[there], direction, strength)
+    prompt = start = None
+    if subject.soft_prompted:
+        soft = prompt_embeddings(subject)
+        assert soft is not None
+        prompt, start = soft.float().numpy(), start_of(subject)
+        if knobs.l_y != 1 and start is None:
+            raise BadInput(
+                f"The knob confounding.l_y is {knobs.l_y:g}, and the prompt that the adapter started from (P0) is not kept "
+                "beside it, so its own vector is not known. Leave the knob at 1, or tune the prompt with `trueup tune prompt`, "
+                "which keeps P0."
+            )
+    training, recipe = training_of(subject), recipe_of(subject)
+    return Evidence(
+        subject, tuned_on, held, z_train, z_held, m, maths.coding(fitted_to / fitted_to.sum()), choosing, prompt, start, training,
+        training.lr or (recipe.lr if recipe is not None else 1e-3), seed, sampled, knobs,
+    )  # fmt: skip
+
+
+def training_of(subject: Subject) -> Training:
+    """How the adapter was trained, from the card in the folder it was tuned into; the usual way where nothing says so.
+
+    Raises:
+        BadInput: the card says something that no training can begin with.
+    """
+    folder = adapter_folder(subject.source.adapter)
+    known = (files.read_card(folder).get("tuned") or {}).get("training") or {}
+    try:
+        return Training(**{k: v for k, v in known.items() if k in Training.__dataclass_fields__})
+    except BadInput as e:
+        raise BadInput(f"'{folder}/{files.CARD}', key 'tuned.training': {e} Correct it, or delete the key.") from e
+
+
+def start_of(subject: Subject) -> NDArray | None:
+    """P0 of a tuned prompt, from the folder it was tuned into; None, with a note, where it is not kept or does not fit."""
+    soft = prompt_embeddings(subject)
+    start = files.read_start(adapter_folder(subject.source.adapter))
+    if start is None:
+        session().note(
+            "The prompt that the adapter started from (P0) is not kept beside it, so prompts were linearised at the tuned prompt."
+        )
+        return None
+    assert soft is not None
+    if start.shape != soft.shape:
+        session().note(
+            f"p0.safetensors holds a prompt of {tuple(start.shape)} where the adapter's has {tuple(soft.shape)}; it was left "
+            "aside, and prompts were linearised at the tuned prompt."
+        )
+        return None
+    return start.numpy()

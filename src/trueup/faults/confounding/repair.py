@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
-from trueup.corpus.mix import FEWEST
 from trueup.errors import BadInput, Unsupported, did_you_mean, it_or_them, listing
 from trueup.faults.adapter_remedy import Adapted, adapted, read_adapted, with_head
-from trueup.faults.confounding import inside, maths
 from trueup.faults.confounding.audit import attribute_of
 from trueup.faults.confounding.candidates import FAMILIES
-from trueup.faults.confounding.evidence import CONTROL, Change, Evidence, Knobs, Variant, score
-from trueup.faults.confounding.mixes import (
-    COLUMNS,
-    differences,
-    mixes,
-    nominal,
-    statistics,
-)
-from trueup.faults.fault import Alternative, Chart, Difference, Finding, Method, NoRemedy, dearer
-from trueup.measure import lean
-from trueup.measure.folds import folds
-from trueup.run.concept import gradients_of
-from trueup.run.predict import hidden_states, predict, session
-from trueup.run.train import Training
+from trueup.faults.confounding.claim import Claim, claimed
+from trueup.faults.confounding.evidence import CONTROL, Change, Evidence, Family, Knobs, Variant, evidence, score
+from trueup.faults.confounding.mixes import COLUMNS, differences, statistics
+from trueup.faults.fault import Alternative, Difference, Finding, NoRemedy, dearer
+from trueup.run.predict import session
 from trueup.subject import adapter as files
-from trueup.subject.checkpoint import adapter_folder
-from trueup.subject.new_adapter import prompt_embeddings, recipe_of
 from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import with_prompt
 
-FIT = 1000
-"""Most training examples that a tangent prompt is fitted on: each costs a forward and a backward pass at each step."""
 NEAR = 0.01
 """Difference in AUPRC over all mixes that some hundred calibration examples cannot tell."""
-DERIVED = 200
-"""Most calibration examples on which use by layer is told: each costs a backward pass for each group."""
-SCREENED = 10
-"""Of a bootstrap whose intervals are not read: `methods` tells those of test examples."""
-ON_TEST = ("severity", "level", "auprc_against", "accuracy")
-"""What `methods` tells of each: the lean, AUPRC over all mixes, AUPRC under the coupling turned round, accuracy as the data are."""
 RESAMPLES = 300
 """Of the bootstrap that judges the families on calibration examples."""
 
@@ -83,7 +59,7 @@ def repair(
         BadInput: a (label, group) cell of a split has fewer than 10 examples, or `take` is no family that was tried.
     """
     corpus = corpus.relabel(subject.classes)
-    attribute = attribute_of(corpus, attribute)
+    attribute, resamples = attribute_of(corpus, attribute), min(resamples, RESAMPLES)
     if subject.head is not None:
         return NoRemedy("The subject already carries a repaired last layer; repair the adapter it was made from.")
     if not finding.found:
@@ -91,140 +67,309 @@ def repair(
             f"The lean of {finding.severity:.3f} [{finding.low:.3f}, {finding.high:.3f}] is not clearly above the threshold of "
             f"{finding.threshold:g}, so there is nothing to repair."
         )
-    e = evidence(subject, corpus, attribute, coupling, seed, knobs)
-    table, variants = tried(e, retrain=retrain, resamples=min(resamples, RESAMPLES), seed=seed)
+    split = evidence(subject, corpus, attribute, coupling, seed, knobs)
+    offers, winner = choose(split, offered(split, retrain=retrain), max_cost=max_cost, take=take)
+    moved = judge(split, offers, resamples=resamples)
     about = {
-        "candidates": table, "table": _markdown(table), "attribute": attribute,
-        "groups": finding.details["groups"], "seed": seed, "max_cost": max_cost,
-        "anchor": None if e.prompt is None else ("P0" if e.anchor is e.start else "the tuned prompt"), "arithmetic": asdict(knobs),
-        "examples": {"train": len(e.train), "chose": int(e.choosing.sum()), "judged": int((~e.choosing).sum())},
-        "pair": corpus.second is not None,
+        "attribute": attribute, "groups": finding.details["groups"], "max_cost": max_cost, "pair": corpus.second is not None,
     }  # fmt: skip
-    row = taken(table, take) if take else best_of(table, max_cost)
-    while row is not None:
+    if winner is None or not (take or confirmed(moved[winner.key], max_cost)):
+        why, too_dear = why_none(offers, moved, winner, max_cost)
+        return NoRemedy(why, about | _tried(split, offers, moved), frontier(offers, moved), too_dear)
+    claim = claimed(split, winner.variant, resamples)
+    return tell(split, offers, moved, winner, claim, about)
+
+
+# ----------------------------------------------------------------------------------------------------------------- choose
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """A family's chosen setting, and what the calibration examples that choose say of it.
+
+    Attributes:
+        lean_before, lean: |lean|. level_before, level: AUPRC over all mixes. cost: accuracy lost as the data are.
+        flip: |lean| with the polarity of the shortcut turned round, which must not help; None where there is no such control.
+        refused: why no adapter could be made of it; empty where none was tried, or one could.
+    """
+
+    family: Family
+    variant: Variant
+    lean_before: float
+    lean: float
+    level_before: float
+    level: float
+    cost: float
+    flip: float | None = None
+    refused: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.family.key
+
+    @property
+    def title(self) -> str:
+        return self.family.title
+
+    @property
+    def control(self) -> bool:
+        """It is tried to show what must not help."""
+        return self.family.source == CONTROL
+
+    @property
+    def flip_matches(self) -> bool:
+        """It is no better than its flip, so that it says nothing of the shortcut."""
+        return self.flip is not None and self.flip <= self.lean < self.lean_before
+
+    @property
+    def saveable(self) -> bool:
+        return self.variant.change is not None and not self.flip_matches and not self.refused
+
+    @property
+    def helps(self) -> bool:
+        """The lean falls and AUPRC over all mixes rises."""
+        better = self.lean < self.lean_before and self.level > self.level_before
+        return better and not self.control and not self.flip_matches
+
+
+def offered(e: Evidence, *, retrain: bool) -> list[Offer]:
+    """What every possible family offers."""
+    possible = [f for f in FAMILIES if f.possible(e) and (retrain or not f.costly)]
+    offers: list[Offer] = []
+    own = e.columns(e.own.probability, e.choosing)
+    lean_before, level_before = leans(e, own), score(e, e.own.probability, "level")
+    for i, family in enumerate(possible):
         try:
-            change = variants[row["key"]].change
-            assert change is not None
-            remedy_of(subject, change, about | {"describe": ""})
+            variants = family.variants(e)
+        except (BadInput, Unsupported) as refused:
+            session().note(f"The repair '{family.title}' was not tried: {refused}")
+            continue
+        chosen = family.choose(e, variants)
+        variant, control = variants[chosen], family.flipped(e, chosen)
+        after = e.columns(variant.held, e.choosing)
+        flip = None if control is None else leans(e, e.columns(control.held, e.choosing))
+        offer = Offer(
+            family, variant, lean_before, leans(e, after), level_before, score(e, variant.held, "level"),
+            _accuracy(own) - _accuracy(after), flip,
+        )  # fmt: skip
+        if offer.flip_matches:
+            session().note(
+                f"The repair '{family.title}' is not offered: with the shortcut's polarity turned round, which must not help, the "
+                f"lean falls as far ({offer.flip:.3f} against {offer.lean:.3f}, from {lean_before:.3f})."
+            )
+        offers.append(offer)
+        session().progress("trying repairs", i + 1, len(possible))
+    return offers
+
+
+def choose(e: Evidence, offers: list[Offer], *, max_cost: float, take: str) -> tuple[list[Offer], Offer | None]:
+    """The offer that the rule chooses, or that is to be taken, if an adapter can be made of it; and all offers, of which those that
+    could not be saved say why.
+
+    Raises:
+        BadInput: `take` names no offer that an adapter can carry.
+    """
+    winner = taken(offers, take) if take else best_of(offers, max_cost)
+    while winner is not None:
+        try:
+            assert winner.variant.change is not None
+            remedy_of(e.subject, winner.variant.change, {"describe": ""})
             break
         except Unsupported as why:
-            row["saveable"], row["refused"] = False, str(why)
-            session().note(f"The repair '{row['title']}' was passed over, because it cannot be saved: {why}")
-            row = None if take else best_of(table, max_cost)
-    if row is None or not (take or (row["high"] < 0 < row["gain"] and not dearer(row["cost low"], max_cost))):
-        why, too_dear = why_none(table, row, max_cost)
-        return NoRemedy(why, about, frontier(table), too_dear)
-    row["chosen"] = True
-    about["frontier"] = [asdict(a) for a in frontier(table)]
-    claim = _inside(e, variants[row["key"]], min(resamples, RESAMPLES))
+            session().note(f"The repair '{winner.title}' was passed over, because it cannot be saved: {why}")
+            offers = [replace(o, refused=str(why)) if o is winner else o for o in offers]
+            winner = None if take else best_of(offers, max_cost)
+    return offers, winner
+
+
+def taken(offers: Sequence[Offer], key: str) -> Offer:
+    """The offer that was asked for. Raises BadInput where there is none that an adapter can carry."""
+    able = {o.key: o for o in offers if not o.control and o.saveable}
+    if key not in able:
+        raise BadInput(
+            f"No repair '{key}' was tried that an adapter can carry.{did_you_mean(key, able)} There is {listing(able)}."
+        )
+    return able[key]
+
+
+def best_of(offers: Sequence[Offer], max_cost: float) -> Offer | None:
+    """Of those that help within the budget, and are within `NEAR` of the best AUPRC over all mixes, the one that leans least."""
+    able = [o for o in offers if o.helps and o.saveable and not dearer(o.cost, max_cost)]
+    best = max((o.level for o in able), default=0.0)
+    return min((o for o in able if o.level >= best - NEAR), key=lambda o: o.lean, default=None)
+
+
+def leans(e: Evidence, samples: Mapping[str, NDArray]) -> float:
+    """|lean| of some calibration examples."""
+    return statistics(samples, e.mixes, own=False)["severity"](*(samples[k] for k in COLUMNS))
+
+
+def _accuracy(samples: Mapping[str, NDArray]) -> float:
+    return float((samples["predicted"] == samples["label"]).mean())
+
+
+# ------------------------------------------------------------------------------------------------------ judge and certify
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Paired differences to the subject as it was, on the calibration examples that chose nothing: of |lean|, of AUPRC over all
+    mixes, and of accuracy as the data are."""
+
+    lean: Difference
+    level: Difference
+    accuracy: Difference
+
+    @property
+    def helps(self) -> bool:
+        """The lean falls with its whole interval, and AUPRC over all mixes rises."""
+        return self.lean.high < 0 < self.level.value
+
+
+def judge(e: Evidence, offers: Sequence[Offer], *, resamples: int) -> dict[str, Moved]:
+    """By its key what each offer does, on the calibration examples that chose nothing."""
+    own = e.columns(e.own.probability, ~e.choosing)
+
+    def moved(offer: Offer) -> Moved:
+        after = e.columns(offer.variant.held, ~e.choosing)
+        d = differences(own, after, e.mixes, None, ("severity", "level", "accuracy"), resamples=resamples, seed=e.seed)
+        return Moved(d["severity"], d["level"], d["accuracy"])
+
+    return {o.key: moved(o) for o in offers}
+
+
+def confirmed(moved: Moved, max_cost: float) -> bool:
+    """Whether the examples that chose nothing bear a choice out, and do not show that it costs more than the budget."""
+    return moved.helps and not dearer(-moved.accuracy.high, max_cost)
+
+
+def why_none(
+    offers: Sequence[Offer], moved: Mapping[str, Moved], winner: Offer | None, max_cost: float
+) -> tuple[str, bool]:
+    """Why no repair is handed over, as a sentence; and whether that is its price."""
+    repairs = [o for o in offers if not o.control]
+    if winner is not None and not moved[winner.key].helps:
+        return _unconfirmed(winner, moved[winner.key], len(repairs)), False
+    helped = [o for o in repairs if o.helps]
+    dear = [(o, o.cost) for o in helped if o.saveable and dearer(o.cost, max_cost)]
+    if winner is not None:
+        dear = [(winner, -moved[winner.key].accuracy.value)]
+    if dear:
+        least, cost = min(dear, key=lambda d: d[1])
+        why = (
+            f"{listing([o.title for o, _ in dear])} would lower the lean at a cost above the budget of {max_cost:.1%} of "
+            f"accuracy as the data are (the least, {least.title}: {cost:.1%}). Raise the budget "
+            f"(--max-cost {math.ceil(100 * cost) / 100:g}), or take one by name (--take {least.key})."
+        )
+        return why[0].upper() + why[1:], True
+    if refused := [o for o in repairs if o.refused]:
+        return (
+            f"{listing([o.title for o in refused])} helped and cannot be saved: {refused[0].refused.rstrip('.')}."
+        ), False
+    if functions := [o.title for o in helped if o.variant.change is None]:
+        return (
+            f"{listing(functions)} helped, but no adapter computes {it_or_them(functions)}; no other of {len(repairs)} repairs did."
+        ), False
+    if not repairs:
+        return "No family of repairs goes with this subject.", False
+    best = max(repairs, key=lambda o: o.level)
+    return (
+        f"Of {len(repairs)} repairs none lowered the lean on calibration examples and raised AUPRC over all mixes (the best, "
+        f"{best.title}: lean {best.lean_before:.3f} before and {best.lean:.3f} after)."
+    ), False
+
+
+def _unconfirmed(winner: Offer, moved: Moved, tried: int) -> str:
+    lean = _interval(moved.lean)
+    return (
+        f"Of {tried} repairs {winner.title} was the best on the calibration examples that choose, and those that chose "
+        "nothing do not confirm it: "
+        + (
+            f"the lean moved by {lean}, but AUPRC over all mixes, which has to rise, by {_interval(moved.level)}."
+            if moved.lean.high < 0
+            else f"the lean moved by {lean}, which is no clear fall."
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- tell
+
+
+def tell(
+    e: Evidence,
+    offers: Sequence[Offer],
+    moved: Mapping[str, Moved],
+    winner: Offer,
+    claim: Claim,
+    about: Mapping[str, Any],
+) -> Adapted:
+    """The winner as an adapter, with its card: what was tried, what it moved, and what became of the attribute inside."""
+    m, tried = moved[winner.key], _tried(e, offers, moved, winner)
     describe = (
-        f"{row['title'][0].upper()}{row['title'][1:]} ({row['variant']}): on {about['examples']['judged']} calibration examples "
-        f"that chose nothing, the lean on '{attribute}' moved by {row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
-        f"AUPRC over all mixes by {row['gain']:+.3f} [{row['gain low']:+.3f}, {row['gain high']:+.3f}], and accuracy as the data "
-        f"are by {-row['cost']:+.1%} [{-row['cost high']:+.1%}, {-row['cost low']:+.1%}]. "
+        f"{winner.title[0].upper()}{winner.title[1:]} ({winner.variant.name}): on {tried['examples']['judged']} calibration "
+        f"examples that chose nothing, the lean on '{about['attribute']}' moved by {_interval(m.lean)}, "
+        f"AUPRC over all mixes by {_interval(m.level)}, and accuracy as the data are by {_interval(m.accuracy, '+.1%')}. "
         f"{claim.sentence}"
     )
-    change = variants[row["key"]].change
-    assert change is not None
-    told = {"describe": describe, "chosen": row["key"], "table": f"{about['table']}\n\n{claim.table}"}
-    return replace(remedy_of(subject, change, about | told), pictures=(claim.chart,))
+    card = dict(about) | tried | {
+        "describe": describe, "chosen": winner.key, "table": f"{tried['table']}\n\n{claim.table}",
+        "frontier": [asdict(a) for a in frontier(offers, moved, winner)],
+    }  # fmt: skip
+    assert winner.variant.change is not None
+    return replace(remedy_of(e.subject, winner.variant.change, card), pictures=(claim.chart,))
 
 
-def frontier(table: list[dict[str, Any]]) -> tuple[Alternative, ...]:
+def _tried(
+    e: Evidence, offers: Sequence[Offer], moved: Mapping[str, Moved], winner: Offer | None = None
+) -> dict[str, Any]:
+    """What a card says of how the repair was sought."""
+    return {
+        "candidates": [_row(o, moved[o.key]) | ({"chosen": True} if o is winner else {}) for o in offers],
+        "table": _markdown(offers, moved), "seed": e.seed,
+        "anchor": None if e.prompt is None else ("P0" if e.anchor is e.start else "the tuned prompt"),
+        "arithmetic": asdict(e.knobs),
+        "examples": {"train": len(e.train), "chose": int(e.choosing.sum()), "judged": int((~e.choosing).sum())},
+    }  # fmt: skip
+
+
+def _row(offer: Offer, moved: Moved) -> dict[str, Any]:
+    """One offer, as a card keeps it."""
+    cost, gain = _cost(moved), moved.level
+    row = {
+        "key": offer.key, "title": offer.title, "source": offer.family.source, "variant": offer.variant.name,
+        "saveable": offer.saveable, "flip": offer.flip, "level before": offer.level_before, "level": offer.level,
+        "chose lean before": offer.lean_before, "chose lean": offer.lean, "chose cost": offer.cost,
+        "severity": moved.lean.value, "low": moved.lean.low, "high": moved.lean.high,
+        "gain": gain.value, "gain low": gain.low, "gain high": gain.high,
+        "cost": cost[0], "cost low": cost[1], "cost high": cost[2],
+    }  # fmt: skip
+    if offer.flip_matches:
+        row["no better than its flip"] = True
+    if offer.refused:
+        row["refused"] = offer.refused
+    return row
+
+
+def frontier(
+    offers: Sequence[Offer], moved: Mapping[str, Moved], winner: Offer | None = None
+) -> tuple[Alternative, ...]:
     """What each repair gains (lean taken away) and costs (accuracy as the data are), on examples that chose nothing; best gain
     first."""
     return tuple(
         Alternative(
-            r["key"], r["title"], -r["severity"], -r["high"], -r["low"], r["cost"], r["cost low"], r["cost high"],
-            r.get("chosen", False), r["saveable"],
+            o.key, o.title, -moved[o.key].lean.value, -moved[o.key].lean.high, -moved[o.key].lean.low, *_cost(moved[o.key]),
+            o is winner, o.saveable,
         )
-        for r in sorted(table, key=lambda r: r["severity"]) if r["source"] != CONTROL
+        for o in sorted(offers, key=lambda o: moved[o.key].lean.value) if not o.control
     )  # fmt: skip
 
 
-def taken(table: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
-    """The row that was asked for. Raises BadInput where there is none that an adapter can carry."""
-    row = {r["key"]: r for r in table if r["source"] != CONTROL and r["saveable"]}
-    if key not in row:
-        raise BadInput(
-            f"No repair '{key}' was tried that an adapter can carry.{did_you_mean(key, row)} There is {listing(row)}."
-        )
-    return row[key]
-
-
-def best_of(table: list[dict[str, Any]], max_cost: float) -> dict[str, Any] | None:
-    """By the half that chooses: of those that help within the budget and within `NEAR` of the best AUPRC over all mixes, the one
-    whose lean is nearest to 0."""
-    able = [r for r in table if _helps(r) and r["saveable"] and not dearer(r["chose cost"], max_cost)]
-    best = max((r["level"] for r in able), default=0.0)
-    return min((r for r in able if r["level"] >= best - NEAR), key=lambda r: r["chose lean"], default=None)
-
-
-def _helps(row: Mapping[str, Any]) -> bool:
-    """Whether, on the half that chooses, the lean fell and AUPRC over all mixes rose."""
-    return (
-        row["source"] != CONTROL
-        and not row.get("no better than its flip")
-        and row["chose lean"] < row["chose lean before"]
-        and row["level"] > row["level before"]
-    )
-
-
-def why_none(table: list[dict[str, Any]], row: Mapping[str, Any] | None, max_cost: float) -> tuple[str, bool]:
-    """Why no repair is handed over, as a sentence; and whether that is its price."""
-    repairs = [r for r in table if r["source"] != CONTROL]
-    helped = [r for r in repairs if _helps(r)]
-    dear = [r for r in helped if r["saveable"] and dearer(r["chose cost"], max_cost)]
-    functions = [r for r in helped if not r["saveable"] and "refused" not in r]
-    if row is not None and row["high"] < 0 < row["gain"]:
-        dear = [dict(row) | {"chose cost": row["cost"]}]
-    elif row is not None:
-        moved = f"{row['severity']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        gain = f"{row['gain']:+.3f} [{row['gain low']:+.3f}, {row['gain high']:+.3f}]"
-        said = (
-            f"Of {len(repairs)} repairs {row['title']} was the best on the calibration examples that choose, and those that chose "
-            "nothing do not confirm it: "
-            + (
-                f"the lean moved by {moved}, but AUPRC over all mixes, which has to rise, by {gain}."
-                if row["high"] < 0
-                else f"the lean moved by {moved}, which is no clear fall."
-            )
-        )
-        return said, False
-    if dear:
-        least = min(dear, key=lambda r: r["chose cost"])
-        said = (
-            f"{listing([r['title'] for r in dear])} would lower the lean at a cost above the budget of {max_cost:.1%} of "
-            f"accuracy as the data are (the least, {least['title']}: {least['chose cost']:.1%}). Raise the budget "
-            f"(--max-cost {math.ceil(100 * least['chose cost']) / 100:g}), or take one by name (--take {least['key']})."
-        )
-        return said[0].upper() + said[1:], True
-    if refused := [r for r in repairs if "refused" in r]:
-        said = (
-            f"{listing([r['title'] for r in refused])} helped and cannot be saved: {refused[0]['refused'].rstrip('.')}."
-        )
-        return said, False
-    if functions:
-        named = [r["title"] for r in functions]
-        said = f"{listing(named)} helped, but no adapter computes {it_or_them(named)}; no other of {len(repairs)} repairs did."
-        return said, False
-    if not repairs:
-        return "No family of repairs goes with this subject.", False
-    best = max(repairs, key=lambda r: r["level"])
-    said = (
-        f"Of {len(repairs)} repairs none lowered the lean on calibration examples and raised AUPRC over all mixes (the best, "
-        f"{best['title']}: lean {best['chose lean before']:.3f} before and {best['chose lean']:.3f} after)."
-    )
-    return said, False
-
-
-def _markdown(table: list[dict[str, Any]]) -> str:
+def _markdown(offers: Sequence[Offer], moved: Mapping[str, Moved]) -> str:
     """The card's table of what was tried."""
     rows = "\n".join(
-        f"| {r['title']} | {r['variant']} | {r['severity']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] | "
-        f"{r['gain']:+.3f} [{r['gain low']:+.3f}, {r['gain high']:+.3f}] | "
-        f"{r['cost']:+.1%} [{r['cost low']:+.1%}, {r['cost high']:+.1%}] |"
-        for r in sorted(table, key=lambda r: -r["gain"])
+        f"| {o.title} | {o.variant.name} | {_interval(moved[o.key].lean)} | {_interval(moved[o.key].level)} | "
+        f"{'{:+.1%} [{:+.1%}, {:+.1%}]'.format(*_cost(moved[o.key]))} |"
+        for o in sorted(offers, key=lambda o: -moved[o.key].level.value)
     )
     return (
         "Paired differences to the adapter as it was, on calibration examples that chose nothing: of the lean, of the mean AUPRC "
@@ -235,289 +380,13 @@ def _markdown(table: list[dict[str, Any]]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Claim:
-    """Whether the attribute is less used or less present after a repair: in a sentence, a table of the card, and a chart."""
-
-    sentence: str
-    table: str
-    chart: Chart
+def _interval(d: Difference, form: str = "+.3f") -> str:
+    return f"{d.value:{form}} [{d.low:{form}}, {d.high:{form}}]"
 
 
-def _inside(e: Evidence, variant: Variant, resamples: int) -> _Claim:
-    """HyPA's claim, asked on the calibration examples that chose nothing: paired, at the answer and in every layer."""
-    assert variant.change is not None
-    repaired = variant.change.on(e.subject)
-    rows = ~e.choosing
-    # What a last layer that learnt from these examples says of them is out of fold.
-    sides = [e.columns(p, rows) for p in (e.own.probability, variant.held)]
-    states = [hidden_states(s, e.held) for s in (e.subject, repaired)]
-    label, group, cluster = (sides[0][k] for k in ("label", "group", "cluster"))
-    found = [inside.inside(states[0][rows], label, group, cluster, sides[0]["judges"], e.seed)]
-    # A repair of the last layer alone moves no state.
-    same = np.array_equal(states[0], states[1])
-    found += found if same else [inside.inside(states[1][rows], label, group, cluster, sides[0]["judges"], e.seed)]
-    used = differences(sides[0], sides[1], e.mixes, None, ("use",), resamples=resamples, seed=e.seed)["use"]
-    probe = inside.moved_probe(found[0].hit, found[1].hit, cluster)
-    present = probe[-1]
-    distance = inside.jackknife(found[1].distance - found[0].distance)
-    uses = _uses(e, (e.subject, repaired), states)
-    was, now, carried = (inside.jackknife(u) for u in (*uses, uses[1] - uses[0]))
-    before, after = (float(np.nanmean(f.hit[:, -1])) for f in found)
-    words = " and ".join(
-        f"{'' if d.high < 0 else 'not measurably '}less {name}" for name, d in (("used", used), ("present", present))
-    )
-    fell = ", ".join(
-        f"{what} fell {_layers([k for k, d in enumerate(ds) if d.high < 0])}"
-        for what, ds in (("the probe", probe), ("the groups' distance", distance), ("what reaches the answer", carried))
-    )
-    sentence = (
-        f"Inside the attribute is {words}: how far the group moves the mean prediction at a given label changed by "
-        f"{used.value:+.3f} [{used.low:+.3f}, {used.high:+.3f}], and a probe reads it from the last states with a balanced "
-        f"accuracy of {before:.3f} before and {after:.3f} after ({present.value:+.3f} [{present.low:+.3f}, {present.high:+.3f}]). "
-        f"By layer, 0 to {len(probe) - 1}, {fell}."
-    )
-
-    def cell(d: Difference) -> str:
-        return f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-
-    lines = "\n".join(
-        f"| {k} | {cell(p)} | {cell(d)} | {w.value:+.3f} | {n.value:+.3f} | {cell(c)} |"
-        for k, (p, d, w, n, c) in enumerate(zip(probe, distance, was, now, carried, strict=True))
-    )
-    table = (
-        "Inside, by layer (0: the embeddings), on the same examples, in pairs. Less present is what the probe (balanced accuracy) "
-        "and the distance between groups (standard deviations) say; used is how many logits the favoured class gains when the "
-        "layer's states move by what tells the groups apart at a given label, to first order (TCAV, arXiv 1711.11279), along "
-        "directions learnt on the examples that choose.\n\n"
-        "| layer | change of the probe [95%] | change of the distance [95%] | used before | after | change [95%] |\n"
-        "|---|---|---|---|---|---|\n" + lines
-    )
-    return _Claim(sentence, table, inside.chart_of_use(was, now))
-
-
-def _layers(found: Sequence[int]) -> str:
-    """At which layers, neighbours together."""
-    runs = [[k for _, k in g] for _, g in itertools.groupby(enumerate(found), lambda pair: pair[1] - pair[0])]
-    return f"at {', '.join(f'{r[0]} to {r[-1]}' if len(r) > 1 else str(r[0]) for r in runs)}" if runs else "nowhere"
-
-
-def _uses(e: Evidence, subjects: Sequence[Subject], states: Sequence[NDArray]) -> list[NDArray]:
-    """How far each layer carries the attribute into the answer, before and after (`inside.used`): on at most `DERIVED` examples
-    that chose nothing. What tells the groups apart is learnt on those that choose, and so is what counts as leaning, of the subject
-    as it was."""
-    label = np.searchsorted(e.there, e.held.label)
-    chose = np.flatnonzero(e.choosing)
-    rng = np.random.default_rng(np.random.SeedSequence([e.seed, 15]))
-    some = np.sort(rng.permutation(np.flatnonzero(~e.choosing))[:DERIVED])
-
-    def rows(of: NDArray, which: NDArray) -> inside.Rows:
-        return inside.Rows(of, label[which], e.held_group[which], e.held.cluster[which])
-
-    own = lean.centred(e.own.logits[chose][:, e.there])
-    answers = np.zeros((len(e.code), e.classes))
-    answers[:, e.there] = inside.toward(
-        lean.head_starts(own, label[chose], e.held_group[chose], (len(e.there), len(e.code)))
-    )
-    return [
-        inside.used(rows(g, some), rows(h[chose], chose), e.seed)
-        for g, h in zip(gradients_of(subjects, e.held.take(some), answers), states, strict=True)
-    ]
-
-
-def evidence(
-    subject: Subject,
-    corpus: Corpus,
-    attribute: str,
-    coupling: float,
-    seed: int,
-    knobs: Knobs = Knobs(),  # noqa: B008
-) -> Evidence:
-    """What the families learn from: all training examples (tangent fits: at most `FIT`), all calibration examples, the prompt and
-    its start."""
-    # What must not be looked at is not even in hand.
-    corpus = corpus.take(corpus.split != "test")
-    groups = mix.groups_of(corpus, attribute)
-    parts = {k: corpus.part(k) for k in ("train", "calibration")}
-    for name, part in parts.items():
-        cells = mix.counts(part, attribute, groups)
-        cells = cells[np.unique(corpus.label)]
-        y, z = np.unravel_index(int(cells.argmin()), cells.shape)
-        if cells[y, z] < FEWEST:
-            label = corpus.classes[np.unique(corpus.label)[y]]
-            raise BadInput(
-                f"The {name} split of '{corpus.name}' has {cells[y, z]} examples with label '{label}' and {attribute} "
-                f"'{groups[z]}'; a repair needs {FEWEST} in every cell. Give more rows, or merge rare values."
-            )
-    tuned_on = parts["train"]
-    sampled = np.sort(np.random.default_rng(np.random.SeedSequence([seed, 7])).permutation(len(tuned_on))[:FIT])
-    held = parts["calibration"]
-    if session().memo is not None:
-        hidden_states(
-            subject, held
-        )  # first: its pass serves every prediction of these examples, and the claim needs the states
-    z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
-    fitted_to, cells = (mix.counts(parts[k], attribute, groups) for k in ("train", "calibration"))
-    choosing = folds(np.zeros(len(held)), 2, seed=np.random.SeedSequence([seed, 12]), cluster=held.cluster) == 0
-    there = np.unique(held.label)
-    direction, strength, _ = nominal(cells[there], fitted_to[there], coupling)
-    if direction.shape != (2, 2):
-        own = lean.centred(predict(subject, held).logits[choosing][:, there])
-        label = np.searchsorted(there, held.label[choosing])
-        direction = lean.head_starts(own, label, z_held[choosing], direction.shape)
-    m = mixes(cells[there], direction, strength)
-    prompt = start = None
-    if subject.soft_prompted:
-        soft = prompt_embeddings(subject)
-        assert soft is not None
-        prompt, start = soft.float().numpy(), start_of(subject)
-        if knobs.l_y != 1 and start is None:
-            raise BadInput(
-                f"The knob confounding.l_y is {knobs.l_y:g}, and the prompt that the adapter started from (P0) is not kept "
-                "beside it, so its own vector is not known. Leave the knob at 1, or tune the prompt with `trueup tune prompt`, "
-                "which keeps P0."
-            )
-    training, recipe = training_of(subject), recipe_of(subject)
-    return Evidence(
-        subject, tuned_on, held, z_train, z_held, m, maths.coding(fitted_to / fitted_to.sum()), choosing, prompt, start, training,
-        training.lr or (recipe.lr if recipe is not None else 1e-3), seed, sampled, knobs,
-    )  # fmt: skip
-
-
-def training_of(subject: Subject) -> Training:
-    """How the adapter was trained, from the card in the folder it was tuned into; the usual way where nothing says so.
-
-    Raises:
-        BadInput: the card says something that no training can begin with.
-    """
-    folder = adapter_folder(subject.source.adapter)
-    known = (files.read_card(folder).get("tuned") or {}).get("training") or {}
-    try:
-        return Training(**{k: v for k, v in known.items() if k in Training.__dataclass_fields__})
-    except BadInput as e:
-        raise BadInput(f"'{folder}/{files.CARD}', key 'tuned.training': {e} Correct it, or delete the key.") from e
-
-
-def start_of(subject: Subject) -> NDArray | None:
-    """P0 of a tuned prompt, from the folder it was tuned into; None, with a note, where it is not kept or does not fit."""
-    soft = prompt_embeddings(subject)
-    start = files.read_start(adapter_folder(subject.source.adapter))
-    if start is None:
-        session().note(
-            "The prompt that the adapter started from (P0) is not kept beside it, so prompts were linearised at the tuned prompt."
-        )
-        return None
-    assert soft is not None
-    if start.shape != soft.shape:
-        session().note(
-            f"p0.safetensors holds a prompt of {tuple(start.shape)} where the adapter's has {tuple(soft.shape)}; it was left "
-            "aside, and prompts were linearised at the tuned prompt."
-        )
-        return None
-    return start.numpy()
-
-
-def tried(e: Evidence, *, retrain: bool, resamples: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, Variant]]:
-    """Every possible family's chosen variant: what the choosing half says of it (``chose``, ``level``), and, with paired
-    intervals, what the other does; and the variants by the family's key."""
-    possible = [f for f in FAMILIES if f.possible(e) and (retrain or not f.costly)]
-    before = e.own.probability
-    table: list[dict[str, Any]] = []
-    kept: dict[str, Variant] = {}
-    chose, judging = e.choosing, ~e.choosing
-    own = {k: e.columns(before, rows) for k, rows in (("chose", chose), ("judged", judging))}
-    leant = leans(e, own["chose"])
-    for i, family in enumerate(possible):
-        try:
-            variants = family.variants(e)
-        except (BadInput, Unsupported) as refused:
-            session().note(f"The repair '{family.title}' was not tried: {refused}")
-            continue
-        chosen = family.choose(e, variants)
-        variant, flip = variants[chosen], family.flipped(e, chosen)
-        there, here = (e.columns(variant.held, rows) for rows in (chose, judging))
-        d = differences(
-            own["judged"], here, e.mixes, None, ("severity", "level", "accuracy"), resamples=resamples, seed=seed
-        )
-        table.append({
-            "key": family.key, "title": family.title, "source": family.source, "variant": variant.name,
-            "saveable": variant.change is not None, "flip": None if flip is None else leans(e, e.columns(flip.held, chose)),
-            "level before": score(e, before, "level"), "level": score(e, variant.held, "level"),
-            "chose lean before": leant, "chose lean": leans(e, there),
-            "chose cost": _right(own["chose"]) - _right(there),
-            "severity": d["severity"].value, "low": d["severity"].low, "high": d["severity"].high,
-            "gain": d["level"].value, "gain low": d["level"].low, "gain high": d["level"].high,
-            "cost": -d["accuracy"].value, "cost low": -d["accuracy"].high, "cost high": -d["accuracy"].low,
-        })  # fmt: skip
-        if (flip_lean := table[-1]["flip"]) is not None and flip_lean <= table[-1]["chose lean"] < leant:
-            table[-1] |= {"saveable": False, "no better than its flip": True}
-            session().note(
-                f"The repair '{family.title}' is not offered: with the shortcut's polarity turned round, which must not help, the "
-                f"lean falls as far ({flip_lean:.3f} against {table[-1]['chose lean']:.3f}, from {leant:.3f})."
-            )
-        kept[family.key] = variant
-        session().progress("trying repairs", i + 1, len(possible))
-    return table, kept
-
-
-def methods(
-    subject: Subject, corpus: Corpus, *, attribute: str, coupling: float, retrain: bool, max_cost: float, knobs: Knobs,
-    resamples: int, seed: int,
-) -> list[Method]:  # fmt: skip
-    """Every family on ``test``: learnt and set as in `repair`, judged along the mixes of the calibration examples.
-
-    Raises: as `repair`; Unsupported where the last layer is repaired already.
-    """
-    corpus = corpus.relabel(subject.classes)
-    attribute = attribute_of(corpus, attribute)
-    if subject.head is not None:
-        raise Unsupported(
-            "The subject already carries a repaired last layer; compare methods on the adapter it was made from."
-        )
-    e = evidence(subject, corpus, attribute, coupling, seed, knobs)
-    table, variants = tried(e, retrain=retrain, resamples=SCREENED, seed=seed)
-    test = corpus.part("test")
-    group = mix.group_index(test, attribute, mix.groups_of(corpus.take(corpus.split != "test"), attribute))
-    if missing := set(np.unique(test.label)) ^ set(e.there):
-        raise BadInput(
-            f"Test and calibration examples are not of the same classes ({listing([test.classes[c] for c in sorted(missing)])} "
-            "stands in one alone). Give more rows, or a split in which both have all."
-        )
-
-    def sampled(probability: NDArray) -> dict[str, NDArray]:
-        return e.columns_of(probability, test.label, group, test.cluster)
-
-    own = sampled(predict(subject, test).probability)
-    under = {key: sampled(v.predict(test)) for key, v in variants.items()}
-    row = best_of(table, max_cost)
-    chosen = None if row is None else row["key"]
-
-    def apart(a: dict[str, NDArray], b: dict[str, NDArray]) -> dict[str, Difference]:
-        return differences(a, b, e.mixes, None, ON_TEST, resamples=resamples, seed=seed)
-
-    found = []
-    for r in table:
-        here = under[r["key"]]
-        now = statistics(here, e.mixes, own=False)
-        found.append(
-            Method(
-                r["key"], r["title"], r["source"], r["variant"],
-                {k: float(now[k](*(here[c] for c in COLUMNS))) for k in ON_TEST}, apart(own, here),
-                {} if chosen in (None, r["key"]) else apart(under[chosen], here), r["key"] == chosen,
-                variants[r["key"]].change is not None, r["source"] == CONTROL,
-            )
-        )  # fmt: skip
-        session().progress("methods on the test examples", len(found), len(table))
-    return found
-
-
-def leans(e: Evidence, samples: Mapping[str, NDArray]) -> float:
-    """|lean| of some calibration examples."""
-    return statistics(samples, e.mixes, own=False)["severity"](*(samples[k] for k in COLUMNS))
-
-
-def _right(samples: Mapping[str, NDArray]) -> float:
-    return float((samples["predicted"] == samples["label"]).mean())
+def _cost(moved: Moved) -> tuple[float, float, float]:
+    """The accuracy that is lost: the value, and its interval."""
+    return -moved.accuracy.value, -moved.accuracy.high, -moved.accuracy.low
 
 
 def remedy_of(subject: Subject, change: Change, card: Mapping[str, Any]) -> Adapted:

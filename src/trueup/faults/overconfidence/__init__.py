@@ -129,7 +129,7 @@ class Overconfidence(Fault):
             raise Unsupported(
                 "Methods are compared on heads that give each text one class, and this one is multi-label."
             )
-        from trueup.faults.overconfidence.repair import methods
+        from trueup.faults.overconfidence.methods import methods
 
         return methods(
             subject,
@@ -171,13 +171,13 @@ class Overconfidence(Fault):
         return planted(case)
 
     def null(self, subject: Subject) -> Remedy:
-        from trueup.faults.overconfidence.repair import null_remedy
+        from trueup.faults.overconfidence.confidence_head import null_remedy
 
         if subject.multi_label:
             raise Unsupported("No repair goes onto a head that gives each text any number of labels.")
         return null_remedy(subject)
 
     def read(self, folder: Path, subject: Subject) -> Remedy:
-        from trueup.faults.overconfidence.repair import read_remedy
+        from trueup.faults.overconfidence.confidence_head import read_remedy
 
         return read_remedy(folder, subject)

@@ -2,215 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy.special import expit
-from scipy.stats import binom
-from torch import Tensor
 
 from trueup import guard
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
-from trueup.faults import loading, predict_script
-from trueup.faults.card import Card, page
-from trueup.faults.fault import Comparison, Difference, Method, NoRemedy, Remedy, as_differences
+from trueup.faults import loading
+from trueup.faults.fault import NoRemedy
 from trueup.faults.overconfidence import platt
+from trueup.faults.overconfidence.abstention import certificates, one_each, promise
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
-from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Part, choose
+from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Choice, Evidence, Part, choose
+from trueup.faults.overconfidence.confidence_head import ConfidenceHead, confidence_head, with_rows
 from trueup.faults.overconfidence.forecast import share
-from trueup.measure import bootstrap, confidence_scores
+from trueup.measure import bootstrap
 from trueup.measure.calibration import fit_temperature
-from trueup.measure.confidence_scores import score_from_json, score_to_json
+from trueup.measure.confidence_scores import Calibrated, ResponseLogOdds
 from trueup.measure.folds import folds as spread
-from trueup.measure.selective import certified_threshold, error_auc
 from trueup.run import ensemble
 from trueup.run.predict import outputs, predict, session
-from trueup.store import atomic
-from trueup.subject import adapter as files
-from trueup.subject.subject import Head, Subject, model_fingerprint
+from trueup.subject.subject import Head, Subject
 
-CERTIFIED = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""Risks for which an abstention threshold is sought."""
-
-
-@dataclass(frozen=True, eq=False)
-class ConfidenceHead(Remedy):
-    """The classifier with further rows in its last layer: the first C logits are its own, bit for bit.
-
-    Attributes:
-        head: (K, d) rows and biases, the classifier's own C first.
-        score: reads a confidence out of the K logits. classes: C names.
-        made_for: fingerprint of the model it was made for.
-        settings, tensors: the PEFT adapter it is saved as.
-        card: what is written beside it: choice, candidates, abstention thresholds, how to load it.
-        tokenizer: the subject's, where it is not the base's own: it is saved with the adapter.
-        guard: what `trueup.Guard` reads, by name; empty where nothing was learnt.
-    """
-
-    head: Head
-    score: confidence_scores.Calibrated
-    classes: tuple[str, ...]
-    made_for: str
-    settings: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    card: Mapping[str, Any]
-    tokenizer: Any = None
-    guard: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def on(self, subject: Subject) -> Iterator[Subject]:
-        if model_fingerprint(subject.model) != self.made_for:
-            raise BadInput(
-                "This confidence head was made for another model or adapter (weights or settings differ). Load the adapter it was "
-                "made for, or repair this one: `trueup repair overconfidence MODEL --adapter DIR --data ...`."
-            )
-        yield replace(subject, head=self.head, confidence=self.score)
-
-    def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
-        folder = Path(folder)
-        told = self
-        if comparison is not None and not comparison.gained:  # what is kept without a gain carries no certificate
-            told = replace(
-                self, card={k: v for k, v in self.card.items() if k not in ("promise", "abstention")}, guard={}
-            )
-        with atomic.new_folder(folder, force=folder.exists()) as new:
-            files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
-            card = dict(told.card) | {
-                "made_for": self.made_for, "classes": list(self.classes), "rows": len(self.head.weight),
-                "score": score_to_json(self.score),
-            }  # fmt: skip
-            atomic.write_json(new / files.CARD, card)
-            if told.guard:
-                np.savez(new / guard.FILE, allow_pickle=False, **told.guard)
-            atomic.write_text(new / "README.md", page(_card(told), comparison))
-            load, inputs, read = _lines(self)
-            text = predict_script.script(self.card, self.classes, load=load, inputs=inputs, read=read)
-            atomic.write_text(new / predict_script.NAME, text)
-        return folder
-
-    def usage(self, folder: str) -> str:
-        return predict_script.usage(folder, self.card)
-
-    def describe(self) -> str:
-        return f"{self.card['describe']} {self.card.get('promise', '')}".rstrip()
-
-
-def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
-    """The remedy that `ConfidenceHead.save` wrote.
-
-    Raises:
-        BadInput: the folder holds no confidence head, or is damaged.
-    """
-    folder = Path(folder)
-    card = files.read_card(folder)
-    if "score" not in card or "made_for" not in card:
-        raise BadInput(f"'{folder}' holds no confidence head saved by trueup; give the folder of a saved remedy.")
-    atomic.verify(folder)
-    settings, tensors = files.read_settings(folder), files.read_tensors(folder)
-    rest = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
-    return ConfidenceHead(
-        files.head_in(tensors, subject.anatomy),
-        score_from_json(card["score"]),
-        tuple(card["classes"]),
-        card["made_for"],
-        settings,
-        tensors,
-        rest,
-        files.brought(subject),
-        _arrays_in(folder / guard.FILE),
-    )
-
-
-def _arrays_in(file: Path) -> dict[str, np.ndarray]:
-    if not file.is_file():
-        return {}
-    with np.load(file, allow_pickle=False) as held:
-        return {k: held[k] for k in held.files}
-
-
-def null_remedy(subject: Subject) -> ConfidenceHead:
-    """The head as it is, read by the softmax response: changes no prediction and no confidence."""
-    c, card = len(subject.classes), loading.facts(subject) | {"describe": "Changes nothing."}
-    # sigmoid(log-odds of SR) is SR itself: the identity, in the form every remedy has.
-    return _remedy(subject, None, confidence_scores.Calibrated(confidence_scores.ResponseLogOdds(c), 1.0, 0.0), card)
-
-
-@dataclass(frozen=True, eq=False)
-class _Gathered:
-    """What a repair learns from, and what it is judged by.
-
-    Attributes:
-        evidence: of the calibration examples that choose. rest, cluster: those that judge, and the clusters of all, where `last`
-            (n,) says which are which. tuned_on: training examples. streams: seeds of what is drawn.
-        there: by the name in `Evidence`, what several opinions (an ensemble, dropout) say of further examples.
-    """
-
-    evidence: Evidence
-    rest: Part
-    cluster: np.ndarray
-    last: np.ndarray
-    tuned_on: int
-    there: Mapping[str, np.ndarray | None]
-
-
-def _gathered(
-    subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, seed: int, further: np.ndarray | None = None
-) -> _Gathered | NoRemedy:  # fmt: skip
-    """Two thirds of the calibration clusters as evidence, the last third apart. `further`: rows of `corpus` on which several
-    opinions are asked for as well."""
-    rows = np.flatnonzero(corpus.split == "calibration")
-    held = corpus.take(rows)
-    if len(held) < FEWEST:
-        raise BadInput(
-            f"'{corpus.name}' has {len(held)} calibration examples; a repair needs at least {FEWEST}. "
-            "Give more rows, or a split column that sets some aside as 'calibration'."
-        )
-    if subject.head is not None:
-        return NoRemedy("The subject already carries a confidence head; repair the adapter it was made from.")
-    own = subject.own_head()
-    part = _part(subject, held)
-    if part.error.sum() < FEWEST_ERRORS or (~part.error).sum() < FEWEST_ERRORS:
-        return NoRemedy(
-            f"Only {int(part.error.sum())} errors among {len(held)} calibration examples: too few to learn from."
-        )
-    streams = [int(s.generate_state(1)[0]) for s in np.random.SeedSequence([seed, 4]).spawn(5)]
-    last = spread(part.error, 3, seed=streams[0], cluster=held.cluster) == 0
-    first, rest, cluster = part.take(np.flatnonzero(~last)), part.take(np.flatnonzero(last)), held.cluster
-    if min(first.error.sum(), (~first.error).sum()) < 2:
-        return NoRemedy(f"The errors among {len(held)} calibration examples lie in too few clusters to learn from.")
-    tuned_on = corpus.take(corpus.split == "train")
-    asked = corpus.take(np.concatenate([rows[~last], np.zeros(0, np.int64) if further is None else further]))
-    opinions: dict[str, np.ndarray | None] = {"committee": None, "dropped": None}
-    if members and not len(tuned_on):
-        session().note(
-            f"No ensemble was tried, because '{corpus.name}' holds no training examples for its {members} members. Give the data "
-            "that the adapter was tuned on, with a split column that calls them 'train'."
-        )
-    elif members:
-        try:
-            opinions["committee"] = ensemble.committee(subject, tuned_on, asked, members=members, seed=streams[1])
-        except Unsupported as e:
-            session().note(f"No ensemble was tried. {e}")
-    if passes:
-        try:
-            opinions["dropped"] = ensemble.dropped(subject, asked, passes=passes, seed=streams[4])
-        except Unsupported as e:
-            session().note(f"MC dropout was not tried. {e}")
-    n, biased = int((~last).sum()), subject.template is None and subject.head_layer().bias is not None
-    evidence = Evidence(
-        train=_part(subject, tuned_on) if len(tuned_on) else None, held=first, head=own, biased=biased,
-        fold=spread(first.error, folds, seed=streams[2], cluster=cluster[~last]), seed=streams[3],
-        **{k: None if o is None else o[:n] for k, o in opinions.items()},
-    )  # fmt: skip
-    there = {k: None if o is None else o[n:] for k, o in opinions.items()}
-    return _Gathered(evidence, rest, cluster, last, len(tuned_on), there)
+TEMPERATURE = "temperature"
+"""What the card calls the confidence of `drop_in`."""
 
 
 def repair(
@@ -229,72 +48,25 @@ def repair(
         BadInput: fewer than 20 calibration examples.
     """
     corpus = corpus.relabel(subject.classes)
-    got = _gathered(subject, corpus, folds=folds, members=members, passes=passes, seed=seed)
-    if isinstance(got, NoRemedy):
-        return got
-    evidence, rest, cluster, last = got.evidence, got.rest, got.cluster, got.last
-    first = evidence.held
-    choice = choose(evidence, FAMILIES)
-    head = confidence_scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
-    response = confidence_scores.ResponseLogOdds(evidence.classes)
-    odds, later = response(first.z), choice.learnt.logits(rest)
-    plain = confidence_scores.Calibrated(response, *platt.platt(odds, ~first.error))
-    saved = judged(
-        [
-            np.concatenate([before, np.square(then - ~rest.error)])
-            for before, then in (
-                (choice.stated, expit(response(rest.z))), (choice.recalibrated, plain(rest.z)), (choice.chosen, head(later)),
-            )
-        ],
-        np.concatenate([cluster[~last], cluster[last]]), resamples=resamples, seed=seed,
-    )  # fmt: skip
-    tried = sum(r["saveable"] for r in choice.table) - 1
-    beyond, recalibration, whole = saved["beyond"], saved["recalibration"], saved["whole"]
-    chosen, extra = RESPONSE.key, None
-    if beyond.low > 0 and whole.low > 0:
-        chosen, extra, score, scores = choice.key, choice.learnt.extra, head, choice.crossed
-        sentence = (
-            f"Reads the confidence from {choice.title}, which saves {_percent(whole)} of the Brier loss of the softmax "
-            f"response, and {_percent(beyond)} more than recalibrating it, on calibration examples that did not choose it. "
-            "Predicted classes are unchanged."
-        )
-    elif recalibration.low > 0:
-        score, scores = plain, odds
-        sentence = (
-            f"Keeps the softmax ranking and recalibrates it, which saves {_percent(recalibration)} of its Brier loss on "
-            f"calibration examples that did not teach it. The best of {tried} heads and scores saves {_percent(beyond)} more, on "
-            "examples that did not choose it."
-        )
-    else:
-        score, scores = confidence_scores.Calibrated(response, 1.0, 0.0), odds
-        sentence = (
-            f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
-            f"saves {_percent(recalibration)} of its Brier loss, and the best of {tried} heads and scores {_percent(beyond)} more."
-        )
-    facts: dict[str, Any] = {"candidates": choice.table, "saved": {k: asdict(v) for k, v in saved.items()}}
-    if chosen == RESPONSE.key and not recalibration.low > 0:
-        return NoRemedy(sentence, facts)
-    # Certified on what the saved adapter says, in the type in which it computes.
-    saying = replace(subject, head=_whole(subject, extra), confidence=score)
-    said = outputs(saying, rest.x.astype(np.float32)).confidence
-    abstention = _certificates(
-        expit(score.slope * scores + score.intercept), first.error, said, rest.error, cluster[last], delta, seed
-    )  # fmt: skip
-    card = loading.facts(subject) | facts | {
-        "describe": sentence, "promise": _promise(abstention, delta), "abstention": abstention,
-        "chosen": chosen, "delta": delta, "seed": seed, "pair": corpus.second is not None,
-        "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": got.tuned_on},
-        "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
-    }  # fmt: skip
-    try:
-        return _guarded(_remedy(subject, extra, score, card), got, seed)
-    except Unsupported as e:
-        return NoRemedy(str(e), facts)
+    split = split_calibration(subject, corpus, folds=folds, seed=seed)
+    if isinstance(split, NoRemedy):
+        return split
+    several = opinions(subject, corpus, split.choosing.rows, members=members, passes=passes, seed=seed)
+    choice = choose(evidence(subject, corpus, split, several, seed=seed), FAMILIES)
+    stated, recalibrated, best = contenders(subject, split, choice)
+    saved = judge([stated.loss, recalibrated.loss, best.loss], split.cluster, resamples=resamples, seed=seed)
+    winner = best if saved.best_is_better else recalibrated if saved.recalibration.low > 0 else None
+    reason = _reason(choice, saved, winner)
+    facts: dict[str, Any] = {"candidates": choice.table, "saved": asdict(saved)}
+    if winner is None:
+        return NoRemedy(reason, facts)
+    abstention = certify(subject, split, winner, delta=delta, seed=seed)
+    return tell(subject, corpus, split, winner, abstention, reason, facts, delta=delta, seed=seed)
 
 
 def drop_in(
     subject: Subject, corpus: Corpus, *, folds: int, resamples: int, delta: float, seed: int
-) -> ConfidenceHead | NoRemedy:  # fmt: skip
+) -> ConfidenceHead | NoRemedy:
     """A repair that keeps the classifier's C outputs: one temperature (Guo et al. 2017, arXiv 1706.04599) written into the last
     layer, so that whatever takes the softmax of the logits has the confidence. It gives up what an extra output could say.
 
@@ -305,141 +77,283 @@ def drop_in(
         BadInput: fewer than 20 calibration examples.
     """
     corpus = corpus.relabel(subject.classes)
-    got = _gathered(subject, corpus, folds=folds, members=0, passes=0, seed=seed)
-    if isinstance(got, NoRemedy):
-        return got
-    fold, first, rest, cluster, last = got.evidence.fold, got.evidence.held, got.rest, got.cluster, got.last
-    response, crossed = confidence_scores.ResponseLogOdds(len(subject.classes)), np.empty(len(first.label))
-    for k in np.unique(fold):
-        there = fold == k
-        crossed[there] = response(first.z[there] / fit_temperature(first.z[~there], first.label[~there]))
-    temperature = fit_temperature(first.z, first.label)
-    error = np.concatenate([first.error, rest.error])
-    before, after = (
-        np.square(expit(np.concatenate(odds)) - ~error)
-        for odds in ((response(first.z), response(rest.z)), (crossed, response(rest.z / temperature)))
-    )
-    saved = judged(
-        [before, after, after], np.concatenate([cluster[~last], cluster[last]]), resamples=resamples, seed=seed
-    )["whole"]
+    split = split_calibration(subject, corpus, folds=folds, seed=seed)
+    if isinstance(split, NoRemedy):
+        return split
+    temperature = fit_temperature(split.choosing.part.z, split.choosing.part.label)
+    stated, tempered = as_it_is(subject, split), divided_by(temperature, subject, split)
+    saved = judge([stated.loss, tempered.loss, tempered.loss], split.cluster, resamples=resamples, seed=seed).whole
+    gain = f"saves {_percent(saved)} of the Brier loss of the softmax response, on calibration examples that did not teach it"
     facts: dict[str, Any] = {"saved": {"whole": asdict(saved)}, "temperature": temperature}
-    told = f"saves {_percent(saved)} of the Brier loss of the softmax response, on calibration examples that did not teach it"
     if not saved.low > 0:
         return NoRemedy(
-            f"One temperature for all logits is not better than the softmax response beyond doubt: it {told}.", facts
+            f"One temperature for all logits is not better than the softmax response beyond doubt: it {gain}.", facts
         )
-    own = _whole(subject, None)
-    head = Head(own.weight / temperature, own.bias / temperature)
-    score = confidence_scores.Calibrated(response, 1.0, 0.0)
-    said = outputs(replace(subject, head=head, confidence=score), rest.x.astype(np.float32)).confidence
-    abstention = _certificates(expit(crossed), first.error, said, rest.error, cluster[last], delta, seed)
+    reason = (
+        f"Divides the logits by a temperature of {temperature:.4g}, which {gain}. The outputs and the predicted classes are those "
+        "of the model."
+    )
+    abstention = certify(subject, split, tempered, delta=delta, seed=seed)
+    return tell(subject, corpus, split, tempered, abstention, reason, facts, delta=delta, seed=seed)
+
+
+# ------------------------------------------------------------------------------------------------------------------ split
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Calibration examples (n,): their rows in the corpus, what the classifier says of them, and their clusters."""
+
+    rows: np.ndarray
+    part: Part
+    cluster: np.ndarray
+
+    @property
+    def clusters(self) -> int:
+        return len(np.unique(self.cluster))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The calibration examples, by clusters: two thirds choose, and the last third, which chose nothing, judges and certifies.
+
+    Attributes:
+        fold: (n,) cross-fitting folds of the examples that choose.
+    """
+
+    choosing: Side
+    judging: Side
+    fold: np.ndarray
+
+    @property
+    def cluster(self) -> np.ndarray:
+        """Of all, those that choose first."""
+        return np.concatenate([self.choosing.cluster, self.judging.cluster])
+
+
+def split_calibration(subject: Subject, corpus: Corpus, *, folds: int, seed: int) -> Split | NoRemedy:
+    """The two sides, or why nothing can be learnt from them.
+
+    Raises:
+        BadInput: fewer than 20 calibration examples.
+    """
+    rows = np.flatnonzero(corpus.split == "calibration")
+    held = corpus.take(rows)
+    if len(held) < FEWEST:
+        raise BadInput(
+            f"'{corpus.name}' has {len(held)} calibration examples; a repair needs at least {FEWEST}. "
+            "Give more rows, or a split column that sets some aside as 'calibration'."
+        )
+    if subject.head is not None:
+        return NoRemedy("The subject already carries a confidence head; repair the adapter it was made from.")
+    part, seeds = part_of(subject, held), _seeds(seed)
+    if part.error.sum() < FEWEST_ERRORS or (~part.error).sum() < FEWEST_ERRORS:
+        return NoRemedy(
+            f"Only {int(part.error.sum())} errors among {len(held)} calibration examples: too few to learn from."
+        )
+    last = spread(part.error, 3, seed=seeds.split, cluster=held.cluster) == 0
+    choosing, judging = (
+        Side(rows[which], part.take(np.flatnonzero(which)), held.cluster[which]) for which in (~last, last)
+    )
+    error = choosing.part.error
+    if min(error.sum(), (~error).sum()) < 2:
+        return NoRemedy(f"The errors among {len(held)} calibration examples lie in too few clusters to learn from.")
+    return Split(choosing, judging, spread(error, folds, seed=seeds.folds, cluster=choosing.cluster))
+
+
+def part_of(subject: Subject, corpus: Corpus) -> Part:
+    """What the classifier says of a corpus."""
+    out = predict(subject, corpus)
+    return Part(out.features.astype(np.float64), out.logits[:, : len(subject.classes)].astype(np.float64), corpus.label)
+
+
+class _Seeds(NamedTuple):
+    """A stream for each thing that is drawn."""
+
+    split: int
+    committee: int
+    folds: int
+    heads: int
+    dropout: int
+
+
+def _seeds(seed: int) -> _Seeds:
+    return _Seeds(*(int(s.generate_state(1)[0]) for s in np.random.SeedSequence([seed, 4]).spawn(5)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- choose
+
+Opinions = Mapping[str, np.ndarray | None]
+"""By the name in `Evidence`, what an ensemble and passes with dropout say: (n, C), or None where they were not asked."""
+
+
+def opinions(subject: Subject, corpus: Corpus, rows: np.ndarray, *, members: int, passes: int, seed: int) -> Opinions:
+    """What an ensemble of `members` and `passes` with dropout say of the examples at `rows`. One that cannot be had is noted."""
+    asked, tuned_on, seeds = corpus.take(rows), corpus.take(corpus.split == "train"), _seeds(seed)
+    said: dict[str, np.ndarray | None] = {"committee": None, "dropped": None}
+    if members and not len(tuned_on):
+        session().note(
+            f"No ensemble was tried, because '{corpus.name}' holds no training examples for its {members} members. Give the data "
+            "that the adapter was tuned on, with a split column that calls them 'train'."
+        )
+    elif members:
+        try:
+            said["committee"] = ensemble.committee(subject, tuned_on, asked, members=members, seed=seeds.committee)
+        except Unsupported as e:
+            session().note(f"No ensemble was tried. {e}")
+    if passes:
+        try:
+            said["dropped"] = ensemble.dropped(subject, asked, passes=passes, seed=seeds.dropout)
+        except Unsupported as e:
+            session().note(f"MC dropout was not tried. {e}")
+    return said
+
+
+def evidence(subject: Subject, corpus: Corpus, split: Split, several: Opinions, *, seed: int) -> Evidence:
+    """What the families learn from: the training examples, those that choose, and what `several` say of these."""
+    tuned_on = corpus.take(corpus.split == "train")
+    return Evidence(
+        train=part_of(subject, tuned_on) if len(tuned_on) else None,
+        held=split.choosing.part,
+        head=subject.own_head(),
+        biased=subject.template is None and subject.head_layer().bias is not None,
+        fold=split.fold,
+        seed=_seeds(seed).heads,
+        **several,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Confidence:
+    """A way to state confidence, as the examples that choose have fixed it.
+
+    Attributes:
+        key: what the card calls it. head: (K, d) the last layer. score: reads the confidence from its K logits.
+        crossed: (n,) what it states of the examples that choose, out of fold where it learnt from them.
+        loss: (n + m,) its Brier losses on examples that did not teach it: of the n that choose out of fold, chosen anew by the
+            other folds, and of the m that judge.
+    """
+
+    key: str
+    head: Head
+    score: Calibrated
+    crossed: np.ndarray
+    loss: np.ndarray
+
+
+def contenders(subject: Subject, split: Split, choice: Choice) -> tuple[Confidence, Confidence, Confidence]:
+    """The softmax response as it is, the same recalibrated, and the best of all heads and scores."""
+    choosing, judging = split.choosing.part, split.judging.part
+    response, own = ResponseLogOdds(len(subject.classes)), with_rows(subject, None)
+    odds = response(choosing.z)
+    plain = Calibrated(response, *platt.platt(odds, ~choosing.error))
+    best = Calibrated(choice.learnt.score, choice.slope, choice.intercept)
+    return (
+        as_it_is(subject, split),
+        Confidence(
+            RESPONSE.key, own, plain, expit(plain.slope * odds + plain.intercept),
+            np.concatenate([choice.recalibrated, _brier(plain(judging.z), judging)]),
+        ),
+        Confidence(
+            choice.key, with_rows(subject, choice.learnt.extra), best, expit(best.slope * choice.crossed + best.intercept),
+            np.concatenate([choice.chosen, _brier(best(choice.learnt.logits(judging)), judging)]),
+        ),
+    )  # fmt: skip
+
+
+def as_it_is(subject: Subject, split: Split) -> Confidence:
+    """The softmax response, which nothing was taught."""
+    choosing, judging = split.choosing.part, split.judging.part
+    score = Calibrated(ResponseLogOdds(len(subject.classes)), 1.0, 0.0)
+    loss = np.concatenate([_brier(score(p.z), p) for p in (choosing, judging)])
+    return Confidence(RESPONSE.key, with_rows(subject, None), score, score(choosing.z), loss)
+
+
+def divided_by(temperature: float, subject: Subject, split: Split) -> Confidence:
+    """The softmax response of logits at this temperature, which is that of all examples that choose."""
+    choosing, judging = split.choosing.part, split.judging.part
+    score, own = Calibrated(ResponseLogOdds(len(subject.classes)), 1.0, 0.0), with_rows(subject, None)
+    crossed = np.empty(len(choosing.label))
+    for k in np.unique(split.fold):
+        out = split.fold == k
+        crossed[out] = score(choosing.z[out] / fit_temperature(choosing.z[~out], choosing.label[~out]))
+    loss = np.concatenate([_brier(crossed, choosing), _brier(score(judging.z / temperature), judging)])
+    return Confidence(TEMPERATURE, Head(own.weight / temperature, own.bias / temperature), score, crossed, loss)
+
+
+def _brier(confidence: np.ndarray, part: Part) -> np.ndarray:
+    return np.square(confidence - ~part.error)
+
+
+# ------------------------------------------------------------------------------------------------------------------ judge
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Shares of the Brier loss of the softmax response, with intervals by clusters: what recalibration saves, what the best of all
+    saves beyond that, and what it saves as a whole."""
+
+    recalibration: bootstrap.Estimate
+    beyond: bootstrap.Estimate
+    whole: bootstrap.Estimate
+
+    @property
+    def best_is_better(self) -> bool:
+        """The best saves loss, and more than recalibration does, with the whole of both intervals."""
+        return self.beyond.low > 0 and self.whole.low > 0
+
+
+def judge(losses: Sequence[np.ndarray], cluster: np.ndarray, *, resamples: int, seed: int) -> Saved:
+    """What the last two of three losses (n,) save of the first: as stated, recalibrated, and the best."""
+    pairs = {"recalibration": (0, 1), "beyond": (1, 2), "whole": (0, 2)}
+    wanted = {k: bootstrap.Means(share, before, after, 0) for k, (before, after) in pairs.items()}
+    return Saved(**bootstrap.interval_many(wanted, *losses, seed=seed, resamples=resamples, cluster=cluster))
+
+
+# ---------------------------------------------------------------------------------------------------------------- certify
+
+
+def certify(subject: Subject, split: Split, winner: Confidence, *, delta: float, seed: int) -> list[dict[str, Any]]:
+    """Abstention thresholds, tested on what the saved adapter says of the examples that judge, in the type in which it computes."""
+    judging = split.judging
+    repaired = replace(subject, head=winner.head, confidence=winner.score)
+    confidence = outputs(repaired, judging.part.x.astype(np.float32)).confidence
+    return certificates(
+        winner.crossed, split.choosing.part.error, confidence, judging.part.error, judging.cluster, delta, seed
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- tell
+
+
+def tell(
+    subject: Subject, corpus: Corpus, split: Split, winner: Confidence, abstention: list[dict[str, Any]], reason: str,
+    facts: dict[str, Any], *, delta: float, seed: int,
+) -> ConfidenceHead | NoRemedy:  # fmt: skip
+    """The remedy with its card and its guard, or why no adapter can carry it. `facts`: what was tried, for either."""
+    sides = {"chosen on": split.choosing, "certified on": split.judging}
     card = loading.facts(subject) | facts | {
-        "describe": f"Divides the logits by a temperature of {temperature:.4g}, which {told}. The outputs and the predicted "
-        "classes are those of the model.",
-        "promise": _promise(abstention, delta), "abstention": abstention, "chosen": "temperature", "drop in": True, "delta": delta,
-        "seed": seed, "pair": corpus.second is not None,
-        "examples": {"chosen on": int((~last).sum()), "certified on": int(last.sum()), "train": got.tuned_on},
-        "clusters": {"chosen on": len(np.unique(cluster[~last])), "certified on": len(np.unique(cluster[last]))},
+        "describe": reason, "promise": promise(abstention, delta), "abstention": abstention, "chosen": winner.key,
+        "delta": delta, "seed": seed, "pair": corpus.second is not None,
+        "examples": {k: len(s.rows) for k, s in sides.items()} | {"train": int((corpus.split == "train").sum())},
+        "clusters": {k: s.clusters for k, s in sides.items()},
     }  # fmt: skip
+    if winner.key == TEMPERATURE:
+        card["drop in"] = True
     try:
-        return _guarded(_saved_as(subject, head, score, card), got, seed)
+        return guarded(confidence_head(subject, winner.head, winner.score, card), split, seed)
     except Unsupported as e:
         return NoRemedy(str(e), facts)
 
 
-def methods(
-    subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, resamples: int, seed: int
-) -> list[Method]:
-    """Every family on ``test``: what each learns and chooses as in `repair`, its error ROC-AUC, and the Brier loss of its score
-    after Platt scaling on the calibration examples that chose. The subject as it is stands for its softmax response unscaled.
-
-    Raises:
-        Unsupported: the calibration examples teach nothing.
-    """
-    corpus = corpus.relabel(subject.classes)
-    rows = np.flatnonzero(corpus.split == "test")
-    got = _gathered(subject, corpus, folds=folds, members=members, passes=passes, seed=seed, further=rows)
-    if isinstance(got, NoRemedy):
-        raise Unsupported(got.reason)
-    e, test = got.evidence, corpus.take(rows)
-    part = _part(subject, test)
-    there = replace(e, **got.there)
-    choice, every, right = choose(e, FAMILIES), np.arange(len(e.held.label)), ~e.held.error
-    judged_by = {r["key"]: r for r in choice.table}
-    odds = confidence_scores.ResponseLogOdds(e.classes)(part.z)
-    scored = {"": (odds, np.square(expit(odds) - ~part.error))}
-    for family in (f for f in FAMILIES if f.key in choice.best):
-        best = judged_by[family.key]["variant"]
-        if family is RESPONSE:
-            score = odds
-        elif family.comparison is not None:
-            score = family.comparison(there, every, part)[:, best]
-        else:
-            score = family.learnt(e, [every])[0][best](part)
-        slope, intercept = platt.platt(choice.best[family.key], right)
-        scored[family.key] = (score, np.square(expit(slope * score + intercept) - ~part.error))
-
-    def setting(row: Mapping[str, Any]) -> str:
-        return f"run {row['variant'] + 1} of {row['variants']}" if row["variants"] > 1 else ""
-
-    def apart(a: str, b: str) -> dict[str, Difference]:
-        sides = [(*scored[k], ~part.error) for k in (a, b)]
-        return as_differences(
-            bootstrap.paired_many(_ON_TEST, *sides, seed=seed, resamples=resamples, cluster=test.cluster)
-        )
-
-    return [
-        Method(
-            f.key, f.title, f.source, setting(judged_by[f.key]),
-            {k: float(s(*scored[f.key], ~part.error)) for k, s in _ON_TEST.items()},
-            apart("", f.key), {} if f.key == choice.key else apart(choice.key, f.key), f.key == choice.key, f.saveable,
-        )
-        for f in FAMILIES if f.key in scored
-    ]  # fmt: skip
-
-
-_ON_TEST = {
-    "error_auc": lambda score, loss, right, weight=None: error_auc(score, ~right, weight=weight),
-    "confidence_brier": lambda score, loss, right, weight=None: float(np.average(loss, weights=weight)),
-}
-"""What `methods` tells of a score, its Brier losses and which predictions are right."""
-
-
-def judged(
-    losses: Sequence[np.ndarray], cluster: np.ndarray, *, resamples: int, seed: int
-) -> dict[str, bootstrap.Estimate]:
-    """What is saved of the first of three losses (n,), as shares of it: by the second, by the third beyond that, and in all."""
-    pairs = {"recalibration": (0, 1), "beyond": (1, 2), "whole": (0, 2)}
-    wanted = {k: bootstrap.Means(share, before, after, 0) for k, (before, after) in pairs.items()}
-    return bootstrap.interval_many(wanted, *losses, seed=seed, resamples=resamples, cluster=cluster)
-
-
-def _percent(e: bootstrap.Estimate) -> str:
-    return f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]"
-
-
-def _remedy(
-    subject: Subject, extra: Head | None, score: confidence_scores.Calibrated, card: Mapping[str, Any]
-) -> ConfidenceHead:
-    return _saved_as(subject, _whole(subject, extra), score, card)
-
-
-def _saved_as(
-    subject: Subject, head: Head, score: confidence_scores.Calibrated, card: Mapping[str, Any]
-) -> ConfidenceHead:
-    settings, tensors = files.adapter_with_head(subject, head)
-    return ConfidenceHead(
-        head, score, subject.classes, model_fingerprint(subject.model), settings, tensors, card, files.brought(subject)
-    )
-
-
-def _guarded(remedy: ConfidenceHead, got: _Gathered, seed: int) -> ConfidenceHead:
+def guarded(remedy: ConfidenceHead, split: Split, seed: int) -> ConfidenceHead:
     """The repair with what `trueup.Guard` reads: where the examples that chose lie, and the distances of others, one a cluster."""
     weight, bias = (t.double().cpu().numpy() for t in (remedy.head.weight, remedy.head.bias))
-    others = got.rest.x[_one_each(got.cluster[got.last], seed)]
+    judging = split.judging
+    apart = judging.part.x[one_each(judging.cluster, seed)]
     try:
         kept = guard.arrays_of(
-            remedy.classes, remedy.score, remedy.card["abstention"], weight, bias, got.evidence.held.x, others
+            remedy.classes, remedy.score, remedy.card["abstention"], weight, bias, split.choosing.part.x, apart
         )
     except BadInput as why:
         session().note(f"The repair of overconfidence comes without a guard: {why}")
@@ -447,146 +361,27 @@ def _guarded(remedy: ConfidenceHead, got: _Gathered, seed: int) -> ConfidenceHea
     return replace(remedy, guard=kept)
 
 
-def _whole(subject: Subject, extra: Head | None) -> Head:
-    """The classifier's own rows, and those that a repair adds, on the subject's device."""
-    head = subject.own_head()
-    if extra is not None:
-        head = Head(torch.cat([head.weight, extra.weight]), torch.cat([head.bias, extra.bias]))
-    return Head(head.weight.to(subject.device), head.bias.to(subject.device))
-
-
-def _part(subject: Subject, corpus: Corpus) -> Part:
-    out = predict(subject, corpus)
-    return Part(out.features.astype(np.float64), out.logits[:, : len(subject.classes)].astype(np.float64), corpus.label)
-
-
-def _differs(candidates: Sequence[Mapping[str, Any]]) -> str:
-    """What differs from their sources in the scores that were tried, as a list."""
-    tried = {r["key"] for r in candidates}
-    return "\n".join(f"- {f.title}: {f.notes}" for f in FAMILIES if f.notes and f.key in tried)
-
-
-def _certificates(
-    seen: np.ndarray,
-    seen_error: np.ndarray,
-    scores: np.ndarray,
-    error: np.ndarray,
-    cluster: np.ndarray,
-    delta: float,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Abstention thresholds for `CERTIFIED` risks, tested on `scores` and `error`, which chose nothing.
-
-    The binomial test needs independent examples: one is drawn of each cluster. All rows hold together with probability 1 -
-    `delta` (each is tested at its part of it), since a reader picks among them.
-
-    Where the walk starts is learnt from the examples that did choose (`seen`, out of fold): at the threshold that is
-    surest to pass there, as in the split fixed-sequence test of Learn-then-Test (arXiv 2110.01052, section 4). Starting
-    at the very top would let one unlucky error among a handful of texts end it.
-    """
-    one = _one_each(cluster, seed)
-    rows = []
-    candidates = np.unique(np.quantile(seen, np.linspace(0, 0.98, 50)))[::-1]
-    accepted = (seen >= candidates[:, None]).sum(axis=1)
-    wrong = ((seen >= candidates[:, None]) & seen_error).sum(axis=1)
-    for risk in CERTIFIED:
-        start = int(np.argmin(binom.cdf(wrong, accepted, risk)))
-        c = certified_threshold(scores[one], error[one], candidates[start:], risk, delta / len(CERTIFIED))
-        rows.append(
-            {"risk": risk, "threshold": c.threshold, "coverage": c.coverage, "accepted": c.accepted, "of": len(one)}
-        )
-    return rows
-
-
-def _one_each(cluster: np.ndarray, seed: int) -> np.ndarray:
-    """One row of each cluster, at random."""
-    order = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(len(cluster))
-    return order[np.unique(cluster[order], return_index=True)[1]]
-
-
-def _upwards(threshold: float) -> str:
-    """A threshold for printing, rounded up only: rounding down would let in texts that nothing was certified for.
-
-    As many digits as leave it within a thousandth of the way to 1.
-    """
-    digits = 4
-    while digits < 12 and math.ceil(threshold * 10**digits) / 10**digits - threshold > 0.001 * (1 - threshold):
-        digits += 1
-    return f"{math.ceil(threshold * 10**digits) / 10**digits:.{digits}f}"
-
-
-def _promise(abstention: list[dict[str, Any]], delta: float) -> str:
-    held = [r for r in abstention if r["threshold"] is not None]
-    if not held:
-        return f"No abstention threshold could be certified at {max(CERTIFIED):.0%} errors or fewer."
-    r = held[0]
-    return (
-        f"With {1 - delta:.0%} certainty at most {r['risk']:.0%} errors when it answers only at a confidence of "
-        f"{_upwards(r['threshold'])} or more: {r['coverage']:.0%} of the texts."
-    )
-
-
-def _lines(remedy: ConfidenceHead) -> tuple[str, str, str]:
-    """The lines of code that load it, that make the inputs, and that read label and confidence."""
-    c = len(remedy.classes)
-    return (
-        loading.load_lines(remedy.card, len(remedy.head.weight), remedy.classes), loading.input_lines(remedy.card),
-        "out = model(**inputs).logits.double()\n"
-        f"label, confidence = out[:, :{c}].argmax(-1), {remedy.score.torch_line}",
-    )  # fmt: skip
-
-
-def _warning(remedy: ConfidenceHead) -> str:
-    """What a user of Hugging Face's pipelines must know."""
-    if remedy.card.get("drop in"):
-        return ""
-    use = f"Use `{predict_script.NAME}` in this folder, or the lines below."
-    if (extra := len(remedy.head.weight) - len(remedy.classes)) > 0:
-        outputs, them = ("an extra output that is", "it") if extra == 1 else (f"{extra} extra outputs that are", "them")
+def _reason(choice: Choice, saved: Saved, winner: Confidence | None) -> str:
+    """What is handed over and why, or why nothing is, as sentences."""
+    recalibration, beyond = _percent(saved.recalibration), _percent(saved.beyond)
+    tried = sum(r["saveable"] for r in choice.table) - 1
+    if winner is None:
         return (
-            f'`pipeline("text-classification")`. The model has {outputs} no class; the pipeline mixes {them} '
-            f"into its softmax, and its scores are wrong. {use}"
+            f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
+            f"saves {recalibration} of its Brier loss, and the best of {tried} heads and scores {beyond} more."
+        )
+    if winner.key == RESPONSE.key:
+        return (
+            f"Keeps the softmax ranking and recalibrates it, which saves {recalibration} of its Brier loss on "
+            f"calibration examples that did not teach it. The best of {tried} heads and scores saves {beyond} more, on "
+            "examples that did not choose it."
         )
     return (
-        '`pipeline("text-classification")` gives the labels, and its scores are the softmax of the model as it was, not this '
-        f"confidence. {use}"
+        f"Reads the confidence from {choice.title}, which saves {_percent(saved.whole)} of the Brier loss of the softmax "
+        f"response, and {beyond} more than recalibrating it, on calibration examples that did not choose it. "
+        "Predicted classes are unchanged."
     )
 
 
-def _card(remedy: ConfidenceHead) -> Card:
-    c, card = len(remedy.classes), remedy.card
-    rows = "\n".join(
-        f"| {100 * r['risk']:g}% | "
-        + (f"{_upwards(r['threshold'])} | {r['coverage']:.0%} |" if r["threshold"] is not None else "none | 0% |")
-        for r in card.get("abstention", ())
-    )
-    sections: list[tuple[str, str]] = []
-    if rows:
-        sections.append((
-            "When to trust it",
-            f"With probability {1 - card['delta']:.0%} over the draw of the calibration data, answering only at or above the "
-            "threshold keeps the error rate among the answered at or below the wanted risk (Learn-then-Test). All rows hold "
-            f"together.\n\n| wanted risk | confidence at least | answered |\n|---|---|---|\n{rows}",
-        ))  # fmt: skip
-    tried = "\n".join(
-        f"| {r['title']} | {r['source']} | {r['brier']:.4f} | {r['saved']:+.1%} | {r['auc']:.3f} |"
-        for r in sorted(card.get("candidates", ()), key=lambda r: r["brier"])
-    )
-    if tried:
-        sections.append((
-            "What was tried",
-            "Brier loss after Platt scaling, out of fold on the calibration examples that chose, the share that it saves of the "
-            "softmax response's, and the error ROC-AUC within folds. What was chosen is judged by other examples, at the top."
-            f"\n\n| score | source | Brier loss | saved | AUC |\n|---|---|---|---|---|\n{tried}\n\n{_differs(card['candidates'])}",
-        ))  # fmt: skip
-    return Card(
-        "overconfidence", "A classifier that says when to trust it", remedy.describe(), str(card["base"]), "text-classification",
-        (
-            f"It is a drop-in: the {c} logits are the classifier's own at another temperature. Their softmax is the confidence, "
-            f'also in `pipeline("text-classification")` ({loading.class_names(remedy.classes)}).'
-            if card.get("drop in")
-            else f"The first {c} logits are the classifier's own, unchanged ({loading.class_names(remedy.classes)})."
-        ),
-        "\n".join(_lines(remedy)),
-        loading.closing(card), tuple(sections), _warning(remedy), str(card.get("licence") or ""),
-    )  # fmt: skip
+def _percent(e: bootstrap.Estimate) -> str:
+    return f"{e.value:.1%} [{e.low:.1%}, {e.high:.1%}]"

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from trueup.faults.overconfidence import audit
+from trueup.faults.overconfidence import audit, repair
 from trueup.faults.overconfidence import forecast as fc
 from trueup.faults.overconfidence.candidates import FAMILIES, Evidence, Part, choose
-from trueup.faults.overconfidence.repair import judged
 from trueup.measure.calibration import softmax
 from trueup.measure.folds import folds
 from trueup.measure.worlds import Judged, World
@@ -251,8 +250,10 @@ def state(parts: tuple[Draw, Draw], seed: int) -> Judged:
     if min(part.error.sum(), (~part.error).sum()) < 2 * fc.FEWEST_ERRORS:
         return Judged("undecided")
     choice = choose(Evidence(None, part, head, True, fold, seed), CHEAP)
-    saved = judged([choice.stated, choice.recalibrated, choice.chosen], held.cluster, resamples=RESAMPLES, seed=seed)
-    return Judged("found" if saved["beyond"].low > 0 else "clear")
+    saved = repair.judge(
+        [choice.stated, choice.recalibrated, choice.chosen], held.cluster, resamples=RESAMPLES, seed=seed
+    )
+    return Judged("found" if saved.beyond.low > 0 else "clear")
 
 
 def _repairs(name: str, kind: Any, source: Source) -> World:
