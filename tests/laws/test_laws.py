@@ -11,7 +11,6 @@ from trueup.faults.fault import each_fault
 from .broken import Broken
 from .laws import LAWS
 
-
 QUICK = {"resamples": 400, "tries": 1, "epochs": 8}
 """No law is about how often is drawn, or with how many learning rates rigidity's adapters begin. They learn twice as long as a
 user's, because the planted case has few texts."""

@@ -151,7 +151,10 @@ def _is(stat: os.stat_result, file: Path) -> bool:
 
 
 def alive(file: Path) -> bool:
-    """Whether who wrote the file still runs, though it may be stopped. One that says nothing yet is waited for, up to `EMPTY` seconds."""
+    """Whether who wrote the file still runs, though it may be stopped.
+
+    A file that says nothing yet is waited for, up to `EMPTY` seconds.
+    """
     while True:
         try:
             with open(file) as f:
