@@ -36,8 +36,8 @@ from trueup import docstrings
 ASKED = re.compile(r"^<!-- trueup: (\w+)(?: ([\w.]+))? -->$", re.MULTILINE)
 GREY = "#808080"
 QUICK = {"tries": 1, "epochs": 8}
-"""Knobs with which planted cases are audited. Each of rigidity's adapters begins with one learning rate, and learns for as long as a
-case of few texts takes."""
+"""Knobs with which planted cases are audited. Each of rigidity's adapters begins with one learning rate, and learns for as long as
+a case of few texts takes."""
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
