@@ -182,7 +182,7 @@ def collate(rows: Sequence[Row], pad: int) -> Batch:
         return Batch(ids, mask, shared=shared if bool((ids[:, :shared] == ids[0, :shared]).all()) else 0)
     segments = np.zeros_like(filled)
     for row, given in zip(segments, rows, strict=True):
-        row[: len(given)] = given.segments
+        row[: len(given)] = np.asarray(given.segments)
     return Batch(ids, mask, torch.from_numpy(segments))
 
 
