@@ -35,9 +35,6 @@ from trueup import docstrings
 
 ASKED = re.compile(r"^<!-- trueup: (\w+)(?: ([\w.]+))? -->$", re.MULTILINE)
 GREY = "#808080"
-QUICK = {"tries": 1, "epochs": 8}
-"""Knobs with which planted cases are audited. Each of rigidity's adapters begins with one learning rate, and learns for as long as
-a case of few texts takes."""
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -271,6 +268,8 @@ def laws(up: str = "") -> str:
 def finding(name: str) -> Any:
     """The audit of a fault's planted case."""
     import torch
+
+    from trueup.faults.rigidity.planted import QUICK
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny models are slower with more

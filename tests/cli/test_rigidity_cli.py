@@ -12,7 +12,7 @@ from trueup.faults.rigidity import planted as P
 from trueup.store import atomic
 from trueup.subject.adapter import CARD, save_tuned
 
-QUICK = ("--set", "rigidity.tries=1", "--set", "rigidity.epochs=8", "--set", "rigidity.resamples=100")
+QUICK = [word for k, v in (P.QUICK | {"resamples": 100}).items() for word in ("--set", f"rigidity.{k}={v}")]
 
 
 @pytest.fixture(scope="module")

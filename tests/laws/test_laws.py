@@ -7,13 +7,13 @@ import pytest
 from trueup.errors import BadInput
 from trueup.experiments.verdicts import worlds
 from trueup.faults.fault import each_fault
+from trueup.faults.rigidity import planted
 
 from .broken import Broken
 from .laws import LAWS
 
-QUICK = {"resamples": 400, "tries": 1, "epochs": 8}
-"""No law is about how often is drawn, or with how many learning rates rigidity's adapters begin. They learn twice as long as a
-user's, because the planted case has few texts."""
+QUICK = {"resamples": 400} | planted.QUICK
+"""No law is about how often is drawn, or how rigidity's adapters are tuned."""
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)

@@ -28,8 +28,7 @@ from trueup.subject.subject import Subject
 from trueup.subject.template import Shots, Template
 from trueup.subject.tiny import kept_base
 
-QUICK = Rigidity(tries=1, epochs=8, resamples=200)
-"""One learning rate for each adapter to begin with, and as long as the few texts take."""
+QUICK = Rigidity(**planted.QUICK, resamples=200)
 
 
 @functools.cache

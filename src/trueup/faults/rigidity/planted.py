@@ -18,6 +18,8 @@ from trueup.subject.tiny import kept_llama
 
 Case = Literal["planted", "healthy", "sham"]
 SIZES = {"train": 600, "calibration": 400, "test": 600}
+QUICK = {"tries": 1, "epochs": 8}
+"""Knobs that audit these cases quickly: each adapter begins with one learning rate, and learns for as long as so few texts take."""
 SEEN, UNSEEN, FILLERS, LAST = ("good", "bad"), ("loud", "calm"), ("the", "a", "cat", "dog", "sat", "on", "mat"), "now"
 WIDTH, QUERY, TRUE = 48, 15.0, 0.92
 """Hidden size, length of the query (of which a longer one lets smaller changes of the keys do), and how often a label is
