@@ -961,8 +961,10 @@ _SURROUNDINGS = {
     "PYTHONSAFEPATH": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A thread that waits for another one sleeps. torch's spin, and beside other programs that takes twice as long (docs/costs.md).
+    "OMP_WAIT_POLICY": "PASSIVE",
 }  # fmt: skip
-"""What the environment says of a run where the user says nothing: nobody is told of it."""
+"""What the environment says of a run where the user says nothing: nobody is told of it, and other programs are left their time."""
 
 _USAGE: Any = typer.BadParameter.__mro__[2]
 """What click, or the copy of it inside typer, raises for a wrong option, argument or command."""

@@ -138,3 +138,15 @@ def test_nobody_is_told_unless_the_user_says_so(here: Path) -> None:
         env = {k: v for k, v in os.environ.items() if "TELEMETRY" not in k and "OFFLINE" not in k} | given
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
         assert done.stdout.splitlines()[-1] == off
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:
+    """The library that runs torch's threads reads it when it is loaded, so it has to be there before torch is."""
+    code = (
+        "import os, sys\nfrom trueup.cli import main\ntry:\n    main(['--version'])\nexcept SystemExit:\n    pass\n"
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+    )
+    for given, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+        assert done.stdout.splitlines()[-1] == f"{policy} False"
