@@ -46,6 +46,24 @@ def test_numbers_are_parted_at_their_median():
     assert value("length in words", ["a", "a b", "a b c", "a b c d"]) == ["up to 2.5"] * 2 + ["above 2.5"] * 2
 
 
+def test_a_number_that_most_texts_share_still_makes_two_groups():
+    """More than half have the largest number: no text lies above the median."""
+    name = "percent of the second text's words that stand in the first"
+    firsts, seconds = ["a b"] * 5, ["a", "b", "a b", "c", "c a"]
+    assert value(name, firsts, seconds) == ["100 or more"] * 3 + ["below 100"] * 2
+    assert value("length in words", ["a", "a", "a", "a b"]) == ["up to 1"] * 3 + ["above 1"]
+
+
+def test_a_column_of_numbers_that_most_rows_share_still_makes_groups(tmp_path):
+    for shared, groups in ((100, {"100", "below 100"}), (0, {"up to 0", "above 0"})):
+        path = tmp_path / f"{shared}.csv"
+        rows = [("text", "label", "score")]
+        rows += [(f"text {i}", "ab"[i % 2], 50 + i % 12 if i % 5 == 0 else shared) for i in range(200)]
+        with open(path, "w", newline="") as f:
+            csv.writer(f).writerows(rows)
+        assert set(read(path, others=True).others["score"]) == groups
+
+
 def test_pairs_have_the_known_heuristics_of_inference():
     first = ["the doctor saw the actor", "the doctor saw the actor"]
     second = ["the actor saw the doctor", "nobody didn't sleep"]

@@ -149,8 +149,13 @@ def _has(name: str, pattern: str, kind: Kind = "surface") -> Cue:
 
 
 def halves(name: str, kind: Kind, values: Callable[[Corpus], NDArray], corpus: Corpus) -> Cue:
-    """A number as two groups, parted at the median that it has in `corpus`."""
-    middle = float(np.median(values(corpus)))
+    """A number as two groups, parted at the median that it has in `corpus`. Where many have just that, they belong to the side that
+    makes the groups more even: where more than half of the texts have the largest number, there is a group of these."""
+    own = values(corpus)
+    middle = float(np.median(own))
+    if abs(float((own >= middle).mean()) - 0.5) < abs(float((own > middle).mean()) - 0.5):
+        low, high = f"below {middle:.3g}", f"{middle:.3g} or more"
+        return Cue(name, kind, lambda c: np.where(values(c) >= middle, high, low))
     low, high = f"up to {middle:.3g}", f"above {middle:.3g}"
     return Cue(name, kind, lambda c: np.where(values(c) > middle, high, low))
 

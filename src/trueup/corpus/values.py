@@ -105,9 +105,14 @@ def other_column(table: Table, column: str) -> np.ndarray | None:
         if len(np.unique(number)) == len(number) and np.all(np.abs(np.diff(number)) == 1):  # the number of the row
             return None
         low, high = np.quantile(number, [1 / 3, 2 / 3])
-        said[~none] = np.where(
-            number <= low, f"up to {low:.4g}", np.where(number <= high, f"{low:.4g} to {high:.4g}", f"above {high:.4g}")
-        )
+        if low == number.max():  # two thirds of the rows have the largest number
+            said[~none] = np.where(number < low, f"below {low:.4g}", f"{low:.4g}")
+        else:
+            said[~none] = np.where(
+                number <= low,
+                f"up to {low:.4g}",
+                np.where(number <= high, f"{low:.4g} to {high:.4g}", f"above {high:.4g}"),
+            )
     elif len(kinds) > len(said) / 2:
         return None
     elif len(kinds) > FEW:

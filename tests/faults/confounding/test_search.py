@@ -100,6 +100,25 @@ def test_a_column_twice_is_put_forward_once_and_a_rare_one_not_at_all():
     assert search.alike(leads[0], search.lead(3, mirror, side), [*columns, mirror]) == pytest.approx(1.0)
 
 
+def test_a_cluster_gives_way_to_a_column_like_it_that_can_be_checked():
+    """A state that holds a cue and something of the label leans more than the cue does; a reader is told of the cue."""
+    columns, side = drawn(3, 2000, 3, start=1.5)
+    rng = np.random.default_rng(0)
+    has = columns[0] == "there"
+    follows = side.score[:, 1] > side.score[:, 0]
+    state = np.where(rng.random(2000) < 0.06, follows, has)
+    columns = [*columns, np.where(state, "there", "not there")]
+    leads = [search.lead(i, columns[i], side) for i in (0, 3)]
+    assert search.CHECKED < search.alike(*leads, columns) < 1
+    assert leads[1].lean > leads[0].lean
+    assert search.put_forward(columns, side)[0][0].column == 3
+    first, *rest = search.put_forward(columns, side, {3})[0]
+    assert first.column == 0
+    assert 3 not in {x.column for x in rest}
+    # One that is like no other column stays.
+    assert search.put_forward(columns[1:], side, {2})[0][0].column == 2
+
+
 def test_more_examples_are_asked_for_where_nothing_is_proven():
     columns, side = drawn(5, 500, 10, start=0.8)
     half = np.arange(500) < 250

@@ -81,7 +81,7 @@ def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: in
     side, other = sides["calibration"], sides["test"]
     found = _derived(subject, searching, side, seed)
     columns = table(searching, found)
-    leads, rare = search.put_forward(columns, side)
+    leads, rare = search.put_forward(columns, side, {i for i, cue in enumerate(found) if cue.kind == "cluster"})
     chosen = [found[x.column] for x in leads]
     on_test = table(judging, chosen)
     judged, _ = search.judge(leads, on_test, other, threshold=threshold, seed=seed)

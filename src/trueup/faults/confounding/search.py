@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ PROMISING = 0.02
 """Lean on the searching examples below which a column is not put forward."""
 ALIKE = 0.9
 """Correlation of two columns' head starts from which they are one column twice."""
+CHECKED = 0.8
+"""The same from which a cluster of hidden states gives way to a column that can be checked by reading."""
 RESAMPLES = 200
 HALVES, STABLE, SPARSE = 20, 0.6, 0.7
 """Stability selection (Meinshausen and Buhlmann 2010): half samples, the share of them that must choose a word, and the lasso's
@@ -112,17 +114,26 @@ def _whole(side: Side, group: NDArray, shape: tuple[int, int]) -> bool:
     return cells.shape == shape and bool(cells.min() >= FEWEST)
 
 
-def put_forward(columns: Sequence[NDArray], side: Side) -> tuple[list[Lead], int]:
-    """The most promising leads, the strongest first and no column twice; and how many columns are too rare to say anything."""
+def put_forward(columns: Sequence[NDArray], side: Side, hidden: Collection[int] = ()) -> tuple[list[Lead], int]:
+    """The most promising leads, the strongest first and no column twice; and how many columns are too rare to say anything.
+
+    Args:
+        hidden: places of columns that nobody can check by reading (clusters of hidden states). One of them gives way to a promising
+            column like it that can be checked. A state holds something of the label beside the cue, so that its lean is larger.
+    """
     every = [lead(i, values, side) for i, values in enumerate(columns)]
-    found: list[tuple[Lead, Floats]] = []
-    for one in sorted((x for x in every if x is not None and x.lean > PROMISING), key=lambda x: (-x.lean, x.column)):
-        shift = _shift(one.starts, np.searchsorted(np.asarray(one.groups), columns[one.column]))
-        if not any(shift @ other > ALIKE for _, other in found):
-            found.append((one, shift))
+    promising = sorted((x for x in every if x is not None and x.lean > PROMISING), key=lambda x: (-x.lean, x.column))
+    shifts = {x.column: _shift(x.starts, np.searchsorted(np.asarray(x.groups), columns[x.column])) for x in promising}
+    plain = [shifts[x.column] for x in promising if x.column not in hidden]
+    found: list[Lead] = []
+    for one in promising:
+        shift = shifts[one.column]
+        given_way = one.column in hidden and any(shift @ other > CHECKED for other in plain)
+        if not given_way and not any(shift @ shifts[x.column] > ALIKE for x in found):
+            found.append(one)
         if len(found) == JUDGED:
             break
-    return [one for one, _ in found], sum(x is None for x in every)
+    return found, sum(x is None for x in every)
 
 
 def _shift(starts: Floats, group: NDArray) -> Floats:
