@@ -419,9 +419,8 @@ def backbone(subject: Subject, ids: Tensor, mask: Tensor, prompt: Tensor | None 
             given[past.argument(net)] = subject.model.get_prompt(batch_size=len(ids))  # type: ignore[arg-type]
             given["attention_mask"] = torch.cat([mask.new_ones(len(mask), config.num_virtual_tokens), mask], dim=1)
         else:
-            if prompt is None:
-                prompt = subject.model.get_prompt(batch_size=len(ids))
-            given = _in_front(subject, given, prompt)
+            own: Any = subject.model.get_prompt(batch_size=len(ids)) if prompt is None else prompt  # type: ignore[operator]
+            given = _in_front(subject, given, own)
     out = net(**given)  # type: ignore[operator]
     if subject.anatomy.kind == "state-space":
         out.last_hidden_state = out.last_hidden_state.to(head_type(subject))
