@@ -849,6 +849,25 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_to_nothing_says_so_and_is_no_neighbour(tmp_path):
+    write(tmp_path / "reviews.csv", rows())
+    (tmp_path / "review.csv").symlink_to(tmp_path / "gone.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(BadInput, match=r"review\.csv' is a link to '.*gone\.csv', which is not there"):
+        read(tmp_path / "review.csv")
+    with pytest.raises(BadInput, match=r"Data files in '.*': 'reviews\.csv'\. Correct"):
+        read(tmp_path / "rewiew.csv")
+    (tmp_path / "linked.csv").symlink_to(tmp_path / "reviews.csv")
+    assert len(read(tmp_path / "linked.csv")) == len(read(tmp_path / "reviews.csv")), "the control"
+
+
+def test_a_byte_order_mark_that_stands_twice_is_no_part_of_a_name(tmp_path):
+    write(tmp_path / "once.csv", rows())
+    (tmp_path / "twice.csv").write_bytes(b"\xef\xbb\xbf" * 2 + (tmp_path / "once.csv").read_bytes())
+    assert list(read(tmp_path / "twice.csv").text) == list(read(tmp_path / "once.csv").text)
+
+
 def test_split_columns_that_cannot_be_used(tmp_path):
     path = tmp_path / "d.csv"
     write(path, [r | {"part": "train" if i else "extra"} for i, r in enumerate(rows())])

@@ -2,6 +2,7 @@
 type x fault, on tiny random models, with the counts of what held, what was refused by a sentence, and what is wrong.
 
 A cell is a family, a kind of adapter and a way to answer (a classification head, or words). `test_matrix.py` runs some of them.
+What a cell held is written to the file of ``-o`` at its end: the same command, stopped and given again, goes on behind it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,7 +52,7 @@ from trueup.subject.swap_adapter import wear, with_prompt, without_layers
 from trueup.subject.template import Template
 from trueup.subject.tiny import make_base
 
-CLASSES, WORDS = ("no", "yes"), ("good", "bad")
+CLASSES = WORDS = ("good", "bad")
 TEMPLATE = Template("say {text} now", WORDS)
 KINDS = ("none", "lora", "rslora", "dora", "ia3", "prompt", "p-tuning", "prefix")
 RECIPES = {"lora": Lora(4), "prompt": Prompt(4), "p-tuning": PTuning(4, 16), "prefix": Prefix(4)}
@@ -85,11 +87,17 @@ CELLS = [Cell(f, k, m) for f in FAMILIES for k in KINDS for m in ("head", "words
 
 @dataclass
 class Counts:
-    """Of each check: how often it held, was refused by a sentence, and was wrong; and what was wrong."""
+    """Of each check: how often it held, was refused by a sentence, and was wrong; what was wrong; and the cells behind it."""
 
     held: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    cells: list[str] = field(default_factory=list)
+
+    @classmethod
+    def kept(cls, file: Path) -> Counts:
+        said = json.loads(file.read_text())
+        return cls(Counter(said["held"]), Counter(said["refused"]), said["wrong"], said["cells"])
 
     def judge(self, cell: Cell, check: str, what: str, ok: bool) -> None:
         if ok:
@@ -215,7 +223,8 @@ def no_batch(counts: Counts, cell: Cell, made: tuple[Path, Path | None]) -> None
         try:
             subject = loaded(cell, made, dtype=dtype)
             each = alone(subject, FEW)
-        except TrueupError:
+        except TrueupError as e:
+            print(f"{cell}, {dtype}: {e}", file=sys.stderr)
             counts.refused[f"batch, {dtype}"] += 1
             continue
         counts.judge(cell, "control: examples differ", dtype, apart(each[0], each[1]) > 1e-3)
@@ -381,7 +390,8 @@ def restored(counts: Counts, cell: Cell, made: tuple[Path, Path | None], only: t
                 same = state(model, tokenizer)
                 ok = same == before
                 what = [n for n, a, b in zip(PARTS, before, same, strict=True) if a != b]
-                counts.judge(cell, "live model", f"{fault.name}, {end} at {at}: {what}", ok)
+                check = "live model" if passes else "live model that is not examined"
+                counts.judge(cell, check, f"{fault.name}, {end} at {at}: {what}", ok)
                 if end == "an interrupt" and not isinstance(said, KeyboardInterrupt):
                     counts.wrong.append(f"{cell}, {fault.name}: an interrupt was swallowed ({said!r})")
 
@@ -424,7 +434,8 @@ def run(counts: Counts, cell: Cell, base: Path, folder: Path, *, ends: bool = Tr
     try:
         made = adapted(cell, base, folder / "made")
         loaded(cell, made)
-    except Unsupported:
+    except Unsupported as e:
+        print(f"{cell}: {e}", file=sys.stderr)
         counts.refused["cell"] += 1
         return
     counts.held["cell"] += 1
@@ -439,18 +450,27 @@ def run(counts: Counts, cell: Cell, base: Path, folder: Path, *, ends: bool = Tr
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__)
     ask.add_argument("--only", action="append", help="a family; repeatable")
-    ask.add_argument("--ends", type=int, default=8, help="of how many cells one is run on a live model as well")
-    ask.add_argument("-o", "--out", type=Path, help="where the counts go")
+    ask.add_argument("--ends", type=int, default=7, help="of how many cells one is run on a live model as well")
+    ask.add_argument("-o", "--out", type=Path, help="where the counts go, and where it goes on")
     given = ask.parse_args()
     torch.set_num_threads(1)
-    counts, bases = Counts(), {}
+    counts, bases = Counts.kept(given.out) if given.out and given.out.exists() else Counts(), {}
     with tempfile.TemporaryDirectory() as root:
-        for i, cell in enumerate(c for c in CELLS if not given.only or c.family in given.only):
+        for i, cell in enumerate(CELLS):
+            if (given.only and cell.family not in given.only) or str(cell) in counts.cells:
+                continue
             if cell.family not in bases:
                 bases[cell.family] = make_base(cell.family, Path(root, cell.family))
-            run(counts, cell, bases[cell.family], Path(root, "cell"), ends=i % given.ends == 0)
+            try:
+                run(counts, cell, bases[cell.family], Path(root, "cell"), ends=i % given.ends == 0)
+            except Exception as e:  # the others are run all the same
+                traceback.print_exc()
+                counts.wrong.append(f"{cell}: {e!r}")
+            counts.cells.append(str(cell))
             shutil.rmtree(Path(root, "cell"), ignore_errors=True)
             print(f"{cell}: {sum(counts.held.values()):,} held, {len(counts.wrong)} wrong", file=sys.stderr, flush=True)
+            if given.out:
+                given.out.write_text(json.dumps(vars(counts)))
     finish(counts, given.out)
 
 

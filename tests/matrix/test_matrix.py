@@ -29,8 +29,21 @@ def test_a_cell(cell: matrix.Cell, base_of: Callable[[str], Path], tmp_path: Pat
     counts = matrix.Counts()
     matrix.run(counts, cell, base_of(cell.family), tmp_path / "cell", ends=False)
     assert not counts.wrong
-    assert counts.refused["cell"] or counts.held["batch"] >= 6
+    assert counts.refused["cell"] or counts.held["batch"] == 12, "of two number types and two sides, three batches"
     print(f"{cell}: {dict(counts.held)}, refused: {dict(counts.refused)}")
+
+
+@pytest.mark.parametrize("mode", ["head", "words"])
+def test_what_a_live_model_is_asked_is_examined(mode: str, base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """A check that is refused at once leaves every model as it was."""
+    cell, counts = matrix.Cell("gpt2", "lora", mode), matrix.Counts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "ENDS", {"success": None})
+        matrix.restored(
+            counts, cell, matrix.adapted(cell, base_of(cell.family), tmp_path / "made"), ("overconfidence",)
+        )
+    assert counts.held == {"live model": 1}
+    assert not counts.refused
 
 
 @pytest.mark.parametrize("fault", ["overconfidence"])

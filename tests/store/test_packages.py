@@ -111,7 +111,7 @@ def test_a_bit_that_the_disk_has_turned_is_seen_and_said(tmp_path, cache, pip, c
     assert (fetch(package, ["a"]) / "a").read_bytes() == b"12345"
     assert len(runs) == 2
     assert "the kept copy of 'toy' 1.0" in (said := capsys.readouterr().err)
-    assert said.strip().endswith("is not as it was written, so it is made again.")
+    assert said.strip().endswith("is not as it was written, so it has to be made again.")
 
 
 def test_a_folder_is_read_whole_once_in_a_process(tmp_path, cache, pip, monkeypatch):

@@ -137,6 +137,36 @@ def test_logits_that_are_scaled_or_capped_are_the_models_own(family: str):
     assert tool.apart(off, own) > 1e-3, "the control"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ["falcon_mamba", "gemma2", "granite", "olmo2"])
+def test_a_language_model_in_16_bits_says_its_own_logits(family: str, dtype: torch.dtype):
+    """A Mamba sums its layers in 32 bits and rounds before its head; a cap and a factor that is no power of two round once more."""
+    net = live(family, True).to(dtype)
+    if family == "granite":
+        net.config.logits_scaling = 10.0
+    subject = opened(net, True, shots=2)
+    assert (subject.anatomy.scale != 1) == (family == "granite")
+    assert (subject.anatomy.cap > 0) == (family == "gemma2")
+    row = [5, 6, 7, 8]
+    with torch.no_grad():
+        got = forward.next_token_logits(subject, forward.collate([Row(row)], 0))[0].float().numpy()
+        beside = (
+            forward.next_token_logits(subject, forward.collate([Row(row), Row([9, *row, 4])], 0))[0].float().numpy()
+        )
+        own = net(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, 4, dtype=torch.long)).logits[0, -1]
+    near = 2 * torch.finfo(dtype).eps
+    assert tool.apart(got, own.float().numpy()) <= near
+    assert tool.apart(beside, own.float().numpy()) <= 8 * near
+    assert subject.anatomy.keeps
+
+
+def test_a_factor_that_differs_from_1_by_more_than_rounding_is_not_rounding():
+    """The control of what is allowed in 16 bits."""
+    net = live("granite", True).to(torch.bfloat16)
+    net.config.logits_scaling = 1.03
+    assert opened(net, True, shots=2).anatomy.scale == pytest.approx(1 / 1.03, abs=0.002)
+
+
 def test_a_model_that_reads_its_batch_is_read_one_text_at_a_time():
     net = live("funnel")
     subject = opened(net)

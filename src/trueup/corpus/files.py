@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import threading
 import zipfile
@@ -70,7 +71,7 @@ def data_file(source: str | Path) -> Path | None:
     """The file that `source` names, or None when it can only be a hub id."""
     path = path_of(source)
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if kind_of(p) in KINDS)
+        inside = _data_files(path)
         if not inside and isinstance(source, str) and _HUB_ID.fullmatch(source):
             return None  # a folder that happens to be called like a dataset of the hub
         raise BadInput(f"'{source}' is a folder. Name one data file; in it there are {listing(inside)}.")
@@ -86,11 +87,17 @@ def data_file(source: str | Path) -> Path | None:
         return None
     if not path.parent.is_dir():
         raise BadInput(f"There is no file '{source}': the folder '{path.parent}' does not exist. Correct the path.")
-    siblings = sorted(p.name for p in path.parent.iterdir() if kind_of(p) in KINDS)
+    if path.is_symlink():
+        raise BadInput(f"'{source}' is a link to '{os.readlink(path)}', which is not there. Name the file itself.")
+    siblings = _data_files(path.parent)
     raise BadInput(
         f"There is no file '{source}'.{did_you_mean(path.name, siblings)} "
         f"Data files in '{path.parent}': {listing(siblings)}. Correct the path."
     )
+
+
+def _data_files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if kind_of(p) in KINDS and p.is_file())
 
 
 def read_file(path: Path, wanted: Sequence[str]) -> Table:
@@ -306,7 +313,7 @@ def _long_fields() -> Iterator[None]:
 
 def _delimited(file: TextIO, path: Path, delimiter: str, wanted: Sequence[str]) -> Table:
     source, lines = f"'{path}'", _lines(file, path)
-    first = next(lines, "")
+    first = next(lines, "").lstrip("\ufeff")  # programs that keep the mark of an earlier one put theirs before it
     if told := re.fullmatch(r"sep=([,;\t|])\r?\n", first):  # a line by which Excel says it
         before = ["\n"]
         delimiter = told[1]

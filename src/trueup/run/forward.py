@@ -344,7 +344,8 @@ def own_logits(subject: Subject, row: Row) -> tuple[Tensor, list[Tensor], Tensor
     subject = replace(subject, head=None)
     batch = collate([row], 0)
     given = {"input_ids": batch.ids.to(subject.device), "attention_mask": batch.mask.to(subject.device)}
-    said = subject.model(**given, **segments(subject, batch)).logits[0]
+    # Some models widen the logits that their head has rounded.
+    said = subject.model(**given, **segments(subject, batch)).logits[0].to(head_type(subject))
     if subject.shots is not None:
         return said[-1], [next_token_logits(subject, batch)[0]], said[-1].abs()
     own = said if subject.template is None else said[-1, subject.verbaliser_ids()]
@@ -400,22 +401,30 @@ def at_last(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def backbone(subject: Subject, ids: Tensor, mask: Tensor, prompt: Tensor | None = None, **options: Any) -> Any:
-    """The transformers backbone's own output on (b, t) tokens padded on the right, with the adapter's prompt or prefix."""
+    """The transformers backbone's own output on (b, t) tokens padded on the right, with the adapter's prompt or prefix.
+
+    Its last states are in the type in which the head reads them. A Mamba in 16 bits sums its layers in 32, and rounds before
+    its head.
+    """
     net, config = subject.base.base_model, subject.peft_config
     if subject.anatomy.kind == "state-space":
         options.setdefault("use_cache", False)
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **options}
-    if config is None or not config.is_prompt_learning:
-        return net(**given)  # type: ignore[operator]
-    if config.peft_type.value == "PREFIX_TUNING":
-        if not subject.anatomy.prefix:
-            raise Unsupported(f"Prefix tuning does not run on '{subject.anatomy.model_type}'; use a prompt or a LoRA.")
-        given[past.argument(net)] = subject.model.get_prompt(batch_size=len(ids))  # type: ignore[arg-type]
-        given["attention_mask"] = torch.cat([mask.new_ones(len(mask), config.num_virtual_tokens), mask], dim=1)
-        return net(**given)  # type: ignore[operator]
-    if prompt is None:
-        prompt = subject.model.get_prompt(batch_size=len(ids))
-    return net(**_in_front(subject, given, prompt))  # type: ignore[operator]
+    if config is not None and config.is_prompt_learning:
+        if config.peft_type.value == "PREFIX_TUNING":
+            if not subject.anatomy.prefix:
+                raise Unsupported(
+                    f"Prefix tuning does not run on '{subject.anatomy.model_type}'; use a prompt or a LoRA."
+                )
+            given[past.argument(net)] = subject.model.get_prompt(batch_size=len(ids))  # type: ignore[arg-type]
+            given["attention_mask"] = torch.cat([mask.new_ones(len(mask), config.num_virtual_tokens), mask], dim=1)
+        else:
+            own: Any = subject.model.get_prompt(batch_size=len(ids)) if prompt is None else prompt  # type: ignore[operator]
+            given = _in_front(subject, given, own)
+    out = net(**given)  # type: ignore[operator]
+    if subject.anatomy.kind == "state-space":
+        out.last_hidden_state = out.last_hidden_state.to(head_type(subject))
+    return out
 
 
 def _in_front(subject: Subject, given: dict[str, Any], prompt: Tensor) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def kept_folder(folder: Path, make: Callable[[Path], Any], what: str) -> Path:
         return folder
     spoilt = folder.exists()
     if spoilt:
-        _say(f"trueup: the kept copy of {what} in '{folder}' is not as it was written, so it is made again.")
+        _say(f"trueup: the kept copy of {what} in '{folder}' is not as it was written, so it has to be made again.")
     try:
         with atomic.new_folder(folder, force=spoilt) as new:
             make(new)

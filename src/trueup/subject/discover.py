@@ -443,7 +443,12 @@ class _Trial:
         return logits, heads[0], states
 
     def _states(self, *rows: Sequence[int], **options: Any) -> Tensor:
-        return self.body(**self._given(*rows), **options).last_hidden_state
+        return self._as_read(self.body(**self._given(*rows), **options).last_hidden_state)
+
+    def _as_read(self, states: Any) -> Any:
+        """Final states in the type in which the head reads them (see `forward.backbone`)."""
+        short = next((p.dtype for p in self.head.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+        return states.to(short) if short and isinstance(states, Tensor) and states.dtype == torch.float32 else states
 
     def _alone(self) -> Tensor | None:
         """The backbone's final states when it runs by itself; None where it needs more than text, such as a decoder's own input."""
@@ -469,15 +474,16 @@ class _Trial:
         """What a language model does to the numbers that its head makes of the final states: nothing, a factor, or a soft cap."""
         assert states is not None
         read = states if states.shape[-1] == x.shape[-1] else torch.zeros_like(x)
-        plain, said = self.head(read)[0, -1].float(), said[0, -1].float()
+        plain, said = self.head(read)[0, -1], said[0, -1]
         # A cap first: where logits are small it looks like nothing, or like a factor near 1.
         cap = float(getattr(self.net.config.get_text_config(), "final_logit_softcapping", None) or 0)
-        if cap and _same((capped := replace(anatomy, cap=cap)).capped(plain), said):
+        near = torch.finfo(plain.dtype).eps if plain.dtype.itemsize < 4 else NEAR  # one rounding more than the model's
+        if cap and _same((capped := replace(anatomy, cap=cap)).capped(plain), said, near):
             return capped
-        if _same(plain, said):
+        if _same(plain, said, near):
             return anatomy
-        scale = float((plain * said).sum() / (plain * plain).sum())
-        if _same(plain * scale, said):
+        scale = float((plain.float() * said.float()).sum() / plain.float().square().sum())
+        if _same(plain * scale, said, near):
             return replace(anatomy, scale=scale)
         raise Unsupported(
             f"What this '{anatomy.model_type}' says of the next token is not what its head makes of the final states of its "
@@ -601,7 +607,7 @@ class _Trial:
             for at in range(half, len(self.ids), step):
                 seen = mask[:, at : at + 1] if kind == "state-space" else mask
                 out = self.body(input_ids=ids[:, at : at + step], attention_mask=seen, use_cache=True, **{name: kept})
-                got.append(out.last_hidden_state)
+                got.append(self._as_read(out.last_hidden_state))
         except Exception:  # many models keep something else, or nothing
             return False
         return _same(torch.cat(got, dim=1), states[:, half:])
@@ -620,9 +626,13 @@ def _read(module: Any) -> int:
     return _shape(module.get_base_layer() if hasattr(module, "get_base_layer") else module)[0]
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+NEAR, NEAR_SHORT = 1e-4, 0.05
+"""How far apart, relative to the largest value, two results may lie that rounding alone tells apart: in 32 bits, and in 16."""
+
+
+def _same(a: Tensor, b: Tensor, near: float | None = None) -> bool:
     """Equal but for rounding, relative to the largest value."""
-    near = 1e-4 if b.dtype == torch.float32 else 0.05
+    near = near or (NEAR if b.dtype == torch.float32 else NEAR_SHORT)
     return a.shape == b.shape and bool(
         (a.float() - b.float()).abs().max() <= near * b.float().abs().max().clamp(min=1e-6)
     )
