@@ -930,6 +930,8 @@ def _main(argv: list[str]) -> None:
             if slip := re.search(r"'([^']*)' is not one of (.+)$", said):
                 known = re.findall(r"'([^']*)'", slip[2])
                 said = f"{said}.{did_you_mean(slip[1], known)}"
+            elif possible := getattr(e, "possibilities", None):  # of an option that there is not
+                said = f"{e.message.rstrip('.')}.{did_you_mean(e.option_name, possible)}"
             _say(f"trueup: {said}{'' if said.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:

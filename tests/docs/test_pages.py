@@ -208,9 +208,9 @@ def test_all_data_and_tasks_are_told(hooks: ModuleType) -> None:
         (row,) = [r for r in data.splitlines() if f"`embedded:{d.name}`" in r]
         assert all(f"`{a}`" in row for a in d.attributes)
     assert all(f"`task:{name}`" in tasks for name in TASKS)
-    nouns = (DOCS / "nouns.md").read_text(encoding="utf-8")
-    assert "<!-- trueup: data -->" in nouns
-    assert "<!-- trueup: tasks -->" in nouns
+    reference = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert "<!-- trueup: data -->" in reference
+    assert "<!-- trueup: tasks -->" in reference
 
 
 def test_no_page_reads_the_extra_logit_as_a_confidence() -> None:
