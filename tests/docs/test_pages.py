@@ -185,7 +185,7 @@ def test_what_a_page_asks_of_the_code_is_answered(hooks: ModuleType, page: Path)
             cls = {f.name: f for f in each_fault()}[name]
             assert cls.question in got
             assert all(f"`{knob}`" in got for knob in cls.knobs())
-            knobs = got.partition("## Knobs")[2].partition("## What")[0]
+            knobs = got.partition("## Settings")[2].partition("## What")[0]
             assert "|  |" not in knobs, "a knob is not described in its docstring"
             rows = [r for r in knobs.splitlines() if r.startswith("| `")]
             assert all(len(re.findall(r"(?<!\\)\|", r)) == 4 for r in rows), "a bar in a docstring ends its cell"

@@ -165,7 +165,9 @@ def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     def closed(*_: Any, **__: Any) -> None:
         asked.append(1)
-        raise OSError("We couldn't connect to the hub, and found nothing in the cache. See how to run offline at https://x.y.")
+        raise OSError(
+            "We couldn't connect to the hub, and found nothing in the cache. See how to run offline at https://x.y."
+        )
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", closed)
     said(
