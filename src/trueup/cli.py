@@ -531,7 +531,8 @@ def tune(
                 _say(note)
             _say(
                 f"Trained {tuned.trained:,} of {tuned.weights:,} weights for {tuned.epochs} epoch{'s' * (tuned.epochs > 1)} "
-                f"(kept epoch {tuned.best_epoch + 1}). Accuracy: validation {tuned.validation_accuracy:.3f}, test {tuned.accuracy:.3f}."
+                f"(kept epoch {tuned.best_epoch + 1}). Accuracy: validation {tuned.validation_accuracy:.3f}, test "
+                f"{tuned.accuracy:.3f}."
             )
             _say(f"Adapter: {tuned.folder}")
 
