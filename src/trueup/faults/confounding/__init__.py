@@ -25,7 +25,7 @@ class Confounding(Fault):
     """How much does the classifier lean on a column that should not matter? Severity: AUPRC lost to leaning on it, either way.
 
     Attributes:
-        threshold: the severity above which the verdict is *found*.
+        threshold: the severity above which a fault is found.
         attribute: the column that gives the headline severity and that a repair removes. ``site*sex`` takes two columns together:
             each pair of values is a group. Empty: the column that the classifier leans on most on calibration examples. All other
             columns and pairs are examined too.

@@ -25,7 +25,7 @@ class Copying(Fault):
     """Does a few-shot prompt make the model repeat its examples' answers? Severity: wrong copies above chance.
 
     Attributes:
-        threshold: the severity above which the verdict is *found*.
+        threshold: the severity above which a fault is found.
         prose: ordinary text (data as of `trueup.read`, with columns ``text`` and ``label``). A repair should not change its
             perplexity.
         resamples: the number of bootstrap resamples.

@@ -28,7 +28,7 @@ class Overconfidence(Fault):
     """When may a prediction be trusted? Severity: the share of the confidence's Brier loss that could have been avoided.
 
     Attributes:
-        threshold: the severity above which the verdict is *found*. A softmax at a temperature of about 0.7 or 1.5 has 0.02.
+        threshold: the severity above which a fault is found. A softmax at a temperature of about 0.7 or 1.5 has 0.02.
         folds: the number of folds for cross-fitting the repair.
         members: the number of adapters to train as an ensemble that is distilled. 0: none. Each costs about one training.
         passes: the number of forward passes with dropout, for MC dropout. 0: none.

@@ -29,7 +29,7 @@ class Rigidity(Fault):
     size and effort, over training seeds.
 
     Attributes:
-        threshold: the severity above which the verdict is *found*. Below it, a prompt is enough.
+        threshold: the severity above which a fault is found. Below it, a prompt is enough.
         epochs: the number of passes over the training examples for each adapter in the comparison. It is doubled, up to four times
             as many, for an adapter that still improves.
         tries: the number of learning rates for each of these adapters. More are tried if the best one is the lowest or highest.
