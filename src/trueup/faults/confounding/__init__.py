@@ -93,9 +93,7 @@ class Confounding(Fault):
 
     name: ClassVar[str] = "confounding"
     title: ClassVar[str] = "Confounding"
-    question: ClassVar[str] = (
-        "Does my classifier rely on something that should not matter, such as the site a text comes from?"
-    )
+    question: ClassVar[str] = "Does my classifier rely on something that should not matter?"
     paper: ClassVar[str] = "arXiv 2605.03096 (HyPA)"
     needs: ClassVar[str] = "`--confounder COLUMN` (embedded data that have such a column bring it)"
     reads_states: ClassVar[bool] = True
