@@ -199,9 +199,9 @@ def details(name: str, up: str = "") -> str:
     table = "\n".join(f"| `{k}` | `{v!r}` | {cell(safe(about[k]))} |" for k, v in cls.knobs().items())
     return "\n\n".join(
         [
-            "## Knobs",
-            f"Set one with `--set {name}.KNOB=VALUE`, or in Python `trueup.{cls.__name__}(KNOB=VALUE)`.",
-            f"| knob | default | what it does |\n|---|---|---|\n{table}",
+            "## Settings",
+            f"Change one with `--set {name}.KNOB=VALUE`, or in Python `trueup.{cls.__name__}(KNOB=VALUE)`.",
+            f"| setting (knob) | default | what it does |\n|---|---|---|\n{table}",
             "## What differs from the paper",
             "\n".join(f"- {paper(safe(d))}" for d in cls.departures) or "Nothing that is known.",
             "## Its planted cases",

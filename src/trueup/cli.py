@@ -220,7 +220,12 @@ Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Knobs = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FAULT.KNOB=VALUE", help="Set a fault's knob; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FAULT.KNOB=VALUE",
+        help="Change a setting (knob) of a fault; `trueup faults NAME` lists them. Repeatable.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the findings as JSON instead of tables.")]
 Push = Annotated[
@@ -375,7 +380,7 @@ def schema() -> None:
 
 
 @app.command(
-    epilog="Exit code 0: no severity rose beyond doubt. 1: one did. 2: a folder holds no finished check, or they share no fault."
+    epilog="Exit code 0: no severity rose measurably. 1: one did. 2: a folder holds no finished check, or they share no fault."
 )
 def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="A folder that check, audit or repair wrote.")],
@@ -525,8 +530,9 @@ def tune(
             for note in tuned.notes:
                 _say(note)
             _say(
-                f"Trained {tuned.trained:,} of {tuned.weights:,} weights for {tuned.epochs} epochs (kept epoch "
-                f"{tuned.best_epoch + 1}). Accuracy: validation {tuned.validation_accuracy:.3f}, test {tuned.accuracy:.3f}."
+                f"Trained {tuned.trained:,} of {tuned.weights:,} weights for {tuned.epochs} epoch{'s' * (tuned.epochs > 1)} "
+                f"(kept epoch {tuned.best_epoch + 1}). Accuracy: validation {tuned.validation_accuracy:.3f}, test "
+                f"{tuned.accuracy:.3f}."
             )
             _say(f"Adapter: {tuned.folder}")
 
@@ -534,10 +540,10 @@ def tune(
 @app.command()
 def faults(
     name: Annotated[
-        str | None, typer.Argument(metavar="[FAULT]", help="One of them: its knobs and their defaults.")
+        str | None, typer.Argument(metavar="[FAULT]", help="One of them: its settings and their defaults.")
     ] = None,
 ) -> None:
-    """The faults that trueup examines: their questions, what each needs, and the knobs of one."""
+    """List the faults that trueup examines, what each needs, and the settings of one."""
     with _sentences():
         from trueup.faults.fault import each_fault
 
@@ -545,13 +551,13 @@ def faults(
         if name is None:
             for fault in known.values():
                 _say(f"{fault.name}: {fault.question}\n    needs {fault.needs.replace('`', '')}")
-            _say("`trueup faults NAME` tells the knobs of one.")
+            _say("`trueup faults NAME` lists the settings of one.")
             return
         if name not in known:
             raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
         fault = known[name]
         _say(f"{fault.title}: {fault.question}\nSeverity: {fault.unit}. Higher is worse. Paper: {fault.paper}.")
-        _say(f"Needs: {fault.needs.replace('`', '')}.\n\nKnobs, each set with --set {name}.KNOB=VALUE:")
+        _say(f"Needs: {fault.needs.replace('`', '')}.\n\nSettings (knobs), each changed with --set {name}.KNOB=VALUE:")
         about = fault.described()
         for knob, value in fault.knobs().items():
             _say(
@@ -930,6 +936,8 @@ def _main(argv: list[str]) -> None:
             if slip := re.search(r"'([^']*)' is not one of (.+)$", said):
                 known = re.findall(r"'([^']*)'", slip[2])
                 said = f"{said}.{did_you_mean(slip[1], known)}"
+            elif possible := getattr(e, "possibilities", None):  # of an option that there is not
+                said = f"{e.message.rstrip('.')}.{did_you_mean(e.option_name, possible)}"
             _say(f"trueup: {said}{'' if said.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:

@@ -604,21 +604,22 @@ def _below_a_constant(subject: Subject, corpus: Corpus) -> None:
 
 
 def _unused(subject: Subject, test: Corpus) -> list[str]:
-    """A note on classes that the test texts have and the model never answers."""
+    """A note on classes that the test texts have and the model never predicts."""
     from trueup.run.predict import predict
 
     if subject.shots is not None:
         return []
     if subject.multi_label:
-        said, whole = predict(subject, test).logits > 0, test.labels
+        said, whole = (predict(subject, test).logits > 0).any(axis=0), test.labels
         assert whole is not None
-        silent = [f"{c} ({n} of {len(test)} test texts)" for i, c in enumerate(test.classes)
-                  if not said[:, i].any() and (n := int(whole[:, i].sum()))]  # fmt: skip
-        return [f"The model never gives the label {listing(silent)}."] if silent else []
-    said = set(predict(subject, test).predicted.tolist())
-    silent = [f"{c} ({n} of {len(test)} test texts)" for i, c in enumerate(test.classes)
-              if i not in said and (n := int((test.label == i).sum()))]  # fmt: skip
-    return [f"The model never answers {listing(silent)}."] if silent else []
+        counts, what = whole.sum(axis=0), "a label"
+    else:
+        said = np.isin(np.arange(len(test.classes)), predict(subject, test).predicted)
+        counts, what = np.bincount(test.label, minlength=len(test.classes)), "the true label"
+    silent = [f"'{c}', {what} of {n:,} of {len(test):,} test texts" for c, n, s in zip(test.classes, counts, said, strict=True)
+              if n and not s]  # fmt: skip
+    more = f"; and {len(silent) - 12} more labels" if len(silent) > 12 else ""
+    return [f"The model never predicts {'; '.join(silent[:12])}{more}."] if silent else []
 
 
 def _one(

@@ -306,7 +306,9 @@ def test_prefix_tuning_of_mamba(world: Path, here: Path) -> None:
         (("--seed", "-1"), ("--seed",)),
         (("--max-length", "0"), ("--max-length",)),
         (("--device", "cpuu"), ("no device 'cpuu'", "Did you mean 'cpu'?")),
-        (("--dta", "x"), ("--dta", "See `trueup check --help`")),
+        (("--dta", "x"), ("No such option: --dta. Did you mean '--data'? See `trueup check --help`.",)),
+        (("--held_out",), ("No such option: --held_out. Did you mean '--held-out'? See `trueup check --help`.",)),
+        (("--zzz", "x"), ("No such option: --zzz. See `trueup check --help`.",)),
     ],
 )  # fmt: skip
 def test_options_of_check(world: Path, here: Path, more: tuple[str, ...], says: tuple[str, ...]) -> None:

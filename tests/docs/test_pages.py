@@ -185,7 +185,7 @@ def test_what_a_page_asks_of_the_code_is_answered(hooks: ModuleType, page: Path)
             cls = {f.name: f for f in each_fault()}[name]
             assert cls.question in got
             assert all(f"`{knob}`" in got for knob in cls.knobs())
-            knobs = got.partition("## Knobs")[2].partition("## What")[0]
+            knobs = got.partition("## Settings")[2].partition("## What")[0]
             assert "|  |" not in knobs, "a knob is not described in its docstring"
             rows = [r for r in knobs.splitlines() if r.startswith("| `")]
             assert all(len(re.findall(r"(?<!\\)\|", r)) == 4 for r in rows), "a bar in a docstring ends its cell"
@@ -208,9 +208,9 @@ def test_all_data_and_tasks_are_told(hooks: ModuleType) -> None:
         (row,) = [r for r in data.splitlines() if f"`embedded:{d.name}`" in r]
         assert all(f"`{a}`" in row for a in d.attributes)
     assert all(f"`task:{name}`" in tasks for name in TASKS)
-    nouns = (DOCS / "nouns.md").read_text(encoding="utf-8")
-    assert "<!-- trueup: data -->" in nouns
-    assert "<!-- trueup: tasks -->" in nouns
+    reference = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert "<!-- trueup: data -->" in reference
+    assert "<!-- trueup: tasks -->" in reference
 
 
 def test_no_page_reads_the_extra_logit_as_a_confidence() -> None:

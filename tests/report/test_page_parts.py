@@ -17,7 +17,7 @@ from rich.console import Console
 
 from trueup.corpus.corpus import Corpus
 from trueup.faults.confounding import leads
-from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Series
+from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Series, Slider
 from trueup.report import bundle, examples, glossary, html, words
 from trueup.report.bundle import Report
 from trueup.report.table import findings_table
@@ -150,6 +150,12 @@ def test_a_caption_says_what_the_chart_shows() -> None:
     assert html.conclusion([("before", bars), ("after", after)]) == "Leaning: 0.200 before, 0.050 after (AUPRC lost)."
     empty = line([NAN, NAN, NAN], here=1.0)
     assert html.conclusion([("before", empty)]) == html.conclusion([]) == ""
+    part = Slider("Share answered", 0.6, examples=100, column="confidence")
+    refusing = [(when, replace(c, slider=part)) for when, c in two]
+    assert html.conclusion(refusing) == (
+        "Here, with the test texts as they are, errors: 0.600 before, 0.300 after. At share answered 0.5: 0.200 before, 0.150 "
+        "after."
+    ), "where few texts are answered the largest change is noise"
     log = mixes(0.5)
     assert "times as frequent 0.1 " in html.conclusion([("before", replace(log, here=0.0))])
 
@@ -314,9 +320,15 @@ def test_a_search_says_what_it_tried_and_is_no_verdict() -> None:
 def test_a_search_that_found_nothing_is_no_all_clear() -> None:
     for said in (text_of(comparison(), shortcuts=_found(0)), terminal(comparison(), shortcuts=_found(0))):
         assert "7 were judged on 450 independent test examples, and none have a lean above 0.05" in said
-        assert "This many examples name a lean of 0.12 in 80% of cases. That is no all-clear" in said
+        assert (
+            "This many examples name a lean of 0.12 in 80% of cases. This does not prove that there is no shortcut"
+            in said
+        )
         assert "not proven" in said
         assert "scout:1" not in said
+    unjudged = terminal(comparison(), shortcuts=replace(_found(0), judged=0, smallest=np.nan, unproven=()))
+    assert "No column was judged on the test examples" in unjudged
+    assert "have a lean above" not in unjudged, "of none there is nothing to say"
     for nothing in (text_of(comparison()), terminal(comparison())):
         assert "shortcuts" not in nothing
 

@@ -74,9 +74,9 @@ def test_clear_and_undecided() -> None:
     )
     across = comparison(before=0.12, after=None, remedy="Nothing to repair.")
     assert state_of(across) == "undecided"
-    assert "and its interval holds the threshold. Nothing to repair." in verdict(across)
+    assert "and its interval includes the threshold. Nothing to repair." in verdict(across)
     counted = with_before(across, needed=1234)
-    assert "holds the threshold. About 1,234 independent examples would decide. Nothing" in verdict(counted)
+    assert "includes the threshold. About 1,234 independent examples would decide. Nothing" in verdict(counted)
 
 
 def test_a_doubt_decides_nothing_whatever_the_interval_says() -> None:

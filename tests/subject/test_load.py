@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from drawn_weights import move
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
+from trueup.job import Job
+from trueup.prepare import open_job
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject import patterns
@@ -156,16 +158,28 @@ def test_adapter_folder_given_as_the_model(kept: dict[str, Path]):
     said(BadInput, f"'{lora}' is a PEFT adapter", "Give the base model first", f"--adapter {lora}", model=lora)
 
 
-def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch):
+def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The suite runs with the hub switched off; the sentence is that of a name that cannot be had."""
 
+    asked = []
+
     def closed(*_: Any, **__: Any) -> None:
-        raise OSError("We couldn't connect to the hub")
+        asked.append(1)
+        raise OSError(
+            "We couldn't connect to the hub, and found nothing in the cache. See how to run offline at https://x.y."
+        )
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", closed)
     said(
-        Unavailable, "'nobody/nothing' could not be had", "couldn't connect", "embedded:minilm", model="nobody/nothing"
-    )
+        Unavailable, "'nobody/nothing' is not a local folder", "(We couldn't connect to the hub, and found nothing in the cache).",
+        "embedded:minilm", model="nobody/nothing",
+    )  # fmt: skip
+    asked.clear()
+    job = Job("nobody/nothing", str(tmp_path / "d.csv"))
+    (tmp_path / "d.csv").write_text("text,label\na,x\nb,y\n")
+    with pytest.raises(Unavailable, match="nobody/nothing"):
+        open_job(job, {})
+    assert len(asked) == 1, "a hub that is out of reach is tried for half a minute each time"
 
 
 def test_unknown_embedded_model():

@@ -119,7 +119,8 @@ def _measured(comparison: Comparison) -> str:
     )
     return (
         f"**{word.capitalize()}**{price}. The audit before the repair says {before.verdict}, the one after it {after.verdict} "
-        f"(threshold {before.threshold:g}). On held-out examples that chose nothing; 95% intervals in brackets.\n\n{table}{lost}"
+        f"(threshold {before.threshold:g}). Measured on held-out examples that were not used for choosing, with 95% intervals in "
+        f"brackets.\n\n{table}{lost}"
     )
 
 

@@ -495,7 +495,8 @@ def conclusion(drawn: Sequence[tuple[str, Chart]]) -> str:
         return {x: float(y) for x, y in zip(s.x, s.y, strict=False) if y is not None and math.isfinite(y)}
 
     def at(place: Any) -> str:
-        text = name(slide.place(chart, place)) if is_number(place) else name(place)
+        x = slide.place(chart, place) if is_number(place) else None
+        text = name(place) if x is None else f"{x:.3g}" if abs(x) < 1 else f"{x:.4g}"
         return f"{words.clean(chart.x_title, 80).partition(':')[0]} {text}" if is_number(place) else text
 
     def told(place: Any) -> str:
@@ -516,6 +517,9 @@ def conclusion(drawn: Sequence[tuple[str, Chart]]) -> str:
     if chart.here is not None:
         near = min(places, key=lambda x: abs(x - chart.here))
         said = f"Here, with the test texts as they are, {what}: {told(near)}. "
+    if chart.slider is not None and chart.slider.column:  # where few texts are answered, a line is noise
+        near = min(places, key=lambda x: abs(x - chart.slider.start))
+        return f"{said}At {at(near)}: {told(near)}."
     if len(lines) == 2:
         far = max(places, key=lambda x: abs(lines["after"][x] - lines["before"][x]))
         return f"{said}The repair changes most at {at(far)}: {told(far)}."

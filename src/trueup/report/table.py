@@ -132,7 +132,7 @@ def _fault(comparison: Comparison) -> list[RenderableType]:
         parts += [table] * bool(shown)
         if still := len(measures) - len(shown):
             many = "1 measure" if still == 1 else f"{still} measures"
-            parts.append(_text(f"{many} did not change beyond doubt; the page has {'it' if still == 1 else 'them'}."))
+            parts.append(_text(f"{many} did not change measurably; the page has {'it' if still == 1 else 'them'}."))
     parts += [_text(line) for line in sparklines(comparison)]
     if comparison.after is not None:
         parts.append(_text(words.harm_sentence(comparison), "", 1000))
@@ -174,7 +174,7 @@ def changes_table(changes: Sequence[tuple[Comparison, bool]]) -> RenderableType:
                 own.add_row(_text(row.title), _value(row.before), _value(row.after), *_outcome(row))
             parts.append(own)
         if len(told) > len(moved):
-            parts.append(_text(f"{len(told) - len(moved)} measures did not change beyond doubt."))
+            parts.append(_text(f"{len(told) - len(moved)} measures did not change measurably."))
     return Group(*parts)
 
 

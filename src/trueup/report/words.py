@@ -150,7 +150,7 @@ def verdict(comparison: Comparison) -> str:
     opening = {
         "found": f"Found: {now}, and its whole interval lies above the threshold.",
         "clear": f"Clear: {now}, and its whole interval lies below the threshold.",
-        "undecided": f"Undecided: {now}, and its interval holds the threshold.",
+        "undecided": f"Undecided: {now}, and its interval includes the threshold.",
     }[before.verdict]
     if before.verdict == "undecided":
         opening = (f"Undecided: {now}. {_sentence(before.doubt)}" if before.doubt else opening) + _needed(before)
@@ -413,8 +413,8 @@ def price(a: Alternative) -> tuple[tuple[str, str], tuple[str, str]]:
 # ---- what a search for columns that nobody named found
 
 EXPLAINED = (
-    "A word that carries the meaning and one that betrays the source both give a head start, and no figure can tell them apart. "
-    "Choose the column that should not matter."
+    "A word that carries the meaning and a word that reveals the source look the same in these numbers. You decide which column "
+    "should not matter."
 )
 
 
@@ -424,8 +424,8 @@ def search_sentence(found: Scouted) -> str:
     if found.named:
         return f"{said}This is a search and no verdict. {EXPLAINED}"
     return (
-        f"{said}That is no all-clear: a smaller lean, and a shortcut that goes with none of these columns, are not found. If you "
-        "know a column that should not matter, name it with --confounder COLUMN."
+        f"{said}This does not prove that there is no shortcut: the search does not find a smaller lean, or a shortcut that none of "
+        "these columns follows. If you know a column that should not matter, name it with --confounder COLUMN."
     )
 
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import find_adapter_config_file
 
-from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, listing
+from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, listing, shortened
 from trueup.store.inputs import path_of
 from trueup.subject import adapter as files
 from trueup.subject import linear, patterns, places, tokens
@@ -156,10 +156,14 @@ MULTI_LABEL = "multi_label_classification"
 
 
 def says_multi_label(model: Any, **options: Any) -> bool:
-    """Whether the config of a model, live or by name, calls its head multi-label; False where it cannot be read."""
+    """Whether the config of a model, live or by name, calls its head multi-label; False where it cannot be read.
+
+    Raises:
+        Unavailable: the hub cannot be reached. It is not asked twice, as each time it is tried for half a minute.
+    """
     config = getattr(model, "config", None)
     if isinstance(model, str | Path) and not str(model).startswith("embedded:"):
-        with suppress(TrueupError):
+        with suppress(BadInput, Unsupported):
             config = read_model_config(resolve(str(model)), str(model), **options)
     return getattr(config, "problem_type", None) == MULTI_LABEL
 
@@ -650,9 +654,10 @@ def _explained(e: Exception, name: str) -> TrueupError:
             f"'{name}' needs code of its own. Read that code, then pass --trust-remote-code if you trust it."
         )
     if isinstance(e, OSError) and not Path(name).exists():
+        why = shortened(text.split(". ")[0].rstrip("."), 160)
         return Unavailable(
-            f"'{name}' could not be had: it is no local folder, and the hub did not give it ({text[:160]}). "
-            "Check the name and the network, or use an embedded model such as 'embedded:minilm'."
+            f"'{name}' is not a local folder, and it cannot be downloaded from the Hugging Face Hub ({why}). Check the name and "
+            "the network, or use an embedded model such as 'embedded:minilm'."
         )
     return BadInput(
         f"'{name}' could not be loaded: {text[:240]}. Check that the folder is a complete transformers model."

@@ -176,7 +176,7 @@ def test_the_winner_is_chosen_on_one_half_within_its_price_and_confirmed_on_the_
     chose, judged = (set(e.held.cluster[m]) for m in (e.choosing, ~e.choosing))
     assert not chose & judged
     assert f"{won['severity']:+.3f} [{won['low']:+.3f}, {won['high']:+.3f}]" in remedy.describe()
-    assert f"on {int((~e.choosing).sum())} calibration examples that chose nothing" in remedy.describe()
+    assert f"On {int((~e.choosing).sum())} calibration examples that were not used for choosing" in remedy.describe()
 
 
 def test_a_cost_of_just_the_budget_is_within_it(remedy):
@@ -328,7 +328,7 @@ def test_a_winner_that_cannot_be_saved_costs_the_repair_nothing(case, finding, r
     else:  # what prompts alone do here is confirmed on some machines and just not on others
         rows = got.tried["candidates"]
         assert any(f"repairs {r['title']} was the best" in got.reason for r in rows if r["key"] in others)
-        assert "those that chose nothing do not confirm it" in got.reason
+        assert "Those not used for choosing do not confirm it" in got.reason
     refused = {r["key"]: r["refused"] for r in rows if "refused" in r}
     assert refused
     assert set(refused.values()) == {"The head cannot be replaced."}
@@ -778,7 +778,7 @@ def test_the_remedy_of_a_prompt_is_a_plain_adapter(case, remedy, kind, tmp_path)
     card = (tmp_path / "remedy" / "README.md").read_text()
     assert "AutoModelForSequenceClassification" in card
     assert ("What was tried" in card) == (kind == "chosen")
-    assert ("on calibration examples that chose nothing" in card) == (kind == "chosen")
+    assert ("on calibration examples that were not used for choosing" in card) == (kind == "chosen")
 
 
 @pytest.mark.parametrize("bare", [False, True])

@@ -25,22 +25,22 @@ class Confounding(Fault):
     """How much does the classifier lean on a column that should not matter? Severity: AUPRC lost to leaning on it, either way.
 
     Attributes:
-        threshold: severity above which it is called a fault.
-        attribute: the column whose lean is the headline, and that a repair is against; two with ``*`` between them (``site*sex``)
-            are taken together, each pair of values a group. Empty for the one that the classifier leans on most on calibration
-            examples. All other columns and pairs are examined beside it.
-        coupling: at which the lean is told: with even margins each class is so many times as frequent in its group. 0 takes
-            that of the training examples where it is above 2 (at most 5), else 3.
-        max_cost: accuracy as the data are that a repair may cost.
-        take: the key of the repair to take (`frontier` in the card); empty for the best within `max_cost`.
+        threshold: the severity above which a fault is found.
+        attribute: the column that gives the headline severity and that a repair removes. ``site*sex`` takes two columns together:
+            each pair of values is a group. Empty: the column that the classifier leans on most on calibration examples. All other
+            columns and pairs are examined too.
+        coupling: the coupling at which the lean is measured: how many times as frequent a class is in its own group. 0: the
+            coupling of the training examples if it is above 2 (at most 5), otherwise 3.
+        max_cost: the accuracy that a repair may cost on data like the test data.
+        take: the key of the repair to take; the report lists the keys. Empty: the best repair within `max_cost`.
         retrain: also try repairs that train an adapter again (an ordinary confounder prompt or LoRA, GroupDRO,
             resampling, importance weights). Each costs about one training.
-        l_y: coefficient of the task's own vector in the prompt arithmetic P0 + l_Y tau_Y - l_Z tau_Z, whose values HyPA's abstract
-            does not give.
-        l_z: coefficients of the confounder's vector that are tried, with commas between them; 0 and 1 always are.
-        ridge: of the tangent fits.
-        anchor: the prompt at which prompts are linearised: the ``start`` of the training, or the ``tuned`` one.
-        resamples: of every bootstrap.
+        l_y: the coefficient of the task's own vector in the prompt arithmetic P0 + l_Y tau_Y - l_Z tau_Z. The abstract of the
+            HyPA paper does not give it.
+        l_z: the coefficients of the confounder's vector to try, separated by commas. 0 and 1 are always tried.
+        ridge: the ridge penalty of the fits in the linearised model.
+        anchor: the prompt at which the model is linearised: the ``start`` of the training, or the ``tuned`` one.
+        resamples: the number of bootstrap resamples.
     """
 
     threshold: float = 0.05
@@ -93,7 +93,7 @@ class Confounding(Fault):
 
     name: ClassVar[str] = "confounding"
     title: ClassVar[str] = "Confounding"
-    question: ClassVar[str] = "Does my classifier read the site instead of the symptom?"
+    question: ClassVar[str] = "Does my classifier rely on something that should not matter?"
     paper: ClassVar[str] = "arXiv 2605.03096 (HyPA)"
     needs: ClassVar[str] = "`--confounder COLUMN` (embedded data that have such a column bring it)"
     reads_states: ClassVar[bool] = True

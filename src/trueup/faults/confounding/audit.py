@@ -1,4 +1,4 @@
-"""Subject + Corpus -> Finding: how much does the classifier lean on a column, and what happens when the mix moves?
+"""Subject + Corpus -> Finding: how much does the classifier lean on a column, and what happens when the coupling changes?
 
 The shift protocol keeps P(y) and P(z) and moves only P(y|z). Instead of drawing test sets at each coupling, every audited
 example is weighted to it: the same quantity in expectation, from all examples and without a draw's noise (a test holds
@@ -201,10 +201,10 @@ def _sentence(
     else:
         told = "No group has a head start that can be told from none."
     return (
-        f"At a coupling of {m.strength:.3g} (with even margins each class {m.strength:.3g} times as frequent in its group) AUPRC "
-        f"is {got['auprc_towards'].value:.3f} one way and {got['auprc_against'].value:.3f} the other. Leaning on '{attribute}' "
-        f"makes {abs(head.value):.3f} {_interval(*folded(head))} of that; one group being harder makes {floor.value:+.3f} "
-        f"{_interval(floor.low, floor.high)}, which is no shortcut. {told}"
+        f"At a coupling of {m.strength:.3g} (each class is {m.strength:.3g} times as frequent in its own group) AUPRC is "
+        f"{got['auprc_towards'].value:.3f} one way and {got['auprc_against'].value:.3f} the other. Leaning on '{attribute}' "
+        f"causes {abs(head.value):.3f} {_interval(*folded(head))} of that; {floor.value:+.3f} "
+        f"{_interval(floor.low, floor.high)} is because one group is harder, which is not a shortcut. {told}"
     )
 
 
@@ -325,7 +325,7 @@ def _check_cells(corpus: Corpus, attribute: str, groups: tuple[str, ...]) -> Non
 def _charts(
     m: Mixes, cells, curve, got, layers: tuple[Chart, ...], samples, names, groups, attribute
 ) -> tuple[Chart, ...]:
-    axis = "coupling: with even margins each class so many times as frequent in its group (1: none; below 1: reversed)"
+    axis = "coupling: how many times as frequent a class is in its own group (1: unrelated; below 1: reversed)"
     rates = []
     for z, name in enumerate(groups):
         rows = [(samples["label"] == y) & (samples["group"] == z) for y in range(len(names))]
@@ -349,9 +349,9 @@ def _charts(
                     [e.high for e in bars.values()]),),
         ),
         Chart(
-            "shift", "What happens when the mix moves", "line", axis, "AUPRC",
-            "How often each label and each group occur never moves, only which go together. A flat line means that the model "
-            "ignores the column.",
+            "shift", "AUPRC when the coupling changes", "line", axis, "AUPRC",
+            "Labels and groups stay as frequent as they are; only how often they occur together changes. A flat line means that "
+            "the model ignores the column.",
             (Series("AUPRC", m.x.tolist(), [e.value for e in curve], [e.low for e in curve], [e.high for e in curve]),),
             log10=True, slider=Slider("Coupling in the test mix", 0.0), here=here,
         ),

@@ -107,18 +107,25 @@ class Scouted:
         from trueup.faults.confounding import search
         from trueup.faults.confounding.mixes import FEWEST
 
-        kinds = ", ".join(f"{n} {KINDS[k]}" for k, n in self.tried.items() if n)
+        kinds = ", ".join(f"{KINDS[k]}: {n}" for k, n in self.tried.items() if n)
         told = (
             f"{sum(self.tried.values())} derived columns were tried on {self.searching:,} independent calibration examples "
-            f"({kinds}); {self.rare} of them have fewer than {FEWEST} examples of some label in some group. {self.judged} were "
-            f"judged on {self.judging:,} independent test examples, and {self.named or 'none'} "
+            f"({kinds}); {self.rare} of them have fewer than {FEWEST} examples of some label in some group. "
+        )
+        if not self.judged:
+            return (
+                f"{told}No column was judged on the test examples: the others do not lean on the calibration examples, or are too "
+                "rare in the test examples."
+            )
+        told += (
+            f"{self.judged} were judged on {self.judging:,} independent test examples, and {self.named or 'none'} "
             f"{'has' if self.named == 1 else 'have'} a lean above {self.threshold:g} at a false discovery rate of "
             f"{search.RATE:.0%}."
         )
         if math.isfinite(self.smallest):
             told += f" This many examples name a lean of {self.smallest:.2f} in 80% of cases."
         if not self.named and self.needed is not None:
-            told += f" If the strongest is as strong as it looks, some {self.needed:,} independent test examples would name it."
+            told += f" If the strongest is as strong as it looks, about {self.needed:,} independent test examples would name it."
         return told
 
     def as_dict(self) -> dict[str, Any]:

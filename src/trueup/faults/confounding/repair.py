@@ -282,8 +282,8 @@ def why_none(
 def _unconfirmed(winner: Offer, moved: Moved, tried: int) -> str:
     lean = _interval(moved.lean)
     return (
-        f"Of {tried} repairs {winner.title} was the best on the calibration examples that choose, and those that chose "
-        "nothing do not confirm it: "
+        f"Of {tried} repairs {winner.title} was the best on the calibration examples used for choosing. Those not used "
+        "for choosing do not confirm it: "
         + (
             f"the lean moved by {lean}, but AUPRC over all mixes, which has to rise, by {_interval(moved.level)}."
             if moved.lean.high < 0
@@ -306,9 +306,9 @@ def tell(
     """The winner as an adapter, with its card: what was tried, what it moved, and what became of the attribute inside."""
     m, tried = moved[winner.key], _tried(e, offers, moved, winner)
     describe = (
-        f"{winner.title[0].upper()}{winner.title[1:]} ({winner.variant.name}): on {tried['examples']['judged']} calibration "
-        f"examples that chose nothing, the lean on '{about['attribute']}' moved by {_interval(m.lean)}, "
-        f"AUPRC over all mixes by {_interval(m.level)}, and accuracy as the data are by {_interval(m.accuracy, '+.1%')}. "
+        f"{winner.title[0].upper()}{winner.title[1:]} ({winner.variant.name}). On {tried['examples']['judged']} calibration "
+        f"examples that were not used for choosing, the lean on '{about['attribute']}' changes by {_interval(m.lean)}, the mean "
+        f"AUPRC over all couplings by {_interval(m.level)}, and the accuracy by {_interval(m.accuracy, '+.1%')}. "
         f"{claim.sentence}"
     )
     card = dict(about) | tried | {
@@ -372,8 +372,8 @@ def _markdown(offers: Sequence[Offer], moved: Mapping[str, Moved]) -> str:
         for o in sorted(offers, key=lambda o: -moved[o.key].level.value)
     )
     return (
-        "Paired differences to the adapter as it was, on calibration examples that chose nothing: of the lean, of the mean AUPRC "
-        "over mixes from one coupling to its reverse, and the accuracy lost as the data are. Settings and the winner were chosen "
+        "Paired differences to the adapter as it was, on calibration examples that were not used for choosing: of the lean, of "
+        "the mean AUPRC over couplings from one to its reverse, and of the accuracy. Settings and the winner were chosen "
         "on the other calibration examples; intervals of those that were not chosen are not adjusted for their number.\n\n"
         "| repair | setting | change of the lean [95%] | change of AUPRC, all mixes [95%] | accuracy lost [95%] |\n"
         "|---|---|---|---|---|\n" + rows

@@ -25,14 +25,16 @@ class Copying(Fault):
     """Does a few-shot prompt make the model repeat its examples' answers? Severity: wrong copies above chance.
 
     Attributes:
-        threshold: severity above which it is called a fault.
-        prose: ordinary text (data as of `trueup.read`, with columns ``text`` and ``label``) whose perplexity a repair should
-            leave alone.
-        resamples: of every bootstrap.
-        units_from: where a repair looks for the units it may scale: ``proxy``, the published protocol, on counting the vowels
-            of nouns, and carried to the user's task; ``task``, on the user's own prompts; ``both``, candidates from either.
-        max_cost: accuracy that a repair may cost, here and where copying is right; what few queries leave open comes on top.
-        take: ``units`` or ``heads``, to take what came nearest to chance of these; empty for what the rule chooses.
+        threshold: the severity above which a fault is found.
+        prose: ordinary text (data as of `trueup.read`, with columns ``text`` and ``label``). A repair should not change its
+            perplexity.
+        resamples: the number of bootstrap resamples.
+        units_from: the task on which a repair looks for units to scale. ``proxy``: counting the vowels of nouns, as in the
+            paper; the units are then used on your task. ``task``: your own prompts. ``both``: candidates from either.
+        max_cost: the accuracy that a repair may cost, here and in tasks where copying is right. The uncertainty of few queries is
+            added to it.
+        take: ``units`` or ``heads``: take the repair of this kind whose copying is nearest to chance, whatever it costs. Empty: the
+            best repair within `max_cost`.
     """
 
     threshold: float = 0.03

@@ -388,7 +388,7 @@ def choose(
     where = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
     says = (
         f"Scales {best.what} of {where} ({best.title}, {'units' if best.part == 'down' else 'heads'} found on {best.source}): on "
-        f"{len(third)} calibration queries that chose nothing wrong copies above chance change by {moved} and "
+        f"{len(third)} calibration queries that were not used for choosing, wrong copies above chance change by {moved} and "
         f"accuracy by {row['accuracy change']:+.1%}; a penalty on shown answers "
         f"changes them by {penalty['change']:+.1%} and {penalty['accuracy change']:+.1%}."
     )
@@ -957,8 +957,8 @@ def _markdown(
         return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *body])
 
     return (
-        "On calibration queries that chose nothing:\n\n" + lines(confirmed)
-        + "\n\nOn those that chose among these, so the intervals are optimistic:\n\n" + lines(judged)
+        "On calibration queries that were not used for choosing:\n\n" + lines(confirmed)
+        + "\n\nOn the queries that were used for choosing among these, so the intervals are optimistic:\n\n" + lines(judged)
         + "\n\nAs many others of the same kind, scaled at the last token alone:\n\n" + lines(controls)
     )  # fmt: skip
 

@@ -28,11 +28,14 @@ class Overconfidence(Fault):
     """When may a prediction be trusted? Severity: the share of the confidence's Brier loss that could have been avoided.
 
     Attributes:
-        threshold: severity above which it is called a fault. 0.02 is a softmax at a temperature of about 0.7 or 1.5.
-        folds: cross-fitting folds of the repair. members: adapters trained for an ensemble to distil (0: none; each
-            costs about one training of the adapter). passes: forward passes with dropout left on, for MC dropout (0: none).
-        delta: chance that a certified abstention threshold is wrong. resamples: of every bootstrap.
-        drop_in: keep the classifier's outputs: one temperature in its last layer, which any pipeline reads, and no extra output.
+        threshold: the severity above which a fault is found. A softmax at a temperature of about 0.7 or 1.5 has 0.02.
+        folds: the number of folds for cross-fitting the repair.
+        members: the number of adapters to train as an ensemble that is distilled. 0: none. Each costs about one training.
+        passes: the number of forward passes with dropout, for MC dropout. 0: none.
+        delta: the probability that a certified abstention threshold is wrong.
+        resamples: the number of bootstrap resamples.
+        drop_in: keep the classifier's outputs as they are. The repair is then one temperature in the last layer, which any
+            pipeline reads.
     """
 
     threshold: float = 0.02

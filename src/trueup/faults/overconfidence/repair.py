@@ -87,7 +87,7 @@ def drop_in(
     facts: dict[str, Any] = {"saved": {"whole": asdict(saved)}, "temperature": temperature}
     if not saved.low > 0:
         return NoRemedy(
-            f"One temperature for all logits is not better than the softmax response beyond doubt: it {gain}.", facts
+            f"One temperature for all logits is not measurably better than the softmax response: it {gain}.", facts
         )
     reason = (
         f"Divides the logits by a temperature of {temperature:.4g}, which {gain}. The outputs and the predicted classes are those "
@@ -367,8 +367,9 @@ def _reason(choice: Choice, saved: Saved, winner: Confidence | None) -> str:
     tried = sum(r["saveable"] for r in choice.table) - 1
     if winner is None:
         return (
-            f"Nothing is better than the softmax response beyond doubt. On calibration examples that chose nothing, recalibration "
-            f"saves {recalibration} of its Brier loss, and the best of {tried} heads and scores {beyond} more."
+            f"Nothing that was tried is measurably better than the softmax response. On calibration examples that were not "
+            f"used for choosing, recalibration saves {recalibration} of its Brier loss, and the best of {tried} heads and scores "
+            f"{beyond} more."
         )
     if winner.key == RESPONSE.key:
         return (

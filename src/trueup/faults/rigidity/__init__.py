@@ -29,13 +29,13 @@ class Rigidity(Fault):
     size and effort, over training seeds.
 
     Attributes:
-        threshold: accuracy above which it is called a fault, and the margin within which a prompt suffices.
-        epochs: passes over the training examples, for every adapter it is compared with; doubled, up to four times as many, for
-            one that still improves.
-        tries: learning rates tried for each of these adapters, and more where the best lies on an edge.
-        seeds: how often each of these adapters is trained; 3 or more.
-        most: training examples they learn from, at most.
-        resamples: of every bootstrap.
+        threshold: the severity above which a fault is found. Below it, a prompt is enough.
+        epochs: the number of passes over the training examples for each adapter in the comparison. It is doubled, up to four times
+            as many, for an adapter that still improves.
+        tries: the number of learning rates for each of these adapters. More are tried if the best one is the lowest or highest.
+        seeds: how often each of these adapters is trained; at least 3.
+        most: the largest number of training examples to use.
+        resamples: the number of bootstrap resamples.
     """
 
     threshold: float = 0.03

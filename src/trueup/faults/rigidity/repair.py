@@ -81,7 +81,7 @@ def repair(
 
     gain = bootstrap.paired(accuracy, [own], [new], seed, resamples, cluster=refs.held.cluster)
     rows = [_row(e, e is chosen) for e in found]
-    about = f"{points(gain)} on {len(own)} calibration examples that chose nothing"
+    about = f"{points(gain)} on {len(own)} calibration examples that were not used for choosing"
     name = _name(chosen)
     if gain.low <= 0:
         return NoRemedy(
