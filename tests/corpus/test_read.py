@@ -176,6 +176,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
     assert len(read(path)) == 20
 
 
+def test_what_an_object_inside_of_a_column_names_twice_is_the_users(tmp_path):
+    lines = [f'{{"text": "a {i}", "label": "{"xy"[i % 2]}", "meta": {{"k": 1, "k": 2}}}}' for i in range(12)]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    assert len(read(tmp_path / "d.jsonl")) == 12
+
+
 def test_json_lines_under_the_name_json_and_other_shapes(tmp_path):
     path = tmp_path / "d.json"
     expected = read(as_jsonl(path, rows())).fingerprint
@@ -594,6 +600,12 @@ WRONG = {
     "few.csv": (HEAD + "x,a\ny,b\nz,a\n", "too few rows for three splits (3 rows, and 1 different"),
     "same.csv": (HEAD + "x,a\nx,a\nx,a\ny,b\ny,b\ny,b\n", "too few rows for three splits (6 rows, and 1 different"),
     "ids.csv": (HEAD + "".join(f"text {i},id{i}\n" for i in range(150)), "150 different labels in 150 rows"),
+    "twice.jsonl": (
+        '{"text": "a", "label": "b"}\n{"text": "a", "label": "b", "label": "c"}\n',
+        "line 2 names 'label' more than once. Rename one of them.",
+    ),
+    "twice.json": ('[{"text": "a", "label": "b", "text": "c"}]', "record 1 names 'text' more than once"),
+    "twice_columns.json": ('{"text": ["a"], "label": ["b"], "text": ["c"]}', "names 'text' more than once"),
     "broken.jsonl": ('{"text": "a", "label": "b"}\n\n{"text": "a", "label"\n', "line 3: not valid JSON"),
     "list.jsonl": ('{"text": "a", "label": "b"}\n["a", "b"]\n', "line 2: a list where an object belongs"),
     "deep.jsonl": ("[" * 100_000, "line 1: not valid JSON"),

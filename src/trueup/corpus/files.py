@@ -389,7 +389,7 @@ def _json_lines(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
         if not line.strip():
             continue
         try:
-            record = json.loads(line, parse_constant=_constant)
+            record = json.loads(line, parse_constant=_constant, object_pairs_hook=_object)
         except (ValueError, RecursionError) as e:
             said = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "too deep or too long"
             raise BadInput(
@@ -401,6 +401,7 @@ def _json_lines(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
                 f"{source}, line {n}: a {_json_kind(record)} where an object belongs. Each line must hold one object, "
                 'such as {"text": "...", "label": "..."}.'
             )
+        _each_name_once(record, f"{source}, line {n}")
         rows.add(n, record.items(), len(line))
     if not rows.at:
         raise _blank(path)
@@ -421,7 +422,7 @@ def _json(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
                 f"{source} is longer than {LONGEST_JSON if lists else LONGEST:,} characters, the most that is read of one JSON "
                 f"{'list' if lists else 'object'}. Write one object per line and call the file .jsonl, which is read row by row."
             )
-        whole = json.loads(text, parse_constant=_constant)
+        whole = json.loads(text, parse_constant=_constant, object_pairs_hook=_object)
     except RecursionError as e:
         raise BadInput(f"{source} is nested too deep. Give a list of objects.") from e
     except json.JSONDecodeError as e:
@@ -434,6 +435,8 @@ def _json(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
         ) from e
     except ValueError as e:
         raise BadInput(f"{source} is not valid JSON ({e}). Correct it, or give the data as .csv or .jsonl.") from e
+    if isinstance(whole, dict):
+        _each_name_once(whole, source)
     if isinstance(whole, dict) and len(whole) == 1:
         inner = next(iter(whole.values()))
         if isinstance(inner, list) and inner and all(isinstance(r, dict) for r in inner):
@@ -454,7 +457,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 def _json_list(text: str, path: Path, wanted: Sequence[str]) -> Table:
     """The records of a JSON list, one after the other: as Python's objects a list takes many times what its text does."""
-    decoder = json.JSONDecoder(parse_constant=_constant)
+    decoder = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
 
     def after(at: int) -> int:
         found = _SPACE.match(text, at)
@@ -482,9 +485,30 @@ def _constant(said: str) -> float | None:
     return None if said == "NaN" else float(said.replace("Infinity", "inf"))
 
 
+class _Twice(dict[str, Any]):
+    """A JSON object in which a name stands more than once. JSON itself allows that, and does not say which value counts."""
+
+    name = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    twice = _Twice(made)
+    twice.name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+    return twice
+
+
+def _each_name_once(record: dict[str, Any], where: str) -> None:
+    """Of the names that are columns; what an object inside of a column holds is the user's."""
+    if isinstance(record, _Twice):
+        raise BadInput(f"{where} names '{record.name}' more than once. Rename one of them.")
+
+
 def _json_kind(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "true or false", int: "number", float: "number"}
-    return names.get(type(value), "null")
+    kinds = ((dict, "object"), (list, "list"), (str, "string"), (bool, "true or false"), (int | float, "number"))
+    return next((said for kind, said in kinds if isinstance(value, kind)), "null")
 
 
 def _records(records: Iterable[Any], source: str, wanted: Sequence[str]) -> Table:
@@ -494,6 +518,7 @@ def _records(records: Iterable[Any], source: str, wanted: Sequence[str]) -> Tabl
             raise BadInput(
                 f"{source}, record {n}: a {_json_kind(record)} where an object belongs. Give a list of objects."
             )
+        _each_name_once(record, f"{source}, record {n}")
         rows.add(n, record.items())
     return rows.table()
 
