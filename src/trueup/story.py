@@ -610,14 +610,17 @@ def _unused(subject: Subject, test: Corpus) -> list[str]:
     if subject.shots is not None:
         return []
     if subject.multi_label:
-        said, whole = (predict(subject, test).logits > 0).any(axis=0), test.labels
-        assert whole is not None
-        counts, what = whole.sum(axis=0), "a label"
+        assert test.labels is not None
+        said = set(np.flatnonzero((predict(subject, test).logits > 0).any(axis=0)).tolist())
+        counts, what = test.labels.sum(axis=0), "a label"
     else:
-        said = np.isin(np.arange(len(test.classes)), predict(subject, test).predicted)
+        said = set(predict(subject, test).predicted.tolist())
         counts, what = np.bincount(test.label, minlength=len(test.classes)), "the true label"
-    silent = [f"'{c}', {what} of {n:,} of {len(test):,} test texts" for c, n, s in zip(test.classes, counts, said, strict=True)
-              if n and not s]  # fmt: skip
+    silent = [
+        f"'{c}', {what} of {n:,} of {len(test):,} test texts"
+        for i, (c, n) in enumerate(zip(test.classes, counts.tolist(), strict=True))
+        if n and i not in said
+    ]
     more = f"; and {len(silent) - 12} more labels" if len(silent) > 12 else ""
     return [f"The model never predicts {'; '.join(silent[:12])}{more}."] if silent else []
 

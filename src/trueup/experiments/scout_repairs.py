@@ -62,7 +62,8 @@ def drawn(plant: str, sizes: Mapping[str, int], seed: int = 0) -> tuple[Corpus, 
             rate = 0.5 if plant == "none" else RATE if y else 1 - RATE
             rows.append(left[y, int(rng.random() < rate)].pop())
             split.append(part)
-    texts, there = [source.text[i] for i in rows], has[rows]
+    texts: list[str] = [source.text[i] for i in rows]  # type: ignore[misc]
+    there = has[rows]
     if plant in ("word", "none"):
         texts = [f"{WORD} {t}" if z else t for t, z in zip(texts, there, strict=True)]
     second = _seconds(texts, label[rows], there, rng) if plant == "overlap" else None

@@ -518,7 +518,8 @@ def conclusion(drawn: Sequence[tuple[str, Chart]]) -> str:
         near = min(places, key=lambda x: abs(x - chart.here))
         said = f"Here, with the test texts as they are, {what}: {told(near)}. "
     if chart.slider is not None and chart.slider.column:  # where few texts are answered, a line is noise
-        near = min(places, key=lambda x: abs(x - chart.slider.start))
+        start = chart.slider.start
+        near = min(places, key=lambda x: abs(x - start))
         return f"{said}At {at(near)}: {told(near)}."
     if len(lines) == 2:
         far = max(places, key=lambda x: abs(lines["after"][x] - lines["before"][x]))
