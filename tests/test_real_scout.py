@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trueup.experiments.scout_repairs import WORD, agreement, drawn
+from trueup.experiments.scout_repairs import WORD, drawn, shares
 from trueup.faults.confounding.scout import scout
 from trueup.run.heads import warm_start
 from trueup.run.predict import Session, within
@@ -22,19 +22,19 @@ def examined(plant: str) -> tuple[list[str], list[float]]:
     subject = fresh("embedded:minilm", Lora(), corpus.classes, max_length=24, device="cpu", seed=0)
     warm_start(subject, corpus.part("train"))
     found = scout(subject, corpus, seed=0)
-    return [x.name for x in found.leads], agreement(found, corpus, there)
+    return [x.name for x in found.leads], shares(found, corpus, there)
 
 
 @pytest.mark.parametrize(("plant", "least"), [("word", 0.99), ("cluster", 0.75)])
 def test_a_plant_in_real_text_is_found(plant, least, tmp_path):
     with within(Session(Memo(tmp_path))):
-        names, shares = examined(plant)
-        assert max(shares, default=0) >= least, list(zip(names, shares, strict=True))
+        names, agree = examined(plant)
+        assert max(agree, default=0) >= least, list(zip(names, agree, strict=True))
 
 
 def test_a_word_that_goes_with_no_label_is_not_named(tmp_path):
     """The control: the same word in as many texts of either class."""
     with within(Session(Memo(tmp_path))):
-        names, shares = examined("none")
+        names, agree = examined("none")
         assert WORD not in " ".join(names)
-        assert max(shares, default=0.5) < 0.75
+        assert max(agree, default=0.5) < 0.75

@@ -435,8 +435,7 @@ def _json(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
         ) from e
     except ValueError as e:
         raise BadInput(f"{source} is not valid JSON ({e}). Correct it, or give the data as .csv or .jsonl.") from e
-    if isinstance(whole, dict):
-        _each_name_once(whole, source)
+    _each_name_once(whole, source)
     if isinstance(whole, dict) and len(whole) == 1:
         inner = next(iter(whole.values()))
         if isinstance(inner, list) and inner and all(isinstance(r, dict) for r in inner):
@@ -500,15 +499,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return twice
 
 
-def _each_name_once(record: dict[str, Any], where: str) -> None:
+def _each_name_once(record: Any, where: str) -> None:
     """Of the names that are columns; what an object inside of a column holds is the user's."""
     if isinstance(record, _Twice):
         raise BadInput(f"{where} names '{record.name}' more than once. Rename one of them.")
 
 
 def _json_kind(value: Any) -> str:
-    kinds = ((dict, "object"), (list, "list"), (str, "string"), (bool, "true or false"), (int | float, "number"))
-    return next((said for kind, said in kinds if isinstance(value, kind)), "null")
+    names = {dict: "object", list: "list", str: "string", bool: "true or false", int: "number", float: "number"}
+    return names.get(type(value), "null")
 
 
 def _records(records: Iterable[Any], source: str, wanted: Sequence[str]) -> Table:

@@ -2,8 +2,41 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import adjusted_rand_score
+
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.read import read
+from trueup.subject.load import load
+from trueup.subject.subject import Subject
+
+MODEL = "embedded:minilm"
+
+
+def hidden(folder: Path, limit: int) -> tuple[Subject, Corpus]:
+    """``lora``, an adapter of `MODEL`, and ``named.csv``, whose last column is the corpus' only attribute.
+
+    Args:
+        limit: of the rows, as in `trueup.read`; 0 for all.
+    """
+    with (folder / "named.csv").open(encoding="utf-8", newline="") as f:
+        column = next(csv.reader(f))[-1]
+    corpus = read(folder / "named.csv", attributes=(column,), split="split", limit=limit or None, seed=0)
+    subject = load(MODEL, str(folder / "lora"))
+    return subject, corpus.relabel(subject.classes)
+
+
+def agreement(group: NDArray, true: NDArray) -> dict[str, float]:
+    """Of two groups of the same texts: the share on which they agree, whatever they are called, and the adjusted Rand index."""
+    own, other = (np.unique(x, return_inverse=True)[1] for x in (group, true))
+    share = float(np.mean((own > 0) == (other > 0)))
+    return {"share": max(share, 1 - share), "rand": float(adjusted_rand_score(own, other))}
 
 
 def table(result: Mapping[str, Any]) -> str:

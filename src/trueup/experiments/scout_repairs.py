@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
+from trueup.experiments.scout import agreement
 from trueup.faults.confounding import Confounding
 from trueup.faults.confounding.leads import Scouted
 from trueup.faults.fault import Finding
@@ -85,16 +86,11 @@ def _seconds(
     return tuple(found)
 
 
-def agreement(found: Scouted, corpus: Corpus, true: NDArray) -> list[float]:
-    """Of each named column, the share of test texts on which it agrees with the true one of two groups, whatever the groups are
-    called."""
+def shares(found: Scouted, corpus: Corpus, true: NDArray) -> list[float]:
+    """Of each named column, the share of test texts on which it agrees with the true one of two groups."""
     test = corpus.split == "test"
-    shares = []
-    for cue in found.columns:
-        own, other = (np.unique(x, return_inverse=True)[1] > 0 for x in (cue.of(corpus.take(test)), true[test]))
-        share = float((own == other).mean())
-        shares.append(max(share, 1 - share))
-    return shares
+    part = corpus.take(test)
+    return [agreement(cue.of(part), true[test])["share"] for cue in found.columns]
 
 
 def reach(
@@ -107,7 +103,7 @@ def reach(
         true: (n,) the true column's groups. folder: where the repaired adapters are kept.
 
     Returns:
-        As a dictionary: the column (``name``, ``rank``, ``share``), ``as it is``, ``scouted`` and ``named`` (lean with its interval
+        As a dictionary: the column (``name``, ``rank``, ``share``), ``as it is``, ``scouted`` and ``true`` (lean with its interval
         and accuracy; empty where no repair was saved), ``paired``: the lean that the first leaves less what the second leaves. Of a
         scout that names no column near the true one ``as it is`` alone.
     """
@@ -121,14 +117,14 @@ def reach(
         return finding, {"lean": finding.severity, "low": finding.low, "high": finding.high, "accuracy": accuracy}
 
     told: dict[str, Any] = {"as it is": measured(subject)[1]}
-    shares = agreement(found, corpus, true)
-    if max(shares, default=0.0) < NEAR:
+    near = shares(found, corpus, true)
+    if max(near, default=0.0) < NEAR:
         return told
-    best = int(np.argmax(shares))
-    told |= {"name": found.leads[best].name, "rank": best + 1, "share": shares[best]}
+    best = int(np.argmax(near))
+    told |= {"name": found.leads[best].name, "rank": best + 1, "share": near[best]}
     columns = {
         "scouted": replace(corpus, attributes={found.leads[best].name: found.columns[best].of(corpus)}, others={}),
-        "named": truth,
+        "true": truth,
     }
     left: list[Finding] = []
     for key, own in columns.items():
@@ -155,7 +151,7 @@ def table(result: Mapping[str, Any]) -> str:
     for row in result["rows"]:
         cells = [
             f"{row['data']} ({row['calibration']:,} + {row['test']:,})", _lean(row["as it is"]), _column(row),
-            _left(row, "scouted"), _left(row, "named"), _lean(row["paired"], "+.3f") if "paired" in row else "",
+            _left(row, "scouted"), _left(row, "true"), _lean(row["paired"], "+.3f") if "paired" in row else "",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
