@@ -27,7 +27,7 @@ LIVE = matrix.Cell("bert", "lora", "head")
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_a_cell(cell: matrix.Cell, base_of: Callable[[str], Path], tmp_path: Path) -> None:
     counts = matrix.Counts()
-    matrix.run(counts, cell, base_of(cell.family), tmp_path / "cell", ends=False)
+    matrix.run(counts, cell, base_of(cell.family), tmp_path / "cell")
     assert not counts.wrong
     assert counts.refused["cell"] or counts.held["batch"] == 12, "of two number types and two sides, three batches"
     print(f"{cell}: {dict(counts.held)}, refused: {dict(counts.refused)}")
