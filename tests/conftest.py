@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from trueup.store.cache import Memo
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +25,18 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Memo:
+    """A memory of trainings that all tests of this run share, in whichever of its processes: rigidity's planted case trains 51 adapters.
+
+    A test takes it up by `within(Session(trainings))`, where it is not about what is trained.
+    """
+    from trueup.store.cache import Memo
+
+    base = tmp_path_factory.getbasetemp()
+    return Memo((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trainings")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,6 +11,8 @@ import pytest
 from pages import DOCS, PAGES, ROOT, Block, blocks, commands, prose
 
 from trueup.faults.fault import each_fault
+from trueup.run.predict import Session, within
+from trueup.store.cache import Memo
 
 ALL = [*PAGES, DOCS / "log.md"]
 FAULTS = [f.name for f in each_fault()]
@@ -229,8 +231,9 @@ def test_items_that_name_two_attributes_are_read(hooks: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_every_chart_of_a_planted_case_is_drawn_and_explained(hooks: ModuleType, name: str) -> None:
-    got = hooks.charts(name)
+def test_every_chart_of_a_planted_case_is_drawn_and_explained(hooks: ModuleType, name: str, trainings: Memo) -> None:
+    with within(Session(trainings)):
+        got = hooks.charts(name)
     charts = hooks.finding(name).charts
     assert charts
     assert got.count("data:image/svg+xml;base64,") == len(charts)
@@ -249,17 +252,14 @@ def test_nothing_of_a_machine_stands_in_the_pages() -> None:
 # ----------------------------------------------------------------------------------------------------------- mkdocs
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
+def test_the_site_is_built_without_a_warning(tmp_path: Path, trainings: Memo) -> None:
     if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("material") is None:
         pytest.skip("mkdocs-material is not installed, so the site was not built: pip install 'trueup[docs]'.")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path / "site")],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    with within(Session(trainings)):  # its charts are of planted cases
+        build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True))
     for page in ALL:
         built = named(page).removesuffix(".md").removesuffix("index")
         html = (tmp_path / "site" / built / "index.html").read_text(encoding="utf-8")

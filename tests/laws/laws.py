@@ -21,8 +21,9 @@ from trueup.faults.fault import Fault, Finding, Remedy
 from trueup.measure.worlds import Rates, rates
 from trueup.run import forward
 from trueup.run import predict as predicting
-from trueup.run.predict import predict
+from trueup.run.predict import Session, predict, within
 from trueup.store import atomic
+from trueup.store.cache import Memo
 from trueup.subject.subject import Subject
 
 from . import respelt
@@ -37,9 +38,13 @@ def law(f: Callable[[Fault], None]) -> Callable[[Fault], None]:
 
 @functools.cache
 def prepared(fault: Fault, case: str) -> Fault:
-    """The fault with what it compares with on this case, learnt once for all laws."""
+    """The fault with what it compares with on this case, learnt once for all laws, or taken from `trainings` (conftest.py)."""
     subject, corpus = fault.planted(case)  # type: ignore[arg-type]
-    return fault.prepared(subject, corpus, seed=0)
+    with within(Session(trainings)):
+        return fault.prepared(subject, corpus, seed=0)
+
+
+trainings: Memo | None = None
 
 
 @functools.cache

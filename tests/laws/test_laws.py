@@ -9,11 +9,21 @@ from trueup.experiments.verdicts import worlds
 from trueup.faults.fault import each_fault
 from trueup.faults.rigidity import planted
 
+from trueup.store.cache import Memo
+
+from . import laws
 from .broken import Broken
 from .laws import LAWS
 
 QUICK = {"resamples": 400} | planted.QUICK
 """No law is about how often is drawn, or how rigidity's adapters are tuned."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _remembered(trainings: Memo):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(laws, "trainings", trainings)
+        yield
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)

@@ -39,9 +39,9 @@ def case(name: planted.Case) -> tuple[Subject, Corpus, Rigidity, Finding]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _remembered(tmp_path_factory: pytest.TempPathFactory):
+def _remembered(trainings: Memo):
     """Trainings that several tests ask for are done once."""
-    with within(Session(Memo(tmp_path_factory.mktemp("memo")))):
+    with within(Session(trainings)):
         yield
 
 

@@ -225,31 +225,39 @@ class Columns:
 
     Attributes:
         start: of the first column. shared: of the columns' variance, what they have in common. many: how many there are.
+        hidden: how many of them, the last, nobody can check by reading, as with clusters of hidden states. Each is one of the
+            first columns with a tenth of its rows turned round.
     """
 
     start: float = 0.0
     shared: float = 0.0
     many: int = 60
+    hidden: int = 0
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[list[NDArray], NDArray, NDArray]:
         """Columns, logits and labels of n examples that search and n that judge."""
         label, common = rng.integers(0, 2, 2 * n), rng.normal(size=2 * n)
         found = []
-        for k in range(self.many):
+        for k in range(self.many - self.hidden):
             x = np.sqrt(self.shared) * common + np.sqrt(1 - self.shared) * rng.normal(size=2 * n)
             found.append(np.where(x > np.quantile(x, 1 - (rng.uniform(0.2, 0.5) if k else 0.4)), "there", "not there"))
+        for k in range(self.hidden):
+            turned = rng.random(2 * n) < 0.1
+            found.append(np.where((found[k] == "there") ^ turned, "there", "not there"))
         logits = rng.normal(size=(2 * n, 2)) / np.sqrt(2)
         logits[np.arange(2 * n), label] += 0.5
         logits[:, 1] += self.start * (found[0] == "there")
         return found, logits, label
 
 
-def judge_scout(threshold: float, only: int | None, drawn: tuple[list[NDArray], NDArray, NDArray], seed: int) -> Judged:
-    """Found where a column is named; with `only` where this one is."""
+def judge_scout(
+    threshold: float, only: int | None, hidden: int, drawn: tuple[list[NDArray], NDArray, NDArray], seed: int
+) -> Judged:
+    """Found where a column is named; with `only` where this one is. `hidden`: as in `Columns`."""
     found, logits, label = drawn
     half = np.arange(len(label)) < len(label) // 2
     first, second = (search.Side(lean.centred(logits[r]), label[r], np.arange(len(label))[r]) for r in (half, ~half))
-    leads, _ = search.put_forward([c[half] for c in found], first)
+    leads, _ = search.put_forward([c[half] for c in found], first, range(len(found) - hidden, len(found)))
     named = [
         j.lead.column
         for j in search.judge(leads, [found[x.column][~half] for x in leads], second, threshold=threshold, seed=seed)[0]
@@ -259,7 +267,7 @@ def judge_scout(threshold: float, only: int | None, drawn: tuple[list[NDArray], 
 
 
 def _scout(name: str, kind: Any, world: Columns, threshold: float = THRESHOLD, only: int | None = None) -> World:
-    return World(name, "confounding, a scout", kind, world.draw, functools.partial(judge_scout, threshold, only))
+    return World(name, "confounding, a scout", kind, world.draw, functools.partial(judge_scout, threshold, only, world.hidden))
 
 
 WORLDS = (
@@ -271,5 +279,7 @@ WORLDS = (
     _together("no lean, columns of dice", Leaning((0.0, 0.0, 0.0), 0.0)),
     _scout("60 columns of dice", "null", Columns()),
     _scout("60 tied columns of dice", "null", Columns(shared=0.5)),
+    _scout("60 columns of dice, 20 of them clusters like others", "null", Columns(hidden=20)),
     _scout("one of 60 columns leans 1 sd", "fault", Columns(start=1.0), only=0),
+    _scout("one of 60 columns leans 1 sd, with a cluster like it", "fault", Columns(start=1.0, hidden=20), only=0),
 )
