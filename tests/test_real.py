@@ -50,11 +50,11 @@ def test_encoder_with_a_lora(tmp_path):
     """Tune, check, repair; the saved remedy says the same in plain PEFT, and no prediction changed."""
     from trueup.subject.checkpoint import resolve
 
-    data, adapter = "embedded:bbc", tmp_path / "adapter"
-    made = {"epochs": 1, "lr": 1e-3}  # so short that the confidence is far too low
-    tuned = tune(TuneJob("embedded:minilm", data, Lora(), max_length=32, training=made), adapter)
+    data, adapter, limit = "embedded:bbc", tmp_path / "adapter", 1100
+    made = {"epochs": 1, "lr": 2e-3}  # so short that the confidence is far too low
+    tuned = tune(TuneJob("embedded:minilm", data, Lora(), max_length=32, limit=limit, training=made), adapter)
     assert tuned.accuracy > 0.5  # five classes: chance is 0.2
-    job = trueup.Job("embedded:minilm", data, adapter=str(adapter))
+    job = trueup.Job("embedded:minilm", data, adapter=str(adapter), limit=limit)
     report = trueup.run_job(job, tmp_path / "out")
     (comparison,) = report.comparisons
     assert comparison.before.verdict == "found"
