@@ -29,9 +29,10 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def trainings(tmp_path_factory: pytest.TempPathFactory) -> Memo:
-    """A memory of trainings that all tests of this run share, in whichever of its processes: rigidity's planted case trains 51 adapters.
+    """A memory of trainings that all tests of this run share, in whichever of its processes.
 
-    A test takes it up by `within(Session(trainings))`, where it is not about what is trained.
+    Rigidity's planted case trains 51 adapters. A test takes the memory up by `within(Session(trainings))`, if it is not about
+    what is trained.
     """
     from trueup.store.cache import Memo
 

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
 
 import trueup
-from trueup.errors import BadInput, TrueupError
+from trueup.errors import BadInput, OutOfMemory, TrueupError, out_of_memory
 from trueup.given import checked
 
 FRAME = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
@@ -49,6 +50,29 @@ PUBLIC: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Job": (trueup.Job, {"model": "m", "data": "d"}),
     "TuneJob": (trueup.TuneJob, {"model": "m", "data": "d", "recipe": None}),
 }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA: 2 GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["Python", "torch", "torch's words"],
+)  # fmt: skip
+def test_memory_that_runs_out_is_one_error_whatever_it_is_called(error: Exception) -> None:
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(OutOfMemory, match=r"Lower --max-length or --limit") as caught:
+        checked(fails)()
+    assert caught.value.__cause__ is error
+    assert out_of_memory(caught.value)
+
+
+def test_another_error_stays_what_it_is() -> None:
+    def fails() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        checked(fails)()
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -29,7 +29,16 @@ import typer
 from typer.core import TyperCommand
 
 from trueup import __version__
-from trueup.errors import OFFLINE, BadInput, TrueupError, Unavailable, did_you_mean, listing, visible
+from trueup.errors import (
+    OFFLINE,
+    BadInput,
+    OutOfMemory,
+    TrueupError,
+    did_you_mean,
+    listing,
+    out_of_memory,
+    visible,
+)
 
 CODES = (
     "Exit code 0: no fault was found. 1: a fault was found (--fail-on changes that). 2: the input cannot be used, or a fault "
@@ -1200,11 +1209,10 @@ def _sentences(again: str = "The same command goes on where it stopped.", *, sil
             file=sys.stderr,
         )
         raise typer.Exit(2) from None
-    except MemoryError:
-        _say(
-            f"trueup: {Unavailable('Memory ran out. Lower --max-length or --limit, or take a smaller model.')}",
-            file=sys.stderr,
-        )
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e):
+            raise
+        _say(f"trueup: {OutOfMemory()}", file=sys.stderr)
         raise typer.Exit(2) from None
 
 

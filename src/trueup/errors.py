@@ -43,6 +43,24 @@ class Unavailable(TrueupError):
     """Something needed from outside (a package, a model, memory, disk) could not be had."""
 
 
+class OutOfMemory(Unavailable):
+    """Memory ran out in work that could not be cut into smaller pieces."""
+
+    def __init__(self, said: str = "Memory ran out. Lower --max-length or --limit, or take a smaller model.") -> None:
+        super().__init__(said)
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """True for the several ways in which Python, torch and trueup say that memory ran out."""
+    if isinstance(e, TrueupError):
+        return isinstance(e, OutOfMemory)
+    # torch's own class goes by its name: nothing heavy is imported for a message.
+    if isinstance(e, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(e).__mro__):
+        return True
+    text = str(e).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
 _BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C], "\ufffd")
 
 

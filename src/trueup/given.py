@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any, TypeVar, cast
 
-from trueup.errors import BadInput, did_you_mean, listing
+from trueup.errors import BadInput, OutOfMemory, did_you_mean, listing, out_of_memory
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,7 +61,10 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def checked(function: F) -> F:
-    """`function`, which raises BadInput for an argument of a type that its annotation does not have, and for one that it lacks."""
+    """`function`, which raises BadInput for an argument of a type that its annotation does not have, and for one that it lacks.
+
+    Where memory runs out it raises OutOfMemory, whatever Python and torch call that.
+    """
     signature = inspect.signature(function)
     name = f"trueup.{function.__qualname__}"
     open_ = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -80,7 +83,12 @@ def checked(function: F) -> F:
             raise BadInput(f"{name}: {e}. It is called as {name}({', '.join(signature.parameters)}).") from None
         for key, value in bound.arguments.items():
             bound.arguments[key] = _kept(name, key, value, signature.parameters[key].annotation)
-        return function(*bound.args, **bound.kwargs)
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except (RuntimeError, MemoryError) as e:
+            if out_of_memory(e):
+                raise OutOfMemory from e
+            raise
 
     return cast(F, held)
 

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, listing, shortened
+from trueup.errors import (
+    BadInput,
+    OutOfMemory,
+    TrueupError,
+    Unavailable,
+    Unsupported,
+    listing,
+    out_of_memory,
+    shortened,
+)
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.given import checked
 from trueup.job import Depth, Job, command_line, faults_of
@@ -332,7 +341,6 @@ def _examined(
     """The report of all faults that can be examined; its notes say which cannot, and why."""
     from trueup.corpus.clusters import repeated
     from trueup.report.bundle import Report
-    from trueup.run.predict import out_of_memory
     from trueup.run.prompts import one_answer_each, with_pool
 
     if subject.shots is not None:
@@ -488,14 +496,13 @@ class _Crashes:
         That is after an interrupt, and where a crash left the model otherwise than it was.
         """
         from trueup.report.bundle import crash_file
-        from trueup.run.predict import out_of_memory
 
         if isinstance(e, TrueupError):
             return str(e)
         if isinstance(e, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise e
         if out_of_memory(e):
-            return "Memory ran out. Lower --max-length or --limit, or take a smaller model."
+            return str(OutOfMemory())
         if self.subject.fingerprint != self.whole:
             raise e
         self.told[fault.name], self.last = "".join(traceback.format_exception(e)), e
@@ -532,7 +539,10 @@ def _padded(subject: Subject, test: Corpus) -> list[str]:
     if not (subject.soft_prompted and subject.anatomy.causal and plain):
         return []
     some = test.take(np.arange(min(PADDED, len(test))))
-    batched, alone = padded_answers(subject, some), predict(subject, some).predicted
+    try:
+        batched, alone = padded_answers(subject, some), predict(subject, some).predicted
+    except OutOfMemory:  # the findings do not need it
+        return ["What PEFT itself says in padded batches of 8 was not measured: such a batch does not fit in memory."]
     return [
         f"PEFT itself is right on {(batched == some.label).mean():.1%} of {len(some)} test texts in padded batches of 8, and on "
         f"{(alone == some.label).mean():.1%} one text at a time, which is what is examined here. In a batch it reads a "

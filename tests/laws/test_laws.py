@@ -8,7 +8,6 @@ from trueup.errors import BadInput
 from trueup.experiments.verdicts import worlds
 from trueup.faults.fault import each_fault
 from trueup.faults.rigidity import planted
-
 from trueup.store.cache import Memo
 
 from . import laws

@@ -2,7 +2,7 @@
 type x fault, on tiny random models, with the counts of what held, what was refused by a sentence, and what is wrong.
 
 A cell is a family, a kind of adapter and a way to answer (a classification head, or words). `test_matrix.py` runs some of them.
-``--live 5`` runs every fifth of them on a live model, to a file of its own, and tries that the model is as it was however a check ends.
+``--live 5`` runs every fifth of them on a live model, with a file of its own: the model is as it was, however a check ends.
 What a cell held is written to the file of ``-o`` at its end: the same command, stopped and given again, goes on behind it.
 """
 

@@ -54,6 +54,19 @@ def test_a_live_model_is_as_it_was(fault: str, base_of: Callable[[str], Path], t
     assert counts.held["live model"] == 9, "it ends well once, and in four other ways early and late"
 
 
+def test_a_soft_prompt_on_a_decoder_is_examined_where_memory_runs_out(
+    base_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """What PEFT says of it in padded batches is told beside the findings. That pass cannot be halved, and they do not need it."""
+    cell, counts = matrix.Cell("gpt2", "prompt", "head"), matrix.Counts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "ENDS", {"success": None, "memory ran out": matrix._memory})
+        made = matrix.adapted(cell, base_of(cell.family), tmp_path / "made")
+        matrix.restored(counts, cell, made, ("overconfidence",))
+    assert not counts.wrong
+    assert counts.held == {"live model": 3}
+
+
 def test_the_cells_cover_all() -> None:
     assert {c.family for c in CELLS} == set(FAMILIES)
     assert {c.kind for c in CELLS} == set(matrix.KINDS)

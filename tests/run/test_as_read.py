@@ -185,7 +185,7 @@ def test_a_foreign_adapter_is_read_as_far_as_the_model_takes(base_of: Any, tmp_p
 # ------------------------------------------------------------------------------------------------- padded batches
 
 
-def test_what_peft_says_in_padded_batches_is_told(base_of: Any):
+def test_what_peft_says_in_padded_batches_is_told(base_of: Any, monkeypatch: pytest.MonkeyPatch):
     subject = fresh(str(base_of("llama")), Prompt(3), CLASSES, max_length=32, device="cpu")
     rng = np.random.default_rng(0)
     words = np.array(["good", "bad", "cat", "dog", "film", "loud"])
@@ -209,6 +209,14 @@ def test_what_peft_says_in_padded_batches_is_told(base_of: Any):
             f"right on {(np.array(want) == flipped.label).mean():.1%} of 60 test texts in padded batches of 8" in note
         )
         assert "on 80.0% one text at a time" in note
+
+    def tight(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA: 2 GiB")
+
+    monkeypatch.setattr(forward, "batched_logits", tight)
+    report = trueup.check(subject, taught(flipped), [trueup.Overconfidence(resamples=20)], repair=False)
+    (note,) = [n for n in report.notes if "padded batches" in n]
+    assert "was not measured: such a batch does not fit in memory" in note
 
 
 def test_other_adapters_are_not_told_of_padding(base_of: Any):

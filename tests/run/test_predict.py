@@ -13,7 +13,7 @@ import torch
 
 from drawn_weights import move
 from trueup.corpus.corpus import Corpus
-from trueup.errors import BadInput, Unavailable
+from trueup.errors import BadInput, Unavailable, out_of_memory
 from trueup.run import forward
 from trueup.run import predict as room
 from trueup.run.predict import Session, collect, evaluating, hidden_states, predict, within
@@ -261,7 +261,7 @@ def test_other_errors_are_not_taken_for_memory(error: Exception, memory: bool, s
             raise error
         return forward.features(s, b)
 
-    assert room.out_of_memory(error) is memory
+    assert out_of_memory(error) is memory
     if memory:
         assert collect(subject, corpus(), read, "features").shape == (40, 32)
     else:

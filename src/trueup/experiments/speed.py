@@ -558,7 +558,7 @@ def check(texts: int, length: int = 64) -> Iterator[Row]:
         given, corpus = _prepared(folder, texts, length)
         ours = _trueup(
             "check", given["model"], "--adapter", folder / "adapter", "--data", given["data"], "--split", "part",
-            "--max-length", length, "--confounder", "source", "-q", "-o", folder / "out",
+            "--max-length", length, "--limit", texts, "--confounder", "source", "-q", "-o", folder / "out",
         )  # fmt: skip
         plain, right = bare_passes(folder, corpus, length, [folder / "adapter"])
         yield Row(

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported
+from trueup.errors import TESTED, BadInput, TrueupError, Unavailable, Unsupported, out_of_memory
 from trueup.run.forward import Batch, Row, at_last, backbone, collate
-from trueup.run.predict import TOKENS, evaluating, out_of_memory, session
+from trueup.run.predict import TOKENS, evaluating, session
 from trueup.run.proof import equal
 from trueup.subject import past
 from trueup.subject.subject import Subject

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trueup import __version__
 from trueup.corpus.corpus import Corpus
-from trueup.errors import Unavailable, Unsupported
+from trueup.errors import OutOfMemory, Unavailable, Unsupported, out_of_memory
 from trueup.measure.calibration import softmax
 from trueup.run import forward
 from trueup.run.processes import Team
@@ -267,9 +267,18 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
 
 
 def padded_answers(subject: Subject, corpus: Corpus) -> np.ndarray:
-    """(n,) the classes that the PEFT model itself gives in padded batches (see `forward.batched_logits`)."""
-    with torch.inference_mode(), evaluating(subject):
-        return forward.batched_logits(subject, rows_of(subject, corpus)).argmax(dim=1).cpu().numpy()
+    """(n,) the classes that the PEFT model itself gives in padded batches (see `forward.batched_logits`).
+
+    Raises:
+        OutOfMemory: such a batch does not fit, and a smaller one would give other answers.
+    """
+    try:
+        with torch.inference_mode(), evaluating(subject):
+            return forward.batched_logits(subject, rows_of(subject, corpus)).argmax(dim=1).cpu().numpy()
+    except (RuntimeError, MemoryError) as e:
+        if out_of_memory(e):
+            raise OutOfMemory from e
+        raise
 
 
 def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4) -> None:
@@ -282,8 +291,11 @@ def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4
     read = forward.logits if subject.shots is None else forward.next_token_logits
 
     def said(s: Subject) -> Tensor:
-        with torch.inference_mode(), evaluating(s):
-            return read(s, forward.collate(rows, s.tokenizer.pad_token_id))
+        logits: dict[int, Tensor] = {}
+        with torch.inference_mode():
+            for taken, got in in_batches(s, rows, read, "a repair that changes nothing"):
+                logits |= zip(taken, got, strict=True)
+        return torch.stack([logits[i] for i in range(len(rows))])
 
     equal(said(same), said(subject), "A repair that changes nothing", "the logits")
 
@@ -340,14 +352,6 @@ def evaluating(subject: Subject) -> Iterator[None]:
     finally:
         for m, mode in modes:
             m.training = mode
-
-
-def out_of_memory(e: BaseException) -> bool:
-    """True for the several ways in which torch says that memory ran out."""
-    if isinstance(e, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(e).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
 
 
 def _fitting(order: list[int], ids: list[forward.Row], start: int, budget: int) -> list[int]:

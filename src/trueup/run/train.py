@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trueup.corpus.corpus import Corpus
-from trueup.errors import BadInput, Unavailable
+from trueup.errors import BadInput, Unavailable, out_of_memory
 from trueup.run import forward
 from trueup.run.objective import CrossEntropy, Objective
-from trueup.run.predict import evaluating, out_of_memory, predict, rows_of, session
+from trueup.run.predict import evaluating, predict, rows_of, session
 from trueup.run.processes import processes
 from trueup.store import sealed
 from trueup.subject.new_adapter import prompt_embeddings

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import trueup
 from trueup.corpus.read import SHIPPED
-from trueup.errors import BadInput, TrueupError, Unavailable
+from trueup.errors import BadInput, TrueupError, out_of_memory
 from trueup.run import memory
 from trueup.store import atomic, inputs
 from trueup.sweeps.plan import READ, Cell
@@ -201,15 +201,11 @@ def _there(cell: Cell) -> None:
 
 
 def _failed(e: BaseException, folder: Path) -> dict[str, Any]:
-    from trueup.run.predict import out_of_memory
-
+    if out_of_memory(e):
+        said = "Memory ran out. Lower max_length or limit, take a smaller model, or run fewer workers at once."
+        return {"state": "failed", "error": said}
     if isinstance(e, TrueupError):
         return {"state": "failed", "error": str(e)}
-    if out_of_memory(e):
-        said = Unavailable(
-            "Memory ran out. Lower max_length or limit, take a smaller model, or run fewer workers at once."
-        )
-        return {"state": "failed", "error": str(said)}
     if isinstance(e, OSError) and e.strerror:
         return {"state": "failed", "error": _unwritable(e.filename or "A file", e)}
     atomic.write_text(folder / CRASH, "".join(traceback.format_exception(e)))

@@ -267,7 +267,9 @@ def judge_scout(
 
 
 def _scout(name: str, kind: Any, world: Columns, threshold: float = THRESHOLD, only: int | None = None) -> World:
-    return World(name, "confounding, a scout", kind, world.draw, functools.partial(judge_scout, threshold, only, world.hidden))
+    return World(
+        name, "confounding, a scout", kind, world.draw, functools.partial(judge_scout, threshold, only, world.hidden)
+    )
 
 
 WORLDS = (
