@@ -293,7 +293,7 @@ def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4
     def said(s: Subject) -> Tensor:
         logits: dict[int, Tensor] = {}
         with torch.inference_mode():
-            for taken, got in in_batches(s, rows, read, "a repair that changes nothing"):
+            for taken, got in in_batches(s, rows, read, "testing an empty repair"):
                 logits |= zip(taken, got, strict=True)
         return torch.stack([logits[i] for i in range(len(rows))])
 
