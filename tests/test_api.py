@@ -336,6 +336,21 @@ def test_a_fault_that_ran_out_of_memory_is_no_all_clear(home, monkeypatch, tmp_p
     assert trueup.Report.open(tmp_path / "out").unexamined == report.unexamined
 
 
+@pytest.mark.parametrize(("shots", "read"), [(None, True), (4, False)])
+def test_other_columns_are_read_only_where_a_search_can_use_them(home, monkeypatch, shots, read):
+    """A model that answers from demonstrations is not scouted."""
+    asked = []
+
+    def stop(*_, others, **__):
+        asked.append(others)
+        raise BadInput("That is all.")
+
+    monkeypatch.setattr("trueup.corpus.read.read", stop)
+    with pytest.raises(BadInput, match="That is all"):
+        trueup.check(base_of_home(home), home / "data.csv", text="review", label="mood", shots=shots)
+    assert asked == [read]
+
+
 def read_again(corpus):
     """The same examples with the class names in natural order, as a file of them would be read."""
     classes = tuple(sorted(corpus.classes))

@@ -112,16 +112,18 @@ def open_job(
             job.model if model is None else model, revision=job.revision, trust_remote_code=job.trust_remote_code
         )  # fmt: skip
 
+        few_shot = (subject.shots if isinstance(subject, Subject) else asked) is not None
+
         def columns(attributes: tuple[str, ...], others: bool) -> Corpus:
             return read(
                 job.data if data is None else data, text=job.text, label=job.label, second=job.second,
                 attributes=attributes, others=others, cluster=cluster, split=job.split, held_out=job.held_out,
                 test=job.test if test is None else test, allow_leak=job.allow_leak, seed=seed, limit=limit,
-                classes=job.classes, answers=(subject.shots if isinstance(subject, Subject) else asked) is not None,
-                multi_label=several,
+                classes=job.classes, answers=few_shot, multi_label=several,
             )  # fmt: skip
 
-        corpus = columns(named, others or bool(scouted))
+        # A model that answers from demonstrations is not scouted, so nobody would read its other columns.
+        corpus = columns(named, (others and not few_shot) or bool(scouted))
     if (team := session().team) is not None:
         team.agree("data", f"{len(corpus)} texts of fingerprint {corpus.fingerprint[:12]}")
     if not isinstance(subject, Subject):
