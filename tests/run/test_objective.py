@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -460,16 +461,18 @@ torch.save([p.detach() for p in tensors], path)
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(base: str, tmp_path: Path):
+def test_two_processes_train_what_one_does(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "script.py").write_text(SCRIPT)
+
+    def words(out: str) -> list[str]:
+        return [str(tmp_path / "script.py"), base, str(tmp_path / out)]
+
     # Not accelerate's own launcher: with --cpu it starts a single process, whatever --num_processes says.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for n in (1, 2):
-        done = subprocess.run(
-            [sys.executable, *(launch if n == 2 else []), str(tmp_path / "script.py"), base, str(tmp_path / f"by-{n}")],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+    done = subprocess.run([sys.executable, *launch, *words("by-2")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(sys, "argv", words("by-1"))
+    runpy.run_path(sys.argv[0])
     one, first, second = (torch.load(tmp_path / f"by-{n}") for n in ("1-0", "2-0", "2-1"))
     assert identical(first, second), "q agrees, and so do the weights"
     assert apart(one, first) <= 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -489,18 +490,19 @@ import sys
 from pathlib import Path
 from trueup.subject.new_adapter import Lora, Prompt
 from trueup.tuning import TuneJob, tune
-base, data, out, kind = sys.argv[1:]
-recipe = Lora(4) if kind == "lora" else Prompt(4)
-job = TuneJob(base, data, recipe, device="cpu", max_length=32, training={"epochs": 2, "batch": 9, "lr": 1e-2})
-tune(job, Path(out))
+base, data, out = sys.argv[1:]
+for kind, recipe in (("lora", Lora(4)), ("prompt", Prompt(4))):
+    job = TuneJob(base, data, recipe, device="cpu", max_length=32, training={"epochs": 2, "batch": 9, "lr": 1e-2})
+    tune(job, Path(out) / kind)
 import os
-Path(out + "-" + os.environ.get("RANK", "alone")).touch()
+(Path(out) / os.environ.get("RANK", "alone")).touch()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "prompt"])
-def test_two_processes_train_the_adapter_of_one(kind: str, bases: dict[str, str], tmp_path: Path):
+def test_two_processes_train_the_adapters_of_one(
+    bases: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Each process takes its share of every batch (odd batches included); the gradients are the same numbers."""
     whole = corpus(104)
     rows = ["text,label,split"] + [
@@ -509,24 +511,24 @@ def test_two_processes_train_the_adapter_of_one(kind: str, bases: dict[str, str]
     ]
     (tmp_path / "data.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "script.py").write_text(SCRIPT)
+
+    def words(out: str) -> list[str]:
+        return [str(tmp_path / "script.py"), bases["bert"], str(tmp_path / "data.csv"), str(tmp_path / out)]
+
     # Not accelerate's own launcher: with --cpu it starts a single process, whatever --num_processes says.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for n in (1, 2):
-        how = launch if n == 2 else []
-        done = subprocess.run(
-            [sys.executable, *how, str(tmp_path / "script.py"), bases["bert"], str(tmp_path / "data.csv"),
-             str(tmp_path / f"by-{n}"), kind],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "by-1-alone").is_file()
-    assert (tmp_path / "by-2-0").is_file() and (tmp_path / "by-2-1").is_file(), "there were two processes"  # noqa: PT018
-    one, two = (load_file(tmp_path / f"by-{n}" / "adapter_model.safetensors") for n in (1, 2))
-    assert set(one) == set(two)
-    assert max(float((one[k] - two[k]).abs().max()) for k in one) <= 1e-5
-    recipe = Lora(4) if kind == "lora" else Prompt(4)
-    start = adapter_tensors(fresh(bases["bert"], recipe, CLASSES, max_length=32, device="cpu", seed=0))
-    assert max(float((one[k] - start[k]).abs().max()) for k in one) > 1e-3, "it was trained"
+    done = subprocess.run([sys.executable, *launch, *words("by-2")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "by-2" / "0").is_file() and (tmp_path / "by-2" / "1").is_file(), "there were two processes"  # noqa: PT018
+    monkeypatch.setattr(sys, "argv", words("by-1"))
+    runpy.run_path(sys.argv[0])
+    assert (tmp_path / "by-1" / "alone").is_file()
+    for kind, recipe in (("lora", Lora(4)), ("prompt", Prompt(4))):
+        one, two = (load_file(tmp_path / f"by-{n}" / kind / "adapter_model.safetensors") for n in (1, 2))
+        assert set(one) == set(two)
+        assert max(float((one[k] - two[k]).abs().max()) for k in one) <= 1e-5, kind
+        start = adapter_tensors(fresh(bases["bert"], recipe, CLASSES, max_length=32, device="cpu", seed=0))
+        assert max(float((one[k] - start[k]).abs().max()) for k in one) > 1e-3, "it was trained"
 
 
 def test_training_that_diverges_is_said(new: Any):
