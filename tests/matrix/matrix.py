@@ -393,7 +393,8 @@ def restored(counts: Counts, cell: Cell, made: tuple[Path, Path | None], only: t
                 what = [n for n, a, b in zip(PARTS, before, same, strict=True) if a != b]
                 check = "live model" if passes else "live model that is not examined"
                 counts.judge(cell, check, f"{fault.name}, {end} at {at}: {what}", ok)
-                if end == "an interrupt" and not isinstance(said, KeyboardInterrupt):
+                # A later check has fewer passes than the first, which proves the model's ways once: it may end before that pass.
+                if end == "an interrupt" and tap.seen > tap.at and not isinstance(said, KeyboardInterrupt):
                     counts.wrong.append(f"{cell}, {fault.name}: an interrupt was swallowed ({said!r})")
 
 
