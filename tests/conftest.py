@@ -40,6 +40,11 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Memo:
     return Memo((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trainings")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: two processes that share the files then end at the same time."""
+    items.sort(key=lambda item: item.path.name != "test_real.py")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
     """A test that needs a prefix on a classifier skips where PEFT cannot run one; test_prefix_ability.py says so loudly."""
