@@ -569,9 +569,12 @@ def faults(
         _say(f"Needs: {fault.needs.replace('`', '')}.\n\nSettings (knobs), each changed with --set {name}.KNOB=VALUE:")
         about = fault.described()
         for knob, value in fault.knobs().items():
-            _say(
-                f"\n  {knob} = {value!r}\n{textwrap.indent(textwrap.fill(about[knob].replace('``', ''), 100), '    ')}"
-            )
+            _say(f"\n  {knob} = {value!r}\n{textwrap.indent(_filled(about[knob].replace('``', '')), '    ')}")
+
+
+def _filled(text: str) -> str:
+    """The text in lines of 100 characters. They end at spaces only, so that `--option` stays whole."""
+    return textwrap.fill(text, 100, break_on_hyphens=False)
 
 
 @app.command()

@@ -222,6 +222,15 @@ def test_the_thumb_stands_under_the_rule(show: Show, sliders: str) -> None:
         assert thumb["width"] - 16 == pytest.approx(frame["width"], abs=1)
 
 
+@pytest.mark.parametrize("width", [340, 390, 1400])
+def test_the_slider_stays_inside_its_panel(show: Show, sliders: str, width: int) -> None:
+    page = show(sliders, viewport={"width": width, "height": 800}).page
+    for box in page.locator("[data-slider]").all():
+        panel, thumb = box.bounding_box(), box.locator("input").bounding_box()
+        assert panel["x"] + 8 <= thumb["x"]
+        assert thumb["x"] + thumb["width"] <= panel["x"] + panel["width"] - 8
+
+
 def test_in_a_notebook_s_frame_it_works_too(show: Show) -> None:
     seen = show(f"<!doctype html><title>notebook</title>{sliding()._repr_html_()}", wait=False)
     seen.page.locator("summary", has_text="Open the whole page").click()

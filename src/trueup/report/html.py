@@ -590,7 +590,7 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
         for r in data
     ]
     sort = list(dict.fromkeys(r["x"] for r in data)) if kind == "nominal" else alt.Undefined
-    title = textwrap.wrap(words.clean(chart.x_title, 120), 44) or ""
+    title = textwrap.wrap(words.clean(chart.x_title, 120), 44, break_on_hyphens=False) or ""
     x_axis = alt.Axis(title=title, grid=False, labelAngle=0, labelOverlap=True, tickCount=6)
     if chart.log10 and kind == "quantitative":
         x_axis.values = _decades([r["x"] for r in data])
