@@ -1170,10 +1170,10 @@ def _print_report(done: Any, out: Path) -> None:
 
 
 def _show(table: Any) -> None:
-    """Print a table of `trueup.report.table`: in 80 columns where nobody looks."""
+    """Print a table of `trueup.report.table`: in 80 columns where nobody looks. A command in it is longer, and is not cut."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(table, crop=False)
 
 
 @contextmanager

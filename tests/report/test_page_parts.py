@@ -313,6 +313,12 @@ def test_a_search_says_what_it_tried_and_is_no_verdict() -> None:
     said = terminal(comparison(), shortcuts=_found(2))
     assert "Search for shortcuts (exploratory)" in said
     assert "scout:1 is the first of them, scout:2 the second. To examine and repair the first: trueup check m" in said
+    long = f"trueup check m --verbaliser ' neg, pos' {'--set knob=value ' * 9}-o OUT"
+    out = io.StringIO()
+    Console(width=60, file=out).print(
+        findings_table(report(comparison(), shortcuts=replace(_found(2), onward=long))), crop=False
+    )
+    assert long in out.getvalue().splitlines(), "a command to copy stays in one line, whatever the terminal's width"
     without = replace(_found(1), onward="")
     assert "give confounder='scout:1' to trueup.check" in terminal(comparison(), shortcuts=without)
 

@@ -131,7 +131,7 @@ def _search(found: Scouted | None) -> dict[str, Any] | None:
     return {
         "sentence": words.clean(words.search_sentence(found), 2000), "named": bool(found.leads),
         "more": found.named - len(found.leads), "rows": [words.lead(x) for x in found.leads or found.unproven],
-        "next": words.clean(words.go_on(found), 4000),
+        "next": words.go_on(found),
     }  # fmt: skip
 
 

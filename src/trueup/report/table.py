@@ -75,7 +75,10 @@ def searched(found: Scouted) -> list[RenderableType]:
     if found.leads:
         parts.append(leads_table(found.leads))
         parts += [_text(f"{x.rank}. {x.sentence}", "", 600) for x in found.leads[:TOLD]]
-        parts.append(_text(words.go_on(found), "", 4000))
+        said, command = words.go_on(found)
+        parts.append(_text(said, "", 600))
+        if command:  # in one line however long, to be copied
+            parts.append(Text(command, no_wrap=True, overflow="ignore"))
     elif found.unproven:
         parts += [_text("The strongest that are not proven:", ""), leads_table(found.unproven)]
     return parts

@@ -429,17 +429,21 @@ def search_sentence(found: Scouted) -> str:
     )
 
 
-def go_on(found: Scouted) -> str:
-    """How the first column that a search named is examined and repaired; empty where it named none."""
+def go_on(found: Scouted) -> tuple[str, str]:
+    """How the first column that a search named is examined and repaired: a sentence, and the command that it ends in.
+
+    The command is empty where none repeats the search, and both are where it named no column.
+    """
     if not found.leads:
-        return ""
+        return "", ""
     said = "scout:1 is the first of them, scout:2 the second. " if found.named > 1 else ""
     if not found.onward:
         return (
             f"{said}To examine and repair the first, give confounder='scout:1' to trueup.check, and the data by name or as a "
-            "table, not as a Corpus."
+            "table, not as a Corpus.",
+            "",
         )
-    return f"{said}To examine and repair the first: {found.onward}"
+    return f"{said}To examine and repair the first:", clean(found.onward, 4000)
 
 
 def lean(x: Lead) -> str:
