@@ -225,8 +225,20 @@ DeviceMap = Annotated[
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of the model on the hub.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it is there.")]
+
+
+def _followed(out: Path) -> Path:
+    """An output folder as the system follows its name: shells leave the ``~`` of ``--out=~/x`` and of quoted words as it is."""
+    from trueup.store.inputs import path_of
+
+    try:
+        return path_of(out)
+    except TrueupError as e:
+        raise typer.BadParameter(str(e)) from e
+
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write.", callback=_followed)]
+Force = Annotated[bool, typer.Option("--force", help="Replace the folder if trueup wrote it.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Knobs = Annotated[
     list[str] | None,
@@ -916,7 +928,7 @@ def _free(out: Path, force: bool) -> None:
     """Says that a folder is taken before the libraries are loaded that would fill it."""
     from trueup.store.atomic import refuse_taken
 
-    refuse_taken(Path(os.path.abspath(out)), force)
+    refuse_taken(out, force)
 
 
 def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trueup.errors import BadInput, Unsupported, check_within, did_you_mean, listing
 from trueup.given import checked
 from trueup.store import atomic
+from trueup.store.inputs import path_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,8 +83,8 @@ def export(
     """
     if form not in FORMS:
         raise BadInput(f"A repair is exported as {listing(FORMS)}, and not as '{form}'.{did_you_mean(form, FORMS)}")
-    folder, out = repair_in(Path(repair), fault), Path(out)
-    _apart_from(folder, out)
+    folder, out = repair_in(Path(repair), fault), path_of(out)
+    atomic.refuse_read(out, {"repair": folder})
     atomic.refuse_taken(out, force)
     atomic.verify(folder)
     # Not before: with these come torch and scipy, and a slip in a name is told without waiting for them.
@@ -91,7 +92,9 @@ def export(
     from trueup.subject.adapter import read_card
     from trueup.subject.repaired import open_repaired
 
-    opened = open_repaired(folder, read_card(folder), model)
+    card = read_card(folder)
+    atomic.refuse_read(out, {"base": model or card.get("base")})
+    opened = open_repaired(folder, card, model)
     texts, synthetic = _texts(folder, opened)
     with atomic.new_folder(out, force=force) as new:
         result, rank = {"merged": _merged, "lora": _lora, "onnx": _onnx}[form](opened, new, texts)
@@ -156,15 +159,6 @@ def _repairs(folder: Path) -> str | None:
     if not ((folder / "adapter_config.json").is_file() and isinstance(card, dict) and "made_for" in card):
         return None
     return str(card.get("repairs") or "overconfidence")
-
-
-def _apart_from(folder: Path, out: Path) -> None:
-    """With --force the folder that is written to is replaced: that must not be the repair, nor hold it."""
-    here, there = folder.resolve(), out.resolve()
-    if here == there or there in here.parents:
-        raise BadInput(
-            f"'{out}' holds the repair itself ('{folder}'), which writing there would delete. Give another folder."
-        )
 
 
 def _texts(folder: Path, repair: Repaired) -> tuple[list[dict[str, Tensor]], bool]:

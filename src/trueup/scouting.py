@@ -12,6 +12,7 @@ from trueup.given import checked
 from trueup.job import Job
 from trueup.prepare import check_names, open_job
 from trueup.store import atomic
+from trueup.store.inputs import path_of
 from trueup.store.work import work_folder
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def run_scout(
     Raises:
         TrueupError: the input cannot be used; nothing is written.
     """
-    out = Path(out)
+    out = path_of(out)
+    atomic.refuse_read(out, {"base": job.model, "adapter": job.adapter, "data": job.data, "test data": job.test})
     with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         check_names(job)
         # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.

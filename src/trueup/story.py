@@ -33,6 +33,7 @@ from trueup.job import Depth, Job, command_line, faults_of
 from trueup.prepare import agreed, check_names, open_job
 from trueup.run.processes import TeamMemo, folders, together
 from trueup.store import atomic
+from trueup.store.inputs import path_of
 from trueup.versions import untested
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def run_job(
     Raises:
         TrueupError: the input cannot be used; nothing is written.
     """
-    out, began = Path(out), datetime.now(UTC)
+    out, began = path_of(out), datetime.now(UTC)
+    atomic.refuse_read(out, {"base": job.model, "adapter": job.adapter, "data": job.data, "test data": job.test})
     faults = faults_of(job.faults, job.knobs)
     with together() as team, folders(team, out, force) as (work, new):
         check_names(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from trueup.given import check_fields, checked
 from trueup.job import Job
 from trueup.prepare import check_names
 from trueup.store import atomic
+from trueup.store.inputs import path_of
 from trueup.store.work import work_folder
 
 if TYPE_CHECKING:
@@ -112,7 +112,9 @@ def tune(
     Raises:
         TrueupError: the input cannot be used; nothing is written.
     """
-    atomic.refuse_taken(Path(os.path.abspath(out)), force)
+    out = path_of(out)
+    atomic.refuse_read(out, {"base": job.model, "data": job.data})
+    atomic.refuse_taken(out, force)
     columns = {"text": job.text, "label": job.label, "second": job.second, "cluster": job.cluster, "split": job.split}
     check_names(Job(job.model, job.data, **columns, device=job.device, dtype=job.dtype, quantize=job.quantize))  # type: ignore[arg-type]
     # Not before: with these comes torch, and a slip in a name is told without waiting for it.
@@ -134,7 +136,6 @@ def tune(
         )
     training = Training(**job.training)
     template = template_of(job.template, job.verbaliser)
-    out = Path(out)
     with work_folder(out, mine=processes().rank == 0) as work, processes().writing(out, force) as new:
         corpus = read(job.data, **columns, seed=job.seed, limit=job.limit, classes=job.classes)  # type: ignore[arg-type]
         if corpus.labels is not None:

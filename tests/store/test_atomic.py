@@ -135,8 +135,8 @@ def test_an_exception_in_the_middle_leaves_nothing(tmp_path, error):
 
 def test_an_exception_with_force_keeps_the_old_folder(tmp_path):
     target = tmp_path / "out"
-    target.mkdir()
-    (target / "old").write_text("x")
+    with atomic.new_folder(target) as folder:
+        (folder / "old").write_text("x")
 
     def work():
         with atomic.new_folder(target, force=True) as folder:
@@ -146,13 +146,13 @@ def test_an_exception_with_force_keeps_the_old_folder(tmp_path):
     with pytest.raises(RuntimeError):
         work()
     assert names(tmp_path) == ["out"]
-    assert names(target) == ["old"]
+    assert names(target) == ["manifest.json", "old"]
 
 
 def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     target = tmp_path / "out"
-    target.mkdir()
-    (target / "old").write_text("x")
+    with atomic.new_folder(target) as folder:
+        (folder / "old").write_text("x")
     real = os.rename
 
     def rename(a, b):
@@ -164,7 +164,7 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="Permission denied"), atomic.new_folder(target, force=True) as folder:
         (folder / "new").write_text("y")
     assert names(tmp_path) == ["out"]
-    assert names(target) == ["old"]
+    assert names(target) == ["manifest.json", "old"]
 
 
 def test_force_replaces_and_leaves_no_trace_of_the_old(tmp_path):
@@ -174,6 +174,65 @@ def test_force_replaces_and_leaves_no_trace_of_the_old(tmp_path):
             (folder / name).write_text("x")
     assert names(target) == ["manifest.json", "new"]
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("manifest", [None, "[]", '{"files": ["old"]}', '{"name": "app", "icons": []}'])
+def test_force_replaces_no_folder_that_somebody_else_wrote(tmp_path, manifest):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine").write_text("x")
+    if manifest is not None:
+        (target / "manifest.json").write_text(manifest)
+    before = names(target)
+    said = pytest.raises(BadInput, match=r"was not written by trueup.*delete this one yourself")
+    with said, atomic.new_folder(target, force=True):
+        pytest.fail("began to write")
+    assert names(target) == before
+    assert (target / "mine").read_text() == "x"
+    with atomic.new_folder(target, force=True, own=True) as folder:  # where trueup alone writes
+        (folder / "new").write_text("x")
+    assert names(target) == ["manifest.json", "new"]
+
+
+@pytest.mark.parametrize("kind", ["to a folder", "to an empty folder", "to nothing"])
+def test_a_link_is_followed_and_stays(tmp_path, kind):
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    if kind == "to an empty folder":
+        real.mkdir()
+    if kind == "to a folder":
+        with atomic.new_folder(real) as folder:
+            (folder / "old").write_text("x")
+    with atomic.new_folder(link, force=kind == "to a folder") as folder:
+        (folder / "new").write_text("x")
+    assert link.is_symlink()
+    assert names(real) == ["manifest.json", "new"]
+    assert names(tmp_path) == ["link", "real"]
+
+
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(BadInput, match="loop' is a file"), atomic.new_folder(tmp_path / "loop", force=True):
+        pytest.fail("began to write")
+
+
+def test_what_is_read_is_never_written_over(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "data.csv").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    for out in ("base", "link", "."):
+        with pytest.raises(BadInput, match="holds the data itself"):
+            atomic.refuse_read(tmp_path / out, {"base": None, "data": tmp_path / "base" / "data.csv"})
+    for name in (
+        "org/model",
+        "embedded:minilm",
+        "x\0y",
+        "~nobody.here/x",
+        "n" * 5000,
+        str(tmp_path / "base" / "data.csv"),
+    ):
+        atomic.refuse_read(tmp_path / "out", {"base": name})
+        atomic.refuse_read(tmp_path / "base" / "out", {"base": name})
 
 
 def test_a_taken_folder_is_refused_before_any_work(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -395,8 +397,22 @@ def test_an_allowed_pickle_still_runs_no_code(copy: Any, kept: dict[str, Path], 
         folder = copy(name)
         next(folder.glob("*.safetensors")).unlink()
         torch.save({"x": Runs(marker)}, folder / f"{file}.bin")
-        said(BadInput, str(folder), **where, allow_pickle=True)
+        sentence = said(
+            BadInput, str(folder), "no plain file of tensors", "Ask its author for", **where, allow_pickle=True
+        )
+        assert "weights_only" not in sentence, "torch's own text tells how to run it"
         assert not marker.exists()
+
+
+@pytest.mark.parametrize("held", [[1, 2], {1: torch.ones(2)}, {"state_dict": {"x": torch.ones(2)}, "epoch": 3}])
+def test_a_pickle_that_holds_no_names_and_tensors(held: Any, copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(held, folder / "adapter_model.bin")
+    said(
+        BadInput, "something else than names and their tensors", model=str(kept["bert"]), adapter=str(folder),
+        allow_pickle=True,
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------- adapters
@@ -430,7 +446,9 @@ def test_broken_adapter_settings(written: str, words: tuple[str, ...], copy: Any
     said(BadInput, "adapter_config.json", *words, model=str(kept["bert"]), adapter=str(folder))
 
 
-@pytest.mark.parametrize(("kind", "hint"), [("CARTRIDGE", ""), ("LORRA", "Did you mean 'LORA'?"), (None, "")])
+@pytest.mark.parametrize(
+    ("kind", "hint"), [("CARTRIDGE", ""), ("LORRA", "Did you mean 'LORA'?"), ("lora", "Did you mean 'LORA'?")]
+)
 def test_unknown_adapter_kind(kind: str | None, hint: str, copy: Any, kept: dict[str, Path]):
     folder = copy("lora")
     edit(folder / "adapter_config.json", peft_type=kind)
@@ -438,6 +456,12 @@ def test_unknown_adapter_kind(kind: str | None, hint: str, copy: Any, kept: dict
         Unsupported, f"of kind '{kind}'", "'PROMPT_TUNING'", "'IA3'", hint, model=str(kept["bert"]), adapter=str(folder)
     )
     assert ("Did you mean" in sentence) == bool(hint)
+
+
+def test_an_adapter_of_another_library_names_no_kind(copy: Any, kept: dict[str, Path]):
+    folder = copy("lora")
+    edit(folder / "adapter_config.json", peft_type=None)
+    said(Unsupported, "names no kind (peft_type in", "AdapterHub", model=str(kept["bert"]), adapter=str(folder))
 
 
 def test_damaged_adapter_weights(copy: Any, kept: dict[str, Path]):
@@ -760,3 +784,81 @@ def test_what_tuning_noted_is_refused_by_file_and_key(
     said(BadInput, *words, model=str(kept["bert"]), adapter=str(folder))
     (folder / files.CARD).write_text(json.dumps({"tuned": {"data": "a.csv", "seed": 0, "limit": None, "training": {}}}))
     load(str(kept["bert"]), str(folder), device="cpu")
+
+
+def edited(folder: Path, **changes: Any) -> Path:
+    edit(folder / files.SETTINGS, **changes)
+    return folder
+
+
+def renamed(folder: Path, name: Callable[[str], str], **more: Any) -> Path:
+    """The adapter in `folder` with other names of its weights, and more of them."""
+    file = folder / "adapter_model.safetensors"
+    save_file({name(k): v for k, v in load_file(file).items()} | more, file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda k: f"module.{k}",
+        lambda k: f"_orig_mod.{k}",
+        lambda k: f"base_model.model.{k}",
+        lambda k: k.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda k: k.replace("classifier.", "classifier.modules_to_save.default."),
+    ],
+)
+def test_names_of_a_wrapped_model_are_refused_as_such(wrapped: Any, copy: Any, kept: dict[str, Path]):
+    """PEFT leaves such weights out: the base would be examined, with a head of chance."""
+    said(
+        BadInput, "names its weights as a wrapped model does", "save_pretrained of the PeftModel inside", model=str(kept["bert"]),
+        adapter=str(renamed(copy("lora"), wrapped)),
+    )  # fmt: skip
+
+
+def test_names_with_the_adapters_own_name_in_them_load_as_in_peft(copy: Any, kept: dict[str, Path]):
+    named = renamed(copy("lora"), lambda k: re.sub(r"(lora_[AB])\.", r"\1.default.", k))
+    assert any("lora_A.default.weight" in k for k in load_file(named / "adapter_model.safetensors"))
+    ids = torch.tensor([[5, 6, 7]])
+    mine = load(str(kept["bert"]), str(named), device="cpu")
+    sound = load(str(kept["bert"]), str(kept["lora"]), device="cpu")
+    rows = len(sound.own_head().weight)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(kept["bert"], num_labels=rows)
+    plain = peft.PeftModel.from_pretrained(base, named).eval()
+    with torch.no_grad():
+        assert torch.equal(mine.model(input_ids=ids).logits, plain(input_ids=ids).logits)
+        assert torch.equal(mine.model(input_ids=ids).logits, sound.model(input_ids=ids).logits)
+        with plain.disable_adapter():
+            assert not torch.equal(mine.model(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("flag", ["fan_in_fan_out", "use_rslora", "use_dora", "inference_mode"])
+def test_a_flag_that_is_null_is_false_as_in_peft(flag: str, copy: Any, kept: dict[str, Path]):
+    adapter = edited(copy("lora"), **{flag: None})
+    ids = torch.tensor([[5, 6, 7]])
+    sound, mine = (load(str(kept["bert"]), str(a), device="cpu") for a in (kept["lora"], adapter))
+    with torch.no_grad():
+        assert torch.equal(mine.model(input_ids=ids).logits, sound.model(input_ids=ids).logits)
+
+
+def test_settings_that_forget_the_head_are_told_apart_from_another_base(copy: Any, kept: dict[str, Path]):
+    forgot = edited(copy("lora"), task_type=None, modules_to_save=None)
+    said(
+        BadInput,
+        "the base has no place for",
+        "or correct its adapter_config.json (task_type,",
+        model=str(kept["bert"]),
+        adapter=str(forgot),
+    )
+    layer = "base_model.model.bert.encoder.layer.9.attention.self.query.lora_A.weight"
+    shutil.rmtree(forgot)
+    other = renamed(copy("lora"), str, **{layer: torch.ones(4, 32)})
+    with pytest.raises(BadInput, match=r"no place for .*layer\.9.*Give the base model it was trained on\.$"):
+        load(str(kept["bert"]), str(other), device="cpu")
+
+
+def test_a_task_in_lower_case_is_known_by_its_name(copy: Any, kept: dict[str, Path]):
+    said(
+        Unsupported, "'seq_cls'", "Did you mean 'SEQ_CLS'? Correct task_type in its adapter_config.json.", model=str(kept["bert"]),
+        adapter=str(edited(copy("lora"), task_type="seq_cls")),
+    )  # fmt: skip

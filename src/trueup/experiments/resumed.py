@@ -13,6 +13,7 @@ from typing import Any
 
 from trueup import __version__
 from trueup.store import atomic, sealed
+from trueup.store.inputs import path_of
 from trueup.store.work import work_folder
 
 
@@ -82,7 +83,7 @@ def run(
     Raises:
         BadInput: `out` is there already and `force` is not given.
     """
-    out = Path(out)
+    out = path_of(out)
     with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         work.mkdir(parents=True, exist_ok=True)
         result = {**make(Parts(work, code)), "code": code, "trueup": __version__}

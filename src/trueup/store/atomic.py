@@ -137,18 +137,22 @@ def _plain(obj: Any) -> Any:
 
 
 @contextmanager
-def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+def new_folder(target: str | os.PathLike[str], *, force: bool = False, own: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; at a clean exit it becomes `target`, with a manifest of its files.
 
     After an exception (also KeyboardInterrupt) the temporary folder is removed and `target` is as it was. With `force`
-    an old folder is replaced only once the new one is complete, and put back if the replacement fails.
+    an old folder is replaced only once the new one is complete, and put back if the replacement fails. A link is followed: the
+    folder that it leads to is written.
+
+    Args:
+        own: nobody but trueup writes where `target` is, so that `force` may replace whatever is there.
 
     Raises:
-        BadInput: `target` is a file, or a folder that is not empty and `force` is not given, or cannot be written.
-        Unavailable: the disk is full.
+        BadInput: `target` is a file, or a folder that is not empty and `force` is not given, or that no trueup has written, or
+            cannot be written. Unavailable: the disk is full.
     """
-    target = Path(os.path.abspath(target))
-    refuse_taken(target, force)
+    target = placed(target)
+    refuse_taken(target, force, own=own)
     temporary = _beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +163,7 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False) -> Iterat
     try:
         with _held(temporary):
             yield temporary
-            refuse_taken(target, force)
+            refuse_taken(target, force, own=own)
             try:
                 _seal(temporary)
                 _move_onto(temporary, target, force)
@@ -186,11 +190,10 @@ def verify(folder: str | os.PathLike[str], *, contents: bool = True) -> None:
     folder = Path(folder)
     advice = "Make the folder again, or copy it again from where it is whole."
     try:
-        files = json.loads(schema.plain_bytes(folder / MANIFEST))["files"]
-        listed = {str(k): (int(v["size"]), str(v["sha256"])) for k, v in files.items()}
+        listed = _listed(folder)
     except FileNotFoundError as e:
         raise BadInput(f"'{folder}' has no {MANIFEST}, so it was never finished. {advice}") from e
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
+    except (OSError, *_UNREADABLE) as e:
         raise BadInput(f"The {MANIFEST} of '{folder}' cannot be read. {advice}") from e
     missing, changed = [], []
     for name, (size, sha256) in sorted(listed.items()):
@@ -276,18 +279,77 @@ def _put_back(target: Path) -> None:
             return
 
 
-def refuse_taken(target: Path, force: bool) -> None:
-    """Raises BadInput where `target` holds something and `force` is False, or is no folder to write to."""
+def placed(target: str | os.PathLike[str]) -> Path:
+    """The absolute path that `target` leads to: two names of one folder have one lock, and what is replaced is no link."""
+    return Path(os.path.realpath(target))
+
+
+def refuse_taken(target: Path, force: bool, *, own: bool = False) -> None:
+    """Raises BadInput where `target` holds something and `force` is False, or what no trueup has written, or is no folder to write
+    to. `own`: as of `new_folder`."""
+    try:
+        if not refuse_other(target) or not any(target.iterdir()):
+            return
+        if not force:
+            raise BadInput(
+                f"The folder '{target}' exists and is not empty. Give another folder, or --force to replace it."
+            )
+        if not own and not _written(target):
+            found = sorted(p.name for p in target.iterdir())
+            raise BadInput(
+                f"The folder '{target}' was not written by trueup: it has no {MANIFEST} of one, and holds {listing(found, 3)}. "
+                "--force replaces folders that trueup wrote, and no others. Give another folder, or delete this one yourself."
+            )
+    except OSError as e:
+        raise cannot_write(target, e) from e
+
+
+def refuse_other(target: Path) -> bool:
+    """Whether `target` is a folder. Raises BadInput where it is something else."""
     try:
         if there(target):
-            if not force and any(target.iterdir()):
-                raise BadInput(
-                    f"The folder '{target}' exists and is not empty. Give another folder, or --force to replace it."
-                )
-        elif os.path.lexists(target):
+            return True
+        if os.path.lexists(placed(target)):
             raise BadInput(f"'{target}' is a file, but a folder is to be written there. Give another name.")
     except OSError as e:
         raise cannot_write(target, e) from e
+    return False
+
+
+def refuse_read(target: Path, read: Mapping[str, str | Path | None]) -> None:
+    """Raises BadInput where the folder `target`, which is to be written, is or holds something that is read.
+
+    Args:
+        read: what it is called -> its name; one that is no file or folder here may be anything.
+    """
+    if not (here := placed(target)).is_dir():
+        return
+    for what, name in read.items():
+        with suppress(OSError, ValueError, RuntimeError):  # a name that no file can have is no file's
+            if name is None or not (file := Path(name).expanduser()).exists():
+                continue
+            if here in (there := placed(file), *there.parents):
+                raise BadInput(
+                    f"'{target}' holds the {what} itself ('{name}'), which writing there would delete. Give another folder."
+                )
+
+
+def _written(folder: Path) -> bool:
+    """Whether `folder` has a manifest as `new_folder` writes it."""
+    try:
+        _listed(folder)
+    except (OSError, *_UNREADABLE):
+        return False
+    return True
+
+
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, str]]:
+    """The files of a folder's manifest: size and sha256. Raises OSError, or one of `_UNREADABLE`."""
+    files = json.loads(schema.plain_bytes(folder / MANIFEST))["files"]
+    return {str(k): (int(v["size"]), str(v["sha256"])) for k, v in files.items()}
 
 
 def cannot_write(target: Path, e: OSError) -> TrueupError:

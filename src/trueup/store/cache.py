@@ -58,7 +58,7 @@ def kept_folder(folder: Path, make: Callable[[Path], Any], what: str) -> Path:
     if spoilt:
         _say(f"trueup: the kept copy of {what} in '{folder}' is not as it was written, so it has to be made again.")
     try:
-        with atomic.new_folder(folder, force=spoilt) as new:
+        with atomic.new_folder(folder, force=spoilt, own=True) as new:
             make(new)
             if spoilt and whole(folder):
                 raise _Quicker

@@ -22,14 +22,17 @@ def path_of(name: str | Path) -> Path:
     """The path that a user gave, with ``~`` as the home folder; whether anything is there is not asked.
 
     Raises:
-        BadInput: the system cannot follow such a name: it is too long, leads through a folder that is closed, or names the home of
-            a user whom nobody knows.
+        BadInput: the system cannot follow such a name: it is too long, leads through a folder that is closed, has a character that
+            no name has, or names the home of a user whom nobody knows.
     """
     try:
         path = Path(name).expanduser()
         path.exists()
-    except (OSError, RuntimeError) as e:
-        why = getattr(e, "strerror", None) or "there is no home folder of such a user"
+    except (OSError, RuntimeError, ValueError) as e:
+        nobody = "there is no home folder of such a user"
+        why = getattr(e, "strerror", None) or (
+            "no file's name has such a character" if isinstance(e, ValueError) else nobody
+        )
         raise BadInput(f"The path '{shortened(name, 81)}' cannot be followed ({why}). Correct it.") from e
     return path
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trueup.errors import BadInput, Unsupported
-from trueup.store import lock
+from trueup.store import atomic, lock
 
 
 @contextmanager
@@ -22,7 +21,7 @@ def work_folder(out: Path, *, mine: bool = True) -> Iterator[Path]:
     Raises:
         BadInput: another run that is alive writes there, or the folder cannot be written. Unavailable: the disk is full.
     """
-    out = Path(os.path.abspath(out))
+    out = atomic.placed(out)
     work = out.parent / f".{out.name}.work"
     if not mine:
         yield work

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -131,7 +132,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     )
     check_kind(raw.get("peft_type"), f"The adapter in '{folder}'")
     check_task(raw.get("task_type"), f"The adapter in '{folder}'")
-    schema.check(raw, record(_FORM.get(raw["peft_type"], _ANY)), path, "Correct it, or save the adapter again.")
+    form = _FORM.get(raw["peft_type"], _ANY)
+    raw |= {k: False for k, kind in form.items() if kind is FLAG and k in raw and raw[k] is None}  # as PEFT takes it
+    schema.check(raw, record(form), path, "Correct it, or save the adapter again.")
     if raw.get("megatron_config") is not None:
         raise Unsupported(
             f"The adapter in '{folder}' was made for layers of Megatron, which trueup does not load. Merge it into its base where "
@@ -157,10 +160,16 @@ def known(settings: peft.PeftConfig) -> bool:
 
 def check_kind(kind: Any, which: str) -> None:
     """Raises Unsupported when trueup does not examine adapters of this `kind` (PEFT's own name). `which`: "The adapter ..."."""
+    if kind is None:
+        raise Unsupported(
+            f"{which} names no kind (peft_type in {SETTINGS}), so PEFT did not write it. Save it with PEFT's save_pretrained; the "
+            "adapters of other libraries, such as AdapterHub's, are of other shapes: merge one into its base there, and give that "
+            "folder without an adapter."
+        )
     if (kind := str(getattr(kind, "value", kind))) in AUDITED:
         return
     known = [str(k.value) for k in peft.PEFT_TYPE_TO_CONFIG_MAPPING]
-    close = did_you_mean(kind, AUDITED) if kind not in known else ""
+    close = did_you_mean(kind.upper(), AUDITED) if kind not in known else ""
     step = "Give one of these."
     if kind in known:
         step = (
@@ -182,9 +191,12 @@ def check_task(task: Any, which: str) -> None:
             "Merge it into its base (PEFT's merge_and_unload), save that with its tokenizer, and tune a classifier on the folder: "
             "`trueup tune lora FOLDER --data ...`."
         )
+    known = [str(t.value) for t in peft.TaskType]
+    if close := "" if task in known else did_you_mean(str(task).upper(), [t for t in TASKS if t]):
+        step = f"Correct task_type in its {SETTINGS}."
     raise Unsupported(
         f"{which} was trained for the task '{task}', and trueup examines classifiers of whole texts: "
-        f"{listing([t for t in TASKS if t])}. {step}"
+        f"{listing([t for t in TASKS if t])}.{close} {step}"
     )
 
 
@@ -310,11 +322,15 @@ def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tenso
             tensors = load_file(str(safe))
         elif pickled.is_file() and allow_pickle:
             tensors = torch.load(pickled, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:  # whose text tells how to run it all the same
+        raise BadInput(more_than_tensors(pickled)) from e
     except Exception as e:  # safetensors and torch each raise their own kinds for damaged files
-        said = " ".join(str(e).split())[:200]
+        said = " ".join(str(e).split())[:200] or "the file ends too soon"
         raise BadInput(f"The adapter weights in '{folder}' are damaged ({said}). Save the adapter again.") from e
     if tensors is not None:
-        check_numbers(tensors, f"'{safe if safe.is_file() else pickled}'")
+        file = safe if safe.is_file() else pickled
+        tensors = _named(tensors, file)
+        check_numbers(tensors, f"'{file}'")
         return tensors
     if pickled.is_file():
         raise BadInput(
@@ -322,6 +338,45 @@ def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tenso
             "`save_pretrained(..., safe_serialization=True)`, or pass --allow-pickle if you trust its author."
         )
     raise BadInput(f"'{folder}' has an adapter_config.json but no adapter_model.safetensors. Save the adapter again.")
+
+
+def more_than_tensors(what: object) -> str:
+    """The refusal of a pickle that torch does not read with ``weights_only``."""
+    return (
+        f"'{what}' is no plain file of tensors: it is damaged, or loading it would run code of its own. Nothing of it was run, and "
+        "--allow-pickle does not run it either. Ask its author for safetensors."
+    )
+
+
+_WRAPPED = re.compile(
+    r"^module\.|(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|modules_to_save)\.|^(base_model\.model\.){2}"
+)
+"""Names of weights inside a wrapper of torch (compile, DDP, FSDP, checkpoints), or of a PeftModel's own state."""
+_ADAPTER = re.compile(r"(\.lora_(?:embedding_)?[AB])\.default(?=$|\.weight$)")
+"""The name of the adapter within that of a weight: PEFT reads it, where another program has left it there."""
+
+
+def _named(tensors: Any, file: Path) -> dict[str, Tensor]:
+    """The weights under the names that PEFT gives them.
+
+    Raises:
+        BadInput: they are no mapping of names to tensors, or a wrapper has named them: PEFT would leave them out in silence.
+    """
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
+    ):
+        raise BadInput(
+            f"'{file}' holds something else than names and their tensors, so it is no adapter as PEFT saves it. Save the adapter "
+            "again with the PeftModel's save_pretrained."
+        )
+    if wrapped := [k for k in tensors if _WRAPPED.search(k)]:
+        raise BadInput(
+            f"'{file}' names its weights as a wrapped model does, such as '{wrapped[0]}', and PEFT finds no place for these. Save "
+            "the adapter again with save_pretrained of the PeftModel inside (accelerator.unwrap_model takes DDP, FSDP and "
+            "torch.compile off)."
+        )
+    plain = {_ADAPTER.sub(r"\1", k): v for k, v in tensors.items()}
+    return plain if len(plain) == len(tensors) else dict(tensors)
 
 
 def read_card(folder: Path | None) -> dict[str, Any]:

@@ -466,6 +466,7 @@ def attach(
             raise BadInput(
                 f"{other}: its {key} is {given}, and for this model it would be {own}. Give the base model it was trained on."
             )
+    modules = {f"base_model.model.{n}" for n, _ in net.named_modules()}
     with quiet():
         try:
             made_for = settings.base_model_name_or_path
@@ -483,17 +484,23 @@ def attach(
             if absent
             else f"the base has no place for {listing(extra, 3)}"
         )
-        raise BadInput(f"{other}: {what}. Give the base model it was trained on.")
-    places = {**expected, **embeddings}
+        step = ""
+        if all({k.rsplit(".", n)[0] for n in (1, 2)} & modules for k in extra):  # the layers are there
+            step = (
+                f", or correct its {places.SETTINGS} (task_type, target_modules, modules_to_save), where that speaks of other "
+                "weights than are there"
+            )
+        raise BadInput(f"{other}: {what}. Give the base model it was trained on{step}.")
+    ours = {**expected, **embeddings}
     for k, v in tensors.items():
-        if v.is_complex() or v.is_floating_point() != places[k].is_floating_point():
+        if v.is_complex() or v.is_floating_point() != ours[k].is_floating_point():
             raise BadInput(
-                f"{other}: '{k}' is {_kind(v)} in the adapter and {_kind(places[k])} in the model: a cast would make other numbers "
+                f"{other}: '{k}' is {_kind(v)} in the adapter and {_kind(ours[k])} in the model: a cast would make other numbers "
                 "of it. Save the adapter again as it was trained."
             )
-        if v.shape != places[k].shape:
+        if v.shape != ours[k].shape:
             raise BadInput(
-                f"{other}: '{k}' is {tuple(v.shape)} in the adapter and {tuple(places[k].shape)} in the model. "
+                f"{other}: '{k}' is {tuple(v.shape)} in the adapter and {tuple(ours[k].shape)} in the model. "
                 "Give the base model it was trained on."
             )
     # A base whose embeddings these are already is not written to: others may share them.
@@ -646,9 +653,7 @@ def _explained(e: Exception, name: str) -> TrueupError:
     if isinstance(e, TrueupError):
         return e
     if isinstance(e, pickle.UnpicklingError):
-        return BadInput(
-            f"The weights of '{name}' are not a plain tensor file ({text[:120]}). Save them as safetensors."
-        )
+        return BadInput(files.more_than_tensors(name))
     if "trust_remote_code" in text:
         return Unsupported(
             f"'{name}' needs code of its own. Read that code, then pass --trust-remote-code if you trust it."

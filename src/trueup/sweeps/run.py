@@ -92,7 +92,7 @@ def sweep(
             "A sweep was begun by a process that another sweep started: the workers of a script without a guard import it. "
             "Put the call under `if __name__ == '__main__':`."
         )
-    out = Path(out)
+    out = inputs.path_of(out)
     earlier = _usable(out, part, baseline)
     for folder in collect:
         _sweep_of(Path(folder))
@@ -128,7 +128,7 @@ def left(
 ) -> list[tuple[Cell, str]]:  # fmt: skip
     """Every cell, or those of a part, and what is there of it: ``done``, ``failed``, ``begun``, ``changed``, ``damaged`` or
     ``to do``. Nothing is written. Arguments, and what is raised, as of `sweep`."""
-    out = Path(out)
+    out = inputs.path_of(out)
     _usable(out, part, baseline)
     asked = plan.cells_of(file, out)
     own = homes(asked, out).of
@@ -213,7 +213,7 @@ def _usable(out: Path, part: str, baseline: str | Path | None) -> Path | None:
             raise BadInput(
                 f"'{out}' cannot be its own baseline. Leave --baseline out: what changed in a cell since is told anyway."
             )
-    atomic.refuse_taken(out, True)
+    atomic.refuse_other(out)
     try:
         names = {p.name for p in out.iterdir()} if out.is_dir() else set()
     except OSError as e:
