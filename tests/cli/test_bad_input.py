@@ -15,6 +15,8 @@ import torch
 from cli_cases import FAST, audit_words, check_words, reviews, trueup, write_csv
 from safetensors.torch import load_file
 
+from trueup.store import atomic
+
 
 def refused(*words: object, says: tuple[str, ...] = (), here: Path | None = None) -> str:
     """Runs the command and asserts all that is promised of a refusal; returns the sentence."""
@@ -473,8 +475,33 @@ def test_a_folder_that_is_not_empty(world: Path, here: Path) -> None:
     says = ("'", "out' exists and is not empty", "--force")
     refused(*check_words(world), "-o", "out", says=says)
     refused(*tune_of(world), "-o", "out", says=says)
-    refused(*check_words(world), "--label", "labell", "-o", "out", "--force", says=("no column",))
-    assert (here / "out" / "mine.txt").read_text() == "mine", "a refused run must leave the old folder"
+    says = ("was not written by trueup", "holds 'mine.txt'", "delete this one yourself")
+    refused(*check_words(world), "-o", "out", "--force", says=says)
+    refused(*tune_of(world), "-o", "out", "--force", says=says)
+    assert (here / "out" / "mine.txt").read_text() == "mine"
+    with atomic.new_folder(here / "earlier") as earlier:
+        (earlier / "old.txt").write_text("old")
+    refused(*check_words(world), "--label", "labell", "-o", "earlier", "--force", says=("no column",))
+    assert (here / "earlier" / "old.txt").read_text() == "old", "a refused run must leave the old folder"
+
+
+def test_an_output_that_holds_what_is_read(world: Path, here: Path) -> None:
+    """Not with --force either: the adapter's folder is one that trueup wrote."""
+    adapter = shutil.copytree(world / "adapter", here / "adapter")
+    words = [adapter if w == world / "adapter" else w for w in check_words(world)]
+    assert adapter in words
+    refused(*words, "-o", adapter, "--force", says=("holds the adapter itself", "Give another folder"))
+    refused(*words, "-o", here, "--force", says=("holds the adapter itself",))
+    assert (adapter / "adapter_config.json").is_file()
+
+
+def test_the_home_folder_of_an_output(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave the ~ of --out=~/x as it is."""
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "home" / "x").mkdir(parents=True)
+    (here / "home" / "x" / "mine.txt").write_text("mine")
+    refused(*check_words(world), "--out=~/x", says=(str(here / "home" / "x"), "is not empty"))
+    refused(*check_words(world), "--out=~nobody-here/x", says=("no home folder of such a user",))
 
 
 def test_places_that_cannot_be_written(world: Path, here: Path) -> None:

@@ -18,6 +18,7 @@ from cli_cases import FAST, Said, audit_words, check_words, files_of, reviews, t
 
 from trueup import __version__
 from trueup.run import memory
+from trueup.store import atomic
 
 SUBCOMMANDS = ("check", "audit", "repair", "report", "tune", "bench", "demo")
 
@@ -353,8 +354,8 @@ def test_quiet_prints_nothing(world: Path, here: Path) -> None:
 
 
 def test_force_replaces_a_folder(world: Path, here: Path) -> None:
-    (here / "out").mkdir()
-    (here / "out" / "old.txt").write_text("old")
+    with atomic.new_folder(here / "out") as earlier:
+        (earlier / "old.txt").write_text("old")
     said = trueup(*audit_words(world), "-o", "out", "--force")
     assert said.code in (0, 1)
     assert not (here / "out" / "old.txt").exists()

@@ -1,6 +1,6 @@
 """Commands killed at random moments: ``python tests/fuzz/kills.py --kills 200 -o kills.json``.
 
-Each of tune, check, check --force, repair and sweep runs once undisturbed, on a tiny model. Then it is killed (SIGKILL) again and
+Each of tune, check, check --force, repair, sweep, export and export --force runs once undisturbed, on a tiny model. Then it is killed (SIGKILL) again and
 again. After each kill the output is absent or whole, the old one or the new one. The run that follows ends with the exit code of
 the undisturbed one and, to the byte, with its files. It computes no pass and trains no step that an earlier run had kept.
 ``--demo N`` does the same to ``trueup demo``, whose models are real.
@@ -80,7 +80,15 @@ def commands(made: Path) -> dict[str, list[str]]:
         "replace": ["check", base, "--adapter", adapter, "--data", data, "--fault", "overconfidence", "--force", *quick],
         "repair": ["repair", "overconfidence", base, "--adapter", adapter, "--data", data, "--keep", *quick],
         "sweep": ["sweep", str(made / "night.yaml")],
+        "export": ["export", str(made / "first"), "--fault", "overconfidence", "--as", "merged"],
+        "export again": ["export", str(made / "first"), "--fault", "overconfidence", "--as", "lora", "--force"],
     }  # fmt: skip
+
+
+def other(words: list[str]) -> list[str]:
+    """The command that has made the folder which `words` replaces: what it holds is not what `words` makes."""
+    left = [w if w != "lora" else "merged" for w in words if w != "--force"]
+    return left if left[0] == "export" else [*left, "--seed", "1"]
 
 
 # ------------------------------------------------------------------------------------------------- one command, one fork
@@ -211,8 +219,8 @@ def killed(name: str, words: list[str], made: Path, kills: int, rng: np.random.G
         counts.wrong.append(f"{name}, kill {counts.kills[name]}: {what}")
         print(counts.wrong[-1], flush=True)
 
-    if name == "replace":
-        earlier = begin([*(w for w in words if w != "--force"), "--seed", "1"], made / "old", log)
+    if "--force" in words:
+        earlier = begin(other(words), made / "old", log)
         assert earlier.wait() in (0, 1), earlier.said
         old = made_of(made / "old")
     clear()
@@ -282,6 +290,7 @@ def main() -> None:
     import peft  # noqa: F401
     import torch
 
+    import trueup.exporting
     import trueup.report.html
     import trueup.sweeps.run  # noqa: F401
 
