@@ -1,8 +1,9 @@
 """Commands killed at random moments: ``python tests/fuzz/kills.py --kills 200 -o kills.json``.
 
-Each of tune, check, check --force, repair, sweep, export and export --force runs once undisturbed, on a tiny model. Then it is killed (SIGKILL) again and
-again. After each kill the output is absent or whole, the old one or the new one. The run that follows ends with the exit code of
-the undisturbed one and, to the byte, with its files. It computes no pass and trains no step that an earlier run had kept.
+Each of tune, check, check --force, repair, sweep, export and export --force runs once undisturbed, on a tiny model. Then it is
+killed (SIGKILL) again and again. After each kill the output is absent or whole, the old one or the new one. The run that follows
+ends with the exit code of the undisturbed one and, to the byte, with its files. It computes no pass and trains no step that an
+earlier run had kept.
 ``--demo N`` does the same to ``trueup demo``, whose models are real.
 
 Commands are forks of one process that has imported everything, so that moments fall on work and not on imports.

@@ -621,7 +621,7 @@ def _trueup(*words: object) -> float:
 
 
 STAIRS = (
-    ("gpt2", 32, 6), ("gpt2", 128, 6), ("gpt2", 128, 20), ("smollm2", 32, 6), ("smollm2", 128, 6), ("smollm2", 512, 6),
+    ("gpt2", 32, 6), ("gpt2", 128, 6), ("gpt2", 128, 20), ("smollm2", 32, 6), ("smollm2", 128, 6),
 )  # fmt: skip
 """Model, tokens and points of the paths at which integrated gradients of all feed-forward units are compared."""
 
