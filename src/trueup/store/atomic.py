@@ -151,6 +151,7 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False, own: bool
         BadInput: `target` is a file, or a folder that is not empty and `force` is not given, or that no trueup has written, or
             cannot be written. Unavailable: the disk is full.
     """
+    refuse_other(Path(target))
     target = placed(target)
     refuse_taken(target, force, own=own)
     temporary = _beside(target)
@@ -309,7 +310,12 @@ def refuse_other(target: Path) -> bool:
     try:
         if there(target):
             return True
-        if os.path.lexists(placed(target)):
+        here = placed(target)
+        if os.path.islink(target) and not here.exists():  # perhaps of a disk that is not mounted
+            raise BadInput(
+                f"'{target}' is a link to '{here}', and there is no such folder. Make that folder, or give another name."
+            )
+        if os.path.lexists(here):
             raise BadInput(f"'{target}' is a file, but a folder is to be written there. Give another name.")
     except OSError as e:
         raise cannot_write(target, e) from e

@@ -100,6 +100,8 @@ def adapter_path(adapter: str) -> Path | None:
     path = path_of(adapter)
     if there(path):
         return path
+    if path.is_file():
+        raise BadInput(f"The adapter '{adapter}' is a file. Give the folder that holds it: --adapter {path.parent}.")
     if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
         beside = path.parent if path.parent.is_dir() else Path()
         near = did_you_mean(path.name, sorted(p.parent.name for p in beside.glob("*/" + SETTINGS)))
@@ -131,10 +133,13 @@ def check_adapter(folder: Path, called: str) -> None:
             f"{'that folder' if len(below) == 1 else 'one of these folders'}: --adapter {last}.{fetch}"
         )
     found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else []
-    raise BadInput(
-        f"'{called}' is no PEFT adapter: it has no {SETTINGS} (found {listing(found)}). "
-        "Give the folder that `save_pretrained` or `trueup tune` wrote."
+    whole = "config.json" in found
+    step = (
+        "It is a whole model: give it as the model, without --adapter, if the adapter was merged into it."
+        if whole
+        else "Give the folder that `save_pretrained` or `trueup tune` wrote."
     )
+    raise BadInput(f"'{called}' is no PEFT adapter: it has no {SETTINGS} (found {listing(found)}). {step}")
 
 
 def _in_steps(folder: Path) -> tuple[Any, ...]:
