@@ -77,6 +77,13 @@ class Job:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def inputs(self) -> dict[str, str | None]:
+        """What is read, by what a message calls it: a file, a folder, or another name such as one of the hub."""
+        return {
+            "base": self.model, "adapter": self.adapter, "data": self.data, "test data": self.test, "demonstrations": self.demos,
+        }  # fmt: skip
+
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Job:
         """The job that ``job.json`` holds.

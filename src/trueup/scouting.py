@@ -31,7 +31,7 @@ def run_scout(
         TrueupError: the input cannot be used; nothing is written.
     """
     out = path_of(out)
-    atomic.refuse_read(out, {"base": job.model, "adapter": job.adapter, "data": job.data, "test data": job.test})
+    atomic.refuse_read(out, job.inputs)
     with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         check_names(job)
         # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.

@@ -61,7 +61,7 @@ def run_job(
         TrueupError: the input cannot be used; nothing is written.
     """
     out, began = path_of(out), datetime.now(UTC)
-    atomic.refuse_read(out, {"base": job.model, "adapter": job.adapter, "data": job.data, "test data": job.test})
+    atomic.refuse_read(out, job.inputs)
     faults = faults_of(job.faults, job.knobs)
     with together() as team, folders(team, out, force) as (work, new):
         check_names(job)

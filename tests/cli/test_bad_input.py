@@ -493,6 +493,10 @@ def test_an_output_that_holds_what_is_read(world: Path, here: Path) -> None:
     refused(*words, "-o", adapter, "--force", says=("holds the adapter itself", "Give another folder"))
     refused(*words, "-o", here, "--force", says=("holds the adapter itself",))
     assert (adapter / "adapter_config.json").is_file()
+    with atomic.new_folder(here / "earlier") as earlier:
+        (earlier / "pairs.csv").write_text("text,label\na,negative\n")
+    pairs = ("--shots", 1, "--demos", here / "earlier" / "pairs.csv", "-o", here / "earlier", "--force")
+    refused(*words, *pairs, says=("holds the demonstrations itself",))
 
 
 def test_the_home_folder_of_an_output(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
