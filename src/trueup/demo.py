@@ -47,10 +47,7 @@ def run(
     Raises:
         BadInput: `out` holds something and `force` is False. Also as `coupled`.
     """
-    if force:
-        atomic.refuse_other(out)  # the folders in it are replaced one by one
-    else:
-        atomic.refuse_taken(out, force)
+    atomic.refuse_taken(out, force, own=True)  # the folders in it are replaced one by one
     corpus = coupled(texts)
     low, high = mix.groups_of(corpus, COLUMN)
     data, adapter, report = out / "data" / "reviews.csv", out / "adapter", out / "report"

@@ -128,10 +128,11 @@ def _search(found: Scouted | None) -> dict[str, Any] | None:
     """What a check's search for columns that nobody named found, and how to go on."""
     if found is None:
         return None
+    onward, command = words.go_on(found)
     return {
         "sentence": words.clean(words.search_sentence(found), 2000), "named": bool(found.leads),
         "more": found.named - len(found.leads), "rows": [words.lead(x) for x in found.leads or found.unproven],
-        "next": words.go_on(found),
+        "next": onward, "command": command,
     }  # fmt: skip
 
 

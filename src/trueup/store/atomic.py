@@ -298,8 +298,8 @@ def refuse_taken(target: Path, force: bool, *, own: bool = False) -> None:
         if not own and not _written(target):
             found = sorted(p.name for p in target.iterdir())
             raise BadInput(
-                f"The folder '{target}' was not written by trueup: it has no {MANIFEST} of one, and holds {listing(found, 3)}. "
-                "--force replaces folders that trueup wrote, and no others. Give another folder, or delete this one yourself."
+                f"The folder '{target}' was not written by trueup: it holds {listing(found, 3)}, and no {MANIFEST} that trueup "
+                "wrote. --force replaces only folders that trueup wrote. Give another folder, or delete this one yourself."
             )
     except OSError as e:
         raise cannot_write(target, e) from e
