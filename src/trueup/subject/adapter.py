@@ -349,9 +349,12 @@ def more_than_tensors(what: object) -> str:
 
 
 _WRAPPED = re.compile(
-    r"^module\.|(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|modules_to_save)\.|^(base_model\.model\.){2}"
+    r"^module\.|(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|modules_to_save\.default)\.|^(base_model\.model\.){2}"
 )
-"""Names of weights inside a wrapper of torch (compile, DDP, FSDP, checkpoints), or of a PeftModel's own state."""
+"""Names of weights inside a wrapper of torch (compile, DDP, FSDP, checkpoints), or of a PeftModel's own state.
+
+PEFT's files name a resized head ``lm_head.modules_to_save.weight``, without the adapter's name.
+"""
 _ADAPTER = re.compile(r"(\.lora_(?:embedding_)?[AB])\.default(?=$|\.weight$)")
 """The name of the adapter within that of a weight: PEFT reads it, where another program has left it there."""
 

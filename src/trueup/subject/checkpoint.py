@@ -485,7 +485,7 @@ def attach(
             else f"the base has no place for {listing(extra, 3)}"
         )
         step = ""
-        if all({k.rsplit(".", n)[0] for n in (1, 2)} & modules for k in extra):  # the layers are there
+        if extra and all({k.rsplit(".", n)[0] for n in (1, 2)} & modules for k in extra):  # the layers are there
             step = (
                 f", or correct its {places.SETTINGS} (task_type, target_modules, modules_to_save), where that speaks of other "
                 "weights than are there"
