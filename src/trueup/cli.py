@@ -874,6 +874,26 @@ def bench_cost(out: Out, force: Force = False, quiet: Quiet = False) -> None:
         _bench(cost, cost.Settings(), out, force, quiet)
 
 
+@bench.command("transfer")
+def bench_transfer(
+    out: Out,
+    model: Annotated[
+        str, typer.Option("--model", help="Causal model: hub id, local folder, or embedded:NAME.")
+    ] = "embedded:smollm2",
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="Task on which units are found; repeatable. Default: three.")
+    ] = None,
+    seed: TuneSeed = 0, force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Whether copying units found on one in-context task help the others, as arXiv 2410.01288 claims: tasks by tasks."""
+    with _sentences():
+        _free(out, force)
+        from trueup.experiments import transfer
+
+        asked = transfer.Settings(model, tuple(source or transfer.SOURCES), seed=seed)
+        _bench(transfer, asked, out, force, quiet)
+
+
 class Preset(StrEnum):
     """Sizes of an experiment."""
 

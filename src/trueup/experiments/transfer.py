@@ -1,0 +1,232 @@
+"""Whether copying units that were found on one in-context task help other tasks: accuracy and wrong copies.
+
+arXiv 2410.01288 claims that units found on a synthetic task, pruned, improve a diverse set of tasks. Units are found here on a few
+tasks as a repair finds them (`faults.copying.repair.contest`): by integrated gradients on prompts of the task's pool, and chosen on
+its calibration queries. No query of another task takes part, except for the three tasks in which copying is right, whose
+calibration queries every repair looks at. Every task is then asked with and without these units, and with as many random units of
+the same layers scaled.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trueup.corpus import tasks
+from trueup.corpus.corpus import Corpus
+from trueup.errors import BadInput, Unsupported
+from trueup.experiments import resumed
+from trueup.faults.copying import repair
+from trueup.faults.copying.audit import asked, mean, some
+from trueup.measure import bootstrap
+from trueup.measure.bootstrap import Estimate
+from trueup.measure.seeds import over_seeds
+from trueup.run.edit import scaled
+from trueup.run.prompts import with_pool
+from trueup.subject.load import load
+from trueup.subject.subject import Subject
+
+SOURCES = ("noun-vowels", "count-objects", "first-of-list")
+"""Tasks on which units are found: the paper's proxy, the other task of counting, and the task that SmolLM2 copies most in."""
+MEASURES = {"accuracy": "accuracy", "copies": "wrong copies above chance"}
+RANDOM = "random units"
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Knobs of the bench.
+
+    Attributes:
+        model: a causal model, by hub id, folder or ``embedded:NAME``. sources: tasks on which units are found.
+        tasks: tasks that are asked; empty for all. shots: demonstrations. queries: at most so many of each task.
+    """
+
+    model: str = "embedded:smollm2"
+    sources: tuple[str, ...] = SOURCES
+    tasks: tuple[str, ...] = ()
+    shots: int = 4
+    queries: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (*self.sources, *self.tasks):
+            tasks.find(name)
+        if not self.sources:
+            raise BadInput("Units are found on no task; give one or more sources.")
+
+
+Asked = Mapping[str, np.ndarray]
+"""Of each query of a task: ``right``, ``copied``, and ``expected`` copies by chance, (n,); ``cluster`` (n,)."""
+
+
+def run(
+    out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Ask every task with and without each source's units, and write `out`/transfer.json and `out`/transfer.md. Returns what
+    transfer.json holds.
+
+    Each choice of units and each task's answers are kept for a run that is killed and started again (`resumed.run`).
+
+    Raises:
+        BadInput: `out` is there already and `force` is not given. Unsupported: in no layer do the attributions of units add up.
+    """
+    import trueup.faults.copying
+    import trueup.run
+
+    def make(parts: resumed.Parts) -> dict[str, Any]:
+        subject = load(settings.model, shots=settings.shots)
+        what = {k: v for k, v in asdict(settings).items() if k not in ("sources", "tasks")}
+
+        def once(key: Sequence[str], of: Callable[[], Any]) -> Any:
+            file = parts.file("transfer", what, *key)
+            if (known := resumed.kept_json(file, say)) is None:
+                resumed.keep(file, of())
+                known = resumed.kept_json(file)
+            return known
+
+        chosen = {}
+        for source in settings.sources:
+            chosen[source] = once(("units", source), lambda s=source: _found(subject, s, settings.seed))
+            say(f"units found on {source}: {chosen[source]['title']}")
+        rows = []
+        for task in settings.tasks or tasks.TASKS:
+            queries = queries_of(task, settings)
+            able = with_pool(subject, tasks.load(task, seed=settings.seed).part("train"))
+            plain = _read(once(("plain", queries.fingerprint), lambda a=able, q=queries: _asked(a, q, settings.seed)))
+            told: dict[str, Any] = {}
+            for source, units in chosen.items():
+                for kind in ("units", "random"):
+                    scales = _scales(units[kind])
+
+                    def ask(a: Subject = able, q: Corpus = queries, s: repair.Scales = scales) -> dict[str, Any]:
+                        with scaled(a, s):
+                            return _asked(a, q, settings.seed)
+
+                    told.setdefault(source, {})[kind] = apart(
+                        plain, _read(once((kind, source, queries.fingerprint), ask))
+                    )
+            row = {"task": task, "queries": len(queries), "accuracy": mean(plain["right"]),
+                   "copies": mean(plain["copied"] - plain["expected"]), "changes": told}  # fmt: skip
+            rows.append(row)
+            say(_line(row, list(chosen)))
+        units = {s: {k: v for k, v in c.items() if k not in ("units", "random")} for s, c in chosen.items()}
+        return {"settings": asdict(settings), "units": units, "rows": rows}
+
+    code = resumed.code_of(trueup.faults.copying, trueup.run, sys.modules[__name__])
+    return resumed.run(out, "transfer", code, make, table, force=force)
+
+
+def queries_of(task: str, settings: Settings) -> Corpus:
+    """Queries of a task that chose nothing: those of ``test``, and of ``calibration`` where no choice read it."""
+    data = tasks.load(task, seed=settings.seed)
+    read = task in settings.sources or tasks.find(task).copying_is_right
+    return some(
+        data.take(np.isin(data.split, ("test",) if read else ("calibration", "test"))), settings.queries, settings.seed
+    )
+
+
+def _found(subject: Subject, source: str, seed: int) -> dict[str, Any]:
+    """The units that `source` chooses, and as many drawn at random of the same layers."""
+    data = tasks.load(source, seed=seed)
+    able = with_pool(subject, data.part("train"))
+    found = repair.attributed(able, data.part("train"), seed, repair.OWN)
+    calibration = data.part("calibration")
+    contest = repair.contest(able, calibration, [found], None, seed=seed, resamples=200, max_cost=0.02)
+    if contest is None:
+        raise Unsupported(
+            f"In no layer do the attributions of units on '{source}' add up, so none can be told to copy."
+        )
+    best = contest.units.best or contest.units.nearest
+    (random,) = repair.random_like([best], seed)
+    return {
+        "title": best.title, "count": best.units, "able": contest.units.best is not None,
+        "units": _kept(best.scales), "random": _kept(random.scales),
+    }  # fmt: skip
+
+
+def _kept(scales: repair.Scales) -> dict[str, list[float]]:
+    return {str(layer): factors.tolist() for layer, factors in scales.items()}
+
+
+def _scales(kept: Mapping[str, Sequence[float]]) -> repair.Scales:
+    import torch
+
+    return {int(layer): torch.tensor(factors) for layer, factors in kept.items()}
+
+
+def _asked(subject: Subject, queries: Corpus, seed: int) -> dict[str, Any]:
+    queries = queries.relabel(subject.classes)
+    told = asked(subject, queries, "free", seed)
+    able = told.draws.possible
+    values = told.scored(queries.label)
+    kept = {k: values[k][able].astype(float).tolist() for k in ("right", "copied", "expected")}
+    return kept | {"cluster": queries.cluster[able].tolist()}
+
+
+def _read(kept: Mapping[str, Any]) -> Asked:
+    return {k: np.asarray(v) for k, v in kept.items()}
+
+
+def apart(before: Asked, after: Asked, seed: int = 0) -> dict[str, list[float]]:
+    """The measures (`MEASURES`) after, less those before, over the same queries: value, and the paired 95% interval's ends."""
+    found = {}
+    for key in MEASURES:
+        a, b = (x["right"] if key == "accuracy" else x["copied"] - x["expected"] for x in (before, after))
+        d = bootstrap.paired(mean, (a,), (b,), seed, RESAMPLES, cluster=before["cluster"])
+        found[key] = [d.value, d.low, d.high]
+    return found
+
+
+def elsewhere(rows: Sequence[Mapping[str, Any]], source: str, kind: str, measure: str) -> Estimate:
+    """The mean change over all tasks but the source, with an interval for further tasks (Student's t over the tasks)."""
+    return over_seeds([tuple(r["changes"][source][kind][measure]) for r in rows if r["task"] != source], 0.0)  # type: ignore[misc]
+
+
+def _line(row: Mapping[str, Any], sources: Sequence[str]) -> str:
+    moved = "; ".join(f"units of {s}: accuracy {_told(row['changes'][s]['units']['accuracy'])}" for s in sources)
+    return f"{row['task']}: accuracy {row['accuracy']:.1%}. {moved}"
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Markdown: for each measure a line for each task, and a column for each task on which units were found."""
+    rows, units = result["rows"], result["units"]
+    sources, parts = list(units), []
+    for key, title in MEASURES.items():
+        heads = ["asked", "queries", f"{title}, as it is", *(f"units found on {s}" for s in sources)]
+        body = []
+        for row in rows:
+            cells = [
+                f"{'*' * (row['task'] == s)}{_told(row['changes'][s]['units'][key])}{'*' * (row['task'] == s)}"
+                for s in sources
+            ]
+            body.append([row["task"], str(row["queries"]), f"{row[key]:.1%}", *cells])
+        others = (
+            {k: [elsewhere(rows, s, k, key) for s in sources] for k in ("units", "random")} if len(rows) > 2 else {}
+        )
+        for kind, estimates in others.items():
+            name = "**mean of the other tasks**" if kind == "units" else f"the same, {RANDOM}"
+            body.append([name, "", "", *(_told((e.value, e.low, e.high)) for e in estimates)])
+        lines = [heads, ["---"] * len(heads), *body]
+        parts.append(f"Change of {title}, in points:\n\n" + "\n".join(f"| {' | '.join(c)} |" for c in lines))
+    found = "; ".join(f"on {s} {u['title']} ({u['count']} units)" for s, u in units.items())
+    beyond = [
+        sum(r["changes"][s]["units"]["accuracy"][i] * sign > 0 for r in rows for s in sources if r["task"] != s)
+        for i, sign in ((1, 1), (2, -1))
+    ]
+    count = sum(r["task"] != s for r in rows for s in sources)
+    parts.append(
+        f"Units chosen: {found}. *Italics*: the task on which they were found. Of {count} changes of accuracy in other tasks "
+        f"{beyond[0]} intervals lie above 0 and {beyond[1]} below. Chance alone would give about {0.025 * count:.0f} of each."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _told(of: Sequence[float]) -> str:
+    value, low, high = (100 * x for x in of)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
