@@ -874,6 +874,30 @@ def bench_cost(out: Out, force: Force = False, quiet: Quiet = False) -> None:
         _bench(cost, cost.Settings(), out, force, quiet)
 
 
+@bench.command("curve")
+def bench_curve(
+    out: Out,
+    model: Annotated[
+        str, typer.Option("--model", help="Base of a classifier: hub id, local folder, or embedded:NAME.")
+    ] = "embedded:minilm",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="recall, or data as in --data; repeatable. Default: three.")
+    ] = None,
+    size: Annotated[
+        list[int] | None, typer.Option("--size", min=1, help="Trained numbers; repeatable. Default: three sizes.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Trainings of each adapter.")] = 3,
+    force: Force = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Accuracy against trained numbers: prompt, prefix and LoRAs of equal size (arXiv 2310.19698) on a pretrained model."""
+    with _sentences():
+        _free(out, force)
+        from trueup.experiments import curve
+
+        asked = curve.Settings(model, tuple(task or curve.TASKS), tuple(size or curve.SIZES), seeds)
+        _bench(curve, asked, out, force, quiet)
+
+
 @bench.command("transfer")
 def bench_transfer(
     out: Out,

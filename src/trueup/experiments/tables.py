@@ -32,7 +32,7 @@ from trueup.sweeps.results import read
 SHARED = 0.3
 """Share of the test examples that two seeds have in common at most: a test part is at most so large a part of its data."""
 RULE = "what trueup's rule takes"
-WHOLE = ("cost", "rigidity", "scout", "scout_repairs", "speed", "transfer", "verdicts")
+WHOLE = ("cost", "curve", "rigidity", "scout", "scout_repairs", "speed", "transfer", "verdicts")
 """Experiments that have a result and a table of their own: modules of this package."""
 MARKED = re.compile(r"(<!-- results: (\S+) (\S+) (\S[^\n]*?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 MARKED_WHOLE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)

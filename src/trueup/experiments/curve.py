@@ -1,0 +1,221 @@
+"""Accuracy against the number of trained parameters: prompt, prefix, and LoRAs of query-key and of value-MLP, of equal sizes.
+
+arXiv 2310.19698 says that a prompt or prefix may not learn a task that needs a new attention pattern. The tasks here are sentiment,
+which a pretrained encoder nearly has, and `recall`, which asks for an association that stands in the text. What is trained is what
+the audit trains (`faults.rigidity.contest`), from several seeds. A departure from it, which saves most of the time: the learning
+rate and the epochs are chosen with the first seed alone, for every kind alike.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trueup.corpus.corpus import Corpus
+from trueup.corpus.read import read
+from trueup.errors import BadInput
+from trueup.experiments import resumed
+from trueup.faults.rigidity.audit import PROMPTS, WEIGHTS, rates
+from trueup.faults.rigidity.contest import KINDS, RATE, UNEQUAL, Rival, on, rivals, team, trained
+from trueup.measure.seeds import contrast
+from trueup.run.predict import Session, predict, within
+from trueup.run.train import Training
+from trueup.store.cache import Memo
+from trueup.subject.kinds import Prompt
+from trueup.subject.new_adapter import fresh
+from trueup.subject.subject import Subject
+
+RECALL = "recall"
+TASKS = (RECALL, "embedded:movie-reviews-short", "embedded:tweets")
+SIZES = (1536, 4608, 18432)
+"""Trained numbers without the head: on MiniLM a query-key LoRA of rank 1 in one layer, one slot of a prefix, and four of them."""
+ANIMALS, COLOURS = ("dog", "cat", "bird", "fish"), ("red", "blue", "green", "black")
+PLACES = ("house", "garden", "street", "river", "market", "school")
+TOLD, TRIES = 3, 3
+"""Associations in a text of `recall`. Learning rates that every entrant begins with."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Knobs of the bench.
+
+    Attributes:
+        model: a classifier's base, by hub id, folder or ``embedded:NAME``. tasks: `recall`, or data as in `trueup.read`. sizes:
+            trained numbers. seeds: trainings of each entrant.
+        train, calibration, test: texts of each split at most. max_length: tokens of a text. epochs: passes to begin with.
+    """
+
+    model: str = "embedded:minilm"
+    tasks: tuple[str, ...] = TASKS
+    sizes: tuple[int, ...] = SIZES
+    seeds: int = 3
+    train: int = 800
+    calibration: int = 300
+    test: int = 1000
+    max_length: int = 24
+    epochs: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.tasks or not self.sizes or min(self.sizes) < 1 or self.seeds < 2:
+            raise BadInput("Give one task or more, sizes of 1 or more, and two seeds or more.")
+
+
+def recall(sizes: Mapping[str, int], seed: int = 0) -> Corpus:
+    """Texts such as ``red dog house, blue cat river, black bird school. blue?``, with the label cat.
+
+    Colours and animals are drawn for each text, so that the text alone tells which animal goes with which colour. No text is there
+    twice."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, int] = {}
+    while len(made) < sum(sizes.values()):
+        animals, colours, places = (rng.permutation(len(x))[:TOLD] for x in (ANIMALS, COLOURS, PLACES))
+        asked = int(rng.integers(TOLD))
+        lines = [f"{COLOURS[c]} {ANIMALS[a]} {PLACES[p]}" for a, c, p in zip(animals, colours, places, strict=True)]
+        made[f"{', '.join(lines)}. {COLOURS[colours[asked]]}?"] = int(animals[asked])
+    split = np.repeat(list(sizes), list(sizes.values()))
+    return Corpus(list(made), np.array(list(made.values())), ANIMALS, split, name=RECALL)
+
+
+def corpus_of(task: str, settings: Settings) -> Corpus:
+    """The task's texts, of each split as many as the settings allow."""
+    most = {"train": settings.train, "calibration": settings.calibration, "test": settings.test}
+    if task == RECALL:
+        return recall(most, settings.seed)
+    data = read(task, seed=settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    rows = [rng.permutation(np.flatnonzero(data.split == part))[:n] for part, n in most.items()]
+    return data.take(np.sort(np.concatenate(rows)))
+
+
+def run(
+    out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Train every entrant of every size on every task, and write `out`/curve.json and `out`/curve.md. Returns what the first
+    holds.
+
+    Each training is kept for a run that is killed and started again (`resumed.run`).
+
+    Raises:
+        BadInput: `out` is there already and `force` is not given, or data that cannot be read.
+    """
+    import trueup.faults.rigidity
+    import trueup.run
+
+    def make(parts: resumed.Parts) -> dict[str, Any]:
+        rows = []
+        what = {k: v for k, v in asdict(settings).items() if k not in ("tasks", "sizes")}
+        for size in settings.sizes:
+            for task in settings.tasks:
+                corpus, subject = corpus_of(task, settings), None
+                file = parts.file("curve", what, task, size)
+                if (entrants := resumed.kept_json(file, say)) is None:
+                    with within(Session(Memo(parts.folder / "tries"))):
+                        subject = fresh(
+                            settings.model,
+                            Prompt(1),
+                            corpus.classes,
+                            max_length=settings.max_length,
+                            seed=settings.seed,
+                        )
+                        entrants = {
+                            rival.kind: entrant(subject, corpus, rival, settings)
+                            for rival in rivals(subject, size)
+                            if max(rival.size / size, size / rival.size) <= UNEQUAL
+                        }
+                    resumed.keep(file, entrants)
+                    entrants = resumed.kept_json(file)
+                row = {"task": task, "size": size, "test": len(corpus.part("test"))} | judged(
+                    entrants, corpus.part("test").cluster
+                )
+                rows.append(row)
+                say(f"{task}, {size:,} numbers: {_line(row)}")
+        return {"settings": asdict(settings), "rows": rows}
+
+    code = resumed.code_of(trueup.faults.rigidity, trueup.run, sys.modules[__name__])
+    return resumed.run(out, "curve", code, make, table, force=force)
+
+
+def entrant(subject: Subject, corpus: Corpus, rival: Rival, settings: Settings) -> dict[str, Any]:
+    """One kind trained from every seed: its size, learning rate and epochs, NLL on calibration, and ``right`` (S, n) on test."""
+    first = team(
+        subject,
+        corpus,
+        rival,
+        rates=rates(TRIES),
+        training=Training(epochs=settings.epochs),
+        seeds=1,
+        seed=settings.seed,
+    )
+    kept = first.kept
+    rate, how = kept.lr / RATE[rival.kind], Training(epochs=kept.epochs)
+    seeds = np.random.SeedSequence([settings.seed, 21]).generate_state(settings.seeds - 1).tolist()
+    members = [
+        *first.members, *(trained(subject, corpus, rival, rates=(rate,), training=how, seed=int(s)) for s in seeds)
+    ]  # fmt: skip
+    test = corpus.part("test").relabel(subject.classes)
+    right = [(predict(on(subject, m), test).predicted == test.label).astype(int).tolist() for m in members]
+    return {
+        "numbers": rival.size, "lr": kept.lr, "epochs": kept.epochs, "growing": kept.growing,
+        "nll": float(np.mean([m.kept.nll for m in members])), "right": right,
+    }  # fmt: skip
+
+
+def judged(entrants: Mapping[str, Mapping[str, Any]], cluster: np.ndarray) -> dict[str, Any]:
+    """Accuracy of each kind, and what the better kind of weights, and each kind of them, has more than the better prompt, with 95%
+    intervals for further seeds and texts. Which is better is told by the NLL on calibration examples."""
+    right = {k: np.asarray(e["right"], float) for k, e in entrants.items()}
+
+    def best(kinds: Sequence[str]) -> str:
+        return min((k for k in kinds if k in right), key=lambda k: entrants[k]["nll"], default="")
+
+    def told(*sides: tuple[float, str]) -> list[float]:
+        e = contrast([(w, right[k]) for w, k in sides], cluster=cluster).estimate()
+        return [e.value, e.low, e.high]
+
+    prompt, weights = best(PROMPTS), best(WEIGHTS)
+    gaps = {k: told((1.0, k), (-1.0, prompt)) for k in WEIGHTS if k in right and prompt}
+    if prompt and weights:
+        gaps["weights"] = gaps[weights]
+    return {
+        "entrants": {
+            k: {n: v for n, v in e.items() if n != "right"} | {"seeds": len(right[k]), "accuracy": told((1.0, k))}
+            for k, e in entrants.items()
+        },
+        "gaps": gaps,
+    }
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {e['accuracy'][0]:.1%}" for k, e in row["entrants"].items())
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Markdown: a line for each task and size. Accuracy is the mean over the seeds."""
+    settings = result["settings"]
+    heads = ["task", "trained numbers", *KINDS, "best weights less best prompt, in points"]
+    lines = [heads, ["---"] * len(heads)]
+    for row in sorted(result["rows"], key=lambda r: (settings["tasks"].index(r["task"]), r["size"])):
+        cells = [_cell(row["entrants"].get(k)) for k in KINDS]
+        gap = row["gaps"].get("weights")
+        told = "" if gap is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in gap))
+        lines.append([row["task"].removeprefix("embedded:"), f"{row['size']:,}", *cells, told])
+    return (
+        f"{settings['model'].removeprefix('embedded:')}, {settings['train']:,} texts of at most {settings['max_length']} tokens, "
+        f"{settings['seeds']} seeds. An empty cell: the kind has no adapter of about that size. "
+        "*: still improving when its training ended.\n\n"
+        + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + "\n"
+    )
+
+
+def _cell(entrant: Mapping[str, Any] | None) -> str:
+    if entrant is None:
+        return ""
+    value, low, high = (100 * x for x in entrant["accuracy"])
+    return f"{value:.1f}% [{low:.1f}, {high:.1f}]{'*' * entrant['growing']}"
