@@ -965,6 +965,9 @@ _compared(
 _compared(
     "copying", "Copying units pruned (arXiv 2410.01288), beside attention heads, a penalty, and units drawn at random."
 )
+_compared(
+    "examples", "Real classifiers on which each fault is found and repaired, clear or undecided: tuned, then checked."
+)
 _compared("overconfidence", "Every score of confidence on LoRA classifiers (AdUE, ALIEN and their rivals), over seeds.")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from trueup import __version__
 from trueup.errors import BadInput
-from trueup.experiments.tables import RULE, lines, rendered, summary, table
+from trueup.experiments.tables import RULE, lines, rendered, summary, table, verdicts
 from trueup.measure.seeds import over_seeds
 from trueup.sweeps.results import read
 
@@ -152,3 +152,34 @@ def test_result_files_are_small_and_name_no_machine():
     for file in sorted((ROOT / "results").glob("*.json")):
         assert file.stat().st_size < 200_000
         assert str(Path.home()) not in file.read_text()
+
+
+def cell(name: str, verdict: str, outcome: str, value: float, after=None, needed=None):
+    """What a check leaves of a fault: its severity and its accuracy."""
+    of = {"cell": name, "model": "embedded:m", "data": f"embedded:{name}", "fault": "confounding", "verdict": verdict,
+          "outcome": outcome, "needed": needed, "threshold": 0.05, "trueup": __version__}  # fmt: skip
+    ends = {"after": after, "after_low": after and after - 0.01, "after_high": after and after + 0.01}
+    severity = (
+        of
+        | ends
+        | {"kind": "severity", "measure": "severity", "value": value, "low": value - 0.02, "high": value + 0.02}
+    )
+    moved = {"difference": -0.01, "difference_low": -0.03, "difference_high": 0.01} if after else dict.fromkeys(
+        ("difference", "difference_low", "difference_high"))  # fmt: skip
+    return [severity, of | moved | {"kind": "measure", "measure": "accuracy", "value": 0.8}]
+
+
+def test_verdicts_are_told_with_what_the_repair_changed():
+    rows = [
+        *cell("a", "found", "repaired", 0.2, 0.02), *cell("b", "clear", "clear", 0.0),
+        *cell("c", "undecided", "undecided", 0.05, needed=4000), *cell("d", "found", "no gain", 0.3),
+    ]  # fmt: skip
+    lines_of = verdicts(rows, "confounding").splitlines()
+    assert lines_of[0] == "The threshold is 0.05."
+    assert lines_of[4] == (
+        "| m, a | found, repaired | 0.200 [0.180, 0.220] | 0.020 [0.010, 0.030] | -0.010 [-0.030, +0.010] |"
+    )
+    assert lines_of[5] == "| m, b | clear | 0.000 [-0.020, 0.020] |  |  |"
+    assert lines_of[6].startswith("| m, c | undecided (would need some 4,000 texts) | 0.050")
+    with pytest.raises(BadInput, match="No cell examined 'copying'"):
+        verdicts(rows, "copying")

@@ -9,7 +9,8 @@ A page holds a table between two markers, so that its numbers are those of a com
 
 The words are the file in ``results`` (without ``.parquet``), the measure, and the data; `tools/render` fills in the rest. In place
 of the data ``all: adue huq`` gives one line for each model and data, with these methods beside what the rule takes. The name alone
-of an experiment that is no sweep (`WHOLE`) gives its table from ``results/NAME.json``.
+of an experiment that is no sweep (`WHOLE`) gives its table from ``results/NAME.json``. ``examples verdicts FAULT`` gives a line for
+each cell that examined a fault, with its verdict and what the repair changed.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _line(key: str, title: str, source: str, of: Sequence[Row], behind: Sequence
 
     return Line(
         key, title, source, sum(r["after"] for r in of) / len(of),
-        pooled(of, ("difference", "difference_low", "difference_high")),
+        pooled(of, _DIFFERENCE),
         None if behind is None else pooled(behind, _BEHIND), len(of), bool(of[0]["control"]),
     )  # fmt: skip
 
@@ -157,6 +158,40 @@ def summary(rows: Sequence[Row], measure: str, methods: Sequence[str]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body])
 
 
+def verdicts(rows: Sequence[Row], fault: str) -> str:
+    """Markdown: a line for each cell that examined `fault`, with its verdict, the severity with its interval before and after the
+    repair, and what the repair changed in accuracy.
+
+    Raises: BadInput where no cell examined it.
+    """
+    own = [r for r in rows if r["fault"] == fault and r["kind"] == "severity"]
+    if not own:
+        raise BadInput(f"No cell examined '{fault}' there.")
+    body = []
+    for r in own:
+        accuracy = next(
+            (x for x in rows if (x["cell"], x["fault"], x["measure"]) == (r["cell"], fault, "accuracy")), {}
+        )
+        repaired = r["after"] is not None
+        moved = accuracy.get("difference") if repaired else None
+        cells = [
+            f"{_named(r['model'])}, {_named(r['data'])}",
+            r["verdict"] + (f", {r['outcome']}" if repaired else "")
+            + (f" (would need some {r['needed']:,} texts)" if r["verdict"] == "undecided" and r["needed"] else ""),
+            f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]",
+            f"{r['after']:.3f} [{r['after_low']:.3f}, {r['after_high']:.3f}]" if repaired else "",
+            "" if moved is None else _told(Estimate(moved, accuracy["difference_low"], accuracy["difference_high"], 0.95)),
+        ]  # fmt: skip
+        body.append(f"| {' | '.join(cells)} |")
+    head = ["model and data", "verdict", "severity [95%]", "after the repair [95%]", "accuracy, change [95%]"]
+    return "\n".join([
+        f"The threshold is {own[0]['threshold']:g}.", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body
+    ])  # fmt: skip
+
+
+_DIFFERENCE = ("difference", "difference_low", "difference_high")
+
+
 def _named(source: str) -> str:
     """The name of a model or of data, without how it is had."""
     return Path(source.partition(":")[2] or source).name
@@ -167,9 +202,15 @@ def _told(e: Estimate) -> str:
 
 
 def write(out: Path, name: str, say: Callable[[str], None]) -> None:
-    """Write ``out``/`name`.md: a table for each model, data and measure of the sweep in `out`; `say` gets those of the headline."""
+    """Write ``out``/`name`.md: a table for each model, data and measure of the sweep in `out`; `say` gets those of the headline. Of
+    a sweep that compares no methods it is a table of verdicts for each fault."""
     rows = read(out / "results.parquet")
     parts = []
+    if name not in HEADLINES:
+        for fault in dict.fromkeys(r["fault"] for r in rows if r["kind"] == "severity"):
+            parts.append(f"## {fault}\n\n{verdicts(rows, fault)}\n")
+            say(parts[-1])
+        return atomic.write_text(out / f"{name}.md", "\n".join(parts))
     for model, data in dict.fromkeys((r["model"], r["data"]) for r in rows):
         own = [r for r in rows if (r["model"], r["data"]) == (model, data)]
         for measure in dict.fromkeys(r["measure"] for r in own if r["kind"] == "method"):
@@ -192,6 +233,9 @@ def rendered(page: str, results: Path) -> str:
 
     def fill(found: re.Match[str]) -> str:
         start, name, measure, data, end = found.groups()
+        if measure == "verdicts":
+            rows = read(results / f"{name}.parquet")
+            return f"{start}{older({r['trueup'] for r in rows})}{verdicts(rows, data)}\n{end}"
         every, some = data.startswith("all: "), data.removeprefix("all: ").split()
         rows = [r for r in read(results / f"{name}.parquet") if every or r["data"] == data]
         if not rows:
