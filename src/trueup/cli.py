@@ -892,6 +892,7 @@ def bench_curve(
     """Accuracy against trained numbers: prompt, prefix and LoRAs of equal size (arXiv 2310.19698) on a pretrained model."""
     with _sentences():
         _free(out, force)
+        _there(model, [name for name in task or () if name != "recall"])
         from trueup.experiments import curve
 
         asked = curve.Settings(model, tuple(task or curve.TASKS), tuple(size or curve.SIZES), seeds)
@@ -912,6 +913,7 @@ def bench_transfer(
     """Whether copying units found on one in-context task help the others, as arXiv 2410.01288 claims: tasks by tasks."""
     with _sentences():
         _free(out, force)
+        _there(model, [f"task:{name.removeprefix('task:')}" for name in source or ()])
         from trueup.experiments import transfer
 
         asked = transfer.Settings(model, tuple(source or transfer.SOURCES), seed=seed)
@@ -976,6 +978,15 @@ def _free(out: Path, force: bool) -> None:
     from trueup.store.atomic import refuse_taken
 
     refuse_taken(out, force)
+
+
+def _there(model: str, data: Sequence[str]) -> None:
+    """Tells slips in the names of a model and of data before the libraries are loaded."""
+    from trueup.job import Job
+    from trueup.prepare import check_names
+
+    for name in data or ("embedded:tweets",):
+        check_names(Job(model=model, data=name))
 
 
 def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> dict[str, Any]:

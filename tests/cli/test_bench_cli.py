@@ -63,6 +63,12 @@ def test_speed_that_is_not_equal_is_an_error(here: Path, monkeypatch: pytest.Mon
     ("words", "sentence"),
     [
         (("bench", "speed", "--only", "head", "-o", "out"), "Did you mean 'heads'?"),
+        (("bench", "transfer", "--source", "first-of-lists", "-o", "out"), "Did you mean 'first-of-list'?"),
+        (("bench", "transfer", "--model", "embedded:smolm2", "-o", "out"), "Did you mean 'smollm2'?"),
+        (("bench", "curve", "--task", "embedded:tweet", "-o", "out"), "Did you mean 'tweets'?"),
+        (("bench", "curve", "--model", "embedded:minlm", "-o", "out"), "Did you mean 'minilm'?"),
+        (("bench", "curve", "--seeds", 1, "-o", "out"), "--seeds"),
+        (("bench", "examples", "--preset", "paper", "-o", "out"), "no preset 'paper'"),
         (("bench", "rigidty", "-o", "out"), "rigidity"),
         (("bench", "verdicts", "--sizes", "60,many", "-o", "out"), "--sizes 60,0"),
         (("bench", "verdicts", "--sizes", "20", "-o", "out"), "fewer clusters decide nothing"),
