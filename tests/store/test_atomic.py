@@ -176,6 +176,40 @@ def test_force_replaces_and_leaves_no_trace_of_the_old(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_force_keeps_what_somebody_else_laid_into_the_folder(tmp_path, monkeypatch, linked):
+    if not linked:  # a disk without second names
+
+        def refuse(*a, **k):
+            raise OSError("no links here")
+
+        monkeypatch.setattr(atomic.os, "link", refuse)
+    target = tmp_path / "out"
+    for content in ("old", "new"):
+        with atomic.new_folder(target, force=True) as folder:
+            (folder / "result.txt").write_text(content)
+            (folder / f"{content}.txt").write_text(content)
+            if content == "new":
+                (folder / "taken.txt").write_text("trueup's")
+        if content == "old":
+            (target / "notes.txt").write_text("mine")
+            (target / "more" / "deep").mkdir(parents=True)
+            (target / "more" / "deep" / "plot.png").write_bytes(b"png")
+            (target / "link").symlink_to("notes.txt")
+            (target / "taken.txt").write_text("mine, and the new folder has one of its own")
+    assert (target / "notes.txt").read_text() == "mine"
+    assert (target / "more" / "deep" / "plot.png").read_bytes() == b"png"
+    assert (target / "link").is_symlink()
+    assert (target / "result.txt").read_text() == "new"
+    assert (target / "taken.txt").read_text() == "trueup's"
+    assert not (target / "old.txt").exists(), "what trueup wrote is replaced"
+    assert set(json.loads((target / atomic.MANIFEST).read_text())["files"]) == {"result.txt", "new.txt", "taken.txt"}
+    atomic.verify(target)
+    with pytest.raises(RuntimeError), atomic.new_folder(target, force=True):
+        raise RuntimeError
+    assert (target / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("manifest", [None, "[]", '{"files": ["old"]}', '{"name": "app", "icons": []}'])
 def test_force_replaces_no_folder_that_somebody_else_wrote(tmp_path, manifest):
     target = tmp_path / "out"

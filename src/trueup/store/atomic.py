@@ -141,8 +141,9 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False, own: bool
     """Yield a temporary folder beside `target`; at a clean exit it becomes `target`, with a manifest of its files.
 
     After an exception (also KeyboardInterrupt) the temporary folder is removed and `target` is as it was. With `force`
-    an old folder is replaced only once the new one is complete, and put back if the replacement fails. A link is followed: the
-    folder that it leads to is written.
+    an old folder is replaced only once the new one is complete, and put back if the replacement fails. Files that its manifest does
+    not name are somebody else's: they stay, but for those whose name the new folder has. A link is followed: the folder that it
+    leads to is written.
 
     Args:
         own: nobody but trueup writes where `target` is, so that `force` may replace whatever is there.
@@ -167,6 +168,8 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False, own: bool
             refuse_taken(target, force, own=own)
             try:
                 _seal(temporary)
+                if force and not own and target.is_dir():
+                    _keep_others(target, temporary)
                 _move_onto(temporary, target, force)
             except OSError as e:
                 raise cannot_write(target, e) from e
@@ -233,6 +236,28 @@ def _seal(folder: Path) -> None:
     for path in reversed(folders):
         _fsync_folder(path)
     write_json(folder / MANIFEST, {"files": files})
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Put what somebody else laid into `old` into `new` as well, outside of its manifest.
+
+    It is a second name of the same file, where the disk has such, so that a kill at any time loses nothing."""
+    own = _listed(old) if (old / MANIFEST).exists() else {}
+    for path in sorted(old.rglob("*")):
+        name = path.relative_to(old)
+        if (
+            name.as_posix() in (*own, MANIFEST)
+            or (path.is_dir() and not path.is_symlink())
+            or os.path.lexists(new / name)
+        ):
+            continue
+        if any((new / above).is_file() for above in name.parents):  # a file now stands where its folder was
+            continue
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, new / name, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(path, new / name, follow_symlinks=False)
 
 
 def _move_onto(temporary: Path, target: Path, force: bool) -> None:
