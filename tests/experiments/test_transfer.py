@@ -38,7 +38,7 @@ def two_tasks(made, monkeypatch):
 
 
 def test_planted_units_help_the_other_task_and_random_ones_do_not(two_tasks, tmp_path):
-    got = transfer.run(tmp_path / "out", transfer.Settings(sources=("here",)), say=lambda s: None)
+    got = transfer.run(tmp_path / "out", transfer.Settings(sources=("here",), queries=200), say=lambda s: None)
     (there,) = (r for r in got["rows"] if r["task"] == "there")
     copies = {k: there["changes"]["here"][k]["copies"] for k in ("units", "random")}
     assert there["copies"] > 0.06, "it copies there as well"

@@ -51,7 +51,7 @@ class Settings:
     sources: tuple[str, ...] = SOURCES
     tasks: tuple[str, ...] = ()
     shots: int = 4
-    queries: int = 200
+    queries: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ def run(
 
     def make(parts: resumed.Parts) -> dict[str, Any]:
         subject = load(settings.model, shots=settings.shots)
-        what = {k: v for k, v in asdict(settings).items() if k not in ("sources", "tasks")}
+        what = settings.model, settings.shots, settings.seed
 
         def once(key: Sequence[str], of: Callable[[], Any]) -> Any:
             file = parts.file("transfer", what, *key)
