@@ -35,6 +35,7 @@ SOURCES = ("noun-vowels", "count-objects", "first-of-list")
 """Tasks on which units are found: the paper's proxy, the other task of counting, and the task that SmolLM2 copies most in."""
 MEASURES = {"accuracy": "accuracy", "copies": "wrong copies above chance"}
 RANDOM = "random units"
+NEAREST = "; no choice of units lowers copies there without losing accuracy, and these come nearest to chance"
 RESAMPLES = 2000
 
 
@@ -214,7 +215,9 @@ def table(result: Mapping[str, Any]) -> str:
             body.append([name, "", "", *(_told((e.value, e.low, e.high)) for e in estimates)])
         lines = [heads, ["---"] * len(heads), *body]
         parts.append(f"Change of {title}, in points:\n\n" + "\n".join(f"| {' | '.join(c)} |" for c in lines))
-    found = "; ".join(f"on {s} {u['title']} ({u['count']} units)" for s, u in units.items())
+    found = "; ".join(
+        f"on {s} {u['title']} ({u['count']} units{'' if u['able'] else NEAREST})" for s, u in units.items()
+    )
     beyond = [
         sum(r["changes"][s]["units"]["accuracy"][i] * sign > 0 for r in rows for s in sources if r["task"] != s)
         for i, sign in ((1, 1), (2, -1))
