@@ -157,7 +157,8 @@ def test_result_files_are_small_and_name_no_machine():
 def cell(name: str, verdict: str, outcome: str, value: float, after=None, needed=None):
     """What a check leaves of a fault: its severity and its accuracy."""
     of = {"cell": name, "model": "embedded:m", "data": f"embedded:{name}", "fault": "confounding", "verdict": verdict,
-          "outcome": outcome, "needed": needed, "threshold": 0.05, "trueup": __version__}  # fmt: skip
+          "outcome": outcome, "needed": needed, "threshold": 0.05, "trueup": __version__,
+          "tuned": "lora"}  # fmt: skip
     ends = {"after": after, "after_low": after and after - 0.01, "after_high": after and after + 0.01}
     severity = (
         of
@@ -177,9 +178,16 @@ def test_verdicts_are_told_with_what_the_repair_changed():
     lines_of = verdicts(rows, "confounding").splitlines()
     assert lines_of[0] == "The threshold is 0.05."
     assert lines_of[4] == (
-        "| m, a | found, repaired | 0.200 [0.180, 0.220] | 0.020 [0.010, 0.030] | -0.010 [-0.030, +0.010] |"
+        "| m, a | LoRA | found, repaired | 0.200 [0.180, 0.220] | 0.020 [0.010, 0.030] | -0.010 [-0.030, +0.010] |"
     )
-    assert lines_of[5] == "| m, b | clear | 0.000 [-0.020, 0.020] |  |  |"
-    assert lines_of[6].startswith("| m, c | undecided (would need some 4,000 texts) | 0.050")
+    assert lines_of[5] == "| m, b | LoRA | clear | 0.000 [-0.020, 0.020] |  |  |"
+    assert lines_of[6].startswith("| m, c | LoRA | undecided (would need some 4,000 texts) | 0.050")
+    assert lines_of[7].startswith("| m, d | LoRA | found, no repair confirmed | 0.300")
+    run = [
+        {**r, "settings": json.dumps({"kind": "prompt"})} for r in rows
+    ]  # as a run has it, before its table is taken
+    for r in run:
+        del r["tuned"]
+    assert "| m, a | soft prompt | found" in verdicts(run, "confounding")
     with pytest.raises(BadInput, match="No cell examined 'copying'"):
         verdicts(rows, "copying")

@@ -174,21 +174,31 @@ def verdicts(rows: Sequence[Row], fault: str) -> str:
         )
         repaired = r["after"] is not None
         moved = accuracy.get("difference") if repaired else None
+        kind = r.get("tuned") or json.loads(r.get("settings") or "{}").get("kind") or ""
         cells = [
-            f"{_named(r['model'])}, {_named(r['data'])}",
-            r["verdict"] + (f", {r['outcome']}" if repaired else "")
+            f"{_named(r['model'])}, {_named(r['data'])}", KINDS.get(kind, kind),
+            r["verdict"] + (f", {r['outcome']}" if repaired else ", no repair confirmed" if r["verdict"] == "found" else "")
             + (f" (would need some {r['needed']:,} texts)" if r["verdict"] == "undecided" and r["needed"] else ""),
             f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]",
             f"{r['after']:.3f} [{r['after_low']:.3f}, {r['after_high']:.3f}]" if repaired else "",
             "" if moved is None else _told(Estimate(moved, accuracy["difference_low"], accuracy["difference_high"], 0.95)),
         ]  # fmt: skip
         body.append(f"| {' | '.join(cells)} |")
-    head = ["model and data", "verdict", "severity [95%]", "after the repair [95%]", "accuracy, change [95%]"]
+    head = [
+        "model and data",
+        "adapter",
+        "verdict",
+        "severity [95%]",
+        "after the repair [95%]",
+        "accuracy, change [95%]",
+    ]
     return "\n".join([
         f"The threshold is {own[0]['threshold']:g}.", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body
     ])  # fmt: skip
 
 
+KINDS = {"lora": "LoRA", "prompt": "soft prompt"}
+"""What readers call a kind of adapter."""
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
