@@ -126,7 +126,7 @@ def test_the_table_says_what_falls_short():
     )
     assert "| f | w | 1% / 99% | 95% |  |  |" in good.splitlines()
     assert good.splitlines()[-1] == (
-        "Found in all worlds without the fault together: f 2 of 200 draws, 1.0% [0.3%, 3.6%]."
+        "Draws that are *found*, over all worlds without the fault: f 2 of 200 draws, 1.0% [0.3%, 3.6%]."
     )
     blind = {"kind": "fault", "held": {}, "words": {"found": 100, "clear": 0, "undecided": 100}}
     assert "found too rarely at 1,000" in verdicts.table({"rows": [row | blind]})

@@ -154,10 +154,11 @@ def table(result: Mapping[str, Any]) -> str:
             f"{', '.join(missed)} |"
         )
     return (
-        "Found / clear, per cent of the draws; the rest is undecided. Held: 95% intervals that hold the truth, from "
-        f"n = {HELD_FROM} on.\n\n"
+        "The columns of `n` give the percentage of draws that are found / clear. The other draws are undecided. *Severity held* "
+        "and *others held* give the percentage of 95% intervals that contain the true value, for "
+        f"n = {HELD_FROM} and more: intervals of the severity, and of the other measures.\n\n"
         + "\n".join(lines)
-        + f"\n\nFound in all worlds without the fault together: {_together(rows)}.\n"
+        + f"\n\nDraws that are *found*, over all worlds without the fault: {_together(rows)}.\n"
     )
 
 
