@@ -17,6 +17,7 @@ from trueup.store.inputs import path_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trueup.measure.confidence_scores import Calibrated
     from trueup.run.same_logits import Same
     from trueup.subject.repaired import Repaired
 
@@ -32,6 +33,8 @@ TEXTS = 200
 SYNTHETIC = 32
 LONG = 8
 """Texts that are compared at the whole length of the audit."""
+CONFIDENCE_ALLOWED = 1e-3
+"""The largest difference of two confidences that rounded logits may make: a score multiplies them by its slope."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Exported:
         equal: of how many of `texts` the largest logit is the same one (of a model that writes, at every token).
         synthetic: the texts were drawn at random, since no test text was at hand.
         rank: of a LoRA; 0 elsewhere.
+        confidence: the largest difference of a confidence that the file itself computes; None where it computes none.
     """
 
     folder: Path
@@ -52,13 +56,15 @@ class Exported:
     texts: int
     synthetic: bool
     rank: int = 0
+    confidence: float | None = None
 
     @property
     def sentence(self) -> str:
         what = "random texts" if self.synthetic else "test texts"
+        surely = "" if self.confidence is None else f" The confidence differs by at most {self.confidence:.1g}."
         return (
-            f"On {self.texts} {what} the logits differ by {self.apart:.1g} of the largest at most (float32, loaded again from the "
-            f"folder), and the largest logit is the same on {self.equal}."
+            f"On {self.texts} {what} the logits differ by at most {self.apart:.1g} of the largest logit (float32, loaded again "
+            f"from the folder), and the largest logit is the same on {self.equal}.{surely}"
         )
 
 
@@ -97,16 +103,22 @@ def export(
     opened = open_repaired(folder, card, model)
     texts, synthetic = _texts(folder, opened)
     with atomic.new_folder(out, force=force) as new:
-        result, rank = {"merged": _merged, "lora": _lora, "onnx": _onnx}[form](opened, new, texts)
+        made = {"merged": _merged, "lora": _lora, "onnx": _onnx}[form](opened, new, texts)
+        result = made.logits
         if not result.ok:
             raise Unsupported(
                 f"In the form '{form}' the repair says something else: logits differ by {result.apart:.2g} of the largest, and "
                 f"1e-5 is allowed. Nothing was written. Serve the adapter itself with PEFT: '{folder}'."
             )
+        if made.confidence is not None and not made.confidence <= CONFIDENCE_ALLOWED:
+            raise Unsupported(
+                f"In the form '{form}' confidences differ by {made.confidence:.2g}, and {CONFIDENCE_ALLOWED:g} is allowed. Nothing "
+                "was written. Export the repair merged."
+            )
         for name, as_name in (("README.md", REPAIR), (guard.FILE, guard.FILE)):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, new / as_name)
-        done = Exported(out, form, result.apart, result.equal, result.texts, synthetic, rank)
+        done = Exported(out, form, result.apart, result.equal, result.texts, synthetic, made.rank, made.confidence)
         atomic.write_text(new / "README.md", _page(opened, done))
     return done
 
@@ -191,39 +203,45 @@ def _texts(folder: Path, repair: Repaired) -> tuple[list[dict[str, Tensor]], boo
     return [{"input_ids": i, "attention_mask": torch.ones_like(i)} for i in ids], True
 
 
-Made = tuple["Same", int]
+@dataclass(frozen=True)
+class _Made:
+    """What an export was found to be: its logits and its confidences beside the repair's, and its rank (`Exported`)."""
+
+    logits: Same
+    rank: int = 0
+    confidence: float | None = None
 
 
-def _merged(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> Made:
-    from trueup.run.same_logits import logits_of, same
-    from trueup.subject import repaired
-
-    net = _plain(repair, new)
-    repaired.saved(net, repair.tokenizer, new)
-    del net
-    again = repaired.opened(new, repair.causal, repair.tokenizer)
-    return same(texts, lambda x: logits_of(repair.model, x), lambda x: logits_of(again, x)), 0
-
-
-def _plain(repair: Repaired, new: Path) -> Any:
-    """The merged model; of a classifier with its own classes, a ``predict.py`` and the rows of its confidence beside it."""
-    import numpy as np
-
+def _merged(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> _Made:
     from trueup.faults import predict_script
+    from trueup.run.same_logits import logits_of, same
     from trueup.subject import repaired
 
     net = repaired.merged(repair)
     if not repair.causal:
-        sigmoid = bool(repair.card.get("sigmoid")) and "score" not in repair.card
-        weight, bias = repaired.with_classes(net, repair.anatomy, repair.classes, sigmoid=sigmoid)
-        if len(weight):
-            np.savez(new / SCORE, allow_pickle=False, weight=weight.float().numpy(), bias=bias.float().numpy())
-        script = predict_script.of_merged(repair.card, repair.anatomy.head, SCORE if len(weight) else None)
+        rows = SCORE if _classes_alone(repair, net, new) else None
+        script = predict_script.of_merged(repair.card, repair.anatomy.head, rows)
         atomic.write_text(new / predict_script.NAME, script)
-    return net
+    repaired.saved(net, repair.tokenizer, new)
+    del net
+    again = repaired.opened(new, repair.causal, repair.tokenizer)
+    return _Made(same(texts, lambda x: logits_of(repair.model, x), lambda x: logits_of(again, x)))
 
 
-def _lora(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> Made:
+def _classes_alone(repair: Repaired, net: Any, new: Path) -> bool:
+    """Leaves a merged classifier its own classes. Whether its confidence read further rows, which are then in `SCORE`."""
+    import numpy as np
+
+    from trueup.subject import repaired
+
+    sigmoid = bool(repair.card.get("sigmoid")) and "score" not in repair.card
+    weight, bias = repaired.with_classes(net, repair.anatomy, repair.classes, sigmoid=sigmoid)
+    if len(weight):
+        np.savez(new / SCORE, allow_pickle=False, weight=weight.float().numpy(), bias=bias.float().numpy())
+    return bool(len(weight))
+
+
+def _lora(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> _Made:
     from trueup.run.same_logits import logits_of, same
     from trueup.subject import adapter as files
     from trueup.subject import repaired
@@ -231,28 +249,41 @@ def _lora(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> Ma
     settings, tensors = repaired.as_lora(repair)
     files.write_adapter(new, settings, tensors, repair.tokenizer)
     again = repaired.with_adapter(repair, new)
-    return same(texts, lambda x: logits_of(repair.model, x), lambda x: logits_of(again, x)), int(settings["r"])
+    return _Made(same(texts, lambda x: logits_of(repair.model, x), lambda x: logits_of(again, x)), int(settings["r"]))
 
 
-def _onnx(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> Made:
+def _onnx(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> _Made:
     from trueup.run import onnx
     from trueup.run.same_logits import logits_of, same
+    from trueup.subject import repaired
 
     onnx.needed()
-    net = _plain(repair, new)
-    onnx.write(net, new / "model.onnx", texts[0], head=None if repair.causal else repair.anatomy.head)
+    net, file, score = repaired.merged(repair), new / "model.onnx", _score(repair)
+    head = None if repair.causal else repair.anatomy.head
+    onnx.write(net, file, texts[0], head=head, classes=len(repair.classes), score=score)
+    if not repair.causal:
+        _classes_alone(repair, net, new)
     repair.tokenizer.save_pretrained(new)
     net.config.save_pretrained(new)
-    if (predict := new / "predict.py").is_file():  # which is for the transformers model
-        predict.unlink()
-    return same(texts, lambda x: logits_of(repair.model, x), onnx.reader(new / "model.onnx")), 0
+    logits = same(texts, lambda x: logits_of(repair.model, x), onnx.reader(file))
+    if score is None:
+        return _Made(logits)
+    read = onnx.reader(file, "confidence")
+    gaps = [abs(float(read(x)) - float(score(logits_of(repair.model, x)[None].numpy())[0])) for x in texts]
+    return _Made(logits, confidence=max(gaps))
+
+
+def _score(repair: Repaired) -> Calibrated | None:
+    """What reads the confidence of a repaired classifier out of its logits; None of other repairs."""
+    from trueup.measure.confidence_scores import score_from_json
+
+    return score_from_json(repair.card["score"]) if not repair.causal and "score" in repair.card else None
 
 
 _FORMS = {
     "merged": "It is a transformers model of its own. No adapter, no PEFT and no trueup is needed.",
     "lora": "It is a plain LoRA of rank {rank} in every layer that it changes, for PEFT and servers that put adapters on a base.",
-    "onnx": "`model.onnx` is for ONNX Runtime. It takes `input_ids` and `attention_mask` (batch, tokens), and gives `logits`; of a "
-    "classifier also `features`, which `trueup.Guard` reads.",
+    "onnx": "`model.onnx` is for ONNX Runtime. It takes `input_ids` and `attention_mask` (batch, tokens) and gives {outputs}.",
 }
 
 
@@ -264,7 +295,7 @@ def _page(repair: Repaired, done: Exported) -> str:
     parts = [
         f"# A repair of {_repairs(repair.folder)}, exported ({done.form})",
         str(card.get("describe") or ""),
-        _FORMS[done.form].format(rank=done.rank),
+        _FORMS[done.form].format(rank=done.rank, outputs=_outputs(repair, done)),
         f"Base: {literal(str(card['base']))}. "
         + (f"Classes: {class_names(repair.classes)}." if repair.classes else ""),
         f"`{REPAIR}` is the card of the repair: what was measured, its limits, and how prompts are written.",
@@ -274,17 +305,19 @@ def _page(repair: Repaired, done: Exported) -> str:
         parts.append(f"## How to use it\n\n```python\n{kind}\n```")
     if not repair.causal and done.form == "merged":
         extra = (
-            f" It reads `{SCORE}` for it; the model's own logits are the classes' alone."
+            f" It reads the added rows from `{SCORE}`. The model itself has the logits of the classes only."
             if "score" in card and int(card.get("rows") or 0) > len(repair.classes)
             else ""
         )
         parts.append(
-            f"`predict.py` says label and confidence with transformers alone: `python predict.py 'a text'`.{extra}"
+            f"`predict.py` prints the label and the confidence: `python predict.py 'a text'`. It needs only transformers.{extra}"
         )
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
 def _started(repair: Repaired, done: Exported) -> str | None:
+    from trueup.faults.loading import input_lines
+
     task = "text-generation" if repair.causal else "text-classification"
     if done.form == "merged":
         return f"from transformers import pipeline\nserve = pipeline({task!r}, FOLDER)"
@@ -295,7 +328,31 @@ def _started(repair: Repaired, done: Exported) -> str | None:
             f"from peft import PeftModel\nfrom transformers import AutoModelFor{kind}\n"
             f"model = PeftModel.from_pretrained(AutoModelFor{kind}.from_pretrained(BASE{rows}), FOLDER)"
         )
+    opened = "import onnxruntime\nsession = onnxruntime.InferenceSession(f'{FOLDER}/model.onnx')\n"
+    if repair.causal:
+        return f"{opened}logits = session.run(['logits'], {{'input_ids': ids, 'attention_mask': mask}})[0]"
+    given = "{k: inputs[k] for k in ('input_ids', 'attention_mask')}"
+    read = "logits, confidence" if done.confidence is not None else "logits,"
+    names = "['logits', 'confidence']" if done.confidence is not None else "['logits']"
+    label = (
+        "(logits[:, 0] > 0).astype(int)"
+        if repair.card.get("sigmoid") and done.confidence is None
+        else "logits.argmax(-1)"
+    )
     return (
-        "import onnxruntime\nsession = onnxruntime.InferenceSession('model.onnx')\n"
-        "logits = session.run(['logits'], {'input_ids': ids, 'attention_mask': mask})[0]"
+        f"from transformers import AutoTokenizer  # works without torch\n{opened}"
+        f"tok = AutoTokenizer.from_pretrained(FOLDER)\n{input_lines(repair.card, arrays='np')}\n"
+        f"{read} = session.run({names}, {given})\nlabel = {label}"
+    )
+
+
+def _outputs(repair: Repaired, done: Exported) -> str:
+    """What an ONNX file gives, for its README."""
+    if repair.causal:
+        return "`logits`"
+    if done.confidence is None:
+        return "`logits` and `features`"
+    return (
+        "`logits`, `features` (`trueup.Guard` reads them) and `confidence`, the probability that the class of the largest logit is "
+        "right"
     )

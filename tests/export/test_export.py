@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unavailable, Unsupported
 from trueup.faults.adapter_remedy import adapted
 from trueup.faults.overconfidence.confidence_head import read_remedy
+from trueup.measure import confidence_scores as scores
 from trueup.run import onnx
 from trueup.run.predict import predict
 from trueup.subject import adapter as files
@@ -170,11 +172,76 @@ def test_onnx_runtime_says_the_same(family, tmp_path):
     session = onnxruntime.InferenceSession(str(done.folder / "model.onnx"))
     tok = transformers.AutoTokenizer.from_pretrained(done.folder)
     want = predict(subject, corpus())
+    with read_remedy(repair, subject).on(subject) as repaired:
+        said = predict(repaired, corpus())
     for i, text in enumerate(TEXTS):
         given = tok(text, return_tensors="np", return_token_type_ids=False)
-        got, features = session.run(["logits", "features"], dict(given))
+        got, features, sure = session.run(["logits", "features", "confidence"], dict(given))
         assert np.allclose(got[0], want.logits[i], atol=1e-4)
         assert np.allclose(features[0] if features.ndim == 2 else features[0, -1], want.features[i], atol=1e-4)
+        assert sure.shape == (1,)
+        assert sure[0] == pytest.approx(said.confidence[i], abs=1e-5)
+    assert done.confidence is not None
+    assert done.confidence < 1e-5
+    assert len(set(said.confidence)) == len(TEXTS), "a constant could not be told from a confidence"
+
+
+READER = """
+import json, re, sys
+sys.modules["torch"] = sys.modules["trueup"] = None
+FOLDER, text = sys.argv[1], json.loads(sys.argv[2])
+lines = re.search(r"```python\\n(.*?)```", open(FOLDER + "/README.md", encoding="utf-8").read(), re.DOTALL)[1]
+exec(lines)
+print(json.dumps([logits.tolist(), confidence.tolist(), label.tolist()]))
+"""
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs the extra trueup[onnx]")
+def test_the_readmes_lines_need_neither_torch_nor_trueup(tmp_path):
+    subject, repair = confidence("bert", tmp_path)
+    done = trueup.export(repair, "onnx", tmp_path / "served")
+    told = subprocess.run([sys.executable, "-c", READER, str(done.folder), json.dumps(TEXTS)],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    got, sure, label = json.loads(told.stdout)
+    with read_remedy(repair, subject).on(subject) as repaired:
+        said = predict(repaired, corpus())
+    assert np.allclose(got, said.logits[:, :3], atol=1e-4)
+    assert np.allclose(sure, said.confidence, atol=1e-5)
+    assert label == said.predicted.tolist()
+
+
+class Net(torch.nn.Module):
+    """Half the ids as logits: all that `onnx.write` asks of a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.nn.Identity()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=self.last(input_ids.float() * attention_mask / 2))
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs the extra trueup[onnx]")
+@pytest.mark.parametrize(
+    "score",
+    [
+        scores.MaxSoftmax(3), scores.SmoothMax(3, 3), scores.NegativeEntropy(3), scores.Margin(3), scores.Energy(3),
+        scores.MaxLogit(3), scores.PNorm(3, 0), scores.PNorm(3, 4), scores.ProbabilityOfPredicted(3, 3),
+        scores.ShrunkProbe(3, 0.8, (0.1, -0.2, 0.3)), scores.Column(4), scores.ResponseLogOdds(3),
+    ],
+    ids=lambda s: f"{type(s).__name__}-{getattr(s, 'p', '')}".rstrip("-"),
+)  # fmt: skip
+def test_every_score_is_a_graph(score, tmp_path):
+    import onnxruntime
+
+    whole = scores.Calibrated(score, 0.9, 0.2)
+    rows = np.array([[1, 5, 2, 7, 3, 2], [4, 0, 4, 1, 9, 3], [0, 2, 9, 1, 1, 1]])
+    given = {"input_ids": torch.from_numpy(rows[:1]), "attention_mask": torch.ones(1, 6, dtype=torch.long)}
+    onnx.write(Net(), tmp_path / "m.onnx", given, head="last", classes=3, score=whole)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    got, sure = session.run(["logits", "confidence"], {"input_ids": rows, "attention_mask": np.ones_like(rows)})
+    assert np.allclose(got, rows[:, :3] / 2)
+    assert np.allclose(sure, whole(rows / 2), atol=1e-12)
 
 
 def test_without_the_extra_onnx_is_a_sentence(tmp_path, monkeypatch):

@@ -74,8 +74,10 @@ def _labels(logits: int, names: Sequence[str]) -> list[str]:
     return [f"id2label={{{there}}}", f"label2id={{{back}}}"]
 
 
-def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
-    """The lines that make `inputs` of ``text``, and ``second`` for pairs, or of the Python expression `text`."""
+def input_lines(about: Mapping[str, Any], text: str | None = None, arrays: str = "pt") -> str:
+    """The lines that make `inputs` of ``text``, and ``second`` for pairs, or of the Python expression `text`.
+
+    `arrays` are ``pt`` for torch's tensors, or ``np``."""
     shape = about.get("shape")
     options = "" if shape is not None else f", truncation=True, max_length={about['max_length']}"
     if shape is None and not about.get(
@@ -91,7 +93,7 @@ def input_lines(about: Mapping[str, Any], text: str | None = None) -> str:
         options += ", add_special_tokens=False"
     if not about.get("segments", True):
         options += ", return_token_type_ids=False"
-    lines = f'inputs = tok({text}, return_tensors="pt"{options})'
+    lines = f'inputs = tok({text}, return_tensors="{arrays}"{options})'
     if about.get("ends"):  # an answer comes where the text stops, not after a token that ends it
         lines += "\ninputs = {k: v[:, :-1] for k, v in inputs.items()}  # this tokenizer ends every text with a token"
     return lines

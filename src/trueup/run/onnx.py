@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trueup.errors import Unavailable, Unsupported
+from trueup.measure.confidence_scores import Calibrated
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -26,11 +27,14 @@ def needed() -> None:
 
 
 class _Named(nn.Module):
-    """The model as a function of ids and mask; a classifier's with the input of its last layer, (n, d), as a second output."""
+    """The model as a function of ids and mask: logits, of a classifier also the input of its last layer, and its confidence.
 
-    def __init__(self, net: Any, head: str | None) -> None:
+    With a `score` the model's logits are those of its `classes` and then what the score reads beside them.
+    """
+
+    def __init__(self, net: Any, head: str | None, classes: int, score: Calibrated | None) -> None:
         super().__init__()
-        self.net, self.head = net, head
+        self.net, self.head, self.classes, self.score = net, head, classes, score
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         if self.head is None:
@@ -41,11 +45,19 @@ class _Named(nn.Module):
             logits = self.net(input_ids=input_ids, attention_mask=attention_mask).logits
         finally:
             hook.remove()
-        return logits, seen[-1]
+        if self.score is None:
+            return logits, seen[-1]
+        # The expression of the repair's card, so that card and file cannot say different things.
+        confidence = eval(self.score.torch_line, {"out": logits.double()})
+        return logits[:, : self.classes], seen[-1], confidence
 
 
-def write(net: Any, file: Path, example: dict[str, Tensor], *, head: str | None) -> None:
+def write(
+    net: Any, file: Path, example: dict[str, Tensor], *, head: str | None, classes: int = 0, score: Calibrated | None = None
+) -> None:  # fmt: skip
     """`net` as an ONNX file of any batch and length: ``logits``, and of a classifier whose last layer is `head` also ``features``.
+
+    With a `score` also ``confidence``, (n,) in float64, and ``logits`` are those of the `classes` alone.
 
     Raises:
         Unsupported: torch cannot trace the model.
@@ -60,8 +72,8 @@ def write(net: Any, file: Path, example: dict[str, Tensor], *, head: str | None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Named(net, head).eval(), given, str(file), input_names=names,
-                output_names=["logits"] + ["features"] * (head is not None),
+                _Named(net, head, classes, score).eval(), given, str(file), input_names=names,
+                output_names=["logits"] + ["features"] * (head is not None) + ["confidence"] * (score is not None),
                 dynamic_shapes=dict.fromkeys(names, any_size), dynamo=True, verbose=False,
             )  # fmt: skip
     except Exception as e:  # torch has as many as there are things that it cannot trace
@@ -73,14 +85,14 @@ def write(net: Any, file: Path, example: dict[str, Tensor], *, head: str | None)
         logger.setLevel(level)
 
 
-def reader(file: Path) -> Callable[[dict[str, Tensor]], Tensor]:
-    """What ONNX Runtime says of one text, by the file: (K,) or (t, V) float64 logits."""
+def reader(file: Path, output: str = "logits") -> Callable[[dict[str, Tensor]], Tensor]:
+    """What ONNX Runtime says of one text, by the file: one output in float64, of ``logits`` (K,) or (t, V)."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def read(inputs: dict[str, Tensor]) -> Tensor:
         given = {n: inputs[n].numpy() for n in ("input_ids", "attention_mask")}
-        return torch.from_numpy(session.run(["logits"], given)[0][0]).double()
+        return torch.as_tensor(session.run([output], given)[0][0]).double()
 
     return read
