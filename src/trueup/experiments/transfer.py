@@ -196,8 +196,8 @@ def _line(row: Mapping[str, Any], sources: Sequence[str]) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """Markdown: for each measure a line for each task, and a column for each task on which units were found."""
-    rows, units = result["rows"], result["units"]
-    sources, parts = list(units), []
+    rows, sources = result["rows"], result["settings"]["sources"]
+    units, parts = {s: result["units"][s] for s in sources}, []
     for key, title in MEASURES.items():
         heads = ["asked", "queries", f"{title}, as it is", *(f"units found on {s}" for s in sources)]
         body = []
