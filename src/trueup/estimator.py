@@ -73,7 +73,9 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         random_state: seed (int), a RandomState, or None: the folds and the bootstrap.
 
     Attributes:
-        classes_: (C,) labels, sorted. n_features_in_: d. feature_names_in_: where X had names.
+        classes_: (C,) labels, sorted.
+        n_features_in_: d, the number of columns of X.
+        feature_names_in_: names of the columns, where X had names.
         coef_, intercept_: the head, (C, d) and (C,): one row per class, with two classes as well.
         chosen_: ``shrunk``, or ``response`` for the softmax response, which stays unscaled where there are fewer than 20
             examples, or fewer than 5 errors or 5 right predictions, to learn from.

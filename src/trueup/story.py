@@ -188,7 +188,7 @@ def check(
         faults: names, or faults with their knobs set; empty for all but those examined on request.
         fault: one of them alone; give this or `faults`.
         adapter, tokenizer, classes, template, verbaliser, shots, chat, max_length, device, dtype, quantize, device_map: as in
-            `trueup.load`, for a model that is no Subject yet.
+            `trueup.load`, for a model that is not a Subject.
         demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them (in
             a chat the system's message).
         text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`, for data that are

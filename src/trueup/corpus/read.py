@@ -60,7 +60,7 @@ def read(
     """Read labelled text, check it strictly, and give every example a split.
 
     Args:
-        source: a csv (whatever sign parts its fields), tsv, jsonl, json or parquet file, also in gzip; a folder written by
+        source: a csv (with any separator of fields), tsv, jsonl, json or parquet file, also in gzip; a folder written by
             ``datasets``' save_to_disk; a Hugging Face dataset id, as ``ID`` or ``ID:CONFIG``; or ``embedded:NAME`` (see
             `trueup.corpus.embedded`), ``confounded:NAME:ALPHA`` (of such a set, text in which label and group go together; see
             `trueup.corpus.confounded`), or ``task:NAME`` (pairs for in-context learning, which bring their own splits; see
