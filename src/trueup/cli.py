@@ -982,11 +982,12 @@ def _free(out: Path, force: bool) -> None:
 
 def _there(model: str, data: Sequence[str]) -> None:
     """Tells slips in the names of a model and of data before the libraries are loaded."""
-    from trueup.job import Job
-    from trueup.prepare import check_names
+    from trueup.corpus.read import check_source
+    from trueup.prepare import CHECKED, check_model
 
-    for name in data or ("embedded:tweets",):
-        check_names(Job(model=model, data=name))
+    check_model(model)
+    for name in data:
+        check_source(name, (), CHECKED)
 
 
 def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -225,7 +225,7 @@ def _merged(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> 
     repaired.saved(net, repair.tokenizer, new)
     del net
     again = repaired.opened(new, repair.causal, repair.tokenizer)
-    return _Made(same(texts, lambda x: logits_of(repair.model, x), lambda x: logits_of(again, x)))
+    return _Made(same((logits_of(repair.model, x), logits_of(again, x)) for x in texts))
 
 
 def _classes_alone(repair: Repaired, net: Any, new: Path) -> bool:
@@ -249,7 +249,7 @@ def _lora(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> _M
     settings, tensors = repaired.as_lora(repair)
     files.write_adapter(new, settings, tensors, repair.tokenizer)
     again = repaired.with_adapter(repair, new)
-    return _Made(same(texts, lambda x: logits_of(repair.model, x), lambda x: logits_of(again, x)), int(settings["r"]))
+    return _Made(same((logits_of(repair.model, x), logits_of(again, x)) for x in texts), int(settings["r"]))
 
 
 def _onnx(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> _Made:
@@ -265,12 +265,17 @@ def _onnx(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> _M
         _classes_alone(repair, net, new)
     repair.tokenizer.save_pretrained(new)
     net.config.save_pretrained(new)
-    logits = same(texts, lambda x: logits_of(repair.model, x), onnx.reader(file))
-    if score is None:
-        return _Made(logits)
-    read = onnx.reader(file, "confidence")
-    gaps = [abs(float(read(x)) - float(score(logits_of(repair.model, x)[None].numpy())[0])) for x in texts]
-    return _Made(logits, confidence=max(gaps))
+    read = onnx.reader(file, ["logits"] + ["confidence"] * (score is not None))
+    gaps: list[float] = []
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for x in texts:
+            own, (served, *sure) = logits_of(repair.model, x), read(x)
+            if score is not None:
+                gaps.append(abs(float(sure[0]) - float(score(own[None].numpy())[0])))
+            yield own, served
+
+    return _Made(same(pairs()), confidence=max(gaps, default=None))
 
 
 def _score(repair: Repaired) -> Calibrated | None:

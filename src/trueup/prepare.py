@@ -47,19 +47,26 @@ def check_names(job: Job) -> None:
     if job.demos is not None:
         reader.check_source(job.demos, [job.text, job.label], CHECKED)
     places.check_weights(job.dtype, job.quantize, job.device_map, job.device)
-    if job.model.startswith("embedded:"):
-        from trueup.subject.embedded import check
-
-        check(job.model.removeprefix("embedded:"))
-    elif path_of(job.model).exists() or job.model.startswith((".", "/", "~")) or job.model.count("/") > 1:
-        places.check_model(job.model, job.model)
-    else:
-        places.check_hub_id(job.model)
+    check_model(job.model)
     if job.adapter is not None:
         if (folder := places.adapter_path(job.adapter)) is None:
             places.check_hub_id(job.adapter)
         else:
             places.check_adapter(folder, job.adapter)
+
+
+def check_model(name: str) -> None:
+    """As `check_names`, of the name of a model."""
+    from trueup.subject import places
+
+    if name.startswith("embedded:"):
+        from trueup.subject.embedded import check
+
+        check(name.removeprefix("embedded:"))
+    elif path_of(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        places.check_model(name, name)
+    else:
+        places.check_hub_id(name)
 
 
 def open_job(

@@ -173,7 +173,8 @@ def cell(name: str, verdict: str, outcome: str, value: float, after=None, needed
 def test_verdicts_are_told_with_what_the_repair_changed():
     rows = [
         *cell("a", "found", "repaired", 0.2, 0.02), *cell("b", "clear", "clear", 0.0),
-        *cell("c", "undecided", "undecided", 0.05, needed=4000), *cell("d", "found", "no gain", 0.3),
+        *cell("c", "undecided", "undecided", 0.05, needed=4000), *cell("d", "found", "found", 0.3),
+        *cell("e", "found", "trade-off", 0.3),
     ]  # fmt: skip
     lines_of = verdicts(rows, "confounding").splitlines()
     assert lines_of[0] == "The threshold is 0.05."
@@ -183,6 +184,7 @@ def test_verdicts_are_told_with_what_the_repair_changed():
     assert lines_of[5] == "| m, b | LoRA | clear | 0.000 [-0.020, 0.020] |  |  |"
     assert lines_of[6].startswith("| m, c | LoRA | undecided (would need some 4,000 texts) | 0.050")
     assert lines_of[7].startswith("| m, d | LoRA | found, no repair confirmed | 0.300")
+    assert lines_of[8].startswith("| m, e | LoRA | found, trade-off | 0.300"), "each repair that helps costs too much"
     run = [
         {**r, "settings": json.dumps({"kind": "prompt"})} for r in rows
     ]  # as a run has it, before its table is taken

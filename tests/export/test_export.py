@@ -26,6 +26,7 @@ from trueup.faults.overconfidence.confidence_head import read_remedy
 from trueup.measure import confidence_scores as scores
 from trueup.run import onnx
 from trueup.run.predict import predict
+from trueup.run.same_logits import Same
 from trueup.subject import adapter as files
 from trueup.subject.new_adapter import Prefix, Prompt
 from trueup.subject.quiet import quiet
@@ -378,3 +379,15 @@ def test_the_command_line_prints_the_proof(tmp_path, capsys):
             main(argv)
         told = capsys.readouterr()
         assert (e.value.code, said in told.out + told.err) == (code, True), told
+
+
+@pytest.mark.parametrize("apart", [0.01, float("nan")])
+def test_a_confidence_that_the_file_computes_otherwise_is_refused(apart, tmp_path, monkeypatch):
+    _, repair = confidence("bert", tmp_path)
+    alike = Same(0.0, 3, 3)
+    monkeypatch.setattr(exporting, "_onnx", lambda *a: exporting._Made(alike, confidence=apart))
+    with pytest.raises(Unsupported, match="confidences differ"):
+        trueup.export(repair, "onnx", tmp_path / "served")
+    assert not (tmp_path / "served").exists()
+    monkeypatch.setattr(exporting, "_onnx", lambda *a: exporting._Made(alike, confidence=1e-6))
+    assert "confidence differs by at most 1e-06" in trueup.export(repair, "onnx", tmp_path / "served").sentence

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trueup.corpus.read import read
 from trueup.errors import BadInput
 from trueup.experiments import resumed
 from trueup.faults.rigidity.audit import PROMPTS, WEIGHTS, rates
-from trueup.faults.rigidity.contest import KINDS, RATE, UNEQUAL, Rival, on, rivals, team, trained
+from trueup.faults.rigidity.contest import KINDS, RATE, Rival, on, rivals, seeds_of, team, trained
 from trueup.measure.seeds import contrast
 from trueup.run.predict import Session, predict, within
 from trueup.run.train import Training
@@ -112,33 +113,24 @@ def run(
         what = {k: v for k, v in asdict(settings).items() if k not in ("tasks", "sizes")}
         for size in settings.sizes:
             for task in settings.tasks:
-                corpus, subject = corpus_of(task, settings), None
+                corpus = corpus_of(task, settings)
                 file = parts.file("curve", what, task, size)
-                if (entrants := resumed.kept_json(file, say)) is None:
-                    with within(Session(Memo(parts.folder / "tries"))):
-                        subject = fresh(
-                            settings.model,
-                            Prompt(1),
-                            corpus.classes,
-                            max_length=settings.max_length,
-                            seed=settings.seed,
-                        )
-                        entrants = {
-                            rival.kind: entrant(subject, corpus, rival, settings)
-                            for rival in rivals(subject, size)
-                            if max(rival.size / size, size / rival.size) <= UNEQUAL
-                        }
-                    resumed.keep(file, entrants)
-                    entrants = resumed.kept_json(file)
-                row = {"task": task, "size": size, "test": len(corpus.part("test"))} | judged(
-                    entrants, corpus.part("test").cluster
-                )
+                with within(Session(Memo(parts.folder / "tries"))):
+                    entrants = resumed.once(file, partial(compete, corpus, size, settings), say)
+                test = corpus.part("test")
+                row = {"task": task, "size": size, "test": len(test)} | judged(entrants, test.cluster)
                 rows.append(row)
                 say(f"{task}, {size:,} numbers: {_line(row)}")
         return {"settings": asdict(settings), "rows": rows}
 
     code = resumed.code_of(trueup.faults.rigidity, trueup.run, sys.modules[__name__])
     return resumed.run(out, "curve", code, make, table, force=force)
+
+
+def compete(corpus: Corpus, size: int, settings: Settings) -> dict[str, dict[str, Any]]:
+    """Every kind that has an adapter of about `size` numbers, trained (`entrant`)."""
+    subject = fresh(settings.model, Prompt(1), corpus.classes, max_length=settings.max_length, seed=settings.seed)
+    return {r.kind: entrant(subject, corpus, r, settings) for r in rivals(subject, size) if r.fits(size)}
 
 
 def entrant(subject: Subject, corpus: Corpus, rival: Rival, settings: Settings) -> dict[str, Any]:
@@ -154,9 +146,9 @@ def entrant(subject: Subject, corpus: Corpus, rival: Rival, settings: Settings) 
     )
     kept = first.kept
     rate, how = kept.lr / RATE[rival.kind], Training(epochs=kept.epochs)
-    seeds = np.random.SeedSequence([settings.seed, 21]).generate_state(settings.seeds - 1).tolist()
+    seeds = seeds_of(settings.seed, settings.seeds)[1:]
     members = [
-        *first.members, *(trained(subject, corpus, rival, rates=(rate,), training=how, seed=int(s)) for s in seeds)
+        *first.members, *(trained(subject, corpus, rival, rates=(rate,), training=how, seed=s) for s in seeds)
     ]  # fmt: skip
     test = corpus.part("test").relabel(subject.classes)
     right = [(predict(on(subject, m), test).predicted == test.label).astype(int).tolist() for m in members]

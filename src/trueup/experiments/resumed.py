@@ -55,6 +55,14 @@ def kept_json(file: Path, say: Callable[[str], None] = lambda s: None) -> Any:
     return None if data is None else json.loads(data)
 
 
+def once(file: Path, make: Callable[[], Any], say: Callable[[str], None] = lambda s: None) -> Any:
+    """The part at `file`; where it is not there yet, or damaged, what `make` returns, kept there and read as a later run would."""
+    if (made := kept_json(file, say)) is None:
+        keep(file, make())
+        made = kept_json(file)
+    return made
+
+
 def code_of(*modules: ModuleType) -> str:
     """The name of the code in `modules` (of a package: all of its files) and of the numeric libraries' versions."""
     files = [

@@ -662,17 +662,7 @@ def run(
         found: list[dict[str, Any]] = []
         for name in settings.cases or CASES:
             for at, part in enumerate(CASES[name]):
-                file = parts.file("speed", name, at)
-                if (made := resumed.kept_json(file, say)) is None:
-                    threads = torch.get_num_threads()
-                    torch.set_num_threads(1)
-                    try:
-                        made = [asdict(r) for r in part()]
-                    finally:
-                        torch.set_num_threads(threads)
-                    resumed.keep(file, made)
-                    made = resumed.kept_json(file)  # as a later run would read it
-                for row in made:
+                for row in resumed.once(parts.file("speed", name, at), partial(_on_one_thread, part), say):
                     found.append({"case": name, **row})
                     say(f"{name}: {line(row)}")
         return {"settings": asdict(settings), "rows": found}
@@ -680,6 +670,15 @@ def run(
     return resumed.run(
         out, "speed", resumed.code_of(trueup.run, trueup.faults, sys.modules[__name__]), make, table, force=force
     )
+
+
+def _on_one_thread(part: Callable[[], Iterator[Row]]) -> list[dict[str, Any]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [asdict(r) for r in part()]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def failed(result: Mapping[str, Any]) -> list[str]:

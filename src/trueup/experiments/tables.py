@@ -177,7 +177,8 @@ def verdicts(rows: Sequence[Row], fault: str) -> str:
         kind = r.get("tuned") or json.loads(r.get("settings") or "{}").get("kind") or ""
         cells = [
             f"{_named(r['model'])}, {_named(r['data'])}", KINDS.get(kind, kind),
-            r["verdict"] + (f", {r['outcome']}" if repaired else ", no repair confirmed" if r["verdict"] == "found" else "")
+            r["verdict"]
+            + (f", {r['outcome']}" if r["outcome"] not in (None, r["verdict"]) else UNREPAIRED * (r["verdict"] == "found"))
             + (f" (would need some {r['needed']:,} texts)" if r["verdict"] == "undecided" and r["needed"] else ""),
             f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]",
             f"{r['after']:.3f} [{r['after_low']:.3f}, {r['after_high']:.3f}]" if repaired else "",
@@ -199,6 +200,7 @@ def verdicts(rows: Sequence[Row], fault: str) -> str:
 
 KINDS = {"lora": "LoRA", "prompt": "soft prompt"}
 """What readers call a kind of adapter."""
+UNREPAIRED = ", no repair confirmed"
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 

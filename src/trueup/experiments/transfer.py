@@ -21,7 +21,7 @@ from trueup.corpus import tasks
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.experiments import resumed
-from trueup.faults.copying import repair
+from trueup.faults.copying import Copying, repair
 from trueup.faults.copying.audit import asked, mean, some
 from trueup.measure import bootstrap
 from trueup.measure.bootstrap import Estimate
@@ -36,7 +36,8 @@ SOURCES = ("noun-vowels", "count-objects", "first-of-list")
 MEASURES = {"accuracy": "accuracy", "copies": "wrong copies above chance"}
 RANDOM = "random units"
 NEAREST = "; no choice of units lowers copies there without losing accuracy, and these come nearest to chance"
-RESAMPLES = 2000
+RESAMPLES, GLANCE = 2000, 200
+"""Of the bootstrap that judges, and of the intervals beside the candidates of a choice, which nothing reads here."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,17 @@ class Settings:
 
     Attributes:
         model: a causal model, by hub id, folder or ``embedded:NAME``. sources: tasks on which units are found.
-        tasks: tasks that are asked; empty for all. shots: demonstrations. queries: at most so many of each task.
+        shots: demonstrations. queries: at most so many of each task.
     """
 
     model: str = "embedded:smollm2"
     sources: tuple[str, ...] = SOURCES
-    tasks: tuple[str, ...] = ()
     shots: int = 4
     queries: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (*self.sources, *self.tasks):
+        for name in self.sources:
             tasks.find(name)
         if not self.sources:
             raise BadInput("Units are found on no task; give one or more sources.")
@@ -85,18 +85,14 @@ def run(
         what = settings.model, settings.shots, settings.seed
 
         def once(key: Sequence[str], of: Callable[[], Any]) -> Any:
-            file = parts.file("transfer", what, *key)
-            if (known := resumed.kept_json(file, say)) is None:
-                resumed.keep(file, of())
-                known = resumed.kept_json(file)
-            return known
+            return resumed.once(parts.file("transfer", what, *key), of, say)
 
         chosen = {}
         for source in settings.sources:
             chosen[source] = once(("units", source), lambda s=source: _found(subject, s, settings.seed))
             say(f"units found on {source}: {chosen[source]['title']}")
         rows = []
-        for task in settings.tasks or tasks.TASKS:
+        for task in tasks.TASKS:
             queries = queries_of(task, settings)
             able = with_pool(subject, tasks.load(task, seed=settings.seed).part("train"))
             plain = _read(once(("plain", queries.fingerprint), lambda a=able, q=queries: _asked(a, q, settings.seed)))
@@ -138,7 +134,7 @@ def _found(subject: Subject, source: str, seed: int) -> dict[str, Any]:
     able = with_pool(subject, data.part("train"))
     found = repair.attributed(able, data.part("train"), seed, repair.OWN)
     calibration = data.part("calibration")
-    contest = repair.contest(able, calibration, [found], None, seed=seed, resamples=200, max_cost=0.02)
+    contest = repair.contest(able, calibration, [found], None, seed=seed, resamples=GLANCE, max_cost=Copying().max_cost)
     if contest is None:
         raise Unsupported(
             f"In no layer do the attributions of units on '{source}' add up, so none can be told to copy."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,14 @@ def write(
         logger.setLevel(level)
 
 
-def reader(file: Path, output: str = "logits") -> Callable[[dict[str, Tensor]], Tensor]:
-    """What ONNX Runtime says of one text, by the file: one output in float64, of ``logits`` (K,) or (t, V)."""
+def reader(file: Path, outputs: Sequence[str]) -> Callable[[dict[str, Tensor]], list[Tensor]]:
+    """What ONNX Runtime says of one text, by the file: these outputs in float64, of which ``logits`` are (K,) or (t, V)."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
-    def read(inputs: dict[str, Tensor]) -> Tensor:
+    def read(inputs: dict[str, Tensor]) -> list[Tensor]:
         given = {n: inputs[n].numpy() for n in ("input_ids", "attention_mask")}
-        return torch.as_tensor(session.run([output], given)[0][0]).double()
+        return [torch.as_tensor(got[0]).double() for got in session.run(outputs, given)]
 
     return read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,17 +33,12 @@ def logits_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
         return model(**inputs).logits[0].double()
 
 
-def same(
-    inputs: Sequence[dict[str, Tensor]],
-    one: Callable[[dict[str, Tensor]], Tensor],
-    other: Callable[[dict[str, Tensor]], Tensor],
-) -> Same:
-    """`one` and `other` on each text; the columns that both have are compared."""
-    apart, largest, equal = 0.0, 0.0, 0
-    for given in inputs:
-        a, b = one(given), other(given)
-        a = a[..., : b.shape[-1]]
+def same(pairs: Iterable[tuple[Tensor, Tensor]]) -> Same:
+    """The two logits of each text, which need not be held all at once; the columns that both have are compared."""
+    apart, largest, equal, texts = 0.0, 0.0, 0, 0
+    for a, b in pairs:
+        a, texts = a[..., : b.shape[-1]], texts + 1
         # NaN is as far apart as can be.
         apart = max(apart, float((a - b).abs().nan_to_num(float("inf")).max()))
         largest, equal = max(largest, float(a.abs().max())), equal + bool((a.argmax(-1) == b.argmax(-1)).all())
-    return Same(apart / max(largest, 1e-12), equal, len(inputs))
+    return Same(apart / max(largest, 1e-12), equal, texts)

@@ -13,7 +13,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported, shortened
 from trueup.faults.fault import Chart, Difference, Finding, Measure, Series, as_differences
 from trueup.faults.rigidity import maths
-from trueup.faults.rigidity.contest import UNEQUAL, Kind, Team, budget, left_out, on, rivals, team
+from trueup.faults.rigidity.contest import Kind, Team, budget, left_out, on, rivals, team
 from trueup.measure import bootstrap
 from trueup.measure.bootstrap import PairedEstimate
 from trueup.measure.calibration import softmax
@@ -94,7 +94,7 @@ def references(
         barred = left_out(subject)
         same = max([size, *(r.size for r in rivals(subject, size) if r.kind in WEIGHTS)])
         for rival in rivals(subject, same):
-            if max(rival.size / same, same / rival.size) > UNEQUAL:
+            if not rival.fits(same):
                 barred[rival.kind] = (
                     f"It has {rival.size:,} numbers at the least or most, and the others about {same:,}."
                 )

@@ -60,6 +60,10 @@ class Rival:
     recipe: Recipe
     size: int
 
+    def fits(self, size: int) -> bool:
+        """Whether it may be compared with adapters of `size` numbers (`UNEQUAL`)."""
+        return max(self.size / size, size / self.size) <= UNEQUAL
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -227,6 +231,11 @@ def on(subject: Subject, entrant: Entrant) -> Subject:
     return wear(subject, entrant.settings, entrant.tensors)
 
 
+def seeds_of(seed: int, number: int) -> list[int]:
+    """The seeds of so many trainings, `seed` itself first."""
+    return [seed, *np.random.SeedSequence([seed, 21]).generate_state(max(0, number - 1)).tolist()]
+
+
 def team(
     subject: Subject, corpus: Corpus, rival: Rival, *, rates: Sequence[float], training: Training, seeds: int, seed: int
 ) -> Team:
@@ -238,7 +247,6 @@ def team(
     Raises:
         BadInput: no rate trains it from every seed, or as `trained`.
     """
-    children = [seed, *np.random.SeedSequence([seed, 21]).generate_state(max(0, seeds - 1)).tolist()]
     tried: dict[tuple[float, int], tuple[Attempt, tuple[Entrant, ...]]] = {}
     failure: BadInput | None = None
 
@@ -246,7 +254,9 @@ def team(
         nonlocal failure
         own = replace(training, epochs=epochs)
         try:
-            members = tuple(trained(subject, corpus, rival, rates=(rate,), training=own, seed=int(s)) for s in children)
+            members = tuple(
+                trained(subject, corpus, rival, rates=(rate,), training=own, seed=s) for s in seeds_of(seed, seeds)
+            )
         except BadInput as e:
             failure = e
             tried[rate, epochs] = Attempt(rate * RATE[rival.kind], math.inf, 0.0, epochs), ()
