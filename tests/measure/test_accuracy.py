@@ -1,13 +1,24 @@
+import math
 from itertools import permutations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from trueup.errors import BadInput
-from trueup.measure.accuracy import accuracy, best_order, mcnemar, surer_order, wilson, worst_group_accuracy
+from trueup.measure.accuracy import (
+    accuracy,
+    best_order,
+    independent_rows,
+    mcnemar,
+    same_predictions,
+    share_difference,
+    surer_order,
+    wilson,
+    worst_group_accuracy,
+)
 
 
 def test_accuracy_counts_matches_of_numbers_and_of_names():
@@ -126,3 +137,37 @@ def test_a_surer_order_is_no_matter_of_choice(classes: int, n: int):
         f is not None and (f[0][(np.arange(classes) + 1) % classes] == np.arange(classes)).mean() > 0.9 for f in found
     )
     assert surer_order([0], [1], 2) is None
+
+
+@pytest.mark.parametrize(("lost", "won", "n"), [(0, 0, 30), (1, 0, 60), (3, 9, 200), (30, 0, 30)])
+@pytest.mark.parametrize("chance", [0.0, 0.2])
+def test_a_difference_of_paired_shares_is_walds_of_one_more_example_either_way(
+    lost: int, won: int, n: int, chance: float
+):
+    """Bonett and Price (2012), from the examples themselves: two more, of which one was lost and one was won."""
+    own = np.r_[np.zeros(n - lost - won), -np.ones(lost), np.ones(won)] * (1 - chance)
+    change = np.r_[own, -1, 1]
+    half = t.ppf(0.975, n + 1) * change.std() / math.sqrt(n + 2)
+    low, high, p = share_difference(own.mean(), (own**2).mean(), n)
+    assert (low, high) == pytest.approx((change.mean() - half, change.mean() + half))
+    assert low <= own.mean() <= high
+    assert (p < 0.05) == (not low <= 0 <= high)
+
+
+def test_independent_rows_are_clusters_where_these_are_equally_large():
+    assert independent_rows([4, 4, 4]) == 3
+    assert independent_rows([1] * 7) == 7
+    assert 1 < independent_rows([10, 1, 1]) < 2
+    assert independent_rows([]) == 0
+
+
+def test_the_same_predictions_are_those_of_logits_times_one_number():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(50, 3))
+    assert same_predictions(z, z)
+    assert same_predictions(z, z / 3 + rng.normal(size=(50, 1)))
+    assert not same_predictions(z, -z)
+    near = z + np.array([0, 0.01, 0])
+    assert not same_predictions(z, near), "none of 50 is predicted otherwise, and others would be"
+    assert (z.argmax(axis=1) == near.argmax(axis=1)).all()
+    assert not same_predictions(z, np.where(z == z.max(), np.inf, z))

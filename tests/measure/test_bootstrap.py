@@ -2,13 +2,14 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, norm
 
 from trueup.errors import BadInput
 from trueup.measure.accuracy import accuracy
 from trueup.measure.bootstrap import (
     Many,
     Means,
+    Share,
     _between,
     clusters_needed,
     interval,
@@ -238,6 +239,104 @@ def test_a_planted_calibration_error_is_found_without_bias():
         {"ece": squared_calibration_error}, [p, y], [p - 0.1, y], seed=0, resamples=200, squares=["ece"]
     )["ece"]
     assert after.low <= after.value <= after.high < 0
+
+
+# -------------------------------------------------------------------------------------------------------------- shares
+
+
+def test_a_share_that_many_have_is_drawn_as_its_mean():
+    rng = np.random.default_rng(0)
+    ids = np.repeat(np.arange(200), rng.integers(1, 5, 200))
+    hit, chance = rng.random(ids.size) < 0.4, rng.random(ids.size)
+    counted = rng.random(ids.size) < 0.7
+    share = Share(lambda h, e, c: h, lambda h, e, c: c, lambda h, e, c: e)
+    assert share(hit, chance, counted) == pytest.approx((hit[counted] - chance[counted]).mean())
+
+    def plain(h, e, c, weight=None):
+        w = c * (1.0 if weight is None else weight)
+        return float(w @ (h - e) / w.sum())
+
+    got = interval_many({"share": share, "plain": plain}, hit, chance, counted, seed=1, cluster=ids)
+    assert _numbers(got["share"]) == pytest.approx(_numbers(got["plain"]), abs=1e-9)
+    after = rng.random(ids.size) < 0.5
+    both = paired_many(
+        {"share": share, "plain": plain}, [hit, chance, counted], [after, chance, counted], 1, cluster=ids
+    )
+    assert _numbers(both["share"]) == pytest.approx(_numbers(both["plain"]), abs=1e-9)
+
+
+def test_a_share_of_all_or_of_none_is_not_certain():
+    """The control: the bootstrap alone, which is 1 to 1 and 0 to 0 however few rows there are."""
+    for n in (30, 300):
+        all_right, half = np.ones(n), Share(np.asarray)
+        e = interval(half, all_right, seed=0)
+        assert (e.low, e.high) == (pytest.approx(n / (n + norm.ppf(0.975) ** 2)), 1)
+        d = paired(half, [all_right], [all_right], 0)
+        assert d.value == 0
+        assert d.p > 0.9
+        assert -4 / n < d.low < -2 / n
+        assert 2 / n < d.high < 4 / n
+        assert _numbers(interval(Means(np.asarray, 0), all_right, seed=0)) == [1, 1, 1]
+        same = paired(Means(np.asarray, 0), [all_right], [all_right], 0)
+        assert (same.low, same.high) == (0, 0)
+
+
+def test_rows_of_one_cluster_are_one_example_of_a_share():
+    hit = np.zeros(300)
+    alone = interval(Share(np.asarray), hit, seed=0)
+    together = interval(Share(np.asarray), hit, seed=0, cluster=np.arange(300) // 10)
+    assert together.high > 5 * alone.high
+    assert together.high == interval(Share(np.asarray), hit[:30], seed=0).high
+
+
+def test_sides_that_count_other_rows_are_two_shares():
+    """What is counted before and not after is no pair: the interval is Newcombe's of two shares, 9 of 10 and 3 of 10 (his table
+    II), and that of the bootstrap where many have it."""
+    first, n = np.arange(20) < 10, np.arange(20)
+    hit = ((n < 9) | (n >= 17)).astype(float)
+    share = Share(lambda h, c: h, lambda h, c: c)
+    e = paired(share, [hit, ~first], [hit, first], 0)
+    assert (e.value, e.low, e.high) == (
+        pytest.approx(0.6),
+        pytest.approx(0.1705, abs=5e-5),
+        pytest.approx(0.8090, abs=5e-5),
+    )
+    assert e.p < 0.05
+    many, half = np.arange(400) % 2.0, np.arange(400) < 200
+    drawn = paired(share, [many, half], [many, ~half], 0)
+    plain = paired(lambda h, c, weight=1: np.average(h, weights=weight * c), [many, half], [many, ~half], 0)
+    assert _numbers(drawn) == pytest.approx(_numbers(plain), abs=1e-9)
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.02, 0.1])
+def test_shares_and_their_differences_cover_where_few_rows_have_them(rate: float):
+    """Of 200 texts in clusters of 1 to 3; the control is the bootstrap alone, which does not where hardly any text changes."""
+    held = {"share": 0, "difference": 0, "drawn": 0}
+    share, mean, runs = Share(np.asarray), Means(np.asarray, 0), 200
+    for seed in range(runs):
+        rng = np.random.default_rng([seed, 5])
+        ids = np.repeat(np.arange(120), rng.integers(1, 4, 120))
+        before = np.ones(ids.size)
+        after = (rng.random(120) >= rate)[ids].astype(float)
+        e = interval(share, after, seed=seed, resamples=200, cluster=ids)
+        d, b = (paired(s, [before], [after], seed, resamples=200, cluster=ids) for s in (share, mean))
+        held["share"] += e.low <= 1 - rate <= e.high
+        held["difference"] += d.low <= -rate <= d.high
+        held["drawn"] += b.low <= -rate <= b.high
+    assert min(held["share"], held["difference"]) >= 0.9 * runs, held
+    assert rate > 0.02 or held["drawn"] < 0.9 * runs, held
+
+
+def test_a_share_less_its_chance_covers_where_few_copy():
+    """Few copies, and chances that differ from query to query."""
+    held, runs = 0, 200
+    share = Share(lambda h, e: h, less=lambda h, e: e)
+    for seed in range(runs):
+        rng = np.random.default_rng([seed, 6])
+        chance = rng.choice([0.0, 0.4], 150, p=[0.9, 0.1])
+        e = interval(share, rng.random(150) < chance, chance, seed=seed, resamples=200)
+        held += e.low <= 0 <= e.high
+    assert held >= 0.92 * runs
 
 
 # ------------------------------------------------------------------------------------------------------------ clusters

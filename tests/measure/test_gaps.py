@@ -7,7 +7,7 @@ import pytest
 
 from trueup.measure import gaps
 from trueup.measure.accuracy import wilson
-from trueup.measure.bootstrap import Estimate
+from trueup.measure.bootstrap import Estimate, Share, paired, paired_many
 
 
 def drawn(n: int, seed: int, bias: float = 0.0):
@@ -38,7 +38,6 @@ def test_the_widest_gap_the_lowest_cell_and_the_farthest_groups():
     assert gaps.widest(rates) == (1, 2, 1)
     assert gaps.gap(rates, (1, 2, 1)) == pytest.approx(0.4)
     assert gaps.lowest(rates) == (0, 0)
-    assert gaps.rate(rates, (0, 0)) == 0.1
     mean = np.array([[[1.0, 0], [0, 1], [0.5, 0.5]]])
     assert gaps.moved(mean, gaps.farthest(mean)) == pytest.approx(1)
 
@@ -104,3 +103,28 @@ def test_the_interval_of_a_gap_holds_0_where_groups_are_alike_and_shares_are_nea
         rows += low <= 0 <= high and high > low
     assert held / 400 > 0.93
     assert rows / 400 < held / 400
+
+
+def test_the_change_of_a_gap_holds_where_hardly_any_row_changes():
+    """Two groups of 100, of which one loses a right answer in 100; the control is a paired bootstrap of the gap."""
+    held, drawn, runs = 0, 0, 200
+    group = np.arange(200) % 2
+    shares = {g: Share(np.asarray, lambda r, g=g: group == g) for g in (0, 1)}
+
+    def gap(right, weight=None):
+        w = np.ones(200) if weight is None else weight
+        of = [np.average(right[group == g], weights=w[group == g]) for g in (0, 1)]
+        return of[0] - of[1]
+
+    for seed in range(runs):
+        rng = np.random.default_rng([seed, 8])
+        before = np.ones(200)
+        after = before - ((rng.random(200) < 0.01) & (group == 0))
+        got = paired_many({str(g): s for g, s in shares.items()}, [before], [after], seed, resamples=60)
+        e = gaps.change(got["0"], got["1"])
+        assert (e.p < 0.05) == (not e.low <= 0 <= e.high)
+        held += e.low <= -0.01 <= e.high
+        b = paired(gap, [before], [after], seed, resamples=60)
+        drawn += b.low <= -0.01 <= b.high
+    assert held >= 0.95 * runs
+    assert drawn < 0.8 * runs

@@ -172,12 +172,15 @@ def _read(kept: Mapping[str, Any]) -> Asked:
 
 def apart(before: Asked, after: Asked, seed: int = 0) -> dict[str, list[float]]:
     """The measures (`MEASURES`) after, less those before, over the same queries: value, and the paired 95% interval's ends."""
-    found = {}
-    for key in MEASURES:
-        a, b = (x["right"] if key == "accuracy" else x["copied"] - x["expected"] for x in (before, after))
-        d = bootstrap.paired(mean, (a,), (b,), seed, RESAMPLES, cluster=before["cluster"])
-        found[key] = [d.value, d.low, d.high]
-    return found
+    wanted = {
+        "accuracy": bootstrap.Share(lambda right, copied, expected: right),
+        "copies": bootstrap.Share(
+            lambda right, copied, expected: copied, less=lambda right, copied, expected: expected
+        ),
+    }
+    was, now = ([x[k] for k in ("right", "copied", "expected")] for x in (before, after))
+    got = bootstrap.paired_many(wanted, was, now, seed, RESAMPLES, cluster=before["cluster"])
+    return {key: [d.value, d.low, d.high] for key, d in got.items()}
 
 
 def elsewhere(rows: Sequence[Mapping[str, Any]], source: str, kind: str, measure: str) -> Estimate:

@@ -497,7 +497,7 @@ class Fault(ABC):
     def harm(self, subject: Subject, repaired: Subject, corpus: Corpus, *, seed: int) -> dict[str, Difference]:
         """What a repair should leave alone, after minus before, paired: here a classifier's accuracy and NLL."""
         from trueup.measure import bootstrap
-        from trueup.measure.accuracy import accuracy
+        from trueup.measure.accuracy import accuracy, same_predictions
         from trueup.measure.calibration import nll
         from trueup.run.predict import predict
 
@@ -508,8 +508,12 @@ class Fault(ABC):
             return nll(probability, label, weight=weight)
 
         a, b = predict(subject, corpus), predict(repaired, corpus)
+        classes = len(subject.classes)
+        # That a repair of the confidence changes no prediction is no estimate.
+        certain = same_predictions(a.logits[:, :classes], b.logits[:, :classes])
+        counted = right if certain else bootstrap.Share(lambda predicted, probability, label: predicted == label)
         got = bootstrap.paired_many(
-            {"accuracy": right, "nll": surprise},
+            {"accuracy": counted, "nll": surprise},
             (a.predicted, a.probability, corpus.label), (b.predicted, b.probability, corpus.label), seed,
             cluster=corpus.cluster,
         )  # fmt: skip

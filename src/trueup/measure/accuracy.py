@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 
 from trueup.measure._rows import column, counts, mean, truth
 
@@ -122,3 +122,60 @@ def wilson(hits: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray[
     z2 = norm.ppf((1 + level) / 2) ** 2
     middle, half = k + z2 / 2, np.sqrt(np.maximum(k * (1 - k / np.maximum(n, 1)), 0) * z2 + z2**2 / 4)
     return np.clip((middle - half) / (n + z2), 0, 1), np.clip((middle + half) / (n + z2), 0, 1)
+
+
+def share_difference(mean: float, square: float, n: float, level: float = 0.95) -> tuple[float, float, float]:
+    """Interval and two-sided p-value of the difference of two shares of the same `n` examples, after minus before (Bonett and
+    Price 2012, Journal of Educational and Behavioral Statistics 37, 479): Wald's, after one more example has changed either way.
+
+    Where few examples change, no bootstrap is valid: where none does, its interval is 0 to 0 however few examples there are. This
+    one is about +-2.8 / `n` there. Departures: the quantile is that of Student's t with `n` + 1 degrees of freedom, and what an
+    example adds may have been lessened by what was to be expected of it.
+
+    Args:
+        mean, square: of the examples' differences, and of their squares; of shares (won - lost) / n and (won + lost) / n.
+        n: examples, above 0; it need not be a whole number.
+
+    Returns: low and high, with `mean` between them, and p, which is below 1 - `level` just where they exclude 0.
+    """
+    middle = n * mean / (n + 2)
+    error = np.sqrt(max((n * square + 2) / (n + 2) - middle**2, 0.0) / (n + 2))
+    half = t.ppf((1 + level) / 2, n + 1) * error
+    return float(middle - half), float(middle + half), float(2 * t.sf(abs(middle) / error, n + 1))
+
+
+def moved_share(
+    before: tuple[float, float, float], after: tuple[float, float, float], level: float
+) -> tuple[float, float, float]:
+    """Interval and two-sided p-value of `after` less `before`, two independent shares with the ends of their intervals at `level`
+    (Newcombe 1998, method 10): the squares of the ends' distances add up. p is that of a normal distribution whose spread is that
+    of the interval towards 0."""
+    (was, was_low, was_high), (now, now_low, now_high) = before, after
+    value = now - was
+    low, high = value - np.hypot(now - now_low, was_high - was), value + np.hypot(now_high - now, was - was_low)
+    spread = (value - low if value > 0 else high - value) / norm.ppf((1 + level) / 2)
+    return float(low), float(high), float(2 * norm.sf(abs(value) / spread)) if spread > 0 else float("nan")
+
+
+def independent_rows(size: ArrayLike) -> float:
+    """How many independent rows clusters of `size` (m,) rows are worth if all rows of a cluster come out alike (Kish 1965):
+    (sum m)^2 / sum m^2, the number of clusters where they are equally large; 0 without a row."""
+    m = np.asarray(size, np.float64)
+    return float(m.sum() ** 2 / (m @ m)) if m.any() else 0.0
+
+
+def same_predictions(before: ArrayLike, after: ArrayLike) -> bool:
+    """Whether the logits `after` are those `before` times one number above 0, up to a constant in each row and to rounding: then
+    no example whatever is predicted otherwise, and not only none of these.
+
+    Args:
+        before, after: (n, C) of the same examples in the same order, with two rows or more that differ.
+    """
+    a, b = (np.asarray(z, np.float64) for z in (before, after))
+    if a.shape != b.shape or len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return False
+    a, b = (z - z.mean(axis=1, keepdims=True) for z in (a, b))
+    if not a.any():
+        return False
+    factor = float((a * b).sum() / (a * a).sum())
+    return factor > 0 and bool(np.abs(b - factor * a).max() <= 1e-5 * np.abs(b).max())

@@ -3,13 +3,14 @@
 A statistic is any function of columns (arrays with one row for each example) to a number. One that has a parameter
 named `weight`, as all of this room have, is called on the columns as they are, with ``weight=`` how often each row
 was drawn: exact, and nothing is copied. One that is a function of columns' means is `Means`, and fastest: all resamples
-are one matrix product. Any other is called on the rows drawn. Bind what else it needs with a lambda
-or ``functools.partial``; a lambda keeps the fast way by taking `weight` too::
+are one matrix product. The share of rows that have something is `Share`. Any other is called on the rows drawn. Bind what else it
+needs with a lambda or ``functools.partial``; a lambda keeps the fast way by taking `weight` too::
 
     interval_many(
         {
             "error_auc": lambda c, e, p, y, weight=None: error_auc(c, e, weight=weight),
-            "accuracy": Means(lambda wrong: 1 - wrong, 1),
+            "confidence": Means(np.asarray, 0),
+            "accuracy": Share(lambda c, e, p, y: ~e),
         },
         confidence, error, probability, label, seed=0, cluster=corpus.cluster,
     )
@@ -22,6 +23,13 @@ The interval is BCa (Efron 1987), with its level widened to that of Student's t 
 arXiv 1411.5279). Measured coverage of 95% intervals, plain percentiles against these (1 to 8 rows a cluster; a mean, a ratio of
 paired losses, an error ROC-AUC): 30 clusters 88 to 94% against 93 to 97%, 60 clusters 93 to 96% against 94 to 97%, 200 clusters
 93 to 96% against 95 to 96%. Below `FEWEST` clusters no interval is to be trusted: the caller says *undecided*.
+
+A bootstrap cannot draw what no cluster has: where all of 30 examples are right, so are all resamples, and its interval is 1 to 1.
+So the interval of a `Share` that fewer than `FEWEST` clusters have, or lack, is Wilson's (`accuracy.wilson`), and that of one
+which changes in fewer clusters is Bonett and Price's (`accuracy.share_difference`). Both count a cluster as one example.
+Measured coverage where 0.2 to 20% of 30 to 1,000 clusters of 1 to 8 rows have it, or change: the bootstrap alone holds the truth in
+4 to 99% for single shares and 6 to 100% for differences, these in 87 to 99% and 92 to 100%; of 1,000 clusters of which 0.2% have it
+or change, in 75 to 94%, and these in 95 to 100%.
 """
 
 from __future__ import annotations
@@ -39,6 +47,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm, t
 
 from trueup.errors import BadInput
+from trueup.measure.accuracy import independent_rows, moved_share, share_difference, wilson
 
 Statistic = Callable[..., float]
 Seed = int | np.random.SeedSequence
@@ -81,6 +90,36 @@ class Many:
 
     def __call__(self, *columns: NDArray, weight: NDArray | None = None) -> float:
         return float(self.of(*columns, weight=np.ones((1, len(columns[0]))) if weight is None else weight[None])[0])
+
+
+@dataclass(frozen=True)
+class Share:
+    """The statistic of how many rows have something: the mean of `of` the columns, (n,) each 0 or 1, less that of `less`, (n,).
+
+    Attributes:
+        among: of the columns, (n,) the rows that are counted; None for all. nan where none is.
+        less: what of it is to be expected, such as the chance of a copy; None for nothing.
+    """
+
+    of: Callable[..., NDArray]
+    among: Callable[..., NDArray] | None = None
+    less: Callable[..., NDArray] | None = None
+
+    def __call__(self, *columns: NDArray, weight: NDArray | None = None) -> float:
+        hit, less, counted = self.rows(columns)
+        w = counted if weight is None else counted * weight
+        return float((w @ hit - w @ less) / w.sum()) if w.any() else math.nan
+
+    def rows(self, columns: Sequence[NDArray]) -> tuple[NDArray, NDArray, NDArray]:
+        """(n,) each: whether a row has it, what was to be expected, and whether it is counted; the first two 0 where it is not."""
+        counted = (
+            np.ones(len(columns[0])) if self.among is None else np.asarray(self.among(*columns)).astype(np.float64)
+        )
+        hit, less = (
+            np.where(counted > 0, np.zeros(len(counted)) if f is None else np.asarray(f(*columns)), 0.0)
+            for f in (self.of, self.less)
+        )
+        return hit, less, counted
 
 
 @dataclass(frozen=True)
@@ -159,7 +198,7 @@ def interval_many(
             low, high = _between(value, draws, [(1 - level) / 2, (1 + level) / 2])
         else:
             bent = _bent(name, plain, value, draws, drawn.without[:, 0, i], drawn.clusters)
-            low, high = _between(value, draws, bent.levels(level), far=level > FAR)
+            low, high = drawn.few_have(i, level) or _between(value, draws, bent.levels(level), far=level > FAR)
         found[name] = Estimate(value, low, high, level)
     return found
 
@@ -231,8 +270,11 @@ def paired_many(
                 draws = drawn.draws[:, 1, i] - drawn.draws[:, 0, i]
                 without = drawn.without[:, 1, i] - drawn.without[:, 0, i]
             bent = _bent(name, plain, float(value), draws, without, drawn.clusters)
-        low, high = _between(float(value), draws, bent.levels(level))
-        p = math.nan if math.isnan(low) else bent.p(draws)
+        if (few := drawn.few_change(i, level)) is not None:
+            low, high, p = few
+        else:
+            low, high = _between(float(value), draws, bent.levels(level))
+            p = math.nan if math.isnan(low) else bent.p(draws)
         found[name] = PairedEstimate(value, low, high, p, level)
     return found
 
@@ -264,12 +306,56 @@ def clusters_needed(value: float, low: float, high: float, threshold: float, clu
 @dataclass(frozen=True)
 class _Drawn:
     """Every statistic on every side: of all rows (sides, statistics), of each resample (resamples, sides, statistics), and
-    without each group of clusters (groups, sides, statistics), nan for statistics that are not bent by it."""
+    without each group of clusters (groups, sides, statistics), nan for statistics that are not bent by it.
+
+    `ids`: (n,) the cluster of each row. `shares`: of each `Share`, by its place among the statistics, its rows on every side.
+    """
 
     value: NDArray[np.float64]
     draws: NDArray[np.float64]
     without: NDArray[np.float64]
     clusters: int
+    ids: NDArray[np.intp]
+    shares: Mapping[int, Sequence[tuple[NDArray, NDArray, NDArray]]]
+
+    def few_have(self, i: int, level: float, side: int = 0) -> tuple[float, float] | None:
+        """The ends of a `Share` that fewer than `FEWEST` clusters have, or lack; else None, as for any other statistic."""
+        if i not in self.shares:
+            return None
+        hit, less, counted = self.shares[i][side]
+        size, had = (np.bincount(self.ids, w) for w in (counted, counted * hit))
+        if not size.any() or min((had > 0).sum(), (had < size).sum()) >= FEWEST:
+            return None
+        n, share = independent_rows(size), float(had.sum() / size.sum())
+        expected = float(counted @ less / counted.sum())
+        low, high = (float(e) for e in wilson(n * share, n, level))
+        if not less.any():
+            return low, high
+        # Zou and Donner (2008): the distances of both parts, less what they share.
+        hits, chances = (np.bincount(self.ids, counted * (x - m)) for x, m in ((hit, share), (less, expected)))
+        spread = float(hits @ hits * (chances @ chances))
+        shared = float(hits @ chances) / math.sqrt(spread) if spread > 0 else 0.0
+        error = norm.ppf((1 + level) / 2) * math.sqrt(chances @ chances) / counted.sum()
+        down, up = (math.sqrt(max(e**2 + error**2 - 2 * shared * e * error, 0.0)) for e in (share - low, high - share))
+        return share - expected - down, share - expected + up
+
+    def few_change(self, i: int, level: float) -> tuple[float, float, float] | None:
+        """The ends and p of the difference of a `Share` that changes in fewer than `FEWEST` clusters, or where the sides count
+        other rows, that few have on either side; else None, as for any other statistic."""
+        if i not in self.shares:
+            return None
+        (before, less, counted), (after, less_then, same) = self.shares[i]
+        if not np.array_equal(counted, same):
+            was, now = (self.few_have(i, level, side) for side in (0, 1))
+            if was is None or now is None:
+                return None
+            return moved_share((float(self.value[0, i]), *was), (float(self.value[1, i]), *now), level)
+        size, changed = (np.bincount(self.ids, counted * w) for w in (np.ones(len(counted)), before != after))
+        if not size.any() or (changed > 0).sum() >= FEWEST:
+            return None
+        moved = (after - less_then) - (before - less)
+        mean, square = (float(counted @ x / counted.sum()) for x in (moved, moved**2))
+        return share_difference(mean, square, independent_rows(size), level)
 
 
 @dataclass(frozen=True)
@@ -358,11 +444,17 @@ def _drawn(
         raise BadInput(f"cluster has {ids.size} rows where {n} are expected; give all columns of the same examples.")
     clusters = int(ids.max()) + 1
     means = {i: s for i, s in enumerate(statistics.values()) if isinstance(s, Means)}
-    others = {i: (s, _takes_weight(s)) for i, s in enumerate(statistics.values()) if i not in means}
+    shares = {i: [s.rows(c) for c in sides] for i, s in enumerate(statistics.values()) if isinstance(s, Share)}
+    others = {i: (s, _takes_weight(s)) for i, s in enumerate(statistics.values()) if i not in means and i not in shares}
     size = np.bincount(ids, minlength=clusters).astype(np.float64)
     # Of each side, the sums over every cluster of the columns that are averaged.
     wanted = sorted({c for s in means.values() for c in s.places})
     sums = [{c: np.bincount(ids, columns[c], minlength=clusters) for c in wanted} for columns in sides]
+    # Of each share and side, over every cluster: what its rows have beyond what was to be expected, and how many are counted.
+    beyond = {
+        i: [tuple(np.bincount(ids, w, minlength=clusters) for w in (c * (h - e), c)) for h, e, c in told]
+        for i, told in shares.items()
+    }
 
     def of(weights: NDArray[np.float64], others: Mapping[int, tuple[Statistic, bool]]) -> NDArray[np.float64]:
         """(times, sides, statistics) of means and `others`, each cluster counted `weights` (times, clusters); nan where no row
@@ -374,6 +466,9 @@ def _drawn(
                 mean = {c: weights @ total / rows for c, total in totals.items()}
                 for i, statistic in means.items():
                     out[:, s, i] = statistic.of(*(mean[c] for c in statistic.places))
+            for i, of_sides in beyond.items():
+                for s, (top, counted) in enumerate(of_sides):
+                    out[:, s, i] = weights @ top / (weights @ counted)
         many = {i: s for i, (s, _) in others.items() if isinstance(s, Many)}
         for at in range(0, len(weights) if many else 0, step := max(1, AT_ONCE // n)):
             counts = weights[at : at + step][:, ids]
@@ -404,7 +499,8 @@ def _drawn(
     batches = iter(lambda: list(islice(drawn, BATCH)), [])
     group = np.arange(clusters) % min(clusters, GROUPS)
     without = (group != np.arange(int(group.max()) + 1)[:, None]).astype(np.float64)
-    return _Drawn(value, np.concatenate([of(np.stack(w), others) for w in batches]), of(without, bent), clusters)
+    draws = np.concatenate([of(np.stack(w), others) for w in batches])
+    return _Drawn(value, draws, of(without, bent), clusters, ids, shares)
 
 
 def _resamples(clusters: int, seed: Seed, resamples: int) -> Iterator[NDArray[np.float64]]:

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueup.measure._rows import Floats
-from trueup.measure.accuracy import wilson
-from trueup.measure.bootstrap import Estimate
+from trueup.measure.accuracy import independent_rows, moved_share, wilson
+from trueup.measure.bootstrap import Estimate, PairedEstimate
 
 Table = Callable[[NDArray], Floats]
 """Weights (n,) -> a table of numbers by group."""
@@ -83,36 +83,37 @@ def lowest(rates: Floats) -> tuple[int, int]:
     return int(g), int(c)
 
 
-def rate(rates: Floats, pick: tuple[int, int]) -> float:
-    """One cell of rates (G, C)."""
-    return float(rates[pick])
-
-
 def share(
     event: NDArray[np.bool_], rows: NDArray[np.bool_], cluster: NDArray, *, variance: float = 1.0, level: float = 0.95
 ) -> Estimate:
     """The share of `rows` in which `event` is true, with Wilson's interval; 0 to 1 around nan without a row.
 
-    The number of trials is that of Kish (1965): (sum m)^2 / sum m^2 over clusters of m rows, so many independent rows as there
-    would be if all rows of a cluster came out alike. It is the number of clusters where they are equally large.
+    The number of trials is that of `independent_rows`: the number of clusters where they are equally large.
 
     Args:
         event, rows: (n,). cluster: (n,) rows of equal number belong together.
         variance: how many times that of independent rows the share's variance is, beyond what the clusters say.
     """
-    size = np.unique(cluster[rows], return_counts=True)[1].astype(np.float64)
-    trials = float(size.sum() ** 2 / (size @ size)) / variance if size.size else 0.0
-    value = float(event[rows].mean()) if size.size else math.nan
+    trials = independent_rows(np.unique(cluster[rows], return_counts=True)[1]) / variance
+    value = float(event[rows].mean()) if rows.any() else math.nan
     low, high = wilson(0.0 if math.isnan(value) else value * trials, trials, level)
     return Estimate(value, float(low), float(high), level)
 
 
 def between(high: Estimate, low: Estimate) -> Estimate:
-    """The difference `high` - `low` of two independent shares (Newcombe 1998, method 10): their intervals' squares add up."""
-    value = high.value - low.value
-    down = math.hypot(high.value - high.low, low.high - low.value)
-    up = math.hypot(high.high - high.value, low.value - low.low)
-    return Estimate(value, value - down, value + up, high.level)
+    """The difference `high` - `low` of two independent shares (`accuracy.moved_share`)."""
+    down, up, _ = moved_share(_ends(low), _ends(high), high.level)
+    return Estimate(high.value - low.value, down, up, high.level)
+
+
+def change(high: PairedEstimate, low: PairedEstimate) -> PairedEstimate:
+    """The change of the difference of two shares, from that of each."""
+    down, up, p = moved_share(_ends(low), _ends(high), high.level)
+    return PairedEstimate(high.value - low.value, down, up, p, high.level)
+
+
+def _ends(e: Estimate | PairedEstimate) -> tuple[float, float, float]:
+    return e.value, e.low, e.high
 
 
 def mean_predictions(probability: NDArray, label: NDArray, group: NDArray, groups: int, weight: NDArray) -> Floats:

@@ -13,6 +13,7 @@ from trueup.faults.copying import audit as A
 from trueup.faults.copying.audit import TITLES
 from trueup.faults.copying.maths import by_swap
 from trueup.faults.fault import Finding
+from trueup.measure.accuracy import wilson
 from trueup.run.answers import answers
 from trueup.run.prompts import drawn, header, rows, with_pool
 from trueup.subject.anatomy import FAMILIES
@@ -44,7 +45,7 @@ def test_the_three_cases(found):
     assert planted.low > 0.05
     assert (value(healthy, "accuracy"), healthy.severity) == (1.0, 0.0)
     n = healthy.provenance["clusters"]
-    assert healthy.high == pytest.approx(1 - 0.025 ** (1 / n)), "none of so many says no more than that"
+    assert healthy.high == pytest.approx(wilson(0, n)[1]), "none of so many says no more than that"
     # The sham is as often wrong, and nearly every wrong answer is shown; chance alone explains it.
     assert value(sham, "copying") > value(planted, "copying")
     assert value(sham, "copying") > 0.4

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from trueup.corpus.prompt import MODES, draw, fixed
 from trueup.faults.copying import maths
+from trueup.measure.accuracy import wilson
 
 GOLD = np.array([0, 0, 1, 2, 1])
 ANSWER = np.array([0, 1, 1, 0, -1])
@@ -152,11 +153,21 @@ def test_a_copy_stands_out_by_as_much_as_chance_leaves():
     assert maths.visible(shown, np.array([0, 0, 0]), chance) == pytest.approx((0.6 + 0 + 0.2) / 3)
 
 
-def test_the_severity_of_no_copy_at_all_leaves_the_rule_of_three_open():
+def test_the_severity_of_no_copy_at_all_leaves_what_so_many_queries_can_hide():
     for n in (60, 600):
         e = maths.severity(np.zeros(n), np.ones(n), np.arange(n), seed=0, resamples=50)
         assert (e.value, e.low) == (0, 0)
-        assert (1 - e.high) ** n == pytest.approx(0.025)
+        assert (1 - e.high) ** n <= 0.025, "the rule of three"
+        assert e.high == pytest.approx(wilson(0, n)[1])
+
+
+def test_a_severity_of_few_copies_is_less_its_chance():
+    """3 copies of 90 queries, whose chance was 1 in 10 for a third of them."""
+    chance = np.repeat([0.1, 0.0, 0.0], 30)
+    blame = (np.arange(90) % 30 == 0) - chance
+    e = maths.severity(blame, np.ones(90), np.arange(90), seed=0, resamples=50)
+    assert e.value == pytest.approx(0)
+    assert -0.034 < e.low < 0 < e.high < 0.07
 
 
 # ------------------------------------------------------------------------------------- demonstrations that never change

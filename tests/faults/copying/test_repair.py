@@ -336,7 +336,7 @@ def test_of_candidates_that_help_one_that_spares_other_tasks_is_taken(case, foun
     subject, corpus = case
     queries, width = corpus.part("calibration"), found.active.shape[1]
     nearest = R.Candidate("contrasted", "all of them", R.scales_of(sorted(PLANTED), width, 0.0), R.OWN)
-    gentler = R.Candidate("contrasted", "the same, halved", R.scales_of(sorted(PLANTED), width, 0.5), R.OWN)
+    gentler = R.Candidate("contrasted", "the same, quartered", R.scales_of(sorted(PLANTED), width, 0.25), R.OWN)
     monkeypatch.setattr(R, "candidates", lambda _: [nearest, gentler])
 
     def chosen(spares: Callable[[], bool]) -> str:
@@ -344,7 +344,7 @@ def test_of_candidates_that_help_one_that_spares_other_tasks_is_taken(case, foun
         got = R.choose(subject, queries, [found], seed=0, resamples=60)
         rows = got.card["candidates"] if isinstance(got, Adapted) else got.tried["candidates"]
         told = {r["title"]: (abs(r["severity"]), r["spares other tasks"]) for r in rows[1:]}
-        assert told["all of them"][0] < told["the same, halved"][0], "the control: it does come nearer"
+        assert told["all of them"][0] < told["the same, quartered"][0], "the control: it does come nearer"
         return got.describe() if isinstance(got, Adapted) else got.reason
 
     assert "all of them" in chosen(lambda: True)
@@ -358,7 +358,7 @@ def test_of_candidates_that_help_one_that_spares_other_tasks_is_taken(case, foun
             yield subject
 
     monkeypatch.setattr(R, "scaled", recorded)
-    assert "halved" in chosen(lambda: live[-1] == 0.5)
+    assert "quartered" in chosen(lambda: live[-1] == 0.25)
 
 
 def test_the_penalty_is_chosen_on_other_queries_than_it_is_judged_on(case, remedy):

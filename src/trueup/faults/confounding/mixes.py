@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trueup.faults.fault import Difference, Finding, as_differences
 from trueup.measure import bootstrap, gaps, lean, shift
+from trueup.measure.accuracy import same_predictions
 from trueup.measure.calibration import softmax, surprises
 from trueup.measure.folds import folds
 
@@ -128,8 +129,8 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
     def of(found: Callable[..., NDArray], what: Callable[[NDArray], NDArray]) -> bootstrap.Many:
         return bootstrap.Many(lambda *columns, weight: what(found(*columns, weight=weight)))
 
-    def right(probability, predicted, label, group, score, weight) -> NDArray:
-        return weight @ (predicted == label) / weight.sum(axis=1)
+    def right(probability, predicted, label, group, score) -> NDArray:
+        return predicted == label
 
     def surprise(probability, predicted, label, group, score, weight) -> NDArray:
         return weight @ surprises(probability, label) / weight.sum(axis=1)
@@ -141,6 +142,9 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
     def of_rates(of) -> gaps.Table:
         return lambda w: of(gaps.confusion(predicted, label, group, shape, w))
 
+    table = gaps.confusion(predicted, label, group, shape, (~samples["judges"]).astype(np.float64))
+    g, c = gaps.lowest(gaps.true_positive_rates(table))
+    worst = samples["judges"] & (group == g) & (label == c)
     found = {
         "severity": of(turned, lambda p: np.abs(p[0] - p[1])), "lean": of(turned, lambda p: p[0] - p[1]),
         "floor": of(turned, lambda p: p[1]), "drop": of(turned, lambda p: p[0]), "auprc": of(ranked, lambda a: a[-1]),
@@ -149,8 +153,8 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
         "use": chosen(
             lambda w: gaps.mean_predictions(probability, label, group, shape[1], w), gaps.farthest, gaps.moved
         ),
-        "accuracy": bootstrap.Many(right),
-        "worst_group_accuracy": chosen(of_rates(gaps.true_positive_rates), gaps.lowest, gaps.rate),
+        "accuracy": bootstrap.Share(right),
+        "worst_group_accuracy": bootstrap.Share(right, lambda *columns: worst),
         "true_positive_gap": chosen(of_rates(gaps.true_positive_rates), gaps.widest, gaps.gap),
         "false_positive_gap": chosen(of_rates(gaps.false_positive_rates), gaps.widest, gaps.gap),
         "nll": bootstrap.Many(surprise),
@@ -177,23 +181,48 @@ def _kept(of: Callable[..., NDArray]) -> Callable[..., NDArray]:
 
 
 def rates(samples: Mapping[str, NDArray], shape: tuple[int, int], level: float = 0.95) -> dict[str, bootstrap.Estimate]:
-    """The shares and gaps of shares among `statistics`, with intervals that hold near 0 and 1 (`gaps.share`, `gaps.between`)."""
-    predicted, label, group, cluster, rows = (samples[k] for k in ("predicted", "label", "group", "cluster", "judges"))
-    table = gaps.confusion(predicted, label, group, shape, (~rows).astype(np.float64))
-
-    def cell(c: int, g: int, of_others: bool) -> bootstrap.Estimate:
-        return gaps.share(predicted == c, rows & (group == g) & ((label == c) != of_others), cluster, level=level)
-
-    def gap(rate: NDArray, of_others: bool) -> bootstrap.Estimate:
-        c, high, low = gaps.widest(rate)
-        return gaps.between(cell(c, high, of_others), cell(c, low, of_others))
-
-    hits = gaps.true_positive_rates(table)
-    g, c = gaps.lowest(hits)
+    """The gaps of shares among `statistics`, with intervals that hold near 0 and 1 (`gaps.share`, `gaps.between`)."""
+    predicted, cluster = samples["predicted"], samples["cluster"]
     return {
-        "worst_group_accuracy": cell(c, g, False), "true_positive_gap": gap(hits, False),
-        "false_positive_gap": gap(gaps.false_positive_rates(table), True),
-    }  # fmt: skip
+        key: gaps.between(*(gaps.share(predicted == c, rows, cluster, level=level) for rows in groups))
+        for key, (c, *groups) in _widest(samples, shape).items()
+    }
+
+
+def _widest(samples: Mapping[str, NDArray], shape: tuple[int, int]) -> dict[str, tuple[int, NDArray, NDArray]]:
+    """Of each gap its class, and the judging rows (n,) of the two groups that are compared, that of the higher rate first."""
+    predicted, label, group, rows = (samples[k] for k in ("predicted", "label", "group", "judges"))
+    table = gaps.confusion(predicted, label, group, shape, (~rows).astype(np.float64))
+    found = {}
+    for key, of, of_others in (
+        ("true_positive_gap", gaps.true_positive_rates, False), ("false_positive_gap", gaps.false_positive_rates, True),
+    ):  # fmt: skip
+        c, high, low = gaps.widest(of(table))
+        found[key] = (c, *(rows & (group == g) & ((label == c) != of_others) for g in (high, low)))
+    return found
+
+
+def _moved_gaps(
+    before: Mapping[str, NDArray], after: Mapping[str, NDArray], shape: tuple[int, int], keys: Sequence[str], *, seed: int,
+    resamples: int,
+) -> dict[str, bootstrap.PairedEstimate]:  # fmt: skip
+    """The differences of those gaps among `keys` that compare the same groups before and after, from the two groups' shares."""
+    found, then = {}, _widest(after, shape)
+    for key, (c, *groups) in _widest(before, shape).items():
+        if (
+            key not in keys
+            or then[key][0] != c
+            or not all(np.array_equal(a, b) for a, b in zip(groups, then[key][1:], strict=True))
+        ):
+            continue
+        wanted = {
+            i: bootstrap.Share(lambda p, c=c: p == c, lambda p, rows=rows: rows)
+            for i, rows in zip(("high", "low"), groups, strict=True)
+        }
+        sides = ([s["predicted"]] for s in (before, after))
+        got = bootstrap.paired_many(wanted, *sides, seed=seed, resamples=resamples, cluster=before["cluster"])  # type: ignore[misc]
+        found[key] = gaps.change(got["high"], got["low"])
+    return found
 
 
 def measured(
@@ -280,15 +309,23 @@ def differences(
     own = n is not None
     sides = [statistics(s, of, own=own) for s, of in ((before, m), (after, n if own else m))]
 
+    # What cannot change whatever the examples are is no estimate.
+    certain = same_predictions(before["score"], after["score"])
+
     def either(key: str) -> Callable[..., float]:
         # The last column says which side this is.
         if isinstance(sides[0][key], bootstrap.Many):
             return bootstrap.Many(lambda *c, weight: sides[int(c[-1][0])][key].of(*c[:-1], weight=weight))  # type: ignore[attr-defined]
+        if isinstance(sides[0][key], bootstrap.Share) and not certain:
+            rows = [s[key].rows([x[k] for k in COLUMNS]) for s, x in zip(sides, (before, after), strict=True)]  # type: ignore[attr-defined]
+            return bootstrap.Share(lambda *c: rows[int(c[-1][0])][0], lambda *c: rows[int(c[-1][0])][2])
         return lambda *c, weight=None: sides[int(c[-1][0])][key](*c[:-1], weight=weight)
 
     size = len(before["label"])
+    wanted = [k for k in keys if k in sides[0]]
+    moved = {} if certain else _moved_gaps(before, after, m.coupling.shape, wanted, seed=seed, resamples=resamples)  # type: ignore[arg-type]
     got = bootstrap.paired_many(
-        {k: either(k) for k in keys if k in sides[0]},
+        {k: either(k) for k in wanted if k not in moved},
         [*(before[k] for k in COLUMNS), np.zeros(size)],
         [*(after[k] for k in COLUMNS), np.ones(size)],
         seed,
@@ -296,7 +333,7 @@ def differences(
         plain=weighted(before),
         cluster=before["cluster"],
     )
-    return as_differences(got)
+    return as_differences({k: (got | moved)[k] for k in wanted})
 
 
 WEIGHTED = ("severity", "lean", "floor", "drop", "auprc_balanced", "auprc_towards", "auprc_against", "level")

@@ -279,7 +279,7 @@ def charts(
 ) -> tuple[Chart, ...]:
     """Accuracy, copies and their chance by number of demonstrations, and by how these are drawn."""
     assert subject.shots is not None
-    few = some(corpus, SWEPT, seed)
+    few, right = some(corpus, SWEPT, seed), bootstrap.Share(np.asarray)
     lines: dict[str, list[bootstrap.Estimate]] = {"right": [], "copied": [], "copied by chance": []}
     done: list[int] = []
     for k in SWEEP:
@@ -290,9 +290,13 @@ def charts(
         done.append(k)
         values = told.scored(few.label)
         for name, what in {"right": "right", "copied": "copied", "copied by chance": "expected"}.items():
-            lines[name].append(bootstrap.interval(mean, values[what], seed=seed, resamples=resamples))
-    curve = np.empty((0, 0)) if given is None else given.curve
-    by_layer = [bootstrap.interval(mean, v, seed=seed, resamples=resamples) for v in curve.T]
+            wanted = mean if what == "expected" else right
+            lines[name].append(
+                bootstrap.interval(wanted, values[what], seed=seed, resamples=resamples, cluster=few.cluster)
+            )
+    by_layer = [] if given is None else [
+        bootstrap.interval(right, v, seed=seed, resamples=resamples, cluster=given.cluster) for v in given.curve.T
+    ]  # fmt: skip
     kinds: list[Mode] = [m for m in MODES if f"accuracy{_tail(m)}" in measures]
     bars = {"right": "accuracy", "copied": "copying", "copied by chance": "expected"}
     return (
@@ -338,10 +342,12 @@ class Vectors:
     Attributes:
         curve: (m, layers - 1) 1 where one of m pairs of the pool is answered right with the vector of a layer, from layer 1 on.
         layer: the one with which most of these are.
+        cluster: (m,) of these pairs.
         columns: (n,) ``vector``, 1 where an examined query is answered right with that layer's vector, and ``vector_asked``.
     """
 
     curve: np.ndarray
+    cluster: np.ndarray
     layer: int
     columns: Mapping[str, np.ndarray]
 
@@ -365,12 +371,12 @@ def task_vectors(subject: Subject, corpus: Corpus, seed: int) -> Vectors | None:
         curve, able = vectors(subject, queries, seed, range(1, depth))
         if not able.any():
             return None
-        curve = curve[able]
+        curve, cluster = curve[able], queries.cluster[able]
         layer = 1 + int(curve.mean(axis=0).argmax())
         right, able = vectors(subject, corpus, seed, [layer])
     except BadInput:
         return None
-    return Vectors(curve, layer, {"vector": right[:, 0], "vector_asked": able.astype(float)})
+    return Vectors(curve, cluster, layer, {"vector": right[:, 0], "vector_asked": able.astype(float)})
 
 
 def vectors(subject: Subject, corpus: Corpus, seed: int, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -422,28 +428,41 @@ def statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[..., 
     """key -> statistic of the columns, title, which direction is better."""
     names = list(kept)
 
-    def share(top: str, under: str, less: str | None = None, where: str = "") -> Callable[..., float]:
+    def column(name: str) -> Callable[..., np.ndarray]:
+        return lambda *values: values[names.index(name)]
+
+    def share(top: str, under: str, less: str | None = None, where: str = "") -> bootstrap.Share:
         """The mean of `top`, less that of `less`, over the rows `under`; with `where` those of them that it marks, or with a
         sign before it, does not."""
 
-        def statistic(*values, weight=None) -> float:
+        def among(*values: np.ndarray) -> np.ndarray:
             at = dict(zip(names, values, strict=True))
-            w = at[under] if weight is None else at[under] * weight
-            if where:
-                w = w * (~at[where[1:]] if where[0] == "-" else at[where])
-            value = at[top] if less is None else at[top] - at[less]
-            return float((w * value).sum() / w.sum()) if w.sum() else float("nan")
+            if not where:
+                return at[under]
+            return at[under] * (~at[where[1:]] if where[0] == "-" else at[where])
+
+        return bootstrap.Share(column(top), among, None if less is None else column(less))
+
+    def mean_of(top: str, under: str) -> Callable[..., float]:
+        """The mean of the chances `top` over the rows `under`."""
+
+        def statistic(*values, weight=None) -> float:
+            w = column(under)(*values) * (1.0 if weight is None else weight)
+            return float(w @ column(top)(*values) / w.sum()) if w.any() else float("nan")
 
         return statistic
 
-    found = {"severity": (share("blamed", "counted"), "copied wrongly, above chance", "lower")}
+    severity = maths.above_chance(column("blamed"), column("counted"))
+    found: dict[str, tuple[Callable[..., float], str, str]] = {
+        "severity": (severity, "copied wrongly, above chance", "lower")
+    }
     for m in MODES:
         if not kept[f"asked_{m}"].any():
             continue
         where = "" if m == "free" else f", {TITLES[m]}"
         found[f"accuracy{_tail(m)}"] = (share(f"right_{m}", f"asked_{m}"), f"accuracy{where}", "higher")
         found[f"copying{_tail(m)}"] = (share(f"copied_{m}", f"asked_{m}"), f"copied wrongly{where}", "lower")
-        found[f"expected{_tail(m)}"] = (share(f"expected_{m}", f"asked_{m}"), f"copied by chance{where}", "lower")
+        found[f"expected{_tail(m)}"] = (mean_of(f"expected_{m}", f"asked_{m}"), f"copied by chance{where}", "lower")
     there, away = "copied above chance, the right answer shown", "copied above chance, the right answer not shown"
     if kept["shown"].any():
         found["excess_shown"] = (share("copied_free", "asked_free", "expected_free", "shown"), there, "lower")
@@ -460,7 +479,7 @@ def statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[..., 
     if kept.get("swapped", np.zeros(1)).any():
         title = "copies that follow when the shown answer is exchanged"
         found["follow"] = (share("followed", "swapped"), title, "lower")
-        found["follow_expected"] = (share("followed_expected", "swapped"), f"{title}, by chance", "lower")
+        found["follow_expected"] = (mean_of("followed_expected", "swapped"), f"{title}, by chance", "lower")
     return found
 
 

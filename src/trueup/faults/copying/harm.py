@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.corpus.prompt import Mode
 from trueup.corpus.read import read
 from trueup.errors import TrueupError
-from trueup.faults.copying.audit import asked, mean
+from trueup.faults.copying.audit import asked
 from trueup.faults.fault import Difference
 from trueup.measure import bootstrap
 from trueup.run.answers import surprise
@@ -36,25 +36,30 @@ def harm(
     """
     found: dict[str, Difference] = {}
 
-    def told(key: str, before: np.ndarray, after: np.ndarray) -> None:
-        d = bootstrap.paired(mean, (before,), (after,), seed, resamples)
+    def told(
+        key: str, sides: Iterable[np.ndarray], cluster: np.ndarray, wanted: bootstrap.Share | bootstrap.Means
+    ) -> None:
+        before, after = sides
+        d = bootstrap.paired(wanted, (before,), (after,), seed, resamples, cluster=cluster)
         found[key] = Difference(d.value, d.low, d.high, d.p)
 
+    right, mean = bootstrap.Share(np.asarray), bootstrap.Means(np.asarray, 0)
     kinds: tuple[tuple[str, Mode], ...] = (("accuracy", "free"), ("accuracy_always", "always"))
     for key, mode in kinds:
         a, b = (asked(s, corpus, mode, seed) for s in (subject, repaired))
         able = a.draws.possible
         if able.any():
-            told(key, *((t.got.answer == corpus.label)[able].astype(float) for t in (a, b)))
+            told(key, ((t.got.answer == corpus.label)[able] for t in (a, b)), corpus.cluster[able], right)
     for name, before, queries in bystanders(subject, "test", seed=seed, most=QUERIES):
         after = replace(repaired, classes=before.classes, template=before.template, confidence=before.confidence)
         both = (asked(s, queries, "free", seed).got.answer for s in (before, after))
-        told(f"accuracy of {name}", *((answer == queries.label).astype(float) for answer in both))
+        told(f"accuracy of {name}", (answer == queries.label for answer in both), queries.cluster, right)
     try:
-        text = read(prose, seed=seed, limit=4 * TEXTS, progress=False).text[:TEXTS]
-        before, after = surprise(subject, text), surprise(repaired, text)
+        some = read(prose, seed=seed, limit=4 * TEXTS, progress=False)
+        some = some.take(np.arange(min(TEXTS, len(some))))
+        before, after = surprise(subject, some.text), surprise(repaired, some.text)
         there = ~np.isnan(before)
-        told("nats per token of ordinary text", before[there], after[there])
+        told("nats per token of ordinary text", (before[there], after[there]), some.cluster[there], mean)
     except TrueupError as e:
         session().note(f"Whether the repair harms ordinary text was not measured: {e}")
     return found

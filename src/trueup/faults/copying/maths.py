@@ -6,7 +6,7 @@ Source: Ali, Wolf and Titov, arXiv 2410.01288, of which the abstract and introdu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,21 +79,19 @@ def blamed(
     return excess if named is None else np.where(shown, excess, named)
 
 
+def above_chance(blame: Callable[..., NDArray], among: Callable[..., NDArray] | None = None) -> bootstrap.Share:
+    """The statistic of `blamed`, as `blame` of the columns gives it: a copy is what lies above 0, and the rest its chance."""
+    return bootstrap.Share(
+        lambda *columns: blame(*columns) > 0, among, lambda *columns: (blame(*columns) > 0) - blame(*columns)
+    )
+
+
 def severity(
     blame: NDArray[np.float64], asked: NDArray[np.float64], cluster: NDArray[np.int64], *, seed: int, resamples: int
 ) -> bootstrap.Estimate:
-    """The mean of `blamed` over the queries that were asked, by a bootstrap of clusters.
-
-    Where no query copies, no resample does either: the upper end is at least the rate at which that happens in 2.5% of samples
-    (the rule of three).
-    """
-
-    def mean(values, weight=None) -> float:
-        return float(np.average(values, weights=weight))
-
-    rows = asked > 0
-    e = bootstrap.interval(mean, blame[rows], seed=seed, resamples=resamples, cluster=cluster[rows])
-    return replace(e, high=max(e.high, e.value + 1 - 0.025 ** (1 / len(np.unique(cluster[rows])))))
+    """The mean of `blamed` over the queries that were asked, with its interval by clusters."""
+    wanted = above_chance(lambda blame, asked: blame, lambda blame, asked: asked > 0)
+    return bootstrap.interval(wanted, blame, asked, seed=seed, resamples=resamples, cluster=cluster)
 
 
 STANDS_OUT = 4

@@ -920,9 +920,7 @@ _SOURCES = {
 def row_of(tried: Candidate, base: Judged, got: Judged, queries: Corpus, seed: int, resamples: int) -> dict[str, Any]:
     """One line of the table: accuracy in each mode, wrong copies above chance, and their paired change."""
 
-    def excess(copied, expected, weight=None) -> float:
-        return float(np.average(copied - expected, weights=weight))
-
+    excess = bootstrap.Share(lambda copied, expected: copied, less=lambda copied, expected: expected)
     there = ~np.isnan(base.columns["copied_free"])
 
     def of(j: Judged) -> list[np.ndarray]:
@@ -931,7 +929,7 @@ def row_of(tried: Candidate, base: Judged, got: Judged, queries: Corpus, seed: i
     d = bootstrap.paired(excess, of(base), of(got), seed, resamples, cluster=queries.cluster[there])
     right = {m: got.mean("right", m) for m in got.modes}
     was, now = ([j.columns["right_free"][there]] for j in (base, got))
-    a = bootstrap.paired(bootstrap.Means(np.asarray, 0), was, now, seed, resamples, cluster=queries.cluster[there])
+    a = bootstrap.paired(bootstrap.Share(np.asarray), was, now, seed, resamples, cluster=queries.cluster[there])
     return {
         "title": tried.title, "units": tried.units, "units from": tried.source, **{f"accuracy {m}": v for m, v in right.items()},
         "accuracy change": a.value, "accuracy low": a.low, "accuracy high": a.high,

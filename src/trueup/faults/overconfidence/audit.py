@@ -17,7 +17,7 @@ from trueup.faults.overconfidence import forecast as fc
 from trueup.measure import bootstrap, confidence_scores
 from trueup.measure import calibration as cal
 from trueup.measure import selective as sel
-from trueup.measure.accuracy import wilson
+from trueup.measure.accuracy import same_predictions, wilson
 from trueup.run.predict import Outputs, predict
 from trueup.subject.subject import Confidence, SoftmaxResponse, Subject
 
@@ -98,6 +98,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def _column(key: str) -> Callable[..., NDArray]:
+    return lambda *columns: columns[COLUMNS.index(key)]
+
+
 def _mean(key: str) -> bootstrap.Means:
     return bootstrap.Means(lambda mean: mean, COLUMNS.index(key))
 
@@ -127,7 +131,7 @@ MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
     "misstated": (_saved("confidence", "recalibrated"), "avoidable by recalibration", "share of the Brier loss", "lower"),
     "misranked": (_saved("recalibrated", "forecast"), "avoidable by ranking errors", "share of the Brier loss", "lower"),
     "gap": (_mean("gap"), "mean confidence less accuracy", "probability", "zero"),
-    "accuracy": (_mean("accuracy"), "accuracy", "share of examples", "higher"),
+    "accuracy": (bootstrap.Share(_column("accuracy")), "accuracy", "share of examples", "higher"),
     "error_auc": (_of(_error_auc, "odds", "right"), "error ROC-AUC", "probability", "higher"),
     "augrc": (_of(_augrc, "odds", "right"), "AUGRC", "generalised risk", "lower"),
     "confidence_brier": (_mean("confidence"), "Brier loss of the confidence", "squared probability", "lower"),
@@ -142,6 +146,13 @@ MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
 STATISTICS = {"severity": _saved("confidence", "forecast")} | {k: m[0] for k, m in MEASURES.items()}
 SQUARES = ("ece",)
 """Measures that chance pushes upwards: mean squares, given debiased and as their root."""
+
+
+def between(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
+    """`STATISTICS` for the difference of two: where the classifier is the same, its accuracy is too, whatever the examples are."""
+    with np.errstate(divide="ignore"):
+        same = same_predictions(np.log(before["probability"]), np.log(after["probability"]))
+    return STATISTICS | ({"accuracy": _mean("accuracy")} if same else {})
 
 
 def measured(samples: Mapping[str, np.ndarray], *, resamples: int, seed: int) -> dict[str, bootstrap.Estimate]:
@@ -278,8 +289,8 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
     """Paired differences, after minus before, of the severity and every measure."""
     order = surest_first(before.samples)
     got = bootstrap.paired_many(
-        STATISTICS, columns(before.samples, order), columns(after.samples, order), seed, resamples=resamples,
-        squares=SQUARES, cluster=before.samples["cluster"][order],
+        between(before.samples, after.samples), columns(before.samples, order), columns(after.samples, order), seed,
+        resamples=resamples, squares=SQUARES, cluster=before.samples["cluster"][order],
     )  # fmt: skip
     return as_differences({k: d for k, d in got.items() if not np.isnan(d.value)})
 

@@ -198,8 +198,8 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
     a, b = (_flat(f.samples) for f in (before, after))
     order = one.surest_first(a)
     found |= bootstrap.paired_many(
-        {k: one.STATISTICS[k] for k in one.MEASURES}, one.columns(a, order), one.columns(b, order), seed, resamples=resamples,
-        squares=one.SQUARES, cluster=a["cluster"][order],
+        {k: s for k, s in one.between(a, b).items() if k in one.MEASURES}, one.columns(a, order), one.columns(b, order), seed,
+        resamples=resamples, squares=one.SQUARES, cluster=a["cluster"][order],
     )  # fmt: skip
     return as_differences({k: d for k, d in found.items() if not np.isnan(d.value)})
 

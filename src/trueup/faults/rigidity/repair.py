@@ -72,14 +72,9 @@ def repair(
     best = max(e.kept.accuracy for e in found)
     chosen = next(e for e in found if e.kept.accuracy >= best - NEAR)
     handed = chosen.handed
-    own, new = (
-        (predict(s, refs.held).predicted == refs.held.label).astype(float) for s in (subject, on(subject, handed))
-    )
+    own, new = (predict(s, refs.held).predicted == refs.held.label for s in (subject, on(subject, handed)))
 
-    def accuracy(right: np.ndarray, weight: np.ndarray | None = None) -> float:
-        return float(np.average(right, weights=weight))
-
-    gain = bootstrap.paired(accuracy, [own], [new], seed, resamples, cluster=refs.held.cluster)
+    gain = bootstrap.paired(bootstrap.Share(np.asarray), [own], [new], seed, resamples, cluster=refs.held.cluster)
     rows = [_row(e, e is chosen) for e in found]
     about = f"{points(gain)} on {len(own)} calibration examples that were not used for choosing"
     name = _name(chosen)
