@@ -43,6 +43,33 @@ def test_rows_of_one_cluster_say_what_one_row_says():
     assert contrast([(1.0, x[:, rows]), (-1.0, y[:, rows])]).error < once.error, "the control"
 
 
+def test_models_that_are_always_right_may_differ_on_what_was_not_asked():
+    for n in (40, 400):
+        e = contrast([(1.0, np.ones((3, n))), (-1.0, np.ones((3, n)))]).estimate()
+        assert e.value == 0
+        assert -4 / n < e.low < -2 / n
+        assert e.high == -e.low
+        alone = contrast([(1.0, np.ones((3, n)))]).estimate()
+        assert 1 - 4 / n < alone.low < 1 - 2 / n
+        four = contrast([(1.0, np.ones((3, 4 * n)))], cluster=np.arange(4 * n) // 4).estimate()
+        assert (four.low, four.high) == pytest.approx((alone.low, alone.high), rel=1e-3)
+    plain = np.full((3, 40), 0.5)
+    assert contrast([(1.0, plain), (-1.0, plain)]).error == 0, (
+        "the control: losses have no 0 and 1 that could be hidden"
+    )
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.02])
+def test_a_difference_that_few_examples_show_is_held(rate: float):
+    """The first model is wrong on so many examples, whatever its seed, and the second never."""
+    held, runs, n = 0, 200, 200
+    for seed in range(runs):
+        wrong = np.random.default_rng([seed, 4]).random(n) < rate
+        e = contrast([(1.0, np.tile(1.0 - wrong, (3, 1))), (-1.0, np.ones((3, n)))]).estimate()
+        held += e.low <= -rate <= e.high
+    assert held >= 0.95 * runs
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.03])
 def test_three_seeds_hold_the_truth_where_resampling_them_does_not(spread: float):
     rng, held, resampled = np.random.default_rng(0), 0, 0

@@ -16,7 +16,8 @@ from scipy.stats import t
 
 from trueup.errors import BadInput
 from trueup.measure._rows import column
-from trueup.measure.bootstrap import Estimate, PairedEstimate
+from trueup.measure.accuracy import independent_rows
+from trueup.measure.bootstrap import FEWEST, Estimate, PairedEstimate
 
 Side = tuple[float, NDArray]
 """A sign or weight, and (S, n) what each of S models makes of each of n examples; S is 1 for a model that is given."""
@@ -53,8 +54,13 @@ def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Cont
     random effects; Searle, Casella and McCulloch 1992, chapter 4). Degrees of freedom are Satterthwaite's (1946). Measured
     coverage of 95% intervals with three seeds: 95 to 99% (60 to 1,000 examples, standard deviation between seeds 0 to 3 points).
 
+    Of shares (values of 0 and 1) that fewer than `bootstrap.FEWEST` clusters do not agree on, the examples at hand hardly show how
+    much examples differ: where every model is right on all of 60, not at all. There the clusters' part is at least what it would be
+    after one more example had differed either way (`accuracy.share_difference`).
+
     Args:
-        sides: the weight and the values of each side, all of the same n examples.
+        sides: the weight and the values of each side, all of the same n examples. An array that stands on several sides is one
+            side with the sum of their weights: a model less itself is 0 for certain.
         cluster: (n,) examples of equal number are not independent; None where each stands by itself.
 
     Raises: BadInput on no sides, or sides of other examples.
@@ -62,6 +68,8 @@ def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Cont
     if not sides or len({x.shape[1:] for _, x in sides}) != 1 or sides[0][1].ndim != 2:
         raise BadInput("The sides are of other examples; give (seeds, n) values of the same n examples.")
     n = sides[0][1].shape[1]
+    own = {id(x): x for _, x in sides}
+    sides = [(w, x) for k, x in own.items() if (w := sum(w for w, y in sides if id(y) == k))]
     ids = np.arange(n) if cluster is None else np.unique(column(cluster, "cluster", n), return_inverse=True)[1]
     many = int(ids.max()) + 1
     value, seeds, shared, parts = 0.0, 0.0, 0.0, 0.0
@@ -77,10 +85,24 @@ def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Cont
             sums = np.stack([np.bincount(ids, r, many) for r in rest])
             shared += w * w * float((sums**2).sum()) / ((s - 1) * n * n * s)
     sums = np.bincount(ids, each - each.mean(), many)
-    clusters = many / max(many - 1, 1) * float(sums @ sums) / n**2
+    clusters = max(many / max(many - 1, 1) * float(sums @ sums) / n**2, _hidden(sides, each, ids))
     variance = max(seeds + clusters - shared, seeds, clusters)
     parts += clusters**2 / max(many - 1, 1)
     return Contrast(value, math.sqrt(variance), variance**2 / parts if parts else 1.0)
+
+
+def _hidden(sides: Sequence[Side], each: NDArray, ids: NDArray) -> float:
+    """The least variance over clusters of a contrast of shares that gives each example `each` (n,): 0 where many differ."""
+    if not all(((x == 0) | (x == 1)).all() for _, x in sides):
+        return 0.0
+    values, count = np.unique(each, return_counts=True)
+    apart = each - values[count.argmax()]
+    if (np.bincount(ids, apart != 0) > 0).sum() >= FEWEST:
+        return 0.0
+    n, usual = independent_rows(np.bincount(ids)), float(values[count.argmax()])
+    reach = max(sum(max(w, 0.0) for w, _ in sides) - usual, usual - sum(min(w, 0.0) for w, _ in sides))
+    middle, square = n * float(apart.mean()) / (n + 2), n * float((apart**2).mean())
+    return max((square + 2 * reach**2) / (n + 2) - middle**2, 0.0) / (n + 2)
 
 
 def over_seeds(estimates: Sequence[tuple[float, float, float]], shared: float, level: float = 0.95) -> Estimate:
