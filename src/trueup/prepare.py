@@ -420,16 +420,16 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
         )
     if earlier:
         session().note(
-            "The adapter was tuned on rows of these data before, and nothing says on which. Test rows that it was trained on "
-            "flatter it: name them with --split."
+            "The adapter was tuned on some rows of these data before, and its card does not say which. On rows that it was trained "
+            "on, it looks better than it is. Use --split with a column that says which rows are training rows."
         )
     elif not (tuned or untuned or said):
         aside, rows = int((corpus.split == "train").sum()), len(corpus)
         so = f", so {aside:,} of your {rows:,} rows were set aside as training rows" if aside else ""
         session().note(
-            f"Nothing says which rows the model was trained on{so}. If it has seen none of the rows, add --held-out "
-            "(held_out=True in Python), and half of them test. If it has seen some, name them with --split: test rows that it was "
-            "trained on flatter it."
+            f"trueup does not know which rows the model was trained on{so}. If it was trained on none of them, add --held-out "
+            "(held_out=True in Python); half of the rows are then test rows. If it was trained on some of them, use --split with a "
+            "column that says which: on rows that it was trained on, a model looks better than it is."
         )
     elif tuned and other and not job.test:
         session().note(
@@ -439,7 +439,8 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
         )
     if shared := int(leaked(corpus).sum()):
         session().note(
-            f"{shared} test rows share a text or a cluster with the other given splits; their results flatter."
+            f"{shared} test rows share a text or a cluster with the other given splits. On these rows the model looks better "
+            "than it is."
         )
 
 
