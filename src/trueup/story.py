@@ -569,8 +569,8 @@ def _length(subject: Subject, test: Corpus) -> dict[str, str]:
             else "The model takes no more."
         )
         session().warn(
-            f"{longer.mean():.0%} of the test texts are longer than {subject.max_length} tokens, and the model reads their "
-            f"beginnings alone. {cure}"
+            f"{longer.mean():.0%} of the test texts are longer than {subject.max_length} tokens, and the model reads only their "
+            f"beginnings. {cure}"
         )
     return {
         "longest input": f"{subject.max_length} tokens",

@@ -155,8 +155,8 @@ def tune(
         session = Session(progress=progress or (lambda stage, done, total: None))
         if longer > CUT:
             session.note(
-                f"{longer:.0%} of the training texts are longer than {subject.max_length} tokens, and their beginnings alone are "
-                "learnt from. Raise --max-length where the model takes more."
+                f"{longer:.0%} of the training texts are longer than {subject.max_length} tokens, and the model reads only their "
+                "beginnings. Raise --max-length if the model takes more."
             )
         with within(session):
             for sentence in corpus.notes:

@@ -107,7 +107,7 @@ def _measured(comparison: Comparison) -> str:
         for k, d in comparison.harm.items()
     )
     lost = (
-        f"\n\nWhat should have stayed as it was, after minus before:\n\n| | paired difference |\n|---|---|\n{harm}"
+        f"\n\nSide effects of the repair, after minus before:\n\n| | paired difference |\n|---|---|\n{harm}"
         if harm
         else ""
     )
