@@ -378,8 +378,8 @@ def _reason(choice: Choice, saved: Saved, winner: Confidence | None) -> str:
             "examples that were not used to choose it."
         )
     return (
-        f"The confidence is read from another score: {choice.title}. It saves {_percent(saved.whole)} of the Brier loss of the softmax "
-        f"response, and {beyond} more than recalibration, on calibration examples that were not used to choose it. "
+        f"The confidence is read from another score: {choice.title}. It saves {_percent(saved.whole)} of the Brier loss of the "
+        f"softmax response, and {beyond} more than recalibration, on calibration examples that were not used to choose it. "
         "Predicted classes are unchanged."
     )
 
