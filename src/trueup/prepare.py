@@ -41,9 +41,15 @@ def check_names(job: Job) -> None:
 
     # A column that a scout is to find is in no file.
     names = [job.text, job.label, job.second, job.cluster, *(c for c in job.confounder if not c.startswith(SCOUT))]
-    reader.check_source(job.data, [n for n in (*names, job.split) if n], CHECKED)
+    reader.check_roles(job.text, job.label, job.second)
+    reader.check_held_out(job.held_out, job.test is not None, job.split, job.shots is not None)
+    # With --shots the labels are answers, and no classes.
+    classes = job.classes if job.shots is None else None
+    texts = [n for n in (job.text, job.second) if n]
+    rows: dict[str, Any] = {"texts": texts, "label": job.label, "classes": classes}
+    reader.check_source(job.data, [n for n in (*names, job.split) if n], CHECKED, **rows)
     if job.test is not None:
-        reader.check_source(job.test, [n for n in names if n], CHECKED)
+        reader.check_source(job.test, [n for n in names if n], CHECKED, **rows)
     if job.demos is not None:
         reader.check_source(job.demos, [job.text, job.label], CHECKED)
     places.check_weights(job.dtype, job.quantize, job.device_map, job.device)

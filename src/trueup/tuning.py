@@ -116,7 +116,8 @@ def tune(
     atomic.refuse_read(out, {"base": job.model, "data": job.data})
     atomic.refuse_taken(out, force)
     columns = {"text": job.text, "label": job.label, "second": job.second, "cluster": job.cluster, "split": job.split}
-    check_names(Job(job.model, job.data, **columns, device=job.device, dtype=job.dtype, quantize=job.quantize))  # type: ignore[arg-type]
+    weights = {"device": job.device, "dtype": job.dtype, "quantize": job.quantize}
+    check_names(Job(job.model, job.data, **columns, classes=job.classes, **weights))  # type: ignore[arg-type]
     # Not before: with these comes torch, and a slip in a name is told without waiting for it.
     from trueup.corpus.read import read
     from trueup.run.forward import CUT, cut

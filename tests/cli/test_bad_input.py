@@ -426,6 +426,24 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
             ["check", "bert", "--data", "data.csv", "--device-map", "auto", "--device", "cpu", "-o", "out"],
             "leave --device out",
         ),
+        (["check", "bert", "--data", "data.csv", "--device", "gpu", "-o", "out"], "Did you mean 'cuda'?"),
+        (["check", "bert", "--data", "data.csv", "--dtype", "bf16", "-o", "out"], "Did you mean 'bfloat16'?"),
+        (["check", "bert", "--data", "plain.csv", "-o", "out"], "name the right one with --text (in Python text=)"),
+        (["check", "bert", "--data", "data.csv", "--label", "text", "-o", "out"], "'text' is named twice"),
+        (
+            ["check", "bert", "--data", "data.csv", "--held-out", "--split", "site", "-o", "out"],
+            "says which rows were trained on",
+        ),
+        (["check", "bert", "--data", "hole.csv", "-o", "out"], "no text in line 3"),
+        (
+            ["check", "bert", "--data", "data.csv", "--classes", "negativ,positive", "-o", "out"],
+            "or the names of the classes",
+        ),
+        (
+            ["tune", "lora", "bert", "--data", "data.csv", "--classes", "negativ,positive", "-o", "out"],
+            "is none of the classes",
+        ),
+        (["check", "bert", "--data", "data.csv", "--test", "hole.csv", "-o", "out"], "no text in line 3"),
         (["scout", "bert", "--data", "absent.csv", "-o", "out"], "There is no file 'absent.csv'"),
         (["scout", "bert", "--data", "data.csv", "-o", "taken"], "exists and is not empty"),
         (["rerun", "scouted", "-o", "out"], "is of a scout, and a check would take its place"),
@@ -449,6 +467,8 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
     (here / "adapter").mkdir()
     (here / "adapter" / "adapter_config.json").write_text("{}")
     write_csv(here / "data.csv", reviews(60))
+    (here / "plain.csv").write_text("review,label\nfine,positive\n")
+    (here / "hole.csv").write_text("text,label\nfine,positive\n,negative\n")
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, json.dumps([words for words, _ in slips])], capture_output=True, text=True
     )

@@ -77,7 +77,7 @@ def test_what_to_do_next_says_how_many_more_texts() -> None:
         after=None, too_dear=True, alternatives=(Alternative("dfr", "again", 0.2, 0.1, 0.3, 0.05, 0.02, 0.08),)
     )
     assert words.next_steps(dear) == [
-        "Allow a higher cost with --max-cost to have one (now 0.02).",
+        "To get a repair, allow a higher cost with --max-cost (now 0.02).",
         "Or take another repair from the table below, such as --take dfr.",
     ]
 

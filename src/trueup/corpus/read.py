@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def read(
     attributes = (attributes,) if isinstance(attributes, str) else tuple(attributes)
     fractions = fractions or (POOL_FRACTIONS if answers else FRACTIONS)
     _check_options(text, label, second, fractions, limit, seed)
-    _check_held_out(held_out, test is not None, split, answers)
+    check_held_out(held_out, test is not None, split, answers)
     name = str(source) if isinstance(source, str | Path) else ""
     if name.startswith("task:"):
         given = {"held_out": held_out, "test": test is not None}
@@ -210,8 +211,23 @@ def _rarest(labels: np.ndarray) -> np.ndarray:
     return np.where(labels.any(axis=1), order[labels[:, order].argmax(axis=1)], labels.shape[1]).astype(np.int64)
 
 
-def check_source(name: str, wanted: Sequence[str], most: int) -> None:
-    """Raises BadInput where `name` is of no data or, in a file of at most `most` bytes, a column is missing. A hub id passes."""
+def check_source(
+    name: str,
+    wanted: Sequence[str],
+    most: int,
+    *,
+    texts: Sequence[str] = (),
+    label: str = "",
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Raises BadInput where `name` is of no data or, in a file of at most `most` bytes, a column, a text or a label is wrong. A hub
+    id passes.
+
+    Args:
+        texts: columns of which each row needs a text.
+        label, classes: the column of which each row needs one of the classes. Nothing is looked at where a cell is empty or may
+            hold several labels: the model decides what that means.
+    """
     if name.startswith("task:"):
         from trueup.corpus import tasks
 
@@ -229,10 +245,16 @@ def check_source(name: str, wanted: Sequence[str], most: int) -> None:
         saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
         path = None if saved else data_file(name)
         if path is not None and path.stat().st_size <= most:
-            _check_columns(read_file(path, wanted), wanted)
+            table = read_file(path, wanted)
+            _check_columns(table, wanted)
+            for text in texts:
+                text_column(table, text)
+            if label and classes and not any(absent(v) or re.search(r"[;|\[]", str(v)) for v in table.columns[label]):
+                label_column(table, label, classes)
 
 
-def _check_held_out(held_out: bool, test: bool, split: str | None, answers: bool) -> None:
+def check_held_out(held_out: bool, test: bool, split: str | None, answers: bool) -> None:
+    """Raises BadInput where what says which rows are held out says two things."""
     if held_out and split:
         raise BadInput(
             f"The split column '{split}' says which rows were trained on, and held_out (`--held-out`) says that none was. "
@@ -378,13 +400,19 @@ def _found(
     return table, named, (), name, []
 
 
-def _check_options(
-    text: str, label: str, second: str | None, fractions: Sequence[float], limit: int | None, seed: int
-) -> None:
+def check_roles(text: str, label: str, second: str | None) -> None:
+    """Raises BadInput where one column is named for two things, or none for one."""
     if not text or not label:
         raise BadInput(f"The {'label' if text else 'text'} column has an empty name. Name the column that holds it.")
     if label in (text, second) or text == second:
-        raise BadInput(f"The column '{text if text == second else label}' is named twice; text and label are two.")
+        twice = text if text == second else label
+        raise BadInput(f"The column '{twice}' is named twice. Name different columns for the text and the label.")
+
+
+def _check_options(
+    text: str, label: str, second: str | None, fractions: Sequence[float], limit: int | None, seed: int
+) -> None:
+    check_roles(text, label, second)
     if len(fractions) != 3 or not all(f > 0 for f in fractions) or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise BadInput(
             f"The fractions {tuple(fractions)} cannot be used; give three numbers above 0 that sum to 1, for train, "
@@ -400,7 +428,9 @@ def _check_columns(table: Table, wanted: Sequence[str]) -> None:
     for name in wanted:
         if name not in table.columns:
             known = [c for c in table.every if c != PART]
+            # The name of the option is also its default, so that nobody may have said it.
+            said = f" with --{name} (in Python {name}=)" if name in ("text", "label") else ""
             raise BadInput(
                 f"{table.source} has no column '{name}'.{did_you_mean(name, known)} "
-                f"Its columns are {listing(known)}; name the right one."
+                f"Its columns are {listing(known)}; name the right one{said}."
             )
