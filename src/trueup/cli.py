@@ -509,11 +509,12 @@ def scout(
             print(json_bytes(found.as_dict()).decode().rstrip("\n"))  # as scout.json has it
         elif not quiet:
             from trueup.report.scouted import scout_table
+            from trueup.report.words import onward_step
 
             _show(scout_table(found))
             _say(f"Page: {out / 'report.html'}")
             if found.onward:
-                _say(f"To examine and repair the first: {found.onward}")
+                _say(f"{onward_step(found.onward)}: {found.onward}")
 
 
 class FormName(StrEnum):

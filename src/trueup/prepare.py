@@ -47,7 +47,9 @@ def check_names(job: Job) -> None:
     classes = job.classes if job.shots is None else None
     texts = [n for n in (job.text, job.second) if n]
     rows: dict[str, Any] = {"texts": texts, "label": job.label, "classes": classes}
-    reader.check_source(job.data, [n for n in (*names, job.split) if n], CHECKED, **rows)
+    reader.check_source(
+        job.data, [n for n in (*names, job.split) if n], CHECKED, split=None if job.test else job.split, **rows
+    )
     if job.test is not None:
         reader.check_source(job.test, [n for n in names if n], CHECKED, **rows)
     if job.demos is not None:

@@ -435,6 +435,7 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
             "says which rows were trained on",
         ),
         (["check", "bert", "--data", "hole.csv", "-o", "out"], "no text in line 3"),
+        (["check", "bert", "--data", "data.csv", "--split", "label", "-o", "out"], "no split is called"),
         (
             ["check", "bert", "--data", "data.csv", "--classes", "negativ,positive", "-o", "out"],
             "or the names of the classes",
@@ -449,6 +450,7 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (["rerun", "scouted", "-o", "out"], "is of a scout, and a check would take its place"),
         (["report", "nowhere"], "There is no folder 'nowhere'"),
         (["report", "taken"], "is not an output of `trueup check`"),
+        (["report", "data.csv"], "'data.csv' is a file: give the folder"),
         (["compare", "nowhere", "taken"], "There is no folder 'nowhere'"),
         (["rerun", "nowhere", "-o", "out"], "'nowhere' is no folder"),
         (["faults", "copyin"], "Did you mean 'copying'?"),

@@ -217,6 +217,7 @@ def check_source(
     most: int,
     *,
     texts: Sequence[str] = (),
+    split: str | None = None,
     label: str = "",
     classes: Sequence[str] | None = None,
 ) -> None:
@@ -225,6 +226,7 @@ def check_source(
 
     Args:
         texts: columns of which each row needs a text.
+        split: the column of which each row needs the name of a split.
         label, classes: the column of which each row needs one of the classes. Nothing is looked at where a cell is empty or may
             hold several labels: the model decides what that means.
     """
@@ -249,6 +251,8 @@ def check_source(
             _check_columns(table, wanted)
             for text in texts:
                 text_column(table, text)
+            if split:
+                named_split(table, split)
             if label and classes and not any(absent(v) or re.search(r"[;|\[]", str(v)) for v in table.columns[label]):
                 label_column(table, label, classes)
 

@@ -257,7 +257,8 @@ def read(folder: str | Path) -> Report:
 
     folder = Path(folder)
     if not there(folder):
-        raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")
+        said = f"'{folder}' is a file" if folder.is_file() else f"There is no folder '{folder}'"
+        raise BadInput(f"{said}: give the folder that `trueup check ... -o` wrote.")
     if not (folder / "findings.json").is_file():
         raise BadInput(
             f"'{folder}' is not an output of `trueup check`: it holds no findings.json. "

@@ -447,7 +447,12 @@ def go_on(found: Scouted) -> tuple[str, str]:
             "table, not as a Corpus.",
             "",
         )
-    return f"{said}To examine and repair the first:", clean(found.onward, 4000)
+    return f"{said}{onward_step(found.onward)}:", clean(found.onward, 4000)
+
+
+def onward_step(command: str) -> str:
+    """What the command of a search does: a repair of confounding learns from training rows, of which --held-out leaves none."""
+    return f"To {'examine' if '--held-out' in command.split() else 'examine and repair'} the first"
 
 
 def lean(x: Lead) -> str:
