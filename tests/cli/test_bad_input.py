@@ -105,7 +105,7 @@ def test_what_is_said_of_the_rows_held_out_must_agree(world: Path, here: Path) -
     write_csv(here / "other.csv", [*reviews(60, 3), ("good", "mixed")])
     refused(*check_of(world, data, "--test", "other.csv"), says=("'mixed'",))
     write_csv(here / "other.csv", [*reviews(60, 3), (" ", "negative")])
-    refused(*check_of(world, data, "--test", "other.csv"), says=("no text in line 62 of 'other.csv'",))
+    refused(*check_of(world, data, "--test", "other.csv"), says=("'other.csv', column 'text': no text in line 62",))
 
 
 def test_the_text_column_is_the_label_column(world: Path, here: Path) -> None:
