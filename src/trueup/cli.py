@@ -86,49 +86,65 @@ class _Panelled(TyperCommand):
 app = typer.Typer(
     name="trueup", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     epilog=CODES,
-    help="Find, repair and prove repaired the quiet faults of adapted language models. Every repair is a plain PEFT adapter.",
+    help="Find the quiet faults of adapted language models and repair them. Every repair is a plain PEFT adapter.",
 )  # fmt: skip
 
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Hub id, local folder, or embedded:NAME (minilm, mpnet, smollm2, gemma3-270m)."
+        metavar="MODEL",
+        help="The base model: a hub id, a local folder, or embedded:NAME (minilm, mpnet, smollm2, gemma3-270m).",
     ),
 ]
-Adapter = Annotated[str | None, typer.Option("--adapter", help="PEFT adapter: a folder or a hub id.")]
+Adapter = Annotated[str | None, typer.Option("--adapter", help="The PEFT adapter: a folder or a hub id.")]
 Data = Annotated[
     str,
     typer.Option(
         "--data",
-        help="csv, tsv, json, jsonl, parquet, a hub data set, embedded:NAME, confounded:NAME:ALPHA, or task:NAME.",
+        help="The labelled texts: a csv, tsv, json, jsonl or parquet file, a hub data set, embedded:NAME, "
+        "confounded:NAME:ALPHA, or task:NAME.",
     ),
 ]
-Text = Annotated[str, typer.Option("--text", help="Column of the text.")]
-Label = Annotated[str, typer.Option("--label", help="Column of the class.")]
-Second = Annotated[str | None, typer.Option("--second", help="Column of the second text of a pair.")]
+Text = Annotated[str, typer.Option("--text", help="The column with the text.")]
+Label = Annotated[str, typer.Option("--label", help="The column with the class.")]
+Second = Annotated[
+    str | None, typer.Option("--second", help="The column with the second text, if the task is about pairs.")
+]
 Confounder = Annotated[
     list[str] | None,
     typer.Option(
         "--confounder",
-        help="Column that should not matter, or scout:1, the first that `trueup scout` finds; repeatable.",
+        help="A column that should not matter, such as the site. scout:1 takes the first one that `trueup scout` finds. "
+        "Repeatable.",
     ),
 ]
 Cluster = Annotated[
     str | None,
-    typer.Option("--cluster", help="Column that says which rows belong together: patient, author, document."),
+    typer.Option(
+        "--cluster", help="The column that says which rows belong together, such as the patient or the author."
+    ),
 ]
-Split = Annotated[str | None, typer.Option("--split", help="Column that says train / calibration / test.")]
+Split = Annotated[str | None, typer.Option("--split", help="The column that says train, calibration or test.")]
 HeldOut = Annotated[
-    bool, typer.Option("--held-out", help="The model was trained on no row of --data: half calibrates, half tests.")
+    bool,
+    typer.Option(
+        "--held-out", help="The model was not trained on any row of --data. Half of the rows calibrate, half test."
+    ),
 ]
 TestFile = Annotated[
     str | None,
     typer.Option(
-        "--test", metavar="FILE", help="Rows to test on, columns as in --data; the rows of --data count as trained on."
+        "--test",
+        metavar="FILE",
+        help="A file with the test rows and the same columns as --data. The rows of --data then count as training rows.",
     ),
 ]
 Leak = Annotated[
-    bool, typer.Option("--allow-leak", help="Read data whose given splits share texts or clusters; they flatter.")
+    bool,
+    typer.Option(
+        "--allow-leak",
+        help="Accept splits that share texts or clusters. The results are then better than they would be on new texts.",
+    ),
 ]
 
 
@@ -144,56 +160,78 @@ FailOn = Annotated[
     Gate,
     typer.Option(
         "--fail-on",
-        help="What exits with 1. found: the model as it came has a fault. undecided: it has or may have one. reduced: it has one, "
-        "and the repaired adapter is not clear of it.",
+        help="When the exit code is 1. found: the model has a fault before any repair. undecided: it has a fault, or the verdict "
+        "is undecided. reduced: it has a fault, and the repaired adapter is not clear of it.",
     ),
 ]
 Junit = Annotated[
-    Path | None, typer.Option("--junit", metavar="FILE", help="Write the verdicts as JUnit XML too, for a CI system.")
+    Path | None, typer.Option("--junit", metavar="FILE", help="Also write the verdicts as JUnit XML, for a CI system.")
 ]
-Keep = Annotated[bool, typer.Option("--keep", help="Write repairs without a measurable gain on test as well.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Also save repairs that show no measurable gain on the test rows.")]
 MaxCost = Annotated[
     float | None,
-    typer.Option("--max-cost", min=0.0, max=1.0, help="Accuracy that a repair may cost as the data are; default 0.02."),
+    typer.Option(
+        "--max-cost",
+        min=0.0,
+        max=1.0,
+        help="The accuracy that a repair may cost on data like the test rows. Default: 0.02.",
+    ),
 ]
 Take = Annotated[
     str | None,
     typer.Option(
-        "--take", metavar="NAME", help="Take this repair of those in the report, not the best within its price."
+        "--take",
+        metavar="NAME",
+        help="Take this repair from the list in the report, in place of the best one within --max-cost.",
     ),
 ]
 DropIn = Annotated[
     bool,
     typer.Option(
-        "--drop-in", help="Repair overconfidence by a temperature alone, so that the model's outputs stay as they are."
+        "--drop-in",
+        help="Repair overconfidence with a temperature only, so that the model keeps one output for each class.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Random subset of at most this many rows.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
-TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Root of every random choice.")]
-Classes = Annotated[str | None, typer.Option("--classes", help='Class names in the order of the logits: a,b,"c, d".')]
-TemplateText = Annotated[
-    str | None, typer.Option("--template", help=r"Prompt of a causal model, with {text} in it; \n is a line break.")
+Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Use a random subset of at most this many rows.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="The seed of all random choices.")]
+TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="The seed of all random choices.")]
+Classes = Annotated[
+    str | None, typer.Option("--classes", help='The class names in the order of the logits: a,b,"c, d".')
 ]
-Verbaliser = Annotated[str | None, typer.Option("--verbaliser", help="Its answer words, one per class: ' good, bad'.")]
+TemplateText = Annotated[
+    str | None,
+    typer.Option("--template", help=r"For a causal model: the prompt, which contains {text}. \n is a line break."),
+]
+Verbaliser = Annotated[
+    str | None,
+    typer.Option("--verbaliser", help="For a causal model: the answer words, one for each class: ' good, bad'."),
+]
 ShotsOption = Annotated[
     int | None,
-    typer.Option("--shots", min=0, help="Demonstrations before each query; --template is one: '{text} -> {label}'."),
+    typer.Option(
+        "--shots",
+        min=0,
+        help="The number of demonstrations before each query. --template is then one demonstration: '{text} -> {label}'.",
+    ),
 ]
 Chat = Annotated[
     bool,
-    typer.Option("--chat", help="Ask as a chat, by the tokenizer's template: turns of a user, answers, the query."),
+    typer.Option(
+        "--chat", help="Write the demonstrations and the query as a chat, with the tokenizer's chat template."
+    ),
 ]
 Demos = Annotated[
     str | None,
     typer.Option(
-        "--demos", metavar="FILE", help="Pairs that stand before every query, in their order; columns as in --data."
+        "--demos",
+        metavar="FILE",
+        help="A file with the demonstrations of every query, in this order, and the same columns as --data.",
     ),
 ]
 Header = Annotated[
     str | None,
     typer.Option(
-        "--header", metavar="TEXT", help="Line before the first demonstration; with --chat the system's message."
+        "--header", metavar="TEXT", help="A line before the first demonstration. With --chat: the system message."
     ),
 ]
 MaxLength = Annotated[
@@ -201,30 +239,35 @@ MaxLength = Annotated[
     typer.Option(
         "--max-length",
         min=4,
-        help="Longest input in tokens; default what trueup tuned the adapter at, else what the model takes.",
+        help="The longest input in tokens. Default: the length that `trueup tune` used, otherwise the limit of the model.",
     ),
 ]
 TuneMaxLength = Annotated[
     int | None,
     typer.Option(
-        "--max-length", min=4, help="Longest input in tokens; default 256, or less where the model takes less."
+        "--max-length",
+        min=4,
+        help="The longest input in tokens. Default: 256, or the limit of the model if it is lower.",
     ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps; default the fastest there is.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or mps. Default: the fastest one available.")]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", help="Number type of the base: float32, bfloat16, float16, or auto for the checkpoint's."),
+    typer.Option(
+        "--dtype", help="The number type of the base: float32, bfloat16, float16, or auto for that of the checkpoint."
+    ),
 ]
 Quantize = Annotated[str | None, typer.Option("--quantize", help="Load the base in 4bit or 8bit (bitsandbytes).")]
 DeviceMap = Annotated[
     str | None,
     typer.Option(
-        "--device-map", help="auto, or a JSON file of modules and devices (cpu, disk, cuda:0); not with --device."
+        "--device-map",
+        help="auto, or a JSON file that maps modules to devices (cpu, disk, cuda:0). Not together with --device.",
     ),
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Revision of the model on the hub.")]
-Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors.")]
-Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="The revision of the model on the hub.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights that are not in safetensors files.")]
+Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code from the model's repository.")]
 
 
 def _followed(out: Path) -> Path:
@@ -237,9 +280,9 @@ def _followed(out: Path) -> Path:
         raise typer.BadParameter(str(e)) from e
 
 
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write.", callback=_followed)]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The folder to write.", callback=_followed)]
 Force = Annotated[bool, typer.Option("--force", help="Replace the folder if trueup wrote it.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")]
 Knobs = Annotated[
     list[str] | None,
     typer.Option(
@@ -269,9 +312,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     offline: Annotated[
         bool,
-        typer.Option(
-            "--offline", envvar=OFFLINE, help="Reach for nothing outside this machine: no hub, no package index."
-        ),
+        typer.Option("--offline", envvar=OFFLINE, help="Use no network: no model hub and no package index."),
     ] = False,
 ) -> None:
     if offline:
@@ -288,7 +329,7 @@ def check(
     held_out: HeldOut = False, test: TestFile = None, allow_leak: Leak = False, limit: Limit = None, seed: Seed = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option("--fault", help=f"Examine only this fault, of {FAULTS}; repeatable.", autocompletion=_faults),
+        typer.Option("--fault", help=f"Examine only this fault: {FAULTS}. Repeatable.", autocompletion=_faults),
     ] = None,
     classes: Classes = None, template: TemplateText = None, verbaliser: Verbaliser = None, shots: ShotsOption = None,
     chat: Chat = False, demos: Demos = None, header: Header = None, max_length: MaxLength = None, device: Device = None,
@@ -297,7 +338,7 @@ def check(
     quiet: Quiet = False, as_json: Json = False, fail_on: FailOn = Gate.found, junit: Junit = None, keep: Keep = False,
     max_cost: MaxCost = None, take: Take = None, drop_in: DropIn = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
-    """Audit, repair, audit again, and tell what was gained and what it cost.
+    """Look for faults, repair them, look again, and report what the repairs gained and cost.
 
     Example: trueup check my-org/model --adapter adapter --data reviews.csv --text review --label stars -o out
     """
@@ -338,7 +379,7 @@ def repair(
     quiet: Quiet = False, as_json: Json = False, fail_on: FailOn = Gate.found, junit: Junit = None, keep: Keep = False,
     max_cost: MaxCost = None, take: Take = None, drop_in: DropIn = False, push_to_hub: Push = None,
 ) -> None:  # fmt: skip
-    """Repair one fault: like `check` for that fault alone. The adapter is in OUT/FAULT.
+    """Repair one fault. This is `check` for that fault only. The repaired adapter is written to OUT/FAULT.
 
     Example: trueup repair overconfidence my-org/model --adapter adapter --data reviews.csv -o out
     """
@@ -352,12 +393,12 @@ def report(
     as_json: Json = False,
     markdown: Annotated[
         bool,
-        typer.Option("--markdown", help="Print a summary in Markdown, for $GITHUB_STEP_SUMMARY or a merge request."),
+        typer.Option("--markdown", help="Print a Markdown summary, for $GITHUB_STEP_SUMMARY or a merge request."),
     ] = False,
     fail_on: FailOn = Gate.found,
     junit: Junit = None,
 ) -> None:
-    """Print a finished check again, and where its page is.
+    """Print the results of a finished check again, and the path of its page.
 
     Example: trueup report out --markdown --fail-on reduced
     """
@@ -378,11 +419,12 @@ def report(
 @app.command(epilog=CODES)
 def rerun(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="A folder that check, audit, repair or rerun wrote.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write; default OLD, with --force.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The folder to write. Default: OLD, which needs --force.")] = None,
     force: Force = False, quiet: Quiet = False, as_json: Json = False, fail_on: FailOn = Gate.found, junit: Junit = None,
 ) -> None:  # fmt: skip
-    """Do a finished check again, from its job.json: after an upgrade of trueup, or on data that have changed. Run it where the
-    first command was run, as its names of files count from there.
+    """Run a finished check again with the settings in its job.json, for example on changed data or with a new version of trueup.
+
+    Run it in the folder where the first check was run: relative paths start there.
 
     Example: trueup rerun out -o out-again
     """
@@ -394,21 +436,24 @@ def rerun(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of findings.json. Its `$id` ends in the number of its format, which a change of any key raises."""
+    """Print the JSON schema of findings.json. Its `$id` ends in a version number, which increases whenever a key changes."""
     from importlib.resources import files
 
     _say((files("trueup.report") / "findings.schema.json").read_text(encoding="utf-8").rstrip("\n"))
 
 
 @app.command(
-    epilog="Exit code 0: no severity rose measurably. 1: one did. 2: a folder holds no finished check, or they share no fault."
+    epilog="Exit code 0: no severity rose measurably. 1: at least one did. 2: a folder holds no finished check, or the checks "
+    "have no fault in common."
 )
 def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="A folder that check, audit or repair wrote.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="A later one, of another adapter or model.")],
+    new: Annotated[
+        Path, typer.Argument(metavar="NEW", help="The folder of a later check, of the same or another model.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """What changed from one finished check to another: on the same test texts paired, else between independent estimates.
+    """Show what changed between two finished checks. If their test texts are the same, the comparison is paired.
 
     Example: trueup compare out-old out-new
     """
@@ -437,7 +482,7 @@ def compare(
 
 @app.command(
     cls=_Panelled,
-    epilog="Exit code 0: the scout was made, whatever it found. 2: the input cannot be used. 3: an error of trueup itself.",
+    epilog="Exit code 0: the search is complete, whatever it found. 2: the input cannot be used. 3: an error of trueup itself.",
 )
 def scout(
     model: Model, data: Data, out: Out, adapter: Adapter = None, text: Text = "text", label: Label = "label",
@@ -447,7 +492,7 @@ def scout(
     quantize: Quantize = None, device_map: DeviceMap = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False, force: Force = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Find columns that nobody named and that the classifier leans on: other columns, surface cues, words, hidden clusters.
+    """Search for shortcuts that the classifier relies on: other columns, surface cues of the text, words, hidden clusters.
 
     Example: trueup scout my-org/model --adapter adapter --data reviews.csv -o scouted
     """
@@ -464,11 +509,12 @@ def scout(
             print(json_bytes(found.as_dict()).decode().rstrip("\n"))  # as scout.json has it
         elif not quiet:
             from trueup.report.scouted import scout_table
+            from trueup.report.words import onward_step
 
             _show(scout_table(found))
             _say(f"Page: {out / 'report.html'}")
             if found.onward:
-                _say(f"To examine and repair the first: {found.onward}")
+                _say(f"{onward_step(found.onward)}: {found.onward}")
 
 
 class FormName(StrEnum):
@@ -481,17 +527,27 @@ class FormName(StrEnum):
 
 @app.command()
 def export(
-    repair: Annotated[Path, typer.Argument(metavar="REPAIR", help="The folder of a repair, or OUT of a check that made one.")],
+    repair: Annotated[
+        Path, typer.Argument(metavar="REPAIR", help="The folder of a repair, or the OUT folder of a check with a repair.")
+    ],
     form: Annotated[
         FormName,
-        typer.Option("--as", help="merged: a transformers model; lora: a plain LoRA of one rank; onnx: for ONNX Runtime."),
+        typer.Option(
+            "--as",
+            help="merged: a transformers model without an adapter. lora: a plain LoRA with one rank. onnx: for ONNX Runtime.",
+        ),
     ],
     out: Out,
-    fault: Annotated[str | None, typer.Option("--fault", help="Which repair, where OUT holds several.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The base, where it is not where the repair says.")] = None,
+    fault: Annotated[str | None, typer.Option("--fault", help="The repair to export, if OUT holds several.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The base model, if it is no longer where the repair's card says.")
+    ] = None,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Write a repair in the form that a server takes, and prove that its logits are the same."""
+    """Write a repair in a form that an inference server loads, and check that its logits are the same.
+
+    Example: trueup export out --as merged -o served
+    """
     with _sentences("Nothing was written."):
         from trueup.exporting import export as write
 
@@ -502,38 +558,39 @@ def export(
 
 @app.command(cls=_Panelled)
 def tune(
-    kind: Annotated[Kind, typer.Argument(help="Kind of adapter.")],
+    kind: Annotated[Kind, typer.Argument(help="The kind of adapter.")],
     model: Model, data: Data, out: Out, text: Text = "text", label: Label = "label", second: Second = None,
     cluster: Cluster = None, split: Split = None, limit: Limit = None, seed: TuneSeed = 0, classes: Classes = None,
     template: TemplateText = None, verbaliser: Verbaliser = None, max_length: TuneMaxLength = None, device: Device = None,
     dtype: Dtype = None, quantize: Quantize = None, revision: Revision = None, allow_pickle: Pickle = False,
     trust_remote_code: Remote = False,
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA: rank; default 8 (alpha is twice it).")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA: the rank. Default: 8. Alpha is twice the rank.")] = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Prompt, prefix, p-tuning: virtual tokens; default 10.")
+        int | None, typer.Option("--tokens", min=1, help="Prompt, prefix, p-tuning: the number of virtual tokens. Default: 10.")
     ] = None,
     start: Annotated[
         str | None,
         typer.Option(
             "--start",
-            help="Prompt: the words whose embeddings it starts from; default 'Classify the text by its meaning:'.",
+            help="Prompt: words whose embeddings are the initial prompt. Default: 'Classify the text by its meaning:'.",
         ),
     ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            "--lr", min=0.0, help="Peak learning rate; default 0.001 for p-tuning and lora, 0.01 for prompt and prefix."
+            "--lr",
+            min=0.0,
+            help="The peak learning rate. Default: 0.001 for p-tuning and lora, 0.01 for prompt and prefix.",
         ),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", min=1, help="Passes over the training examples at most, the best one kept; default 4."),
+        typer.Option("--epochs", min=1, help="The largest number of epochs; the best one is kept. Default: 4."),
     ] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Examples per step; default 32.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="The batch size. Default: 32.")] = None,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Train an adapter the usual way: a plain PEFT adapter, and for prompts P0, the untrained prompt, kept for the repair of
-    confounding.
+    """Train a plain PEFT adapter. For a prompt, the untrained prompt P0 is saved as well: the repair of confounding needs it.
 
     Example: trueup tune lora my-org/model --data reviews.csv --text review --label stars -o adapter
     """
@@ -561,10 +618,10 @@ def tune(
 @app.command()
 def faults(
     name: Annotated[
-        str | None, typer.Argument(metavar="[FAULT]", help="One of them: its settings and their defaults.")
+        str | None, typer.Argument(metavar="[FAULT]", help="A fault whose settings and defaults are listed.")
     ] = None,
 ) -> None:
-    """List the faults that trueup examines, what each needs, and the settings of one."""
+    """List the faults that trueup examines and what each needs, or the settings of one fault."""
     with _sentences():
         from trueup.faults.fault import each_fault
 
@@ -572,7 +629,7 @@ def faults(
         if name is None:
             for fault in known.values():
                 _say(f"{fault.name}: {fault.question}\n    needs {fault.needs.replace('`', '')}")
-            _say("`trueup faults NAME` lists the settings of one.")
+            _say("`trueup faults NAME` lists the settings of a fault.")
             return
         if name not in known:
             raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
@@ -591,13 +648,18 @@ def _filled(text: str) -> str:
 
 @app.command()
 def fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="embedded:NAME of models and data sets.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Embedded models and data sets: embedded:NAME.")
+    ],
     accept_licence: Annotated[
         bool,
-        typer.Option("--accept-licence", help="You have read the terms of a model that has some, and accept them."),
+        typer.Option("--accept-licence", help="Accept the terms of a model that has terms. Read them first."),
     ] = False,
 ) -> None:
-    """Bring embedded models and data into the cache, for a machine that has no network later."""
+    """Download embedded models and data into the cache, for later use without a network.
+
+    Example: trueup fetch embedded:minilm embedded:movie-reviews
+    """
     with _sentences():
         from trueup.fetching import fetch as bring
 
@@ -608,11 +670,11 @@ def fetch(
 @app.command()
 def demo(
     out: Out = Path("trueup-demo"),
-    texts: Annotated[int, typer.Option("--texts", min=1000, help="How many film reviews to use.")] = 4000,
+    texts: Annotated[int, typer.Option("--texts", min=1000, help="The number of film reviews to use.")] = 4000,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report."""
+    """Show everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report."""
     with _sentences("The same command with --force begins anew."):
         _free(out, force)
         from trueup.demo import onward, run
@@ -639,20 +701,28 @@ class TrackerName(StrEnum):
     mlflow = "mlflow"
 
 
-ListCells = Annotated[bool, typer.Option("--list", help="Print the cells, their state and cost, and run nothing.")]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes of this machine that do cells at once.")]
+ListCells = Annotated[bool, typer.Option("--list", help="Print the cells with their state and cost, and run nothing.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="The number of processes that run cells in parallel.")]
 Shard = Annotated[
     str | None,
-    typer.Option("--shard", metavar="I/N", help="Only part I of N, such as 2/8: for job arrays. Then --collect."),
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Run only part I of N, such as 2/8, in a job array. --collect then joins the parts.",
+    ),
 ]
-Only = Annotated[str | None, typer.Option("--only", metavar="failed", help="Only cells that failed before.")]
+Only = Annotated[str | None, typer.Option("--only", metavar="failed", help="Run only the cells that failed before.")]
 Collect = Annotated[
     list[Path] | None,
-    typer.Option("--collect", metavar="DIR", help="Run nothing; join what parts wrote into DIR; repeatable."),
+    typer.Option("--collect", metavar="DIR", help="Run nothing. Join the results of the parts in DIR. Repeatable."),
 ]
-EngineOption = Annotated[EngineName, typer.Option("--engine", help="This machine, or a Ray cluster.")]
-Address = Annotated[str, typer.Option("--address", help="Ray: the cluster's address.")]
-Gpus = Annotated[float, typer.Option("--gpus-per-cell", min=0.0, help="Ray: GPUs a cell takes; 0.5 shares one.")]
+EngineOption = Annotated[
+    EngineName, typer.Option("--engine", help="Where the cells run: on this machine, or on a Ray cluster.")
+]
+Address = Annotated[str, typer.Option("--address", help="Ray: the address of the cluster.")]
+Gpus = Annotated[
+    float, typer.Option("--gpus-per-cell", min=0.0, help="Ray: the GPUs for each cell; with 0.5, two cells share one.")
+]
 
 
 @app.command(
@@ -661,19 +731,27 @@ Gpus = Annotated[float, typer.Option("--gpus-per-cell", min=0.0, help="Ray: GPUs
     .replace("the input cannot be used", "the input of the sweep, or of a cell, cannot be used")
 )
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The sweep: defaults, matrix, include, exclude, steps.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.yaml", help="The sweep file: defaults, matrix, include, exclude, steps.")
+    ],
     out: Out,
     list_: ListCells = False, workers: Workers = 1, shard: Shard = None, only: Only = None, collect: Collect = None,
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="DIR", help="An earlier sweep, to tell what changed; default OUT's own.")
+        Path | None,
+        typer.Option("--baseline", metavar="DIR", help="An earlier sweep to compare with. Default: the last one in OUT."),
     ] = None,
     engine: EngineOption = EngineName.local, address: Address = "auto", gpus: Gpus = 0.0,
     track: Annotated[
-        TrackerName | None, typer.Option("--track", help="Tell the findings to this tracker as well, where it is installed.")
+        TrackerName | None, typer.Option("--track", help="Also log the findings to this tracker, which must be installed.")
     ] = None,
     quiet: Quiet = False, fail_on: FailOn = Gate.found,
 ) -> None:  # fmt: skip
-    """Many adapters, data and seeds: every cell tuned or checked, resumable, with one table and one page of all of them."""
+    """Tune or check many adapters, data sets and seeds (cells), with one table and one page for all.
+
+    The same command continues a sweep that was interrupted.
+
+    Example: trueup sweep night.yaml -o out-all --workers 4
+    """
     with _sentences():
         from trueup.run.engine import Here, Processes, Ray
         from trueup.sweeps import plan, run
@@ -785,7 +863,8 @@ def _swept(done: Any, fail_on: Gate) -> int:
 
 
 bench = typer.Typer(
-    no_args_is_help=True, help="Repeat what trueup's own claims rest on: a paper's experiments, or simulated worlds."
+    no_args_is_help=True,
+    help="Repeat the experiments behind trueup's own claims: experiments of the papers, and simulated data.",
 )
 app.add_typer(bench, name="bench")
 
@@ -793,18 +872,25 @@ app.add_typer(bench, name="bench")
 @bench.command("rigidity")
 def bench_rigidity(
     out: Out,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions, from pretraining on.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="The number of repetitions, each with its own pretraining.")] = 3,
     width: Annotated[
-        int | None, typer.Option("--width", min=8, help="Widest model; 96 if not given, 256 with --paper.", show_default=False)
+        int | None,
+        typer.Option(
+            "--width", min=8, help="The width of the widest model. Default: 96, or 256 with --paper.", show_default=False
+        ),
     ] = None,
-    steps: Annotated[float, typer.Option("--steps", help="Factor on all numbers of training steps.")] = 1.0,
+    steps: Annotated[float, typer.Option("--steps", help="A factor by which all numbers of training steps are multiplied.")] = 1.0,
     paper: Annotated[
-        bool, typer.Option("--paper", help="The experiments as published: one rate, their steps and models; hours to days.")
+        bool,
+        typer.Option(
+            "--paper",
+            help="The experiments as published, with their learning rate, steps and models. This takes hours to days.",
+        ),
     ] = False,
-    only: Annotated[list[int] | None, typer.Option("--only", help="Only this experiment, 1 to 4; repeatable.")] = None,
+    only: Annotated[list[int] | None, typer.Option("--only", help="Run only this experiment, 1 to 4. Repeatable.")] = None,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """What a prefix can teach a small transformer: the experiments of arXiv 2310.19698, tuned equally or as published (--paper)."""
+    """What a prefix can teach a small transformer (arXiv 2310.19698), with equal tuning effort or as published (--paper)."""
     with _sentences():
         _free(out, force)
         from trueup.experiments import rigidity
@@ -816,12 +902,14 @@ def bench_rigidity(
 @bench.command("verdicts")
 def bench_verdicts(
     out: Out,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Draws of each world at each size.")] = 200,
-    sizes: Annotated[str, typer.Option("--sizes", help="Numbers of independent clusters.")] = "60,200,1000,4000",
-    fault: Annotated[list[str] | None, typer.Option("--fault", help="Only the worlds of this fault; repeatable.")] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="The number of draws of each simulation at each size.")] = 200,
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="The numbers of independent clusters, separated by commas.")
+    ] = "60,200,1000,4000",
+    fault: Annotated[list[str] | None, typer.Option("--fault", help="Run only the simulations of this fault. Repeatable.")] = None,
     seed: TuneSeed = 0, force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """How often each verdict is right where the truth is known: simulated worlds with a fault and without, numbers only."""
+    """How often each verdict is right, on simulated data with and without a fault. No model is run."""
     with _sentences():
         _free(out, force)
         from trueup.job import faults_of
@@ -850,10 +938,10 @@ class SpeedCase(StrEnum):
 @bench.command("speed")
 def bench_speed(
     out: Out,
-    only: Annotated[list[SpeedCase] | None, typer.Option("--only", help="Only this case; repeatable.")] = None,
+    only: Annotated[list[SpeedCase] | None, typer.Option("--only", help="Run only this case. Repeatable.")] = None,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """trueup's shortcuts against the usual way: equality first, then CPU seconds, one thread, minimum of several."""
+    """trueup's faster computations against the ordinary ones: equal results, then CPU seconds on one thread (best of several)."""
     with _sentences():
         _free(out, force)
         from trueup.experiments import speed
@@ -866,7 +954,7 @@ def bench_speed(
 
 @bench.command("cost")
 def bench_cost(out: Out, force: Force = False, quiet: Quiet = False) -> None:
-    """Time and memory of a pass at shapes up to 1B, of random weights, in float32, bfloat16 and 4 bits, and the law of them."""
+    """Time and memory of a forward pass, for random models of up to 1B parameters in float32, bfloat16 and 4 bits."""
     with _sentences():
         _free(out, force)
         from trueup.experiments import cost
@@ -878,18 +966,19 @@ def bench_cost(out: Out, force: Force = False, quiet: Quiet = False) -> None:
 def bench_curve(
     out: Out,
     model: Annotated[
-        str, typer.Option("--model", help="Base of a classifier: hub id, local folder, or embedded:NAME.")
+        str, typer.Option("--model", help="The base of a classifier: a hub id, a local folder, or embedded:NAME.")
     ] = "embedded:minilm",
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="recall, or data as in --data; repeatable. Default: three.")
+        list[str] | None,
+        typer.Option("--task", help="recall, or data as for `trueup check --data`. Repeatable. Default: three tasks."),
     ] = None,
     size: Annotated[
-        list[int] | None, typer.Option("--size", min=1, help="Trained numbers; repeatable. Default: three sizes.")
+        list[int] | None, typer.Option("--size", min=1, help="The number of trained parameters. Repeatable. Default: three sizes.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Trainings of each adapter.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="How often each adapter is trained.")] = 3,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Accuracy against trained numbers: prompt, prefix and LoRAs of equal size (arXiv 2310.19698) on a pretrained model."""
+    """Accuracy by the number of trained parameters: a prompt, a prefix and LoRAs of equal size (arXiv 2310.19698)."""
     with _sentences():
         _free(out, force)
         _there(model, [name for name in task or () if name != "recall"])
@@ -903,14 +992,14 @@ def bench_curve(
 def bench_transfer(
     out: Out,
     model: Annotated[
-        str, typer.Option("--model", help="Causal model: hub id, local folder, or embedded:NAME.")
+        str, typer.Option("--model", help="A causal model: a hub id, a local folder, or embedded:NAME.")
     ] = "embedded:smollm2",
     source: Annotated[
-        list[str] | None, typer.Option("--source", help="Task on which units are found; repeatable. Default: three.")
+        list[str] | None, typer.Option("--source", help="The task on which the units are found. Repeatable. Default: three tasks.")
     ] = None,
     seed: TuneSeed = 0, force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Whether copying units found on one in-context task help the others, as arXiv 2410.01288 claims: tasks by tasks."""
+    """Whether units that copy, found on one in-context task, also help the other tasks, as arXiv 2410.01288 claims."""
     with _sentences():
         _free(out, force)
         _there(model, [f"task:{name.removeprefix('task:')}" for name in source or ()])
@@ -933,7 +1022,7 @@ def _compared(name: str, about: str) -> None:
     def command(
         out: Out,
         preset: Annotated[
-            Preset, typer.Option("--preset", help="Models that trueup fetches, on a processor; or the paper's own, by hub id.")
+            Preset, typer.Option("--preset", help="small: embedded models, on a CPU. paper: the models of the paper, from the hub.")
         ] = Preset.small,
         list_: ListCells = False, workers: Workers = 1, shard: Shard = None, only: Only = None, collect: Collect = None,
         engine: EngineOption = EngineName.local, address: Address = "auto", gpus: Gpus = 0.0, quiet: Quiet = False,
@@ -962,15 +1051,17 @@ def _compared(name: str, about: str) -> None:
 
 _compared(
     "confounding",
-    "Every repair of confounding on held-out text, over seeds: hybrid prompt arithmetic (HyPA) and its rivals.",
+    "Every repair of confounding on held-out texts, over several seeds: hybrid prompt arithmetic (HyPA) and its rivals.",
 )
 _compared(
-    "copying", "Copying units pruned (arXiv 2410.01288), beside attention heads, a penalty, and units drawn at random."
+    "copying",
+    "Pruning of the units that copy (arXiv 2410.01288), compared with attention heads, a penalty, and random units.",
 )
+_compared("examples", "Real classifiers, tuned and then checked, with an example of each verdict on each fault.")
 _compared(
-    "examples", "Real classifiers on which each fault is found and repaired, clear or undecided: tuned, then checked."
+    "overconfidence",
+    "Every confidence score on LoRA classifiers, over several seeds: AdUE, ALIEN and their rivals.",
 )
-_compared("overconfidence", "Every score of confidence on LoRA classifiers (AdUE, ALIEN and their rivals), over seeds.")
 
 
 def _free(out: Path, force: bool) -> None:

@@ -22,9 +22,9 @@ LONGEST = 2400
 
 
 class TrueupError(Exception):
-    """Base of every error that trueup raises on purpose. Its text is a sentence for the user, next step included.
+    """The base class of all errors that trueup raises on purpose. The message says what is wrong and what to do next.
 
-    Names that strangers have written may be as long as their files: a long text keeps its beginning and its end.
+    A message of more than 2,400 characters is shortened in its middle.
     """
 
     def __init__(self, said: str = "") -> None:
@@ -32,15 +32,15 @@ class TrueupError(Exception):
 
 
 class BadInput(TrueupError):
-    """A file, column, label, option or folder that the user gave cannot be used as it is."""
+    """A file, column, label, option or folder from the user cannot be used as it is."""
 
 
 class Unsupported(TrueupError):
-    """The input is well formed, but trueup does not handle this kind (architecture, adapter type, task)."""
+    """The input is valid, but trueup does not support its kind (architecture, kind of adapter, task)."""
 
 
 class Unavailable(TrueupError):
-    """Something needed from outside (a package, a model, memory, disk) could not be had."""
+    """An outside resource (a package, a model, memory, disk space) is not available."""
 
 
 class OutOfMemory(Unavailable):

@@ -51,36 +51,39 @@ _SHRUNK = next(f for f in FAMILIES if f.key == "shrunk")
 
 
 class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
-    """A linear classifier on features that says how likely each of its predictions is to be right.
+    """A linear classifier for scikit-learn that estimates how likely each of its predictions is to be right.
 
-    `fit` learns a logistic head on all examples, and a confidence from what heads that had not seen an example said of it: the
-    class-aware shrunk probe of `trueup.Overconfidence`, or the softmax response where the probe's Brier loss is not below that
-    of the recalibrated response by its whole interval, on examples that did not choose its ridge. Either is Platt-scaled. The
-    confidence never changes a prediction.
+    `fit` learns a logistic regression on all examples. It learns the confidence by cross-fitting, from predictions of models
+    that were not trained on the example. The confidence is the class-aware shrunk probe of `trueup.Overconfidence`, if its
+    Brier loss is lower than that of the recalibrated softmax response: the whole interval of the difference must be on one side,
+    on examples that were not used to choose the ridge penalty. Otherwise it is the softmax response. Either is Platt-scaled.
+    The confidence never changes a prediction.
 
-    Differs from `trueup.Overconfidence`, which repairs a classifier that is given and learns on examples held out for it: here
-    the classifier is learnt as well, so every example is held out in turn (cross-fitting), and the only candidate is the one
-    that does not start from the final head, which has seen all of them. Nothing is set aside to certify abstention.
+    `trueup.Overconfidence` repairs a given classifier, and learns on examples that were held out from its training. Here the
+    classifier is learnt as well, so every example is held out in turn. The shrunk probe is the only candidate, because the
+    others start from the final head, which was trained on all examples. No examples are set aside to certify abstention.
 
-    All of scikit-learn's estimator checks that apply are passed; none is expected to fail. `score` is the accuracy, as of every
-    classifier; `confidence_score` is a scorer that rates the confidence, also at the end of a pipeline. Sparse features are made
-    dense: the shrunk probe needs their covariance.
+    The class passes all of scikit-learn's estimator checks that apply. `score` is the accuracy, as for every classifier. The
+    scorer `confidence_score` rates the confidence, also at the end of a pipeline. Sparse features are converted to dense ones,
+    because the shrunk probe needs their covariance.
 
     Parameters:
-        strength: inverse of the ridge of the logistic head, scikit-learn's C, on standardised features. Above 0.
-        folds: of the cross-fitting, at least 2.
-        resamples: of the bootstrap that judges, at least 10.
-        random_state: seed (int), a RandomState, or None: the folds and the bootstrap.
+        strength: the inverse of the ridge penalty of the logistic regression (scikit-learn's C), on standardised features. Above
+            0.
+        folds: the number of folds of the cross-fitting, at least 2.
+        resamples: the number of bootstrap resamples for the choice of the confidence, at least 10.
+        random_state: a seed (int), a RandomState, or None, for the folds and the bootstrap.
 
     Attributes:
-        classes_: (C,) labels, sorted.
+        classes_: (C,) the labels, sorted.
         n_features_in_: d, the number of columns of X.
-        feature_names_in_: names of the columns, where X had names.
-        coef_, intercept_: the head, (C, d) and (C,): one row per class, with two classes as well.
-        chosen_: ``shrunk``, or ``response`` for the softmax response, which stays unscaled where there are fewer than 20
-            examples, or fewer than 5 errors or 5 right predictions, to learn from.
+        feature_names_in_: the names of the columns, if X had names.
+        coef_, intercept_: the weights (C, d) and the bias (C,) of the logistic regression, with one row for each class, also for
+            two classes.
+        chosen_: ``shrunk`` for the shrunk probe, or ``response`` for the softmax response. With fewer than 20 examples, 5 errors
+            or 5 right predictions, it is ``response`` and is not scaled.
         gain_: the share of the softmax response's Brier loss that the shrunk probe saves beyond recalibration, on examples that
-            did not choose it (an `Estimate`); None where there were too few examples.
+            were not used to choose its ridge penalty (an `Estimate`). None if there were too few examples.
     """
 
     def __init__(
@@ -94,15 +97,21 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> ConfidenceClassifier:
-        """Learn from features X (n, d), dense or sparse, and labels y (n,). Rows of one of `groups` (n,) are not independent of
-        each other; where it is left out, equal rows are not.
+        """Learn from features and labels.
 
-        `sample_weight` (n,) says how often each row counts in the head, so that predictions are those of repeated rows. The
-        confidence is learnt from each row of a weight above 0 once. A pipeline passes both where they are requested
-        (``set_fit_request``, scikit-learn's metadata routing).
+        In a pipeline, `sample_weight` and `groups` are requested with ``set_fit_request`` (scikit-learn's metadata routing).
+
+        Args:
+            X: (n, d) features, dense or sparse.
+            y: (n,) labels.
+            sample_weight: (n,) how often each row counts in the logistic regression, as if the row were repeated. For the
+                confidence, each row with a weight above 0 counts once.
+            groups: (n,) a group for each row. Rows of the same group are not independent of each other. Default: equal rows are
+                a group.
 
         Raises:
-            ValueError: fewer than two classes, a parameter out of its range, or as `sklearn.utils.validation.validate_data`.
+            ValueError: there are fewer than two classes, or a parameter is out of its range. Also the errors of
+                `sklearn.utils.validation.validate_data`.
         """
         if not self.strength > 0 or self.folds < 2 or self.resamples < 10:
             raise ValueError(
@@ -135,21 +144,21 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: ArrayLike) -> Array:
-        """(n, C) logits; with two classes (n,), the second's less the first's."""
+        """The logits (n, C). For two classes: (n,), the logit of the second class minus that of the first."""
         z = self._part(X).z
         return z[:, 1] - z[:, 0] if len(self.classes_) == 2 else z
 
     def predict_proba(self, X: ArrayLike) -> Array:
-        """(n, C) probabilities of the classes: the softmax of the logits."""
+        """The class probabilities (n, C): the softmax of the logits."""
         return softmax(self._part(X).z)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """(n,) the class of the largest logit."""
+        """The predicted classes (n,): for each row, the class with the largest logit."""
         predicted = self._part(X).predicted
         return self.classes_[predicted]
 
     def confidence(self, X: ArrayLike) -> Array:
-        """(n,) probability that the predicted class is right, higher is surer."""
+        """The probability (n,) that the predicted class is right. Higher means more certain."""
         part = self._part(X)
         return self._confidence(self._learnt.logits(part))
 

@@ -13,14 +13,15 @@ from trueup.subject import embedded as models
 
 @checked
 def fetch(name: str, *, accept_licence: bool = False) -> Path:
-    """Bring an ``embedded:`` model or data set into the cache, and return its folder there. What is there already stays.
+    """Download an embedded model or data set into the cache, unless it is there already. Returns its folder.
 
     Args:
-        name: with or without ``embedded:``.
-        accept_licence: you have read the terms that the model comes under, and accept them. Only `gemma3-270m` has such terms.
+        name: the name, with or without ``embedded:``.
+        accept_licence: True if you have read the terms of the model and accept them. Only `gemma3-270m` has such terms.
 
     Raises:
-        BadInput: there is no such model or data set, or its terms were not accepted. Unavailable: it cannot be fetched or kept.
+        BadInput: there is no such model or data set, or its terms were not accepted.
+        Unavailable: it cannot be downloaded or saved.
     """
     short = name.removeprefix("embedded:")
     if short in models.MODELS:

@@ -21,23 +21,23 @@ Depth = Literal["audit", "check", "methods"]
 
 @dataclass(frozen=True)
 class Job:
-    """One check as data: what the command line says, and what ``job.json`` keeps to repeat it.
+    """The settings of one check: the options of the command line, which ``job.json`` keeps so that the check can be repeated.
 
     Attributes:
         model, adapter, template, verbaliser, shots, chat, classes, max_length, device, dtype, quantize, device_map,
-            revision, allow_pickle, trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) are asked with 4 shots
-            unless told otherwise.
-        demos: a file of pairs that stand before every query, columns as in `data`. header: what stands before the first
-            demonstration, a line of its own; in a chat the system's message. Both go with few-shot prompts.
-        data, text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`;
-            `confounder` are its attributes. With `shots` the labels are answers and need not be classes.
-        faults: names; empty for every fault that applies.
-        depth: ``audit`` stops after the first finding, ``check`` repairs and audits again, ``methods`` compares every method of
-            repair on the test examples and chooses none.
-        seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0, so that
-            a tuned adapter is examined on the split it has not seen.
-        keep: save repairs without a measurable gain on test as well.
-        knobs: fault name -> knob -> value.
+            revision, allow_pickle, trust_remote_code: as in `trueup.load`. In-context tasks (``task:NAME``) have 4 shots by
+            default.
+        demos: for a few-shot prompt: a file with the demonstrations of every query, with the same columns as `data`. header: a
+            line before the first demonstration (in a chat, the system message).
+        data, text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`; `confounder`
+            is its `attributes`. With `shots`, the labels are answers and need not be classes.
+        faults: the names of the faults to examine. Empty: every fault that applies.
+        depth: ``audit`` stops after the first finding. ``check`` also repairs and audits again. ``methods`` compares all methods
+            of repair on the test examples and chooses none.
+        seed: the seed of all random choices. None: the seed in the card of an adapter that `trueup tune` made, otherwise 0. A
+            tuned adapter is then examined on the test rows of its own split.
+        keep: also save repairs that show no measurable gain on the test examples.
+        knobs: name of a fault -> name of a setting -> value.
     """
 
     model: str
@@ -79,14 +79,14 @@ class Job:
 
     @property
     def inputs(self) -> dict[str, str | None]:
-        """What is read, by what a message calls it: a file, a folder, or another name such as one of the hub."""
+        """The inputs of the check: the name used in messages -> a file, a folder, or another name such as a hub id."""
         return {
             "base": self.model, "adapter": self.adapter, "data": self.data, "test data": self.test, "demonstrations": self.demos,
         }  # fmt: skip
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Job:
-        """The job that ``job.json`` holds.
+        """The job from the contents of ``job.json``.
 
         Raises:
             BadInput: a key is unknown, or `model` or `data` is missing.

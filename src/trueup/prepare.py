@@ -41,9 +41,17 @@ def check_names(job: Job) -> None:
 
     # A column that a scout is to find is in no file.
     names = [job.text, job.label, job.second, job.cluster, *(c for c in job.confounder if not c.startswith(SCOUT))]
-    reader.check_source(job.data, [n for n in (*names, job.split) if n], CHECKED)
+    reader.check_roles(job.text, job.label, job.second)
+    reader.check_held_out(job.held_out, job.test is not None, job.split, job.shots is not None)
+    # With --shots the labels are answers, and no classes.
+    classes = job.classes if job.shots is None else None
+    texts = [n for n in (job.text, job.second) if n]
+    rows: dict[str, Any] = {"texts": texts, "label": job.label, "classes": classes}
+    reader.check_source(
+        job.data, [n for n in (*names, job.split) if n], CHECKED, split=None if job.test else job.split, **rows
+    )
     if job.test is not None:
-        reader.check_source(job.test, [n for n in names if n], CHECKED)
+        reader.check_source(job.test, [n for n in names if n], CHECKED, **rows)
     if job.demos is not None:
         reader.check_source(job.demos, [job.text, job.label], CHECKED)
     places.check_weights(job.dtype, job.quantize, job.device_map, job.device)
@@ -420,16 +428,16 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
         )
     if earlier:
         session().note(
-            "The adapter was tuned on rows of these data before, and nothing says on which. Test rows that it was trained on "
-            "flatter it: name them with --split."
+            "The adapter was tuned on some rows of these data before, and its card does not say which. On rows that it was trained "
+            "on, it looks better than it is. Use --split with a column that says which rows are training rows."
         )
     elif not (tuned or untuned or said):
         aside, rows = int((corpus.split == "train").sum()), len(corpus)
         so = f", so {aside:,} of your {rows:,} rows were set aside as training rows" if aside else ""
         session().note(
-            f"Nothing says which rows the model was trained on{so}. If it has seen none of the rows, add --held-out "
-            "(held_out=True in Python), and half of them test. If it has seen some, name them with --split: test rows that it was "
-            "trained on flatter it."
+            f"trueup does not know which rows the model was trained on{so}. If it was trained on none of them, add --held-out "
+            "(held_out=True in Python); half of the rows are then test rows. If it was trained on some of them, use --split with a "
+            "column that says which: on rows that it was trained on, a model looks better than it is."
         )
     elif tuned and other and not job.test:
         session().note(
@@ -439,7 +447,8 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
         )
     if shared := int(leaked(corpus).sum()):
         session().note(
-            f"{shared} test rows share a text or a cluster with the other given splits; their results flatter."
+            f"{shared} test rows share a text or a cluster with the other given splits. On these rows the model looks better "
+            "than it is."
         )
 
 

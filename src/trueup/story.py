@@ -178,30 +178,32 @@ def check(
     keep: bool = False,
     job: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Examine a model for each fault on the test split; repair on the others; examine again on the same test split.
+    """Examine a model for faults on the test split, repair them on the other splits, and examine it again on the same test split.
 
     Args:
-        model: a Subject; whatever `trueup.load` takes: a name, or a live PeftModel or transformers model, which stays as it
-            is.
-        data: a Corpus; whatever `trueup.read` takes: a name, a pandas or polars DataFrame, a ``datasets.Dataset`` or
-            ``DatasetDict``, a list of dicts, a pair (texts, labels).
-        faults: names, or faults with their knobs set; empty for all but those examined on request.
-        fault: one of them alone; give this or `faults`.
+        model: a Subject, or what `trueup.load` takes: a name, or a live PeftModel or transformers model, which is not changed.
+        data: a Corpus, or what `trueup.read` takes: a name, a pandas or polars DataFrame, a ``datasets.Dataset`` or
+            ``DatasetDict``, a list of dicts, or a pair (texts, labels).
+        faults: names of faults, or faults with their own settings such as ``trueup.Confounding(threshold=0.1)``. Default: all
+            faults except those that are only examined on request.
+        fault: a single fault, in place of `faults`.
         adapter, tokenizer, classes, template, verbaliser, shots, chat, max_length, device, dtype, quantize, device_map: as in
-            `trueup.load`, for a model that is not a Subject.
-        demos, header: of a few-shot prompt: a file of pairs that stand before every query, and a line before the first of them (in
-            a chat the system's message).
-        text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`, for data that are
-            no Corpus yet; `confounder` are its attributes.
-        seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
-        repair: False stops after the first finding. methods: in place of a repair, compare every method on the test examples, for
-            research; nothing is chosen or saved (`Comparison.methods`).
-        save: a folder for the remedies, one subfolder per fault. keep: save also those without a measurable gain on test.
-        job: what the report keeps to repeat the check; by itself for a model and data given by name.
+            `trueup.load`, if the model is not a Subject.
+        demos, header: for a few-shot prompt: a file with the demonstrations of every query, and a line before the first
+            demonstration (in a chat, the system message).
+        text, label, second, confounder, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`, if the data are not
+            a Corpus; `confounder` is its `attributes`.
+        seed: the seed of all random choices. Default: the seed in the card of an adapter that `trueup tune` made, otherwise 0.
+        repair: False stops after the first finding. methods: in place of a repair, compare all methods on the test examples, for
+            research (`Comparison.methods`). Nothing is chosen or saved.
+        save: a folder for the repaired adapters, with a subfolder for each fault. keep: also save repairs that show no measurable
+            gain on the test examples.
+        job: the settings that the report keeps, so that the check can be repeated. Default: those of this call, if model and data
+            are given by name.
 
     Raises:
-        Unsupported: no fault applies to the model. BadInput: the data cannot carry an audit, or an option is given for a
-            Subject or a Corpus, which have it settled.
+        Unsupported: no fault applies to the model.
+        BadInput: the data are not sufficient for an audit, or an option is given that a Subject or a Corpus already contains.
     """
     from trueup.corpus.corpus import Corpus
     from trueup.subject.adapter import read_card
@@ -277,14 +279,14 @@ def _ran(began: datetime) -> dict[str, Any]:
 
 @checked
 def audit(model: Any, data: Any, faults: Fault | str | Sequence[Fault | str] = (), **options: Any) -> Report:
-    """Examine a model for each fault and change nothing: `check` with ``repair=False``, with the same options."""
+    """Examine a model for faults without a repair. This is `check` with ``repair=False``, and takes the same options."""
     return check(model, data, faults, **options, repair=False)
 
 
 @checked
 def repair(model: Any, data: Any, fault: Fault | str, **options: Any) -> Report:
-    """Examine a model for one fault, repair it, and examine it again: `check` for that fault alone, with the same options. With
-    ``save=FOLDER`` the repaired adapter is written."""
+    """Examine a model for one fault, repair it, and examine it again. This is `check` for a single fault, and takes the same
+    options. ``save=FOLDER`` saves the repaired adapter."""
     return check(model, data, fault=fault, **options)
 
 
@@ -567,8 +569,8 @@ def _length(subject: Subject, test: Corpus) -> dict[str, str]:
             else "The model takes no more."
         )
         session().warn(
-            f"{longer.mean():.0%} of the test texts are longer than {subject.max_length} tokens, and the model reads their "
-            f"beginnings alone. {cure}"
+            f"{longer.mean():.0%} of the test texts are longer than {subject.max_length} tokens, and the model reads only their "
+            f"beginnings. {cure}"
         )
     return {
         "longest input": f"{subject.max_length} tokens",

@@ -116,7 +116,8 @@ def tune(
     atomic.refuse_read(out, {"base": job.model, "data": job.data})
     atomic.refuse_taken(out, force)
     columns = {"text": job.text, "label": job.label, "second": job.second, "cluster": job.cluster, "split": job.split}
-    check_names(Job(job.model, job.data, **columns, device=job.device, dtype=job.dtype, quantize=job.quantize))  # type: ignore[arg-type]
+    weights = {"device": job.device, "dtype": job.dtype, "quantize": job.quantize}
+    check_names(Job(job.model, job.data, **columns, classes=job.classes, **weights))  # type: ignore[arg-type]
     # Not before: with these comes torch, and a slip in a name is told without waiting for it.
     from trueup.corpus.read import read
     from trueup.run.forward import CUT, cut
@@ -155,8 +156,8 @@ def tune(
         session = Session(progress=progress or (lambda stage, done, total: None))
         if longer > CUT:
             session.note(
-                f"{longer:.0%} of the training texts are longer than {subject.max_length} tokens, and their beginnings alone are "
-                "learnt from. Raise --max-length where the model takes more."
+                f"{longer:.0%} of the training texts are longer than {subject.max_length} tokens, and the model reads only their "
+                "beginnings. Raise --max-length if the model takes more."
             )
         with within(session):
             for sentence in corpus.notes:

@@ -112,7 +112,7 @@ def test_filters_choose_and_combine(show: Show, sliders: str) -> None:
     chip(page, "copied").click()
     chip(page, "changed by the repair").click()
     assert len(shown(page)) == 40
-    chip(page, "errors, surest first").click()
+    chip(page, "errors, most confident first").click()
     rows = shown(page)
     assert all(r[1] != r[2] for r in rows)
     sure = [float(r[4]) for r in rows]

@@ -105,7 +105,7 @@ def test_what_is_said_of_the_rows_held_out_must_agree(world: Path, here: Path) -
     write_csv(here / "other.csv", [*reviews(60, 3), ("good", "mixed")])
     refused(*check_of(world, data, "--test", "other.csv"), says=("'mixed'",))
     write_csv(here / "other.csv", [*reviews(60, 3), (" ", "negative")])
-    refused(*check_of(world, data, "--test", "other.csv"), says=("no text in line 62 of 'other.csv'",))
+    refused(*check_of(world, data, "--test", "other.csv"), says=("'other.csv', column 'text': no text in line 62",))
 
 
 def test_the_text_column_is_the_label_column(world: Path, here: Path) -> None:
@@ -426,11 +426,31 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
             ["check", "bert", "--data", "data.csv", "--device-map", "auto", "--device", "cpu", "-o", "out"],
             "leave --device out",
         ),
+        (["check", "bert", "--data", "data.csv", "--device", "gpu", "-o", "out"], "Did you mean 'cuda'?"),
+        (["check", "bert", "--data", "data.csv", "--dtype", "bf16", "-o", "out"], "Did you mean 'bfloat16'?"),
+        (["check", "bert", "--data", "plain.csv", "-o", "out"], "name the right one with --text (in Python text=)"),
+        (["check", "bert", "--data", "data.csv", "--label", "text", "-o", "out"], "'text' is named twice"),
+        (
+            ["check", "bert", "--data", "data.csv", "--held-out", "--split", "site", "-o", "out"],
+            "says which rows were trained on",
+        ),
+        (["check", "bert", "--data", "hole.csv", "-o", "out"], "no text in line 3"),
+        (["check", "bert", "--data", "data.csv", "--split", "label", "-o", "out"], "no split is called"),
+        (
+            ["check", "bert", "--data", "data.csv", "--classes", "negativ,positive", "-o", "out"],
+            "or the names of the classes",
+        ),
+        (
+            ["tune", "lora", "bert", "--data", "data.csv", "--classes", "negativ,positive", "-o", "out"],
+            "is none of the classes",
+        ),
+        (["check", "bert", "--data", "data.csv", "--test", "hole.csv", "-o", "out"], "no text in line 3"),
         (["scout", "bert", "--data", "absent.csv", "-o", "out"], "There is no file 'absent.csv'"),
         (["scout", "bert", "--data", "data.csv", "-o", "taken"], "exists and is not empty"),
         (["rerun", "scouted", "-o", "out"], "is of a scout, and a check would take its place"),
         (["report", "nowhere"], "There is no folder 'nowhere'"),
         (["report", "taken"], "is not an output of `trueup check`"),
+        (["report", "data.csv"], "'data.csv' is a file: give the folder"),
         (["compare", "nowhere", "taken"], "There is no folder 'nowhere'"),
         (["rerun", "nowhere", "-o", "out"], "'nowhere' is no folder"),
         (["faults", "copyin"], "Did you mean 'copying'?"),
@@ -449,6 +469,8 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
     (here / "adapter").mkdir()
     (here / "adapter" / "adapter_config.json").write_text("{}")
     write_csv(here / "data.csv", reviews(60))
+    (here / "plain.csv").write_text("review,label\nfine,positive\n")
+    (here / "hole.csv").write_text("text,label\nfine,positive\n,negative\n")
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, json.dumps([words for words, _ in slips])], capture_output=True, text=True
     )

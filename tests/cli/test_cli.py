@@ -643,11 +643,12 @@ def test_a_note_when_nothing_says_what_it_was_tuned_on(world: Path, adapter: Pat
         *FAST,
     ]
     trueup("audit", "overconfidence", *words, "-o", "out")
-    assert "Nothing says which rows the model was trained on, so 720 of your 1,200 rows were set aside" in notes(
-        here / "out"
+    assert (
+        "trueup does not know which rows the model was trained on, so 720 of your 1,200 rows were set aside"
+        in notes(here / "out")
     )
     trueup("audit", "overconfidence", *words, "--held-out", "-o", "held")
-    assert "Nothing says which rows" not in notes(here / "held")
+    assert "trueup does not know which rows" not in notes(here / "held")
     found = json.loads((here / "held" / "findings.json").read_text())["provenance"]
     assert found["examples"] == {"train": 0, "calibration": 600, "test": 600}
     assert "--held-out" in found["command"]

@@ -99,7 +99,7 @@ def test_another_repair_is_taken_by_its_name(done: tuple[Path, Said], sick: Path
     tried = {a["key"]: a for a in c["alternatives"]}
     (chosen,) = [k for k, a in tried.items() if a["chosen"]]
     other = next(k for k, a in tried.items() if a["saveable"] and a["gain_low"] > 0 and not a["chosen"])
-    assert "What repairs gain and cost" in page
+    assert "Gain and cost of the repairs" in page
     assert f"<code>--take {other}</code>" in page
     assert f"<code>--take {chosen}</code>" not in page
     assert other in done[1].out

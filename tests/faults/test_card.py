@@ -55,7 +55,7 @@ def test_what_was_measured_stands_in_it_with_intervals():
     text = page(CARD, comparison())
     assert "| severity: share | 0.300 [0.290, 0.310] | 0.100 [0.090, 0.110] | -0.200 [-0.300, -0.100] |" in text
     assert "| accuracy | 0.600 [0.500, 0.700] | 0.700 [0.600, 0.800] | +0.100 [+0.050, +0.200] |" in text
-    assert "**Reduced**. The audit before the repair says found, the one after it found (threshold 0.05)." in text
+    assert "**Reduced**. The verdict is found before the repair and found after it (threshold 0.05)." in text
     dear = page(CARD, replace(comparison(), harm={"accuracy": Difference(-0.05, -0.1, -0.01, 0.01)}))
     assert "**Trade-off**: it costs more accuracy than the budget of 2 points." in dear
     assert "left alone" not in text.split("## What was measured")[1].split("##")[0]

@@ -45,7 +45,7 @@ def test_every_number_a_reader_needs_is_there(source: str) -> None:
         "Found and repaired: severity went from 0.310 [0.270, 0.350]",
         "no measurable gain",
         "▲ better",
-        "The repair cost something elsewhere: drag +0.800 [+0.200, +1.400].",
+        "The repair made other measures worse: drag +0.800 [+0.200, +1.400].",
         "A fair reading lies on the dotted line",
         "The bob is brass",
         "trueup check tiny-gpt2 --data 'my file.csv' -o out",

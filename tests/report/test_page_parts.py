@@ -61,22 +61,24 @@ def test_every_state_has_a_sign_a_place_and_a_word_on_the_page() -> None:
 def test_what_to_do_next_says_how_many_more_texts() -> None:
     open_ = replace(comparison(before=0.12, after=None), before=finding(severity=0.12, needed=1234))
     counted = with_before(open_, provenance={**open_.before.provenance, "clusters": 800})
-    assert words.next_steps(counted) == ["To settle it, test on about 1,300 independent texts; this check had 800."]
-    assert words.next_steps(open_) == ["To settle it, test on about 1,300 independent texts."]
+    assert words.next_steps(counted) == [
+        "To reach a decision, test on about 1,300 independent texts (this check had 800)."
+    ]
+    assert words.next_steps(open_) == ["To reach a decision, test on about 1,300 independent texts."]
     doubted = with_before(open_, doubt="There are only 12 clusters")
     assert words.next_steps(doubted) == ["There are only 12 clusters."]
     left = comparison(before=0.5, after=0.12)
     assert left.after is not None
     steps = words.next_steps(replace(left, after=replace(left.after, needed=90)))
     assert steps[0].startswith("Use the repaired adapter if what is left over is acceptable")
-    assert steps[-1] == "To settle it, test on about 90 independent texts."
+    assert steps[-1] == "To reach a decision, test on about 90 independent texts."
     assert words.next_steps(comparison()) == ["Use the repaired adapter."]
     dear = comparison(
         after=None, too_dear=True, alternatives=(Alternative("dfr", "again", 0.2, 0.1, 0.3, 0.05, 0.02, 0.08),)
     )
     assert words.next_steps(dear) == [
-        "Allow a higher cost with --max-cost to have one (now 0.02).",
-        "Or take another repair of the table below, such as --take dfr.",
+        "To get a repair, allow a higher cost with --max-cost (now 0.02).",
+        "Or take another repair from the table below, such as --take dfr.",
     ]
 
 
@@ -137,11 +139,11 @@ def line(y: list[float], **more) -> Chart:
 def test_a_caption_says_what_the_chart_shows() -> None:
     two = [("before", line([0.1, 0.2, 0.6], here=1.0)), ("after", line([0.1, 0.15, 0.3], here=1.0))]
     assert html.conclusion(two) == (
-        "Here, with the test texts as they are, errors: 0.600 before, 0.300 after. The repair changes most at share answered 1: "
+        "For the test texts as they are (here), errors: 0.600 before, 0.300 after. The largest change is at share answered 1: "
         "0.600 before, 0.300 after."
     )
     assert html.conclusion(two[:1]) == (
-        "Here, with the test texts as they are, errors: 0.600. It goes from 0.100 at share answered 0 to 0.600 at share answered 1."
+        "For the test texts as they are (here), errors: 0.600. It goes from 0.100 at share answered 0 to 0.600 at share answered 1."
     )
     same = [("before", two[0][1]), ("after", two[0][1])]
     assert html.conclusion(same) == "Before and after the repair are the same: one lies on the other."
@@ -153,7 +155,7 @@ def test_a_caption_says_what_the_chart_shows() -> None:
     part = Slider("Share answered", 0.6, examples=100, column="confidence")
     refusing = [(when, replace(c, slider=part)) for when, c in two]
     assert html.conclusion(refusing) == (
-        "Here, with the test texts as they are, errors: 0.600 before, 0.300 after. At share answered 0.5: 0.200 before, 0.150 "
+        "For the test texts as they are (here), errors: 0.600 before, 0.300 after. At share answered 0.5: 0.200 before, 0.150 "
         "after."
     ), "where few texts are answered the largest change is noise"
     log = mixes(0.5)
@@ -326,10 +328,7 @@ def test_a_search_says_what_it_tried_and_is_no_verdict() -> None:
 def test_a_search_that_found_nothing_is_no_all_clear() -> None:
     for said in (text_of(comparison(), shortcuts=_found(0)), terminal(comparison(), shortcuts=_found(0))):
         assert "7 were judged on 450 independent test examples, and none have a lean above 0.05" in said
-        assert (
-            "This many examples name a lean of 0.12 in 80% of cases. This does not prove that there is no shortcut"
-            in said
-        )
+        assert "the search finds a lean of 0.12 in 80% of cases. This does not prove that there is no shortcut" in said
         assert "not proven" in said
         assert "scout:1" not in said
     unjudged = terminal(comparison(), shortcuts=replace(_found(0), judged=0, smallest=np.nan, unproven=()))

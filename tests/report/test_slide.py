@@ -128,7 +128,7 @@ def test_filters_are_read_from_the_columns() -> None:
     ]
     shown = table(rows)
     assert chosen(shown) == {
-        "errors, surest first": [0], "copied": [0, 2], "changed by the repair": [0, 1], "fixed by the repair": [0],
+        "errors, most confident first": [0], "copied": [0, 2], "changed by the repair": [0, 1], "fixed by the repair": [0],
         "broken by the repair": [1],
     }  # fmt: skip
     assert [f["count"] for f in shown["filters"]] == [1, 2, 2, 1, 1]

@@ -76,7 +76,7 @@ def test_clear_and_undecided() -> None:
     assert state_of(across) == "undecided"
     assert "and its interval includes the threshold. Nothing to repair." in verdict(across)
     counted = with_before(across, needed=1234)
-    assert "includes the threshold. About 1,234 independent examples would decide. Nothing" in verdict(counted)
+    assert "includes the threshold. About 1,300 independent examples are needed to decide. Nothing" in verdict(counted)
 
 
 def test_a_doubt_decides_nothing_whatever_the_interval_says() -> None:
@@ -165,28 +165,28 @@ def test_an_exact_nothing_is_called_the_same() -> None:
     assert state_of(still) == "no gain"
     assert "no measurable gain" in verdict(still)
     assert "the paired difference is exactly 0" in verdict(still)
-    assert words.harm_sentence(replace(still, harm={"accuracy": nothing})) == "No harm elsewhere was measured."
+    assert words.harm_sentence(replace(still, harm={"accuracy": nothing})) == "No side effect was measured."
 
 
 def test_harm() -> None:
     assert words.harm_sentence(comparison()) == (
-        "The repair cost something elsewhere: drag +0.800 [+0.200, +1.400]. Inconclusive, the interval includes zero: accuracy "
+        "The repair made other measures worse: drag +0.800 [+0.200, +1.400]. Inconclusive, the interval includes zero: accuracy "
         "−0.002 [−0.011, +0.007]."
     )
     calm = replace(comparison(), harm={"accuracy": Difference(-0.002, -0.01, 0.007, 0.6)})
     assert words.harm_sentence(calm) == (
-        "No harm elsewhere was measured. Inconclusive, the interval includes zero: accuracy −0.002 [−0.010, +0.007]."
+        "No side effect was measured. Inconclusive, the interval includes zero: accuracy −0.002 [−0.010, +0.007]."
     )
     unsure = replace(comparison(), harm={"gate": Difference(-0.05, -0.09, -0.01, 0.01)})
-    assert "changed something that should have stayed: gate −0.050" in words.harm_sentence(unsure)
+    assert "changed what it should not change: gate −0.050" in words.harm_sentence(unsure)
     for key, better in (("accuracy", 1), ("accuracy of last-of-list", 1), ("nll", -1), ("nats per token of text", -1)):
         worse = replace(
             comparison(), harm={key: Difference(-0.05 * better, *sorted((-0.09 * better, -0.01 * better)), 0.01)}
         )
-        assert words.harm_sentence(worse).startswith("The repair cost something elsewhere:"), key
+        assert words.harm_sentence(worse).startswith("The repair made other measures worse:"), key
     lost = replace(comparison(), harm={"accuracy": Difference(NAN, NAN, NAN, NAN)})
     assert "Not known: accuracy" in words.harm_sentence(lost)
-    assert words.harm_sentence(replace(comparison(), harm={})) == "What the repair cost elsewhere was not measured."
+    assert words.harm_sentence(replace(comparison(), harm={})) == "The side effects of the repair were not measured."
     assert words.harm_sentence(comparison(after=None)) == ""
 
 

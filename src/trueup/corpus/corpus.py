@@ -18,23 +18,24 @@ findings are reported on. Nothing is ever selected on `test`."""
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Labelled examples, in a fixed order. Frozen; every operation returns a new Corpus.
+    """Labelled examples in a fixed order. A corpus is frozen: every operation returns a new one.
 
     Attributes:
-        text: n strings, none empty.
-        label: (n,) int64, an index into `classes`; 0 throughout where `labels` says more.
-        labels: (n, C) bool, which of `classes` each text has, where it may have any number of them (multi-label); else None.
+        text: n strings, none of them empty.
+        label: (n,) int64, the index of each text's class in `classes`. All 0 for multi-label data.
+        labels: (n, C) bool, the classes of each text in multi-label data, where a text can have any number of them. Otherwise
+            None.
         classes: C class names, in the order of the classifier's logits.
-        split: (n,) of ``train`` / ``calibration`` / ``test``.
-        second: n strings (the second sentence of a pair task), or None.
-        attributes: column name -> (n,) array of strings; columns that should not matter (site, source, group).
-        others: the data's columns that nobody named, as groups, where `trueup.read` was told to bring them (for `trueup.scout`).
-        name: where it came from, for messages and provenance.
-        notes: what a reader must know of how it was read, as sentences.
-        cluster: (n,) int64; rows of equal number are not independent of each other (`trueup.corpus.row_clusters`). Left out: rows
-            of equal text. A part of a corpus keeps the numbers of the whole.
-        origin: of a data set of the hub its ``id``, ``config``, ``split`` and ``revision``, as far as they are known; else empty.
-        guessed: nobody stated the order of `classes`: they are the words that were found as labels, in natural order.
+        split: (n,) strings: ``train``, ``calibration`` or ``test``.
+        second: n strings, the second text of each pair, or None.
+        attributes: column name -> (n,) array of strings. These columns should not matter for the class (site, source, group).
+        others: the remaining columns of the data, as groups. Only filled if `trueup.read` is asked for them (for `trueup.scout`).
+        name: where the data came from, for messages and provenance.
+        notes: sentences about how the data were read, for the report.
+        cluster: (n,) int64. Rows with the same number are not independent of each other (`trueup.corpus.row_clusters`). Default:
+            rows with equal text. A part of a corpus keeps the numbers of the whole corpus.
+        origin: for a data set from the hub: its ``id``, ``config``, ``split`` and ``revision``, if known. Otherwise empty.
+        guessed: True if the order of `classes` was not given. They are then the labels found in the data, in natural order.
     """
 
     text: Sequence[str]
@@ -59,7 +60,7 @@ class Corpus:
         return len(self.text)
 
     def take(self, index: np.ndarray) -> Corpus:
-        """The examples at `index` ((k,) int or (n,) bool), in that order."""
+        """The examples at `index`, in its order. `index` is (k,) int or (n,) bool."""
         index = np.asarray(index)
         if index.dtype == bool:
             index = np.flatnonzero(index)
@@ -79,7 +80,7 @@ class Corpus:
         """The examples of one split.
 
         Raises:
-            BadInput: `split` is none of `SPLITS`, or holds no example.
+            BadInput: `split` is not ``train``, ``calibration`` or ``test``, or has no examples.
         """
         if split not in SPLITS:
             raise BadInput(f"There is no split '{split}'; use one of {listing(SPLITS)}.")
@@ -92,10 +93,10 @@ class Corpus:
         return chosen
 
     def relabel(self, classes: Sequence[str]) -> Corpus:
-        """The same examples with labels as indices into `classes` (a subject's own order).
+        """The same examples, with labels as indices into `classes` (for example in the order of a subject's logits).
 
         Raises:
-            BadInput: a label occurs that `classes` does not hold.
+            BadInput: a label of an example is not in `classes`.
         """
         classes = tuple(classes)
         has = [(self.label == i) if self.labels is None else self.labels[:, i] for i in range(len(self.classes))]
@@ -110,7 +111,11 @@ class Corpus:
         return replace(self, label=place[self.label], classes=classes, guessed=False)
 
     def of_label(self, place: int) -> Corpus:
-        """One label of multi-label texts, as two classes: the texts without it, and those with it."""
+        """One label of multi-label data, as two classes: texts without the label, and texts with it.
+
+        Args:
+            place: the index of the label in `classes`.
+        """
         assert self.labels is not None
         name = self.classes[place]
         return replace(self, label=self.labels[:, place].astype(np.int64), classes=(f"not {name}", name), labels=None)
@@ -135,7 +140,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over texts, labels, class names and splits: equal exactly when two corpora hold the same examples."""
+        """The sha256 of texts, labels, class names and splits. It is equal exactly if two corpora hold the same examples."""
         h = hashlib.sha256()
         for part in (self.text, self.second or ()):
             for t in part:

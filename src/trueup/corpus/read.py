@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,57 +58,57 @@ def read(
     hub_split: str | None = None,
     progress: bool = True,
 ) -> Corpus:
-    """Read labelled text, check it strictly, and give every example a split.
+    """Read labelled texts, check them strictly, and assign every example to a split.
 
     Args:
-        source: a csv (with any separator of fields), tsv, jsonl, json or parquet file, also in gzip; a folder written by
-            ``datasets``' save_to_disk; a Hugging Face dataset id, as ``ID`` or ``ID:CONFIG``; or ``embedded:NAME`` (see
-            `trueup.corpus.embedded`), ``confounded:NAME:ALPHA`` (of such a set, text in which label and group go together; see
-            `trueup.corpus.confounded`), or ``task:NAME`` (pairs for in-context learning, which bring their own splits; see
-            `trueup.corpus.tasks`). Or an object: a pandas or polars DataFrame, a ``datasets.Dataset`` or ``DatasetDict``,
-            a list of dicts, a dict of columns, or a pair (texts, labels); a message then counts its rows from 0, or names
-            them by their pandas index.
-        text, label, second: columns of the text, of its class, and of the second text of a pair task.
-        attributes: columns that should not matter (site, source, group). An embedded data set brings its own when
-            none is named. A row without a value counts as the group ``(missing)``, also where the value is a word that
-            libraries write for none (`trueup.corpus.values.WORDS`); `Corpus.notes` then says so.
-        others: bring the columns that nobody named as well (`Corpus.others`): numbers cut into thirds, rare values joined, and
-            columns left out that have one value or nearly one for each row.
-        cluster: a column that says which rows belong together (patient, author, document). They and rows of equal text
-            are never in two splits, and every interval counts them as one (`trueup.corpus.row_clusters`).
-        split: a column that says which split a row belongs to (`SPLIT_NAMES`). Without it the rows are split here:
-            stratified by class, by `seed`, and a cluster always into one split. A source that names only one
-            held-out part has it divided into calibration and test; one that names no training part has no ``train``
-            examples, which an audit does without.
-        held_out: the model was trained on no row, so none is set aside as ``train``: half calibrates and half tests. With `test`
-            all rows of `source` calibrate.
-        test: a file or an object as `source`, with the same columns. Its rows test, and those of `source` are ``train``; as no
-            other part is held out, half of the rows of `test` calibrate. Where `split` names calibration rows of `source`, or
-            with `held_out`, all of `test` test.
-        allow_leak: read data whose given splits share clusters, which is refused otherwise.
-        fractions: shares of train, calibration and test. Default: 0.6, 0.2, 0.2; with `answers` 0.4, 0.3, 0.3.
-        classes: class names in the order of the classifier's logits. Default: the names that the source carries (a
-            ``ClassLabel``, the categories of an ordered pandas Categorical or a polars Enum, used or not), else the labels
-            found, in natural order (numbers by value).
-        answers: the labels are what a few-shot prompt is to answer, and no classes: any number of different ones will do, no
-            split is stratified by them, and ``train`` is the pool of demonstrations. `trueup.check` and the command line
-            decide it by `shots`.
-        multi_label: each text has any number of labels, so a cell of names with ``;`` or ``|`` between them is several, and an
-            empty one is none. Lists say so by themselves: of names, of class ids, or of yes/no marks, also written as text in a csv
-            file (`trueup.corpus.values.label_lists`). Rows are then stratified by the rarest label that they have. `trueup.check`
-            and the command line decide it by the head.
-        limit: keep a random subset of this size, stratified by class.
-        hub_split: one split of a hub dataset (``train``, ``train[:2000]``), which is then split here.
-        progress: show a bar on standard error while an embedded data set is fetched.
+        source: a file in csv (with any field separator), tsv, jsonl, json or parquet format, also compressed with gzip; a folder
+            written by `save_to_disk` of ``datasets``; or a data set of the Hugging Face Hub, as ``ID`` or ``ID:CONFIG``. Or one of
+            the data sets that come with trueup: ``embedded:NAME``; ``confounded:NAME:ALPHA``, a sample of an embedded set in
+            which class and group are dependent (`trueup.corpus.confounded`); or ``task:NAME``, pairs for in-context learning
+            with their own splits. Or an object: a pandas or polars DataFrame, a ``datasets.Dataset`` or ``DatasetDict``, a list
+            of dicts, a dict of columns, or a pair (texts, labels). Messages count the rows of an object from 0, or name them
+            by their pandas index.
+        text, label, second: the columns with the text, its class, and the second text of a pair.
+        attributes: columns that should not matter for the class (site, source, group). For an embedded data set, its own
+            column is the default. A row without a value gets the group ``(missing)``. Words that libraries write for a missing
+            value, such as ``nan``, count as missing too; `Corpus.notes` then says so.
+        others: also read the remaining columns (`Corpus.others`). Numbers are cut into thirds and rare values are merged.
+            Columns with one value, or with nearly as many values as rows, are left out.
+        cluster: a column that says which rows belong together (patient, author, document). Such rows, and rows with equal
+            text, are always in the same split. An interval counts them as one example (`trueup.corpus.row_clusters`).
+        split: a column that gives the split of each row: ``train``, ``calibration`` or ``test``, or other usual names of splits
+            (`SPLIT_NAMES`). Without it, the rows are split at random by `seed`, stratified by class, with each cluster in one
+            split. If the column names only one held-out part, this part is divided into calibration and test. If it names no
+            training part, there are no ``train`` examples; an audit does not need them.
+        held_out: the model was not trained on any of the rows. Half of them become ``calibration``, half ``test``, and none
+            ``train``. With `test`, all rows of `source` become ``calibration``.
+        test: a file or object like `source`, with the same columns, for the test examples. The rows of `source` become
+            ``train``, and half of the rows of `test` become ``calibration``. If `split` names calibration rows of `source`, or
+            with `held_out`, all rows of `test` become ``test``.
+        allow_leak: accept given splits that share clusters. Otherwise they are refused.
+        fractions: the shares of train, calibration and test. Default: 0.6, 0.2, 0.2; with `answers` 0.4, 0.3, 0.3.
+        classes: the class names in the order of the classifier's logits. Default: the names that the source defines (a
+            ``ClassLabel``, the categories of an ordered pandas Categorical or of a polars Enum, used or not), otherwise the
+            labels found, in natural order (numbers by value).
+        answers: the labels are answers to a few-shot prompt and not classes. Any number of different answers is allowed, the
+            splits are not stratified by them, and ``train`` is the pool of demonstrations. `trueup.check` and the command line
+            set it if there are `shots`.
+        multi_label: a text can have any number of labels. ``;`` or ``|`` separates the names in a cell, and an empty cell means no
+            label. Lists of names, of class ids, or of yes/no marks are recognised without this option, also as text in a csv
+            file (`trueup.corpus.values.label_lists`). Rows are then stratified by their rarest label. `trueup.check` and the
+            command line set it from the model's head.
+        limit: use a random subset of at most this many examples, stratified by class.
+        hub_split: one split of a hub data set (``train``, ``train[:2000]``), whose rows are then split here.
+        progress: show a progress bar on standard error while an embedded data set is downloaded.
 
     Raises:
-        BadInput: the source, a column or a value cannot be used; the sentence names it, its place, and the next step.
-        Unavailable: a hub or embedded data set cannot be fetched.
+        BadInput: the source, a column or a value cannot be used. The message names it, its place, and the next step.
+        Unavailable: a data set of the hub or an embedded one cannot be downloaded.
     """
     attributes = (attributes,) if isinstance(attributes, str) else tuple(attributes)
     fractions = fractions or (POOL_FRACTIONS if answers else FRACTIONS)
     _check_options(text, label, second, fractions, limit, seed)
-    _check_held_out(held_out, test is not None, split, answers)
+    check_held_out(held_out, test is not None, split, answers)
     name = str(source) if isinstance(source, str | Path) else ""
     if name.startswith("task:"):
         given = {"held_out": held_out, "test": test is not None}
@@ -210,8 +211,25 @@ def _rarest(labels: np.ndarray) -> np.ndarray:
     return np.where(labels.any(axis=1), order[labels[:, order].argmax(axis=1)], labels.shape[1]).astype(np.int64)
 
 
-def check_source(name: str, wanted: Sequence[str], most: int) -> None:
-    """Raises BadInput where `name` is of no data or, in a file of at most `most` bytes, a column is missing. A hub id passes."""
+def check_source(
+    name: str,
+    wanted: Sequence[str],
+    most: int,
+    *,
+    texts: Sequence[str] = (),
+    split: str | None = None,
+    label: str = "",
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Raises BadInput where `name` is of no data or, in a file of at most `most` bytes, a column, a text or a label is wrong. A hub
+    id passes.
+
+    Args:
+        texts: columns of which each row needs a text.
+        split: the column of which each row needs the name of a split.
+        label, classes: the column of which each row needs one of the classes. Nothing is looked at where a cell is empty or may
+            hold several labels: the model decides what that means.
+    """
     if name.startswith("task:"):
         from trueup.corpus import tasks
 
@@ -229,10 +247,18 @@ def check_source(name: str, wanted: Sequence[str], most: int) -> None:
         saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
         path = None if saved else data_file(name)
         if path is not None and path.stat().st_size <= most:
-            _check_columns(read_file(path, wanted), wanted)
+            table = read_file(path, wanted)
+            _check_columns(table, wanted)
+            for text in texts:
+                text_column(table, text)
+            if split:
+                named_split(table, split)
+            if label and classes and not any(absent(v) or re.search(r"[;|\[]", str(v)) for v in table.columns[label]):
+                label_column(table, label, classes)
 
 
-def _check_held_out(held_out: bool, test: bool, split: str | None, answers: bool) -> None:
+def check_held_out(held_out: bool, test: bool, split: str | None, answers: bool) -> None:
+    """Raises BadInput where what says which rows are held out says two things."""
     if held_out and split:
         raise BadInput(
             f"The split column '{split}' says which rows were trained on, and held_out (`--held-out`) says that none was. "
@@ -378,13 +404,19 @@ def _found(
     return table, named, (), name, []
 
 
-def _check_options(
-    text: str, label: str, second: str | None, fractions: Sequence[float], limit: int | None, seed: int
-) -> None:
+def check_roles(text: str, label: str, second: str | None) -> None:
+    """Raises BadInput where one column is named for two things, or none for one."""
     if not text or not label:
         raise BadInput(f"The {'label' if text else 'text'} column has an empty name. Name the column that holds it.")
     if label in (text, second) or text == second:
-        raise BadInput(f"The column '{text if text == second else label}' is named twice; text and label are two.")
+        twice = text if text == second else label
+        raise BadInput(f"The column '{twice}' is named twice. Name different columns for the text and the label.")
+
+
+def _check_options(
+    text: str, label: str, second: str | None, fractions: Sequence[float], limit: int | None, seed: int
+) -> None:
+    check_roles(text, label, second)
     if len(fractions) != 3 or not all(f > 0 for f in fractions) or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise BadInput(
             f"The fractions {tuple(fractions)} cannot be used; give three numbers above 0 that sum to 1, for train, "
@@ -400,7 +432,9 @@ def _check_columns(table: Table, wanted: Sequence[str]) -> None:
     for name in wanted:
         if name not in table.columns:
             known = [c for c in table.every if c != PART]
+            # The name of the option is also its default, so that nobody may have said it.
+            said = f" with --{name} (in Python {name}=)" if name in ("text", "label") else ""
             raise BadInput(
                 f"{table.source} has no column '{name}'.{did_you_mean(name, known)} "
-                f"Its columns are {listing(known)}; name the right one."
+                f"Its columns are {listing(known)}; name the right one{said}."
             )

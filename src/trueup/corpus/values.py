@@ -232,7 +232,7 @@ def label_column(
                 f"{here}: '{first}' in {table.where(unknown, 3)} is none of the classes {listing(order)}."
                 f"{did_you_mean(first, order)} "
                 + ("Numbers are read as places among the classes, counted from 0. " if places else "")
-                + "Correct the label, or name it as a class."
+                + "Correct the label, or the names of the classes (--classes, in Python classes=)."
             )
     stated_by_none = classes is None and names is None
     if stated_by_none and not answers and len(found) > 100 and len(found) > len(said) / 2:
@@ -322,7 +322,7 @@ def label_lists(
         first = min(said[unknown[0]] - set(order))
         raise BadInput(
             f"{here}: '{first}' in {table.where(unknown, 3)} is none of the labels {listing(order)}.{did_you_mean(first, order)} "
-            "Correct the label, or name it as a class."
+            "Correct the label, or the names of the classes (--classes, in Python classes=)."
         )
     return np.array([[c in cell for c in order] for cell in said], bool).reshape(len(said), len(order)), order, notes
 

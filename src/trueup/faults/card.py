@@ -56,7 +56,12 @@ def page(card: Card, comparison: Comparison | None) -> str:
     if comparison is not None and comparison.after is not None:
         front["model-index"] = [_index(card, comparison)]
         parts += ["## What was measured", _measured(comparison)]
-    parts += ["## How to use it", f"{card.opening} No trueup is needed:", f"```python\n{card.code}\n```", card.closing]
+    parts += [
+        "## How to use it",
+        f"{card.opening} This code does not need trueup:",
+        f"```python\n{card.code}\n```",
+        card.closing,
+    ]
     for heading, text in card.sections:
         parts += [f"## {heading}", text]
     parts += ["## Intended use and limits", _limits(card, comparison)]
@@ -107,7 +112,7 @@ def _measured(comparison: Comparison) -> str:
         for k, d in comparison.harm.items()
     )
     lost = (
-        f"\n\nWhat should have stayed as it was, after minus before:\n\n| | paired difference |\n|---|---|\n{harm}"
+        f"\n\nSide effects of the repair, after minus before:\n\n| | paired difference |\n|---|---|\n{harm}"
         if harm
         else ""
     )
@@ -118,7 +123,7 @@ def _measured(comparison: Comparison) -> str:
         else ""
     )
     return (
-        f"**{word.capitalize()}**{price}. The audit before the repair says {before.verdict}, the one after it {after.verdict} "
+        f"**{word.capitalize()}**{price}. The verdict is {before.verdict} before the repair and {after.verdict} after it "
         f"(threshold {before.threshold:g}). Measured on held-out examples that were not used for choosing, with 95% intervals in "
         f"brackets.\n\n{table}{lost}"
     )
@@ -142,9 +147,9 @@ def cell(text: object) -> str:
 
 def _limits(card: Card, comparison: Comparison | None) -> str:
     text = (
-        f"Made by trueup against {card.fault}, for the model and adapter it was made from, and for examples like those it was "
-        "measured on; elsewhere nothing is known. The base weights are unchanged. What the base model must not be used for, "
-        "this must not be used for either."
+        f"trueup made this repair of {card.fault} for one model and adapter, and measured it on examples like those of its data. "
+        "Nothing is known about other models or other data. The base weights are unchanged. Uses that the base model excludes "
+        "are excluded here too."
     )
     departures = () if comparison is None else comparison.before.provenance.get("departures") or ()
     paper = "" if comparison is None else str(comparison.before.provenance.get("paper") or "")

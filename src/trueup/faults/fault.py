@@ -64,8 +64,8 @@ class Measure:
     Attributes:
         value, low, high: the estimate and the ends of its interval, in `unit`.
         unit: what one unit means, for a reader ("probability", "nats", "share of examples").
-        better: which direction is better, ``higher``, ``lower``, or ``zero`` for a signed number that should be 0.
-        title: the name a reader sees ("error ROC-AUC").
+        better: the direction that is better: ``higher``, ``lower``, or ``zero`` for a signed number that should be 0.
+        title: the name in the report ("error ROC-AUC").
     """
 
     value: float
@@ -78,7 +78,12 @@ class Measure:
 
 @dataclass(frozen=True)
 class Difference:
-    """After minus before on the same examples: a paired bootstrap interval, and a two-sided bootstrap p-value."""
+    """A paired difference, after minus before, on the same examples.
+
+    Attributes:
+        value, low, high: the difference and its paired 95% bootstrap interval.
+        p: the two-sided bootstrap p-value.
+    """
 
     value: float
     low: float
@@ -88,10 +93,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or one set of bars, of a chart: x and y of equal length, and an optional band low..high.
+    """One line, or one set of bars, of a chart.
 
     Attributes:
-        cut: under a chart's `slider` with a `column`: the value there that an example needs to be answered at each x.
+        name: the name in the legend.
+        x, y: the points, of equal length.
+        low, high: the ends of an interval around each y, or None.
+        cut: only for a chart whose `slider` has a `column`: the value in this column that an example needs at each x, so that
+            it is answered.
     """
 
     name: str
@@ -124,20 +133,22 @@ class Slider:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture as data. The report draws before and after of the same `key` in one frame.
+    """A chart as data. The report draws the charts of both findings with the same `key` in one frame: before and after.
 
     Attributes:
-        kind: ``line``, ``bar``, or ``heat``: a map of cells, such as layer by head. Each series of a map is one row of
-            it: `name` is the row's label, `x` the columns (the same in every row), `y` the cells, NaN where there is no
-            value. The farther from 0, the stronger the colour: darker on a light page, lighter on a dark one. At most
-            100 rows and columns are drawn: choose which, where there are more.
-        x_title, y_title: the names of the axes; of a map, what its columns and its rows are.
-        reading: one sentence that says how to read it.
-        diagonal: draw y = x as a guide (reliability diagrams).
-        value_title: what a cell of a map is, with its unit ("attention mass on the prompt").
-        log10: each x is the logarithm of what it stands for: the report shows 10**x, on a logarithmic axis.
-        slider: lets the reader move along the x axis of a line chart.
-        here: the x of the audited examples as they are, which the report marks; None where no x is.
+        key: the name that the chart has in the finding before and in the finding after the repair.
+        title: the heading in the report.
+        kind: ``line``, ``bar``, or ``heat``: a heat map, for example of layers and heads. Each series of a heat map is one
+            row: `name` is the label of the row, `x` the columns (the same in every row), `y` the values, NaN for none. The
+            colour is stronger the farther a value is from 0. The report draws at most 100 rows and 100 columns.
+        x_title, y_title: the names of the axes. For a heat map: what its columns and its rows are.
+        reading: one sentence that says how to read the chart.
+        series: the lines, the sets of bars, or the rows of a heat map.
+        diagonal: draw the line y = x as a guide (reliability diagrams).
+        value_title: what the values of a heat map are, with their unit ("attention mass on the prompt").
+        log10: each x is a logarithm to base 10. The report shows 10**x on a logarithmic axis.
+        slider: a position on the x axis of a line chart that the reader can move.
+        here: the x of the audited examples, which the report marks. None if no x stands for them.
     """
 
     key: str
@@ -207,21 +218,22 @@ def as_differences(got: Mapping[str, Any]) -> dict[str, Difference]:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What an audit says. The headline is `severity`: higher is worse.
+    """The result of an audit. Its main number is `severity`; higher is worse.
 
     Attributes:
-        fault: the fault's name. unit: what one unit of severity is.
-        severity, low, high: the headline and its bootstrap interval.
-        threshold: a fault is found when the whole interval lies above it, so noise alone is not called a fault; it is clear
-            of it when the whole interval lies below.
-        sentence: the finding in one plain sentence.
-        measures: further numbers by key. charts: pictures as data.
-        details: anything else that JSON can hold (chosen candidate, tables, thresholds).
-        samples: per-example arrays, all of the same length n and in the audited corpus' order (pairing needs them).
-        provenance: fingerprints, seed, versions, knobs.
-        doubt: why nothing is decided whatever the interval says (too few clusters), as a sentence; empty where there is no such
-            reason.
-        needed: how many clusters of examples would decide, where that can be said (`bootstrap.clusters_needed`).
+        fault: the name of the fault. unit: what one unit of severity means.
+        severity, low, high: the estimate and the ends of its 95% bootstrap interval, in `unit`.
+        threshold: the severity with which the interval is compared (see `verdict`).
+        sentence: the result in one plain sentence.
+        measures: further numbers, by key. charts: charts as data.
+        details: everything else, as values that JSON can hold (chosen candidate, tables, thresholds).
+        samples: arrays with one value for each of the n audited examples, in the order of the corpus. Paired differences are
+            computed from them.
+        provenance: fingerprints, seed, versions, and the fault's settings (knobs).
+        doubt: a sentence that says why the verdict is undecided whatever the interval is, such as too few clusters. Otherwise
+            empty.
+        needed: how many clusters of examples would be enough for a verdict, if this can be computed
+            (`bootstrap.clusters_needed`). Otherwise None.
     """
 
     fault: str
@@ -241,18 +253,19 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
-        """``found`` or ``clear`` when the whole interval lies on one side of the threshold and no doubt is raised."""
+        """``found`` if the whole interval is above the threshold, ``clear`` if it is below, otherwise ``undecided``. With a
+        `doubt` it is always ``undecided``."""
         if self.doubt:
             return "undecided"
         return "found" if self.low > self.threshold else "clear" if self.high < self.threshold else "undecided"
 
     @property
     def found(self) -> bool:
-        """True when the whole interval of the severity lies above the threshold, and no doubt is raised."""
+        """True if the verdict is ``found``."""
         return self.verdict == "found"
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but `samples`, ready for JSON. `from_dict` reads it back."""
+        """Everything except `samples`, as values that JSON can hold. `from_dict` is the inverse."""
         return {k: v for k, v in asdict(self).items() if k != "samples"} | {
             "verdict": self.verdict,
             "found": self.found,
@@ -260,7 +273,7 @@ class Finding:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any], samples: Mapping[str, np.ndarray] | None = None) -> Finding:
-        """The finding that `as_dict` wrote, with its per-example arrays put back."""
+        """The finding from which `as_dict` made `data`, with its `samples`."""
         rest = {k: v for k, v in data.items() if k not in ("verdict", "found", "measures", "charts")}
         charts = tuple(_chart(c) for c in data.get("charts", ()))
         measures = {k: Measure(**m) for k, m in data.get("measures", {}).items()}
@@ -275,39 +288,40 @@ def _chart(data: Mapping[str, Any]) -> Chart:
 
 
 class Remedy(ABC):
-    """A repair as a value: it can be put on a subject, taken off, described, and saved as a PEFT adapter."""
+    """A repair. It can be applied to a subject and removed again, described, and saved as a PEFT adapter."""
 
     @abstractmethod
     def on(self, subject: Subject) -> AbstractContextManager[Subject]:
-        """A context manager that yields the repaired subject and leaves `subject` bit-identical afterwards.
+        """A context manager that yields the repaired subject. Afterwards `subject` is identical to before, bit by bit.
 
         Raises:
-            BadInput: the subject is not the one the remedy was made for (its fingerprint differs).
+            BadInput: the repair was made for another subject (the fingerprints differ).
         """
 
     @abstractmethod
     def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
-        """Write a PEFT adapter and its card to `folder`, whole or not at all; returns the folder.
+        """Write a PEFT adapter and its card to `folder`, completely or not at all. Returns the folder.
 
-        With a `comparison` the card also says what was measured before and after.
+        The adapter loads with ``PeftModel.from_pretrained``, which does not need trueup.
 
-        The folder loads with ``PeftModel.from_pretrained`` where trueup is not installed.
+        Args:
+            comparison: the measurements before and after the repair, which are then also on the card.
         """
 
     @abstractmethod
     def describe(self) -> str:
-        """One plain sentence: what the repair does."""
+        """What the repair does, in one plain sentence."""
 
     def usage(self, folder: str) -> str:
-        """The shortest lines of code that use what was saved in `folder`, without trueup."""
+        """The shortest code that uses the adapter saved in `folder`, without trueup."""
         return f'PeftModel.from_pretrained(base, "{folder}")'
 
     def charts(self) -> tuple[Chart, ...]:
-        """Pictures of the repair itself, for the report. They are not saved with the adapter."""
+        """Charts about the repair itself, for the report. They are not saved with the adapter."""
         return ()
 
     def alternatives(self) -> tuple[Alternative, ...]:
-        """What was tried and can be told by gain and cost, this repair among it."""
+        """All repairs that were tried and have a gain and a cost, including this one."""
         return ()
 
 
@@ -318,11 +332,12 @@ def dearer(cost: float, budget: float) -> bool:
 
 @dataclass(frozen=True)
 class NoRemedy:
-    """No repair is offered, and why.
+    """The reason why there is no repair.
 
     Attributes:
-        tried: the candidates' scores, so that the reason can be checked. alternatives: as `Remedy.alternatives`.
-        too_dear: there is a repair that helps, and each such costs more than may be paid.
+        reason: the reason, as a sentence.
+        tried: the scores of the candidates, which support the reason. alternatives: as in `Remedy.alternatives`.
+        too_dear: True if some repair helps, but every one that helps costs more than the budget.
     """
 
     reason: str
@@ -333,20 +348,20 @@ class NoRemedy:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One fault before and after its repair, on the same held-out examples, and what the repair did elsewhere.
+    """One fault before and after its repair, on the same held-out examples, with the side effects of the repair.
 
     Attributes:
-        before, after: findings; `after` is None when there was no remedy.
-        remedy: the repair in one sentence, or the reason why there is none.
-        differences: measure key -> paired difference, after minus before.
-        harm: measure key -> paired difference of what should not have changed (accuracy above all).
-        adapter: name of the folder of the saved remedy inside the job's output folder, or None.
-        budget: how much accuracy, as the data are, a repair may cost before it is called a trade-off.
-        alternatives: the repairs that were tried, by gain and cost. too_dear: none was made, because each that helps costs more
-            than the budget.
-        methods: where they were asked for in place of a repair, every method on the test examples.
-        consequence: what the finding means for a user, in plain words (`Fault.consequence`).
-        usage: how the saved adapter is used, as lines of code in the output folder (`Remedy.usage`).
+        before, after: the findings. `after` is None if there is no repair.
+        remedy: what the repair does in one sentence, or the reason why there is none.
+        differences: key of a measure -> its paired difference, after minus before.
+        harm: side effects: key of a measure that should not have changed (above all the accuracy) -> its paired difference.
+        adapter: the name of the adapter's folder inside the output folder, or None.
+        budget: the accuracy that a repair may cost on data like the test data. A repair that costs more is a trade-off.
+        alternatives: the repairs that were tried, with gain and cost. too_dear: True if there is no repair because every one
+            that helps costs more than the budget.
+        methods: the results of all methods on the test examples, if they were compared in place of a repair.
+        consequence: what the finding means for someone who uses the model, in plain words (`Fault.consequence`).
+        usage: the code that uses the saved adapter, for the output folder (`Remedy.usage`).
     """
 
     before: Finding
@@ -364,18 +379,24 @@ class Comparison:
 
     @property
     def gained(self) -> bool:
-        """Whether the paired interval of the severity lies wholly below 0: a gain on examples that chose nothing."""
+        """True if the whole paired interval of the severity is below 0. The examples were not used to choose the repair."""
         d = self.differences.get("severity")
         return d is not None and self.after is not None and math.isfinite(self.after.severity) and d.high < 0
 
     @property
     def outcome(self) -> Outcome:
-        """The word for the fault.
+        """The verdict after the repair. Without a repair it is the verdict before.
 
-        After a repair: ``made worse`` or ``no gain`` by the paired interval of the severity; with a gain ``trade-off`` when it
-        cost more accuracy than the budget (or none was made because each that helps does), ``repaired`` when the second audit is
-        clear, else ``reduced``. A model that was clear stays so unless it was made worse, and one that was undecided unless it
-        gained. ``not measured`` where the first audit has no number.
+        - ``made worse``: the paired interval of the severity is above 0, and the repaired model is not clear.
+        - ``no gain``: the fault was found, and the paired interval of the severity is not below 0.
+        - ``trade-off``: the severity fell, but the repair costs more accuracy than the budget. Or there is no repair because
+          every one that helps costs more.
+        - ``repaired``: the severity fell, and the repaired model is clear.
+        - ``reduced``: the severity fell, and the repaired model is not clear.
+        - ``not measured``: the first audit has no number.
+
+        A model that was clear stays clear unless it was made worse. A model that was undecided stays undecided unless the
+        severity fell or it was made worse.
         """
         if any(math.isnan(x) for x in (self.before.severity, self.before.low, self.before.high, self.before.threshold)):
             return "not measured"
@@ -395,14 +416,15 @@ class Comparison:
         return "repaired" if after.verdict == "clear" else "reduced"
 
     def title(self, key: str) -> str:
-        """What a measure is called; the key in words where neither finding has it, as in the harm table."""
+        """The title of a measure. If neither finding has the measure, as for some side effects, the title is made from its key."""
         known = self.before.measures.get(key) or (self.after and self.after.measures.get(key))
         return known.title if known else key.replace("_", " ")
 
 
 @dataclass(frozen=True)
 class Fault(ABC):
-    """A fault as a value: its fields are its knobs, each with a good default. One folder each under ``faults/``."""
+    """A fault that trueup examines. Its fields are its settings (knobs), each with a default. Each fault is a folder in
+    ``faults/``."""
 
     def __post_init__(self) -> None:
         """Raises BadInput where a knob is not of the kind of its default. A fault with checks of its own calls this first."""
@@ -429,45 +451,46 @@ class Fault(ABC):
 
     @abstractmethod
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:
-        """None when the fault can be examined on `subject` with `corpus`, else the reason why not, as a sentence."""
+        """None if the fault can be examined on `subject` with `corpus`, otherwise the reason why not, as a sentence."""
 
     def prepared(self, subject: Subject, corpus: Corpus, *, seed: int) -> Self:
-        """This fault with whatever its audits compare a subject with, learnt without looking at ``test``.
+        """This fault with the reference that its audits need, learnt without the ``test`` split.
 
-        Before the first audit, once: the repaired subject is held against the same. Most faults need nothing.
+        It is called once, before the first audit. The audit of the repaired subject uses the same reference. Most faults need
+        none and return themselves.
         """
         return self
 
     @classmethod
     def knobs(cls) -> dict[str, Any]:
-        """The knobs a user can set, with their defaults. What `prepared` adds is none."""
+        """The settings (knobs) that a user can change, with their defaults. Fields that `prepared` fills are not among them."""
         return {f.name: getattr(cls(), f.name) for f in fields(cls) if f.metadata.get("knob", True)}
 
     @classmethod
     def described(cls) -> dict[str, str]:
-        """What each knob does, as the docstring says it under ``Attributes:``. Names that share a description each have it."""
+        """The description of each setting, from ``Attributes:`` in the docstring of the class."""
         knobs = cls.knobs()
         told = entries(section(cls.__doc__ or "", "Attributes"), knobs)
         return dict.fromkeys(knobs, "") | {n: text for names, text in told for n in names if n in knobs}
 
     @abstractmethod
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:
-        """Examine `subject` on all of `corpus` (the caller chooses the split: pass ``corpus.part("test")``).
+        """Examine `subject` on all examples of `corpus`. The caller chooses the split, usually ``corpus.part("test")``.
 
         Raises:
-            Unsupported: `applies_to` gives a reason. BadInput: the corpus cannot carry the audit.
+            Unsupported: `applies_to` gives a reason. BadInput: the corpus is not sufficient for the audit.
         """
 
     @abstractmethod
     def repair(self, subject: Subject, corpus: Corpus, finding: Finding, *, seed: int) -> Remedy | NoRemedy:
-        """Learn a repair from the ``train`` and ``calibration`` splits of `corpus`. Never looks at ``test``."""
+        """Learn a repair from the ``train`` and ``calibration`` splits of `corpus`. The ``test`` split is not used."""
 
     def methods(self, subject: Subject, corpus: Corpus, *, seed: int) -> list[Method]:
-        """Every method that a repair tries, and its rivals, on ``test``: each learnt and set on ``train`` and ``calibration`` as a
-        repair does it. It compares methods; nothing is chosen by it.
+        """The results on ``test`` of every method that a repair tries, and of its rivals. Each is learnt and tuned on ``train``
+        and ``calibration``, as in a repair. This compares methods for research; it does not choose one.
 
         Raises:
-            Unsupported: methods of this fault are not compared so.
+            Unsupported: this fault has no such comparison.
         """
         from trueup.errors import Unsupported
 
@@ -477,22 +500,26 @@ class Fault(ABC):
 
     @abstractmethod
     def compare(self, before: Finding, after: Finding, *, seed: int) -> dict[str, Difference]:
-        """Paired differences, after minus before, of this fault's measures. Both findings on the same examples."""
+        """The paired differences of the severity and of the measures, after minus before. Both findings must be on the same
+        examples."""
 
     def consequence(self, before: Finding, after: Finding | None) -> str:
-        """What the finding means for who uses the model, in one to three plain sentences; `after` is the repaired model's.
+        """What the finding means for someone who uses the model, in one to three plain sentences.
 
-        It says no more than the verdict does: what is undecided is not said to be there.
+        It claims no more than the verdict: an undecided fault is not called present.
+
+        Args:
+            after: the finding on the repaired model, or None.
         """
         return before.sentence
 
     def pictures(self, before: Finding, after: Finding) -> tuple[Chart, ...]:
-        """Charts of what the repair changed, for the report: paired differences that no table has room for."""
+        """Charts of what the repair changed, for the report: paired differences that are too many for a table."""
         return ()
 
     @abstractmethod
     def examples(self, corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
-        """At most 200 rows for the report's example table, the most telling first. `corpus` is the audited one."""
+        """At most 200 rows for the report's table of examples, the most informative first. `corpus` is the audited one."""
 
     def harm(self, subject: Subject, repaired: Subject, corpus: Corpus, *, seed: int) -> dict[str, Difference]:
         """What a repair should leave alone, after minus before, paired: here a classifier's accuracy and NLL."""
@@ -521,15 +548,16 @@ class Fault(ABC):
 
     @abstractmethod
     def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
-        """A tiny subject and corpus: with exactly this fault, without it, or with its look but not its substance."""
+        """A tiny subject and corpus for tests: with exactly this fault (``planted``), without it (``healthy``), or with something
+        that looks like this fault but is not (``sham``)."""
 
     @abstractmethod
     def read(self, folder: Path, subject: Subject) -> Remedy:
-        """The remedy that `Remedy.save` wrote to `folder`, for `subject`."""
+        """The repair that `Remedy.save` wrote to `folder`, for `subject`."""
 
     @abstractmethod
     def null(self, subject: Subject) -> Remedy:
-        """The remedy that changes nothing (for the laws)."""
+        """A repair that changes nothing, for the tests that every fault must pass."""
 
 
 def each_fault() -> Iterator[type[Fault]]:

@@ -131,9 +131,9 @@ def literal(name: str) -> str:
 def closing(about: Mapping[str, Any]) -> str:
     """What stands after the lines: what their names mean, and what they do not do."""
     shape = about.get("shape")
-    text = f"`BASE` is {literal(str(about['base']))}, and `FOLDER` is this one."
+    text = f"`BASE` is {literal(str(about['base']))}, and `FOLDER` is the folder of this card."
     if str(about["base"]).startswith("embedded:"):
-        text += " The base is a folder in trueup's cache (`trueup.fetch` returns it; a copy serves anywhere)."
+        text += " The base is a folder in trueup's cache: `trueup.fetch` returns it. You can use a copy of it anywhere."
     if shape is not None and shape.get("shots"):
         return text
     if shape is not None:

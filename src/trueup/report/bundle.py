@@ -47,35 +47,39 @@ _UNREADABLE = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Report(Contents):
-    """A finished check. Two reports are equal when their files would hold the same. ``report["confounding"]`` is the comparison of
-    one fault, and a report printed has a line for each.
+    """A finished check. ``report["confounding"]`` is the Comparison of one fault. A printed report has one line for each fault.
+
+    Two reports are equal if their files would have the same contents, except for `run`.
 
     Attributes:
-        title: the page's heading.
-        job: the Job as a dict of what JSON can hold.
-        comparisons: one per fault.
-        examples: fault name -> rows of an example table; the keys are the columns, the cells str, float or bool.
-        provenance: versions, device, dtype, threads, fingerprints, seed; the command line under ``command`` (a string,
-            or a list of words).
+        title: the heading of the page.
+        job: the settings of the check (Job), as a dict that JSON can hold.
+        comparisons: one Comparison for each fault.
+        examples: name of a fault -> rows of its table of examples. The keys of a row are the columns; the values are str, float
+            or bool.
+        provenance: versions, device, dtype, threads, fingerprints, seed, and the command line as ``command`` (a string or a list
+            of words).
         notes: sentences about the run ("The batch was halved after running out of memory.").
-        warnings: sentences that a reader must see before any figure.
-        crashes: fault name -> traceback of its crash, which cost no other fault its finding.
-        unfinished: faults that could not be examined because memory, a disk or something else from outside was missing.
-        data: what was examined: ``splits``; ``attributes``; ``rows``, each a class, the values of the attributes, and the number
-            of examples in each split; ``more`` rows that are left out; ``samples``, dicts of a text, its label and its attributes.
-        shortcuts: what a search for columns that nobody named found, where no column was; None where none was made.
-        previous: the check that this one replaced in its folder: ``page`` and, in ``changes``, a dict for each fault of both with
-            ``fault``, ``title``, ``then``, ``now``, ``paired`` and a ``difference`` of the severities. Empty where there was none.
-        run: when it ``began`` and ``ended`` (UTC, ISO 8601), how many ``seconds`` it took, and the most memory that it held
-            (``peak_bytes``; 0 where that is not known); of a run that was resumed, the last part. Two reports that differ in it
-            alone are equal.
+        warnings: sentences that a reader must see before any number.
+        crashes: name of a fault -> traceback, for a fault whose examination crashed. The other findings are not affected.
+        unfinished: faults that could not be examined because memory, disk space or another outside resource was missing.
+        data: the data that were examined: ``splits``; ``attributes``; ``rows``, each with a class, the values of the attributes,
+            and the number of examples in each split; ``more``, the number of rows that are left out; ``samples``, dicts of a
+            text, its label and its attributes.
+        shortcuts: the columns that the classifier relies on, from a search that runs if no confounder is named. None if there
+            was no search.
+        previous: the check that this one replaced in its folder: ``page``, and ``changes``, a dict for each fault of both checks
+            with ``fault``, ``title``, ``then``, ``now``, ``paired`` and the ``difference`` of the severities. Empty if there was
+            none.
+        run: the times when the run ``began`` and ``ended`` (UTC, ISO 8601), its duration in ``seconds``, and its peak memory in
+            bytes (``peak_bytes``; 0 if unknown). For a resumed run, those of the last part.
 
-    The page also shows these keys of a finding's own provenance, when they are there: ``title``, ``question``,
-    ``paper`` (text; an arXiv number in it becomes a link), ``departures`` (a sentence or a list of them).
+    The page also shows these keys of a finding's provenance, if they exist: ``title``, ``question``, ``paper`` (text in which an
+    arXiv number becomes a link), ``departures`` (a sentence or a list of sentences).
 
     Raises:
-        BadInput: a fault occurs twice, its name cannot be a file name, an example table names no fault of the report
-            or has more than 200 rows.
+        BadInput: a fault occurs twice; the name of a fault cannot be a file name; or a table of examples is for a fault that the
+            report does not have, or has more than 200 rows.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -109,12 +113,16 @@ class Report(Contents):
         return "\n".join(lines)
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
-        """Write the page and the findings to `folder`, whole or not at all; `open` reads them again. Returns the folder.
+        """Write the page and the findings to `folder`, completely or not at all. Returns the folder. `open` reads it.
 
-        Repaired adapters are not in it: ``trueup.check(..., save=FOLDER)`` writes those.
+        Repaired adapters are not included: ``trueup.check(..., save=FOLDER)`` writes them.
+
+        Args:
+            force: replace the folder if trueup wrote it.
 
         Raises:
-            BadInput: `folder` holds something and `force` is not given, or cannot be written. Unavailable: the disk is full.
+            BadInput: `folder` is not empty and `force` is not given, or it cannot be written.
+            Unavailable: the disk is full.
         """
         from trueup.report import html
         from trueup.store.atomic import new_folder, write_text
@@ -129,14 +137,20 @@ class Report(Contents):
     @staticmethod
     @checked
     def open(folder: str | Path) -> Report:
-        """The report of a folder that `save`, `trueup.run_job` or a command wrote. Raises BadInput where it is none, or damaged."""
+        """The report in a folder that `save`, `trueup.run_job` or a command wrote.
+
+        Raises:
+            BadInput: the folder holds no report, or a damaged one.
+        """
         return read(folder)
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame with a row for the severity and for each measure of each fault, and of what a repair should have left
-        alone (``harm``). Before and after stand side by side with their 95% intervals and their paired difference; NaN where there
-        is none. Columns: fault, state, kind (severity, measure or harm), key, title, unit, better, before, before_low, before_high,
-        after, after_low, after_high, difference, difference_low, difference_high, p.
+        """A pandas DataFrame with one row for the severity of each fault, for each of its measures, and for each side effect of
+        its repair (kind ``harm``).
+
+        Each row has the values before and after the repair with 95% intervals, and the paired difference; NaN if there is none.
+        Columns: fault, state, kind (severity, measure or harm), key, title, unit, better, before, before_low, before_high, after,
+        after_low, after_high, difference, difference_low, difference_high, p.
         """
         import pandas as pd
 
@@ -243,7 +257,8 @@ def read(folder: str | Path) -> Report:
 
     folder = Path(folder)
     if not there(folder):
-        raise BadInput(f"There is no folder '{folder}': give the folder that `trueup check ... -o` wrote.")
+        said = f"'{folder}' is a file" if folder.is_file() else f"There is no folder '{folder}'"
+        raise BadInput(f"{said}: give the folder that `trueup check ... -o` wrote.")
     if not (folder / "findings.json").is_file():
         raise BadInput(
             f"'{folder}' is not an output of `trueup check`: it holds no findings.json. "

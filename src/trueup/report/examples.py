@@ -122,7 +122,7 @@ def _filters(columns: Sequence[str], table: Sequence[Row]) -> list[tuple[str, Ca
         return row.get("label") != row.get(f"{said}{after}")
 
     judged = said is not None and "label" in columns
-    errors = "errors, surest first" if sure else "errors"
+    errors = "errors, most confident first" if sure else "errors"
     if "right" in columns:
         made.append((errors, lambda r: r.get("right") is False, sure))
     elif judged:

@@ -517,14 +517,14 @@ def conclusion(drawn: Sequence[tuple[str, Chart]]) -> str:
     said = ""
     if chart.here is not None:
         near = min(places, key=lambda x: abs(x - chart.here))
-        said = f"Here, with the test texts as they are, {what}: {told(near)}. "
+        said = f"For the test texts as they are (here), {what}: {told(near)}. "
     if chart.slider is not None and chart.slider.column:  # where few texts are answered, a line is noise
         start = chart.slider.start
         near = min(places, key=lambda x: abs(x - start))
         return f"{said}At {at(near)}: {told(near)}."
     if len(lines) == 2:
         far = max(places, key=lambda x: abs(lines["after"][x] - lines["before"][x]))
-        return f"{said}The repair changes most at {at(far)}: {told(far)}."
+        return f"{said}The largest change is at {at(far)}: {told(far)}."
     (v,) = lines.values()
     low, high = min(places, key=lambda x: v[x]), max(places, key=lambda x: v[x])
     return f"{said}It goes from {words.number(v[low])} at {at(low)} to {words.number(v[high])} at {at(high)}."

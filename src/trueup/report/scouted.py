@@ -48,6 +48,7 @@ def page(found: Scouted) -> str:
         title=words.clean(found.title, 200), sentence=words.clean(found.sentence, 1500), explained=words.EXPLAINED,
         leads=[words.lead(x) for x in found.leads], unproven=[words.lead(x) for x in found.unproven], rate=f"{RATE:.0%}",
         notes=[words.clean(n, 1000) for n in found.notes], command=words.clean(found.onward, 4000),
+        step=words.onward_step(found.onward),
         provenance=[(words.clean(k, 100), words.clean(v, 400)) for k, v in found.provenance.items()],
         csp=policy([]), css=Markup(asset("page.css")),
     )  # fmt: skip

@@ -142,7 +142,7 @@ def _fault(comparison: Comparison) -> list[RenderableType]:
         harm = words.harm_rows(comparison)
         if harm:
             table = _table()
-            table.add_column("should have stayed as it was", overflow="fold", ratio=1)
+            table.add_column("side effect", overflow="fold", ratio=1)
             table.add_column("paired difference", width=23, overflow="fold")
             table.add_column("", width=10, overflow="fold")
             for row in harm:

@@ -34,7 +34,7 @@ MEANING: Mapping[State, str] = {
     "no gain": "The repair did not help measurably, so it is not handed over.",
     "trade-off": "The repair reduces the fault, but costs more accuracy than the budget allows.",
     "reduced": "The repair made the fault smaller. What is left may still be above the threshold.",
-    "undecided": "The test texts do not settle whether the model has this fault.",
+    "undecided": "The test texts do not show whether the model has this fault.",
     "not measured": "The fault could not be measured here.",
     "not examined": "The fault does not apply here, was not asked for, or could not be examined; its line says why.",
     "repaired": "The model had the fault. After the repair it is below the threshold.",
@@ -221,16 +221,16 @@ def next_steps(c: Comparison) -> list[str]:
     """What to do about a fault, as sentences, the most useful first."""
     last, word = c.after or c.before, c.outcome
     others = [a for a in c.alternatives if a.saveable and not a.chosen and a.gain_low > 0]
-    take = f"Or take another repair of the table below, such as --take {clean(others[0].key, 60)}." if others else ""
+    take = f"Or take another repair from the table below, such as --take {clean(others[0].key, 60)}." if others else ""
     kept = f"The adapter in {clean(c.adapter, 200)} was kept as asked; it is no improvement." if c.adapter else ""
     steps = {
-        "repaired": ["Use the repaired adapter." if c.adapter else "Run the check with an output folder to have the adapter."],
+        "repaired": ["Use the repaired adapter." if c.adapter else "Run the check with an output folder to get the adapter."],
         "reduced": ["Use the repaired adapter if what is left over is acceptable.", take],
         "trade-off": [
             "Decide whether the gain is worth the accuracy lost." if c.after else
-            f"Allow a higher cost with --max-cost to have one (now {c.budget:.3g}).", take,
+            f"To get a repair, allow a higher cost with --max-cost (now {c.budget:.3g}).", take,
         ],
-        "no gain": [kept or "Keep the adapter that you have.", "Give more calibration texts, or remove the cause "
+        "no gain": [kept or "Keep the adapter that you have.", "Use more calibration texts, or remove the cause "
                     "from the training data and train again."],
         "made worse": [kept or "Keep the adapter that you have."],
         "found": [_sentence(c.remedy)],
@@ -249,8 +249,8 @@ def more_texts(finding: Finding) -> str:
         return _sentence(finding.doubt)
     if finding.needed is None:
         return "Test on more texts: the interval includes the threshold."
-    had = f"; this check had {tested:,}" if isinstance(tested, int) else ""
-    return f"To settle it, test on about {_rounded(finding.needed):,} independent texts{had}."
+    had = f" (this check had {tested:,})" if isinstance(tested, int) else ""
+    return f"To reach a decision, test on about {_rounded(finding.needed):,} independent texts{had}."
 
 
 def _rounded(n: int) -> int:
@@ -303,7 +303,11 @@ def to_decide(c: Comparison) -> list[Part]:
 
 
 def _needed(finding: Finding) -> str:
-    return "" if finding.needed is None else f" About {finding.needed:,} independent examples would decide."
+    return (
+        ""
+        if finding.needed is None
+        else f" About {_rounded(finding.needed):,} independent examples are needed to decide."
+    )
 
 
 def _course(comparison: Comparison, after: Finding) -> str:
@@ -376,12 +380,12 @@ def _way(better: Better | None, before: Measure | None, after: Measure | None) -
 
 
 def harm_sentence(comparison: Comparison) -> str:
-    """What the repair cost elsewhere, in one plain sentence; empty when there was no repair."""
+    """The side effects of the repair, in plain sentences; empty when there was no repair."""
     if comparison.after is None:
         return ""
     table = harm_rows(comparison)
     if not table:
-        return "What the repair cost elsewhere was not measured."
+        return "The side effects of the repair were not measured."
     groups = {
         "cost": [r for r in table if r.change == "worse"],
         "changed": [r for r in table if r.change == "changed"],
@@ -392,11 +396,11 @@ def harm_sentence(comparison: Comparison) -> str:
             for k, v in groups.items()}  # fmt: skip
     parts = []
     if said["cost"]:
-        parts.append(f"The repair cost something elsewhere: {said['cost']}.")
+        parts.append(f"The repair made other measures worse: {said['cost']}.")
     if said["changed"]:
-        parts.append(f"The repair changed something that should have stayed: {said['changed']}.")
+        parts.append(f"The repair changed what it should not change: {said['changed']}.")
     if not parts:
-        parts.append("No harm elsewhere was measured.")
+        parts.append("No side effect was measured.")
     if said["unclear"]:
         parts.append(f"Inconclusive, the interval includes zero: {said['unclear']}.")
     if said["unknown"]:
@@ -443,7 +447,12 @@ def go_on(found: Scouted) -> tuple[str, str]:
             "table, not as a Corpus.",
             "",
         )
-    return f"{said}To examine and repair the first:", clean(found.onward, 4000)
+    return f"{said}{onward_step(found.onward)}:", clean(found.onward, 4000)
+
+
+def onward_step(command: str) -> str:
+    """What the command of a search does: a repair of confounding learns from training rows, of which --held-out leaves none."""
+    return f"To {'examine' if '--held-out' in command.split() else 'examine and repair'} the first"
 
 
 def lean(x: Lead) -> str:

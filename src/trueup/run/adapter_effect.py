@@ -38,10 +38,10 @@ class Effect:
 
     @property
     def sentence(self) -> str:
-        kept = ", read with the classification head that the adapter brings" if self.head else ""
+        kept = ", both with the classification head of the adapter" if self.head else ""
         return (
-            f"The adapter changes a logit by {self.largest:.3g} at most, and by {self.typical:.3g} in the median text, against the "
-            f"base without it ({self.texts} test texts{kept})."
+            f"The adapter changes a logit by {self.largest:.3g} at most, and by {self.typical:.3g} for the median text, compared "
+            f"with the base ({self.texts} test texts{kept})."
         )
 
 

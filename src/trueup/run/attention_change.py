@@ -44,19 +44,27 @@ TOKENS = 2048
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """L layers, H heads, p virtual tokens (0 for an adapter of weights), over all rows of all texts.
+    """The attention of an adapted model compared with that of its base, after arXiv 2310.19698.
+
+    There are L layers, H heads, head dimension d, vocabulary size V, and p virtual tokens (0 for an adapter of weights). Means
+    are over rows: all query positions of all texts. For position i, a_ik is the attention on virtual token k with value v_k,
+    and alpha_i = sum_k a_ik. t is the output of the head in the base, and t_pt in the adapted model.
 
     Attributes:
-        change: (L, H) mean total variation between attention among the text's tokens, renormalised, and the base's: 0
-            where the adapter leaves it alone, 1 where nothing is looked at that was; nan where no row could be compared.
-            worst: (L, H) the largest.
-        mass: (L, H) mean attention on the virtual tokens. quantiles: (3, L, H) its 0.1, 0.5 and 0.9 quantiles.
+        change: (L, H) mean total variation distance between the attention of the adapted model and of the base, among the text's
+            tokens and renormalised. 0: equal. 1: no token in common. nan: no row could be compared. worst: (L, H) the largest
+            of these distances.
+        mass: (L, H) mean attention on all virtual tokens, the mean of alpha_i. quantiles: (3, L, H) the 0.1, 0.5 and 0.9
+            quantiles of alpha_i.
         shares: (L, H, p) mean attention on each virtual token.
-        gram: (L, H, d, d) sum of b b^T over the biases b_i = sum_k a_ik v_k. cosine: (L, H) their mean pairwise cosine, nan
-            below two of them.
-        residual: (L, H) largest |t_pt - (1 - alpha) t - b| over the largest |t_pt|.
-        dropped: (L, H) share of rows that are not compared (see `LEAST`). rows: how many rows there are.
-        tokens: (V,) mean mass by token id, nan where it did not occur; over all layers and heads.
+        gram: (L, H, d, d) sum of b_i b_i^T over rows, with the bias b_i = sum_k a_ik v_k. cosine: (L, H) mean pairwise cosine of
+            the biases, nan for fewer than two.
+        residual: (L, H) largest |t_pt - (1 - alpha) t - b|, divided by the largest |t_pt|. It is 0 where the paper's equation
+            holds.
+        dropped: (L, H) share of rows that are not compared, because less than 5% of their attention is on the text (`LEAST`).
+            rows: the number of rows.
+        tokens: (V,) mean attention on the virtual tokens by the token id of the row, over all layers and heads. nan for a token
+            that does not occur.
     """
 
     change: np.ndarray

@@ -71,41 +71,43 @@ def load(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Subject:
-    """Load an adapted classifier, or with `shots` a causal model that learns from demonstrations in its prompt.
+    """Load an adapted classifier or, with `shots`, a causal model with demonstrations in its prompt.
 
-    What stands beside the adapter comes with it: a tokenizer of its own, embeddings that PEFT saved (the base's are resized to
-    them), the revision of the base. `Source.told` says so where it matters.
+    Files in the adapter's folder are used as well: a tokenizer, and embeddings that PEFT saved (the base's embeddings are
+    resized to them). The adapter's config gives the revision of the base.
 
     Args:
-        model: a hub id, a local folder, or ``embedded:NAME``; or a live PeftModel or transformers model, which is looked
-            at through a view and stays as it is (see `trueup.subject.adopt`).
-        adapter: folder or hub id of a PEFT adapter (LoRA, prompt tuning, prefix tuning, p-tuning, IA3), or None.
-        tokenizer: of a live model; default the one under the name that its config remembers. By name: the adapter's, where its
-            folder has one, else the model's.
-        classes: class names in the order of the logits. Default: the adapter's trueup card, the model's own label
-            names, or (decided later by the corpus) nothing. A base's names under an adapter that brings a head of its own count
-            only where they are the data's.
-        template, verbaliser: for causal models that answer with a word: a prompt with ``{text}``, and one word per
-            class, of which the first token after the prompt is read. Default: the adapter's trueup card.
-        shots: demonstrations before each query; the answers are then the data's own class names, and `template` is one
-            demonstration with ``{text}`` and ``{label}`` (default `SHOT`).
-        chat: with `shots`, for instruct models: each demonstration is a user's turn and the assistant's answer, spelt by the
-            tokenizer's chat template; `template` is then the user's turn (default ``{text}``).
-        max_length: longest input in tokens; default the card's, else what the model and its tokenizer take.
-        device: ``cpu``, ``cuda`` ...; default the fastest there is.
-        revision: of the model on the hub; default the one that the adapter was made for.
-        dtype: number type of the base's weights: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for that of the checkpoint.
-            Default: float32 on a processor, ``auto`` elsewhere.
-        quantize: ``4bit`` (NF4) or ``8bit`` (LLM.int8), or settings of bitsandbytes, under which the base is loaded; needs that
-            package (``trueup[quantize]``). What the adapter says of its training counts before the defaults of ``4bit``.
-        device_map: ``auto``, or another word of accelerate's, a JSON file or a mapping of modules to devices (``cpu``, ``disk``,
-            ``cuda:0``), in place of `device`. Embeddings and heads stay in memory wherever it puts them.
-        allow_pickle, trust_remote_code: never on by themselves.
+        model: a hub id, a local folder, or ``embedded:NAME``. Or a live PeftModel or transformers model, which is not changed.
+        adapter: the folder or hub id of a PEFT adapter (LoRA, prompt tuning, prefix tuning, p-tuning, IA3), or None.
+        tokenizer: the tokenizer of a live model. Default: the tokenizer of the model name in its config. For a model given by
+            name: the tokenizer in the adapter's folder, otherwise the model's.
+        classes: the class names in the order of the logits. Default: the names in the adapter's trueup card, otherwise the
+            label names in the model's config, otherwise the names in the data. If the adapter brings its own head, the
+            base's label names are used only if the data have the same names.
+        template, verbaliser: for a causal model that answers with a word: a prompt that contains ``{text}``, and one answer word
+            for each class, compared by its first token. Default: those in the adapter's trueup card.
+        shots: the number of demonstrations before each query. The answers are then the class names of the data, and `template`
+            is one demonstration that contains ``{text}`` and ``{label}``.
+        chat: with `shots`, for an instruct model: each demonstration is a user message and an answer of the assistant, written
+            with the tokenizer's chat template. `template` is then the user message (default ``{text}``).
+        max_length: the longest input in tokens. Default: the length in the card, otherwise the limit of the model and tokenizer.
+        device: ``cpu``, ``cuda`` and so on. Default: the fastest one available.
+        revision: the revision of the model on the hub. Default: the revision in the adapter's config.
+        dtype: the number type of the base's weights: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for that of the
+            checkpoint. Default: float32 on a CPU, otherwise ``auto``.
+        quantize: ``4bit`` (NF4), ``8bit`` (LLM.int8), or settings of bitsandbytes. The base is loaded in this form, which needs
+            the package (``trueup[quantize]``). With ``4bit``, settings that the adapter records from its training come first.
+        device_map: replaces `device`: ``auto`` or another word of accelerate, a JSON file, or a mapping from modules to devices
+            (``cpu``, ``disk``, ``cuda:0``). Embeddings and heads always stay in memory.
+        allow_pickle: load weights that are not in safetensors files.
+        trust_remote_code: run Python code from the model's repository.
 
     Raises:
-        BadInput: nothing that is a model there, a pickle, an adapter made for another base, no head and no verbaliser, a number
-            type that the device does not compute, bitsandbytes missing, a device map that does not fit.
-        Unsupported: an architecture or adapter kind that trueup does not know. Unavailable: the hub is out of reach.
+        BadInput: there is no model under this name; the weights are a pickle; the adapter was made for another base; there is
+            neither a head nor a verbaliser; the device cannot compute the number type; bitsandbytes is missing; or the device
+            map does not fit.
+        Unsupported: trueup does not support this architecture or kind of adapter.
+        Unavailable: the hub cannot be reached.
     """
     if not isinstance(model, str | Path):
         from trueup.subject.adopt import adopt

@@ -18,6 +18,8 @@ SETTINGS = "adapter_config.json"
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 """Number types by name; ``auto`` is the one in which the weights were saved."""
+SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+"""Short names of number types, which other libraries take."""
 BITS = ("4bit", "8bit")
 """In how many bits a base can be loaded, by name (`trueup.subject.weights.QUANTISED`)."""
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -35,13 +37,13 @@ def check_weights(dtype: Any, quantize: Any, device_map: Any, device: str | None
     if device_map is not None and device is not None:
         raise BadInput("A device map says where each part of the model lies; leave --device out, or the map.")
     if device is not None and not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", device):
-        near = did_you_mean(device, DEVICES)
+        near = " Did you mean 'cuda'?" if device == "gpu" else did_you_mean(device, DEVICES)
         raise BadInput(
             f"There is no device '{device}'.{near} Give cpu, cuda, cuda:1 or mps; without --device the fastest is taken."
         )
     if dtype is not None and dtype not in DTYPES:
         raise BadInput(
-            f"There is no number type '{dtype}'.{did_you_mean(str(dtype), DTYPES)} There are {listing(DTYPES)}."
+            f"There is no number type '{dtype}'.{did_you_mean(SHORT.get(dtype, str(dtype)), DTYPES)} There are {listing(DTYPES)}."
         )
     if not isinstance(quantize, str | Mapping | None):
         raise BadInput(
@@ -101,7 +103,7 @@ def adapter_path(adapter: str) -> Path | None:
     if there(path):
         return path
     if path.is_file():
-        raise BadInput(f"The adapter '{adapter}' is a file. Give the folder that holds it: --adapter {path.parent}.")
+        raise BadInput(f"The adapter '{adapter}' is a file. Give the folder that holds it: --adapter '{path.parent}'.")
     if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
         beside = path.parent if path.parent.is_dir() else Path()
         near = did_you_mean(path.name, sorted(p.parent.name for p in beside.glob("*/" + SETTINGS)))
@@ -139,7 +141,8 @@ def check_adapter(folder: Path, called: str) -> None:
         if whole
         else "Give the folder that `save_pretrained` or `trueup tune` wrote."
     )
-    raise BadInput(f"'{called}' is no PEFT adapter: it has no {SETTINGS} (found {listing(found)}). {step}")
+    holds = f"it holds {listing(found)}, and no {SETTINGS}" if found else f"it holds no {SETTINGS}"
+    raise BadInput(f"'{called}' is no PEFT adapter: {holds}. {step}")
 
 
 def _in_steps(folder: Path) -> tuple[Any, ...]:

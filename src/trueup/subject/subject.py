@@ -78,22 +78,24 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """An adapted model under examination. Frozen: a repaired subject is another Subject around the same live model.
+    """The adapted model that trueup examines. It is frozen: a repaired subject is another Subject around the same live model.
 
     Attributes:
         model: a transformers model, or a PeftModel around one, in eval mode.
-        tokenizer: its tokenizer, with a padding token.
-        anatomy: its family.
-        classes: C class names in the order of the logits.
-        source: where it came from.
-        max_length: longest input in tokens; longer texts are cut at the end (for templates, inside the example).
-        template: for causal models that answer with a word; None for models with a classification head.
-        head: stands in for the model's own last linear layer (a repair puts it there); rows [:C] are the classes.
-        confidence: (n, K) logits -> (n,) confidence that the predicted class is right, higher is surer.
-        sigmoid: the model's own head gives one logit, whose sigmoid is the probability of the second of two classes. The logits of
-            both are 0 and that one, of which the softmax is the same.
-        multi_label: each logit has a sigmoid of its own, so a text has any number of `classes`. What examines one class a text
-            takes the view of one label (`of_label`).
+        tokenizer: the tokenizer of the model, with a padding token.
+        anatomy: the model family: where its layers, its head and its units are.
+        classes: C class names, in the order of the logits.
+        source: where the model was loaded from.
+        max_length: the longest input in tokens. A longer text is truncated at its end. In a prompt, only the text is truncated.
+        template: the prompt of a causal model that answers with a word. None for a model with a classification head.
+        head: a linear layer with K >= C outputs that replaces the model's own last one, after a repair. The first C outputs
+            are the classes. None: the model's own.
+        confidence: a function from logits (n, K) to the probability (n,) that the predicted class is right. Higher means more
+            certain.
+        sigmoid: True if the model's head has one logit, whose sigmoid is the probability of the second of two classes. trueup
+            then uses the two logits 0 and this one: their softmax gives the same probability.
+        multi_label: True if each logit has its own sigmoid, so that a text can have any number of the classes. A computation that
+            needs exactly one class for each text uses the view of one label (`of_label`).
     """
 
     model: Any
@@ -109,9 +111,12 @@ class Subject:
     multi_label: bool = False
 
     def of_label(self, place: int) -> Subject:
-        """A view of one label of a multi-label head, as two classes: without it and with it.
+        """A view of one label of a multi-label head, as two classes: without the label, and with it.
 
-        Their logits are 0 and the label's own, of which the softmax is its sigmoid.
+        The two logits are 0 and the label's logit. Their softmax gives the label's sigmoid.
+
+        Args:
+            place: the index of the label in `classes`.
         """
         own, name = self.head or self.own_head(), self.classes[place]
         weight, bias = (
@@ -131,43 +136,43 @@ class Subject:
 
     @property
     def base(self) -> nn.Module:
-        """The transformers model inside, with adapter layers where the adapter kind puts them into the model."""
+        """The transformers model inside, with the adapter's layers if the adapter adds layers to the model."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
     @property
     def peft_config(self) -> Any:
-        """The active adapter's PEFT config, or None."""
+        """The PEFT config of the active adapter, or None without an adapter."""
         if not hasattr(self.model, "peft_config"):
             return None
         return self.model.peft_config[self.model.active_adapter]
 
     @property
     def soft_prompted(self) -> bool:
-        """True when the adapter is a prompt of embeddings before the text: prompt tuning or p-tuning, not prefix tuning."""
+        """True if the adapter puts trained embeddings before the text: prompt tuning or p-tuning, but not prefix tuning."""
         return self.source.peft_type in ("PROMPT_TUNING", "P_TUNING")
 
     @property
     def quantised(self) -> bool:
-        """Whether the base's weights are kept in fewer bits than they compute in."""
+        """True if the base's weights are stored in fewer bits than are used to compute."""
         return getattr(self.base.config, "quantization_config", None) is not None  # type: ignore[union-attr]
 
     @property
     def pad_token_id(self) -> int | None:
-        """The token that the model itself takes for padding; None where its config names none."""
+        """The padding token in the model's config; None if it names none."""
         return getattr(self.base.config.get_text_config(), "pad_token_id", None)  # type: ignore[union-attr, operator]
 
     def own_head(self) -> Head:
-        """The classifier's last linear layer, or the rows of the language-model head at the verbaliser's tokens.
+        """The classifier's last linear layer, or the rows of the language-model head for the answer words (verbaliser).
 
-        Weight (C, d) and bias (C,) (zeros where the layer has none), detached copies in float32 on the CPU.
+        The weight (C, d) and the bias (C,) are detached copies in float32 on the CPU. The bias is 0 if the layer has none.
         """
         head = self.head_map()
         weight, bias = head.weight.detach(), head.bias.detach()
         return Head(weight.to("cpu", torch.float32, copy=True), bias.to("cpu", torch.float32, copy=True))
 
     def head_map(self) -> Head:
-        """The live last layer as a matrix, trainable where the adapter trains it, with the factor that some language models
-        multiply their logits by."""
+        """The live last layer as a matrix. It is trainable if the adapter trains it, and includes the factor by which some
+        language models multiply their logits."""
         weight, bias = map_of(self.head_layer(), None if self.template is None else self.verbaliser_ids())
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         if self.sigmoid:
@@ -176,16 +181,16 @@ class Subject:
         return Head(weight, bias) if scale == 1 else Head(weight * scale, bias * scale)
 
     def head_layer(self) -> Any:
-        """The live last layer: of the active adapter's copy of the head where PEFT keeps one, and the adapter's own layer
-        where it adapts the head. `linear.map_of` reads it as a matrix.
+        """The live last layer. It is the active adapter's copy if PEFT keeps a copy of the head, and the adapter's layer if the
+        adapter changes the head. `linear.map_of` reads it as a matrix.
         """
         if self.template is not None:
             return active(self.base.get_output_embeddings())  # type: ignore[operator]
         return head_layer(self.base, self.anatomy)
 
     def head_roots(self) -> list[str]:
-        """The names in `base` of the modules that answers are read with: the language-model head, or all that PEFT would keep
-        as the classification head (DistilBERT's pre_classifier beside its classifier).
+        """The names of the head's modules in `base`: the language-model head, or all modules that PEFT would save as the
+        classification head (for DistilBERT, pre_classifier and classifier).
         """
         if self.template is not None:
             head: Any = self.base.get_output_embeddings()  # type: ignore[operator]
@@ -193,7 +198,8 @@ class Subject:
         return [n for n, _ in self.base.named_modules() if n.endswith(self.anatomy.head_root)]
 
     def verbaliser_ids(self) -> list[int]:
-        """The first token of each class word, after what all of them start with in a few-shot prompt."""
+        """For each answer word, the id of the token that tells it from the others: its first token, or in a few-shot prompt the
+        first one after the tokens that all answers start with."""
         assert self.template is not None
         if self.template.shots is not None:
             return [answer[0] for answer in wording(self.tokenizer, self.template).answers]
@@ -206,7 +212,7 @@ class Subject:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over every parameter and buffer, hooks, training modes, requires_grad, and the stand-in head.
+        """The sha256 of all parameters, buffers, hooks, training modes and requires_grad flags, and of `head`.
 
         Two subjects with equal fingerprints are the same model in the same state.
         """

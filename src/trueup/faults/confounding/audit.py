@@ -353,7 +353,7 @@ def _charts(
             "Labels and groups stay as frequent as they are; only how often they occur together changes. A flat line means that "
             "the model ignores the column.",
             (Series("AUPRC", m.x.tolist(), [e.value for e in curve], [e.low for e in curve], [e.high for e in curve]),),
-            log10=True, slider=Slider("Coupling in the test mix", 0.0), here=here,
+            log10=True, slider=Slider("Coupling of the test texts", 0.0), here=here,
         ),
         *layers,
         Chart(

@@ -123,7 +123,7 @@ class Scouted:
             f"{search.RATE:.0%}."
         )
         if math.isfinite(self.smallest):
-            told += f" This many examples name a lean of {self.smallest:.2f} in 80% of cases."
+            told += f" With this many examples, the search finds a lean of {self.smallest:.2f} in 80% of cases."
         if not self.named and self.needed is not None:
             told += f" If the strongest is as strong as it looks, about {self.needed:,} independent test examples would name it."
         return told

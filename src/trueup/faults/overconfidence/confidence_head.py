@@ -164,12 +164,12 @@ def _warning(remedy: ConfidenceHead) -> str:
     """What a user of Hugging Face's pipelines must know."""
     if remedy.card.get("drop in"):
         return ""
-    use = f"Use `{predict_script.NAME}` in this folder, or the lines below."
+    use = f"Use `{predict_script.NAME}` in this folder, or the code below."
     if (extra := len(remedy.head.weight) - len(remedy.classes)) > 0:
         outputs, them = ("an extra output that is", "it") if extra == 1 else (f"{extra} extra outputs that are", "them")
         return (
-            f'`pipeline("text-classification")`. The model has {outputs} no class; the pipeline mixes {them} '
-            f"into its softmax, and its scores are wrong. {use}"
+            f'`pipeline("text-classification")`. The model has {outputs} no class. The pipeline includes {them} '
+            f"in its softmax, so its scores are wrong. {use}"
         )
     return (
         '`pipeline("text-classification")` gives the labels, and its scores are the softmax of the model as it was, not this '
@@ -188,9 +188,10 @@ def _card(remedy: ConfidenceHead) -> Card:
     if rows:
         sections.append((
             "When to trust it",
-            f"With probability {1 - card['delta']:.0%} over the draw of the calibration data, answering only at or above the "
-            "threshold keeps the error rate among the answered at or below the wanted risk (Learn-then-Test). All rows hold "
-            f"together.\n\n| wanted risk | confidence at least | answered |\n|---|---|---|\n{rows}",
+            "If the classifier answers only at or above a threshold of this table, the error rate among the answered texts is at "
+            f"most the risk in its row. With probability {1 - card['delta']:.0%} over the draw of the calibration data, this is "
+            "true for all rows together (Learn-then-Test).\n\n"
+            f"| risk | confidence at least | answered |\n|---|---|---|\n{rows}",
         ))  # fmt: skip
     tried = "\n".join(
         f"| {r['title']} | {r['source']} | {r['brier']:.4f} | {r['saved']:+.1%} | {r['auc']:.3f} |"
@@ -199,8 +200,9 @@ def _card(remedy: ConfidenceHead) -> Card:
     if tried:
         sections.append((
             "What was tried",
-            "Brier loss after Platt scaling, out of fold on the calibration examples that chose, the share that it saves of the "
-            "softmax response's, and the error ROC-AUC within folds. What was chosen is judged by other examples, at the top."
+            "The table has the cross-validated Brier loss after Platt scaling on the calibration examples used for choosing, the "
+            "share of the softmax response's Brier loss that the score saves, and the error ROC-AUC within folds. The numbers of "
+            "the chosen score at the top of this card are from other examples."
             f"\n\n| score | source | Brier loss | saved | AUC |\n|---|---|---|---|---|\n{tried}\n\n{_differs(card['candidates'])}",
         ))  # fmt: skip
     return Card(

@@ -374,12 +374,12 @@ def _reason(choice: Choice, saved: Saved, winner: Confidence | None) -> str:
     if winner.key == RESPONSE.key:
         return (
             f"Keeps the softmax ranking and recalibrates it, which saves {recalibration} of its Brier loss on "
-            f"calibration examples that did not teach it. The best of {tried} heads and scores saves {beyond} more, on "
-            "examples that did not choose it."
+            f"calibration examples that were not used to learn it. The best of {tried} heads and scores saves {beyond} more, on "
+            "examples that were not used to choose it."
         )
     return (
-        f"Reads the confidence from {choice.title}, which saves {_percent(saved.whole)} of the Brier loss of the softmax "
-        f"response, and {beyond} more than recalibrating it, on calibration examples that did not choose it. "
+        f"The confidence is read from another score: {choice.title}. It saves {_percent(saved.whole)} of the Brier loss of the "
+        f"softmax response, and {beyond} more than recalibration, on calibration examples that were not used to choose it. "
         "Predicted classes are unchanged."
     )
 
