@@ -82,7 +82,7 @@ def test_a_repaired_adapter_is_examined_on_what_it_has_not_seen(world: Path, tmp
     back = trueup(
         "audit", "overconfidence", base, "--adapter", tmp_path / "elsewhere", "--data", data, "-o", tmp_path / "back"
     )
-    assert "was tuned on rows of these data before" in " ".join(back.out.split())
+    assert "was tuned on some rows of these data before" in " ".join(back.out.split())
     said = trueup(
         "audit", "overconfidence", base, "--adapter", tmp_path / "repaired", "--data", data, "-o", tmp_path / "out"
     )
@@ -510,11 +510,11 @@ def test_the_help_of_tune_says_what_the_code_does() -> None:
         "rank": Lora().rank, "tokens": Prompt().tokens, "start": repr(Prompt().start), "epochs": training.epochs,
         "batch": training.batch, "max_length": LENGTH,
     }.items():  # fmt: skip
-        assert re.search(rf"default {re.escape(str(value))}(?![\d.]\d)", helps[name]), name
+        assert re.search(rf"Default: {re.escape(str(value))}(?![\d.]\d)", helps[name]), name
     assert {r().tokens for k, r in RECIPES.items() if k != "lora"} == {Prompt().tokens}
     for lr in {r.lr for r in RECIPES.values()}:
         assert f"{lr} for {' and '.join(k for k, r in RECIPES.items() if r.lr == lr)}" in helps["lr"]
-    assert "P0, the untrained prompt, kept for the repair of confounding" in " ".join(
+    assert "the untrained prompt P0 is saved as well: the repair of confounding needs it" in " ".join(
         trueup("tune", "--help").out.split()
     )
 

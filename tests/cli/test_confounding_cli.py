@@ -181,7 +181,7 @@ def test_a_column_that_nobody_named_is_scouted_and_repaired(sick: Path, here: Pa
     assert "http" not in page.replace("http-equiv", "")
     again = trueup("scout", *given, "-o", "again", "--json")
     assert json.loads(again.out) == found
-    line = said.out.replace("\n", " ").rpartition("To examine and repair the first: trueup ")[2]
+    line = said.out.replace("\n", " ").rpartition("To examine the first: trueup ")[2]
     command = [w if w != "OUT" else "mended" for w in shlex.split(line)]
     done = trueup(*command, "--fault", "confounding", "--max-cost", 1, *QUICK)
     (c,) = json.loads((here / "mended" / "findings.json").read_text())["comparisons"]
@@ -250,7 +250,7 @@ def test_a_scout_takes_what_a_check_takes_of_model_and_data(sick: Path, here: Pa
     assert said.code == 0, said
     found = json.loads((here / "out" / "scout.json").read_text())
     assert not any("add --held-out" in note for note in found["notes"])
-    line = said.out.replace("\n", " ").rpartition("To examine and repair the first: trueup ")[2]
+    line = said.out.replace("\n", " ").rpartition("To examine the first: trueup ")[2]
     command = [w if w != "OUT" else "mended" for w in shlex.split(line)]
     assert "--held-out" in command
     trueup(*command, "--fault", "confounding", *QUICK)

@@ -422,7 +422,7 @@ def test_missing_adapter_folder(kept: dict[str, Path], tmp_path: Path):
     gone = str(tmp_path / "gone")
     said(BadInput, f"no adapter folder '{gone}'", "Check the path", model=str(kept["bert"]), adapter=gone)
     file = str(kept["lora"] / "adapter_config.json")
-    said(BadInput, f"'{file}' is a file", f"--adapter {kept['lora']}", model=str(kept["bert"]), adapter=file)
+    said(BadInput, f"'{file}' is a file", f"--adapter '{kept['lora']}'", model=str(kept["bert"]), adapter=file)
 
 
 def test_folder_that_is_no_adapter(kept: dict[str, Path]):
