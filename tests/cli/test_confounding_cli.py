@@ -181,7 +181,7 @@ def test_a_column_that_nobody_named_is_scouted_and_repaired(sick: Path, here: Pa
     assert "http" not in page.replace("http-equiv", "")
     again = trueup("scout", *given, "-o", "again", "--json")
     assert json.loads(again.out) == found
-    line = said.out.replace("\n", " ").rpartition("To examine the first: trueup ")[2]
+    line = said.out.replace("\n", " ").rpartition("To examine and repair the first: trueup ")[2]
     command = [w if w != "OUT" else "mended" for w in shlex.split(line)]
     done = trueup(*command, "--fault", "confounding", "--max-cost", 1, *QUICK)
     (c,) = json.loads((here / "mended" / "findings.json").read_text())["comparisons"]
