@@ -524,12 +524,9 @@ class Fault(ABC):
     def harm(self, subject: Subject, repaired: Subject, corpus: Corpus, *, seed: int) -> dict[str, Difference]:
         """What a repair should leave alone, after minus before, paired: here a classifier's accuracy and NLL."""
         from trueup.measure import bootstrap
-        from trueup.measure.accuracy import accuracy, same_predictions
+        from trueup.measure.accuracy import same_predictions
         from trueup.measure.calibration import nll
         from trueup.run.predict import predict
-
-        def right(predicted, probability, label, weight=None):
-            return accuracy(predicted, label, weight=weight)
 
         def surprise(predicted, probability, label, weight=None):
             return nll(probability, label, weight=weight)
@@ -538,9 +535,9 @@ class Fault(ABC):
         classes = len(subject.classes)
         # That a repair of the confidence changes no prediction is no estimate.
         certain = same_predictions(a.logits[:, :classes], b.logits[:, :classes])
-        counted = right if certain else bootstrap.Share(lambda predicted, probability, label: predicted == label)
+        right = bootstrap.Share(lambda predicted, probability, label: predicted == label)
         got = bootstrap.paired_many(
-            {"accuracy": counted, "nll": surprise},
+            {"accuracy": right.certain() if certain else right, "nll": surprise},
             (a.predicted, a.probability, corpus.label), (b.predicted, b.probability, corpus.label), seed,
             cluster=corpus.cluster,
         )  # fmt: skip

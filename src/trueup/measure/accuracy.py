@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
@@ -138,10 +140,20 @@ def share_difference(mean: float, square: float, n: float, level: float = 0.95) 
 
     Returns: low and high, with `mean` between them, and p, which is below 1 - `level` just where they exclude 0.
     """
-    middle = n * mean / (n + 2)
-    error = np.sqrt(max((n * square + 2) / (n + 2) - middle**2, 0.0) / (n + 2))
+    middle, error = one_more_each_way(mean, square, n)
     half = t.ppf((1 + level) / 2, n + 1) * error
     return float(middle - half), float(middle + half), float(2 * t.sf(abs(middle) / error, n + 1))
+
+
+def one_more_each_way(mean: float, square: float, n: float, reach: float = 1.0) -> tuple[float, float]:
+    """The mean of `n` examples and its standard error after two more, one `reach` above 0 and one as far below.
+
+    Args:
+        mean, square: of what each example adds, and of its square.
+    """
+    middle = n * mean / (n + 2)
+    variance = (n * square + 2 * reach**2) / (n + 2) - middle**2
+    return middle, math.sqrt(max(variance, 0.0) / (n + 2))
 
 
 def moved_share(

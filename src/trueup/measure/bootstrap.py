@@ -110,6 +110,10 @@ class Share:
         w = counted if weight is None else counted * weight
         return float((w @ hit - w @ less) / w.sum()) if w.any() else math.nan
 
+    def certain(self) -> Statistic:
+        """The same, of examples that cannot change: what no example shows is not there, so its difference may be exactly 0."""
+        return lambda *columns, weight=None: self(*columns, weight=weight)
+
     def rows(self, columns: Sequence[NDArray]) -> tuple[NDArray, NDArray, NDArray]:
         """(n,) each: whether a row has it, what was to be expected, and whether it is counted; the first two 0 where it is not."""
         counted = (

@@ -16,7 +16,7 @@ from scipy.stats import t
 
 from trueup.errors import BadInput
 from trueup.measure._rows import column
-from trueup.measure.accuracy import independent_rows
+from trueup.measure.accuracy import independent_rows, one_more_each_way
 from trueup.measure.bootstrap import FEWEST, Estimate, PairedEstimate
 
 Side = tuple[float, NDArray]
@@ -101,8 +101,7 @@ def _hidden(sides: Sequence[Side], each: NDArray, ids: NDArray) -> float:
         return 0.0
     n, usual = independent_rows(np.bincount(ids)), float(values[count.argmax()])
     reach = max(sum(max(w, 0.0) for w, _ in sides) - usual, usual - sum(min(w, 0.0) for w, _ in sides))
-    middle, square = n * float(apart.mean()) / (n + 2), n * float((apart**2).mean())
-    return max((square + 2 * reach**2) / (n + 2) - middle**2, 0.0) / (n + 2)
+    return one_more_each_way(float(apart.mean()), float((apart**2).mean()), n, reach)[1] ** 2
 
 
 def over_seeds(estimates: Sequence[tuple[float, float, float]], shared: float, level: float = 0.95) -> Estimate:

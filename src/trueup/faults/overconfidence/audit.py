@@ -127,11 +127,13 @@ def _augrc(odds, right, weight=None) -> float:
     return sel.augrc(odds, ~right, weight=weight)
 
 
+RIGHT = bootstrap.Share(_column("accuracy"))
+"""How many predictions are right."""
 MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
     "misstated": (_saved("confidence", "recalibrated"), "avoidable by recalibration", "share of the Brier loss", "lower"),
     "misranked": (_saved("recalibrated", "forecast"), "avoidable by ranking errors", "share of the Brier loss", "lower"),
     "gap": (_mean("gap"), "mean confidence less accuracy", "probability", "zero"),
-    "accuracy": (bootstrap.Share(_column("accuracy")), "accuracy", "share of examples", "higher"),
+    "accuracy": (RIGHT, "accuracy", "share of examples", "higher"),
     "error_auc": (_of(_error_auc, "odds", "right"), "error ROC-AUC", "probability", "higher"),
     "augrc": (_of(_augrc, "odds", "right"), "AUGRC", "generalised risk", "lower"),
     "confidence_brier": (_mean("confidence"), "Brier loss of the confidence", "squared probability", "lower"),
@@ -152,7 +154,7 @@ def between(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -
     """`STATISTICS` for the difference of two: where the classifier is the same, its accuracy is too, whatever the examples are."""
     with np.errstate(divide="ignore"):
         same = same_predictions(np.log(before["probability"]), np.log(after["probability"]))
-    return STATISTICS | ({"accuracy": _mean("accuracy")} if same else {})
+    return STATISTICS | ({"accuracy": RIGHT.certain()} if same else {})
 
 
 def measured(samples: Mapping[str, np.ndarray], *, resamples: int, seed: int) -> dict[str, bootstrap.Estimate]:
