@@ -1341,12 +1341,13 @@ def _show(table: Any) -> None:
 @contextmanager
 def _sentences(again: str = "The same command goes on where it stopped.", *, silent: bool = False) -> Iterator[None]:
     """What trueup raises on purpose becomes one sentence on standard error and exit code 2; `again` follows an interrupt. `silent`:
-    another process says it, and ends the run."""
+    another process says both, and ends the run: its launcher then stops this one by a signal."""
     try:
         with _ended_by_signals():
             yield
     except _Ended as e:
-        _say(f"trueup: stopped by {signal.Signals(e.number).name}. {again}", file=sys.stderr)
+        if not silent:
+            _say(f"trueup: stopped by {signal.Signals(e.number).name}. {again}", file=sys.stderr)
         raise typer.Exit(128 + e.number) from None
     except TrueupError as e:
         if silent:
@@ -1354,7 +1355,8 @@ def _sentences(again: str = "The same command goes on where it stopped.", *, sil
         _say(f"trueup: {e}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        _say(f"trueup: stopped. {again}", file=sys.stderr)
+        if not silent:
+            _say(f"trueup: stopped. {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     except OSError as e:
         if e.errno == errno.ENAMETOOLONG:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,24 @@ def test_what_one_process_cannot_read_is_said_by_the_first(words: list[object], 
     said = [line for line in again.stderr.splitlines() if line.startswith("trueup: ")]
     assert said == ["trueup: There is no fault 'overconfidenc'. Did you mean 'overconfidence'? There are 'confounding', "
                     "'copying', 'overconfidence', 'rigidity'."]  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("number", "said", "code"), [(signal.SIGTERM, "stopped by SIGTERM", 143), (signal.SIGINT, "stopped", 130)]
+)
+def test_one_process_says_that_the_run_was_stopped(
+    rank: int, number: int, said: str, code: int, monkeypatch: pytest.MonkeyPatch
+):
+    """What one process cannot do ends the others by a signal, which is no news; Ctrl-C reaches all of them."""
+    from cli_cases import trueup
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr("trueup.job.read_job", lambda *_: signal.raise_signal(number))
+    done = trueup("rerun", "old", "-o", "out")
+    assert done.code == code
+    assert done.err == ("" if rank else f"trueup: {said}. The same command goes on where it stopped.\n")
 
 
 def test_what_is_one_process_alone_says_so(monkeypatch: pytest.MonkeyPatch, here: Path):

@@ -86,7 +86,7 @@ class Team:
             dist.all_gather_object(told, (what, mine), group=self._group)
         except RuntimeError as e:
             self.over = True
-            raise Parted("Another process of this run has ended; its own message says why.") from e
+            raise Parted("Another process of this run has ended. What it printed, or its launcher, says why.") from e
         names = [name for name, _ in told]
         if set(names) == {what}:
             return [given for _, given in told]
