@@ -200,8 +200,8 @@ def details(name: str, up: str = "") -> str:
     return "\n\n".join(
         [
             "## Settings",
-            f"Change one with `--set {name}.KNOB=VALUE`, or in Python `trueup.{cls.__name__}(KNOB=VALUE)`.",
-            f"| setting (knob) | default | what it does |\n|---|---|---|\n{table}",
+            f"Change one with `--set {name}.SETTING=VALUE`, or in Python `trueup.{cls.__name__}(SETTING=VALUE)`.",
+            f"| setting | default | what it does |\n|---|---|---|\n{table}",
             "## What differs from the paper",
             "\n".join(f"- {paper(safe(d))}" for d in cls.departures) or "Nothing that is known.",
             "## Its planted cases",

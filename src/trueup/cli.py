@@ -287,8 +287,8 @@ Knobs = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        metavar="FAULT.KNOB=VALUE",
-        help="Change a setting (knob) of a fault; `trueup faults NAME` lists them. Repeatable.",
+        metavar="FAULT.SETTING=VALUE",
+        help="Change a setting of a fault; `trueup faults NAME` lists them. Repeatable.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the findings as JSON instead of tables.")]
@@ -635,7 +635,7 @@ def faults(
             raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
         fault = known[name]
         _say(f"{fault.title}: {fault.question}\nSeverity: {fault.unit}. Higher is worse. Paper: {fault.paper}.")
-        _say(f"Needs: {fault.needs.replace('`', '')}.\n\nSettings (knobs), each changed with --set {name}.KNOB=VALUE:")
+        _say(f"Needs: {fault.needs.replace('`', '')}.\n\nSettings, each changed with --set {name}.SETTING=VALUE:")
         about = fault.described()
         for knob, value in fault.knobs().items():
             _say(f"\n  {knob} = {value!r}\n{textwrap.indent(_filled(about[knob].replace('``', '')), '    ')}")
@@ -1256,7 +1256,7 @@ def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
         name, equals, value = word.partition("=")
         fault, dot, knob = name.partition(".")
         if not equals or not dot:
-            raise BadInput(f"--set {word!r} is not FAULT.KNOB=VALUE, for example overconfidence.threshold=0.25.")
+            raise BadInput(f"--set {word!r} is not FAULT.SETTING=VALUE, for example overconfidence.threshold=0.25.")
         try:
             read = json.loads(value)
         except (ValueError, RecursionError):

@@ -164,7 +164,7 @@ def _spelt(hint: Any) -> str:
     if Any in get_args(hint):
         return "a table"
     names = {str: "a word", int: "a whole number", bool: "true or false", tuple: "a list of words", NoneType: "null"}
-    return names.get(get_origin(hint) or hint, "a table of knobs for each fault")
+    return names.get(get_origin(hint) or hint, "a table of settings for each fault")
 
 
 @checked
@@ -188,7 +188,7 @@ def faults_of(names: Any = (), knobs: Mapping[str, Mapping[str, Any]] | None = N
         for knob in given:
             if knob not in allowed:
                 raise BadInput(
-                    f"'{name}' has no knob '{knob}'.{did_you_mean(knob, allowed)} It has {listing(allowed)}."
+                    f"'{name}' has no setting '{knob}'.{did_you_mean(knob, allowed)} It has {listing(allowed)}."
                 )
         chosen.append(known[name](**given))
     return chosen

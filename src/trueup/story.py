@@ -312,13 +312,13 @@ def _named(faults: Any, fault: Any) -> list[Fault | str]:
     asked = fault if fault is not None else () if faults is None else faults
     if isinstance(asked, type) and issubclass(asked, Fault):
         raise BadInput(
-            f"{asked.__name__} is a class. Give '{asked.name}' or {asked.__name__}(), with the knobs to set."
+            f"{asked.__name__} is a class. Give '{asked.name}' or {asked.__name__}(), with the settings to change."
         )
     many = [asked] if isinstance(asked, Fault | str) else asked
     if not isinstance(many, Sequence | set | frozenset) or not all(isinstance(f, Fault | str) for f in many):
         raise BadInput(
-            f"faults is {type(asked).__name__} here. Give a name, such as 'overconfidence', a fault with its knobs set, such as "
-            "trueup.Overconfidence(threshold=0.05), or a list of these."
+            f"faults is {type(asked).__name__} here. Give a name, such as 'overconfidence', a fault with its own settings, such "
+            "as trueup.Overconfidence(threshold=0.05), or a list of these."
         )
     return list(many)
 

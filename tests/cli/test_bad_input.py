@@ -286,10 +286,10 @@ def test_prefix_tuning_of_mamba(world: Path, here: Path) -> None:
     ("more", "says"),
     [
         (("--fault", "overconfidense"), ("no fault 'overconfidense'", "Did you mean 'overconfidence'?")),
-        (("--set", "overconfidence.thresold=0.3"), ("no knob 'thresold'", "Did you mean 'threshold'?")),
+        (("--set", "overconfidence.thresold=0.3"), ("no setting 'thresold'", "Did you mean 'threshold'?")),
         (("--set", "overconfidense.threshold=0.3"), ("no fault 'overconfidense'", "Did you mean")),
-        (("--set", "threshold=0.3"), ("is not FAULT.KNOB=VALUE",)),
-        (("--set", "overconfidence.threshold"), ("is not FAULT.KNOB=VALUE",)),
+        (("--set", "threshold=0.3"), ("is not FAULT.SETTING=VALUE",)),
+        (("--set", "overconfidence.threshold"), ("is not FAULT.SETTING=VALUE",)),
         (("--set", "overconfidence.threshold=high"), ("overconfidence.threshold is a number", "'high' (str) was given")),
         (("--set", 'overconfidence.threshold="0.3"'), ("overconfidence.threshold is a number",)),
         (("--set", "overconfidence.threshold=NaN"), ("overconfidence.threshold is a number",)),
@@ -371,7 +371,7 @@ SWEEPS = {
     "faults: [overconfidense]": ("a.yaml", "a.yaml, line 4: There is no fault 'overconfidense'"),
     "knobs: {rigidity: {epoch: 1}}": (
         "b.yaml",
-        "b.yaml, line 4: 'rigidity' has no knob 'epoch'. Did you mean 'epochs'?",
+        "b.yaml, line 4: 'rigidity' has no setting 'epoch'. Did you mean 'epochs'?",
     ),
     "sede: 1": ("c.yaml", "c.yaml, line 4: there is no 'sede' here. Did you mean 'seed'?"),
     "seed: 1\nsteps: tune\nmatrix: {kind: [lorra]}": ("d.yaml", "d.yaml, line 6: There is no kind of adapter 'lorra'"),

@@ -35,7 +35,7 @@ def test_rerun_makes_the_same_folder_again(checked: tuple[Path, Said], here: Pat
         ({"model": "m", "data": "d", "seed": "1"}, "setting 'seed' is '1' (str), which is not a whole number or null"),
         ({"model": "m", "data": ["d"]}, "setting 'data' is ['d'] (list), which is not a word"),
         ({"model": "m", "data": "d", "depth": "deep"}, "which is not one of 'audit', 'check', 'methods'"),
-        ({"model": "m", "data": "d", "knobs": {"rigidity": 1}}, "not a table of knobs for each fault"),
+        ({"model": "m", "data": "d", "knobs": {"rigidity": 1}}, "not a table of settings for each fault"),
         ({"model": "m", "data": "d", "held_out": 1}, "not true or false"),
     ],
 )

@@ -73,7 +73,7 @@ def test_it_is_examined_on_request_and_a_note_says_so(sick: Path, tmp_path: Path
             "no adapter, so there is nothing to examine",
         ),
         (("--set", "rigidity.tries=0"), True, "rigidity.tries is 0"),
-        (("--set", "rigidity.learnt=1"), True, "no knob 'learnt'"),
+        (("--set", "rigidity.learnt=1"), True, "no setting 'learnt'"),
     ],
 )
 def test_refused_in_a_sentence(sick: Path, tmp_path: Path, more: tuple, adapter: bool, sentence: str) -> None:

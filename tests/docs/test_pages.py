@@ -162,7 +162,7 @@ def check_names(at: str, name: str, rest: list[str]) -> None:
 def test_knobs_that_are_named_exist() -> None:
     for page in PAGES:
         for fault, knob in re.findall(r"--set (\w+)\.(\w+)=", page.read_text(encoding="utf-8")):
-            if fault != "lengthiness" and knob != "KNOB":
+            if fault != "lengthiness" and knob != "SETTING":
                 assert knob in {f.name: f for f in each_fault()}[fault].knobs(), named(page)
 
 

@@ -146,7 +146,7 @@ BASE = "defaults: {model: bert, data: data.csv}\n"
             BASE + "matrix: {faults: [[confounding], confuonding]}",
             "There is no fault 'confuonding'. Did you mean 'confounding'?",
         ),
-        (BASE + "matrix: {knobs: [{copying: {shot: 1}}]}", "'copying' has no knob 'shot'"),
+        (BASE + "matrix: {knobs: [{copying: {shot: 1}}]}", "'copying' has no setting 'shot'"),
         (
             "defaults:\n  faults:\n    - confounding\n    - typo\nmatrix: {seed: [0]}",
             "line 4: There is no fault 'typo'",
@@ -154,16 +154,16 @@ BASE = "defaults: {model: bert, data: data.csv}\n"
         ("defaults:\n  knobs:\n    copyin: {shot: 1}", "line 3: There is no fault 'copyin'. Did you mean 'copying'?"),
         (
             "defaults:\n  knobs:\n    overconfidence:\n      folds: 3\n      thresold: 1\nmatrix: {seed: [0]}",
-            "line 5: 'overconfidence' has no knob 'thresold'",
+            "line 5: 'overconfidence' has no setting 'thresold'",
         ),
-        ("defaults:\n  knobs:\n    overconfidence:\n      folds: 1", "line 4: The knob overconfidence.folds is 1;"),
+        ("defaults:\n  knobs:\n    overconfidence:\n      folds: 1", "line 4: The setting overconfidence.folds is 1;"),
         (
             f"matrix:\n  knobs:\n    - overconfidence:\n        folds: {10**400}",
-            "line 4: The knob overconfidence.folds is a whole",
+            "line 4: The setting overconfidence.folds is a whole",
         ),
         (
             f"matrix:\n  knobs:\n    - overconfidence:\n        threshold: {10**400}",
-            "line 4: The knob overconfidence.threshold is a",
+            "line 4: The setting overconfidence.threshold is a",
         ),
         (
             "steps: tune\ndefaults:\n  model: bert\n  data: data.csv\n  rank: 3\nmatrix:\n  kind: [lora, prompt]",

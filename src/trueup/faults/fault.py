@@ -591,6 +591,6 @@ def _knob(fault: str, knob: str, value: Any, default: Any) -> Any:
         return value
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
     raise BadInput(
-        f"The knob {fault}.{knob} is {names.get(kind, kind.__name__)}, such as {default!r}, but {shown(value)} was given. Correct "
-        f"it, for example --set {fault}.{knob}={json.dumps(default)}."
+        f"The setting {fault}.{knob} is {names.get(kind, kind.__name__)}, such as {default!r}, but {shown(value)} was given. "
+        f"Correct it, for example --set {fault}.{knob}={json.dumps(default)}."
     )

@@ -472,7 +472,10 @@ def test_the_knobs_of_the_arithmetic_are_its_coefficients_and_its_anchor(tuned, 
     stiff = R.evidence(subject, case[1], "site", 0.0, 0, Knobs(ridge=10.0))
     assert stiff.tau_z.norm < 0.5 * e.tau_z.norm
     # Without P0 the prompt's own vector is not known.
-    with within(Session()), pytest.raises(BadInput, match=r"l_y is 0\.5.*Leave the knob at 1, or tune the prompt with"):
+    with (
+        within(Session()),
+        pytest.raises(BadInput, match=r"l_y is 0\.5.*Leave the setting at 1, or tune the prompt with"),
+    ):
         R.evidence(case[0], case[1], "site", 0.0, 0, knobs)
 
 

@@ -59,23 +59,26 @@ class Confounding(Fault):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resamples < 10:
-            raise BadInput(f"The knob confounding.resamples is {self.resamples}; give 10 or more.")
+            raise BadInput(f"The setting confounding.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:
-            raise BadInput(f"The knob confounding.threshold is {self.threshold}; give a number between 0 and 1.")
+            raise BadInput(f"The setting confounding.threshold is {self.threshold}; give a number between 0 and 1.")
         if self.coupling and not 1 < self.coupling < float("inf"):
             raise BadInput(
-                f"The knob confounding.coupling is {self.coupling}; give a ratio above 1, or 0 for that of the training examples."
+                f"The setting confounding.coupling is {self.coupling}; give a ratio above 1, or 0 for that of the "
+                "training examples."
             )
         if not 0 <= self.max_cost <= 1:
-            raise BadInput(f"The knob confounding.max_cost is {self.max_cost}; give a share of examples, such as 0.02.")
+            raise BadInput(
+                f"The setting confounding.max_cost is {self.max_cost}; give a share of examples, such as 0.02."
+            )
 
         if self.anchor not in ("start", "tuned"):
             raise BadInput(
-                f"The knob confounding.anchor is '{self.anchor}'.{did_you_mean(self.anchor, ('start', 'tuned'))} "
+                f"The setting confounding.anchor is '{self.anchor}'.{did_you_mean(self.anchor, ('start', 'tuned'))} "
                 "Give start or tuned."
             )
         if not 0 < self.ridge < float("inf"):
-            raise BadInput(f"The knob confounding.ridge is {self.ridge}; give a number above 0, such as 0.001.")
+            raise BadInput(f"The setting confounding.ridge is {self.ridge}; give a number above 0, such as 0.001.")
         _ = self.coefficients
 
     @property
@@ -87,7 +90,7 @@ class Confounding(Fault):
             given = {-1.0}
         if not all(0 <= c < float("inf") for c in given):
             raise BadInput(
-                f"The knob confounding.l_z is '{self.l_z}'; give numbers of 0 or more with commas between them, such as 0.5,1,2."
+                f"The setting confounding.l_z is '{self.l_z}'; give numbers of 0 or more with commas between them, such as 0.5,1,2."
             )
         return tuple(sorted(given | {0.0, 1.0}))
 

@@ -309,8 +309,8 @@ def evidence(
         prompt, start = soft.float().numpy(), start_of(subject)
         if knobs.l_y != 1 and start is None:
             raise BadInput(
-                f"The knob confounding.l_y is {knobs.l_y:g}, and the prompt that the adapter started from (P0) is not kept "
-                "beside it, so its own vector is not known. Leave the knob at 1, or tune the prompt with `trueup tune prompt`, "
+                f"The setting confounding.l_y is {knobs.l_y:g}, and the prompt that the adapter started from (P0) is not kept "
+                "beside it, so its own vector is not known. Leave the setting at 1, or tune the prompt with `trueup tune prompt`, "
                 "which keeps P0."
             )
     training, recipe = training_of(subject), recipe_of(subject)

@@ -47,14 +47,14 @@ class Copying(Fault):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resamples < 10:
-            raise BadInput(f"The knob copying.resamples is {self.resamples}; give 10 or more.")
+            raise BadInput(f"The setting copying.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:
-            raise BadInput(f"The knob copying.threshold is {self.threshold}; give a number between 0 and 1.")
+            raise BadInput(f"The setting copying.threshold is {self.threshold}; give a number between 0 and 1.")
         if not 0 <= self.max_cost <= 1:
-            raise BadInput(f"The knob copying.max_cost is {self.max_cost}; give a share of queries, such as 0.02.")
+            raise BadInput(f"The setting copying.max_cost is {self.max_cost}; give a share of queries, such as 0.02.")
         if self.units_from not in UNITS_FROM:
             raise BadInput(
-                f"The knob copying.units_from is '{self.units_from}'.{did_you_mean(self.units_from, UNITS_FROM)} Give one of "
+                f"The setting copying.units_from is '{self.units_from}'.{did_you_mean(self.units_from, UNITS_FROM)} Give one of "
                 f"{listing(UNITS_FROM)}."
             )
 

@@ -53,11 +53,11 @@ class Overconfidence(Fault):
         super().__post_init__()
         for knob, least in (("folds", 2), ("members", 0), ("passes", 0), ("resamples", 10)):
             if getattr(self, knob) < least:
-                raise BadInput(f"The knob overconfidence.{knob} is {getattr(self, knob)}; give {least} or more.")
+                raise BadInput(f"The setting overconfidence.{knob} is {getattr(self, knob)}; give {least} or more.")
         for knob in ("threshold", "delta"):
             if not 0 < getattr(self, knob) < 1:
                 raise BadInput(
-                    f"The knob overconfidence.{knob} is {getattr(self, knob)}; give a share between 0 and 1."
+                    f"The setting overconfidence.{knob} is {getattr(self, knob)}; give a share between 0 and 1."
                 )
 
     name: ClassVar[str] = "overconfidence"

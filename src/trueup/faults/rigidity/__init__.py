@@ -49,15 +49,15 @@ class Rigidity(Fault):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resamples < 10:
-            raise BadInput(f"The knob rigidity.resamples is {self.resamples}; give 10 or more.")
+            raise BadInput(f"The setting rigidity.resamples is {self.resamples}; give 10 or more.")
         if not 0 < self.threshold < 1:
-            raise BadInput(f"The knob rigidity.threshold is {self.threshold}; give a number between 0 and 1.")
+            raise BadInput(f"The setting rigidity.threshold is {self.threshold}; give a number between 0 and 1.")
         for name, least in (("epochs", 1), ("tries", 1), ("seeds", 3), ("most", 20)):
             if getattr(self, name) < least:
-                raise BadInput(f"The knob rigidity.{name} is {getattr(self, name)}; give {least} or more.")
+                raise BadInput(f"The setting rigidity.{name} is {getattr(self, name)}; give {least} or more.")
         if self.tries > MOST_TRIES:
             raise BadInput(
-                f"The knob rigidity.tries is {self.tries}; give at most {MOST_TRIES}: each is 3 times the last."
+                f"The setting rigidity.tries is {self.tries}; give at most {MOST_TRIES}: each is 3 times the last."
             )
 
     name: ClassVar[str] = "rigidity"
