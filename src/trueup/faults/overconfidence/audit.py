@@ -357,7 +357,7 @@ def risk_chart(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Cha
     keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 200).round().astype(int))
     return Chart(
         "risk-coverage", "Risk against coverage", "line", "share of texts answered", "errors among the answered",
-        "Answering only the surest texts should leave fewer errors: the lower the line on the left, the better.",
+        "If only the most confident predictions are answered, fewer errors should remain. A lower line on the left is better.",
         (Series("risk", curve.coverage[keep].tolist(), curve.risk[keep].tolist(), cut=curve.threshold[keep].tolist()),),
         slider=Slider("Share of texts answered", 0.8, examples=len(right), column="confidence"), here=1.0,
     )  # fmt: skip
