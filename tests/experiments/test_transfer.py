@@ -34,7 +34,7 @@ def two_tasks(made, monkeypatch):
     )
     monkeypatch.setattr(transfer, "tasks", stub)
     monkeypatch.setattr(transfer, "load", lambda model, shots: subject)
-    monkeypatch.setattr("trueup.faults.copying.repair.bystanders", lambda *a, **k: iter(()))
+    monkeypatch.setattr("trueup.faults.copying.contest.bystanders", lambda *a, **k: iter(()))
 
 
 def test_planted_units_help_the_other_task_and_random_ones_do_not(two_tasks, tmp_path):

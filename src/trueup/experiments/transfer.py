@@ -1,7 +1,7 @@
 """Whether copying units that were found on one in-context task help other tasks: accuracy and wrong copies.
 
 arXiv 2410.01288 claims that units found on a synthetic task, pruned, improve a diverse set of tasks. Units are found here on a few
-tasks as a repair finds them (`faults.copying.repair.contest`): by integrated gradients on prompts of the task's pool, and chosen on
+tasks as a repair finds them (`contest`): by integrated gradients on prompts of the task's pool, and chosen on
 its calibration queries. No query of another task takes part, except for the three tasks in which copying is right, whose
 calibration queries every repair looks at. Every task is then asked with and without these units, and with as many random units of
 the same layers scaled.
@@ -21,8 +21,11 @@ from trueup.corpus import tasks
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.experiments import resumed
-from trueup.faults.copying import Copying, repair
+from trueup.faults.copying import Copying
+from trueup.faults.copying.attribution import OWN, attributed
 from trueup.faults.copying.audit import asked, mean, some
+from trueup.faults.copying.candidates import Scales, random_like
+from trueup.faults.copying.contest import contest
 from trueup.measure import bootstrap
 from trueup.measure.bootstrap import Estimate
 from trueup.measure.seeds import over_seeds
@@ -101,7 +104,7 @@ def run(
                 for kind in ("units", "random"):
                     scales = _scales(units[kind])
 
-                    def ask(a: Subject = able, q: Corpus = queries, s: repair.Scales = scales) -> dict[str, Any]:
+                    def ask(a: Subject = able, q: Corpus = queries, s: Scales = scales) -> dict[str, Any]:
                         with scaled(a, s):
                             return _asked(a, q, settings.seed)
 
@@ -132,26 +135,26 @@ def _found(subject: Subject, source: str, seed: int) -> dict[str, Any]:
     """The units that `source` chooses, and as many drawn at random of the same layers."""
     data = tasks.load(source, seed=seed)
     able = with_pool(subject, data.part("train"))
-    found = repair.attributed(able, data.part("train"), seed, repair.OWN)
+    found = attributed(able, data.part("train"), seed, OWN)
     calibration = data.part("calibration")
-    contest = repair.contest(able, calibration, [found], None, seed=seed, resamples=GLANCE, max_cost=Copying().max_cost)
-    if contest is None:
+    judged = contest(able, calibration, [found], None, seed=seed, resamples=GLANCE, max_cost=Copying().max_cost)
+    if judged is None:
         raise Unsupported(
             f"In no layer do the attributions of units on '{source}' add up, so none can be told to copy."
         )
-    best = contest.units.best or contest.units.nearest
-    (random,) = repair.random_like([best], seed)
+    best = judged.units.best or judged.units.nearest
+    (random,) = random_like([best], seed)
     return {
-        "title": best.title, "count": best.units, "able": contest.units.best is not None,
+        "title": best.title, "count": best.units, "able": judged.units.best is not None,
         "units": _kept(best.scales), "random": _kept(random.scales),
     }  # fmt: skip
 
 
-def _kept(scales: repair.Scales) -> dict[str, list[float]]:
+def _kept(scales: Scales) -> dict[str, list[float]]:
     return {str(layer): factors.tolist() for layer, factors in scales.items()}
 
 
-def _scales(kept: Mapping[str, Sequence[float]]) -> repair.Scales:
+def _scales(kept: Mapping[str, Sequence[float]]) -> Scales:
     import torch
 
     return {int(layer): torch.tensor(factors) for layer, factors in kept.items()}

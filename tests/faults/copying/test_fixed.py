@@ -11,6 +11,7 @@ from trueup.errors import BadInput
 from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.copying import Copying
 from trueup.faults.copying import repair as R
+from trueup.faults.copying.candidates import Candidate, scales_of
 from trueup.run.predict import Session, within
 from trueup.run.prompts import with_pool
 from trueup.subject.load import load
@@ -71,7 +72,7 @@ def test_an_answer_given_anyway_is_no_copy():
 def test_a_repair_is_chosen_for_the_prompt_as_it_is(case, finding, monkeypatch):
     subject, corpus = case
     # One unit is behind what this prompt has copied, and 4 random ones of 40 hit it too often to be a control.
-    deaf = R.Candidate("published", "another unit", R.scales_of([(0, 0)], 40, 0.0), "nothing")
+    deaf = Candidate("published", "another unit", scales_of([(0, 0)], 40, 0.0), "nothing")
     monkeypatch.setattr(R, "random_like", lambda made, seed: [deaf])
     got = FAULT.repair(subject, corpus, finding, seed=0)
     assert isinstance(got, Adapted)

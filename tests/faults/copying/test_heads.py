@@ -15,7 +15,13 @@ import transformers
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.copying import Copying
+from trueup.faults.copying import heads as heads_module
 from trueup.faults.copying import repair as R
+from trueup.faults.copying.attribution import OWN, PROXY
+from trueup.faults.copying.candidates import AS_IT_IS, Candidate, scales_of
+from trueup.faults.copying.contest import Won
+from trueup.faults.copying.heads import FUNCTION, INDUCTION, Heads, heads_of, indirect_effect, other_heads, rivals
+from trueup.faults.copying.judging import Judged, ask, judged, screen
 from trueup.faults.copying.proxy import proxy
 from trueup.faults.fault import NoRemedy
 from trueup.run.answers import answers
@@ -42,7 +48,7 @@ def finding(case):
 
 @pytest.fixture(scope="module")
 def heads(case):
-    return R.heads_of(case[0], case[1].part("train"), 0, R.OWN)
+    return heads_of(case[0], case[1].part("train"), 0, OWN)
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +59,39 @@ def remedy(case, finding):
 
 
 def test_the_head_that_copies_has_the_effect_and_where_none_does_no_head_has(case, heads):
-    effect = R.indirect_effect(case[0], case[1].part("train"), 0)
+    effect = indirect_effect(case[0], case[1].part("train"), 0)
     assert effect.shape == (2, 4)
     assert effect[HEAD] > 0.2
     assert np.abs(np.delete(effect, HEAD[0] * 4 + HEAD[1])).max() < 1e-3
-    assert np.array_equal(heads.score[R.FUNCTION], np.maximum(effect, 0))
+    assert np.array_equal(heads.score[FUNCTION], np.maximum(effect, 0))
     assert heads.wide == WIDE
-    assert not heads.score[R.INDUCTION].any(), "even attention is no induction head"
+    assert not heads.score[INDUCTION].any(), "even attention is no induction head"
     subject, corpus = one_head(copies=False)
-    assert np.abs(R.indirect_effect(subject, corpus.part("train"), 0)).max() < 1e-3
+    assert np.abs(indirect_effect(subject, corpus.part("train"), 0)).max() < 1e-3
 
 
 def test_rivals_scale_as_many_inputs_as_the_units(heads):
     for units, count in ((1, 1), (17, 1), (19, 2), (40, 3), (1000, 8)):
-        both = R.Heads({R.FUNCTION: heads.score[R.FUNCTION] + 1e-9, R.INDUCTION: np.zeros((2, 4))}, WIDE, R.OWN)
-        made = R.rivals(both, units)
+        both = Heads({FUNCTION: heads.score[FUNCTION] + 1e-9, INDUCTION: np.zeros((2, 4))}, WIDE, OWN)
+        made = rivals(both, units)
         assert [c.units for c in made] == [count * WIDE] * 2
         assert [min(float(s.min()) for s in c.scales.values()) for c in made] == [0.0, 0.5]
         assert all((s.unflatten(0, (4, WIDE)) == s[::WIDE, None]).all() for c in made for s in c.scales.values())
-        assert {c.family for c in made} == {R.FUNCTION}, "a kind of which the model has none has no rival"
-        others = R.other_heads(made, both, 0)
+        assert {c.family for c in made} == {FUNCTION}, "a kind of which the model has none has no rival"
+        others = other_heads(made, both, 0)
         assert [c.units for c in others] == [min(count, 8 - count) * WIDE] * 2 * (count < 8)
         for a, b in zip(made, others, strict=False):
             assert all(((a.scales[at] == 1) | (s == 1)).all() for at, s in b.scales.items() if at in a.scales)
-    (first, _) = R.rivals(heads, 1)
+    (first, _) = rivals(heads, 1)
     assert torch.equal((first.scales[HEAD[0]] != 1).nonzero()[:, 0], HEAD[1] * WIDE + torch.arange(WIDE))
-    assert R.rivals(None, 10) == []
+    assert rivals(None, 10) == []
 
 
 def test_a_head_that_alone_copies_is_handed_over(case, finding, remedy):
     subject, corpus = case
     assert finding.found
     assert "Scales 1 attention head (12 inputs of the output projection) of layer 1" in remedy.describe()
-    assert remedy.card["heads"][R.INDUCTION] == 0
+    assert remedy.card["heads"][INDUCTION] == 0
     with remedy.on(subject) as repaired:
         after = FAULT.audit(repaired, corpus.part("test"), seed=0)
     assert after.severity < 0.1 * finding.severity
@@ -140,43 +146,43 @@ def test_units_that_do_as_much_are_kept_and_the_heads_stand_beside_them():
 
 
 def test_heads_are_found_on_counting_vowels_where_units_are():
-    got = R.heads_of(*proxy(counting(True)[0], seed=0), 0, R.PROXY)
+    got = heads_of(*proxy(counting(True)[0], seed=0), 0, PROXY)
     assert got is not None
-    assert got.score[R.FUNCTION][0, 0] > 0.03, "the head that brings the answers"
-    assert got.score[R.FUNCTION][1, 0] < 0.003
-    assert {c.source for c in R.rivals(got, 1)} == {R.PROXY}
+    assert got.score[FUNCTION][0, 0] > 0.03, "the head that brings the answers"
+    assert got.score[FUNCTION][1, 0] < 0.003
+    assert {c.source for c in rivals(got, 1)} == {PROXY}
 
 
-def judged(right: float, copied: float) -> R.Judged:
+def answering(right: float, copied: float) -> Judged:
     columns: dict[str, np.ndarray] = {}
     for m in ("free", "never", "always"):
         at = np.arange(100) / 100
         columns |= {f"right_{m}": (at < right) * 1.0, f"copied_{m}": (at >= 1 - copied) * 1.0, f"expected_{m}": at * 0}
-    return R.Judged(columns)
+    return Judged(columns)
 
 
 def test_heads_take_the_units_place_only_at_no_cost():
-    def won(right: float, copied: float) -> R.Won:
-        return R.Won(R.AS_IT_IS, judged(right, copied), R.AS_IT_IS, [], [])
+    def won(right: float, copied: float) -> Won:
+        return Won(AS_IT_IS, answering(right, copied), AS_IT_IS, [], [])
 
     assert won(0.6, 0.1).beats(won(0.6, 0.2))
     assert not won(0.5, 0.0).beats(won(0.6, 0.2)), "made blind"
     assert not won(0.7, 0.2).beats(won(0.6, 0.2))
-    assert won(0.1, 0.4).beats(R.Won(None, None, R.AS_IT_IS, [], []))
-    assert not R.Won(None, None, R.AS_IT_IS, [], []).beats(won(0.1, 0.4))
+    assert won(0.1, 0.4).beats(Won(None, None, AS_IT_IS, [], []))
+    assert not Won(None, None, AS_IT_IS, [], []).beats(won(0.1, 0.4))
 
 
 def test_a_candidate_of_heads_is_screened_as_slow_passes_say(case, heads):
     """Screening scales the last position alone; where the head reads nothing before it, that is the whole change."""
     subject, corpus = case
     queries = corpus.part("calibration").take(np.arange(40))
-    made = [*R.rivals(heads, 12), R.Candidate("published", "a unit", R.scales_of([(1, 5)], 40, 0.0), R.OWN)]
-    plain, got = R.screen(subject, queries, made, 0)
-    base = R.judged(R.ask(subject, queries, 0), queries)
+    made = [*rivals(heads, 12), Candidate("published", "a unit", scales_of([(1, 5)], 40, 0.0), OWN)]
+    plain, got = screen(subject, queries, made, 0)
+    base = judged(ask(subject, queries, 0), queries)
     assert plain.mean("right") == base.mean("right")
     for c, j in zip(made, got, strict=True):
         with scaled(subject, c.scales, c.part):
-            slow = R.judged(R.ask(subject, queries, 0), queries)
+            slow = judged(ask(subject, queries, 0), queries)
         # Layer 1 is the last one, so what other positions become is read by nothing.
         assert all(np.array_equal(j.columns[k], slow.columns[k], equal_nan=True) for k in j.columns)
     assert got[0].mean("right") > plain.mean("right") + 0.2
@@ -186,9 +192,9 @@ def test_heads_that_could_not_be_saved_are_left_out_with_a_note(case, monkeypatc
     def refuse(*_: Any) -> None:
         raise Unsupported("The subject's IA3 scales what comes out of it.")
 
-    monkeypatch.setattr(R, "scales_as_adapter", refuse)
+    monkeypatch.setattr(heads_module, "scales_as_adapter", refuse)
     with within(Session()) as current:
-        assert R.heads_of(case[0], case[1].part("train"), 0, R.OWN) is None
+        assert heads_of(case[0], case[1].part("train"), 0, OWN) is None
     assert current.notes[-1].startswith("copying: attention heads were not tried beside the units. The subject's IA3")
 
 

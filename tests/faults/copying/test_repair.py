@@ -21,7 +21,13 @@ from trueup.corpus.prompt import MODES
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.copying import Copying, maths
+from trueup.faults.copying import contest as contests
 from trueup.faults.copying import repair as R
+from trueup.faults.copying.attribution import COMPLETE, EXPLAINED, OWN, PROXY, Attributed, attributed
+from trueup.faults.copying.candidates import Candidate, candidates, random_like, scales_of, unit_map
+from trueup.faults.copying.contest import GUARDED, Check, parted
+from trueup.faults.copying.judging import Judged, ask, judged
+from trueup.faults.copying.penalty import PENALTIES, penalty_for, with_penalty
 from trueup.faults.copying.planted import LAYER, UNITS
 from trueup.faults.copying.proxy import proxy
 from trueup.faults.fault import NoRemedy
@@ -54,7 +60,7 @@ def finding(case):
 
 @pytest.fixture(scope="module")
 def found(case):
-    return R.attributed(case[0], case[1].part("train"), 0, R.OWN)
+    return attributed(case[0], case[1].part("train"), 0, OWN)
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +96,13 @@ def test_the_planted_units_are_ranked_first(found):
 
 
 def test_attributions_are_complete_and_of_what_they_say(case, found):
-    assert np.max(found.gap) <= R.COMPLETE
-    assert len(found.rows) == len(found.gold) == len(found.shown) == len(found.wrong) == R.EXPLAINED
+    assert np.max(found.gap) <= COMPLETE
+    assert len(found.rows) == len(found.gold) == len(found.shown) == len(found.wrong) == EXPLAINED
     assert not found.shown[np.arange(len(found.gold)), found.gold].any()
     assert ((found.published >= 0) & (found.published <= 1)).all()
     # In the healthy model, whose layers are as wide, no unit stands out.
     subject, corpus = FAULT.planted("healthy")
-    healthy = R.attributed(subject, corpus.part("train"), 0, R.OWN)
+    healthy = attributed(subject, corpus.part("train"), 0, OWN)
     assert healthy.contrasted.max() < 0.2 * found.contrasted.max()
 
 
@@ -114,7 +120,7 @@ def test_without_the_planted_units_nothing_is_copied_and_without_others_all_is(c
 
 
 def test_every_choice_of_the_published_grid_is_tried_halved_as_well(found):
-    made = R.candidates(found)
+    made = candidates(found)
     pairs = list(itertools.pairwise(made))
     grid = [(a, b) for a, b in pairs if a.family == "published"]
     assert grid
@@ -134,12 +140,12 @@ def carried():
     return counting(True)
 
 
-def best_units(found: R.Attributed, count: int = len(UNITS)) -> set[int]:
+def best_units(found: Attributed, count: int = len(UNITS)) -> set[int]:
     return set(np.argsort(-found.published[LAYER])[:count].tolist())
 
 
 def test_units_found_on_counting_vowels_are_those_of_the_task_where_both_share_them(carried):
-    here, there = (R.attributed(*proxy(case[0], seed=0), 0, R.PROXY) for case in (carried, counting(False)))
+    here, there = (attributed(*proxy(case[0], seed=0), 0, PROXY) for case in (carried, counting(False)))
     five = {unit_of(i) for i in range(5)}
     assert best_units(here, 5) == five
     assert set(UNITS) < five
@@ -159,8 +165,8 @@ def test_the_published_protocol_repairs_what_the_proxy_shares(share: bool, monke
     got = fault.repair(subject, corpus, before, seed=0)
     after = before
     if isinstance(got, Adapted):
-        assert {r["units from"] for r in got.card["candidates"]} == {"", R.PROXY}
-        assert got.card["units from"] == R.PROXY
+        assert {r["units from"] for r in got.card["candidates"]} == {"", PROXY}
+        assert got.card["units from"] == PROXY
         assert "units found on counting vowels" in got.describe()
         with got.on(subject) as repaired:
             after = fault.audit(repaired, corpus.part("test"), seed=0)
@@ -175,17 +181,17 @@ def test_every_row_says_where_its_units_come_from(carried):
     got = FAULT.repair(subject, corpus, FAULT.audit(subject, corpus.part("test"), seed=0), seed=0)
     assert isinstance(got, Adapted)
     rows = got.card["candidates"]
-    assert {r["units from"] for r in rows[1:]} == {R.OWN, R.PROXY}, "the published choice of either is judged"
+    assert {r["units from"] for r in rows[1:]} == {OWN, PROXY}, "the published choice of either is judged"
     assert got.card["units from"] in got.describe()
     assert "| inputs scaled | found on |" in got.card["table"]
-    assert got.card["prompts explained"] == 2 * R.EXPLAINED
+    assert got.card["prompts explained"] == 2 * EXPLAINED
 
 
 def test_a_tokenizer_without_numbers_looks_on_the_task_alone_and_says_so(case, finding):
     with within(Session()) as current:
         got = FAULT.repair(*case, finding, seed=0)
     assert isinstance(got, Adapted)
-    assert {r["units from"] for r in got.card["candidates"][1:]} == {R.OWN}
+    assert {r["units from"] for r in got.card["candidates"][1:]} == {OWN}
     assert any("not on a proxy as published. The model cannot be asked to count vowels" in n for n in current.notes)
     with pytest.raises(Unsupported, match="The model cannot be asked to count vowels"):
         Copying(resamples=60, units_from="proxy").repair(*case, finding, seed=0)
@@ -205,10 +211,10 @@ def test_a_tokenizer_without_numbers_looks_on_the_task_alone_and_says_so(case, f
     ],
 )
 def test_what_the_paper_leaves_open_can_be_chosen(case, found, protocol):
-    other = R.attributed(case[0], case[1].part("train"), 0, R.OWN, protocol)
+    other = attributed(case[0], case[1].part("train"), 0, OWN, protocol)
     assert not np.allclose(other.published, found.published)
     assert best_units(other) == set(UNITS), "here all readings find the planted units"
-    assert np.max(other.gap) <= R.COMPLETE
+    assert np.max(other.gap) <= COMPLETE
 
 
 # ------------------------------------------------------------------------------------------------- what it costs
@@ -250,7 +256,7 @@ def test_where_nothing_is_copied_there_is_no_remedy(name):
     ):  # its wrong answers come from units as well, so that scaling them does help, against another fault
         return
     # And were it tried all the same, no way to scale units would help.
-    found = R.attributed(subject, corpus.part("train"), 0, R.OWN)
+    found = attributed(subject, corpus.part("train"), 0, OWN)
     got = R.choose(subject, corpus.part("calibration"), [found], seed=0, resamples=60)
     assert isinstance(got, NoRemedy)
     assert got.reason.startswith(f"Of {got.tried['screened']} ways to scale units")
@@ -266,8 +272,8 @@ def test_a_random_rival_that_does_as_much_refuses_it(case, finding, monkeypatch)
 
 
 def test_the_rival_is_the_best_of_as_many_of_the_same_layers_and_sizes(case, found, remedy):
-    made = R.candidates(found)
-    rivals = R.random_like(made, 0)
+    made = candidates(found)
+    rivals = random_like(made, 0)
     assert len(rivals) == len(made) == remedy.card["screened"]
     for a, b in zip(made, rivals, strict=True):
         assert (a.family, a.units) == (b.family, b.units)
@@ -281,24 +287,24 @@ def test_the_rival_is_the_best_of_as_many_of_the_same_layers_and_sizes(case, fou
 
 def test_what_screens_what_judges_and_what_confirms_share_no_query(case):
     queries = case[1].part("calibration")
-    first, second, third = R.parted(queries, 0)
+    first, second, third = parted(queries, 0)
     of = [set(c.cluster.tolist()) for c in (first, second, third)]
     assert not of[0] & of[1]
     assert not of[0] & of[2]
     assert not of[1] & of[2]
-    assert len(third) >= R.GUARDED
+    assert len(third) >= GUARDED
     twice = queries.take(np.repeat(np.arange(len(queries)), 2))
-    of = [set(c.cluster.tolist()) for c in R.parted(twice, 0)]
+    of = [set(c.cluster.tolist()) for c in parted(twice, 0)]
     assert not of[0] & of[2], "a text that stands twice is on one side"
 
 
-def judged_as(**share: float) -> R.Judged:
+def judged_as(**share: float) -> Judged:
     """100 queries, of which in each mode so many are right, and the rest copies."""
     columns = {}
     for m in MODES:
         right = np.arange(100) < round(100 * share[m])
         columns |= {f"right_{m}": right * 1.0, f"copied_{m}": ~right * 1.0, f"expected_{m}": np.zeros(100)}
-    return R.Judged(columns)
+    return Judged(columns)
 
 
 def test_no_worse_asks_the_free_draw_and_the_mixture():
@@ -316,16 +322,16 @@ def test_what_loses_accuracy_is_never_kept(case, found):
     width = found.active.shape[1]
     knowing = [(LAYER, u) for u in range(width)]
     broken = replace(found, wrong=np.zeros_like(found.wrong), right=np.zeros_like(found.right))
-    mute = R.Candidate("published", "every unit of the layer", R.scales_of(knowing, width, 0.0), R.OWN)
-    good = R.Candidate("contrasted", "the planted units", R.scales_of(sorted(PLANTED), width, 0.0), R.OWN)
+    mute = Candidate("published", "every unit of the layer", scales_of(knowing, width, 0.0), OWN)
+    good = Candidate("contrasted", "the planted units", scales_of(sorted(PLANTED), width, 0.0), OWN)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(R, "candidates", lambda _: [mute])
+        patch.setattr(contests, "candidates", lambda _: [mute])
         got = R.choose(subject, queries, [broken], seed=0, resamples=60)
         assert isinstance(got, NoRemedy)
         row = got.tried["candidates"][1]
         assert row["high"] < 0, "it would have stopped the copying"
         assert row["accuracy change"] < 0
-        patch.setattr(R, "candidates", lambda _: [mute, good])
+        patch.setattr(contests, "candidates", lambda _: [mute, good])
         got = R.choose(subject, queries, [broken], seed=0, resamples=60)
         assert isinstance(got, Adapted)
         assert "the planted units" in got.describe()
@@ -335,12 +341,12 @@ def test_of_candidates_that_help_one_that_spares_other_tasks_is_taken(case, foun
     """Though the other comes nearer to chance; and where none spares them, the nearest is put to the test and priced."""
     subject, corpus = case
     queries, width = corpus.part("calibration"), found.active.shape[1]
-    nearest = R.Candidate("contrasted", "all of them", R.scales_of(sorted(PLANTED), width, 0.0), R.OWN)
-    gentler = R.Candidate("contrasted", "the same, quartered", R.scales_of(sorted(PLANTED), width, 0.25), R.OWN)
-    monkeypatch.setattr(R, "candidates", lambda _: [nearest, gentler])
+    nearest = Candidate("contrasted", "all of them", scales_of(sorted(PLANTED), width, 0.0), OWN)
+    gentler = Candidate("contrasted", "the same, quartered", scales_of(sorted(PLANTED), width, 0.25), OWN)
+    monkeypatch.setattr(contests, "candidates", lambda _: [nearest, gentler])
 
     def chosen(spares: Callable[[], bool]) -> str:
-        monkeypatch.setattr(R._Check, "passed", lambda self: spares() if self.allowed else True)
+        monkeypatch.setattr(Check, "passed", lambda self: spares() if self.allowed else True)
         got = R.choose(subject, queries, [found], seed=0, resamples=60)
         rows = got.card["candidates"] if isinstance(got, Adapted) else got.tried["candidates"]
         told = {r["title"]: (abs(r["severity"]), r["spares other tasks"]) for r in rows[1:]}
@@ -357,24 +363,24 @@ def test_of_candidates_that_help_one_that_spares_other_tasks_is_taken(case, foun
         with scaled(subject, scales, part):
             yield subject
 
-    monkeypatch.setattr(R, "scaled", recorded)
+    monkeypatch.setattr(contests, "scaled", recorded)
     assert "quartered" in chosen(lambda: live[-1] == 0.25)
 
 
 def test_the_penalty_is_chosen_on_other_queries_than_it_is_judged_on(case, remedy):
     subject, corpus = case
-    _, second, third = R.parted(corpus.part("calibration"), 0)
-    told = R.ask(subject, second, 0)
-    nats, base = R._penalty(told, second), R.judged(told, second)
-    able = {n: R._with_penalty(told, second, n) for n in R.PENALTIES}
+    _, second, third = parted(corpus.part("calibration"), 0)
+    told = ask(subject, second, 0)
+    nats, base = penalty_for(told, second), judged(told, second)
+    able = {n: with_penalty(told, second, n) for n in PENALTIES}
     able = {n: j for n, j in able.items() if j.no_worse(base)}
     assert nats > 0, "the control: a penalty helps here"
     assert abs(able[nats].excess) == min(abs(j.excess) for j in able.values()) < abs(base.excess)
     row = next(r for r in remedy.card["confirmed"] if "penalty" in r["title"])
     assert row["title"] == f"rival: a penalty on shown answers' logits, {nats:g} nats"
-    there = R._with_penalty(R.ask(subject, third, 0), third, nats)
+    there = with_penalty(ask(subject, third, 0), third, nats)
     assert row["severity"] == pytest.approx(there.excess)
-    assert R._with_penalty(told, second, 0.0).excess == pytest.approx(base.excess)
+    assert with_penalty(told, second, 0.0).excess == pytest.approx(base.excess)
 
 
 def test_too_few_calibration_queries_is_a_sentence(case, finding):
@@ -481,7 +487,7 @@ def test_a_soft_prompt_gets_a_sentence(case, monkeypatch):
 def test_the_map_shows_the_strongest_unit_of_each_bin():
     score = np.zeros((3, 130))
     score[1, 77], score[2, 5], score[2, 4] = 0.4, -0.3, 0.2
-    chart = R.unit_map(score, {1: torch.ones(130)})
+    chart = unit_map(score, {1: torch.ones(130)})
     assert chart.kind == "heat"
     assert [s.name for s in chart.series] == ["layer 0", "layer 1 (scaled)", "layer 2"]
     assert len(chart.series[0].x) == len(chart.series[0].y) == 64

@@ -109,7 +109,7 @@ class Copying(Fault):
         )  # fmt: skip
 
     def methods(self, subject: Subject, corpus: Corpus, *, seed: int) -> list[Method]:
-        from trueup.faults.copying.repair import methods
+        from trueup.faults.copying.methods import methods
 
         return methods(
             subject, corpus, seed=seed, resamples=self.resamples, max_cost=self.max_cost, proxy=self.units_from != "task",
