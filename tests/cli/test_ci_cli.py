@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 from cli_cases import Said, audit_words, check_words, files_of, trueup
 
-from trueup.cli import FAULTS, PANELS
+from trueup.cli.options import FAULTS, PANELS
 
 
 def test_rerun_makes_the_same_folder_again(checked: tuple[Path, Said], here: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_line_for_each_stage_where_nobody_watches(world: Path, here: Path) -> 
 def test_the_help_has_panels_an_example_and_the_faults(command: str) -> None:
     import typer.main
 
-    from trueup.cli import app
+    from trueup.cli.entry import app
 
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     out = trueup(command, "--help").out

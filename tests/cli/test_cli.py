@@ -284,12 +284,12 @@ def test_what_no_one_command_does_is_not_written_as_one_that_does_something_else
 
 @pytest.mark.parametrize("names", [("a", "b"), ("yes, sir", "no"), (' "so"', "a b", ""), ("two\nlines", '"'), ("one",)])
 def test_names_in_a_command_are_read_as_they_were_written(names: tuple[str, ...]) -> None:
-    from trueup.cli import _given
+    from trueup.cli.jobs import job_options
     from trueup.job import command_line
 
     said = command_line({"model": "m", "data": "d", "classes": names, "verbaliser": names})
     words = shlex.split(said)
-    given = _given({k: words[words.index(f"--{k}") + 1] for k in ("classes", "verbaliser")}, "check")
+    given = job_options({k: words[words.index(f"--{k}") + 1] for k in ("classes", "verbaliser")}, "check")
     assert given["classes"] == given["verbaliser"] == names
 
 
@@ -445,7 +445,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(world: Path, here: Path)
 def test_ctrl_c_is_a_sentence_and_loses_nothing(world: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import contextmanager
 
-    from trueup import cli
+    from trueup.cli import jobs
 
     @contextmanager
     def interrupted(quiet: bool):
@@ -456,7 +456,7 @@ def test_ctrl_c_is_a_sentence_and_loses_nothing(world: Path, here: Path, monkeyp
         yield progress
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_progress", interrupted)
+        patch.setattr(jobs, "progress_bars", interrupted)
         said = trueup(*check_words(world), "-o", "out")
     assert said == Said(130, "", "trueup: stopped. The same command goes on where it stopped.\n")
     assert [p.name for p in here.iterdir()] == [".out.work"]
@@ -497,14 +497,12 @@ def test_help(words: tuple[str, ...]) -> None:
 
 
 def test_the_help_of_tune_says_what_the_code_does() -> None:
-    from trueup import cli
+    from trueup.cli.tune import tune
     from trueup.run.train import Training
     from trueup.subject.checkpoint import LENGTH
     from trueup.subject.kinds import RECIPES, Lora, Prompt
 
-    helps = {
-        k: h.__metadata__[0].help for k, h in get_type_hints(cli.tune, include_extras=True).items() if k != "return"
-    }
+    helps = {k: h.__metadata__[0].help for k, h in get_type_hints(tune, include_extras=True).items() if k != "return"}
     training = Training()
     for name, value in {
         "rank": Lora().rank, "tokens": Prompt().tokens, "start": repr(Prompt().start), "epochs": training.epochs,
@@ -521,7 +519,7 @@ def test_the_help_of_tune_says_what_the_code_does() -> None:
 
 @pytest.mark.parametrize("words", [(), ("check",), ("audit",), ("repair",), ("report",)])
 def test_the_help_says_what_the_exit_codes_mean(words: tuple[str, ...]) -> None:
-    from trueup.cli import CODES
+    from trueup.cli.exits import CODES
 
     assert CODES in " ".join(trueup(*words, "--help").out.split())
 

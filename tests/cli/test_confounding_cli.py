@@ -238,7 +238,8 @@ def test_a_scout_reads_the_rows_that_the_check_of_its_column_reads(sick: Path, h
 def test_a_scout_takes_what_a_check_takes_of_model_and_data(sick: Path, here: Path) -> None:
     import typer
 
-    from trueup.cli import PANELS, app
+    from trueup.cli.entry import app
+    from trueup.cli.options import PANELS
 
     commands = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
     check, scout = ({p.name for p in commands[name].params} for name in ("check", "scout"))

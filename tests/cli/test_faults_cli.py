@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cli_cases import trueup
 
-from trueup.cli import _filled
+from trueup.cli.start import filled
 from trueup.faults.fault import each_fault
 
 
@@ -31,7 +31,7 @@ def test_one_fault_has_every_knob_with_its_default_and_what_it_does(cls) -> None
 
 @pytest.mark.parametrize("before", range(78, 92))
 def test_an_option_is_not_divided_at_the_end_of_a_line(before: int) -> None:
-    lines = _filled("x" * before + " raise --max-length or --max-cost").splitlines()
+    lines = filled("x" * before + " raise --max-length or --max-cost").splitlines()
     assert len(lines) == 2
     assert {"--max-length", "--max-cost"} <= {word for line in lines for word in line.split()}
 

@@ -121,7 +121,7 @@ def written() -> list[tuple[str, list[str]]]:
 def commands_of_trueup() -> dict:
     import typer.main
 
-    from trueup.cli import app
+    from trueup.cli.entry import app
 
     return typer.main.get_command(app).commands  # type: ignore[attr-defined]
 

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from trueup.cli import Preset, main
+from trueup.cli import main
+from trueup.cli.bench import Preset
 from trueup.experiments import keys
 from trueup.experiments.presets import HEADLINES, file_of
 from trueup.sweeps.plan import cells_of

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from trueup import cli
+from trueup.cli.bench import SpeedCase
 from trueup.errors import BadInput
 from trueup.experiments import speed
 
@@ -97,4 +97,4 @@ def test_a_package_that_is_not_installed_is_said_and_fails_nothing(tmp_path, mon
 
 
 def test_the_command_line_names_every_case() -> None:
-    assert [c.value for c in cli.SpeedCase] == list(speed.CASES)
+    assert [c.value for c in SpeedCase] == list(speed.CASES)

@@ -116,10 +116,10 @@ def test_the_knob_is_true_or_false():
 
 
 def test_the_option_is_the_knob():
-    from trueup.cli import _priced
+    from trueup.cli.jobs import priced
 
     price = {"max_cost": None, "take": None, "drop_in": True}
-    assert _priced({}, dict(price), ()) == {"overconfidence": {"drop_in": True}}
-    assert _priced({}, price | {"drop_in": None}, ()) == {}
+    assert priced({}, dict(price), ()) == {"overconfidence": {"drop_in": True}}
+    assert priced({}, price | {"drop_in": None}, ()) == {}
     with pytest.raises(BadInput, match="--drop-in goes with the repair of overconfidence"):
-        _priced({}, price, ("copying",))
+        priced({}, price, ("copying",))

@@ -1,0 +1,130 @@
+"""The command `trueup`: its commands in the order of the help, and its entry point."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from trueup import __version__
+from trueup.cli import bench, check, results, start, sweep, tune
+from trueup.cli.exits import CODES
+from trueup.cli.options import Panelled
+from trueup.cli.printing import readers_may_go, say
+from trueup.errors import OFFLINE, did_you_mean
+
+app = typer.Typer(
+    name="trueup", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    epilog=CODES,
+    help="Find the quiet faults of adapted language models and repair them. Every repair is a plain PEFT adapter.",
+)  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", envvar=OFFLINE, help="Use no network: no model hub and no package index."),
+    ] = False,
+) -> None:
+    if offline:
+        os.environ |= {OFFLINE: "1", "HF_HUB_OFFLINE": "1"}
+    if version:
+        say(f"trueup {__version__}")
+        raise typer.Exit
+
+
+COMMANDS: Mapping[str, Sequence[tuple[Callable[..., None], Mapping[str, Any]]]] = {
+    "First steps": (
+        (start.demo, {}),
+        (start.faults, {}),
+        (tune.tune, {"cls": Panelled}),
+        (start.fetch, {}),
+    ),
+    "Examine and repair": (
+        (check.check, {"epilog": CODES, "cls": Panelled}),
+        (check.audit, {"epilog": CODES, "cls": Panelled}),
+        (check.repair, {"epilog": CODES, "cls": Panelled}),
+        (check.scout, {"epilog": check.SCOUT_CODES, "cls": Panelled}),
+        (sweep.sweep, {"epilog": sweep.SWEEP_CODES}),
+    ),
+    "Use the results": (
+        (results.report, {"epilog": CODES}),
+        (results.compare, {"epilog": results.COMPARE_CODES}),
+        (check.rerun, {"epilog": CODES}),
+        (results.export, {}),
+        (results.schema, {}),
+    ),
+}
+"""Every command but those of `bench`, by the panel of the help, with what typer is told of it."""
+for panel, commands in COMMANDS.items():
+    for command, told in commands:
+        app.command(rich_help_panel=panel, **told)(command)
+app.add_typer(bench.bench, name="bench", rich_help_panel="Experiments")
+
+
+_SURROUNDINGS = {
+    # Processes of trueup's own begin as `python -c`, which looks for modules in the current folder first: data may lie there.
+    "PYTHONSAFEPATH": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A thread that waits for another one sleeps. torch's spin, and beside other programs that takes twice as long (docs/costs.md).
+    "OMP_WAIT_POLICY": "PASSIVE",
+}  # fmt: skip
+"""What the environment says of a run where the user says nothing: nobody is told of it, and other programs are left their time."""
+_USAGE: Any = typer.BadParameter.__mro__[2]
+"""What click, or the copy of it inside typer, raises for a wrong option, argument or command."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``trueup``. Exits; an option or argument that cannot be used is one sentence, too."""
+    for name, value in _SURROUNDINGS.items():
+        os.environ.setdefault(name, value)
+    # Wherever it was said: it is of the whole run, and stands in front of the command.
+    args = sorted(sys.argv[1:] if argv is None else argv, key=lambda arg: arg != "--offline")
+    with readers_may_go():
+        _main(args)
+
+
+def _main(argv: list[str]) -> None:
+    try:
+        code = app(args=argv, prog_name="trueup", standalone_mode=False)
+    except _USAGE as e:
+        if type(e).__name__ != "NoArgsIsHelpError":  # then the help is the answer, and was printed
+            context = getattr(e, "ctx", None)
+            at = context.command_path if context is not None else "trueup"
+            said = " ".join(e.format_message().replace("Value error, ", "").split()).rstrip(".")
+            if slip := re.search(r"'([^']*)' is not one of (.+)$", said):
+                known = re.findall(r"'([^']*)'", slip[2])
+                said = f"{said}.{did_you_mean(slip[1], known)}"
+            elif possible := getattr(e, "possibilities", None):  # of an option that there is not
+                said = f"{e.message.rstrip('.')}.{did_you_mean(e.option_name, possible)}"
+            say(f"trueup: {said}{'' if said.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as e:  # a panic of a library written in Rust is no Exception
+        from trueup.store.atomic import no_room
+
+        if why := no_room(e):  # whatever library met it: what is printed may go to a full disk as well
+            say(
+                f"trueup: A file cannot be written ({why}). Make room, then run the same command again.",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+        # Python's own exit code for it is 1, which here says that a fault was found.
+        say("".join(traceback.format_exception(*sys.exc_info())).rstrip("\n"), file=sys.stderr)
+        command = shlex.join(["trueup", *argv])
+        say(f"trueup: this is an error of trueup. Please report it with the lines above and the command: {command}",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(3)
+    sys.exit(code if isinstance(code, int) else 0)

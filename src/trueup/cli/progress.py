@@ -1,0 +1,74 @@
+"""Progress on standard error: bars on a terminal, and a line for each stage elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from trueup.cli.printing import say
+
+EVERY = 60.0
+"""Seconds between two lines of a stage that takes long."""
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    """What says a stage as one line, with the time since the start: ``[0:12] trying repairs: 1 of 8``."""
+    began, told = time.monotonic(), {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage in told and now - told[stage] < EVERY:
+            return
+        told[stage] = now
+        minutes, seconds = divmod(int(now - began), 60)
+        say(f"[{minutes}:{seconds:02}] {stage}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+    return show
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """On standard error: first a note on untested versions; then on a terminal a bar per stage with the time that remains, and
+    elsewhere a line per stage, and each minute one more: a CI system ends a job that says nothing."""
+    if quiet:
+        yield lambda stage, done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield _after_versions(_lines())
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bars = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    tasks: dict[str, Any] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    with bars:
+        yield _after_versions(show)
+
+
+def _after_versions(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """`show`, with a note on untested versions before the first stage: a slip in a name is told without reading the versions."""
+    told = False
+
+    def first(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        if not told:
+            from trueup.versions import untested
+
+            told = True
+            if note := untested():
+                say(f"trueup: {note}", file=sys.stderr)
+        show(stage, done, total)
+
+    return first
