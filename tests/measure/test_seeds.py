@@ -59,6 +59,18 @@ def test_models_that_are_always_right_may_differ_on_what_was_not_asked():
     )
 
 
+def test_no_interval_of_shares_goes_beyond_them():
+    rng = np.random.default_rng(0)
+    right, wrong = (rng.random((3, 60)) < rate for rate in (0.99, 0.01))
+    alone = contrast([(1.0, right * 1.0)]).estimate()
+    assert alone.high == 1
+    assert alone.low < alone.value < 1
+    assert contrast([(1.0, wrong * 1.0)]).estimate().low == 0
+    apart = contrast([(1.0, np.ones((3, 60))), (-1.0, np.zeros((3, 60)))])
+    assert apart.estimate().high == apart.difference().high == 1
+    assert contrast([(1.0, 0.5 + right)]).estimate().high > 1.5, "the control: a loss may be above any that was seen"
+
+
 @pytest.mark.parametrize("rate", [0.005, 0.02])
 def test_a_difference_that_few_examples_show_is_held(rate: float):
     """The first model is wrong on so many examples, whatever its seed, and the second never."""

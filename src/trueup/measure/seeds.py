@@ -25,25 +25,27 @@ Side = tuple[float, NDArray]
 
 @dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of the sides' means, its standard error, and the degrees of freedom of that."""
+    """A weighted sum of the sides' means, its standard error, the degrees of freedom of that, and the least and the most that the
+    sum can be, beyond which no interval goes."""
 
     value: float
     error: float
     freedom: float
+    least: float = -math.inf
+    most: float = math.inf
 
     def estimate(self, level: float = 0.95) -> Estimate:
         """The value with its interval."""
-        half = self._half(level)
-        return Estimate(self.value, self.value - half, self.value + half, level)
+        return Estimate(self.value, *self._ends(level), level)
 
     def difference(self, level: float = 0.95) -> PairedEstimate:
         """The value as a difference, with a two-sided p-value of none."""
-        half = self._half(level)
         p = 2 * float(t.sf(abs(self.value) / self.error, self.freedom)) if self.error else float(not self.value)
-        return PairedEstimate(self.value, self.value - half, self.value + half, p, level)
+        return PairedEstimate(self.value, *self._ends(level), p, level)
 
-    def _half(self, level: float) -> float:
-        return float(t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error else 0.0
+    def _ends(self, level: float) -> tuple[float, float]:
+        half = float(t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error else 0.0
+        return max(self.value - half, self.least), min(self.value + half, self.most)
 
 
 def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Contrast:
@@ -56,7 +58,8 @@ def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Cont
 
     Of shares (values of 0 and 1) that fewer than `bootstrap.FEWEST` clusters do not agree on, the examples at hand hardly show how
     much examples differ: where every model is right on all of 60, not at all. There the clusters' part is at least what it would be
-    after one more example had differed either way (`accuracy.share_difference`).
+    after one more example had differed either way (`accuracy.share_difference`). An interval of shares ends where they do: no
+    accuracy is above 1.
 
     Args:
         sides: the weight and the values of each side, all of the same n examples. An array that stands on several sides is one
@@ -88,19 +91,30 @@ def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Cont
     clusters = max(many / max(many - 1, 1) * float(sums @ sums) / n**2, _hidden(sides, each, ids))
     variance = max(seeds + clusters - shared, seeds, clusters)
     parts += clusters**2 / max(many - 1, 1)
-    return Contrast(value, math.sqrt(variance), variance**2 / parts if parts else 1.0)
+    bounds = _bounds(sides) if _shares(sides) else (-math.inf, math.inf)
+    return Contrast(value, math.sqrt(variance), variance**2 / parts if parts else 1.0, *bounds)
+
+
+def _shares(sides: Sequence[Side]) -> bool:
+    return all(((x == 0) | (x == 1)).all() for _, x in sides)
+
+
+def _bounds(sides: Sequence[Side]) -> tuple[float, float]:
+    """The least and the most that a contrast of shares can be."""
+    return sum(min(w, 0.0) for w, _ in sides), sum(max(w, 0.0) for w, _ in sides)
 
 
 def _hidden(sides: Sequence[Side], each: NDArray, ids: NDArray) -> float:
     """The least variance over clusters of a contrast of shares that gives each example `each` (n,): 0 where many differ."""
-    if not all(((x == 0) | (x == 1)).all() for _, x in sides):
+    if not _shares(sides):
         return 0.0
     values, count = np.unique(each, return_counts=True)
     apart = each - values[count.argmax()]
     if (np.bincount(ids, apart != 0) > 0).sum() >= FEWEST:
         return 0.0
     n, usual = independent_rows(np.bincount(ids)), float(values[count.argmax()])
-    reach = max(sum(max(w, 0.0) for w, _ in sides) - usual, usual - sum(min(w, 0.0) for w, _ in sides))
+    least, most = _bounds(sides)
+    reach = max(most - usual, usual - least)
     return one_more_each_way(float(apart.mean()), float((apart**2).mean()), n, reach)[1] ** 2
 
 
