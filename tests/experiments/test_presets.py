@@ -47,12 +47,13 @@ def test_the_papers_cells_are_listed_without_a_hub(name, tmp_path, capsys, monke
     assert not (tmp_path / "out").exists()
 
 
-def test_the_examples_are_checks_and_repeat_no_paper(tmp_path, capsys):
-    cells = cells_of(file_of("examples", "small", make=False))
+@pytest.mark.parametrize("name", ["examples", "representation"])
+def test_what_is_checked_and_repeats_no_paper(name, tmp_path, capsys):
+    cells = cells_of(file_of(name, "small", make=False))
     assert {c.steps for c in cells} == {("tune", "check")}
-    assert len({tuple(c.settings["faults"]) for c in cells}) > 1
+    assert len({(tuple(c.settings["faults"]), c.settings["seed"]) for c in cells}) > 1
     with pytest.raises(SystemExit) as end:
-        main(["bench", "examples", "--preset", "paper", "--list", "-o", str(tmp_path / "out")])
+        main(["bench", name, "--preset", "paper", "--list", "-o", str(tmp_path / "out")])
     assert end.value.code == 2
     assert "no preset 'paper'" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ import pytest
 
 from trueup import __version__
 from trueup.errors import BadInput
-from trueup.experiments.tables import RULE, lines, rendered, summary, table, verdicts
+from trueup.experiments.tables import RULE, SHARED, changes, lines, rendered, summary, table, verdicts
 from trueup.measure.seeds import over_seeds
 from trueup.sweeps.results import read
 
@@ -193,3 +193,39 @@ def test_verdicts_are_told_with_what_the_repair_changed():
     assert "| m, a | soft prompt | found" in verdicts(run, "confounding")
     with pytest.raises(BadInput, match="No cell examined 'copying'"):
         verdicts(rows, "copying")
+
+
+def test_what_a_repair_changed_is_told_over_its_seeds(tmp_path):
+    def moved(seed: str, data: str, measure: str, value: float, change: float | None):
+        r = row(seed, "", 0.0, data=data, kind="severity" if measure == "severity" else "measure", measure=measure)
+        ends = (None,) * 4 if change is None else (value + change, change, change - 0.02, change + 0.02)
+        told = dict(zip(("after", "difference", "difference_low", "difference_high"), ends, strict=True))
+        return r | told | {"fault": "confounding", "value": value, "title": measure.upper(), "unit": "AUPRC lost"}
+
+    rows = [
+        *(moved(s, "d", "severity", 0.3, c) for s, c in (("0", -0.1), ("1", -0.2))),
+        *(moved(s, "d", "present", 0.9, c) for s, c in (("0", 0.01), ("1", -0.01))),
+        *(moved(s, "e", "severity", 0.2, c) for s, c in (("0", -0.1), ("1", None))),
+    ]
+    e = over_seeds([(c, c - 0.02, c + 0.02) for c in (-0.1, -0.2)], SHARED)
+    assert e.low < -0.5, "two trainings that differ say little, however sure each is of its own texts"
+    assert changes(rows, "confounding").splitlines() == [
+        "| model and data | measure | seeds | before | after | difference [95%] |", "|---|---|---|---|---|---|",
+        f"| m, d | severity: AUPRC lost | 2 | 0.300 | 0.150 | -0.150 [{e.low:+.3f}, {e.high:+.3f}] |",
+        changes(rows, "confounding", ["present"]).splitlines()[2],
+        "| m, e | severity: AUPRC lost | 1 | 0.200 | 0.100 | -0.100 [-0.120, -0.080] |",
+    ]  # fmt: skip
+    assert (
+        changes(rows, "confounding", ["present"])
+        .splitlines()[2]
+        .startswith("| m, d | PRESENT | 2 | 0.900 | 0.900 | +0.000 [-")
+    )
+    with pytest.raises(BadInput, match="No cell repaired 'copying'"):
+        changes(rows, "copying")
+    with pytest.raises(BadInput, match=r"no measure 'presant' there\. Did you mean 'present'"):
+        changes(rows, "confounding", ["presant"])
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    page = "<!-- results: x changes confounding: present -->\nold\n<!-- end of results -->\n"
+    got = rendered(page, tmp_path)
+    assert changes(rows, "confounding", ["present"]) in got
+    assert "old" not in got

@@ -222,3 +222,7 @@ _compared(
     "overconfidence",
     "Every confidence score on LoRA classifiers, over several seeds: AdUE, ALIEN and their rivals.",
 )
+_compared(
+    "representation",
+    "What hybrid prompt arithmetic (HyPA) removes of an attribute: from the answers, and from the model's last layer.",
+)

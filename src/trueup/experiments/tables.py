@@ -10,7 +10,8 @@ A page holds a table between two markers, so that its numbers are those of a com
 The words are the file in ``results`` (without ``.parquet``), the measure, and the data; `tools/render` fills in the rest. In place
 of the data ``all: adue huq`` gives one line for each model and data, with these methods beside what the rule takes. The name alone
 of an experiment that is no sweep (`WHOLE`) gives its table from ``results/NAME.json``. ``examples verdicts FAULT`` gives a line for
-each cell that examined a fault, with its verdict and what the repair changed.
+each cell that examined a fault, with its verdict and what the repair changed. ``representation changes FAULT: severity present``
+gives a line for each data and measure, with what the repair changed in it over the seeds.
 """
 
 from __future__ import annotations
@@ -198,6 +199,36 @@ def verdicts(rows: Sequence[Row], fault: str) -> str:
     ])  # fmt: skip
 
 
+def changes(rows: Sequence[Row], fault: str, measures: Sequence[str] = ()) -> str:
+    """Markdown: a line for each model, data and measure of `fault` (for none named, of all that there are), with its mean over the
+    seeds before and after the repair, and the difference with its interval over seeds and texts.
+
+    Raises: BadInput where no cell repaired `fault`, or a measure is none of its.
+    """
+    own = [
+        r for r in rows if r["fault"] == fault and r["kind"] in ("severity", "measure") and r["difference"] is not None
+    ]
+    if not own:
+        raise BadInput(f"No cell repaired '{fault}' there.")
+    known = list(dict.fromkeys(r["measure"] for r in own))
+    if missing := [m for m in measures if m not in known]:
+        raise BadInput(
+            f"'{fault}' has no measure '{missing[0]}' there.{did_you_mean(missing[0], known)} It has {listing(known)}."
+        )
+    lines = ["| model and data | measure | seeds | before | after | difference [95%] |", "|---" * 6 + "|"]
+    for model, data in dict.fromkeys((r["model"], r["data"]) for r in own):
+        for measure in measures or known:
+            of = [r for r in own if (r["model"], r["data"], r["measure"]) == (model, data, measure)]
+            if not of:
+                continue
+            was, now = (sum(r[k] for r in of) / len(of) for k in ("value", "after"))
+            title = of[0]["title"] if measure != "severity" else f"severity: {of[0]['unit']}"
+            moved = over_seeds([tuple(r[k] for k in _DIFFERENCE) for r in of], SHARED)  # type: ignore[misc]
+            cells = [f"{_named(model)}, {_named(data)}", title, str(len(of)), f"{was:.3f}", f"{now:.3f}", _told(moved)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 KINDS = {"lora": "LoRA", "prompt": "soft prompt"}
 """What readers call a kind of adapter."""
 UNREPAIRED = ", no repair confirmed"
@@ -215,12 +246,16 @@ def _told(e: Estimate) -> str:
 
 def write(out: Path, name: str, say: Callable[[str], None]) -> None:
     """Write ``out``/`name`.md: a table for each model, data and measure of the sweep in `out`; `say` gets those of the headline. Of
-    a sweep that compares no methods it is a table of verdicts for each fault."""
+    a sweep that compares no methods it is a table of verdicts for each fault, and of what repairs changed where it has seeds."""
     rows = read(out / "results.parquet")
     parts = []
     if name not in HEADLINES:
         for fault in dict.fromkeys(r["fault"] for r in rows if r["kind"] == "severity"):
-            parts.append(f"## {fault}\n\n{verdicts(rows, fault)}\n")
+            told = verdicts(rows, fault)
+            repaired = any(r["fault"] == fault and r["difference"] is not None for r in rows)
+            if repaired and len({r["seed"] for r in rows}) > 1:
+                told += f"\n\n{changes(rows, fault)}"
+            parts.append(f"## {fault}\n\n{told}\n")
             say(parts[-1])
         return atomic.write_text(out / f"{name}.md", "\n".join(parts))
     for model, data in dict.fromkeys((r["model"], r["data"]) for r in rows):
@@ -248,6 +283,9 @@ def rendered(page: str, results: Path) -> str:
         if measure == "verdicts":
             rows = read(results / f"{name}.parquet")
             return f"{start}{older({r['trueup'] for r in rows})}{verdicts(rows, data)}\n{end}"
+        if measure == "changes":
+            rows, (fault, _, measures) = read(results / f"{name}.parquet"), data.partition(":")
+            return f"{start}{older({r['trueup'] for r in rows})}{changes(rows, fault, measures.split())}\n{end}"
         every, some = data.startswith("all: "), data.removeprefix("all: ").split()
         rows = [r for r in read(results / f"{name}.parquet") if every or r["data"] == data]
         if not rows:

@@ -1,6 +1,7 @@
 """The experiments of three papers as sweeps: ``NAME-small.yaml`` for a processor, ``NAME-paper.yaml`` with the paper's models.
 
 ``examples-small.yaml`` is of no paper: real classifiers on which a fault is found, clear or undecided.
+``representation-small.yaml`` is what hybrid prompt arithmetic changes inside the model.
 """
 
 from __future__ import annotations
