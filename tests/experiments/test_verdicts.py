@@ -120,6 +120,7 @@ def test_the_code_is_known_by_every_file_of_a_package(tmp_path):
 def test_the_table_says_what_falls_short():
     row = {"fault": "f", "world": "w", "kind": "null", "n": 1000, "runs": 200, "held": {"severity": (20, 150, 30)}}
     bad = verdicts.table({"rows": [row | {"words": {"found": 20, "clear": 100, "undecided": 80}}]})
+    assert bad.startswith("Draws of each world: 200 at n = 1,000. The columns")
     assert "| 10% / 50% | 75% |  | found too often at 1,000, severity covered 75% at 1,000 |" in bad
     good = verdicts.table(
         {"rows": [row | {"words": {"found": 2, "clear": 198, "undecided": 0}, "held": {"severity": (4, 190, 6)}}]}
@@ -144,6 +145,7 @@ def test_the_table_has_a_line_for_each_world_and_pools_the_intervals_of_its_size
     lines = verdicts.table(
         {"rows": [row | {"n": n, "held": {"severity": h, "floor": h, "gap": (0, 100, 0)}} for n, h in sizes.items()]}
     ).splitlines()
+    assert lines[0].startswith("Draws of each world: 100 at n = 60, 100 at n = 200, 100 at n = 1,000. ")
     assert lines[-3] == "| f | w (fault) | 90% / 0% | 90% / 0% | 90% / 0% | 95% | 95% to 100% |  |"
     assert lines[-5].startswith("| fault | world | n = 60 | n = 200 | n = 1,000 |")
 

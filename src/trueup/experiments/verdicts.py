@@ -154,12 +154,21 @@ def table(result: Mapping[str, Any]) -> str:
             f"{', '.join(missed)} |"
         )
     return (
-        "The columns of `n` give the percentage of draws that are found / clear. The other draws are undecided. *Severity held* "
+        f"Draws of each world: {_drawn(result['rows'])}. The columns of `n` give the percentage of draws that are found / clear. The other draws are undecided. *Severity held* "
         "and *others held* give the percentage of 95% intervals that contain the true value, for "
         f"n = {HELD_FROM} and more: intervals of the severity, and of the other measures.\n\n"
         + "\n".join(lines)
         + f"\n\nDraws that are *found*, over all worlds without the fault: {_together(rows)}.\n"
     )
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many draws there are of a world at each size."""
+    said = []
+    for n in dict.fromkeys(r["n"] for r in rows):
+        runs = sorted({r["runs"] for r in rows if r["n"] == n})
+        said.append(f"{' to '.join(dict.fromkeys(map(str, (runs[0], runs[-1]))))} at n = {n:,}")
+    return ", ".join(said)
 
 
 def _together(rows: Sequence[Mapping[str, Any]]) -> str:
