@@ -15,9 +15,9 @@ ROOT = Path(trueup.__file__).parent
 FLOOR = {"errors": 0, "docstrings": 0,
          "versions": 1, "given": 1, "store": 1, "measure": 1, "guard": 2, "corpus": 2, "subject": 2, "run": 3,
          "faults": 4, "report": 5,
-         "job": 5, "prepare": 6, "changes": 6, "story": 7, "tuning": 7, "fetching": 7, "exporting": 7, "estimator": 7, "demo": 8,
-         "sweeps": 8, "scouting": 8,
-         "experiments": 9, "cli": 10, "__main__": 11, "__init__": 12}  # fmt: skip
+         "job": 5, "prepare": 6, "changes": 6, "caveats": 7, "tuning": 7, "fetching": 7, "exporting": 7, "estimator": 7,
+         "story": 8, "demo": 9, "sweeps": 9, "scouting": 9,
+         "experiments": 10, "cli": 11, "__main__": 12, "__init__": 13}  # fmt: skip
 DOORS = {
     "transformers": {"subject"}, "peft": {"subject"}, "tokenizers": {"subject"}, "accelerate": {"run"},
     "typer": {"cli"}, "rich": {"cli", "report", "store"}, "datasets": {"corpus"}, "pyarrow": {"corpus", "sweeps"},

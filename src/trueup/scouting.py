@@ -104,9 +104,10 @@ def _of_job(job: Job, **objects: Any) -> Scouted:
 
 
 def _scouted(subject: Subject, corpus: Corpus, seed: int, job: dict[str, Any]) -> Scouted:
+    from trueup.caveats import provenance
     from trueup.faults.confounding.scout import scout as search
     from trueup.run.predict import session
-    from trueup.story import onward, provenance
+    from trueup.story import onward
 
     found = search(subject, corpus, seed=seed)
     return replace(

@@ -15,6 +15,7 @@ import pytest
 from report_cases import Page, comparison, finding, mixes, report, sliding, with_before
 from rich.console import Console
 
+from trueup.caveats import snapshot
 from trueup.corpus.corpus import Corpus
 from trueup.faults.confounding import leads
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Series, Slider
@@ -22,7 +23,7 @@ from trueup.report import bundle, examples, glossary, html, words
 from trueup.report.bundle import Report
 from trueup.report.table import findings_table
 from trueup.store.atomic import new_folder
-from trueup.story import _since, _snapshot
+from trueup.story import _since
 
 NAN = float("nan")
 
@@ -238,7 +239,7 @@ def corpus() -> Corpus:
 
 def test_the_snapshot_counts_every_row_once_and_shows_three_texts() -> None:
     c = corpus()
-    data = _snapshot(c)
+    data = snapshot(c)
     assert data["splits"] == ["train", "calibration", "test"]
     assert sum(sum(r[2:]) for r in data["rows"]) == len(c)
     for label, site, *counts in data["rows"]:
@@ -251,8 +252,8 @@ def test_the_snapshot_counts_every_row_once_and_shows_three_texts() -> None:
     assert "Rows of each class, by split" in text
     assert data["samples"][0]["text"] in text
     many = replace(c, attributes={"site": np.array([str(i) for i in range(60)])})
-    assert (len(_snapshot(many)["rows"]), _snapshot(many)["more"]) == (24, 36)
-    assert "36 more combinations are not shown" in text_of(comparison(), data=_snapshot(many))
+    assert (len(snapshot(many)["rows"]), snapshot(many)["more"]) == (24, 36)
+    assert "36 more combinations are not shown" in text_of(comparison(), data=snapshot(many))
     with again(report(comparison(), data=data)) as back:
         assert back == report(comparison(), data=data)
 

@@ -154,7 +154,8 @@ def table(result: Mapping[str, Any]) -> str:
             f"{', '.join(missed)} |"
         )
     return (
-        f"Draws of each world: {_drawn(result['rows'])}. The columns of `n` give the percentage of draws that are found / clear. The other draws are undecided. *Severity held* "
+        f"Draws of each world: {_drawn(result['rows'])}. The columns of `n` give the percentage of draws that are "
+        "found / clear. The other draws are undecided. *Severity held* "
         "and *others held* give the percentage of 95% intervals that contain the true value, for "
         f"n = {HELD_FROM} and more: intervals of the severity, and of the other measures.\n\n"
         + "\n".join(lines)
