@@ -14,7 +14,7 @@ import pytest
 from report_cases import Page, comparison, evil_report, finding, report, with_before
 
 from trueup.faults.fault import Chart, Comparison, Difference, Finding, Measure, Series
-from trueup.report import html
+from trueup.report import embedded, html
 from trueup.report.bundle import Report
 
 NAN = float("nan")
@@ -242,7 +242,7 @@ def test_the_charts_script_is_put_together_once(tmp_path: Path, monkeypatch: pyt
     made: list[int] = []
     monkeypatch.setenv("TRUEUP_CACHE", str(tmp_path))
     monkeypatch.setattr(vl_convert, "javascript_bundle", lambda **_: made.append(1) or "let α = 1;")
-    once = html._vega.__wrapped__
+    once = embedded.vega.__wrapped__
     assert [once(), once()] == ["let α = 1;"] * 2
     assert len(made) == 1
     (file,) = (tmp_path / "scripts").iterdir()

@@ -19,7 +19,7 @@ from trueup.caveats import snapshot
 from trueup.corpus.corpus import Corpus
 from trueup.faults.confounding import leads
 from trueup.faults.fault import Alternative, Chart, Comparison, Difference, Series, Slider
-from trueup.report import bundle, examples, glossary, html, words
+from trueup.report import bundle, charts, examples, glossary, html, words
 from trueup.report.bundle import Report
 from trueup.report.table import findings_table
 from trueup.store.atomic import new_folder
@@ -139,28 +139,28 @@ def line(y: list[float], **more) -> Chart:
 
 def test_a_caption_says_what_the_chart_shows() -> None:
     two = [("before", line([0.1, 0.2, 0.6], here=1.0)), ("after", line([0.1, 0.15, 0.3], here=1.0))]
-    assert html.conclusion(two) == (
+    assert charts.conclusion(two) == (
         "For the test texts as they are (here), errors: 0.600 before, 0.300 after. The largest change is at share answered 1: "
         "0.600 before, 0.300 after."
     )
-    assert html.conclusion(two[:1]) == (
+    assert charts.conclusion(two[:1]) == (
         "For the test texts as they are (here), errors: 0.600. It goes from 0.100 at share answered 0 to 0.600 at share answered 1."
     )
     same = [("before", two[0][1]), ("after", two[0][1])]
-    assert html.conclusion(same) == "Before and after the repair are the same: one lies on the other."
+    assert charts.conclusion(same) == "Before and after the repair are the same: one lies on the other."
     bars = Chart("b", "t", "bar", "why", "AUPRC lost", "r", (Series("s", ["leaning", "floor"], [0.2, 0.1]),))
     after = replace(bars, series=(Series("s", ["leaning", "floor"], [0.05, 0.1]),))
-    assert html.conclusion([("before", bars), ("after", after)]) == "Leaning: 0.200 before, 0.050 after (AUPRC lost)."
+    assert charts.conclusion([("before", bars), ("after", after)]) == "Leaning: 0.200 before, 0.050 after (AUPRC lost)."
     empty = line([NAN, NAN, NAN], here=1.0)
-    assert html.conclusion([("before", empty)]) == html.conclusion([]) == ""
+    assert charts.conclusion([("before", empty)]) == charts.conclusion([]) == ""
     part = Slider("Share answered", 0.6, examples=100, column="confidence")
     refusing = [(when, replace(c, slider=part)) for when, c in two]
-    assert html.conclusion(refusing) == (
+    assert charts.conclusion(refusing) == (
         "For the test texts as they are (here), errors: 0.600 before, 0.300 after. At share answered 0.5: 0.200 before, 0.150 "
         "after."
     ), "where few texts are answered the largest change is noise"
     log = mixes(0.5)
-    assert "times as frequent 0.1 " in html.conclusion([("before", replace(log, here=0.0))])
+    assert "times as frequent 0.1 " in charts.conclusion([("before", replace(log, here=0.0))])
 
 
 def test_here_is_marked_and_the_chart_that_has_it_is_the_main_one() -> None:

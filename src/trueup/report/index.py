@@ -12,7 +12,7 @@ from typing import Any
 
 from trueup.faults.fault import Comparison, Difference
 from trueup.report import words
-from trueup.report.html import asset, inline, policy, template
+from trueup.report.embedded import asset, inline, policy, template
 
 MOST_BYTES = 2_000_000
 """The page of 1,000 cells stays below."""

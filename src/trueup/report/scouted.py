@@ -8,7 +8,7 @@ from rich.text import Text
 from trueup.faults.confounding.leads import Scouted
 from trueup.faults.confounding.search import RATE
 from trueup.report import words
-from trueup.report.html import asset, policy, template
+from trueup.report.embedded import asset, policy, template
 from trueup.report.table import _text as text
 from trueup.report.table import leads_table
 
