@@ -155,8 +155,9 @@ def length(subject: Subject, test: Corpus) -> dict[str, str]:
     }
 
 
-def below_a_constant(subject: Subject, corpus: Corpus) -> None:
-    """A warning where the model is right less often than one answer to all would be: its classes may stand in another order."""
+def order_of_classes(subject: Subject, corpus: Corpus) -> None:
+    """A warning where the model is right less often than one answer to all would be, or far and surely less often than with its
+    classes in another order."""
     from trueup.prepare import ranked
     from trueup.run.predict import predict, session
 
@@ -164,18 +165,21 @@ def below_a_constant(subject: Subject, corpus: Corpus) -> None:
         return
     test = corpus.part("test")
     right, counts = float((predict(subject, test).predicted == test.label).mean()), np.bincount(test.label)
-    if right >= (share := counts.max() / len(test)):
+    share, better = counts.max() / len(test), ranked(subject, corpus)[2]
+    if right >= share and better is None:
         return
-    better = ranked(subject, corpus)[2]
-    cure = "The adapter, the labels or the order of the classes may be wrong: check them before you read a verdict."
+    said = [f"The model is right on {right:.1%} of the {len(test):,} test texts."]
+    if right < share:
+        said.append(f"Always answering '{test.classes[int(counts.argmax())]}' would be right on {share:.1%}.")
     if better is not None:
-        cure = (
+        said.append(
             f"With the classes in the order {listing(better[0])} it would be right on {better[1]:.1%}: check --classes."
         )
-    session().warn(
-        f"The model is right on {right:.1%} of the {len(test):,} test texts. Always answering "
-        f"'{test.classes[int(counts.argmax())]}' would be right on {share:.1%}. {cure}"
-    )
+    else:
+        said.append(
+            "The adapter, the labels or the order of the classes may be wrong: check them before you read a verdict."
+        )
+    session().warn(" ".join(said))
 
 
 def unused(subject: Subject, test: Corpus) -> list[str]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueup.caveats import below_a_constant, effect_of_adapter, length, padded, provenance, snapshot, unused
+from trueup.caveats import effect_of_adapter, length, order_of_classes, padded, provenance, snapshot, unused
 from trueup.errors import BadInput, OutOfMemory, TrueupError, Unavailable, Unsupported, listing, out_of_memory
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.given import checked
@@ -374,7 +374,7 @@ def _examined(
         )
     # Not before the faults: one that reads hidden states has the features from the same pass.
     if not subject.multi_label:
-        below_a_constant(subject, corpus)
+        order_of_classes(subject, corpus)
     return Report(
         title=f"{subject.source.adapter or subject.source.base} on {corpus.name}",
         job=dict(job or {}),
