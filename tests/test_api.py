@@ -284,7 +284,7 @@ def test_logits_in_another_order_than_the_data_are_seen(home):
     right = float((predict.predict(subject, held_out).predicted == held_out.label).mean())
     assert 0.6 < right < 0.8
     said = (
-        f"As 'negative', 'positive' .* {1 - right:.1%} of the {len(held_out):,} held-out texts, and as 'positive', 'negative' on "
+        f"As 'negative', 'positive' .* {1 - right:.1%} of {len(held_out):,} held-out texts, and as 'positive', 'negative' on "
         f"{right:.1%}.* --classes"
     )
     with pytest.raises(BadInput, match=said):

@@ -95,7 +95,7 @@ def export(
     atomic.verify(folder)
     # Not before: with these come torch and scipy, and a slip in a name is told without waiting for them.
     from trueup import guard
-    from trueup.subject.adapter import read_card
+    from trueup.subject.beside import read_card
     from trueup.subject.repaired import open_repaired
 
     card = read_card(folder)

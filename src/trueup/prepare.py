@@ -21,6 +21,7 @@ SCOUT = "scout:"
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
+    from trueup.subject.outputs import Outputs
     from trueup.subject.subject import Subject
 
 
@@ -28,13 +29,17 @@ CHECKED = 16 << 20
 """Bytes of the largest data file whose columns are looked at before the libraries are loaded: a larger one is read once."""
 
 
-def check_names(job: Job) -> None:
+def check_names(job: Job, *, fresh: bool = False) -> None:
     """Looks for slips in the names of files, folders and columns, before the libraries of models are loaded: those take seconds.
 
     What is found later as well is found here first. What only a hub knows is left to later.
 
+    Args:
+        fresh: the job trains a head of its own, so that of the model does not matter.
+
     Raises:
-        BadInput: a name is of nothing.
+        BadInput: a name is of nothing, the names of the classes do not fit the head, or their order is unknown. Unsupported: an
+            encoder is asked for a word.
     """
     from trueup.corpus import read as reader
     from trueup.subject import places
@@ -43,24 +48,77 @@ def check_names(job: Job) -> None:
     names = [job.text, job.label, job.second, job.cluster, *(c for c in job.confounder if not c.startswith(SCOUT))]
     reader.check_roles(job.text, job.label, job.second)
     reader.check_held_out(job.held_out, job.test is not None, job.split, job.shots is not None)
-    # With --shots the labels are answers, and no classes.
-    classes = job.classes if job.shots is None else None
+    # With demonstrations the labels are answers, and no classes.
+    answers = job.shots is not None or job.demos is not None
     texts = [n for n in (job.text, job.second) if n]
-    rows: dict[str, Any] = {"texts": texts, "label": job.label, "classes": classes}
-    reader.check_source(
+    rows: dict[str, Any] = {"texts": texts, "label": "" if answers else job.label, "classes": job.classes}
+    found = reader.check_source(
         job.data, [n for n in (*names, job.split) if n], CHECKED, split=None if job.test else job.split, **rows
     )
     if job.test is not None:
-        reader.check_source(job.test, [n for n in names if n], CHECKED, **rows)
+        more = reader.check_source(job.test, [n for n in names if n], CHECKED, **rows)
+        found = None if found is None or more is None else (tuple(dict.fromkeys(found[0] + more[0])), found[1])
     if job.demos is not None:
         reader.check_source(job.demos, [job.text, job.label], CHECKED)
     places.check_weights(job.dtype, job.quantize, job.device_map, job.device)
     check_model(job.model)
+    folder = None
     if job.adapter is not None:
         if (folder := places.adapter_path(job.adapter)) is None:
             places.check_hub_id(job.adapter)
-        else:
-            places.check_adapter(folder, job.adapter)
+            return
+        places.check_adapter(folder, job.adapter)
+    _check_answers(job, folder, found, fresh)
+
+
+def _check_answers(job: Job, adapter: Path | None, found: tuple[tuple[str, ...], bool] | None, fresh: bool) -> None:
+    """As `check_names`, of how the model is asked and of its classes. `found`: the classes in the data, and whether nothing states
+    their order."""
+    from trueup.subject import outputs
+    from trueup.subject.anatomy import answers_with_no_word, check_words
+    from trueup.subject.beside import read_card
+    from trueup.subject.template import Shots, template_of
+
+    card = read_card(adapter)
+    if card.get("template"):
+        return
+    shots = job.shots
+    if shots is None and (job.demos is not None or (job.data.startswith("task:") and not job.verbaliser and not card)):
+        shots = Shots().number
+    config = outputs.model_config(job.model, job.revision)
+    family = outputs.family_of(config)
+    if family is not None and not family.causal and (job.template or job.verbaliser or shots is not None):
+        raise answers_with_no_word(family, shots is not None)
+    chosen = template_of(job.template, job.verbaliser, shots, job.chat)
+    if family is not None:
+        check_words(family, chosen)
+    head = None if fresh or chosen is not None else outputs.outputs_of(config, adapter)
+    if head is None:
+        return
+    if job.classes:
+        outputs.check_names(job.classes, head.classes)
+    elif found is not None and found[1] and not head.multi_label:
+        _check_order(job, head, found[0])
+
+
+def _check_order(job: Job, head: Outputs, labels: tuple[str, ...]) -> None:
+    """Raises BadInput where the labels are words, and no file of the model says in which order its head has them."""
+    if head.names and (not head.brought or set(head.names) == set(labels)):
+        return
+    column = f"column '{job.label}' of '{job.data}'" + (f" and '{job.test}'" if job.test else "")
+    if len(labels) > head.classes:
+        raise BadInput(
+            f"The classifier has {head.classes} classes, and {column} has {len(labels)} labels: {listing(labels)}. Name the column "
+            "of the labels that it was trained on (--label), or give the adapter that was trained on these."
+        )
+    which = f"for example --classes {shlex.quote(one_line(labels))}"
+    if len(labels) < head.classes:
+        which = f"all {head.classes} of them; {column} has only {listing(labels)}"
+    raise BadInput(
+        f"{'The adapter' if job.adapter else 'The model'} does not name its classes, and {column} holds words, so their order is "
+        f"needed. Say in which order it was trained (its label2id), {which} (classes=[...] in Python). If you do not know the "
+        "order, try one: the report warns if another is surely better."
+    )
 
 
 def check_model(name: str) -> None:
@@ -180,7 +238,8 @@ def _prompted(subject: Subject, corpus: Corpus, job: Job, pairs: tuple[tuple[str
     """The subject with the header and the fixed demonstrations that the job asks for."""
     from trueup.run.predict import session
     from trueup.run.prompts import with_pool
-    from trueup.subject.checkpoint import as_meant, check_template
+    from trueup.subject.checkpoint import check_template
+    from trueup.subject.template import as_meant
 
     if job.header is None and not pairs:
         return subject
@@ -310,15 +369,22 @@ def _in_order(subject: Subject, corpus: Corpus, nameless: str) -> None:
                 f"{shlex.quote(one_line(corpus.classes))} (classes=[...] in Python)."
             )
         return
+    if corpus.guessed:  # it is refused in any case, so a few texts will do for a proposal
+        rows = np.flatnonzero(corpus.split != "train")
+        corpus = corpus.take(rows[np.unique(np.linspace(0, len(rows) - 1, TRIED).round().astype(int))])
     right, held, better = ranked(subject, corpus)
     if better is None and not corpus.guessed:
         return
-    own = f"As {listing(corpus.classes)} it is right on {right:.1%} of the {held:,} held-out texts"
+    own = f"As {listing(corpus.classes)} it is right on {right:.1%} of {held:,} held-out texts"
     own += f", and as {listing(better[0])} on {better[1]:.1%}" if better is not None else ""
     raise BadInput(
         f"{nameless}, so their order is needed. {own}. Say in which order it was trained, for example "
         f"--classes {shlex.quote(one_line(better[0] if better else corpus.classes))} (classes=[...] in Python)."
     )
+
+
+TRIED = 200
+"""Held-out texts on which an order of the classes is proposed."""
 
 
 def ranked(subject: Subject, corpus: Corpus) -> tuple[float, int, tuple[list[str], float] | None]:
@@ -340,9 +406,12 @@ def ranked(subject: Subject, corpus: Corpus) -> tuple[float, int, tuple[list[str
 def _same_base(subject: Subject) -> None:
     """Notes an adapter that says it was made for a base of another name: weights of equal shapes can be other weights."""
     from trueup.run.predict import session
+    from trueup.subject.checkpoint import resolve
 
     base, made_for = subject.source.base, getattr(subject.peft_config, "base_model_name_or_path", None)
     if subject.source.adapter is None or not made_for or _weights(made_for) == _weights(base):
+        return
+    if base.startswith("embedded:") and Path(made_for).resolve() == Path(resolve(base)).resolve():
         return
     session().note(
         f"The adapter says that it was made for '{made_for}', and was put on '{base}', where its shapes fit. If these are not the "

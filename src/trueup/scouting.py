@@ -91,7 +91,7 @@ def scout(
 
 
 def _of_job(job: Job, **objects: Any) -> Scouted:
-    from trueup.subject.adapter import read_card
+    from trueup.subject.beside import read_card
     from trueup.subject.checkpoint import adapter_folder
 
     if job.confounder:

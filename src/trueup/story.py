@@ -56,7 +56,7 @@ def run_job(
         from trueup.report import bundle, html
         from trueup.run.predict import Session, within
         from trueup.store.cache import Memo
-        from trueup.subject.adapter import read_card
+        from trueup.subject.beside import read_card
         from trueup.subject.checkpoint import adapter_folder
 
         before = _previous(out)
@@ -193,7 +193,7 @@ def check(
         BadInput: the data are not sufficient for an audit, or an option is given that a Subject or a Corpus already contains.
     """
     from trueup.corpus.corpus import Corpus
-    from trueup.subject.adapter import read_card
+    from trueup.subject.beside import read_card
     from trueup.subject.checkpoint import UNNAMED, adapter_folder
     from trueup.subject.subject import Subject
 

@@ -117,7 +117,8 @@ def tune(
     atomic.refuse_taken(out, force)
     columns = {"text": job.text, "label": job.label, "second": job.second, "cluster": job.cluster, "split": job.split}
     weights = {"device": job.device, "dtype": job.dtype, "quantize": job.quantize}
-    check_names(Job(job.model, job.data, **columns, classes=job.classes, **weights))  # type: ignore[arg-type]
+    asked = {"classes": job.classes, "template": job.template, "verbaliser": job.verbaliser}
+    check_names(Job(job.model, job.data, **columns, **asked, **weights), fresh=True)  # type: ignore[arg-type]
     # Not before: with these comes torch, and a slip in a name is told without waiting for it.
     from trueup.corpus.read import read
     from trueup.run.forward import CUT, cut
@@ -125,10 +126,11 @@ def tune(
     from trueup.run.predict import Session, predict, within
     from trueup.run.processes import processes
     from trueup.run.train import Training, train
-    from trueup.subject.adapter import CARD, save_tuned
-    from trueup.subject.checkpoint import template_of
+    from trueup.subject.adapter import save_tuned
+    from trueup.subject.beside import CARD
     from trueup.subject.kinds import Lora
     from trueup.subject.new_adapter import fresh
+    from trueup.subject.template import template_of
 
     unknown = set(job.training) - set(Training.__dataclass_fields__)
     if unknown:

@@ -55,7 +55,7 @@ def test_a_repaired_adapter_is_examined_on_what_it_has_not_seen(world: Path, tmp
     from trueup.faults.confounding import Confounding
     from trueup.job import Job
     from trueup.prepare import open_job
-    from trueup.subject.adapter import read_card
+    from trueup.subject.beside import read_card
 
     base, data = str(world / "bert"), str(world / "data.csv")
     tuned = trueup(

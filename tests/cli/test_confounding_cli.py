@@ -24,7 +24,8 @@ QUICK = ("--set", "confounding.resamples=20")
 def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``data.csv`` with a site that goes with the label, a tiny ``adapter`` (a soft prompt) that reads it, and ``base``."""
     from trueup.faults.confounding import planted as P
-    from trueup.subject import adapter as cards
+    from trueup.subject import adapter as files
+    from trueup.subject.beside import CARD
     from trueup.subject.new_adapter import prompt_embeddings
 
     folder = tmp_path_factory.mktemp("sick")
@@ -52,9 +53,9 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tilted.append(r)
     write_csv(folder / "tilted.csv", tilted, HEADER)
     (folder / "adapter").mkdir()
-    cards.save_tuned(subject, folder / "adapter", start=prompt_embeddings(subject))
+    files.save_tuned(subject, folder / "adapter", start=prompt_embeddings(subject))
     card = {"classes": list(subject.classes), "max_length": 32}
-    (folder / "adapter" / cards.CARD).write_text(json.dumps(card))
+    (folder / "adapter" / CARD).write_text(json.dumps(card))
     (folder / "base").symlink_to(subject.source.base)
     return folder
 

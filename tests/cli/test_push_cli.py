@@ -18,7 +18,8 @@ import torch
 
 from trueup.faults.rigidity import planted as P
 from trueup.store import atomic
-from trueup.subject.adapter import CARD, save_tuned
+from trueup.subject.adapter import save_tuned
+from trueup.subject.beside import CARD
 
 
 class Hub(ThreadingHTTPServer):

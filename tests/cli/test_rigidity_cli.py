@@ -10,7 +10,8 @@ from cli_cases import Said, trueup, write_csv
 
 from trueup.faults.rigidity import planted as P
 from trueup.store import atomic
-from trueup.subject.adapter import CARD, save_tuned
+from trueup.subject.adapter import save_tuned
+from trueup.subject.beside import CARD
 
 QUICK = [word for k, v in (P.QUICK | {"resamples": 100}).items() for word in ("--set", f"rigidity.{k}={v}")]
 

@@ -28,6 +28,7 @@ from trueup.run import onnx
 from trueup.run.predict import predict
 from trueup.run.same_logits import Same
 from trueup.subject import adapter as files
+from trueup.subject.beside import read_card
 from trueup.subject.new_adapter import Prefix, Prompt
 from trueup.subject.quiet import quiet
 from trueup.subject.repaired import open_repaired
@@ -355,7 +356,7 @@ def test_test_texts_of_the_check_are_taken(tmp_path):
     assert not done.synthetic
     assert done.equal == done.texts > 32
     folder = out / "overconfidence"
-    inputs, _ = exporting._texts(folder, open_repaired(folder, files.read_card(folder), None))
+    inputs, _ = exporting._texts(folder, open_repaired(folder, read_card(folder), None))
     longest = [i["input_ids"].shape[1] for i in inputs]
     assert longest[: exporting.LONG] == [32] * exporting.LONG, "as long as the audit reads"
     assert max(longest[exporting.LONG :]) < 32

@@ -404,7 +404,8 @@ def _parquet(file: Path, records: list[dict[str, Any]]) -> None:
 def _tuned(base: Path, folder: Path, card: dict[str, Any]) -> None:
     import torch
 
-    from trueup.subject.adapter import CARD, save_tuned
+    from trueup.subject.adapter import save_tuned
+    from trueup.subject.beside import CARD
     from trueup.subject.new_adapter import Lora, fresh
 
     subject = fresh(str(base), Lora(2), ("neg", "pos"), max_length=16, device="cpu")

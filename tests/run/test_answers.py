@@ -21,10 +21,10 @@ from trueup.run import prompts
 from trueup.run.answers import answers, in_full
 from trueup.run.prompts import Row, drawn, rows, with_pool
 from trueup.subject.anatomy import FAMILIES as ANATOMY
-from trueup.subject.checkpoint import SHOT, template_of
 from trueup.subject.few_shot_tokens import wording
 from trueup.subject.load import load
 from trueup.subject.subject import Source, Subject
+from trueup.subject.template import SHOT, template_of
 from trueup.subject.tiny import WORDS
 
 FAMILIES = ("gpt2", "llama", "mamba")

@@ -23,6 +23,7 @@ from trueup.run import predict as runs
 from trueup.run.predict import predict
 from trueup.run.proof import deviation, equal, tolerance
 from trueup.subject import adapter as files
+from trueup.subject.beside import CARD
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.quiet import quiet
@@ -178,7 +179,7 @@ def test_a_foreign_adapter_is_read_as_far_as_the_model_takes(base_of: Any, tmp_p
     assert load(str(base), str(tmp_path), classes=CLASSES, device="cpu", max_length=32).max_length == 32
     subject = fresh(str(base), Lora(2), CLASSES, max_length=64, device="cpu")
     files.save_tuned(subject, tmp_path)
-    (tmp_path / files.CARD).write_text('{"classes": ["a", "b"], "max_length": 64}')
+    (tmp_path / CARD).write_text('{"classes": ["a", "b"], "max_length": 64}')
     assert load(str(base), str(tmp_path), device="cpu").max_length == 64
 
 

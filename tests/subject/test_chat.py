@@ -10,9 +10,9 @@ from test_few_shot_tokens import byte_level
 from tokenizers import processors
 
 from trueup.errors import BadInput
-from trueup.subject.checkpoint import check_template, template_of
+from trueup.subject.checkpoint import check_template
 from trueup.subject.few_shot_tokens import opened, prompt_ids, wording
-from trueup.subject.template import Shots, Template
+from trueup.subject.template import Shots, Template, template_of
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from trueup.errors import BadInput
-from trueup.subject.checkpoint import SHOT, template_of
 from trueup.subject.few_shot_tokens import text_ids, wording
-from trueup.subject.template import Shots, Template
+from trueup.subject.template import SHOT, Shots, Template, template_of
 from trueup.subject.tiny import make_tokenizer
 
 

@@ -25,6 +25,7 @@ from trueup.run.predict import predict
 from trueup.subject import adapter as files
 from trueup.subject import patterns
 from trueup.subject.anatomy import FAMILIES
+from trueup.subject.beside import CARD
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.positions import position_limit
@@ -109,7 +110,7 @@ def test_controls_load(kept: dict[str, Path]):
 
 def test_the_card_brings_class_names_length_and_words(copy: Any, kept: dict[str, Path]):
     folder = copy("lora")
-    (folder / files.CARD).write_text(json.dumps({"classes": ["calm", "loud"], "max_length": 17}))
+    (folder / CARD).write_text(json.dumps({"classes": ["calm", "loud"], "max_length": 17}))
     subject = load(str(kept["bert"]), str(folder), device="cpu")
     assert (subject.classes, subject.max_length) == (("calm", "loud"), 17)
     over = load(str(kept["bert"]), str(folder), classes=["x", "y"], max_length=9, device="cpu")
@@ -476,7 +477,7 @@ def test_damaged_adapter_weights(copy: Any, kept: dict[str, Path]):
 
 def test_damaged_card(copy: Any, kept: dict[str, Path]):
     folder = copy("lora")
-    (folder / files.CARD).write_text("{")
+    (folder / CARD).write_text("{")
     said(BadInput, "trueup.json", "not readable JSON", model=str(kept["bert"]), adapter=str(folder))
 
 
@@ -718,11 +719,11 @@ def test_layers_of_megatron_are_refused_and_no_module_is_imported(copy: Any, kep
 )  # fmt: skip
 def test_a_card_of_another_shape_is_refused_by_file_and_key(card: Any, key: str, copy: Any, kept: dict[str, Path]):
     folder = copy("lora")
-    (folder / files.CARD).write_text(json.dumps(card))
+    (folder / CARD).write_text(json.dumps(card))
     where = f"for '{key}'" if key else "where an object of settings belongs"
-    said(BadInput, f"'{folder / files.CARD}' holds", where, model=str(kept["bert"]), adapter=str(folder))
+    said(BadInput, f"'{folder / CARD}' holds", where, model=str(kept["bert"]), adapter=str(folder))
     empty = dict.fromkeys(("classes", "max_length", "template", "tuned"))
-    (folder / files.CARD).write_text(json.dumps(empty))  # the control
+    (folder / CARD).write_text(json.dumps(empty))  # the control
     assert load(str(kept["bert"]), str(folder), device="cpu").classes == ("0", "1")
 
 
@@ -779,10 +780,10 @@ def test_what_tuning_noted_is_refused_by_file_and_key(
     copy: Any, kept: dict[str, Path], tuned: Any, key: str, found: str
 ):
     folder = copy("lora")
-    (folder / files.CARD).write_text(json.dumps({"tuned": tuned}))
-    words = (str(folder / files.CARD), f"holds {found} for '{key}', which is ", f"Correct it, or delete '{key}'.")
+    (folder / CARD).write_text(json.dumps({"tuned": tuned}))
+    words = (str(folder / CARD), f"holds {found} for '{key}', which is ", f"Correct it, or delete '{key}'.")
     said(BadInput, *words, model=str(kept["bert"]), adapter=str(folder))
-    (folder / files.CARD).write_text(json.dumps({"tuned": {"data": "a.csv", "seed": 0, "limit": None, "training": {}}}))
+    (folder / CARD).write_text(json.dumps({"tuned": {"data": "a.csv", "seed": 0, "limit": None, "training": {}}}))
     load(str(kept["bert"]), str(folder), device="cpu")
 
 

@@ -59,6 +59,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.text)
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{(self.split == s).sum():,} {s}" for s in dict.fromkeys(self.split.tolist()))
+        return f"Corpus({self.name!r}, {len(self):,} texts ({parts}), classes {listing(self.classes)})"
+
     def take(self, index: np.ndarray) -> Corpus:
         """The examples at `index`, in its order. `index` is (k,) int or (n,) bool."""
         index = np.asarray(index)

@@ -186,8 +186,7 @@ def read(
         check_split(parts, None if answers else stratum, together, table, names)
     else:
         parts = complete(parts, together.tolist(), stratum, seed, fractions)
-    stated = classes is not None or label in table.names or label in table.order
-    guessed = not (answers or stated or all(c.isdigit() or c in ("True", "False") for c in class_names))
+    guessed = not answers and classes is None and _guessed(table, label, class_names)
     return Corpus(
         texts,
         label_index,
@@ -205,6 +204,12 @@ def read(
     )
 
 
+def _guessed(table: Table, label: str, classes: Sequence[str]) -> bool:
+    """Whether the order of the classes found in a column says nothing: they are words, and the source states no order of them."""
+    stated = label in table.names or label in table.order
+    return not (stated or all(c.isdigit() or c in ("True", "False") for c in classes))
+
+
 def _rarest(labels: np.ndarray) -> np.ndarray:
     """(n,) the place of the rarest label that each row of (n, C) has; C where it has none."""
     order = np.argsort(labels.sum(axis=0), kind="stable")
@@ -220,9 +225,9 @@ def check_source(
     split: str | None = None,
     label: str = "",
     classes: Sequence[str] | None = None,
-) -> None:
+) -> tuple[tuple[str, ...], bool] | None:
     """Raises BadInput where `name` is of no data or, in a file of at most `most` bytes, a column, a text or a label is wrong. A hub
-    id passes.
+    id passes. Returns the classes in the label column, and whether nothing states their order; None where it was not looked at.
 
     Args:
         texts: columns of which each row needs a text.
@@ -253,8 +258,10 @@ def check_source(
                 text_column(table, text)
             if split:
                 named_split(table, split)
-            if label and classes and not any(absent(v) or re.search(r"[;|\[]", str(v)) for v in table.columns[label]):
-                label_column(table, label, classes)
+            if label and not any(absent(v) or re.search(r"[;|\[]", str(v)) for v in table.columns[label]):
+                found = label_column(table, label, classes)[1]
+                return found, classes is None and _guessed(table, label, found)
+    return None
 
 
 def check_held_out(held_out: bool, test: bool, split: str | None, answers: bool) -> None:

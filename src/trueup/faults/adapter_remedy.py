@@ -17,6 +17,7 @@ from trueup.faults.card import Card, page
 from trueup.faults.fault import Alternative, Chart, Comparison, Remedy
 from trueup.store import atomic
 from trueup.subject import adapter as files
+from trueup.subject.beside import CARD, read_card
 from trueup.subject.subject import Head, Subject, model_fingerprint
 from trueup.subject.swap_adapter import wear
 
@@ -62,7 +63,7 @@ class Adapted(Remedy):
         with atomic.new_folder(folder, force=folder.exists()) as new:
             files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
             card = dict(self.card) | {"repairs": self.fault, "made_for": self.made_for, "words": self.head is not None}
-            atomic.write_json(new / files.CARD, card)
+            atomic.write_json(new / CARD, card)
             atomic.write_text(new / "README.md", page(_card(self), comparison))
             if not _shots(self.card):
                 atomic.write_text(new / predict_script.NAME, _script(self))
@@ -122,7 +123,7 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
         BadInput: the folder holds no repair of this fault, or is damaged.
     """
     folder = Path(folder)
-    card = files.read_card(folder)
+    card = read_card(folder)
     if card.get("repairs") != fault or "made_for" not in card:
         raise BadInput(f"'{folder}' holds no repair of {fault} saved by trueup; give the folder of a saved remedy.")
     atomic.verify(folder)

@@ -30,14 +30,16 @@ from trueup.errors import BadInput, TrueupError, Unsupported, listing
 from trueup.subject import adapter as files
 from trueup.subject import checkpoint as door
 from trueup.subject import tokens
-from trueup.subject.anatomy import Anatomy
+from trueup.subject.anatomy import Anatomy, check_words
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
 from trueup.subject.linear import map_of
+from trueup.subject.outputs import check_names, own_names
 from trueup.subject.positions import most_tokens, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, head_layer
+from trueup.subject.template import template_of
 from trueup.subject.weights import inside, numbers, settled
 
 
@@ -68,10 +70,10 @@ def adopt(
     base, settings = _opened(model)
     files.check_numbers(numbers(base), f"This {type(base).__name__}")
     what = type(base).__name__
-    chosen = door.template_of(template, verbaliser, shots, chat)
+    chosen = template_of(template, verbaliser, shots, chat)
     causal = what in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or what.endswith(("ForCausalLM", "LMHeadModel"))
     anatomy = anatomy_of(base.config, words=causal, trust_remote_code=trust_remote_code)
-    door.check_words(anatomy, chosen)
+    check_words(anatomy, chosen)
     if chosen is not None and not causal:
         raise BadInput(f"A {what} answers with its head and not with a word; leave template, verbaliser and shots out.")
     if causal and chosen is None:
@@ -82,14 +84,14 @@ def adopt(
     if not causal:
         outputs = _head_rows(base, anatomy)
         multi_label = door.check_head(base.config, outputs, what)
-        names, sigmoid = tuple(classes or door.own_names(base.config, outputs)), outputs == 1
+        names, sigmoid = tuple(classes or own_names(base.config.id2label, outputs)), outputs == 1
         outputs = 2 if sigmoid else outputs
     elif shots is not None:
         outputs, names = 0, ()
     else:
         words = tuple(verbaliser or ())
         outputs, names = len(words), tuple(classes or (w.strip() for w in words))
-    door.check_names(names, outputs)
+    check_names(names, outputs)
     revision, told = door.pinned(settings, str(getattr(base.config, "_name_or_path", "") or ""), revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer, another, differs = _tokenizer(tokenizer, base, **options)
@@ -105,7 +107,7 @@ def adopt(
     anatomy = tried(inside, anatomy, tokenizer, words=causal)
     if settings is not None and not files.known(settings):
         anatomy = in_batches(inside, anatomy, tokenizer, words=causal)
-    door.check_words(anatomy, chosen)
+    check_words(anatomy, chosen)
     name = base_name(base, settings, anatomy, revision)
     if getattr(base.config, "quantization_config", None) is not None and not hasattr(before, "quantization_config"):
         name = door.UNNAMED  # the weights under that name are not quantised

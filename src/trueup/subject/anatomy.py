@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trueup.errors import Unsupported
+from trueup.subject.template import Template
 
 Kind = Literal["encoder", "decoder", "state-space"]
 
@@ -190,3 +191,36 @@ FAMILIES: dict[str, Anatomy] = {
         *map(_mamba_like, ("mamba", "mamba2")),
     )
 }  # fmt: skip
+
+
+def check_words(anatomy: Anatomy, template: Template | None) -> None:
+    """Raises Unsupported where a model of this anatomy does not answer as the template asks."""
+    if template is None:
+        return
+    if not anatomy.causal:
+        raise answers_with_no_word(anatomy, template.shots is not None)
+    if anatomy.cap and template.shots is None:
+        raise Unsupported(
+            f"'{anatomy.model_type}' caps its logits softly (at {anatomy.cap:g}), so that answer words are no linear last layer "
+            "that could be read or repaired. Ask it with demonstrations (--shots 4), or train a classification head on it: `trueup "
+            "tune lora MODEL --data ...`."
+        )
+
+
+def answers_with_no_word(anatomy: Anatomy, shots: bool = False) -> Unsupported:
+    """The refusal of a verbaliser, or of demonstrations, on an encoder, which does not write the next word."""
+    if anatomy.discovered:
+        return Unsupported(
+            f"This '{anatomy.model_type}' is no causal model: another last token changes what it makes of those before it, as in "
+            "an encoder. Use it without --template, --verbaliser and --shots, as a classifier with a head, or set is_decoder in "
+            "its config if it was trained to write."
+        )
+    if shots:
+        return Unsupported(
+            f"'{anatomy.model_type}' is an encoder and does not learn from demonstrations in its prompt; give a causal model, "
+            "such as 'embedded:smollm2'."
+        )
+    return Unsupported(
+        f"'{anatomy.model_type}' is an encoder and does not answer with a word; use it without --template and --verbaliser, "
+        "as a classifier with a head."
+    )

@@ -21,12 +21,13 @@ from trueup.store.inputs import path_of
 from trueup.subject import adapter as files
 from trueup.subject import linear, patterns, places, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy
+from trueup.subject.beside import CARD
 from trueup.subject.few_shot_tokens import first_tokens, opened
 from trueup.subject.positions import check_runs
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import Subject
-from trueup.subject.template import Shots, Template
+from trueup.subject.template import Template
 from trueup.subject.weights import (
     Weights,
     best_device,
@@ -115,16 +116,6 @@ def fit_vocabulary(net: Any, tensors: dict[str, Tensor], other: str) -> bool:
     return True
 
 
-def own_names(config: Any, rows: int) -> tuple[str, ...]:
-    """The class names of a classifier of `rows` outputs: its config's own where they are names, else ``0``, ``1`` ...; two of a
-    single output."""
-    own = tuple(str(v) for _, v in sorted((config.id2label or {}).items()))
-    named = len(own) == rows and not all(n.startswith("LABEL_") for n in own)
-    if rows == 1:
-        return (f"not {own[0]}", own[0]) if named else ("0", "1")
-    return own if named else tuple(str(i) for i in range(rows))
-
-
 def through_sigmoid(names: Sequence[str]) -> tuple[str, ...]:
     """What a reader must know of a head of one logit."""
     return (
@@ -166,15 +157,6 @@ def says_multi_label(model: Any, **options: Any) -> bool:
         with suppress(BadInput, Unsupported):
             config = read_model_config(resolve(str(model)), str(model), **options)
     return getattr(config, "problem_type", None) == MULTI_LABEL
-
-
-def check_names(names: Sequence[str], rows: int) -> None:
-    """Raises BadInput when there is not one class name for each of `rows` classes."""
-    if len(names) != rows:
-        raise BadInput(
-            f"The classifier has {rows} classes, but {len(names)} class names were given: {listing(names)}. "
-            "Give one name per class, in the order of its logits."
-        )
 
 
 def resolve(model: str) -> str:
@@ -516,93 +498,6 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def check_words(anatomy: Anatomy, template: Template | None) -> None:
-    """Raises Unsupported where a model of this anatomy does not answer as the template asks."""
-    if template is None:
-        return
-    if not anatomy.causal:
-        raise answers_with_no_word(anatomy, template.shots is not None)
-    if anatomy.cap and template.shots is None:
-        raise Unsupported(
-            f"'{anatomy.model_type}' caps its logits softly (at {anatomy.cap:g}), so that answer words are no linear last layer "
-            "that could be read or repaired. Ask it with demonstrations (--shots 4), or train a classification head on it: `trueup "
-            "tune lora MODEL --data ...`."
-        )
-
-
-def answers_with_no_word(anatomy: Anatomy, shots: bool = False) -> Unsupported:
-    """The refusal of a verbaliser, or of demonstrations, on an encoder, which does not write the next word."""
-    if anatomy.discovered:
-        return Unsupported(
-            f"This '{anatomy.model_type}' is no causal model: another last token changes what it makes of those before it, as in "
-            "an encoder. Use it without --template, --verbaliser and --shots, as a classifier with a head, or set is_decoder in "
-            "its config if it was trained to write."
-        )
-    if shots:
-        return Unsupported(
-            f"'{anatomy.model_type}' is an encoder and does not learn from demonstrations in its prompt; give a causal model, "
-            "such as 'embedded:smollm2'."
-        )
-    return Unsupported(
-        f"'{anatomy.model_type}' is an encoder and does not answer with a word; use it without --template and --verbaliser, "
-        "as a classifier with a head."
-    )
-
-
-SHOT = "{text} -> {label}\n"
-"""One demonstration of a few-shot prompt, unless a template says otherwise."""
-
-
-def template_of(
-    text: str | None, words: Sequence[str] | None, shots: int | None = None, chat: bool = False
-) -> Template | None:
-    """The template of a causal model that answers with a word, or from `shots` demonstrations; None for a classifier with
-    a head.
-
-    Raises:
-        BadInput: a text without words to answer with, or a demonstration without a place for its answer.
-    """
-    text = as_meant(text or "")
-    if chat and shots is None:
-        raise BadInput(
-            "--chat goes with prompts that show demonstrations, as a user's turns and the assistant's answers. Give --shots 4, or "
-            "leave it out."
-        )
-    if shots is not None:
-        text = text or ("{text}" if chat else SHOT)
-        if shots < 0:
-            raise BadInput(f"There cannot be {shots} demonstrations; give --shots 4 or another number.")
-        if words:
-            raise BadInput("Demonstrations bring their own answers (the data's class names); leave --verbaliser out.")
-        if chat and "{label}" in text:
-            raise BadInput(
-                f"With --chat the template {text!r} is the user's turn alone, and the answer is the assistant's: leave {{label}} "
-                "and what stands before it out."
-            )
-        for part in ("{text}",) if chat else ("{text}", "{label}"):
-            if part not in text:
-                raise BadInput(f"The demonstration {text!r} has no {part} in it; say where it goes, as in {SHOT!r}.")
-        if "{second}" in text:
-            raise BadInput(
-                f"The demonstration {text!r} has {{second}} in it, and one has one text alone; leave it out."
-            )
-        if chat:
-            return Template(text, (), Shots(shots), chat=True)
-        if not text.partition("{label}")[0].strip() or "{text}" in text.partition("{label}")[2]:
-            raise BadInput(f"In the demonstration {text!r} the answer must come after the text, as in {SHOT!r}.")
-        return Template(text, (), Shots(shots))
-    if words:
-        return Template(text or "{text}", tuple(words))
-    if text:
-        raise BadInput("A template needs --verbaliser, one word per class, for the model to answer with.")
-    return None
-
-
-def as_meant(text: str) -> str:
-    r"""A template as typed, with its ``\n`` and ``\t`` for what they stand for: a shell hands them over as two characters."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
 def check_template(tokenizer: Any, template: Template) -> None:
     """Raises BadInput when the template has no ``{text}``, or two class words start with the same token; or where the tokenizer
     has no chat template for what is asked as a chat."""
@@ -634,7 +529,7 @@ def adapter_folder(adapter: str | None) -> Path | None:
         return None if adapter is None else path
     from huggingface_hub import snapshot_download
 
-    wanted = ["adapter_*", f"*/{places.SETTINGS}", files.CARD, *tokens.FILES, "README.md"]
+    wanted = ["adapter_*", f"*/{places.SETTINGS}", CARD, *tokens.FILES, "README.md"]
     try:
         return Path(snapshot_download(adapter, allow_patterns=wanted))
     except Exception as e:

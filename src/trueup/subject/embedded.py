@@ -23,6 +23,7 @@ class Shipped:
         packages: one, or the pieces of one file in their order. title: in words.
         make: returns its folder, fetching and converting where that is still to do.
         numbers: its parameters, and how many of them lie outside of the embeddings.
+        family: the ``model_type`` of its config.
         terms: where the terms stand that whoever fetches it has to accept; empty where its licence asks for nothing.
     """
 
@@ -31,6 +32,7 @@ class Shipped:
     title: str
     make: Callable[[Shipped], Path]
     numbers: tuple[int, int]
+    family: str
     terms: str = ""
 
     @property
@@ -143,6 +145,7 @@ MODELS: dict[str, Shipped] = {
             "all-MiniLM-L6-v2, a BERT encoder of 22.7 million weights",
             _plain,
             (22_713_216, 10_795_392),
+            "bert",
         ),
         Shipped(
             "smollm2",
@@ -150,6 +153,7 @@ MODELS: dict[str, Shipped] = {
             "SmolLM2-135M-Instruct, a Llama decoder of 135 million weights",
             _from_gguf,
             (134_515_008, 106_203_456),
+            "llama",
         ),
         Shipped(
             "mpnet",
@@ -157,6 +161,7 @@ MODELS: dict[str, Shipped] = {
             "all-mpnet-base-v2, an MPNet encoder of 109 million weights",
             _from_zip,
             (109_486_464, 85_646_976),
+            "mpnet",
         ),
         Shipped(
             "gemma3-270m",
@@ -164,6 +169,7 @@ MODELS: dict[str, Shipped] = {
             "Gemma 3 270M, a decoder of 268 million weights",
             _from_gguf,
             (268_098_176, 100_326_016),
+            "gemma3_text",
             "https://ai.google.dev/gemma/terms",
         ),
     )

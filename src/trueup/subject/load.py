@@ -16,33 +16,32 @@ from trueup.errors import BadInput, TrueupError, listing
 from trueup.given import checked
 from trueup.subject import adapter as files
 from trueup.subject import places, tokens
-from trueup.subject.anatomy import FAMILIES, Anatomy
+from trueup.subject.anatomy import FAMILIES, Anatomy, check_words
+from trueup.subject.beside import read_card
 from trueup.subject.checkpoint import (
     adapter_folder,
     as_trained,
     attach,
     check_head,
-    check_names,
     check_template,
-    check_words,
     fit_vocabulary,
     load_base,
     load_tokenizer,
-    own_names,
     padded,
     pinned,
     prove_head,
     read_model_config,
     resolve,
     set_padding,
-    template_of,
     through_sigmoid,
 )
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
+from trueup.subject.outputs import check_names, own_names
 from trueup.subject.positions import most_tokens, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject
+from trueup.subject.template import template_of
 from trueup.subject.weights import (
     Weights,
     device_of,
@@ -133,7 +132,7 @@ def load(
     folder = adapter_folder(adapter)
     if folder is not None:
         places.check_adapter(folder, str(adapter))
-    card = files.read_card(folder)
+    card = read_card(folder)
     if "score" in card:
         own = card.get("adapter")
         raise BadInput(
@@ -180,7 +179,7 @@ def load(
         rows = head_rows or int(getattr(config, "num_labels", 0))
         multi_label = check_head(config, rows, model, own=not head_rows)
     borrowed, sigmoid = not causal and not names and bool(head_rows), not causal and rows == 1
-    names = names if causal else names or own_names(config, rows)
+    names = names if causal else names or own_names(config.id2label, rows)
     check_names(names, 2 if sigmoid else rows)
     told += through_sigmoid(names) if sigmoid else ()
     tokenizer, another = _tokenizer(folder, adapter, where, model, **options)

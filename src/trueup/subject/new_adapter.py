@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from trueup.errors import BadInput, Unsupported
 from trueup.subject import checkpoint as door
-from trueup.subject.anatomy import Anatomy
+from trueup.subject.anatomy import Anatomy, check_words
 from trueup.subject.discover import anatomy_of, told, tried
 from trueup.subject.kinds import Lora, Prefix, Prompt, PTuning, Recipe, shape_of, unwrapped
 from trueup.subject.positions import check_runs, position_limit
@@ -63,7 +63,7 @@ def fresh(
                 "PEFT's prompt tuning does not run on an ELECTRA whose embeddings are narrower than its layers; "
                 "use `tune lora` or `tune prefix`."
             )
-    door.check_words(anatomy, template)
+    check_words(anatomy, template)
     if template is None and not anatomy.head:
         raise Unsupported(
             f"transformers has no sequence classifier for '{anatomy.model_type}'; "
@@ -84,7 +84,7 @@ def fresh(
         )
         door.set_padding(net, tokenizer)
         anatomy = tried(net, anatomy, tokenizer, words=template is not None)
-        door.check_words(anatomy, template)
+        check_words(anatomy, template)
         settings = recipe.config(anatomy, anatomy.sizes(config))
         if isinstance(recipe, Lora) and (recipe.layers or recipe.part):
             # Full names: BERT's "output.dense" is also the end of "attention.output.dense", in every layer.

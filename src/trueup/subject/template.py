@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trueup.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Shots:
@@ -80,3 +82,57 @@ class Template:
 
 def _filled(text: str, parts: Mapping[str, str]) -> str:
     return re.sub("|".join(map(re.escape, parts)), lambda m: parts[m.group()], text)
+
+
+SHOT = "{text} -> {label}\n"
+"""One demonstration of a few-shot prompt, unless a template says otherwise."""
+
+
+def template_of(
+    text: str | None, words: Sequence[str] | None, shots: int | None = None, chat: bool = False
+) -> Template | None:
+    """The template of a causal model that answers with a word, or from `shots` demonstrations; None for a classifier with
+    a head.
+
+    Raises:
+        BadInput: a text without words to answer with, or a demonstration without a place for its answer.
+    """
+    text = as_meant(text or "")
+    if chat and shots is None:
+        raise BadInput(
+            "--chat goes with prompts that show demonstrations, as a user's turns and the assistant's answers. Give --shots 4, or "
+            "leave it out."
+        )
+    if shots is not None:
+        text = text or ("{text}" if chat else SHOT)
+        if shots < 0:
+            raise BadInput(f"There cannot be {shots} demonstrations; give --shots 4 or another number.")
+        if words:
+            raise BadInput("Demonstrations bring their own answers (the data's class names); leave --verbaliser out.")
+        if chat and "{label}" in text:
+            raise BadInput(
+                f"With --chat the template {text!r} is the user's turn alone, and the answer is the assistant's: leave {{label}} "
+                "and what stands before it out."
+            )
+        for part in ("{text}",) if chat else ("{text}", "{label}"):
+            if part not in text:
+                raise BadInput(f"The demonstration {text!r} has no {part} in it; say where it goes, as in {SHOT!r}.")
+        if "{second}" in text:
+            raise BadInput(
+                f"The demonstration {text!r} has {{second}} in it, and one has one text alone; leave it out."
+            )
+        if chat:
+            return Template(text, (), Shots(shots), chat=True)
+        if not text.partition("{label}")[0].strip() or "{text}" in text.partition("{label}")[2]:
+            raise BadInput(f"In the demonstration {text!r} the answer must come after the text, as in {SHOT!r}.")
+        return Template(text, (), Shots(shots))
+    if words:
+        return Template(text or "{text}", tuple(words))
+    if text:
+        raise BadInput("A template needs --verbaliser, one word per class, for the model to answer with.")
+    return None
+
+
+def as_meant(text: str) -> str:
+    r"""A template as typed, with its ``\n`` and ``\t`` for what they stand for: a shell hands them over as two characters."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")

@@ -177,7 +177,7 @@ def bases_of(out: Path) -> Path:
 
 
 def _training(adapter: Path) -> dict[str, float]:
-    from trueup.subject.adapter import read_card
+    from trueup.subject.beside import read_card
 
     tuned = read_card(adapter)["tuned"]
     best = tuned["history"]["best_epoch"]

@@ -53,6 +53,7 @@ from trueup.run.heads import fit_head
 from trueup.run.predict import Session, predict, within
 from trueup.run.train import Training, train
 from trueup.subject import adapter as files
+from trueup.subject.beside import CARD
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prompt, fresh, prompt_embeddings
 from trueup.subject.subject import Head, Source
@@ -103,7 +104,7 @@ def tuned(case, tmp_path_factory):
     moved = wear(subject, settings, tensors)
     files.save_tuned(moved, folder, start=start)
     card = {"classes": list(subject.classes), "max_length": 32, "tuned": {"training": {"epochs": 1, "lr": 0.01}}}
-    (folder / files.CARD).write_text(json.dumps(card))
+    (folder / CARD).write_text(json.dumps(card))
     return load(subject.source.base, str(folder), device="cpu"), start.numpy()
 
 
@@ -598,10 +599,10 @@ def test_a_confounder_prompt_of_zero_changes_nothing(tuned, case, monkeypatch):
 )  # fmt: skip
 def test_a_training_that_was_edited_by_hand_is_refused_by_file_and_key(tuned, case, tmp_path, training, says):
     subject, corpus = tuned[0], case[1]
-    (tmp_path / files.CARD).write_text(json.dumps({"tuned": {"training": training}}))
+    (tmp_path / CARD).write_text(json.dumps({"tuned": {"training": training}}))
     with pytest.raises(BadInput) as refused:
         R.evidence(moved_to(subject, tmp_path), corpus, "site", 0.0, 0)
-    assert str(refused.value).startswith(f"'{tmp_path / files.CARD}'")
+    assert str(refused.value).startswith(f"'{tmp_path / CARD}'")
     assert says in str(refused.value)
 
 
@@ -676,7 +677,7 @@ def lora(bases, tmp_path_factory):
     corpus = corpus_of(2, 2, 0.6)
     subject = fitted(fresh(bases["bert"], Lora(2), corpus.classes, max_length=16, device="cpu", seed=1), corpus)
     folder = tmp_path_factory.mktemp("lora")
-    (folder / files.CARD).write_text(json.dumps({"tuned": {"training": {"epochs": 1}}}))
+    (folder / CARD).write_text(json.dumps({"tuned": {"training": {"epochs": 1}}}))
     return moved_to(subject, folder), corpus
 
 
@@ -937,8 +938,8 @@ def test_a_folder_that_holds_no_repair_of_confounding(case, remedy, tmp_path):
     subject, _ = case
     saved = remedy.save(tmp_path / "remedy")
     assert FAULT.read(saved, subject).describe() == remedy.describe()
-    card = json.loads((saved / files.CARD).read_text())
-    (saved / files.CARD).write_text(json.dumps(card | {"repairs": "overconfidence"}))
+    card = json.loads((saved / CARD).read_text())
+    (saved / CARD).write_text(json.dumps(card | {"repairs": "overconfidence"}))
     with pytest.raises(BadInput, match="holds no repair of confounding"):
         FAULT.read(saved, subject)
     again = remedy.save(tmp_path / "again")

@@ -36,6 +36,7 @@ from trueup.run.edit import scaled
 from trueup.run.predict import Session, within
 from trueup.run.prompts import drawn, rows, with_pool
 from trueup.subject import adapter as files
+from trueup.subject.beside import CARD
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prompt, fresh
 from trueup.subject.quiet import quiet
@@ -438,7 +439,7 @@ def test_the_lines_of_the_card_answer_as_trueup_does(case, remedy, saved):
 def test_the_card_keeps_no_pair_of_the_users(case, saved):
     texts = "".join(p.read_text() for p in saved.iterdir() if p.suffix in (".json", ".md"))
     assert not any(t in texts for t, _ in case[0].shots.pool)
-    assert json.loads((saved / files.CARD).read_text())["template"]["shots"] == {"number": 4}
+    assert json.loads((saved / CARD).read_text())["template"]["shots"] == {"number": 4}
 
 
 def test_a_saved_remedy_is_asked_with_demonstrations_by_itself(case, remedy, saved):

@@ -30,6 +30,7 @@ from trueup.run.predict import Outputs, hidden_states, predict, session
 from trueup.run.tangent import Tangent, expand
 from trueup.run.train import Training
 from trueup.subject import adapter as files
+from trueup.subject.beside import CARD, read_card
 from trueup.subject.checkpoint import adapter_folder
 from trueup.subject.new_adapter import prompt_embeddings, recipe_of
 from trueup.subject.subject import Head, Subject
@@ -327,11 +328,11 @@ def training_of(subject: Subject) -> Training:
         BadInput: the card says something that no training can begin with.
     """
     folder = adapter_folder(subject.source.adapter)
-    known = (files.read_card(folder).get("tuned") or {}).get("training") or {}
+    known = (read_card(folder).get("tuned") or {}).get("training") or {}
     try:
         return Training(**{k: v for k, v in known.items() if k in Training.__dataclass_fields__})
     except BadInput as e:
-        raise BadInput(f"'{folder}/{files.CARD}', key 'tuned.training': {e} Correct it, or delete the key.") from e
+        raise BadInput(f"'{folder}/{CARD}', key 'tuned.training': {e} Correct it, or delete the key.") from e
 
 
 def start_of(subject: Subject) -> NDArray | None:

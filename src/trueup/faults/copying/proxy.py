@@ -8,10 +8,9 @@ from trueup.corpus import tasks
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.run.prompts import drawn, pool_of, rows, with_pool
-from trueup.subject.checkpoint import SHOT
 from trueup.subject.few_shot_tokens import wording
 from trueup.subject.subject import Subject
-from trueup.subject.template import Shots, Template
+from trueup.subject.template import SHOT, Shots, Template
 
 TASK = "noun-vowels"
 

@@ -23,6 +23,7 @@ from trueup.measure import confidence_scores
 from trueup.measure.confidence_scores import score_from_json, score_to_json
 from trueup.store import atomic
 from trueup.subject import adapter as files
+from trueup.subject.beside import CARD, read_card
 from trueup.subject.subject import Head, Subject, model_fingerprint
 
 
@@ -72,7 +73,7 @@ class ConfidenceHead(Remedy):
                 "made_for": self.made_for, "classes": list(self.classes), "rows": len(self.head.weight),
                 "score": score_to_json(self.score),
             }  # fmt: skip
-            atomic.write_json(new / files.CARD, card)
+            atomic.write_json(new / CARD, card)
             if kept.guard:
                 np.savez(new / guard.FILE, allow_pickle=False, **kept.guard)
             atomic.write_text(new / "README.md", page(_card(kept), comparison))
@@ -95,7 +96,7 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
         BadInput: the folder holds no confidence head, or is damaged.
     """
     folder = Path(folder)
-    card = files.read_card(folder)
+    card = read_card(folder)
     if "score" not in card or "made_for" not in card:
         raise BadInput(f"'{folder}' holds no confidence head saved by trueup; give the folder of a saved remedy.")
     atomic.verify(folder)

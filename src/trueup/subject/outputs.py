@@ -1,0 +1,125 @@
+"""What the files of a model and of an adapter say of the classes, read before any library of models is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trueup.errors import BadInput, listing
+from trueup.store import schema
+from trueup.store.inputs import path_of
+from trueup.subject.anatomy import FAMILIES, Anatomy
+from trueup.subject.beside import read_card
+from trueup.subject.places import SETTINGS
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The classification head that a check will read.
+
+    Attributes:
+        classes: how many classes it chooses between; a head of one logit chooses between two.
+        names: their names, in the order of the logits; empty where no file names them.
+        brought: the adapter brings the head. The names are then the base's, and may be those of another task.
+        multi_label: the model's config says that a text can have any number of labels.
+    """
+
+    classes: int
+    names: tuple[str, ...]
+    brought: bool
+    multi_label: bool
+
+
+def model_config(model: str, revision: str | None = None) -> dict[str, Any]:
+    """What the config.json of a model holds; empty where it is not on this machine, or is no object."""
+    if model.startswith("embedded:"):
+        from trueup.subject.embedded import MODELS
+
+        return {"model_type": MODELS[model.removeprefix("embedded:")].family}
+    file: Any = path_of(model) / "config.json"
+    if not path_of(model).exists():
+        from huggingface_hub import try_to_load_from_cache
+
+        with suppress(ValueError):  # no name that the hub could know
+            file = try_to_load_from_cache(model, "config.json", revision=revision)
+    return _json(file) if isinstance(file, str | Path) else {}
+
+
+def family_of(config: Mapping[str, Any]) -> Anatomy | None:
+    """The family of a config; None where it is not among those of the table, whose parts only the model itself shows."""
+    return FAMILIES.get(str(config.get("model_type")))
+
+
+def outputs_of(config: Mapping[str, Any], adapter: Path | None) -> Outputs | None:
+    """The head of a model of this config with the adapter in a folder; None where their files do not say what it will be.
+
+    Raises:
+        BadInput: trueup's card beside the adapter is damaged.
+    """
+    family, card = family_of(config), read_card(adapter)
+    weights = None if adapter is None else adapter / "adapter_model.safetensors"
+    if family is None or not family.head or "score" in card:
+        return None
+    brought = 0
+    if adapter is not None and weights is not None:
+        if not weights.is_file() or _json(adapter / SETTINGS).get("task_type") == "CAUSAL_LM":
+            return None
+        brought = _rows(weights, f".{family.head}.weight")
+    labels = config.get("id2label")
+    labels = labels if isinstance(labels, dict) else {}
+    rows = brought or len(labels) or config.get("num_labels") or 2
+    own = str(config.get("architectures"))
+    kind = None if brought else config.get("problem_type")
+    if type(rows) is not int or kind == "regression" or not (brought or "ForSequenceClassification" in own):
+        return None
+    try:
+        ordered = {int(k): str(v) for k, v in labels.items()}
+    except (TypeError, ValueError):
+        return None
+    names = card.get("classes") or own_names(ordered, rows)
+    if names == tuple(map(str, range(max(rows, 2)))):
+        names = ()
+    return Outputs(
+        max(rows, 2), tuple(names), bool(brought) and not card.get("classes"), kind == "multi_label_classification"
+    )
+
+
+def own_names(labels: Mapping[int, Any] | None, rows: int) -> tuple[str, ...]:
+    """The class names of a classifier of `rows` outputs: those of its config's ``id2label`` where they are names, else ``0``, ``1``
+    ...; two of a single output."""
+    own = tuple(str(v) for _, v in sorted((labels or {}).items()))
+    named = len(own) == rows and not all(n.startswith("LABEL_") for n in own)
+    if rows == 1:
+        return (f"not {own[0]}", own[0]) if named else ("0", "1")
+    return own if named else tuple(str(i) for i in range(rows))
+
+
+def check_names(names: Sequence[str], rows: int) -> None:
+    """Raises BadInput when there is not one class name for each of `rows` classes."""
+    if len(names) != rows:
+        raise BadInput(
+            f"The classifier has {rows} classes, but {len(names)} class names were given: {listing(names)}. "
+            "Give one name per class, in the order of its logits."
+        )
+
+
+def _json(file: Path | str) -> dict[str, Any]:
+    """The object that a JSON file holds; empty where it holds none. Who needs the file reads it again, and says what is wrong."""
+    with suppress(OSError, ValueError, RecursionError, BadInput):
+        held = json.loads(schema.plain_bytes(Path(file)))
+        return held if isinstance(held, dict) else {}
+    return {}
+
+
+def _rows(weights: Path, ends: str) -> int:
+    """How many rows the first matrix has whose name ends so, by the header of a safetensors file; 0 where there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    with suppress(OSError, SafetensorError), safe_open(str(weights), "np") as saved:
+        key = next((k for k in saved.keys() if k.endswith(ends)), None)  # noqa: SIM118
+        return 0 if key is None else int(saved.get_slice(key).get_shape()[0])
+    return 0
