@@ -92,7 +92,11 @@ def _check_answers(job: Job, adapter: Path | None, found: tuple[tuple[str, ...],
     chosen = template_of(job.template, job.verbaliser, shots, job.chat)
     if family is not None:
         check_words(family, chosen)
-    head = None if fresh or chosen is not None else outputs.outputs_of(config, adapter)
+    if fresh or chosen is not None:
+        return
+    if family is not None and adapter is None and outputs.headless(config):
+        raise outputs.no_head(job.model, None)
+    head = outputs.outputs_of(config, adapter)
     if head is None:
         return
     if job.classes:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cli_cases import FAST, audit_words, check_words, reviews, trueup, write_csv
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trueup.store import atomic
 
@@ -266,7 +266,9 @@ def test_classes_of_another_number(world: Path, here: Path, classes: str) -> Non
 def test_templates(world: Path, here: Path) -> None:
     base = ("lora", "gpt2")
     refused(*tune_of(world, *base, "--template", "{text} is"), says=("needs --verbaliser",))
-    refused(*check_of(world, world / "data.csv", "--template", "{text} is"), says=("needs --verbaliser",))
+    refused(*check_of(world, world / "data.csv", "--template", "{text} is"), says=("is an encoder",))
+    untuned = ["check", world / "gpt2", "--data", world / "data.csv", "-o", "runs/out"]
+    refused(*untuned, "--template", "{text} is", says=("needs --verbaliser",))
     refused(*tune_of(world, *base, "--template", "is", "--verbaliser", "bad,good"), says=("no {text} in it",))
     refused(*tune_of(world, *base, "--verbaliser", "good,good"), says=("start with the same token",))
     refused(*tune_of(world, *base, "--verbaliser", "good,"), says=("has an empty word",))
@@ -378,6 +380,13 @@ SWEEPS = {
 }
 
 
+def head_of(folder: Path, rows: int) -> None:
+    """The files of an adapter that brings a head of so many rows, as far as they are read before any model."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "task_type": "SEQ_CLS"}))
+    save_file({"base_model.model.classifier.weight": torch.zeros(rows, 4)}, folder / "adapter_model.safetensors")
+
+
 def test_slips_are_told_without_loading_torch(here: Path) -> None:
     for more, (name, _) in [*SWEEPS.items(), ("seed: 1", ("good.yaml", ""))]:
         (here / name).write_text(f"defaults:\n  model: embedded:minilm\n  data: absent.csv\n  {more}\n")
@@ -387,6 +396,16 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
     (here / "scouted" / "scout.json").touch()
     (here / "scouted" / "job.json").write_text(json.dumps({"model": "bert", "data": "data.csv"}))
     check = ["check", "embedded:minilm", "--data", "absent.csv", "-o"]
+    write_csv(
+        here / "words.csv",
+        [(f"t{i}", ("good", "bad")[i % 2], "abc"[i % 3]) for i in range(9)],
+        ("text", "label", "kind"),
+    )
+    head_of(here / "head", 2)
+    (here / "whole").mkdir()
+    labels = {"architectures": ["BertForSequenceClassification"], "id2label": {i: f"LABEL_{i}" for i in range(3)}}
+    (here / "whole" / "config.json").write_text(json.dumps({"model_type": "bert"} | labels))
+    mine = ["check", "embedded:minilm", "--adapter", "head", "--data", "words.csv", "-o", "out"]
     slips = [
         ([*check, "out", "--fault", "overconfidense"], "Did you mean 'overconfidence'?"),
         ([*check, "out", "--set", "typo.x=1"], "no fault 'typo'"),
@@ -405,6 +424,18 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (["sweep", "good.yaml", "-o", "taken"], "holds something that is no sweep"),
         (["sweep", "good.yaml", "-o", "out", "--track", "mlfow"], "'mlfow' is not one of"),
         ([*check, "out"], "There is no file 'absent.csv'"),
+        ([*mine, "--classes", "bad,good,fine"], "has 2 classes, but 3 class names were given"),
+        ([*mine], "so their order is needed"),
+        (["check", "embedded:minilm", *mine[4:]], "'embedded:minilm' has no classification head"),
+        ([*mine, "--label", "kind"], "The classifier has 2 classes, and column 'kind' of 'words.csv' has 3 labels"),
+        ([*mine, "--verbaliser", "bad,good"], "'bert' is an encoder and does not answer with a word"),
+        ([*mine, "--template", "{text}"], "'bert' is an encoder and does not answer with a word"),
+        ([*mine, "--shots", "4"], "'bert' is an encoder and does not learn from demonstrations"),
+        (["scout", *mine[1:], "--classes", "bad,good,fine"], "has 2 classes, but 3 class names were given"),
+        (["check", "whole", *mine[4:], "--classes", "bad,good"], "has 3 classes, but 2 class names were given"),
+        (["check", "whole", *mine[4:]], "all 3 of them; column 'label' of 'words.csv' has only 'bad', 'good'"),
+        (["check", "embedded:smollm2", *mine[4:], "--template", "{text}"], "needs --verbaliser"),
+        (["tune", "lora", "embedded:minilm", *mine[4:], "--verbaliser", "bad,good"], "'bert' is an encoder"),
         (["tune", "lora", *check[1:], "out"], "There is no file 'absent.csv'"),
         (["tune", "lora", *check[1:], "taken"], "exists and is not empty"),
         (["check", "embedded:minilmm", "--data", "data.csv", "-o", "out"], "Did you mean 'minilm'?"),

@@ -316,3 +316,17 @@ def test_an_adapter_that_was_trained_on_a_quantised_base_is_measured_on_both(wid
     assert f"{(a != b).mean():.1%} of the answers differ" in note
     assert f"confidences by {np.abs(sure - there).mean():.3f} on average" in note
     assert np.abs(sure - there).mean() > 1e-3, "the two differ, or the test shows nothing"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_pass_through_a_base_in_4_bits_that_has_predicted(family: str, wide: Any):
+    """bitsandbytes packs a layer when it predicts on some processors, and a packed layer has no gradient."""
+    subject = load(str(wide(family)), classes=CLASSES, device="cpu", quantize="4bit")
+    predict(subject, corpus())
+    embedded = subject.base.get_input_embeddings()(torch.tensor([[5, 6, 7]])).detach()
+    subject.model(inputs_embeds=embedded.clone()).logits.sum()  # a prediction, from which nothing asks for a gradient
+    asked = embedded.clone().requires_grad_(True)
+    subject.model.train()(inputs_embeds=asked).logits.double().square().sum().backward()
+    assert asked.grad is not None
+    assert bool(torch.isfinite(asked.grad).all())
+    assert float(asked.grad.abs().sum()) > 0

@@ -243,11 +243,11 @@ class Finding:
     high: float
     threshold: float
     sentence: str
-    measures: Mapping[str, Measure] = field(default_factory=dict)
-    charts: tuple[Chart, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
-    samples: Mapping[str, np.ndarray] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict, repr=False)
+    charts: tuple[Chart, ...] = field(default=(), repr=False)
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    samples: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     doubt: str = ""
     needed: int | None = None
 

@@ -25,7 +25,7 @@ from trueup.subject.beside import CARD
 from trueup.subject.few_shot_tokens import first_tokens, opened
 from trueup.subject.positions import check_runs
 from trueup.subject.quiet import quiet
-from trueup.subject.sharing import copy_of, state_of
+from trueup.subject.sharing import copy_of, never_packed, state_of
 from trueup.subject.subject import Subject
 from trueup.subject.template import Template
 from trueup.subject.weights import (
@@ -288,6 +288,7 @@ def load_base(
         except Exception as e:
             raise (not_loaded(e, weights, name, own) or _explained(e, name)) from e
     kept_with(folder, net)
+    never_packed(net)
     if weights.quantize is not None:
         check_quantised(net, name)
     if offloaded(net):

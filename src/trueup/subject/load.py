@@ -37,7 +37,7 @@ from trueup.subject.checkpoint import (
 )
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
-from trueup.subject.outputs import check_names, own_names
+from trueup.subject.outputs import check_names, no_head, own_names
 from trueup.subject.positions import most_tokens, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject
@@ -267,11 +267,7 @@ def _is_causal(
         classifier = False
     if classifier:
         return False
-    what = f"The adapter '{adapter}'" if adapter else f"'{model}'"
-    raise BadInput(
-        f"{what} has no classification head. For a causal model that answers with a word, give --template and "
-        f"--verbaliser; otherwise train a classifier first: `trueup tune lora {model} --data ...`."
-    )
+    raise no_head(model, adapter)
 
 
 def _made_for(settings: peft.PeftConfig | None) -> str:

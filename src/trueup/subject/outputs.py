@@ -39,7 +39,7 @@ def model_config(model: str, revision: str | None = None) -> dict[str, Any]:
     if model.startswith("embedded:"):
         from trueup.subject.embedded import MODELS
 
-        return {"model_type": MODELS[model.removeprefix("embedded:")].family}
+        return {"model_type": MODELS[model.removeprefix("embedded:")].family, "architectures": []}  # none has a head
     file: Any = path_of(model) / "config.json"
     if not path_of(model).exists():
         from huggingface_hub import try_to_load_from_cache
@@ -96,6 +96,21 @@ def own_names(labels: Mapping[int, Any] | None, rows: int) -> tuple[str, ...]:
     if rows == 1:
         return (f"not {own[0]}", own[0]) if named else ("0", "1")
     return own if named else tuple(str(i) for i in range(rows))
+
+
+def no_head(model: str, adapter: str | None) -> BadInput:
+    """The refusal of a model that is asked as a classifier, where neither it nor its adapter has a head."""
+    what = f"The adapter '{adapter}'" if adapter else f"'{model}'"
+    return BadInput(
+        f"{what} has no classification head. For a causal model that answers with a word, give --template and "
+        f"--verbaliser; otherwise train a classifier first: `trueup tune lora {model} --data ...`."
+    )
+
+
+def headless(config: Mapping[str, Any]) -> bool:
+    """Whether a model of this config has certainly no classification head."""
+    made = config.get("architectures")
+    return isinstance(made, list) and not any(str(a).endswith("ForSequenceClassification") for a in made)
 
 
 def check_names(names: Sequence[str], rows: int) -> None:

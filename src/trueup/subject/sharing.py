@@ -48,6 +48,17 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in named.items()}
 
 
+def never_packed(model: nn.Module) -> None:
+    """Keeps the 4-bit layers of a model that was just loaded in the form in which gradients pass through them.
+
+    On a processor with AVX512-BF16, bitsandbytes packs the weight of a layer when it runs for a prediction. A packed layer
+    computes in bfloat16, and no gradient passes through it: a training that follows fails.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            vars(layer)["support_avx512bf16_for_cpu"] = False  # what bitsandbytes reads; torch types no such attribute
+
+
 def whole_batches(model: nn.Module) -> bool:
     """Whether an example's result may depend on its neighbours: LLM.int8 looks for outliers over the whole batch."""
     return any(type(m).__name__ == "Linear8bitLt" for m in model.modules())

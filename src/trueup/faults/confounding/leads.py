@@ -118,8 +118,8 @@ class Scouted:
                 "rare in the test examples."
             )
         told += (
-            f"{self.judged} were judged on {self.judging:,} independent test examples, and {self.named or 'none'} "
-            f"{'has' if self.named == 1 else 'have'} a lean above {self.threshold:g} at a false discovery rate of "
+            f"{self.judged} {'was' if self.judged == 1 else 'were'} judged on {self.judging:,} independent test examples, "
+            f"and {self.named or 'none'} {'has' if self.named == 1 else 'have'} a lean above {self.threshold:g} at a false discovery rate of "
             f"{search.RATE:.0%}."
         )
         if math.isfinite(self.smallest):
