@@ -48,8 +48,12 @@ def check_names(job: Job, *, fresh: bool = False) -> None:
     names = [job.text, job.label, job.second, job.cluster, *(c for c in job.confounder if not c.startswith(SCOUT))]
     reader.check_roles(job.text, job.label, job.second)
     reader.check_held_out(job.held_out, job.test is not None, job.split, job.shots is not None)
+    from trueup.subject.beside import read_card
+
+    beside = path_of(job.adapter) if job.adapter is not None else None
     # With demonstrations the labels are answers, and no classes.
-    answers = job.shots is not None or job.demos is not None
+    shown = (read_card(beside).get("template") or {}).get("shots")
+    answers = job.shots is not None or job.demos is not None or shown is not None
     texts = [n for n in (job.text, job.second) if n]
     rows: dict[str, Any] = {"texts": texts, "label": "" if answers else job.label, "classes": job.classes}
     found = reader.check_source(

@@ -209,7 +209,8 @@ def test_few_pairs_with_shots_are_split_and_what_they_are_too_few_for_is_said(si
         "gives 7 queries to examine; copying needs at least 10. Give 34 pairs or more to have so many split off, or a larger "
         "test split." in said.err
     )
-    bare = trueup("audit", "overconfidence", sick / "base", "--data", here / "few.csv", *ASKED[:4], "-o", "bare")
+    as_classes = (*ASKED[:4], "--verbaliser", "yes,no")
+    bare = trueup("audit", "overconfidence", sick / "base", "--data", here / "few.csv", *as_classes, "-o", "bare")
     assert "too few rows for three splits" in bare.err
 
 

@@ -119,8 +119,8 @@ class Scouted:
             )
         told += (
             f"{self.judged} {'was' if self.judged == 1 else 'were'} judged on {self.judging:,} independent test examples, "
-            f"and {self.named or 'none'} {'has' if self.named == 1 else 'have'} a lean above {self.threshold:g} at a false discovery rate of "
-            f"{search.RATE:.0%}."
+            f"and {self.named or 'none'} {'has' if self.named == 1 else 'have'} a lean above {self.threshold:g} "
+            f"at a false discovery rate of {search.RATE:.0%}."
         )
         if math.isfinite(self.smallest):
             told += f" With this many examples, the search finds a lean of {self.smallest:.2f} in 80% of cases."
