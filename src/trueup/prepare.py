@@ -91,6 +91,8 @@ def _check_answers(job: Job, adapter: Path | None, found: tuple[tuple[str, ...],
         shots = Shots().number
     config = outputs.model_config(job.model, job.revision)
     family = outputs.family_of(config)
+    if adapter is not None:
+        outputs.check_base(config, adapter, str(job.adapter), job.model)
     if family is not None and not family.causal and (job.template or job.verbaliser or shots is not None):
         raise answers_with_no_word(family, shots is not None)
     chosen = template_of(job.template, job.verbaliser, shots, job.chat)

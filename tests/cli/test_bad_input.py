@@ -313,10 +313,26 @@ def test_prefix_tuning_of_mamba(world: Path, here: Path) -> None:
         (("--dta", "x"), ("No such option: --dta. Did you mean '--data'? See `trueup check --help`.",)),
         (("--held_out",), ("No such option: --held_out. Did you mean '--held-out'? See `trueup check --help`.",)),
         (("--zzz", "x"), ("No such option: --zzz. See `trueup check --help`.",)),
+        (("--workers", "2"), ("No such option: --workers. It is an option of `trueup sweep`. See `trueup check --help`.",)),
     ],
 )  # fmt: skip
 def test_options_of_check(world: Path, here: Path, more: tuple[str, ...], says: tuple[str, ...]) -> None:
     refused(*check_of(world, world / "data.csv", *more), says=says)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("audit", "--fault", "copying"), "Name the fault first: `trueup audit FAULT MODEL ...`."),
+        (("audit", "--max-cost", "1"), "It is an option of `trueup check` and `trueup repair`. See `trueup audit --help`."),
+        (("sweep", "--quantize", "4bit"), "and others. A sweep takes the settings of its cells from its file."),
+        (("rerun", "--limit", "5"), "and others. A rerun takes its settings from the job.json of the first run."),
+        (("bench", "copying", "--adapter", "x"), "It is an option of `trueup check`, `trueup audit`, `trueup repair` and others."),
+        (("sweep", "--flt", "x"), "No such option: --flt. See `trueup sweep --help`."),  # the control: nobody has it
+    ],
+)  # fmt: skip
+def test_an_option_of_another_command_is_told_by_that_command(words: tuple[str, ...], says: str) -> None:
+    refused(*words, says=(says,))
 
 
 @pytest.mark.parametrize("at", ["model", "--adapter", "--data", "--demos"])
@@ -405,6 +421,9 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
     (here / "whole").mkdir()
     labels = {"architectures": ["BertForSequenceClassification"], "id2label": {i: f"LABEL_{i}" for i in range(3)}}
     (here / "whole" / "config.json").write_text(json.dumps({"model_type": "bert"} | labels))
+    for name, width in (("wide", 8), ("fits", 4)):  # the head in "head" reads 4 numbers
+        (here / name).mkdir()
+        (here / name / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": width} | labels))
     mine = ["check", "embedded:minilm", "--adapter", "head", "--data", "words.csv", "-o", "out"]
     slips = [
         ([*check, "out", "--fault", "overconfidense"], "Did you mean 'overconfidence'?"),
@@ -434,6 +453,9 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (["scout", *mine[1:], "--classes", "bad,good,fine"], "has 2 classes, but 3 class names were given"),
         (["check", "whole", *mine[4:], "--classes", "bad,good"], "has 3 classes, but 2 class names were given"),
         (["check", "whole", *mine[4:]], "all 3 of them; column 'label' of 'words.csv' has only 'bad', 'good'"),
+        (["check", "embedded:smollm2", *mine[2:]], "its classification head is not one of 'llama'"),
+        (["check", "wide", *mine[2:]], "reads 4 numbers a text, and the layers of the model are 8 wide"),
+        (["check", "fits", *mine[2:]], "so their order is needed"),  # the control
         (["check", "embedded:smollm2", *mine[4:], "--template", "{text}"], "needs --verbaliser"),
         (["tune", "lora", "embedded:minilm", *mine[4:], "--verbaliser", "bad,good"], "'bert' is an encoder"),
         (["tune", "lora", *check[1:], "out"], "There is no file 'absent.csv'"),

@@ -93,6 +93,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         _main(args)
 
 
+def _near(option: str, known: Sequence[str]) -> str:
+    """`did_you_mean` of the names alone: their dashes are alike in any two options."""
+    long = {k.removeprefix("--"): k for k in known}
+    near = did_you_mean(option.removeprefix("--"), long)
+    return near.replace("'", "'--", 1)
+
+
+def _elsewhere(option: str, at: str) -> str:
+    """Which commands have an option that `at` has not; empty where none has it. Starts with a space, as `did_you_mean` does."""
+    group: Any = typer.main.get_command(app)
+    having = [
+        f"`trueup {name}`" for name, command in group.commands.items() if any(option in p.opts for p in command.params)
+    ]
+    if not having:
+        return ""
+    if len(having) > 3:
+        having[3:] = ["others"]
+    others = " and ".join([", ".join(having[:-1]), having[-1]] if len(having) > 1 else having)
+    return f" It is an option of {others}.{_INSTEAD.get((at, option)) or _INSTEAD.get((at, ''), '')}"
+
+
+_INSTEAD = {
+    ("trueup audit", "--fault"): " Name the fault first: `trueup audit FAULT MODEL ...`.",
+    ("trueup repair", "--fault"): " Name the fault first: `trueup repair FAULT MODEL ...`.",
+    ("trueup rerun", ""): " A rerun takes its settings from the job.json of the first run.",
+    ("trueup sweep", ""): " A sweep takes the settings of its cells from its file.",
+}
+"""What to do instead, by command and option that it has not; an empty option stands for any."""
+
+
 def _main(argv: list[str]) -> None:
     try:
         code = app(args=argv, prog_name="trueup", standalone_mode=False)
@@ -104,8 +134,10 @@ def _main(argv: list[str]) -> None:
             if slip := re.search(r"'([^']*)' is not one of (.+)$", said):
                 known = re.findall(r"'([^']*)'", slip[2])
                 said = f"{said}.{did_you_mean(slip[1], known)}"
-            elif possible := getattr(e, "possibilities", None):  # of an option that there is not
-                said = f"{e.message.rstrip('.')}.{did_you_mean(e.option_name, possible)}"
+            elif (wrong := getattr(e, "option_name", None)) is not None and hasattr(
+                e, "possibilities"
+            ):  # no such option
+                said = f"{e.message.rstrip('.')}.{_elsewhere(wrong, at) or _near(wrong, e.possibilities or ())}"
             say(f"trueup: {said}{'' if said.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:

@@ -37,7 +37,7 @@ from trueup.subject.checkpoint import (
 )
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
-from trueup.subject.outputs import check_names, no_head, own_names
+from trueup.subject.outputs import check_names, does_not_fit, no_head, other_head, own_names
 from trueup.subject.positions import most_tokens, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject
@@ -164,10 +164,7 @@ def load(
     tensors = files.read_tensors(folder, allow_pickle=allow_pickle) if folder else {}
     head_rows = _head_rows(tensors, anatomy)
     if folder and not head_rows and any(_head_rows(tensors, other) for other in FAMILIES.values()):
-        raise BadInput(
-            f"The adapter '{adapter}' does not fit '{model}'{_made_for(settings)}: its classification head is not one of "
-            f"'{anatomy.model_type}'. Give the base model it was trained on."
-        )
+        raise other_head(str(adapter), model, _made_for(settings), anatomy.model_type)
     causal = chosen is not None or _is_causal(settings, config, head_rows, model, adapter)
     check_words(anatomy, chosen)
     names, multi_label = tuple(classes or card.get("classes") or ()), False
@@ -198,7 +195,7 @@ def load(
         check_words(anatomy, chosen)
         vocabulary = 0
         if settings is not None and folder is not None:
-            other = f"The adapter '{adapter}' does not fit '{model}'{_made_for(settings)}"
+            other = does_not_fit(str(adapter), model, _made_for(settings))
             resized = fit_vocabulary(net, tensors, other)
             net, brought = attach(net, settings, tensors, anatomy, other=other)
             vocabulary = tokens.rows_of(net) if resized or brought else 0
@@ -270,9 +267,8 @@ def _is_causal(
     raise no_head(model, adapter)
 
 
-def _made_for(settings: peft.PeftConfig | None) -> str:
-    name = getattr(settings, "base_model_name_or_path", None)
-    return f" (it says it was made for '{name}')" if name else ""
+def _made_for(settings: peft.PeftConfig | None) -> object:
+    return getattr(settings, "base_model_name_or_path", None)
 
 
 def _tokenizer(

@@ -68,7 +68,7 @@ def outputs_of(config: Mapping[str, Any], adapter: Path | None) -> Outputs | Non
     if adapter is not None and weights is not None:
         if not weights.is_file() or _json(adapter / SETTINGS).get("task_type") == "CAUSAL_LM":
             return None
-        brought = _rows(weights, f".{family.head}.weight")
+        brought, _ = _head_in(weights, family)
     labels = config.get("id2label")
     labels = labels if isinstance(labels, dict) else {}
     rows = brought or len(labels) or config.get("num_labels") or 2
@@ -107,6 +107,42 @@ def no_head(model: str, adapter: str | None) -> BadInput:
     )
 
 
+def does_not_fit(adapter: str, model: str, made_for: object) -> str:
+    """How the refusal of an adapter begins that was made for another base. `made_for`: the base that its settings name."""
+    whose = f" (it says it was made for '{made_for}')" if made_for else ""
+    return f"The adapter '{adapter}' does not fit '{model}'{whose}"
+
+
+def other_head(adapter: str, model: str, made_for: object, family: str) -> BadInput:
+    """The refusal of an adapter whose head is that of another family than the model's."""
+    return BadInput(
+        f"{does_not_fit(adapter, model, made_for)}: its classification head is not one of '{family}'. Give the base model it was "
+        "trained on."
+    )
+
+
+def check_base(config: Mapping[str, Any], adapter: Path, called: str, model: str) -> None:
+    """Raises BadInput where the head in an adapter's file was surely made for another base than one of this config.
+
+    Args:
+        called: how the user gave the adapter.
+    """
+    family, weights = family_of(config), adapter / "adapter_model.safetensors"
+    if family is None or not weights.is_file():
+        return
+    made_for = _json(adapter / SETTINGS).get("base_model_name_or_path")
+    rows, columns = _head_in(weights, family)
+    if not rows and any(_head_in(weights, other)[0] for other in FAMILIES.values()):
+        raise other_head(called, model, made_for, family.model_type)
+    # The head of some families reads another width than that of the layers; the model itself then shows whether it fits.
+    named = {config.get(k) for k in (family.width, "word_embed_proj_dim", "pooler_hidden_size") if k in config}
+    if rows and len(named) == 1 and type(width := named.pop()) is int and width != columns:
+        raise BadInput(
+            f"{does_not_fit(called, model, made_for)}: its classification head reads {columns} numbers a text, and the layers of "
+            f"the model are {width} wide. Give the base model it was trained on."
+        )
+
+
 def headless(config: Mapping[str, Any]) -> bool:
     """Whether a model of this config has certainly no classification head."""
     made = config.get("architectures")
@@ -130,11 +166,14 @@ def _json(file: Path | str) -> dict[str, Any]:
     return {}
 
 
-def _rows(weights: Path, ends: str) -> int:
-    """How many rows the first matrix has whose name ends so, by the header of a safetensors file; 0 where there is none."""
+def _head_in(weights: Path, family: Anatomy) -> tuple[int, int]:
+    """Rows and columns of the head of a family in an adapter's file, by the header of safetensors; twice 0 where there is none."""
     from safetensors import SafetensorError, safe_open
 
-    with suppress(OSError, SafetensorError), safe_open(str(weights), "np") as saved:
-        key = next((k for k in saved.keys() if k.endswith(ends)), None)  # noqa: SIM118
-        return 0 if key is None else int(saved.get_slice(key).get_shape()[0])
-    return 0
+    ends = f".{family.head}.weight"
+    with suppress(OSError, SafetensorError, ValueError), safe_open(str(weights), "np") as saved:
+        key = next((k for k in saved.keys() if family.head and k.endswith(ends)), None)  # noqa: SIM118
+        if key is not None:
+            rows, columns = saved.get_slice(key).get_shape()
+            return int(rows), int(columns)
+    return 0, 0
