@@ -35,7 +35,7 @@ def worlds():
 def test_what_a_layer_forgets_is_said_of_that_layer_alone(worlds):
     label, group, cluster, judges, *states = worlds
     found = [inside.inside(s, label, group, cluster, judges, 0) for s in states]
-    probe = inside.moved_probe(found[0].hit, found[1].hit, cluster)
+    probe = inside.moved_probe(found[0].hit, found[1].hit, cluster, np.zeros(found[0].hit.shape[1], bool))
     distance = inside.jackknife(found[1].distance - found[0].distance)
     for moved in (probe, distance):
         assert [d.high < 0 for d in moved] == [False, True, False]
@@ -121,8 +121,21 @@ def test_where_nothing_moved_the_probes_paired_interval_holds_0_because_it_count
             rows, told = probed(x[:, 0], group, label, seed=seed)
             hits.append(np.full((200, 1), np.nan))
             hits[-1][rows, 0] = told
-        (moved,) = inside.moved_probe(*hits, np.arange(200))
+        (moved,) = inside.moved_probe(*hits, np.arange(200), np.zeros(1, bool))
         held += moved.low <= 0 <= moved.high
         naive += abs(moved.value) <= (moved.high - moved.low) / 2 / np.sqrt(REFITTED)
     assert held >= 75
     assert naive < 74, "the control: as if the probe were given"
+
+
+def test_a_probe_that_no_row_at_hand_shows_to_move_may_have_moved():
+    hit = np.ones((200, 2))
+    moved, still = inside.moved_probe(hit, hit, np.arange(200), np.array([False, True]))
+    assert (moved.value, moved.p) == (0, 1)
+    assert -0.05 < moved.low < -0.01
+    assert moved.high == -moved.low
+    assert (still.low, still.high, still.p) == (0, 0, 1), "the control: states that are the same cannot have moved it"
+    fewer, _ = inside.moved_probe(
+        np.repeat(hit, 4, axis=0), np.repeat(hit, 4, axis=0), np.arange(800) // 4, np.array([False, True])
+    )
+    assert fewer.low == pytest.approx(moved.low), "four rows of a cluster are one"

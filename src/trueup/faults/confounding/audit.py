@@ -273,7 +273,9 @@ def pictures(before: Finding, after: Finding) -> tuple[Chart, ...]:
 
 
 def _moved_probe(before: Finding, after: Finding) -> list[Difference]:
-    return inside.moved_probe(before.samples["probed"], after.samples["probed"], before.samples["cluster"])
+    was, now = (np.array(f.details["distance by layer"]) for f in (before, after))
+    hits = (before.samples["probed"], after.samples["probed"])
+    return inside.moved_probe(*hits, before.samples["cluster"], (was == now).all(axis=0))
 
 
 def _moved_apart(before: Finding, after: Finding) -> list[Difference]:

@@ -45,7 +45,9 @@ def claimed(e: Evidence, variant: Variant, resamples: int) -> Claim:
     same = np.array_equal(states[0], states[1])
     found += found if same else [inside.inside(states[1][rows], label, group, cluster, sides[0]["judges"], e.seed)]
     used = differences(sides[0], sides[1], e.mixes, None, ("use",), resamples=resamples, seed=e.seed)["use"]
-    probe = inside.moved_probe(found[0].hit, found[1].hit, cluster)
+    probe = inside.moved_probe(
+        found[0].hit, found[1].hit, cluster, (found[0].distance == found[1].distance).all(axis=0)
+    )
     present = probe[-1]
     distance = inside.jackknife(found[1].distance - found[0].distance)
     uses = _uses(e, (e.subject, repaired), states)

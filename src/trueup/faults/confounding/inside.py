@@ -17,7 +17,8 @@ from scipy.stats import t
 
 from trueup.faults.fault import Chart, Difference, Series
 from trueup.measure import gaps, lean
-from trueup.measure.bootstrap import Estimate
+from trueup.measure.accuracy import independent_rows, one_more_each_way
+from trueup.measure.bootstrap import FEWEST, Estimate
 from trueup.measure.divergence import REFITTED, probed, projected, sliced_wasserstein
 
 PARTS = 20
@@ -83,12 +84,25 @@ def told(hit: NDArray, cluster: NDArray) -> list[Estimate]:
     return [gaps.share(np.nan_to_num(h) > 0, np.isfinite(h), cluster, variance=REFITTED) for h in hit.T]
 
 
-def moved_probe(before: NDArray, after: NDArray, cluster: NDArray) -> list[Difference]:
-    """Per layer the paired difference of the probe's balanced accuracy, after minus before, from what it told (n, L)."""
+def moved_probe(before: NDArray, after: NDArray, cluster: NDArray, same: NDArray) -> list[Difference]:
+    """Per layer the paired difference of the probe's balanced accuracy, after minus before, from what it told (n, L).
+
+    Where few clusters change, the rows at hand hardly show how many would: the standard error is at least what it would be after
+    one more had changed either way (`accuracy.share_difference`).
+
+    Args:
+        same: (L,) the layer's states are the same before and after, so that the difference is 0 for certain.
+    """
     rows = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)
     d = after[rows] - before[rows]
     mean = d.mean(axis=0)
-    errors = math.sqrt(REFITTED) * spread((d - mean) / len(d), cluster[rows])
+    errors = spread((d - mean) / len(d), cluster[rows])
+    ids = np.unique(cluster[rows], return_inverse=True)[1]
+    n = independent_rows(np.bincount(ids))
+    for k, moved in enumerate(d.T):
+        if not same[k] and (np.bincount(ids, moved != 0) > 0).sum() < FEWEST:
+            errors[k] = max(errors[k], one_more_each_way(float(mean[k]), float((moved**2).mean()), n)[1])
+    errors *= math.sqrt(REFITTED)
     return [_interval(m, s, math.inf) for m, s in zip(mean, errors, strict=True)]
 
 
