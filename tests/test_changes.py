@@ -84,7 +84,23 @@ def test_settings_that_differ_are_told(found, tmp_path, capsys) -> None:
     assert f"overconfidence.folds was {FAULT.folds}, and is 7." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["compare", str(a), str(a)])
-    assert "setting" not in capsys.readouterr().out
+    assert "differ in" not in capsys.readouterr().out
+
+
+def test_options_that_differ_are_told(found, tmp_path, capsys) -> None:
+    asked = {"model": "m", "classes": ["neg", "pos"], "max_length": None, "keep": False}
+    old = replace(a_report(found["planted"]), job=asked)
+    new = replace(old, job=asked | {"classes": ["pos", "neg"], "max_length": 24, "keep": True})
+    a, b = saved(old, tmp_path / "a"), saved(new, tmp_path / "b")
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(a), str(b)])
+    said = capsys.readouterr().out
+    assert "The two checks differ in --classes: 'neg,pos' in the first, 'pos,neg' in the second." in said
+    assert "The two checks differ in --max-length: not given in the first, '24' in the second." in said
+    assert said.count("differ in") == 2
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(a), str(a)])  # the control
+    assert "differ in" not in capsys.readouterr().out
 
 
 def test_on_other_texts_the_two_intervals_are_put_together(found) -> None:

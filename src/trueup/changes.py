@@ -115,5 +115,24 @@ def change(before: Finding, after: Finding, then: Report, now: Report) -> Change
     return Change(before, after, {"severity": Difference(value, value - down, value + up, math.nan)}, False)
 
 
+def options(old: Report, new: Report) -> dict[str, tuple[str, str]]:
+    """The options that differ between two checks, as the command line has them: name -> (first, second). What was not given is
+    ``not given``; the settings of a fault are in `Change.settings`."""
+    mine = [k for k in old.job if k in new.job and k not in ("faults", "depth", "knobs", "keep")]
+    return {
+        f"--{k.replace('_', '-')}" if k != "model" else "MODEL": (_said(old.job[k]), _said(new.job[k]))
+        for k in mine
+        if _said(old.job[k]) != _said(new.job[k])
+    }
+
+
+def _said(value: Any) -> str:
+    if value in (None, False, [], ()):
+        return "not given"
+    if value is True:
+        return "given"
+    return f"'{','.join(map(str, value))}'" if isinstance(value, list | tuple) else f"'{value}'"
+
+
 def _length(finding: Finding) -> int:
     return max((len(v) for v in finding.samples.values()), default=0)

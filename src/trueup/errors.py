@@ -80,7 +80,10 @@ def shortened(text: object, most: int) -> str:
 
 
 def check_within(folder: Path, otherwise: str) -> str:
-    """The next step where `folder` is no output of a check: that of a demo, and of a cell of a sweep, holds one as ``report``."""
+    """The next step where `folder` is no output of a check: that of a demo, and of a cell of a sweep, holds one as ``report``, and
+    that of a sweep one for each cell."""
+    if cells := sorted(p.parent for p in folder.glob("cells/*/report/findings.json")):
+        return f"It is the folder of a sweep. Give the report of one of its cells, such as '{cells[0]}'."
     within = folder / "report"
     return f"Give '{within}', which holds the check." if (within / "findings.json").is_file() else otherwise
 

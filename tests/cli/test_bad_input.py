@@ -599,6 +599,10 @@ def test_reports_that_are_none(world: Path, checked: tuple[Path, object], here: 
     export = ("export", "demo", "--as", "merged", "-o", "x")
     for command in (("report", "demo"), ("rerun", "demo"), ("compare", "demo", checked[0]), export):
         refused(*command, says=("Give 'demo/report', which holds the check.",))
+    shutil.copytree(checked[0], here / "swept" / "cells" / "seed=0" / "report")
+    export = ("export", "swept", "--as", "merged", "-o", "x")
+    for command in (("report", "swept"), ("rerun", "swept"), ("compare", checked[0], "swept"), export):
+        refused(*command, says=("It is the folder of a sweep.", "such as 'swept/cells/seed=0/report'."))
     refused("export", "empty", "--as", "merged", "-o", "x", says=("Give the folder that `trueup check ... -o` wrote.",))
     copy = Path(shutil.copytree(checked[0], here / "copy"))
     (copy / "findings.json").write_text("{}")

@@ -51,9 +51,9 @@ REACHES = {
     "base": ("check", "org-nobody/model", "--data", "data.csv", "-o", "out"),
     "adapter": ("check", "BERT", "--adapter", "org-nobody/adapter", "--data", "data.csv", "-o", "out"),
     "data": ("check", "BERT", "--data", "org-nobody/data", "-o", "out"),
-    "embedded model": ("check", "embedded:minilm", "--data", "data.csv", "-o", "out"),
+    "embedded model": ("tune", "lora", "embedded:minilm", "--data", "data.csv", "-o", "out"),
     "embedded data": ("tune", "lora", "BERT", "--data", "embedded:tweets", "-o", "out"),
-    "push": ("audit", "overconfidence", "BERT", "--data", "data.csv", "-o", "out", "--push-to-hub", "org-nobody/x"),
+    "push": ("repair", "overconfidence", "BERT", "--data", "data.csv", "-o", "out", "--push-to-hub", "org-nobody/x"),
     "fetch": ("fetch", "minilm"),
 }
 

@@ -94,6 +94,7 @@ def test_parts_are_joined(world, here):
         (("--engine", "slurm"), "'slurm' is not one of"),
         (("--workers", "0"), "--workers"),
         (("--collect", ".", "--workers", "2"), "--collect runs nothing"),
+        (("--collect", ".", "--shard", "1/2"), "--collect runs nothing"),
         (("--collect", "nowhere"), "'nowhere' is no folder of a sweep"),
         (("--baseline", "nowhere"), "'nowhere' is no folder of a sweep"),
     ],

@@ -63,10 +63,13 @@ def compare(
     """
     with sentences():
         from trueup.changes import compare as changes
+        from trueup.changes import options
+        from trueup.report import bundle
         from trueup.report.table import changes_table
         from trueup.report.values import plain
 
-        found = changes(old, new)
+        then, later = bundle.read(old), bundle.read(new)
+        found = changes(then, later)
         if as_json:
             told = [
                 {
@@ -78,6 +81,8 @@ def compare(
             print(json.dumps(plain(told), indent=2))
         else:
             show(changes_table([(c.comparison, c.paired) for c in found]))
+            for option, (was, now) in options(then, later).items():
+                say(f"The two checks differ in {option}: {was} in the first, {now} in the second.")
             for c in found:
                 for knob, (was, now) in c.settings.items():
                     say(f"The two checks differ in a setting: {c.after.fault}.{knob} was {was!r}, and is {now!r}.")

@@ -103,9 +103,10 @@ def sweep(
             raise BadInput(
                 "--workers goes with this machine's processes; on a Ray cluster each free core takes a cell. Leave it out."
             )
-        if collect and (only or workers != 1 or engine is EngineName.ray or list_):
+        if collect and (only or shard or workers != 1 or engine is EngineName.ray or list_):
             raise BadInput(
-                "--collect runs nothing, so --list, --only, --workers and --engine have no place beside it. Leave them out."
+                "--collect runs nothing and joins all parts, so --list, --only, --shard, --workers and --engine do not go with it. "
+                "Leave them out."
             )
 
         def note(sentence: str) -> None:
