@@ -127,7 +127,7 @@ def options(old: Report, new: Report) -> dict[str, tuple[str, str]]:
 
 
 def _said(value: Any) -> str:
-    if value in (None, False, [], ()):
+    if value is None or value is False or value in ([], ()):  # not 0, which a seed may be
         return "not given"
     if value is True:
         return "given"
