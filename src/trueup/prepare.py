@@ -43,16 +43,15 @@ def check_names(job: Job, *, fresh: bool = False) -> None:
     """
     from trueup.corpus import read as reader
     from trueup.subject import places
+    from trueup.subject.beside import read_card
 
     # A column that a scout is to find is in no file.
     names = [job.text, job.label, job.second, job.cluster, *(c for c in job.confounder if not c.startswith(SCOUT))]
     reader.check_roles(job.text, job.label, job.second)
     reader.check_held_out(job.held_out, job.test is not None, job.split, job.shots is not None)
-    from trueup.subject.beside import read_card
-
-    beside = path_of(job.adapter) if job.adapter is not None else None
+    card = read_card(path_of(job.adapter) if job.adapter is not None else None)
     # With demonstrations the labels are answers, and no classes.
-    shown = (read_card(beside).get("template") or {}).get("shots")
+    shown = (card.get("template") or {}).get("shots")
     answers = job.shots is not None or job.demos is not None or shown is not None
     texts = [n for n in (job.text, job.second) if n]
     rows: dict[str, Any] = {"texts": texts, "label": "" if answers else job.label, "classes": job.classes}
@@ -72,18 +71,18 @@ def check_names(job: Job, *, fresh: bool = False) -> None:
             places.check_hub_id(job.adapter)
             return
         places.check_adapter(folder, job.adapter)
-    _check_answers(job, folder, found, fresh)
+    _check_answers(job, folder, card, found, fresh)
 
 
-def _check_answers(job: Job, adapter: Path | None, found: tuple[tuple[str, ...], bool] | None, fresh: bool) -> None:
-    """As `check_names`, of how the model is asked and of its classes. `found`: the classes in the data, and whether nothing states
-    their order."""
+def _check_answers(
+    job: Job, adapter: Path | None, card: Mapping[str, Any], found: tuple[tuple[str, ...], bool] | None, fresh: bool
+) -> None:
+    """As `check_names`, of how the model is asked and of its classes. `card`: trueup's own beside the adapter. `found`: the classes
+    in the data, and whether nothing states their order."""
     from trueup.subject import outputs
     from trueup.subject.anatomy import answers_with_no_word, check_words
-    from trueup.subject.beside import read_card
     from trueup.subject.template import Shots, template_of
 
-    card = read_card(adapter)
     if card.get("template"):
         return
     shots = job.shots
@@ -102,7 +101,7 @@ def _check_answers(job: Job, adapter: Path | None, found: tuple[tuple[str, ...],
         return
     if family is not None and adapter is None and outputs.headless(config):
         raise outputs.no_head(job.model, None)
-    head = outputs.outputs_of(config, adapter)
+    head = outputs.outputs_of(config, adapter, card)
     if head is None:
         return
     if job.classes:

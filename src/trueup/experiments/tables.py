@@ -98,14 +98,16 @@ def _title(of: Sequence[Row]) -> str:
 
 
 def _line(key: str, title: str, source: str, of: Sequence[Row], behind: Sequence[Row] | None) -> Line:
-    def pooled(rows: Sequence[Row], keys: Sequence[str]) -> Estimate:
-        return over_seeds([tuple(r[k] for k in keys) for r in rows], SHARED)  # type: ignore[misc]
-
     return Line(
         key, title, source, sum(r["after"] for r in of) / len(of),
-        pooled(of, _DIFFERENCE),
-        None if behind is None else pooled(behind, _BEHIND), len(of), bool(of[0]["control"]),
+        _pooled(of, _DIFFERENCE),
+        None if behind is None else _pooled(behind, _BEHIND), len(of), bool(of[0]["control"]),
     )  # fmt: skip
+
+
+def _pooled(rows: Sequence[Row], keys: Sequence[str]) -> Estimate:
+    """Rows of several seeds as one: `keys` name the value and its interval."""
+    return over_seeds([tuple(r[k] for k in keys) for r in rows], SHARED)  # type: ignore[misc]
 
 
 def table(rows: Sequence[Row], measure: str) -> str:
@@ -223,8 +225,8 @@ def changes(rows: Sequence[Row], fault: str, measures: Sequence[str] = ()) -> st
                 continue
             was, now = (sum(r[k] for r in of) / len(of) for k in ("value", "after"))
             title = of[0]["title"] if measure != "severity" else f"severity: {of[0]['unit']}"
-            moved = over_seeds([tuple(r[k] for k in _DIFFERENCE) for r in of], SHARED)  # type: ignore[misc]
-            cells = [f"{_named(model)}, {_named(data)}", title, str(len(of)), f"{was:.3f}", f"{now:.3f}", _told(moved)]
+            moved = _told(_pooled(of, _DIFFERENCE))
+            cells = [f"{_named(model)}, {_named(data)}", title, str(len(of)), f"{was:.3f}", f"{now:.3f}", moved]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -280,18 +282,20 @@ def rendered(page: str, results: Path) -> str:
 
     def fill(found: re.Match[str]) -> str:
         start, name, measure, data, end = found.groups()
+        rows = read(results / f"{name}.parquet")
         if measure == "verdicts":
-            rows = read(results / f"{name}.parquet")
-            return f"{start}{older({r['trueup'] for r in rows})}{verdicts(rows, data)}\n{end}"
-        if measure == "changes":
-            rows, (fault, _, measures) = read(results / f"{name}.parquet"), data.partition(":")
-            return f"{start}{older({r['trueup'] for r in rows})}{changes(rows, fault, measures.split())}\n{end}"
-        every, some = data.startswith("all: "), data.removeprefix("all: ").split()
-        rows = [r for r in read(results / f"{name}.parquet") if every or r["data"] == data]
-        if not rows:
-            known = sorted({r["data"] for r in read(results / f"{name}.parquet")})
-            raise BadInput(f"{name}.parquet holds nothing of '{data}'. It has {listing(known)}.")
-        told = summary(rows, measure, some) if every else table(rows, measure)
+            told = verdicts(rows, data)
+        elif measure == "changes":
+            fault, _, measures = data.partition(":")
+            told = changes(rows, fault, measures.split())
+        elif data.startswith("all: "):
+            told = summary(rows, measure, data.removeprefix("all: ").split())
+        else:
+            known = sorted({r["data"] for r in rows})
+            rows = [r for r in rows if r["data"] == data]
+            if not rows:
+                raise BadInput(f"{name}.parquet holds nothing of '{data}'. It has {listing(known)}.")
+            told = table(rows, measure)
         return f"{start}{older({r['trueup'] for r in rows})}{told}\n{end}"
 
     def whole(found: re.Match[str]) -> str:

@@ -87,33 +87,24 @@ def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Cont
             rest = x - own[:, None] - x.mean(axis=0) + own.mean()
             sums = np.stack([np.bincount(ids, r, many) for r in rest])
             shared += w * w * float((sums**2).sum()) / ((s - 1) * n * n * s)
-    sums = np.bincount(ids, each - each.mean(), many)
-    clusters = max(many / max(many - 1, 1) * float(sums @ sums) / n**2, _hidden(sides, each, ids))
+    sums, shares = np.bincount(ids, each - each.mean(), many), all(((x == 0) | (x == 1)).all() for _, x in sides)
+    least, most = (sum(f(w, 0.0) for w, _ in sides) if shares else f(-math.inf, math.inf) for f in (min, max))
+    clusters = max(
+        many / max(many - 1, 1) * float(sums @ sums) / n**2, _hidden(each, ids, least, most) if shares else 0.0
+    )
     variance = max(seeds + clusters - shared, seeds, clusters)
     parts += clusters**2 / max(many - 1, 1)
-    bounds = _bounds(sides) if _shares(sides) else (-math.inf, math.inf)
-    return Contrast(value, math.sqrt(variance), variance**2 / parts if parts else 1.0, *bounds)
+    return Contrast(value, math.sqrt(variance), variance**2 / parts if parts else 1.0, least, most)
 
 
-def _shares(sides: Sequence[Side]) -> bool:
-    return all(((x == 0) | (x == 1)).all() for _, x in sides)
-
-
-def _bounds(sides: Sequence[Side]) -> tuple[float, float]:
-    """The least and the most that a contrast of shares can be."""
-    return sum(min(w, 0.0) for w, _ in sides), sum(max(w, 0.0) for w, _ in sides)
-
-
-def _hidden(sides: Sequence[Side], each: NDArray, ids: NDArray) -> float:
-    """The least variance over clusters of a contrast of shares that gives each example `each` (n,): 0 where many differ."""
-    if not _shares(sides):
-        return 0.0
+def _hidden(each: NDArray, ids: NDArray, least: float, most: float) -> float:
+    """The least variance over clusters of a contrast of shares, between `least` and `most`, that gives each example `each` (n,): 0
+    where many differ."""
     values, count = np.unique(each, return_counts=True)
     apart = each - values[count.argmax()]
     if (np.bincount(ids, apart != 0) > 0).sum() >= FEWEST:
         return 0.0
     n, usual = independent_rows(np.bincount(ids)), float(values[count.argmax()])
-    least, most = _bounds(sides)
     reach = max(most - usual, usual - least)
     return one_more_each_way(float(apart.mean()), float((apart**2).mean()), n, reach)[1] ** 2
 

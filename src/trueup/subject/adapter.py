@@ -27,7 +27,7 @@ from trueup.store import schema
 from trueup.store.schema import FLAG, TEXT, Kind, either, lists, mapping, number, one_of, optional, record, whole
 from trueup.subject.anatomy import Anatomy
 from trueup.subject.linear import active, map_of
-from trueup.subject.places import SETTINGS
+from trueup.subject.places import SETTINGS, WEIGHTS
 from trueup.subject.sharing import state_of
 from trueup.subject.subject import Head, Subject
 
@@ -142,7 +142,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def _modules_in(folder: Path) -> list[str]:
     """The full names of the modules that the LoRA in `folder` adapts."""
-    file = folder / "adapter_model.safetensors"
+    file = folder / WEIGHTS
     if not file.is_file():
         return []
     with safe_open(str(file), "pt") as saved:
@@ -312,7 +312,7 @@ def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tenso
     Raises:
         BadInput: they are missing, damaged, no finite numbers, or a pickle and `allow_pickle` is False.
     """
-    safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    safe, pickled = folder / WEIGHTS, folder / "adapter_model.bin"
     try:
         tensors = None
         if safe.is_file():
@@ -645,7 +645,7 @@ def write_adapter(
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
     plain = {k: getattr(v, "value", v) for k, v in plain.items()}
     (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, str(folder / "adapter_model.safetensors"))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(folder / WEIGHTS))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

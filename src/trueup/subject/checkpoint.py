@@ -23,6 +23,7 @@ from trueup.subject import linear, patterns, places, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy
 from trueup.subject.beside import CARD
 from trueup.subject.few_shot_tokens import first_tokens, opened
+from trueup.subject.outputs import MULTI_LABEL
 from trueup.subject.positions import check_runs
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, never_packed, state_of
@@ -140,10 +141,6 @@ def check_head(config: Any, rows: int, name: str, *, own: bool = True) -> bool:
             "call it a regression (problem_type)."
         )
     return kind == MULTI_LABEL and rows > 1
-
-
-MULTI_LABEL = "multi_label_classification"
-"""The ``problem_type`` of a config whose head gives each text any number of labels."""
 
 
 def says_multi_label(model: Any, **options: Any) -> bool:

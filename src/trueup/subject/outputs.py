@@ -13,8 +13,10 @@ from trueup.errors import BadInput, listing
 from trueup.store import schema
 from trueup.store.inputs import path_of
 from trueup.subject.anatomy import FAMILIES, Anatomy
-from trueup.subject.beside import read_card
-from trueup.subject.places import SETTINGS
+from trueup.subject.places import SETTINGS, WEIGHTS
+
+MULTI_LABEL = "multi_label_classification"
+"""The ``problem_type`` of a config whose head gives each text any number of labels."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,17 @@ def family_of(config: Mapping[str, Any]) -> Anatomy | None:
     return FAMILIES.get(str(config.get("model_type")))
 
 
-def outputs_of(config: Mapping[str, Any], adapter: Path | None) -> Outputs | None:
-    """The head of a model of this config with the adapter in a folder; None where their files do not say what it will be.
-
-    Raises:
-        BadInput: trueup's card beside the adapter is damaged.
-    """
-    family, card = family_of(config), read_card(adapter)
-    weights = None if adapter is None else adapter / "adapter_model.safetensors"
+def outputs_of(config: Mapping[str, Any], adapter: Path | None, card: Mapping[str, Any]) -> Outputs | None:
+    """The head of a model of this config with the adapter in a folder, and trueup's `card` beside that; None where their files do
+    not say what it will be."""
+    family = family_of(config)
     if family is None or not family.head or "score" in card:
         return None
     brought = 0
-    if adapter is not None and weights is not None:
-        if not weights.is_file() or _json(adapter / SETTINGS).get("task_type") == "CAUSAL_LM":
+    if adapter is not None:
+        if not (adapter / WEIGHTS).is_file() or _json(adapter / SETTINGS).get("task_type") == "CAUSAL_LM":
             return None
-        brought, _ = _head_in(weights, family)
+        brought, _ = _head_in(_shapes(adapter / WEIGHTS), family)
     labels = config.get("id2label")
     labels = labels if isinstance(labels, dict) else {}
     rows = brought or len(labels) or config.get("num_labels") or 2
@@ -83,9 +81,7 @@ def outputs_of(config: Mapping[str, Any], adapter: Path | None) -> Outputs | Non
     names = card.get("classes") or own_names(ordered, rows)
     if names == tuple(map(str, range(max(rows, 2)))):
         names = ()
-    return Outputs(
-        max(rows, 2), tuple(names), bool(brought) and not card.get("classes"), kind == "multi_label_classification"
-    )
+    return Outputs(max(rows, 2), tuple(names), bool(brought) and not card.get("classes"), kind == MULTI_LABEL)
 
 
 def own_names(labels: Mapping[int, Any] | None, rows: int) -> tuple[str, ...]:
@@ -127,12 +123,12 @@ def check_base(config: Mapping[str, Any], adapter: Path, called: str, model: str
     Args:
         called: how the user gave the adapter.
     """
-    family, weights = family_of(config), adapter / "adapter_model.safetensors"
-    if family is None or not weights.is_file():
+    family = family_of(config)
+    if family is None or not (adapter / WEIGHTS).is_file():
         return
-    made_for = _json(adapter / SETTINGS).get("base_model_name_or_path")
-    rows, columns = _head_in(weights, family)
-    if not rows and any(_head_in(weights, other)[0] for other in FAMILIES.values()):
+    made_for, shapes = _json(adapter / SETTINGS).get("base_model_name_or_path"), _shapes(adapter / WEIGHTS)
+    rows, columns = _head_in(shapes, family)
+    if not rows and any(_head_in(shapes, other)[0] for other in FAMILIES.values()):
         raise other_head(called, model, made_for, family.model_type)
     # The head of some families reads another width than that of the layers; the model itself then shows whether it fits.
     named = {config.get(k) for k in (family.width, "word_embed_proj_dim", "pooler_hidden_size") if k in config}
@@ -166,14 +162,17 @@ def _json(file: Path | str) -> dict[str, Any]:
     return {}
 
 
-def _head_in(weights: Path, family: Anatomy) -> tuple[int, int]:
-    """Rows and columns of the head of a family in an adapter's file, by the header of safetensors; twice 0 where there is none."""
+def _shapes(weights: Path) -> dict[str, list[int]]:
+    """The shape of each tensor in an adapter's file, by its header; empty where it cannot be read, which who loads it says."""
     from safetensors import SafetensorError, safe_open
 
-    ends = f".{family.head}.weight"
     with suppress(OSError, SafetensorError, ValueError), safe_open(str(weights), "np") as saved:
-        key = next((k for k in saved.keys() if family.head and k.endswith(ends)), None)  # noqa: SIM118
-        if key is not None:
-            rows, columns = saved.get_slice(key).get_shape()
-            return int(rows), int(columns)
-    return 0, 0
+        return {k: list(saved.get_slice(k).get_shape()) for k in saved.keys()}  # noqa: SIM118
+    return {}
+
+
+def _head_in(shapes: Mapping[str, Sequence[int]], family: Anatomy) -> tuple[int, int]:
+    """Rows and columns of the head of a family among an adapter's tensors; twice 0 where there is none."""
+    ends = f".{family.head}.weight"
+    head = next((of for k, of in shapes.items() if family.head and k.endswith(ends) and len(of) == 2), (0, 0))
+    return int(head[0]), int(head[1])

@@ -12,8 +12,8 @@ from trueup.errors import BadInput, Unavailable, did_you_mean, listing
 from trueup.store.atomic import there
 from trueup.store.inputs import path_of
 
-SETTINGS = "adapter_config.json"
-"""PEFT's file of settings; a folder that has it is an adapter."""
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's two files of an adapter: settings, which make a folder one, and weights."""
 
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")

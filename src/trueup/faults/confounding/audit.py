@@ -273,14 +273,19 @@ def pictures(before: Finding, after: Finding) -> tuple[Chart, ...]:
 
 
 def _moved_probe(before: Finding, after: Finding) -> list[Difference]:
-    was, now = (np.array(f.details["distance by layer"]) for f in (before, after))
+    was, now = _apart(before, after)
     hits = (before.samples["probed"], after.samples["probed"])
     return inside.moved_probe(*hits, before.samples["cluster"], (was == now).all(axis=0))
 
 
 def _moved_apart(before: Finding, after: Finding) -> list[Difference]:
-    was, now = (np.array(f.details["distance by layer"]) for f in (before, after))
+    was, now = _apart(before, after)
     return inside.jackknife(now - was)
+
+
+def _apart(before: Finding, after: Finding) -> tuple[np.ndarray, np.ndarray]:
+    """The groups' distance by layer, before and after (`inside.Inside.distance`)."""
+    return np.array(before.details["distance by layer"]), np.array(after.details["distance by layer"])
 
 
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
