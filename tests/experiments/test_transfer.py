@@ -39,7 +39,7 @@ def two_tasks(made, monkeypatch):
 
 def test_planted_units_help_the_other_task_and_random_ones_do_not(two_tasks, tmp_path):
     got = transfer.run(tmp_path / "out", transfer.Settings(sources=("here",), queries=200), say=lambda s: None)
-    (there,) = (r for r in got["rows"] if r["task"] == "there")
+    (there,) = (transfer.judged(r) for r in got["rows"] if r["task"] == "there")
     copies = {k: there["changes"]["here"][k]["copies"] for k in ("units", "random")}
     assert there["copies"] > 0.06, "it copies there as well"
     assert copies["units"][2] < -0.05, "the units of one task lower copies in the other"
@@ -49,6 +49,8 @@ def test_planted_units_help_the_other_task_and_random_ones_do_not(two_tasks, tmp
     assert here["queries"] == 200, "of its own task the test queries alone: calibration chose"
     assert there["queries"] == 180, "of another task both"
     assert json.loads((tmp_path / "out" / "transfer.json").read_text())["rows"] == got["rows"]
+    found = got["units"]["here"]["units"].values()
+    assert sum(len(of["factors"]) for of in found) == got["units"]["here"]["count"], "each scaled unit is named"
     assert transfer.table(got) == (tmp_path / "out" / "transfer.md").read_text()
 
 

@@ -5,6 +5,8 @@ tasks as a repair finds them (`contest`): by integrated gradients on prompts of 
 its calibration queries. No query of another task takes part, except for the three tasks in which copying is right, whose
 calibration queries every repair looks at. Every task is then asked with and without these units, and with as many random units of
 the same layers scaled.
+
+The result keeps the units and how each query was answered, so that its table is made again without asking the model.
 """
 
 from __future__ import annotations
@@ -67,6 +69,9 @@ class Settings:
 
 Asked = Mapping[str, np.ndarray]
 """Of each query of a task: ``right``, ``copied``, and ``expected`` copies by chance, (n,); ``cluster`` (n,)."""
+COLUMNS = ("right", "copied", "expected", "cluster")
+KINDS = ("units", "random")
+"""Which units are scaled: those found, and as many drawn at random of the same layers."""
 
 
 def run(
@@ -98,25 +103,21 @@ def run(
         for task in tasks.TASKS:
             queries = queries_of(task, settings)
             able = with_pool(subject, tasks.load(task, seed=settings.seed).part("train"))
-            plain = _read(once(("plain", queries.fingerprint), lambda a=able, q=queries: _asked(a, q, settings.seed)))
-            told: dict[str, Any] = {}
+            plain = once(("plain", queries.fingerprint), lambda a=able, q=queries: _asked(a, q, settings.seed))
+            with_units: dict[str, Any] = {}
             for source, units in chosen.items():
-                for kind in ("units", "random"):
+                for kind in KINDS:
                     scales = _scales(units[kind])
 
                     def ask(a: Subject = able, q: Corpus = queries, s: Scales = scales) -> dict[str, Any]:
                         with scaled(a, s):
                             return _asked(a, q, settings.seed)
 
-                    told.setdefault(source, {})[kind] = apart(
-                        plain, _read(once((kind, source, queries.fingerprint), ask))
-                    )
-            row = {"task": task, "queries": len(queries), "accuracy": mean(plain["right"]),
-                   "copies": mean(plain["copied"] - plain["expected"]), "changes": told}  # fmt: skip
+                    with_units.setdefault(source, {})[kind] = once((kind, source, queries.fingerprint), ask)
+            row = {"task": task, "queries": len(queries), "plain": plain, "with": with_units}
             rows.append(row)
-            say(_line(row, list(chosen)))
-        units = {s: {k: v for k, v in c.items() if k not in ("units", "random")} for s, c in chosen.items()}
-        return {"settings": asdict(settings), "units": units, "rows": rows}
+            say(_line(judged(row), list(chosen)))
+        return {"settings": asdict(settings), "units": chosen, "rows": rows}
 
     code = resumed.code_of(trueup.faults.copying, trueup.run, sys.modules[__name__])
     return resumed.run(out, "transfer", code, make, table, force=force)
@@ -150,27 +151,47 @@ def _found(subject: Subject, source: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _kept(scales: Scales) -> dict[str, list[float]]:
-    return {str(layer): factors.tolist() for layer, factors in scales.items()}
+def _kept(scales: Scales) -> dict[str, Any]:
+    """As JSON: of each layer how many units it has, and the factors of those that are scaled."""
+    return {
+        str(layer): {"of": len(factors), "factors": {str(i): f for i, f in enumerate(factors.tolist()) if f != 1}}
+        for layer, factors in scales.items()
+    }
 
 
-def _scales(kept: Mapping[str, Sequence[float]]) -> Scales:
+def _scales(kept: Mapping[str, Mapping[str, Any]]) -> Scales:
+    """What `_kept` wrote."""
     import torch
 
-    return {int(layer): torch.tensor(factors) for layer, factors in kept.items()}
+    scales = {int(layer): torch.ones(of["of"]) for layer, of in kept.items()}
+    for layer, of in kept.items():
+        for unit, factor in of["factors"].items():
+            scales[int(layer)][int(unit)] = factor
+    return scales
 
 
-def _asked(subject: Subject, queries: Corpus, seed: int) -> dict[str, Any]:
+def _asked(subject: Subject, queries: Corpus, seed: int) -> dict[str, str]:
+    """`Asked`, as JSON keeps it: the numbers of each column in one line."""
     queries = queries.relabel(subject.classes)
     told = asked(subject, queries, "free", seed)
     able = told.draws.possible
-    values = told.scored(queries.label)
-    kept = {k: values[k][able].astype(float).tolist() for k in ("right", "copied", "expected")}
-    return kept | {"cluster": queries.cluster[able].tolist()}
+    values = told.scored(queries.label) | {"cluster": queries.cluster}
+    return {k: " ".join(f"{v:.6g}" for v in values[k][able].astype(float)) for k in COLUMNS}
 
 
-def _read(kept: Mapping[str, Any]) -> Asked:
-    return {k: np.asarray(v) for k, v in kept.items()}
+def _read(kept: Mapping[str, str]) -> Asked:
+    return {k: np.array(line.split(), float) for k, line in kept.items()}
+
+
+def judged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the result as its table shows it: ``accuracy`` and ``copies`` of the model as it is, and under ``changes`` what
+    each source's units change in them, as `apart` gives it."""
+    plain = _read(row["plain"])
+    changes = {s: {k: apart(plain, _read(of[k])) for k in KINDS} for s, of in row["with"].items()}
+    return {
+        "task": row["task"], "queries": row["queries"], "accuracy": mean(plain["right"]),
+        "copies": mean(plain["copied"] - plain["expected"]), "changes": changes,
+    }  # fmt: skip
 
 
 def apart(before: Asked, after: Asked, seed: int = 0) -> dict[str, list[float]]:
@@ -181,13 +202,16 @@ def apart(before: Asked, after: Asked, seed: int = 0) -> dict[str, list[float]]:
             lambda right, copied, expected: copied, less=lambda right, copied, expected: expected
         ),
     }
-    was, now = ([x[k] for k in ("right", "copied", "expected")] for x in (before, after))
+    was, now = ([x[k] for k in COLUMNS[:3]] for x in (before, after))
     got = bootstrap.paired_many(wanted, was, now, seed, RESAMPLES, cluster=before["cluster"])
     return {key: [d.value, d.low, d.high] for key, d in got.items()}
 
 
 def elsewhere(rows: Sequence[Mapping[str, Any]], source: str, kind: str, measure: str) -> Estimate:
-    """The mean change over all tasks but the source, with an interval for further tasks (Student's t over the tasks)."""
+    """The mean change over all tasks but the source, with an interval for further tasks (Student's t over the tasks).
+
+    rows: as `judged` gives them.
+    """
     return over_seeds([tuple(r["changes"][source][kind][measure]) for r in rows if r["task"] != source], 0.0)  # type: ignore[misc]
 
 
@@ -198,7 +222,7 @@ def _line(row: Mapping[str, Any], sources: Sequence[str]) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """Markdown: for each measure a line for each task, and a column for each task on which units were found."""
-    rows, sources = result["rows"], result["settings"]["sources"]
+    rows, sources = [judged(r) for r in result["rows"]], result["settings"]["sources"]
     units, parts = {s: result["units"][s] for s in sources}, []
     for key, title in MEASURES.items():
         heads = ["asked", "queries", f"{title}, as it is", *(f"units found on {s}" for s in sources)]
@@ -209,9 +233,7 @@ def table(result: Mapping[str, Any]) -> str:
                 for s in sources
             ]
             body.append([row["task"], str(row["queries"]), f"{row[key]:.1%}", *cells])
-        others = (
-            {k: [elsewhere(rows, s, k, key) for s in sources] for k in ("units", "random")} if len(rows) > 2 else {}
-        )
+        others = {k: [elsewhere(rows, s, k, key) for s in sources] for k in KINDS} if len(rows) > 2 else {}
         for kind, estimates in others.items():
             name = "**mean of the other tasks**" if kind == "units" else f"the same, {RANDOM}"
             body.append([name, "", "", *(_told((e.value, e.low, e.high)) for e in estimates)])
