@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trueup.errors import BadInput, Unsupported, check_within, did_you_mean, listing
 from trueup.given import checked
 from trueup.store import atomic
-from trueup.store.inputs import path_of
+from trueup.store.inputs import near, path_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +131,8 @@ def repair_in(folder: Path, fault: str | None = None) -> Path:
     """
     if not atomic.there(folder):
         raise BadInput(
-            f"There is no folder '{folder}': give the folder of a repair, or the one that `trueup check ... -o` wrote."
+            f"There is no folder '{folder}'.{near(folder, '*/findings.json', '*/adapter_config.json')} Give the folder of a "
+            "repair, or the one that `trueup check ... -o` wrote."
         )
     if (own := _repairs(folder)) is not None:
         if fault not in (None, own):

@@ -24,6 +24,7 @@ from trueup.errors import BadInput, check_within, listing
 from trueup.given import checked
 from trueup.measure.confidence_scores import Calibrated, score_from_json, score_to_json
 from trueup.measure.departure import Gaussian, drifted, gaussian, p_values
+from trueup.store.inputs import near
 
 FILE = "guard.npz"
 """What a repair of overconfidence keeps for a guard, beside its adapter."""
@@ -211,7 +212,7 @@ class Guard:
 def _absent(folder: Path) -> str:
     """Why there is no guard in a folder, as sentences."""
     if not folder.is_dir():
-        return f"There is no folder '{folder}': give the one that `trueup check ... -o` wrote."
+        return f"There is no folder '{folder}'.{near(folder, '*/findings.json')} Give the one that `trueup check ... -o` wrote."
     repair = next((f for f in (folder / "overconfidence", folder) if (f / "adapter_config.json").is_file()), None)
     if repair is not None:
         return (

@@ -110,13 +110,14 @@ def read_job(folder: str | Path) -> Job:
         BadInput: the folder holds no ``job.json``, or one that no names repeat: the check was made in Python on live objects.
     """
     from trueup.store.atomic import there
+    from trueup.store.inputs import near
     from trueup.store.schema import ANYTHING, mapping, read
 
-    file, here = Path(folder) / "job.json", there(folder)
+    file = Path(folder) / "job.json"
     if not file.is_file():
-        what = "holds no job.json" if here else "is no folder"
+        what = "holds no job.json." if there(folder) else f"is no folder.{near(folder, '*/job.json')}"
         raise BadInput(
-            f"'{folder}' {what}. {check_within(Path(folder), 'Give the folder that `trueup check ... -o` wrote.')}"
+            f"'{folder}' {what} {check_within(Path(folder), 'Give the folder that `trueup check ... -o` wrote.')}"
         )
     if (Path(folder) / "scout.json").is_file():
         raise BadInput(

@@ -100,6 +100,21 @@ class Tuned:
     notes: tuple[str, ...]
 
 
+def check_tuning(job: TuneJob) -> None:
+    """Looks for slips in the names that a training is given, before the libraries of models are loaded.
+
+    Raises:
+        TrueupError: as of `trueup.prepare.check_names`.
+    """
+    weights = {"device": job.device, "dtype": job.dtype, "quantize": job.quantize}
+    asked = {"classes": job.classes, "template": job.template, "verbaliser": job.verbaliser}
+    check_names(Job(job.model, job.data, **_columns(job), **asked, **weights), fresh=True)  # type: ignore[arg-type]
+
+
+def _columns(job: TuneJob) -> dict[str, Any]:
+    return {"text": job.text, "label": job.label, "second": job.second, "cluster": job.cluster, "split": job.split}
+
+
 @checked
 def tune(
     job: TuneJob, out: str | Path, *, force: bool = False, progress: Callable[[str, int, int], None] | None = None
@@ -115,10 +130,7 @@ def tune(
     out = path_of(out)
     atomic.refuse_read(out, {"base": job.model, "data": job.data})
     atomic.refuse_taken(out, force)
-    columns = {"text": job.text, "label": job.label, "second": job.second, "cluster": job.cluster, "split": job.split}
-    weights = {"device": job.device, "dtype": job.dtype, "quantize": job.quantize}
-    asked = {"classes": job.classes, "template": job.template, "verbaliser": job.verbaliser}
-    check_names(Job(job.model, job.data, **columns, **asked, **weights), fresh=True)  # type: ignore[arg-type]
+    check_tuning(job)
     # Not before: with these comes torch, and a slip in a name is told without waiting for it.
     from trueup.corpus.read import read
     from trueup.run.forward import CUT, cut
@@ -140,7 +152,7 @@ def tune(
     training = Training(**job.training)
     template = template_of(job.template, job.verbaliser)
     with work_folder(out, mine=processes().rank == 0) as work, processes().writing(out, force) as new:
-        corpus = read(job.data, **columns, seed=job.seed, limit=job.limit, classes=job.classes)  # type: ignore[arg-type]
+        corpus = read(job.data, **_columns(job), seed=job.seed, limit=job.limit, classes=job.classes)  # type: ignore[arg-type]
         if corpus.labels is not None:
             raise BadInput(
                 f"The labels of '{job.data}' in column '{job.label}' are lists, and `trueup tune` trains classifiers that give "

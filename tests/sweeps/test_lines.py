@@ -80,8 +80,13 @@ def test_what_is_no_yaml_is_a_sentence(tmp_path, text, said):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(BadInput, match="There is no file"):
+    with pytest.raises(BadInput, match=r"There is no file .*none.yaml'\. Check the path"):
         read(tmp_path / "none.yaml")
+    (tmp_path / "night.yaml").write_text("steps: check")
+    (tmp_path / "night.txt").write_text("no sweep")
+    for slip in ("night.yml", "nigth.yaml"):
+        with pytest.raises(BadInput, match=r"Did you mean 'night\\.yaml'"):
+            read(tmp_path / slip)
     (tmp_path / "x").write_bytes(b"a: \xff\xfe")
     with pytest.raises(BadInput, match="not UTF-8"):
         read(tmp_path / "x")

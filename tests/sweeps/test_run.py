@@ -346,6 +346,45 @@ include:
 """
 
 
+def test_a_list_says_which_cells_cannot_be_run(world):
+    """Before anything is done, and for each cell in the words in which it would fail."""
+    file, notes = sweep_file(world, FAILING), []
+    got = {c.name: state for c, state in left(file, "out", note=notes.append)}
+    assert got == {
+        "absent": "unusable",
+        "column": "unusable",
+        "fine": "to do",
+        "nowhere": "unusable",
+        "crashed": "to do",
+    }
+    assert [n.split("'")[1] for n in notes] == ["absent", "column", "nowhere"]
+    assert "Did you mean 'label'?" in notes[1]
+    done = {r.name: r.error for r in sweep(file, "out").failed}
+    assert [n.split(" cannot be run: ")[1] for n in notes] == [done["absent"], done["column"], done["nowhere"]]
+
+
+def test_no_training_is_spent_on_a_check_that_cannot_be_made(world, monkeypatch):
+    from trueup import tuning
+
+    asked = """
+defaults: {model: bert, data: data.csv, kind: lora, epochs: 1, max_length: 32, faults: [confounding]}
+steps: [tune, check]
+include:
+  - {name: slip, confounder: [siet]}
+  - {name: fine, confounder: [site]}
+"""
+    begun = []
+
+    def stop(job, out, **more):
+        begun.append(Path(out).parent.name)
+        raise BadInput("far enough")
+
+    monkeypatch.setattr(tuning, "tune", stop)
+    said = {r.name: r.error for r in sweep(sweep_file(world, asked), "out").failed}
+    assert begun == ["fine"], "the control"
+    assert "Did you mean 'site'?" in said["slip"]
+
+
 def test_a_cell_that_fails_is_written_down_and_the_rest_goes_on(world, monkeypatch):
     file = sweep_file(world, FAILING)
     from trueup import story

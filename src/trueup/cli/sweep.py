@@ -32,7 +32,10 @@ class TrackerName(StrEnum):
     mlflow = "mlflow"
 
 
-ListCells = Annotated[bool, typer.Option("--list", help="Print the cells with their state and cost, and run nothing.")]
+ListCells = Annotated[
+    bool,
+    typer.Option("--list", help="Run nothing. Print each cell with its state and cost."),
+]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="The number of processes that run cells in parallel.")]
 Shard = Annotated[
     str | None,
@@ -113,8 +116,8 @@ def sweep(
             say(f"trueup: {sentence}", file=sys.stderr)
 
         if list_:
-            _print_cells(run.left(file, out, part=shard or "", baseline=baseline, note=note))
-            return
+            _print_cells(found := run.left(file, out, part=shard or "", baseline=baseline, note=note))
+            raise typer.Exit(2 if any(state == run.UNUSABLE for _, state in found) else 0)
         who = Ray(address, gpus) if engine is EngineName.ray else Processes(workers) if workers > 1 else Here()
         with progress_bars(quiet) as progress:
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -251,16 +252,31 @@ def check_source(
         folder = path_of(name)
         saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
         path = None if saved else data_file(name)
-        if path is not None and path.stat().st_size <= most:
-            table = read_file(path, wanted)
-            _check_columns(table, wanted)
-            for text in texts:
-                text_column(table, text)
-            if split:
-                named_split(table, split)
-            if label and not any(absent(v) or re.search(r"[;|\[]", str(v)) for v in table.columns[label]):
-                found = label_column(table, label, classes)[1]
-                return found, classes is None and _guessed(table, label, found)
+        if path is not None and (stat := path.stat()).st_size <= most:
+            stamp = stat.st_size, stat.st_mtime_ns
+            asked = None if classes is None else tuple(classes)
+            return _looked_at(path, stamp, tuple(wanted), tuple(texts), split, label, asked)
+    return None
+
+
+@lru_cache(maxsize=1000)
+def _looked_at(
+    path: Path, stamp: tuple[int, int], wanted: tuple[str, ...], texts: tuple[str, ...], split: str | None, label: str,
+    classes: tuple[str, ...] | None,
+) -> tuple[tuple[str, ...], bool] | None:  # fmt: skip
+    """As `check_source`, of one state of a file, which the cells of a sweep share.
+
+    stamp: the file's size, and the time of its last change.
+    """
+    table = read_file(path, wanted)
+    _check_columns(table, wanted)
+    for text in texts:
+        text_column(table, text)
+    if split:
+        named_split(table, split)
+    if label and not any(absent(v) or re.search(r"[;|\[]", str(v)) for v in table.columns[label]):
+        found = label_column(table, label, classes)[1]
+        return found, classes is None and _guessed(table, label, found)
     return None
 
 

@@ -254,11 +254,16 @@ def read(folder: str | Path) -> Report:
         BadInput: the folder is not an output of trueup, was written by a newer trueup, or is damaged.
     """
     from trueup.store.atomic import there, verify
+    from trueup.store.inputs import near
 
     folder = Path(folder)
     if not there(folder):
-        said = f"'{folder}' is a file" if folder.is_file() else f"There is no folder '{folder}'"
-        raise BadInput(f"{said}: give the folder that `trueup check ... -o` wrote.")
+        said = (
+            f"'{folder}' is a file."
+            if folder.is_file()
+            else f"There is no folder '{folder}'.{near(folder, '*/findings.json')}"
+        )
+        raise BadInput(f"{said} Give the folder that `trueup check ... -o` wrote.")
     if not (folder / "findings.json").is_file():
         raise BadInput(
             f"'{folder}' is not an output of `trueup check`: it holds no findings.json. "

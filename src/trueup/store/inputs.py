@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from trueup.errors import BadInput, shortened
+from trueup.errors import BadInput, did_you_mean, shortened
 from trueup.store.atomic import sha256_of
 
 LARGE = 1 << 30
@@ -35,6 +35,16 @@ def path_of(name: str | Path) -> Path:
         )
         raise BadInput(f"The path '{shortened(name, 81)}' cannot be followed ({why}). Correct it.") from e
     return path
+
+
+def near(name: str | Path, *holding: str) -> str:
+    """`did_you_mean` of a path that is not there: another in its folder, of those that match one of the patterns `holding`.
+
+    holding: of files, as ``*.yaml``; ``*/config.json`` is of the folders that hold such a file.
+    """
+    path = Path(name)
+    found = {p.relative_to(path.parent).parts[0] for pattern in holding for p in path.parent.glob(pattern)}
+    return did_you_mean(path.name, sorted(found))
 
 
 def stamps(paths: Mapping[str, Any] | list[str]) -> Stamps:

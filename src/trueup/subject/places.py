@@ -10,7 +10,7 @@ from typing import Any
 
 from trueup.errors import BadInput, Unavailable, did_you_mean, listing
 from trueup.store.atomic import there
-from trueup.store.inputs import path_of
+from trueup.store.inputs import near, path_of
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's two files of an adapter: settings, which make a folder one, and weights."""
@@ -37,9 +37,9 @@ def check_weights(dtype: Any, quantize: Any, device_map: Any, device: str | None
     if device_map is not None and device is not None:
         raise BadInput("A device map says where each part of the model lies; leave --device out, or the map.")
     if device is not None and not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", device):
-        near = " Did you mean 'cuda'?" if device == "gpu" else did_you_mean(device, DEVICES)
+        meant = " Did you mean 'cuda'?" if device == "gpu" else did_you_mean(device, DEVICES)
         raise BadInput(
-            f"There is no device '{device}'.{near} Give cpu, cuda, cuda:1 or mps; without --device the fastest is taken."
+            f"There is no device '{device}'.{meant} Give cpu, cuda, cuda:1 or mps; without --device the fastest is taken."
         )
     if dtype is not None and dtype not in DTYPES:
         raise BadInput(
@@ -75,7 +75,9 @@ def check_model(where: str, name: str) -> None:
     if path.is_file():
         raise BadInput(f"'{name}' is a file, not a model folder. Give the folder that holds its config.json.")
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise BadInput(f"There is no folder '{name}'. Check the path, or give a hub id such as 'org/name'.")
+        raise BadInput(
+            f"There is no folder '{name}'.{near(path, '*/config.json')} Check the path, or give a hub id such as 'org/name'."
+        )
 
 
 def check_hub_id(name: str) -> None:
@@ -105,10 +107,9 @@ def adapter_path(adapter: str) -> Path | None:
     if path.is_file():
         raise BadInput(f"The adapter '{adapter}' is a file. Give the folder that holds it: --adapter '{path.parent}'.")
     if path.exists() or adapter.startswith((".", "/", "~")) or adapter.count("/") != 1:
-        beside = path.parent if path.parent.is_dir() else Path()
-        near = did_you_mean(path.name, sorted(p.parent.name for p in beside.glob("*/" + SETTINGS)))
         raise BadInput(
-            f"There is no adapter folder '{adapter}'.{near} Check the path, or give a hub id such as 'org/name'."
+            f"There is no adapter folder '{adapter}'.{near(path, f'*/{SETTINGS}')} Check the path, or give a hub id such as "
+            "'org/name'."
         )
     return None
 

@@ -156,7 +156,7 @@ def _steps(cell: Cell, folder: Path, out: Path) -> dict[str, Any]:
     from trueup.sweeps import cost
     from trueup.tuning import tune
 
-    _there(cell)
+    check(cell)
     cost.fits(cell)
     tuned: dict[str, float] = {}
     adapter = folder / ADAPTER
@@ -185,6 +185,23 @@ def _training(adapter: Path) -> dict[str, float]:
         "test_accuracy": tuned["test_accuracy"],
         "validation_accuracy": tuned["history"]["validation_accuracy"][best],
     }
+
+
+def check(cell: Cell) -> None:
+    """Looks for slips in the names that any step of a cell is given, before the first step is done: no training is spent on a check
+    that cannot be made.
+
+    Raises:
+        TrueupError: a file that the cell reads is not on this machine, or as of `trueup.prepare.check_names`.
+    """
+    from trueup.prepare import check_names
+    from trueup.tuning import check_tuning
+
+    _there(cell)
+    if cell.tuned:
+        check_tuning(cell.tune_job())
+    if (job := cell.job()) is not None:
+        check_names(job, fresh=cell.tuned)
 
 
 def _there(cell: Cell) -> None:

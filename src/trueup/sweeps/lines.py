@@ -16,6 +16,7 @@ import yaml
 
 from trueup.errors import BadInput
 from trueup.report.words import clean
+from trueup.store.inputs import near
 from trueup.store.schema import open_plain
 
 MOST_BYTES = 10_000_000
@@ -95,7 +96,9 @@ def read(path: Path) -> At:
             )
         text = raw.decode("utf-8-sig")
     except FileNotFoundError:
-        raise BadInput(f"There is no file '{path}'. Check the path; a sweep is a YAML file.") from None
+        raise BadInput(
+            f"There is no file '{path}'.{near(path, '*.yaml', '*.yml')} Check the path; a sweep is a YAML file."
+        ) from None
     except UnicodeDecodeError as e:
         raise BadInput(
             f"'{path}' is not UTF-8 text (byte {e.start}), so it is no sweep. Give the YAML file of one."

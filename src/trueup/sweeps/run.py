@@ -26,6 +26,9 @@ from trueup.sweeps.plan import Cell
 from trueup.sweeps.track import Tracker
 
 PLAN, TABLE, PAGE = "sweep.json", "results.parquet", "index.html"
+UNUSABLE = "unusable"
+NAMED = 10
+"""How many cells that cannot be run are told one by one."""
 
 Told = Callable[[cells.Record, int, int], None]
 """Of a cell that has finished: its record, the how manieth it is, and of how many."""
@@ -127,14 +130,29 @@ def left(
     note: Callable[[str], None] = lambda sentence: None,
 ) -> list[tuple[Cell, str]]:  # fmt: skip
     """Every cell, or those of a part, and what is there of it: ``done``, ``failed``, ``begun``, ``changed``, ``damaged`` or
-    ``to do``. Nothing is written. Arguments, and what is raised, as of `sweep`."""
+    ``to do``; `UNUSABLE` where it is to be done, and a slip in its names prevents that, which `note` is told. Nothing is written.
+    Arguments, and what is raised, as of `sweep`."""
     out = inputs.path_of(out)
     _usable(out, part, baseline)
     asked = plan.cells_of(file, out)
     own = homes(asked, out).of
     states = [(cell, _state(cell, out, own.get(cell.name))) for cell in (plan.shard(asked, part) if part else asked)]
+    slips = {cell.name: slip for cell, state in states if state not in ("done", "failed") and (slip := _slip(cell))}
+    for name, slip in list(slips.items())[:NAMED]:
+        note(f"The cell '{name}' cannot be run: {slip}")
+    if len(slips) > NAMED:
+        note(f"{len(slips) - NAMED} more cells cannot be run.")
     _tell_leftover(asked, out, note)
-    return states
+    return [(cell, UNUSABLE if cell.name in slips else state) for cell, state in states]
+
+
+def _slip(cell: Cell) -> str:
+    """What prevents that a cell is run, as far as names show it; empty where nothing does."""
+    try:
+        cells.check(cell)
+    except TrueupError as e:
+        return str(e)
+    return ""
 
 
 def _tell_leftover(asked: Sequence[Cell], out: Path, note: Callable[[str], None]) -> None:
@@ -227,7 +245,8 @@ def _usable(out: Path, part: str, baseline: str | Path | None) -> Path | None:
 def _sweep_of(folder: Path) -> None:
     if not (folder / cells.CELLS).is_dir():
         raise BadInput(
-            f"'{folder}' is no folder of a sweep: there is no '{cells.CELLS}' in it. Give one that `trueup sweep -o` wrote."
+            f"'{folder}' is no folder of a sweep: there is no '{cells.CELLS}' in it.{inputs.near(folder, f'*/{cells.CELLS}')} Give "
+            "one that `trueup sweep -o` wrote."
         )
 
 
