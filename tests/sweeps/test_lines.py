@@ -85,7 +85,7 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "night.yaml").write_text("steps: check")
     (tmp_path / "night.txt").write_text("no sweep")
     for slip in ("night.yml", "nigth.yaml"):
-        with pytest.raises(BadInput, match=r"Did you mean 'night\\.yaml'"):
+        with pytest.raises(BadInput, match=r"Did you mean 'night\.yaml'"):
             read(tmp_path / slip)
     (tmp_path / "x").write_bytes(b"a: \xff\xfe")
     with pytest.raises(BadInput, match="not UTF-8"):
