@@ -190,6 +190,7 @@ def a_remedy_survives_save_and_read(fault: Fault) -> None:
     with remedy.on(subject) as a, back.on(subject) as b:
         x, y = predict(a, test), predict(b, test)
     assert back.describe() == remedy.describe()
+    assert repr(remedy) == f"{type(remedy).__name__}: {remedy.describe()}", "no tensors in a notebook"
     assert np.array_equal(x.logits, y.logits)
     assert np.array_equal(x.confidence, y.confidence)
 

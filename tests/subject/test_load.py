@@ -108,6 +108,15 @@ def test_controls_load(kept: dict[str, Path]):
     assert words.template == Template("say {text} now", ("good", "bad"))
 
 
+def test_a_subject_prints_as_one_line(kept: dict[str, Path]):
+    """In a notebook the model's whole structure would hide it."""
+    base, adapter = str(kept["bert"]), str(kept["lora"])
+    subject = load(base, adapter=adapter, device="cpu")
+    assert repr(subject) == f"Subject({base!r}, adapter {adapter!r} (LORA), classes '0', '1', at most 128 tokens)"
+    whole = load(str(kept["classifier"]), device="cpu")
+    assert repr(whole).startswith(f"Subject({str(kept['classifier'])!r}, classes 'down', 'up', at most ")
+
+
 def test_the_card_brings_class_names_length_and_words(copy: Any, kept: dict[str, Path]):
     folder = copy("lora")
     (folder / CARD).write_text(json.dumps({"classes": ["calm", "loud"], "max_length": 17}))

@@ -22,7 +22,7 @@ from trueup.subject.subject import Head, Subject, model_fingerprint
 from trueup.subject.swap_adapter import wear
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Adapted(Remedy):
     """The subject with another adapter in place of its own.
 

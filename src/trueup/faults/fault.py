@@ -290,6 +290,9 @@ def _chart(data: Mapping[str, Any]) -> Chart:
 class Remedy(ABC):
     """A repair. It can be applied to a subject and removed again, described, and saved as a PEFT adapter."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {self.describe()}"
+
     @abstractmethod
     def on(self, subject: Subject) -> AbstractContextManager[Subject]:
         """A context manager that yields the repaired subject. Afterwards `subject` is identical to before, bit by bit.

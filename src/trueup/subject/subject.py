@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from trueup.errors import listing
 from trueup.measure.calibration import softmax
 from trueup.subject.anatomy import Anatomy
 from trueup.subject.few_shot_tokens import first_tokens, wording
@@ -109,6 +110,11 @@ class Subject:
     confidence: Confidence = SoftmaxResponse(2)
     sigmoid: bool = False
     multi_label: bool = False
+
+    def __repr__(self) -> str:
+        adapter = f", adapter {self.source.adapter!r}" if self.source.adapter else ""
+        kind = f" ({self.source.peft_type})" if self.source.peft_type else ""
+        return f"Subject({self.source.base!r}{adapter}{kind}, classes {listing(self.classes)}, at most {self.max_length} tokens)"
 
     def of_label(self, place: int) -> Subject:
         """A view of one label of a multi-label head, as two classes: without the label, and with it.

@@ -27,7 +27,7 @@ from trueup.subject.beside import CARD, read_card
 from trueup.subject.subject import Head, Subject, model_fingerprint
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ConfidenceHead(Remedy):
     """The classifier with further rows in its last layer: the first C logits are its own, bit for bit.
 
