@@ -40,7 +40,7 @@ def test_it_lists_runs_and_says_what_was_found(world, here):
     assert said.code == 0, said.err
     assert said.out.splitlines()[0].split()[:2] == ["to", "do"]
     assert said.out.splitlines()[0].endswith("sharp")
-    assert said.out.splitlines()[-1].startswith("1 cells, some ")
+    assert said.out.splitlines()[-1].startswith("1 cell: some ")
     assert not (here / "out").exists()
 
     said = trueup("sweep", path, "-o", "out")
@@ -65,6 +65,19 @@ def test_a_cell_that_fails_gives_exit_code_2_and_its_sentence(world, here):
     assert "sharp" not in only.out
     listed = trueup("sweep", path, "-o", "out", "--list").out
     assert [line.split()[0] for line in listed.splitlines()[:2]] == ["done", "failed"]
+
+
+def test_a_list_counts_what_can_be_run(world, here):
+    path = file(here, world, "  - {{name: slip, adapter: {world}/adaptor}}\n")
+    said = trueup("sweep", path, "-o", "out", "--list")
+    assert said.code == 2
+    *cells, last = said.out.splitlines()
+    assert [line.split()[0] for line in cells] == ["to", "unusable"]
+    assert last.startswith("2 cells: some ")
+    assert last.endswith(", 1 that cannot be run.")
+    assert "trueup: The cell 'slip' cannot be run: " in said.err
+    assert "Did you mean 'adapter'?" in said.err
+    assert not (here / "out").exists()
 
 
 def test_parts_are_joined(world, here):

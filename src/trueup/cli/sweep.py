@@ -137,16 +137,20 @@ def sweep(
 
 def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
     from trueup.sweeps import cost
+    from trueup.sweeps.run import UNUSABLE
 
-    total, unknown = 0.0, 0
+    total, unknown, usable = 0.0, 0, sum(state != UNUSABLE for _, state in cells)
     for cell, state in cells:
+        if state == UNUSABLE:
+            say(f"{state:8}  {'':>10}  {cell.name}")
+            continue
         seconds = cost.seconds(cell)
         total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
         say(f"{state:8}  {_about(seconds):>10}  {cell.name}")
-    said = [f"some {_about(total)} of one core"] * (unknown < len(cells)) + [f"{unknown} of unknown cost"] * bool(
-        unknown
-    )
-    say(f"{len(cells)} cells, {' and '.join(said)}.")
+    said = [f"some {_about(total)} of one core"] * (unknown < usable)
+    said += [f"{unknown} of unknown cost"] * bool(unknown)
+    said += [f"{len(cells) - usable} that cannot be run"] * (usable < len(cells))
+    say(f"{len(cells)} cell{'s' * (len(cells) != 1)}: {', '.join(said)}.")
 
 
 def _about(seconds: float | None) -> str:

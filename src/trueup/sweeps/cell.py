@@ -212,8 +212,8 @@ def _there(cell: Cell) -> None:
             continue
         if Path(name).suffix or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise BadInput(
-                f"{platform.node()} has no {key} '{name}' (seen from '{os.getcwd()}'). Give a path that every worker has, on a "
-                "file system that they share."
+                f"{platform.node()} has no {key} '{name}' (seen from '{os.getcwd()}').{inputs.near(name, '*')} Give a path "
+                "that every worker has, on a file system that they share."
             )
 
 
