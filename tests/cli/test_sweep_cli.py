@@ -70,12 +70,12 @@ def test_a_cell_that_fails_gives_exit_code_2_and_its_sentence(world, here):
 def test_a_list_counts_what_can_be_run(world, here):
     path = file(here, world, "  - {{name: slip, adapter: {world}/adaptor}}\n")
     said = trueup("sweep", path, "-o", "out", "--list")
-    assert said.code == 2
+    assert said.code == 0, "it ran nothing, and another machine may have what this one lacks"
     *cells, last = said.out.splitlines()
     assert [line.split()[0] for line in cells] == ["to", "unusable"]
     assert last.startswith("2 cells: some ")
-    assert last.endswith(", 1 that cannot be run.")
-    assert "trueup: The cell 'slip' cannot be run: " in said.err
+    assert last.endswith(", 1 that cannot be run here.")
+    assert "trueup: The cell 'slip' cannot be run here: " in said.err
     assert "Did you mean 'adapter'?" in said.err
     assert not (here / "out").exists()
 

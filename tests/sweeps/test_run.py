@@ -360,7 +360,7 @@ def test_a_list_says_which_cells_cannot_be_run(world):
     assert [n.split("'")[1] for n in notes] == ["absent", "column", "nowhere"]
     assert "Did you mean 'label'?" in notes[1]
     done = {r.name: r.error for r in sweep(file, "out").failed}
-    assert [n.split(" cannot be run: ")[1] for n in notes] == [done["absent"], done["column"], done["nowhere"]]
+    assert [n.split(" cannot be run here: ")[1] for n in notes] == [done["absent"], done["column"], done["nowhere"]]
 
 
 def test_no_training_is_spent_on_a_check_that_cannot_be_made(world, monkeypatch):

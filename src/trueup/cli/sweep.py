@@ -116,8 +116,8 @@ def sweep(
             say(f"trueup: {sentence}", file=sys.stderr)
 
         if list_:
-            _print_cells(found := run.left(file, out, part=shard or "", baseline=baseline, note=note))
-            raise typer.Exit(2 if any(state == run.UNUSABLE for _, state in found) else 0)
+            _print_cells(run.left(file, out, part=shard or "", baseline=baseline, note=note))
+            return
         who = Ray(address, gpus) if engine is EngineName.ray else Processes(workers) if workers > 1 else Here()
         with progress_bars(quiet) as progress:
 
@@ -149,7 +149,7 @@ def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
         say(f"{state:8}  {_about(seconds):>10}  {cell.name}")
     said = [f"some {_about(total)} of one core"] * (unknown < usable)
     said += [f"{unknown} of unknown cost"] * bool(unknown)
-    said += [f"{len(cells) - usable} that cannot be run"] * (usable < len(cells))
+    said += [f"{len(cells) - usable} that cannot be run here"] * (usable < len(cells))
     say(f"{len(cells)} cell{'s' * (len(cells) != 1)}: {', '.join(said)}.")
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import trueup
-from trueup.errors import BadInput, TrueupError, it_or_them, listing
+from trueup.errors import BadInput, TrueupError, Unavailable, it_or_them, listing
 from trueup.faults.fault import Difference
 from trueup.given import checked
 from trueup.report import bundle, index
@@ -28,7 +28,7 @@ from trueup.sweeps.track import Tracker
 PLAN, TABLE, PAGE = "sweep.json", "results.parquet", "index.html"
 UNUSABLE = "unusable"
 NAMED = 10
-"""How many cells that cannot be run are told one by one."""
+"""How many reasons are told why cells cannot be run."""
 
 Told = Callable[[cells.Record, int, int], None]
 """Of a cell that has finished: its record, the how manieth it is, and of how many."""
@@ -138,18 +138,23 @@ def left(
     own = homes(asked, out).of
     states = [(cell, _state(cell, out, own.get(cell.name))) for cell in (plan.shard(asked, part) if part else asked)]
     slips = {cell.name: slip for cell, state in states if state not in ("done", "failed") and (slip := _slip(cell))}
-    for name, slip in list(slips.items())[:NAMED]:
-        note(f"The cell '{name}' cannot be run: {slip}")
-    if len(slips) > NAMED:
-        note(f"{len(slips) - NAMED} more cells cannot be run.")
+    alike: dict[str, list[str]] = {}
+    for name, slip in slips.items():
+        alike.setdefault(slip, []).append(name)
+    for slip, names in list(alike.items())[:NAMED]:
+        note(f"The cell{'s' * (len(names) > 1)} {listing(names, 3)} cannot be run here: {slip}")
+    if untold := sum(map(len, list(alike.values())[NAMED:])):
+        note(f"{untold} more cannot be run here.")
     _tell_leftover(asked, out, note)
     return [(cell, UNUSABLE if cell.name in slips else state) for cell, state in states]
 
 
 def _slip(cell: Cell) -> str:
-    """What prevents that a cell is run, as far as names show it; empty where nothing does."""
+    """What prevents that a cell is run, as far as names show it; empty where nothing does, or only a hub out of reach."""
     try:
         cells.check(cell)
+    except Unavailable:
+        return ""
     except TrueupError as e:
         return str(e)
     return ""
