@@ -109,6 +109,11 @@ def references(
             raise BadInput(
                 f"There is nothing to compare the prompt with. {' '.join(f'{k}: {v}' for k, v in barred.items())}"
             )
+    else:
+        session().note(
+            "The adapter changes weights, so rigidity compared it with nothing, and its severity is 0. To learn whether a prompt "
+            "can do this task, tune one with `trueup tune prompt` and examine that."
+        )
     choosing = corpus.take(first)
     own = float((predict(subject, choosing).predicted == choosing.label).mean()) if entrants else float("nan")
     drawn = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(train)[:TEXTS]
