@@ -149,7 +149,9 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
     kept = columns(subject, corpus, refs)
     virtual, rows = slots(subject), forward.tokenize(subject, refs.texts)
     if (loaded := subject.base.config._attn_implementation) != "eager":  # type: ignore[union-attr]
-        session().note(f"To be looked at, attention was computed openly: the model was loaded with '{loaded}'.")
+        session().note(
+            f"trueup used eager attention to read the attention weights; the model was loaded with '{loaded}' attention."
+        )
     seen, alone = trace(subject, rows), by_layer(subject, rows[:FEW])
     # An encoder answers at its soft prompt's first token: a prompt that reads the text cannot be made a constant.
     inside_prompt = subject.soft_prompted and not subject.anatomy.causal
