@@ -7,6 +7,7 @@ from scipy.stats import bootstrap, norm
 from trueup.errors import BadInput
 from trueup.measure.accuracy import accuracy
 from trueup.measure.bootstrap import (
+    FEWEST,
     Many,
     Means,
     Share,
@@ -399,6 +400,7 @@ def test_so_many_clusters_part_the_interval_from_the_threshold():
     assert clusters_needed(0.05, 0.03, 0.07, 0.01, 100) == 100, "they do already"
     assert clusters_needed(0.05, 0.03, 0.07, 0.04, 100) == 400
     assert clusters_needed(0.00, -0.04, 0.06, 0.02, 50) == 450
+    assert clusters_needed(0.05, 0.03, 0.07, 0.01, 18) == FEWEST, "they do, and so few decide nothing"
     assert clusters_needed(0.02, 0.0, 0.04, 0.02, 50) is None
     assert clusters_needed(0.05, math.nan, math.nan, 0.02, 50) is None
     rng = np.random.default_rng(0)

@@ -88,6 +88,13 @@ def test_a_doubt_decides_nothing_whatever_the_interval_says() -> None:
     )
 
 
+@pytest.mark.parametrize(("clusters", "told"), [(18, True), (29, True), (30, False), (200, False)])
+def test_a_doubt_asks_for_more_examples_only_where_more_would_decide(clusters: int, told: bool) -> None:
+    c = comparison(before=0.4, after=None, remedy="")
+    c = with_before(c, doubt="It cannot be told from chance", needed=30, provenance={"clusters": clusters})
+    assert ("About 30 independent examples are needed to decide." in verdict(c)) == told
+
+
 def test_what_was_not_found_and_repaired_all_the_same() -> None:
     c = comparison(before=0.03, after=0.02)
     assert state_of(c) == "clear"

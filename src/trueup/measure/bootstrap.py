@@ -294,14 +294,15 @@ def too_few(clusters: int) -> str:
 
 
 def clusters_needed(value: float, low: float, high: float, threshold: float, clusters: int) -> int | None:
-    """How many clusters would part an interval from `threshold`, if the estimate stayed: its width falls with their root.
+    """How many clusters would part an interval from `threshold`, if the estimate stayed: its width falls with their root. At least
+    `FEWEST`, below which no interval decides.
 
     None where nothing says so: an end is nan, or the estimate lies on the threshold.
     """
     half = value - low if value > threshold else high - value
     if not math.isfinite(half) or value == threshold:
         return None
-    return max(clusters, math.ceil(clusters * (half / (value - threshold)) ** 2))
+    return max(clusters, FEWEST, math.ceil(clusters * (half / (value - threshold)) ** 2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

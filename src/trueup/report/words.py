@@ -303,9 +303,11 @@ def to_decide(c: Comparison) -> list[Part]:
 
 
 def _needed(finding: Finding) -> str:
+    """Empty where there are as many already: then it is the doubt that leaves it open, and more of these would not decide."""
+    tested = finding.provenance.get("clusters")
     return (
         ""
-        if finding.needed is None
+        if finding.needed is None or (isinstance(tested, int) and finding.needed <= tested)
         else f" About {_rounded(finding.needed):,} independent examples are needed to decide."
     )
 

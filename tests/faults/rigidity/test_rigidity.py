@@ -29,6 +29,7 @@ from trueup.subject.template import Shots, Template
 from trueup.subject.tiny import kept_base
 
 QUICK = Rigidity(**planted.QUICK, resamples=200)
+COMPARED_WITH_NOTHING = "rigidity compared it with nothing"
 
 
 @functools.cache
@@ -183,7 +184,9 @@ def test_a_prompt_that_was_only_badly_tuned_is_tuned_anew():
 @pytest.mark.parametrize("recipe", [Prefix(4), PTuning(8, 16)], ids=lambda r: r.name)
 def test_prefixes_and_p_tuning_are_examined(recipe: Recipe):
     subject, corpus = worn(recipe)
-    fault = QUICK.prepared(subject, corpus, seed=0)
+    with within(Session()) as session:
+        fault = QUICK.prepared(subject, corpus, seed=0)
+    assert not [n for n in session.notes if COMPARED_WITH_NOTHING in n]
     finding = fault.audit(subject, corpus.part("test"), seed=0)
     assert finding.details["verdict"] == "weights needed"
     assert finding.details["inside"]["layer 0: largest total variation"] < 1e-5
@@ -194,7 +197,9 @@ def test_prefixes_and_p_tuning_are_examined(recipe: Recipe):
 
 def test_an_adapter_of_weights_has_no_prompt_for_a_bottleneck():
     subject, corpus = worn(Lora(2))
-    fault = QUICK.prepared(subject, corpus, seed=0)
+    with within(Session()) as session:
+        fault = QUICK.prepared(subject, corpus, seed=0)
+    assert [n for n in session.notes if COMPARED_WITH_NOTHING in n]
     assert fault.learnt is not None
     assert not fault.learnt.entrants  # nothing was trained
     finding = fault.audit(subject, corpus.part("test"), seed=0)

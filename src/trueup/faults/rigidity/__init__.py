@@ -67,7 +67,7 @@ class Rigidity(Fault):
     needs: ClassVar[str] = "`--fault rigidity`, and an adapter that is a prompt, a prefix, p-tuning or a LoRA"
     unit: ClassVar[str] = "accuracy of weights above a prompt of equal size and effort"
     headline: ClassVar[tuple[str, ...]] = ("accuracy", "this_prompt", "under_tuned")
-    on_request: ClassVar[str] = "it is about prompts, and trains some dozens of small adapters to compare with"
+    on_request: ClassVar[str] = "it is about prompts, and the audit trains dozens of small adapters to compare with"
     departures: ClassVar[tuple[str, ...]] = (
         "The paper proves what one layer cannot do and shows it on small transformers; the verdict on a real task is ours: "
         "adapters of one size, trained with one effort from several seeds and compared on held-out examples. The subject's own "

@@ -109,6 +109,11 @@ def references(
             raise BadInput(
                 f"There is nothing to compare the prompt with. {' '.join(f'{k}: {v}' for k, v in barred.items())}"
             )
+    else:
+        session().note(
+            "The adapter changes weights, so rigidity compared it with nothing, and its severity is 0. To learn whether a prompt "
+            "can do this task, tune one with `trueup tune prompt` and examine that."
+        )
     choosing = corpus.take(first)
     own = float((predict(subject, choosing).predicted == choosing.label).mean()) if entrants else float("nan")
     drawn = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(train)[:TEXTS]
@@ -144,7 +149,9 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
     kept = columns(subject, corpus, refs)
     virtual, rows = slots(subject), forward.tokenize(subject, refs.texts)
     if (loaded := subject.base.config._attn_implementation) != "eager":  # type: ignore[union-attr]
-        session().note(f"To be looked at, attention was computed openly: the model was loaded with '{loaded}'.")
+        session().note(
+            f"trueup used eager attention to read the attention weights; the model was loaded with '{loaded}' attention."
+        )
     seen, alone = trace(subject, rows), by_layer(subject, rows[:FEW])
     # An encoder answers at its soft prompt's first token: a prompt that reads the text cannot be made a constant.
     inside_prompt = subject.soft_prompted and not subject.anatomy.causal
