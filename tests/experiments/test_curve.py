@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trueup.errors import BadInput
-from trueup.experiments import curve
+from trueup.experiments import animals, curve
 from trueup.faults.rigidity.contest import UNEQUAL
 from trueup.faults.rigidity.planted import _base, planted
 
@@ -55,13 +55,13 @@ def test_the_gap_is_between_the_kinds_that_calibration_prefers():
 
 
 def test_only_the_text_tells_the_answer_of_recall():
-    corpus = curve.recall({"train": 1500, "calibration": 300, "test": 600})
+    corpus = animals.recall({"train": 1500, "calibration": 300, "test": 600})
     assert len(set(corpus.text)) == 2400
     for text, y in zip(corpus.text, corpus.label, strict=True):
         colour = re.search(r"(\w+)\?$", text)[1]
-        assert f"{colour} {curve.ANIMALS[y]} " in text
-        assert sum(f" {animal} " in f" {text}" for animal in curve.ANIMALS) == curve.TOLD
-    asked = np.array([curve.COLOURS.index(re.search(r"(\w+)\?$", t)[1]) for t in corpus.text])
+        assert f"{colour} {animals.ANIMALS[y]} " in text
+        assert sum(f" {animal} " in f" {text}" for animal in animals.ANIMALS) == animals.TOLD
+    asked = np.array([animals.COLOURS.index(re.search(r"(\w+)\?$", t)[1]) for t in corpus.text])
     for c in range(4):  # neither the asked colour nor the place in the text gives the animal away
         shares = np.bincount(corpus.label[asked == c], minlength=4) / (asked == c).sum()
         assert shares.max() < 0.32

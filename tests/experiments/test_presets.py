@@ -58,6 +58,16 @@ def test_what_is_checked_and_repeats_no_paper(name, tmp_path, capsys):
     assert "no preset 'paper'" in capsys.readouterr().err
 
 
+def test_what_a_preset_makes_is_there_when_it_is_listed(tmp_path, capsys):
+    """Texts that the next run would make are no reason to call a cell unusable."""
+    for _ in range(2):
+        main(["bench", "examples", "--list", "-o", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert said.count("Making recall.csv") == 1
+    recall = next(line for line in said.splitlines() if line.endswith("rigidity_recall"))
+    assert recall.startswith("to do")
+
+
 def test_the_mamba_is_made_once_and_whole(tmp_path, monkeypatch):
     made = []
     real = keys.trained

@@ -182,7 +182,8 @@ def _compared(name: str, about: str) -> None:
         from trueup.experiments import presets
 
         with sentences():
-            file = presets.file_of(name, preset.value, make=not (list_ or collect))
+            # Made for a list too: what is not there would be listed as what cannot be run.
+            file = presets.file_of(name, preset.value, make=not collect, say=say_unless(quiet))
         try:
             sweep(
                 file, out, list_=list_, workers=workers, shard=shard, only=only, collect=collect, engine=engine,

@@ -21,6 +21,7 @@ from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
 from trueup.errors import BadInput
 from trueup.experiments import resumed
+from trueup.experiments.animals import RECALL, recall
 from trueup.faults.rigidity.audit import PROMPTS, WEIGHTS, rates
 from trueup.faults.rigidity.contest import KINDS, RATE, Rival, on, rivals, seeds_of, team, trained
 from trueup.measure.seeds import contrast
@@ -31,14 +32,11 @@ from trueup.subject.kinds import Prompt
 from trueup.subject.new_adapter import fresh
 from trueup.subject.subject import Subject
 
-RECALL = "recall"
 TASKS = (RECALL, "embedded:movie-reviews-short", "embedded:tweets")
 SIZES = (1536, 4608, 18432)
 """Trained numbers without the head: on MiniLM a query-key LoRA of rank 1 in one layer, one slot of a prefix, and four of them."""
-ANIMALS, COLOURS = ("dog", "cat", "bird", "fish"), ("red", "blue", "green", "black")
-PLACES = ("house", "garden", "street", "river", "market", "school")
-TOLD, TRIES = 3, 3
-"""Associations in a text of `recall`. Learning rates that every entrant begins with."""
+TRIES = 3
+"""Learning rates that every entrant begins with."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +63,6 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.tasks or not self.sizes or min(self.sizes) < 1 or self.seeds < 2:
             raise BadInput("Give one task or more, sizes of 1 or more, and two seeds or more.")
-
-
-def recall(sizes: Mapping[str, int], seed: int = 0) -> Corpus:
-    """Texts such as ``red dog house, blue cat river, black bird school. blue?``, with the label cat.
-
-    Colours and animals are drawn for each text, so that the text alone tells which animal goes with which colour. No text is there
-    twice."""
-    rng = np.random.default_rng(seed)
-    made: dict[str, int] = {}
-    while len(made) < sum(sizes.values()):
-        animals, colours, places = (rng.permutation(len(x))[:TOLD] for x in (ANIMALS, COLOURS, PLACES))
-        asked = int(rng.integers(TOLD))
-        lines = [f"{COLOURS[c]} {ANIMALS[a]} {PLACES[p]}" for a, c, p in zip(animals, colours, places, strict=True)]
-        made[f"{', '.join(lines)}. {COLOURS[colours[asked]]}?"] = int(animals[asked])
-    split = np.repeat(list(sizes), list(sizes.values()))
-    return Corpus(list(made), np.array(list(made.values())), ANIMALS, split, name=RECALL)
 
 
 def corpus_of(task: str, settings: Settings) -> Corpus:
