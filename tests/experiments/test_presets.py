@@ -61,7 +61,9 @@ def test_what_is_checked_and_repeats_no_paper(name, tmp_path, capsys):
 def test_what_a_preset_makes_is_there_when_it_is_listed(tmp_path, capsys):
     """Texts that the next run would make are no reason to call a cell unusable."""
     for _ in range(2):
-        main(["bench", "examples", "--list", "-o", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as end:
+            main(["bench", "examples", "--list", "-o", str(tmp_path / "out")])
+        assert end.value.code == 0
     said = capsys.readouterr().out
     assert said.count("Making recall.csv") == 1
     recall = next(line for line in said.splitlines() if line.endswith("rigidity_recall"))
