@@ -14,11 +14,13 @@ from pathlib import Path
 from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
+from trueup.errors import BadInput
 from trueup.job import Job
 from trueup.measure import shift
 from trueup.report.bundle import Report
 from trueup.store import atomic
 from trueup.story import run_job
+from trueup.subject.beside import read_card
 from trueup.subject.kinds import Lora
 from trueup.tuning import TuneJob, tune
 
@@ -27,6 +29,7 @@ ALPHA = 3.0
 """How many times as frequent a positive label is among the reviews of the second source as among those of the first."""
 TRAINING = {"lr": 2e-3, "epochs": 2}
 MAX_LENGTH = 64
+FILE = "reviews.csv"
 
 
 def coupled(size: int) -> Corpus:
@@ -39,46 +42,51 @@ def coupled(size: int) -> Corpus:
     return mix.draw(corpus, COLUMN, shift.table_at([[1, 1], [1, 1]], ALPHA), size, seed=0)
 
 
+def unfinished(out: Path) -> bool:
+    """Whether the names in `out` are those of a demo that was stopped before its report: its data, and perhaps its adapter."""
+    names = {p.name for p in out.iterdir() if not p.name.startswith(".")} if out.is_dir() else set()
+    return "data" in names and names <= {"data", "adapter"} and [p.name for p in (out / "data").glob("*.csv")] == [FILE]
+
+
 def run(
     out: Path, *, texts: int, say: Callable[[str], None], progress: Callable[[str, int, int], None], force: bool = False
 ) -> Report:
     """Write ``OUT/data/reviews.csv``, ``OUT/adapter`` and ``OUT/report``; `say` gets a line for each step.
 
+    A demo of as many texts that was stopped before its report is continued: what it finished is not done again.
+
     Raises:
-        BadInput: `out` holds something and `force` is False. Also as `coupled`.
+        BadInput: `out` holds something else and `force` is False. Also as `coupled`.
     """
-    atomic.refuse_taken(out, force, own=True)  # the folders in it are replaced one by one
+    data, adapter, report = out / "data" / FILE, out / "adapter", out / "report"
+    if not unfinished(out):
+        atomic.refuse_taken(out, force, own=True)  # the folders in it are replaced one by one
     corpus = coupled(texts)
+    written = _csv(corpus)
+    again = not force and unfinished(out)
+    if again and data.read_bytes() != written.encode():  # of another number of texts, or not of a demo
+        atomic.refuse_taken(out, force, own=True)
     low, high = mix.groups_of(corpus, COLUMN)
-    data, adapter, report = out / "data" / "reviews.csv", out / "adapter", out / "report"
     say(
         f"1/3  Hiding a shortcut in {texts:,} real film reviews: a review from {high} is positive {ALPHA:g} times as often as "
         f"one from {low}.\n     {data}"
     )
-    with atomic.new_folder(data.parent, force=True) as folder:
-        atomic.write_text(folder / data.name, _csv(corpus))
+    if not again:
+        with atomic.new_folder(data.parent, force=True) as folder:
+            atomic.write_text(folder / data.name, written)
+    settings = ("--max-length", MAX_LENGTH, "--lr", TRAINING["lr"], "--epochs", TRAINING["epochs"])
     say(
         "2/3  Tuning a LoRA on them (MiniLM, 22.7 million weights). The same by hand:\n     "
-        + _command(
-            "tune",
-            "lora",
-            MODEL,
-            "--data",
-            data,
-            "--max-length",
-            MAX_LENGTH,
-            "--lr",
-            TRAINING["lr"],
-            "--epochs",
-            TRAINING["epochs"],
-            "-o",
-            adapter,
-        )
+        + _command("tune", "lora", MODEL, "--data", data, *settings, "-o", adapter)
     )
-    job = TuneJob(MODEL, str(data), Lora(), max_length=MAX_LENGTH, training=TRAINING)
-    tuned = tune(job, adapter, force=True, progress=progress)
+    right = _tuned(adapter) if again else None
+    if right is None:
+        job = TuneJob(MODEL, str(data), Lora(), max_length=MAX_LENGTH, training=TRAINING)
+        right = tune(job, adapter, force=True, progress=progress).accuracy
+    else:
+        say("     It is there already, from the demo that was stopped.")
     say(
-        f"     Test accuracy {tuned.accuracy:.3f}.\n3/3  Checking it: audit, repair on calibration data, audit again on the "
+        f"     Test accuracy {right:.3f}.\n3/3  Checking it: audit, repair on calibration data, audit again on the "
         "same held-out test texts. The same by hand:\n     "
         + _command("check", MODEL, "--adapter", adapter, "--data", data, "--confounder", COLUMN, "-o", report)
     )
@@ -86,12 +94,23 @@ def run(
     return run_job(check, report, force=True, progress=progress)
 
 
+def _tuned(adapter: Path) -> float | None:
+    """The test accuracy of an adapter that a demo with these settings finished; None where there is none."""
+    try:
+        atomic.verify(adapter)
+        card = read_card(adapter)["tuned"]
+        same = (card["recipe"]["kind"] == "lora") and all(card["training"][k] == v for k, v in TRAINING.items())
+        return float(card["test_accuracy"]) if same else None
+    except (BadInput, KeyError, TypeError, ValueError):
+        return None
+
+
 def onward(done: Report, out: Path) -> str:
     """What a user would do next, as a sentence: a confidence is learnt best for a classifier whose shortcut is gone."""
     if not any(c.adapter == "confounding" for c in done.comparisons):
         return f"Next, open {out / 'report' / 'report.html'}."
     return "Repairs follow each other. The confidence of the classifier without its shortcut:\n" + _command(
-        "check", MODEL, "--adapter", out / "report" / "confounding", "--data", out / "data" / "reviews.csv", "--confounder",
+        "check", MODEL, "--adapter", out / "report" / "confounding", "--data", out / "data" / FILE, "--confounder",
         COLUMN, "-o", out / "again",
     )  # fmt: skip
 

@@ -59,6 +59,47 @@ def test_what_it_prints_does_what_it_did(small: Path) -> None:
     assert "Overconfidence" in went_on.out
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_demo_that_was_stopped_goes_on(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in ("tune", "run_job"):
+        with monkeypatch.context() as patched:
+            patched.setattr(demo, step, interrupted)
+            assert trueup("demo", "-o", "shown", "--texts", 2000).code == 130
+    assert {p.name for p in Path("shown").iterdir()} == {"data", "adapter"}
+    kept = Path("shown/adapter/adapter_model.safetensors").stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(demo, "tune", interrupted)
+        said = trueup("demo", "-o", "shown", "--texts", 2000)
+    assert said.code == 0, said.err
+    assert "there already" in said.out
+    assert Path("shown/adapter/adapter_model.safetensors").stat().st_mtime_ns == kept
+    assert Path("shown/report/report.html").is_file()
+    done = trueup("demo", "-o", "shown", "--texts", 2000)
+    assert done.code == 2
+    assert "not empty" in done.err
+
+
+@pytest.mark.parametrize("other", ["texts", "adapter"])
+def test_another_demo_is_not_gone_on_with(other: str, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of other texts, its data are not these; with a damaged adapter, the adapter is made again."""
+    with monkeypatch.context() as patched:
+        patched.setattr(demo, "run_job", interrupted)
+        assert trueup("demo", "-o", "shown", "--texts", 2000).code == 130
+    if other == "texts":
+        said = trueup("demo", "-o", "shown", "--texts", 1500)
+        assert said.code == 2
+        assert "not empty" in said.err
+        assert len(Path("shown/data/reviews.csv").read_text(encoding="utf-8").splitlines()) == 2001
+        return
+    Path("shown/adapter/adapter_model.safetensors").write_bytes(b"")
+    said = trueup("demo", "-o", "shown", "--texts", 2000)
+    assert said.code == 0, said.err
+    assert "there already" not in said.out
+
+
 def test_too_many_reviews_are_refused_before_anything_is_written(small: Path) -> None:
     said = trueup("demo", "-o", "shown", "--texts", 100000)
     assert said.code == 2

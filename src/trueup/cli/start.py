@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from trueup.cli.early import refuse_taken
 from trueup.cli.exits import sentences
 from trueup.cli.options import Force, Out, Quiet
 from trueup.cli.printing import say, say_unless
@@ -73,9 +72,11 @@ def demo(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report."""
-    with sentences("The same command with --force begins anew."):
-        refuse_taken(out, force)
+    """Show everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report.
+
+    The same command continues a demo that was interrupted.
+    """
+    with sentences():
         from trueup.demo import onward, run
 
         with progress_bars(quiet) as progress:
