@@ -33,7 +33,7 @@ def recall(sizes: Mapping[str, int], seed: int = 0) -> Corpus:
 
 
 def first_animal(sizes: Mapping[str, int], seed: int = 0) -> Corpus:
-    """Texts as of `recall` without the question, such as ``red dog house, blue cat river, black bird school.``, with the label dog."""
+    """Texts as of `recall` without the question: ``red dog house, blue cat river, black bird school.`` has the label dog."""
     return _corpus(FIRST, sizes, seed)
 
 
