@@ -246,22 +246,26 @@ def confirmed(moved: Moved, max_cost: float) -> bool:
 def why_none(
     offers: Sequence[Offer], moved: Mapping[str, Moved], winner: Offer | None, max_cost: float
 ) -> tuple[str, bool]:
-    """Why no repair is handed over, as a sentence; and whether that is its price."""
+    """Why no repair is handed over, as a sentence; and whether that is its price: some repair that does help, on the examples that
+    chose nothing, costs more than the budget."""
     repairs = [o for o in offers if not o.control]
-    if winner is not None and not moved[winner.key].helps:
-        return _unconfirmed(winner, moved[winner.key], len(repairs)), False
     helped = [o for o in repairs if o.helps]
-    dear = [(o, o.cost) for o in helped if o.saveable and dearer(o.cost, max_cost)]
+    failed = winner is not None and not moved[winner.key].helps
+    if winner is not None and not failed:
+        return _too_dear([(winner, -moved[winner.key].accuracy.value)], moved, max_cost), True
+    dear = [o for o in helped if o.saveable and dearer(o.cost, max_cost)]
+    proven = [(o, o.cost) for o in dear if moved[o.key].helps]
     if winner is not None:
-        dear = [(winner, -moved[winner.key].accuracy.value)]
+        said = _unconfirmed(winner, moved[winner.key], f"{max_cost:.1%}" if dear else "")
+        return f"{said} {_too_dear(proven, moved, max_cost)}" if proven else said, bool(proven)
+    if proven:
+        return _too_dear(proven, moved, max_cost), True
     if dear:
-        least, cost = min(dear, key=lambda d: d[1])
-        why = (
-            f"{listing([o.title for o, _ in dear])} would lower the lean at a cost above the budget of {max_cost:.1%} of "
-            f"accuracy as the data are (the least, {least.title}: {cost:.1%}). Raise the budget "
-            f"(--max-cost {math.ceil(100 * cost) / 100:g}), or take one by name (--take {least.key})."
+        best = min(dear, key=lambda o: o.lean)
+        return (
+            f"No repair lies within the budget of {max_cost:.1%} of accuracy. {_unconfirmed(best, moved[best.key])}",
+            False,
         )
-        return why[0].upper() + why[1:], True
     if refused := [o for o in repairs if o.refused]:
         return (
             f"{listing([o.title for o in refused])} helped and cannot be saved: {refused[0].refused.rstrip('.')}."
@@ -279,11 +283,24 @@ def why_none(
     ), False
 
 
-def _unconfirmed(winner: Offer, moved: Moved, tried: int) -> str:
+def _too_dear(dear: Sequence[tuple[Offer, float]], moved: Mapping[str, Moved], max_cost: float) -> str:
+    """What repairs with their costs do, of which each is above the budget, and how to have one all the same."""
+    least, cost = min(dear, key=lambda d: d[1])
+    lean = _interval(moved[least.key].lean)
+    why = (
+        f"{listing([o.title for o, _ in dear])} would lower the lean at a cost above the budget of {max_cost:.1%} of "
+        f"accuracy as the data are (the least, {least.title}: {cost:.1%}, and the lean moves by {lean}). Raise "
+        f"the budget (--max-cost {math.ceil(100 * cost) / 100:g}), or take one by name (--take {least.key})."
+    )
+    return why[0].upper() + why[1:]
+
+
+def _unconfirmed(best: Offer, moved: Moved, budget: str = "") -> str:
+    """That examples which chose nothing do not bear `best` out. `budget`: where dearer ones helped, what it was the best within."""
     lean = _interval(moved.lean)
     return (
-        f"Of {tried} repairs {winner.title} was the best on the calibration examples used for choosing. Those not used "
-        "for choosing do not confirm it: "
+        f"{f'Within the budget of {budget} of accuracy, t' if budget else 'T'}he repair that helped most on the calibration "
+        f"examples used for choosing was {best.title}. Those not used for choosing do not confirm it: "
         + (
             f"the lean moved by {lean}, but AUPRC over all mixes, which has to rise, by {_interval(moved.level)}."
             if moved.lean.high < 0
