@@ -286,21 +286,21 @@ def why_none(
 def _too_dear(dear: Sequence[tuple[Offer, float]], moved: Mapping[str, Moved], max_cost: float) -> str:
     """What repairs with their costs do, of which each is above the budget, and how to have one all the same."""
     least, cost = min(dear, key=lambda d: d[1])
+    others = "" if len(dear) == 1 else f" Of {listing([o.title for o, _ in dear])} it costs least."
     lean = _interval(moved[least.key].lean)
-    why = (
-        f"{listing([o.title for o, _ in dear])} would lower the lean at a cost above the budget of {max_cost:.1%} of "
-        f"accuracy as the data are (the least, {least.title}: {cost:.1%}, and the lean moves by {lean}). Raise "
-        f"the budget (--max-cost {math.ceil(100 * cost) / 100:g}), or take one by name (--take {least.key})."
+    return (
+        f"{least.title[0].upper()}{least.title[1:]} would lower the lean ({lean}) at a cost above the budget of {max_cost:.1%} of "
+        f"accuracy as the data are: {cost:.1%}.{others} Raise the budget (--max-cost {math.ceil(100 * cost) / 100:g}), or take it "
+        f"by name (--take {least.key})."
     )
-    return why[0].upper() + why[1:]
 
 
 def _unconfirmed(best: Offer, moved: Moved, budget: str = "") -> str:
     """That examples which chose nothing do not bear `best` out. `budget`: where dearer ones helped, what it was the best within."""
     lean = _interval(moved.lean)
     return (
-        f"{f'Within the budget of {budget} of accuracy, t' if budget else 'T'}he repair that helped most on the calibration "
-        f"examples used for choosing was {best.title}. Those not used for choosing do not confirm it: "
+        f"{f'Within the budget of {budget} of accuracy, t' if budget else 'T'}he best repair on the calibration examples used for "
+        f"choosing was {best.title}. The others do not confirm it: "
         + (
             f"the lean moved by {lean}, but AUPRC over all mixes, which has to rise, by {_interval(moved.level)}."
             if moved.lean.high < 0
