@@ -186,6 +186,22 @@ def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         Unavailable, "'nobody/nothing' is not a local folder", "(We couldn't connect to the hub, and found nothing in the cache).",
         "embedded:minilm", model="nobody/nothing",
     )  # fmt: skip
+    said(Unavailable, "'minilm' is not a local folder", "Did you mean 'embedded:minilm'?", model="minilm")
+    for name, file in (("tuned", "adapter_config.json"), ("whole", "config.json")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / file).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    said(Unavailable, "'runs/whol' is not", "Did you mean 'whole'?", model="runs/whol")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", closed)
+    model = "embedded:minilm"
+    said(
+        Unavailable,
+        "'runs/tuned2' is not",
+        "Did you mean 'tuned'?",
+        "or give a folder",
+        model=model,
+        adapter="runs/tuned2",
+    )
     asked.clear()
     job = Job("nobody/nothing", str(tmp_path / "d.csv"))
     (tmp_path / "d.csv").write_text("text,label\na,x\nb,y\n")
