@@ -226,7 +226,15 @@ def load_tokenizer(where: str, name: str, **options: Any) -> Any:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         except Exception as e:
-            raise _explained(e, f"the tokenizer of {name}") from e
+            if not Path(where).is_dir():
+                raise _explained(e, f"the tokenizer of {name}") from e
+            if not tokens.has_one(Path(where)):
+                raise tokens.none(f"'{name}'") from e
+            why = " ".join(str(e).split())[:200].rstrip(".")
+            raise BadInput(
+                f"The tokenizer of '{name}' could not be loaded ({why}). Its files are damaged, or do not go together. Save them "
+                "again with tokenizer.save_pretrained."
+            ) from e
     return padded(tokenizer, name)
 
 
