@@ -99,9 +99,10 @@ def no_head(model: str, adapter: str | None) -> BadInput:
     words = "For a causal model that answers with a word, give --template and --verbaliser"
     if adapter:
         return BadInput(
-            f"The adapter '{adapter}' has no classification head. {words}. If the adapter was trained as a classifier, its head "
-            'was neither trained nor saved: PEFT does both with task_type="SEQ_CLS" in the config of the adapter. Train it again '
-            f"with that, or with trueup: `trueup tune lora {model} --data ...`."
+            f"The adapter '{adapter}' has no classification head. {words}. If it was trained as a classifier, its head was neither "
+            'trained nor saved: modules_to_save=["classifier"] (or the name of the head) in its config does both, and so does '
+            'task_type="SEQ_CLS" with get_peft_model, but not with add_adapter of transformers. Train it again so, or with trueup: '
+            f"`trueup tune lora {model} --data ...`."
         )
     return BadInput(
         f"'{model}' has no classification head. {words}; otherwise train a classifier first: `trueup tune lora {model} --data ...`."
