@@ -94,6 +94,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+def two_digits(n: int) -> int:
+    """A count that is an estimate, as a sentence tells it: two digits of it, rounded up."""
+    step = 10 ** max(0, len(str(n)) - 2)
+    return -(-n // step) * step
+
+
 def it_or_them(things: Sized) -> str:
     """What a message calls things that it has named: ``it`` for one, ``them`` for more."""
     return "it" if len(things) == 1 else "them"

@@ -138,9 +138,9 @@ def check_model(name: str) -> None:
         from trueup.subject.embedded import check
 
         check(name.removeprefix("embedded:"))
-    elif path_of(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        places.check_model(name, name)
-    else:
+        return
+    places.check_model(name, name)
+    if not path_of(name).exists():
         places.check_hub_id(name)
 
 

@@ -461,6 +461,8 @@ def test_slips_are_told_without_loading_torch(here: Path) -> None:
         (["tune", "lora", *check[1:], "out"], "There is no file 'absent.csv'"),
         (["tune", "lora", *check[1:], "taken"], "exists and is not empty"),
         (["check", "embedded:minilmm", "--data", "data.csv", "-o", "out"], "Did you mean 'minilm'?"),
+        (["check", "embeded:minilm", "--data", "data.csv", "-o", "out"], "Did you mean 'embedded:minilm'?"),
+        (["check", "all MiniLM", "--data", "data.csv", "-o", "out"], "There is no folder 'all MiniLM'"),
         (["check", "bert", "--data", "embedded:movie-review", "-o", "out"], "Did you mean 'movie-reviews'?"),
         (["check", "bert", "--data", "task:antonims", "-o", "out"], "Did you mean"),
         (["check", "./brt", "--data", "data.csv", "-o", "out"], "There is no folder './brt'"),

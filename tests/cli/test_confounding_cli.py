@@ -425,6 +425,14 @@ def test_when_every_fault_refuses_the_data_each_says_why(sick: Path, here: Path)
     refused(*base, "--confounder", "site", "-o", "out", says=("confounding: ", "overconfidence: "))
 
 
+def test_a_number_of_examples_that_is_an_estimate_is_told_in_two_digits() -> None:
+    from trueup.faults.confounding.leads import Scouted
+
+    for needed, said in ((36_488, "37,000"), (61, "61"), (101, "110")):
+        found = Scouted((), (), 0, {"word": 3}, 0, 3, 40, 40, 0.05, 0.1, needed)
+        assert f"about {said} independent test examples would name it" in found.sentence
+
+
 def test_what_a_scout_prints_is_strict_json(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing was judged, the smallest lean that would be found is no number; Python's NaN is none in JSON."""
     from trueup import scouting

@@ -988,6 +988,23 @@ def part(n: int, start: int = 0, hidden: bool = False, column: str = "sentence")
     return datasets.Dataset.from_dict(data, features)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("embeded:tweets", "'embedded:tweets'"),
+        ("tweets", "'embedded:tweets', 'confounded:tweets'"), ("tsk:plural", "'task:plural'"),
+        ("heldout", "'held-out.csv'"), ("someone/else", ""),
+    ],
+)  # fmt: skip
+def test_data_that_no_hub_has_may_be_a_file_or_data_that_come_with_it(hub, tmp_path, monkeypatch, name, meant):
+    (tmp_path / "held-out.csv").write_text("text,label\na,x\n")
+    monkeypatch.chdir(tmp_path)
+    hub(ConnectionError("no network"))
+    with pytest.raises(Unavailable) as e:
+        read(name)
+    assert (f"Did you mean {meant}?" in str(e.value)) if meant else ("Did you mean" not in str(e.value))
+
+
 def test_a_benchmark_with_hidden_test_labels(hub):
     import datasets
 

@@ -8,6 +8,7 @@ from trueup.errors import BadInput
 from trueup.measure.accuracy import accuracy
 from trueup.measure.bootstrap import (
     FEWEST,
+    Estimate,
     Many,
     Means,
     Share,
@@ -153,6 +154,17 @@ def test_paired_without_a_difference_says_so():
     x = np.random.default_rng(0).normal(size=60)
     same = paired(np.mean, [x], [x], 0)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_a_difference_of_rounding_is_none():
+    """Two losses that are equal but for the order of their sums; a difference a thousand times as large is one."""
+    loss = np.random.default_rng(0).random(300)
+    same, other = loss * (1 + 4e-16), loss * (1 + 1e-9)
+    share = Means(lambda a, b: (a - b) / a, 0, 1)
+    got = paired(share, [loss, loss], [loss, same], 0)
+    assert (got.value, got.low, got.high, got.p) == (0, 0, 0, 1)
+    assert paired(share, [loss, loss], [loss, other], 0).high < 0, "the control"
+    assert interval(share, loss, same, seed=0) == Estimate(0, 0, 0, 0.95)
 
 
 def test_paired_p_keeps_its_level_and_has_power():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -342,9 +343,12 @@ def _of_several_tasks(base: Path) -> Any:
 
 
 REFUSED = {
-    "not a model": (lambda b, a: object(), BadInput, r"A object is no model that can be examined\. Give a PeftModel"),
-    "a plain module": (lambda b, a: nn.Linear(2, 2), BadInput, r"A Linear is no model"),
-    "compiled": (lambda b, a: torch.compile(live(b)), BadInput, r"OptimizedModule is no model .* without the wrapping"),
+    "not a model": (lambda b, a: object(), BadInput, r"This object is no model that can be examined\. Give a PeftModel"),
+    "a plain module": (lambda b, a: nn.Linear(2, 2), BadInput, r"This Linear is no model"),
+    "compiled": (lambda b, a: torch.compile(live(b)), BadInput, r"OptimizedModule is no model .* its attribute '_orig_mod'"),
+    "parallel": (lambda b, a: torch.nn.DataParallel(live(b)), BadInput, r"DataParallel is no model .* its attribute 'module'"),
+    "a pipeline": (lambda b, a: SimpleNamespace(model=live(b)), BadInput, r"is no model .* its attribute 'model'"),
+    "a class": (lambda b, a: transformers.BertModel, BadInput, r"BertModel is a class\. Give a model: what its from_pretrained"),
     "kind": (lambda b, a: _of_several_tasks(b), Unsupported, r"of kind 'POLY', which trueup does not examine.*'LORA'.*'VERA'"),
     "family": (
         lambda b, a: transformers.PerceiverForSequenceClassification(

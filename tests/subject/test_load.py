@@ -26,6 +26,7 @@ from trueup.subject import adapter as files
 from trueup.subject import patterns
 from trueup.subject.anatomy import FAMILIES
 from trueup.subject.beside import CARD
+from trueup.subject.checkpoint import load_tokenizer
 from trueup.subject.load import load
 from trueup.subject.new_adapter import Lora, Prefix, Prompt, PTuning, fresh
 from trueup.subject.positions import position_limit
@@ -186,6 +187,22 @@ def test_hub_name_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         Unavailable, "'nobody/nothing' is not a local folder", "(We couldn't connect to the hub, and found nothing in the cache).",
         "embedded:minilm", model="nobody/nothing",
     )  # fmt: skip
+    said(Unavailable, "'minilm' is not a local folder", "Did you mean 'embedded:minilm'?", model="minilm")
+    for name, file in (("tuned", "adapter_config.json"), ("whole", "config.json")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / file).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    said(Unavailable, "'runs/whol' is not", "Did you mean 'whole'?", model="runs/whol")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", closed)
+    model = "embedded:minilm"
+    said(
+        Unavailable,
+        "'runs/tuned2' is not",
+        "Did you mean 'tuned'?",
+        "or give a folder",
+        model=model,
+        adapter="runs/tuned2",
+    )
     asked.clear()
     job = Job("nobody/nothing", str(tmp_path / "d.csv"))
     (tmp_path / "d.csv").write_text("text,label\na,x\nb,y\n")
@@ -345,6 +362,25 @@ def test_a_tokenizer_whose_files_do_not_go_together(copy: Any, kept: dict[str, P
     (folder / "tokenizer.json").write_text(json.dumps(raw))
     words = (f"The tokenizer of '{folder}' cannot read text", "PanicException", "save_pretrained")
     said(BadInput, *words, model=str(folder), adapter=str(kept["lora"]))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "xlm-roberta", "llama", "mpnet", "t5"])
+def test_a_folder_without_a_vocabulary(family: str, tmp_path: Path):
+    """What Trainer saves without a processing_class. transformers makes up a tokenizer for most of these families, and reads all
+    texts alike with it."""
+    transformers.AutoConfig.for_model(family).save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match=r"The tokenizer of 'mine' has no vocabulary.*processing_class"):
+        load_tokenizer(str(tmp_path), "mine")
+
+
+def test_a_model_whose_tokenizer_is_gone(copy: Any):
+    folder = copy("classifier")
+    load(str(folder), device="cpu")  # the control
+    for file in [*folder.glob("vocab*"), folder / "tokenizer.json"]:
+        file.unlink(missing_ok=True)
+    said(BadInput, f"The tokenizer of '{folder}' has no vocabulary", model=str(folder))
+    (folder / "tokenizer.json").write_text("{")
+    said(BadInput, f"The tokenizer of '{folder}' could not be loaded", "damaged", model=str(folder))
 
 
 def test_model_that_wants_code_of_its_own(copy: Any, tmp_path: Path):

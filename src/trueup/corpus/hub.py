@@ -104,7 +104,7 @@ def _load_hub(name: str, hub_split: str | None) -> Any:
     from datasets.utils import logging as datasets_logging
 
     repo, _, config = name.partition(":")
-    near = did_you_mean(repo, sorted(p.name for p in Path().iterdir() if kind_of(p) in KINDS))
+    near = _near(name)
     loud, bars = datasets_logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets_logging.set_verbosity_error()
     datasets.disable_progress_bars()
@@ -135,6 +135,18 @@ def _load_hub(name: str, hub_split: str | None) -> Any:
         datasets_logging.set_verbosity(loud)
         if not bars:
             datasets.enable_progress_bars()
+
+
+def _near(name: str) -> str:
+    """`did_you_mean` of a data set that was not found: a file here, or data that come with trueup."""
+    from trueup.corpus import confounded, embedded, tasks
+
+    with_it = [f"embedded:{n}" for n in embedded.DATASETS] + [f"task:{n}" for n in tasks.TASKS]
+    with_it += [f"{confounded.PREFIX}{n}" for n in confounded.SETS]
+    if own := [n for n in with_it if n.partition(":")[2] == name]:
+        return f" Did you mean {listing(own)}?"
+    here = sorted(p.name for p in Path().iterdir() if kind_of(p) in KINDS)
+    return did_you_mean(name.partition(":")[0], here) or did_you_mean(name, with_it)
 
 
 def _offline(e: BaseException | None) -> bool:

@@ -59,6 +59,8 @@ FAR = 0.95
 leaves some p + 1 / B beyond it, in the mean: at 1,000 draws a third more than p = .0028, and three times p = .0005."""
 EQUAL = 1e-9
 """Of the range of the draws: what differs by less is equal but for rounding."""
+ROUNDING = 1e-12
+"""Of their size, and of 1: two values of a statistic that differ by less are equal but for rounding, and so is one with 0."""
 BATCH = 64
 """Resamples that are held at once."""
 AT_ONCE = 1 << 16
@@ -266,13 +268,12 @@ def paired_many(
     for i, name in enumerate(statistics):
         if name in squares:
             (a, before), (b, after) = (_rooted(drawn.value[s, i], drawn.draws[:, s, i]) for s in (0, 1))
-            value, draws = b - a, after - before
+            value, draws = float(_less(b, a)), _less(after, before)
             bent = _Bent(0.0, 0.0, math.inf)
         else:
-            with np.errstate(invalid="ignore"):
-                value = float(drawn.value[1, i] - drawn.value[0, i])
-                draws = drawn.draws[:, 1, i] - drawn.draws[:, 0, i]
-                without = drawn.without[:, 1, i] - drawn.without[:, 0, i]
+            value = float(_less(drawn.value[1, i], drawn.value[0, i]))
+            draws = _less(drawn.draws[:, 1, i], drawn.draws[:, 0, i])
+            without = _less(drawn.without[:, 1, i], drawn.without[:, 0, i])
             bent = _bent(name, plain, float(value), draws, without, drawn.clusters)
         if (few := drawn.few_change(i, level)) is not None:
             low, high, p = few
@@ -505,7 +506,7 @@ def _drawn(
     group = np.arange(clusters) % min(clusters, GROUPS)
     without = (group != np.arange(int(group.max()) + 1)[:, None]).astype(np.float64)
     draws = np.concatenate([of(np.stack(w), others) for w in batches])
-    return _Drawn(value, draws, of(without, bent), clusters, ids, shares)
+    return _Drawn(*(_less(x, 0.0) for x in (value, draws, of(without, bent))), clusters, ids, shares)
 
 
 def _resamples(clusters: int, seed: Seed, resamples: int) -> Iterator[NDArray[np.float64]]:
@@ -514,6 +515,15 @@ def _resamples(clusters: int, seed: Seed, resamples: int) -> Iterator[NDArray[np
     generator = np.random.default_rng(sequence)
     for _ in range(resamples):
         yield np.bincount(generator.integers(0, clusters, size=clusters), minlength=clusters).astype(np.float64)
+
+
+def _less(after: ArrayLike, before: ArrayLike) -> NDArray[np.float64]:
+    """after - before, and 0 where that is no more than rounding: sums in another order would make a change of what did not change,
+    and one that has the same sign in every resample."""
+    a, b = np.asarray(after, np.float64), np.asarray(before, np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = a - b
+        return np.where(np.abs(difference) <= ROUNDING * np.maximum(1.0, np.abs(a)), 0.0, difference)
 
 
 def _takes_weight(statistic: Statistic) -> bool:

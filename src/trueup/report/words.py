@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trueup.errors import visible
+from trueup.errors import two_digits, visible
 from trueup.faults.confounding.leads import Lead, Scouted
 from trueup.faults.fault import Alternative, Better, Comparison, Difference, Finding, Measure, Outcome
 
@@ -250,13 +250,7 @@ def more_texts(finding: Finding) -> str:
     if finding.needed is None:
         return "Test on more texts: the interval includes the threshold."
     had = f" (this check had {tested:,})" if isinstance(tested, int) else ""
-    return f"To reach a decision, test on about {_rounded(finding.needed):,} independent texts{had}."
-
-
-def _rounded(n: int) -> int:
-    """Two digits of a count that is an estimate, rounded up."""
-    step = 10 ** max(0, len(str(n)) - 2)
-    return -(-n // step) * step
+    return f"To reach a decision, test on about {two_digits(finding.needed):,} independent texts{had}."
 
 
 @dataclass(frozen=True)
@@ -308,7 +302,7 @@ def _needed(finding: Finding) -> str:
     return (
         ""
         if finding.needed is None or (isinstance(tested, int) and finding.needed <= tested)
-        else f" About {_rounded(finding.needed):,} independent examples are needed to decide."
+        else f" About {two_digits(finding.needed):,} independent examples are needed to decide."
     )
 
 

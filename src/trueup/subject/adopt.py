@@ -170,15 +170,27 @@ def base_name(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy, rev
     return str(remembered) if _same_weights(base, settings, anatomy, files) else door.UNNAMED
 
 
+_MODELS = (peft.PeftModel, transformers.PreTrainedModel)
+
+
 def _check_kind(model: Any) -> None:
     name = type(model).__name__
     if isinstance(model, peft.PeftMixedModel):
         raise Unsupported(f"A {name} mixes adapters of several kinds; give a PeftModel with one.")
-    if not isinstance(model, peft.PeftModel | transformers.PreTrainedModel):
+    if isinstance(model, type):
         raise BadInput(
-            f"A {name} is no model that can be examined. Give a PeftModel, a transformers model, or the name of one; a model "
-            "that something wraps (torch.compile, DistributedDataParallel, a pipeline) is given without the wrapping."
+            f"{model.__name__} is a class. Give a model: what its from_pretrained returns, or the name of one."
         )
+    if not isinstance(model, _MODELS):
+        # Of a Trainer or a pipeline, of DistributedDataParallel, and of torch.compile.
+        inside = (n for n in ("model", "module", "_orig_mod") if isinstance(getattr(model, n, None), _MODELS))
+        at = next(inside, None)
+        given = (
+            f"the model inside it, its attribute '{at}'"
+            if at
+            else "a PeftModel, a transformers model, or the name of one"
+        )
+        raise BadInput(f"This {name} is no model that can be examined. Give {given}.")
     places = sorted({str(p.device) for p in model.parameters()})
     if len(places) > 1 or "meta" in places:
         raise BadInput(f"The model lies on {listing(places)}; put it on one device with model.to(...) first.")
@@ -189,8 +201,8 @@ def _opened(model: Any) -> tuple[Any, peft.PeftConfig | None]:
     if not isinstance(model, peft.PeftModel):
         if getattr(model, "_hf_peft_config_loaded", False):
             raise Unsupported(
-                "The adapter was put in by transformers' own add_adapter or load_adapter; put it on with "
-                "PeftModel.from_pretrained(base, folder) instead, and give that."
+                "The adapter was put in by transformers' own add_adapter or load_adapter. Save it with "
+                "model.save_pretrained(folder), put it on with PeftModel.from_pretrained(base, folder), and give that."
             )
         return model, None
     base, active = model.get_base_model(), list(model.active_adapters)

@@ -226,7 +226,15 @@ def load_tokenizer(where: str, name: str, **options: Any) -> Any:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         except Exception as e:
-            raise _explained(e, f"the tokenizer of {name}") from e
+            if not Path(where).is_dir():
+                raise _explained(e, f"the tokenizer of {name}") from e
+            if not tokens.has_one(Path(where)):
+                raise tokens.none(f"'{name}'") from e
+            why = " ".join(str(e).split())[:200].rstrip(".")
+            raise BadInput(
+                f"The tokenizer of '{name}' could not be loaded ({why}). Its files are damaged, or do not go together. Save them "
+                "again with tokenizer.save_pretrained."
+            ) from e
     return padded(tokenizer, name)
 
 
@@ -531,7 +539,7 @@ def adapter_folder(adapter: str | None) -> Path | None:
     try:
         return Path(snapshot_download(adapter, allow_patterns=wanted))
     except Exception as e:
-        raise _explained(e, adapter) from e
+        raise _explained(e, adapter, places.SETTINGS) from e
 
 
 def _prompt_sizes(config: Any, settings: peft.PeftConfig, anatomy: Anatomy) -> dict[str, int]:
@@ -541,7 +549,8 @@ def _prompt_sizes(config: Any, settings: peft.PeftConfig, anatomy: Anatomy) -> d
     return {"token_dim": anatomy.sizes(config)["token_dim"]} if settings.is_prompt_learning else {}
 
 
-def _explained(e: Exception, name: str) -> TrueupError:
+def _explained(e: Exception, name: str, holds: str = "config.json") -> TrueupError:
+    """What kept a model or an adapter from being loaded, as a sentence. `holds`: the file that makes a folder one."""
     text = " ".join(str(e).split())
     if isinstance(e, TrueupError):
         return e
@@ -553,9 +562,11 @@ def _explained(e: Exception, name: str) -> TrueupError:
         )
     if isinstance(e, OSError) and not Path(name).exists():
         why = shortened(text.split(". ")[0].rstrip("."), 160)
+        near = places.meant(name, holds)
+        otherwise = "use an embedded model such as 'embedded:minilm'" if holds != places.SETTINGS else "give a folder"
         return Unavailable(
-            f"'{name}' is not a local folder, and it cannot be downloaded from the Hugging Face Hub ({why}). Check the name and "
-            "the network, or use an embedded model such as 'embedded:minilm'."
+            f"'{name}' is not a local folder, and it cannot be downloaded from the Hugging Face Hub ({why}).{near} Check the name "
+            f"and the network, or {otherwise}."
         )
     return BadInput(
         f"'{name}' could not be loaded: {text[:240]}. Check that the folder is a complete transformers model."

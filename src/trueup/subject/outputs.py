@@ -96,10 +96,16 @@ def own_names(labels: Mapping[int, Any] | None, rows: int) -> tuple[str, ...]:
 
 def no_head(model: str, adapter: str | None) -> BadInput:
     """The refusal of a model that is asked as a classifier, where neither it nor its adapter has a head."""
-    what = f"The adapter '{adapter}'" if adapter else f"'{model}'"
+    words = "For a causal model that answers with a word, give --template and --verbaliser"
+    if adapter:
+        return BadInput(
+            f"The adapter '{adapter}' has no classification head. {words}. If it was trained as a classifier, its head was neither "
+            'trained nor saved: modules_to_save=["classifier"] (or the name of the head) in its config does both, and so does '
+            'task_type="SEQ_CLS" with get_peft_model, but not with add_adapter of transformers. Train it again so, or with trueup: '
+            f"`trueup tune lora {model} --data ...`."
+        )
     return BadInput(
-        f"{what} has no classification head. For a causal model that answers with a word, give --template and "
-        f"--verbaliser; otherwise train a classifier first: `trueup tune lora {model} --data ...`."
+        f"'{model}' has no classification head. {words}; otherwise train a classifier first: `trueup tune lora {model} --data ...`."
     )
 
 

@@ -16,6 +16,9 @@ SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's two files of an adapter: settings, which make a folder one, and weights."""
 
 
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
+"""What an id on the hub looks like, with or without an owner."""
+
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 """Number types by name; ``auto`` is the one in which the weights were saved."""
 SHORT = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
@@ -74,10 +77,22 @@ def check_model(where: str, name: str) -> None:
         raise BadInput(f"'{name}' holds no model: there is no config.json in it (found {listing(found, 6)}).")
     if path.is_file():
         raise BadInput(f"'{name}' is a file, not a model folder. Give the folder that holds its config.json.")
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not path.exists() and not _HUB_ID.fullmatch(name):
         raise BadInput(
-            f"There is no folder '{name}'.{near(path, '*/config.json')} Check the path, or give a hub id such as 'org/name'."
+            f"There is no folder '{name}'.{meant(name, 'config.json')} Check the path, or give a hub id such as 'org/name'."
         )
+
+
+def meant(name: str, holds: str) -> str:
+    """`did_you_mean` of a model or adapter that was not found: a folder beside it with the file `holds`, or an embedded model."""
+    beside = near(path_of(name), f"*/{holds}")
+    if beside or holds == SETTINGS:
+        return beside
+    from trueup.subject.embedded import MODELS
+
+    return (
+        f" Did you mean 'embedded:{name}'?" if name in MODELS else did_you_mean(name, [f"embedded:{m}" for m in MODELS])
+    )
 
 
 def check_hub_id(name: str) -> None:

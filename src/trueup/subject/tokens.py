@@ -10,13 +10,13 @@ from typing import Any
 from trueup.errors import BadInput, listing
 
 FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "spm.model",
     "sentencepiece*.model", "*.tiktoken", "chat_template*",
 )  # fmt: skip
 """What a tokenizer is saved as, as patterns of names."""
 
 _VOCABULARIES = (
-    "tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model",
+    "tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 _NAMED = ("pad", "eos", "bos", "unk", "sep", "cls", "mask")
 _SAMPLE = "The Film wasn't good: 12 of 34 said  it, naïvely."
@@ -44,7 +44,16 @@ def said(whose: str) -> Iterator[None]:
 
 
 def tried(tokenizer: Any, whose: str) -> None:
-    """Raises BadInput where `tokenizer` cannot read a text, alone or before another."""
+    """Raises BadInput where `tokenizer` cannot read a text, alone or before another, or knows no word.
+
+    Where a folder or a repository has no vocabulary, transformers makes a tokenizer of special tokens alone and says nothing.
+    """
+    special = {
+        *tokenizer.all_special_tokens,
+        *(str(t) for t in getattr(tokenizer, "added_tokens_decoder", {}).values()),
+    }
+    if not any(any(map(str.isalnum, t)) for t in tokenizer.get_vocab() if t not in special):
+        raise none(whose)
     with said(whose):
         try:
             tokenizer(_SAMPLE, verbose=False)
@@ -52,6 +61,14 @@ def tried(tokenizer: Any, whose: str) -> None:
             raise _damaged(whose, e) from e
         with suppress(Exception):  # some have no form for a pair, and are not asked for one
             tokenizer(_SAMPLE, _SAMPLE, verbose=False)
+
+
+def none(whose: str) -> BadInput:
+    """The refusal of a model that came without the vocabulary of its tokenizer."""
+    return BadInput(
+        f"The tokenizer of {whose} has no vocabulary: there is no file of it, and without it all texts would be read alike. Save "
+        "the tokenizer beside the weights with tokenizer.save_pretrained (Trainer does so if it got processing_class)."
+    )
 
 
 def _damaged(whose: str, e: BaseException) -> BadInput:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from trueup.errors import two_digits
+
 if TYPE_CHECKING:
     from trueup.corpus.cues import Cue
 
@@ -125,7 +127,8 @@ class Scouted:
         if math.isfinite(self.smallest):
             told += f" With this many examples, the search finds a lean of {self.smallest:.2f} in 80% of cases."
         if not self.named and self.needed is not None:
-            told += f" If the strongest is as strong as it looks, about {self.needed:,} independent test examples would name it."
+            enough = f"{two_digits(self.needed):,} independent test examples"
+            told += f" If the strongest is as strong as it looks, about {enough} would name it."
         return told
 
     def as_dict(self) -> dict[str, Any]:
