@@ -165,6 +165,9 @@ def test_a_difference_of_rounding_is_none():
     assert (got.value, got.low, got.high, got.p) == (0, 0, 0, 1)
     assert paired(share, [loss, loss], [loss, other], 0).high < 0, "the control"
     assert interval(share, loss, same, seed=0) == Estimate(0, 0, 0, 0.95)
+    with np.errstate(invalid="ignore"):
+        boundless = interval(lambda x: float(np.mean(x)), np.where(loss < 0.5, loss, np.inf), seed=0)
+    assert boundless.value == np.inf, "and is not taken for 0"
 
 
 def test_paired_p_keeps_its_level_and_has_power():

@@ -523,7 +523,8 @@ def _less(after: ArrayLike, before: ArrayLike) -> NDArray[np.float64]:
     a, b = np.asarray(after, np.float64), np.asarray(before, np.float64)
     with np.errstate(invalid="ignore"):
         difference = a - b
-        return np.where(np.abs(difference) <= ROUNDING * np.maximum(1.0, np.abs(a)), 0.0, difference)
+        alike = np.isfinite(difference) & (np.abs(difference) <= ROUNDING * np.maximum(1.0, np.abs(a)))
+        return np.where(alike, 0.0, difference)
 
 
 def _takes_weight(statistic: Statistic) -> bool:
