@@ -73,7 +73,7 @@ def demo(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report."""
+    """Run a complete example on an embedded model and film reviews: add a shortcut, tune a LoRA, check it, write the report."""
     with sentences("The same command with --force begins anew."):
         refuse_taken(out, force)
         from trueup.demo import onward, run

@@ -99,7 +99,7 @@ class Confounding(Fault):
     title: ClassVar[str] = "Confounding"
     question: ClassVar[str] = "Does my classifier rely on something that should not matter?"
     paper: ClassVar[str] = "arXiv 2605.03096 (HyPA)"
-    needs: ClassVar[str] = "`--confounder COLUMN` (embedded data that have such a column bring it)"
+    needs: ClassVar[str] = "`--confounder COLUMN` (not needed for embedded data with such a column)"
     reads_states: ClassVar[bool] = True
     unit: ClassVar[str] = "AUPRC lost to leaning on the attribute"
     headline: ClassVar[tuple[str, ...]] = ("auprc_towards", "auprc_against", "accuracy")

@@ -62,7 +62,7 @@ class Copying(Fault):
     title: ClassVar[str] = "Copying"
     question: ClassVar[str] = "Does my few-shot prompt copy its examples' answers?"
     paper: ClassVar[str] = "arXiv 2410.01288"
-    needs: ClassVar[str] = "a causal model asked with `--shots N` (a `task:NAME` brings 4)"
+    needs: ClassVar[str] = "a causal model with `--shots N` (for a `task:NAME` the default is 4)"
     unit: ClassVar[str] = "share of queries copied wrongly, above chance"
     headline: ClassVar[tuple[str, ...]] = ("accuracy", "excess_shown", "excess_hidden")
     departures: ClassVar[tuple[str, ...]] = (
