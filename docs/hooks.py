@@ -171,7 +171,9 @@ def needs(cls: Any) -> str:
 
 def fault(name: str, up: str = "") -> str:
     cls = all_faults()[name]
-    threshold = f"`threshold`, {cls.knobs()['threshold']} unless set" if "threshold" in cls.knobs() else "its threshold"
+    threshold = (
+        f"the `threshold` ({cls.knobs()['threshold']} by default)" if "threshold" in cls.knobs() else "its threshold"
+    )
     asked = (
         f"only when it is named (`--fault {name}`): {cls.on_request}"
         if cls.on_request
@@ -181,7 +183,7 @@ def fault(name: str, up: str = "") -> str:
         [
             f"> {cls.question}",
             f"- **Severity:** {cls.unit}. Higher is worse.\n"
-            f"- **Called a fault** when its whole 95% interval lies above {threshold}.\n"
+            f"- **Found** if its whole 95% interval lies above {threshold}.\n"
             f"- **Examined** {asked}.\n- **Paper:** {paper(cls.paper)}.",
             paper(doc_of(importlib.import_module(cls.__module__))),
         ]
@@ -203,10 +205,10 @@ def details(name: str, up: str = "") -> str:
             f"Change one with `--set {name}.SETTING=VALUE`, or in Python `trueup.{cls.__name__}(SETTING=VALUE)`.",
             f"| setting | default | what it does |\n|---|---|---|\n{table}",
             "## What differs from the paper",
-            "\n".join(f"- {paper(safe(d))}" for d in cls.departures) or "Nothing that is known.",
+            "\n".join(f"- {paper(safe(d))}" for d in cls.departures) or "No known difference.",
             "## Its planted cases",
-            "Every fault brings a tiny model with exactly this fault, one without it, and a sham that looks alike. The laws "
-            "hold on them, and you can try everything on them.",
+            "Every fault has three tiny models for tests: *planted* with this fault, *healthy* without it, and *sham*, which only "
+            f'looks as if it had it. In Python, `trueup.{cls.__name__}().planted("sham")` gives the model and its data.',
             doc_of(importlib.import_module(f"{cls.__module__}.planted").planted),
             "## In the log",
             logged(name, up),
@@ -246,10 +248,10 @@ def tasks(up: str = "") -> str:
 
     rows = [
         f"| `task:{t.name}` | {cell(t.title)} | {t.kind} | {'yes' if t.copying_is_right else 'no'} | "
-        f"{' + '.join(s.package.name for s in t.sources) or 'made here'} |"
+        f"{' + '.join(s.package.name for s in t.sources) or 'trueup'} |"
         for t in TASKS.values()
     ]
-    head = "| name | what is asked | kind | the answer stands in the query | pairs from |"
+    head = "| name | what is asked | kind | the answer is in the query | pairs from |"
     return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 

@@ -1,4 +1,4 @@
-"""trueup: find, repair and prove repaired the quiet faults of adapted language models.
+"""trueup: find and repair faults of adapted language models, and show on held-out data that a repair helps.
 
 ```python
 import trueup
@@ -6,16 +6,18 @@ import trueup
 report = trueup.check(peft_model, frame, ["overconfidence"], tokenizer=tokenizer, text="review", label="stars")
 ```
 
-on what you hold: a live model or a name, a data frame, a data set, a list of texts and labels, or a file. Or part by part:
+The model is an object in memory or a name. The data are a data frame, a data set, a list of texts and labels, or a file. The same
+in parts:
 
 ```python
 subject = trueup.load("embedded:minilm", adapter="my-lora")
 corpus = trueup.read("reviews.csv", text="review", label="stars")
-finding = trueup.Overconfidence().audit(subject, corpus.part("test"), seed=0)
+fault = trueup.Overconfidence().prepared(subject, corpus, seed=0)
+finding = fault.audit(subject, corpus.part("test"), seed=0)
 ```
 
-Every repair is a plain PEFT adapter: `remedy.save(folder)` loads with ``PeftModel.from_pretrained`` where trueup is not
-installed. Importing this package imports no torch; each name loads when it is first used.
+Every repair is a plain PEFT adapter: what `remedy.save(folder)` writes loads with ``PeftModel.from_pretrained``, without trueup.
+Importing this package does not import torch. Each name is loaded when it is first used.
 """
 
 from __future__ import annotations

@@ -235,10 +235,10 @@ def _dense(x: Any) -> Array:
 
 
 def confidence_score(estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-    """A scorer for scikit-learn (``scoring=trueup.confidence_score``): how well the confidence says which predictions are right.
+    """A scorer for scikit-learn (``scoring=trueup.confidence_score``): how well the confidence tells right predictions.
 
-    It is less the Brier loss: -mean((confidence - right)^2), between -1 and 0, higher is better, weighted by `sample_weight` (n,).
-    `estimator` is a fitted `ConfidenceClassifier`, or a pipeline that ends in one.
+    The score is the negative Brier loss, -mean((confidence - right)^2), weighted by `sample_weight` (n,). It lies between -1 and 0.
+    Higher is better. `estimator` is a fitted `ConfidenceClassifier`, or a pipeline that ends in one.
     """
     steps = isinstance(estimator, Pipeline)
     last: Any = estimator[-1] if steps else estimator

@@ -39,14 +39,16 @@ CONFIDENCE_ALLOWED = 1e-3
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, its form, and how its logits agree with those of the repair as plain PEFT loads it.
+    """The result of an export: the folder, its form, and how far its logits agree with those of the repair, loaded with plain PEFT.
 
     Attributes:
-        apart: the largest difference of a logit, relative to the largest one, in float32.
-        equal: of how many of `texts` the largest logit is the same one (of a model that writes, at every token).
-        synthetic: the texts were drawn at random, since no test text was at hand.
-        rank: of a LoRA; 0 elsewhere.
-        confidence: the largest difference of a confidence that the file itself computes; None where it computes none.
+        folder: the folder that was written. form: ``merged``, ``lora`` or ``onnx``.
+        apart: the largest difference of a logit, relative to the largest logit, in float32.
+        texts: the number of compared texts. equal: the number of texts on which the same logit is the largest (for a model that
+            writes text, at every token).
+        synthetic: True if the texts were drawn at random, because no test texts were available.
+        rank: the rank of a LoRA, otherwise 0.
+        confidence: the largest difference of the confidence that the exported file computes. None if it computes none.
     """
 
     folder: Path
@@ -72,16 +74,16 @@ class Exported:
 def export(
     repair: str | Path, form: str, out: str | Path, *, fault: str | None = None, model: str | None = None, force: bool = False
 ) -> Exported:  # fmt: skip
-    """Write a saved repair in another form, and prove on texts that its logits are the same.
+    """Write a saved repair in another form, and check on texts that its logits are the same.
 
     Args:
         repair: the folder of a repair, or the output folder of a check that made one.
         form: ``merged`` (a transformers model of its own), ``lora`` (a plain LoRA of one rank, for servers that put adapters on a
             base), or ``onnx`` (for ONNX Runtime; needs the extra ``trueup[onnx]``).
-        out: the folder to write, whole or not at all.
-        fault: which repair, where the check made several.
-        model: the base, where it is no longer at the place that the repair names.
-        force: replace `out` if it is there.
+        out: the folder to write. It is written completely or not at all.
+        fault: the repair to export, if the check made several.
+        model: the base model, if it is no longer where the repair's card says.
+        force: replace `out` if it exists.
 
     Raises:
         BadInput: there is no repair, or more than one; the folder is taken; the base is not the one it was made for.

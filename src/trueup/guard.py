@@ -1,4 +1,4 @@
-"""What stands behind a model that serves: label, confidence, whether to answer, and an alarm for texts unlike the calibration's.
+"""A guard for a model in use: label, confidence, whether to answer, and an alarm for texts that differ from the calibration texts.
 
 ```python
 guard = trueup.Guard.read("out", risk=0.05)         # of a finished check; imports no torch
@@ -40,11 +40,12 @@ OFF = 0.05
 
 @dataclass(frozen=True)
 class Drift:
-    """The last test for drift: of the `texts` that came last, after every so many.
+    """The result of the last test for drift. There is one test after every 100 texts, on these texts.
 
     Attributes:
-        p: the chance that texts like the calibration's lie as far from them as these; 1 before the first test.
-        tests, alarms: how many there were, and how many of them alarmed. alarm: the last one did.
+        p: the probability that texts from the distribution of the calibration texts differ from them as much as these do. 1 before
+            the first test.
+        tests, alarms: the number of tests, and how many of them raised an alarm. alarm: True if the last test did.
     """
 
     p: float = 1.0
@@ -55,13 +56,15 @@ class Drift:
 
 @dataclass(frozen=True, eq=False)
 class Guarded:
-    """What a guard says of n texts.
+    """The result of a guard for n texts.
 
     Attributes:
-        label: n class names. confidence: (n,) the chance that the label is right.
-        answered: (n,) the confidence reaches the threshold at which the share of errors was certified.
-        p: (n,) the chance that a text like the calibration's lies as far from them; 1 without features.
-        unusual: (n,) p is at most `UNUSUAL`, or the smallest there is. What was certified says nothing of such a text.
+        label: n class names. confidence: (n,) the probability that the label is right.
+        answered: (n,) True if the confidence reaches the certified threshold.
+        p: (n,) the probability that a text from the distribution of the calibration texts is as far from them as this text. 1
+            without features.
+        unusual: (n,) True if p is at most 0.01, or is the smallest possible p if there are too few calibration texts for 0.01. The
+            certified guarantee does not cover such a text.
         drift: the last test for drift.
     """
 
@@ -75,14 +78,15 @@ class Guarded:
 
 @dataclass(eq=False)
 class Guard:
-    """A certified threshold, a confidence and an alarm for a model that serves. Made by `Guard.read`; threads may share one.
+    """A certified threshold, a confidence and an alarm for a model in use. `Guard.read` makes it. Threads can share one.
 
     Attributes:
-        classes: C names. score: reads the confidence out of K logits.
-        weight, bias: (K, d) and (K,) the last layer, the classes' rows first. It tells logits of another model, and gives what a
-            confidence reads beyond the classes' logits where only these are served.
-        seen: where calibration texts lie. distances: (m,) how far others of them lie from there, sorted; one of each cluster.
-        threshold: confidence at which `risk`, the share of errors among the answered, was certified.
+        classes: C class names. score: computes the confidence from K logits.
+        weight, bias: (K, d) and (K,) the last layer, with the rows of the classes first. The guard uses it to detect logits of
+            another model, and to compute the other K - C logits if only those of the classes are given.
+        seen: the distribution of the features of some calibration texts. distances: (m,) the distances of other calibration texts
+            from it, sorted; one text of each cluster.
+        threshold: the confidence from which on the guard answers. risk: the certified share of errors among the answered texts.
         drift: the last test for drift.
     """
 
@@ -101,10 +105,10 @@ class Guard:
     @staticmethod
     @checked
     def read(folder: str | Path, *, risk: float | None = None) -> Guard:
-        """The guard of a finished check's folder, of its repair of overconfidence, or of an export of that.
+        """Read the guard from the folder of a finished check, of its repair of overconfidence, or of an export of that repair.
 
         Args:
-            risk: share of errors among the answered, one of those that were certified; None for the smallest of them.
+            risk: the share of errors among the answered texts, one of those that were certified. None: the smallest of them.
 
         Raises:
             BadInput: there is no repair of overconfidence, the file is damaged, or nothing was certified at `risk`.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def run_scout(
     job: Job, out: str | Path, *, force: bool = False, progress: Callable[[str, int, int], None] | None = None
 ) -> Scouted:
-    """Scout and write `out`: ``scout.json``, ``report.html``, and ``job.json``, the job that makes it again.
+    """Run `scout` for a job and write `out`: ``scout.json``, ``report.html``, and ``job.json`` with the settings.
 
     Raises:
         TrueupError: the input cannot be used; nothing is written.
@@ -55,22 +55,22 @@ def scout(
     verbaliser: Sequence[str] | None = None, max_length: int | None = None, device: str | None = None, dtype: str | None = None,
     quantize: str | Mapping[str, Any] | None = None, device_map: str | Mapping[str, Any] | None = None, seed: int | None = None,
 ) -> Scouted:  # fmt: skip
-    """Find the columns that nobody named and that a classifier leans on: other columns of the data, surface cues (length,
-    punctuation, links ...), words, cues of pairs (overlap, negation ...), and clusters of the model's own hidden states.
+    """Search for columns that a classifier relies on: other columns of the data, surface cues (length, punctuation, links ...),
+    words, cues of pairs (overlap, negation ...), and clusters of the model's hidden states.
 
-    They are found on calibration examples and judged on test examples by the lean (AUPRC lost when a coupling of label and column
-    is reversed), with the false discovery rate controlled over all that were judged. ``check(..., confounder="scout:1")`` examines
-    and repairs the first.
+    Columns are found on calibration examples and judged on test examples by the lean (AUPRC lost when the coupling of label and
+    column is reversed). The false discovery rate is controlled over all columns that were judged.
+    ``check(..., confounder="scout:1")`` examines and repairs the first one.
 
     Args:
-        model: a Subject, or whatever `trueup.load` takes. data: a Corpus, or whatever `trueup.read` takes; of a Corpus the
-            columns that it holds are tried.
+        model: a Subject, or what `trueup.load` takes. data: a Corpus, or what `trueup.read` takes. Of a Corpus, only the columns
+            that it contains are tried.
         adapter, tokenizer, classes, template, verbaliser, max_length, device, dtype, quantize, device_map: as in `trueup.load`.
         text, label, second, cluster, split, held_out, test, allow_leak, limit: as in `trueup.read`.
-        seed: root of every random choice. None: the seed that `trueup tune` wrote beside the adapter, else 0.
+        seed: the seed of all random choices. None: the seed in the card of an adapter that `trueup tune` made, otherwise 0.
 
     Raises:
-        Unsupported: few-shot prompts. BadInput: the data cannot be used, or hold too few examples.
+        Unsupported: the model has a few-shot prompt. BadInput: the data cannot be used, or have too few examples.
     """
     from trueup.corpus.corpus import Corpus
     from trueup.story import called, remembering

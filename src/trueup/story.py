@@ -37,12 +37,12 @@ Progress = Callable[[str, int, int], None]
 def run_job(
     job: Job, out: str | Path, *, force: bool = False, progress: Progress | None = None, bases: Path | None = None
 ) -> Report:
-    """Do the job and write its folder: report, findings, job, and each remedy as a PEFT adapter.
+    """Run a job and write its folder: report, findings, job, and each repair as a PEFT adapter.
 
-    Passes through the model are kept beside `out` until the folder is whole, so a killed run goes on where it stopped. Those of a
-    base without an adapter are kept in `bases`, where that is given, for other jobs as well.
+    The results of forward passes are kept beside `out` until the folder is complete, so a run that was stopped continues where it
+    stopped. Results of the base model without an adapter are kept in `bases`, if it is given, and other jobs can use them.
 
-    Under ``accelerate launch`` the processes share the passes over the texts (`trueup.run.processes`) and the first one writes.
+    Under ``accelerate launch`` the processes share the forward passes (`trueup.run.processes`), and only the first one writes.
 
     Raises:
         TrueupError: the input cannot be used; nothing is written.

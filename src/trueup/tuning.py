@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TuneJob:
-    """One training as data. `recipe` is the kind of adapter, `training` how to train it; the rest as in `trueup.Job`."""
+    """The settings of one training. `recipe` is the kind of adapter, and `training` says how to train it. The other fields are as
+    in `trueup.Job`."""
 
     model: str
     data: str
@@ -121,8 +122,8 @@ def tune(
 ) -> Tuned:
     """Train on the ``train`` split and write a plain PEFT adapter, its card ``trueup.json`` and, for prompts, P0.
 
-    A run that was killed goes on from its last checkpoint when started again with the same job. Under
-    ``accelerate launch`` each process takes its share of every batch and the first one writes.
+    A run that was stopped continues from its last checkpoint if it is started again with the same job. Under
+    ``accelerate launch`` each process takes its share of every batch, and only the first one writes.
 
     Raises:
         TrueupError: the input cannot be used; nothing is written.

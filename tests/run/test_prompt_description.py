@@ -281,9 +281,9 @@ def test_what_has_no_prompt_is_refused(base_of: Any):
         nearest(made(base_of("gpt2"), Prefix(2)))
     with pytest.raises(Unsupported, match="A prefix is keys and values inside the layers"):
         described(made(base_of("gpt2"), Prefix(2)))
-    with pytest.raises(Unsupported, match="wears an adapter of kind LORA, so there is no prompt to read; tune one"):
+    with pytest.raises(Unsupported, match="has an adapter of kind LORA, so there is no prompt to read; tune one"):
         usual_cosine(made(base_of("gpt2"), Lora(2)))
-    with pytest.raises(Unsupported, match="wears no adapter, so there is no prompt to read"):
+    with pytest.raises(Unsupported, match="has no adapter, so there is no prompt to read"):
         nearest(load(str(base_of("gpt2")), template="{text}", verbaliser=["good", "bad"], device="cpu"))
 
 

@@ -111,7 +111,7 @@ def test_what_it_cannot_carry_is_said(case: tuple[str, Any, Subject]):
     kind, _, subject = case
     assert recipe_of(subject) is None
     with pytest.raises(
-        Unsupported, match=rf"of kind {kind}, in whose files scaled units have no place.*last layer alone"
+        Unsupported, match=rf"of kind {kind}, whose files cannot hold scaled units.*only the last layer"
     ):
         scales_as_adapter(subject, {0: torch.full((width_of(subject, 0),), 0.5)})
     assert f"Its adapter is of kind '{kind}'" in str(Rigidity().applies_to(subject, corpus()))

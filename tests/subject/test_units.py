@@ -382,11 +382,11 @@ def test_a_prompt_is_refused(recipe: Any, base_of: Any):
 
 def test_the_other_kind_of_adapter_is_refused(base_of: Any):
     lora = fresh(str(base_of("gpt2")), Lora(2), ("a", "b"), template=TEMPLATE, max_length=32, device="cpu")
-    with pytest.raises(Unsupported, match=r"wears an adapter of kind LORA; .*`scales_as_adapter`\."):
+    with pytest.raises(Unsupported, match=r"has an adapter of kind LORA; .*`scales_as_adapter`\."):
         scales_as_ia3(lora, some_scales(lora))
     plain = bare(base_of("gpt2"))
     worn = wear(plain, *scales_as_ia3(plain, some_scales(plain)))
-    with pytest.raises(Unsupported, match=r"wears an adapter of kind IA3; .*`scales_as_adapter`\."):
+    with pytest.raises(Unsupported, match=r"has an adapter of kind IA3; .*`scales_as_adapter`\."):
         scales_as_lora(worn, some_scales(worn))
 
 

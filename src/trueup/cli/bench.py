@@ -42,7 +42,8 @@ def bench_rigidity(
     only: Annotated[list[int] | None, typer.Option("--only", help="Run only this experiment, 1 to 4. Repeatable.")] = None,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """What a prefix can teach a small transformer (arXiv 2310.19698), with equal tuning effort or as published (--paper)."""
+    """Which tasks a small transformer learns with a prefix (arXiv 2310.19698), with equal tuning effort or as published
+    (--paper)."""
     with sentences():
         refuse_taken(out, force)
         from trueup.experiments import rigidity
@@ -93,7 +94,8 @@ def bench_speed(
     only: Annotated[list[SpeedCase] | None, typer.Option("--only", help="Run only this case. Repeatable.")] = None,
     force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """trueup's faster computations against the ordinary ones: equal results, then CPU seconds on one thread (best of several)."""
+    """Compare trueup's faster computations with the usual ones: equality of the results, and CPU seconds (lowest of several
+    runs)."""
     with sentences():
         refuse_taken(out, force)
         from trueup.experiments import speed
@@ -151,7 +153,7 @@ def bench_transfer(
     ] = None,
     seed: TuneSeed = 0, force: Force = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Whether units that copy, found on one in-context task, also help the other tasks, as arXiv 2410.01288 claims."""
+    """Whether pruning units that were found on one in-context task helps other tasks, as arXiv 2410.01288 claims."""
     with sentences():
         refuse_taken(out, force)
         check_names(model, [f"task:{name.removeprefix('task:')}" for name in source or ()])
@@ -212,7 +214,7 @@ def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) 
 
 _compared(
     "confounding",
-    "Every repair of confounding on held-out texts, over several seeds: hybrid prompt arithmetic (HyPA) and its rivals.",
+    "All repairs of confounding on held-out texts, over several seeds: hybrid prompt arithmetic (HyPA) and other methods.",
 )
 _compared(
     "copying",
@@ -221,9 +223,9 @@ _compared(
 _compared("examples", "Real classifiers, tuned and then checked, with an example of each verdict on each fault.")
 _compared(
     "overconfidence",
-    "Every confidence score on LoRA classifiers, over several seeds: AdUE, ALIEN and their rivals.",
+    "All confidence scores on LoRA classifiers, over several seeds: AdUE, ALIEN and other methods.",
 )
 _compared(
     "representation",
-    "What hybrid prompt arithmetic (HyPA) removes of an attribute: from the answers, and from the model's last layer.",
+    "How far hybrid prompt arithmetic (HyPA) makes an attribute less used by the answers, and less present in the last layer.",
 )

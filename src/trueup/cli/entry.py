@@ -22,7 +22,8 @@ from trueup.errors import OFFLINE, did_you_mean
 app = typer.Typer(
     name="trueup", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     epilog=CODES,
-    help="Find the quiet faults of adapted language models and repair them. Every repair is a plain PEFT adapter.",
+    help="Find and repair faults of adapted language models that their accuracy does not show. Every repair is a plain PEFT "
+    "adapter.",
 )  # fmt: skip
 
 

@@ -72,8 +72,8 @@ Confounder = Annotated[
     list[str] | None,
     typer.Option(
         "--confounder",
-        help="A column that should not matter, such as the site. scout:1 takes the first one that `trueup scout` finds. "
-        "Repeatable.",
+        help="A column that should not matter for the label, such as the site. scout:1 takes the first column that `trueup scout` "
+        "finds. Repeatable.",
     ),
 ]
 Cluster = Annotated[
@@ -86,7 +86,8 @@ Split = Annotated[str | None, typer.Option("--split", help="The column that says
 HeldOut = Annotated[
     bool,
     typer.Option(
-        "--held-out", help="The model was not trained on any row of --data. Half of the rows calibrate, half test."
+        "--held-out",
+        help="The model was not trained on any row of --data. Half of the rows are used for calibration, half for testing.",
     ),
 ]
 TestFile = Annotated[
@@ -132,7 +133,7 @@ MaxCost = Annotated[
         "--max-cost",
         min=0.0,
         max=1.0,
-        help="The accuracy that a repair may cost on data like the test rows. Default: 0.02.",
+        help="The accuracy that a repair may cost on data like the test rows, as a share of rows. Default: 0.02.",
     ),
 ]
 Take = Annotated[
@@ -140,7 +141,7 @@ Take = Annotated[
     typer.Option(
         "--take",
         metavar="NAME",
-        help="Take this repair from the list in the report, in place of the best one within --max-cost.",
+        help="Take this repair from the list in the report instead of the best one within --max-cost.",
     ),
 ]
 DropIn = Annotated[
@@ -151,10 +152,19 @@ DropIn = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=3, help="Use a random subset of at most this many rows.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="The seed of all random choices.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        min=0,
+        max=2**32 - 1,
+        help="The seed of all random choices. Default: the seed of an adapter that `trueup tune` made, otherwise 0.",
+    ),
+]
 TuneSeed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="The seed of all random choices.")]
 Classes = Annotated[
-    str | None, typer.Option("--classes", help='The class names in the order of the logits: a,b,"c, d".')
+    str | None,
+    typer.Option("--classes", help='The class names in the order of the logits, separated by commas: a,b,"c, d".'),
 ]
 TemplateText = Annotated[
     str | None,
@@ -183,7 +193,7 @@ Demos = Annotated[
     typer.Option(
         "--demos",
         metavar="FILE",
-        help="A file with the demonstrations of every query, in this order, and the same columns as --data.",
+        help="A file with fixed demonstrations, which precede every query in this order. It has the same columns as --data.",
     ),
 ]
 Header = Annotated[
@@ -208,14 +218,19 @@ TuneMaxLength = Annotated[
         help="The longest input in tokens. Default: 256, or the limit of the model if it is lower.",
     ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or mps. Default: the fastest one available.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda or mps. Default: the first available one of cuda, mps and cpu."),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(
         "--dtype", help="The number type of the base: float32, bfloat16, float16, or auto for that of the checkpoint."
     ),
 ]
-Quantize = Annotated[str | None, typer.Option("--quantize", help="Load the base in 4bit or 8bit (bitsandbytes).")]
+Quantize = Annotated[
+    str | None, typer.Option("--quantize", help="4bit or 8bit: load the base in 4 or 8 bits with bitsandbytes.")
+]
 DeviceMap = Annotated[
     str | None,
     typer.Option(
@@ -249,7 +264,7 @@ Knobs = Annotated[
         help="Change a setting of a fault; `trueup faults NAME` lists them. Repeatable.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the findings as JSON instead of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of tables.")]
 Push = Annotated[
     str | None,
     typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the repaired adapter to the Hugging Face hub."),

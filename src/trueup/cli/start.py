@@ -72,7 +72,7 @@ def demo(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show everything on an embedded model and real film reviews: hide a shortcut, tune a LoRA, check it, write the report.
+    """Run a complete example on an embedded model and film reviews: add a shortcut, tune a LoRA, check it, write the report.
 
     The same command continues a demo that was interrupted.
     """

@@ -48,7 +48,7 @@ class Kind(StrEnum):
 
 
 def tune(
-    kind: Annotated[Kind, typer.Argument(help="The kind of adapter.")],
+    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="The kind of adapter.")],
     model: Model, data: Data, out: Out, text: Text = "text", label: Label = "label", second: Second = None,
     cluster: Cluster = None, split: Split = None, limit: Limit = None, seed: TuneSeed = 0, classes: Classes = None,
     template: TemplateText = None, verbaliser: Verbaliser = None, max_length: TuneMaxLength = None, device: Device = None,

@@ -186,7 +186,7 @@ def table(result: Mapping[str, Any]) -> str:
     """What was measured, the law, and what it comes to for `CARRIED`, as Markdown."""
     rows, fitted = result["rows"], law(result["rows"])
     lines = [
-        "| weights | type | texts x (tokens + prompt) | time of a pass | by the law | memory once loaded | a pass adds |",
+        "| weights | type | texts x (tokens + prompt) | time of a pass | predicted time | memory after loading | added by a pass |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -200,12 +200,13 @@ def table(result: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        "| type | multiplications and additions a second | furthest row | kept for each token and unit |",
+        "| type | multiplications and additions per second | largest deviation of a prediction | memory per token and "
+        "feed-forward unit |",
         "|---|---|---|---|",
         *(f"| {k} | {rate:.2g} | {off:.2f} x | {kept:.2g} bytes |" for k, (rate, off, kept) in fitted.items()),
         "",
-        "| extrapolated, not measured | bfloat16: weights | 4 bits: weights | a batch keeps | a pass over 1,000 texts of 256 "
-        "tokens | the same behind a prompt of 100 |",
+        "| extrapolated, not measured | bfloat16: weights | 4 bits: weights | memory of a batch | a pass over 1,000 texts of 256 "
+        "tokens | the same with a prompt of 100 tokens |",
         "|---|---|---|---|---|---|",
     ]
     kept = max((k for _, _, k in fitted.values()), default=math.nan)
@@ -216,9 +217,9 @@ def table(result: Mapping[str, Any]) -> str:
             f"{kept * BATCH * shape.units / 1e9:.1f} GB | {plain:.0f} s | {behind:.0f} s |"
         )
     return (
-        "CPU seconds on one thread, minimum of two; random weights in the shape of a Llama. The memory holds libraries that "
-        "loading brings, those of bitsandbytes among them.\n\n" + "\n".join(lines) + "\n\n"
-        f"The times of the last table take {RATE:.0e} multiplications and additions a second in bfloat16, which is assumed.\n"
+        "CPU seconds on one thread, minimum of two; random weights in the shape of a Llama. The memory includes the "
+        "libraries that loading imports, such as bitsandbytes.\n\n" + "\n".join(lines) + "\n\n"
+        f"The times of the last table assume {RATE:.0e} multiplications and additions per second in bfloat16.\n"
     )
 
 

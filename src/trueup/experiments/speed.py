@@ -711,7 +711,10 @@ def line(row: Mapping[str, Any]) -> str:
 def table(result: Mapping[str, Any]) -> str:
     """The comparisons as Markdown: CPU seconds on one thread, memory where it was measured, the ratio, and how equal the results
     are."""
-    lines = ["| what | the usual way | trueup | ratio | largest difference |", "|---|---|---|---|---|"]
+    lines = [
+        "| what | the usual way | trueup | ratio | largest difference, relative to the largest value |",
+        "|---|---|---|---|---|",
+    ]
     for row in map(_row, result["rows"]):
         if not row.measured:
             lines.append(f"| {row.what} | {row.note} | {row.ours}: {_seconds(row.our_seconds)} | none | |")
@@ -721,10 +724,10 @@ def table(result: Mapping[str, Any]) -> str:
         note = f"; {row.note}" if row.note else ""
         lines.append(
             f"| {row.what} | {row.usual}: {_seconds(row.usual_seconds)}{memory[0]} | {row.ours}: {_seconds(row.our_seconds)}"
-            f"{memory[1]} | {ratio} | {row.difference:.0e} of the largest{note} |"
+            f"{memory[1]} | {ratio} | {row.difference:.0e}{note} |"
         )
     return (
-        "CPU seconds on one thread, minimum of several; memory is what the process grew by.\n\n"
+        "CPU seconds on one thread, minimum of several; memory is the growth of the process.\n\n"
         + "\n".join(lines)
         + "\n"
     )

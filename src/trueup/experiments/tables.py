@@ -33,7 +33,7 @@ from trueup.sweeps.results import read
 
 SHARED = 0.3
 """Share of the test examples that two seeds have in common at most: a test part is at most so large a part of its data."""
-RULE = "what trueup's rule takes"
+RULE = "trueup's choice"
 WHOLE = ("cost", "curve", "rigidity", "scout", "scout_repairs", "speed", "transfer", "verdicts")
 """Experiments that have a result and a table of their own: modules of this package."""
 MARKED = re.compile(r"(<!-- results: (\S+) (\S+) (\S[^\n]*?) -->\n).*?(<!-- end of results -->)", re.DOTALL)
@@ -129,7 +129,7 @@ def table(rows: Sequence[Row], measure: str) -> str:
     return "\n".join([
         f"{said}; as it is: {sum(own) / len(own):.3f}; {better} is better.",
         "",
-        "| method | source | on test | less the model as it is [95%] | less what the rule takes [95%] |",
+        "| method | source | on test | minus the model as it is [95%] | minus trueup's choice [95%] |",
         "|---|---|---|---|---|",
         *body,
     ])  # fmt: skip
@@ -151,7 +151,7 @@ def summary(rows: Sequence[Row], measure: str, methods: Sequence[str]) -> str:
             titles[m].add(found[m].title)
         values = [r["value"] for r in own if r["kind"] == "method" and r["measure"] == measure]
         told = [_told(found[m].gained) for m in methods]
-        rule = _told(found[RULE].gained) if RULE in found else "takes nothing"
+        rule = _told(found[RULE].gained) if RULE in found else "chooses none"
         seeds = max(line.seeds for line in found.values())
         body.append(
             f"| {_named(model)}, {_named(data)} | {seeds} | {sum(values) / len(values):.3f} | {' | '.join(told)} | {rule} |"

@@ -225,7 +225,7 @@ def table(result: Mapping[str, Any]) -> str:
     rows, sources = [judged(r) for r in result["rows"]], result["settings"]["sources"]
     units, parts = {s: result["units"][s] for s in sources}, []
     for key, title in MEASURES.items():
-        heads = ["asked", "queries", f"{title}, as it is", *(f"units found on {s}" for s in sources)]
+        heads = ["task", "queries", f"{title}, as it is", *(f"units found on {s}" for s in sources)]
         body = []
         for row in rows:
             cells = [
@@ -249,7 +249,7 @@ def table(result: Mapping[str, Any]) -> str:
     count = sum(r["task"] != s for r in rows for s in sources)
     parts.append(
         f"Units chosen: {found}. *Italics*: the task on which they were found. Of {count} changes of accuracy in other tasks "
-        f"{beyond[0]} intervals lie above 0 and {beyond[1]} below. Chance alone would give about {0.025 * count:.0f} of each."
+        f"{beyond[0]} intervals lie above 0 and {beyond[1]} below. About {0.025 * count:.0f} of each is expected by chance."
     )
     return "\n\n".join(parts) + "\n"
 

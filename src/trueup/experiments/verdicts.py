@@ -137,7 +137,8 @@ def table(result: Mapping[str, Any]) -> str:
     """The rates as Markdown: a line for each world. Of found and clear in per cent of the draws; the rest is undecided."""
     sizes = list(dict.fromkeys(row["n"] for row in result["rows"]))
     lines = [
-        f"| fault | world | {' | '.join(f'n = {n:,}' for n in sizes)} | severity held | others held | short of what is required |",
+        f"| fault | world | {' | '.join(f'n = {n:,}' for n in sizes)} | coverage, severity | coverage, others | requirement "
+        "missed |",
         "|---" * (len(sizes) + 5) + "|",
     ]
     rows = sorted(result["rows"], key=lambda r: (r["fault"], r["kind"] != "null"))
@@ -155,9 +156,8 @@ def table(result: Mapping[str, Any]) -> str:
         )
     return (
         f"Draws of each world: {_drawn(result['rows'])}. The columns of `n` give the percentage of draws that are "
-        "found / clear. The other draws are undecided. *Severity held* "
-        "and *others held* give the percentage of 95% intervals that contain the true value, for "
-        f"n = {HELD_FROM} and more: intervals of the severity, and of the other measures.\n\n"
+        "found / clear. The other draws are undecided. *Coverage* is the percentage of 95% intervals that contain the true value, "
+        f"for n = {HELD_FROM} and more. It is given for the severity, and for the other measures (lowest to highest).\n\n"
         + "\n".join(lines)
         + f"\n\nDraws that are *found*, over all worlds without the fault: {_together(rows)}.\n"
     )

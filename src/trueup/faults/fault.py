@@ -2,19 +2,21 @@
 
 The laws (held by ``tests/laws`` on every fault, on its planted, healthy and sham cases):
 
-1.  The same seed gives the same finding, to the byte; other numbers of threads and other batches change it by rounding alone.
-2.  An audit leaves the subject's fingerprint (weights, buffers, hooks, training mode, requires_grad) as it was.
-3.  Planted scores above sham and above healthy, and only planted is called a fault.
-4.  After ``with remedy.on(subject)`` the subject is bit-identical, also when the block raised.
-5.  A remedy lowers severity on held-out planted data.
-6.  A null remedy changes no prediction and no confidence.
-7.  Finding and remedy survive save and load.
+1.  The same seed gives the same finding, byte for byte. Other numbers of threads and other batch sizes change it by rounding only.
+2.  An audit does not change the subject: weights, buffers, hooks, training mode and requires_grad stay as they were.
+3.  The severity of the planted case is above that of the sham and of the healthy case. Only the planted case is *found*.
+4.  After ``with remedy.on(subject)`` the subject is bit-identical to before, even if the block raised an exception.
+5.  A remedy lowers the severity on held-out examples of the planted case.
+6.  A null remedy (one that should do nothing) changes no prediction and no confidence.
+7.  A finding and a remedy are the same after they are saved and loaded.
 8.  The saved remedy, loaded with plain PEFT, gives the same logits.
-9.  An unknown architecture is discovered, or refused by name.
-10. An example's result does not depend on its batch or its padding.
-11. Verdict, severity and interval do not depend on what classes and groups are called or how they are ordered, on the rows'
-    order, or on a constant added to all logits of an example; rows that are repeated do not narrow an interval.
-12. What has no fault is not found at any number of examples; what has one is, given enough.
+9.  On an unknown architecture the fault works on parts that trueup discovers, or it is refused and the error names the
+    architecture.
+10. The result of an example does not depend on its batch or its padding.
+11. Verdict, severity and interval do not depend on the names or the order of classes and groups, on the order of the rows, or on a
+    constant that is added to all logits of an example. Repeated rows do not make an interval narrower.
+12. In simulations, a fault that is not there is not found at any number of examples, apart from the error rate of the intervals. A
+    fault that is there is found if there are enough examples.
 
 This module imports no model: only numbers and text cross the seam.
 """

@@ -65,7 +65,7 @@ class Here:
 
 @dataclass(frozen=True)
 class Processes:
-    """`workers` processes of this machine, which share its cores."""
+    """Run the cells of a sweep in `workers` processes on this machine, which share its cores."""
 
     workers: int
 
@@ -206,11 +206,12 @@ _around: ExitStack | None = None
 
 @dataclass(frozen=True)
 class Ray:
-    """A Ray cluster: stateless tasks, each tried again on another node where its own is lost.
+    """Run the cells of a sweep as tasks on a Ray cluster. If a node is lost, its tasks run again on other nodes.
 
     Attributes:
-        address: of the cluster (``auto`` for the one that this machine is part of, ``ray://host:10001``). gpus, cpus: what a piece
-            takes of a node; a fraction of a GPU shares it.
+        address: the address of the cluster: ``auto`` for the cluster of this machine, or for example ``ray://host:10001``.
+        gpus, cpus: the number of GPUs and CPU cores for each cell. With a fraction, several cells share a GPU.
+        tries: how often a task is tried.
     """
 
     address: str = "auto"

@@ -365,4 +365,4 @@ def _prompt_of(subject: Subject) -> Tensor:
             "prompt: `trueup tune prompt`."
         )
     worn = f"an adapter of kind {kind}" if kind else "no adapter"
-    raise Unsupported(f"The subject wears {worn}, so there is no prompt to read; tune one: `trueup tune prompt`.")
+    raise Unsupported(f"The subject has {worn}, so there is no prompt to read; tune one: `trueup tune prompt`.")

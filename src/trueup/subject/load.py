@@ -90,7 +90,7 @@ def load(
         chat: with `shots`, for an instruct model: each demonstration is a user message and an answer of the assistant, written
             with the tokenizer's chat template. `template` is then the user message (default ``{text}``).
         max_length: the longest input in tokens. Default: the length in the card, otherwise the limit of the model and tokenizer.
-        device: ``cpu``, ``cuda`` and so on. Default: the fastest one available.
+        device: ``cpu``, ``cuda`` and so on. Default: the first available one of ``cuda``, ``mps`` and ``cpu``.
         revision: the revision of the model on the hub. Default: the revision in the adapter's config.
         dtype: the number type of the base's weights: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for that of the
             checkpoint. Default: float32 on a CPU, otherwise ``auto``.

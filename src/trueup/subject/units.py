@@ -227,11 +227,10 @@ def _not_beside(config: peft.PeftConfig) -> Unsupported:
         return Unsupported(f"{what}; give the base without its prompt, or a LoRA.")
     if not isinstance(config, peft.LoraConfig | peft.IA3Config) or type(config) is peft.AdaLoraConfig:
         return Unsupported(
-            f"The subject wears an adapter of kind {kind}, in whose files scaled units have no place: on it a repair can "
-            "change the last "
-            "layer alone. Merge it into its base (PEFT's merge_and_unload), save that, and give it without an adapter."
+            f"The subject has an adapter of kind {kind}, whose files cannot hold scaled units. A repair of it can change only "
+            "the last layer. Merge it into its base (PEFT's merge_and_unload), save that, and give it without an adapter."
         )
-    return Unsupported(f"The subject wears an adapter of kind {kind}; scale its units with `scales_as_adapter`.")
+    return Unsupported(f"The subject has an adapter of kind {kind}; scale its units with `scales_as_adapter`.")
 
 
 def _nothing() -> BadInput:

@@ -36,11 +36,11 @@ Told = Callable[[cells.Record, int, int], None]
 
 @dataclass(frozen=True)
 class Swept:
-    """What is in the folder of a sweep.
+    """The results of a sweep.
 
     Attributes:
-        out: the folder. cells: of the sweep, or of the part that was asked for. records: of those that were begun, by name.
-        reports: of those that were examined, by name.
+        out: the folder. cells: the cells of the sweep, or of the requested part. records: name -> record, for the cells that were
+            begun. reports: name -> report, for the cells that were examined.
     """
 
     out: Path
@@ -54,7 +54,7 @@ class Swept:
 
     @property
     def unexamined(self) -> dict[str, dict[str, str]]:
-        """`Report.unexamined` of each cell that has any, by its name."""
+        """Name of a cell -> `Report.unexamined`, for the cells in which a requested fault was not examined."""
         return {name: missed for name, report in self.reports.items() if (missed := report.unexamined)}
 
     @property
@@ -69,26 +69,28 @@ def sweep(
     collect: Sequence[str | Path] = (), baseline: str | Path | None = None, track: Tracker | None = None,
     told: Told = lambda record, number, total: None, note: Callable[[str], None] = lambda sentence: None,
 ) -> Swept:  # fmt: skip
-    """Do the cells that are left, and write `out`/results.parquet and `out`/index.html.
+    """Run the cells of a sweep that are not finished, and write `out`/results.parquet and `out`/index.html.
 
-    What is done is not done again, unless its settings, its files or trueup have changed since, whatever its cell is called now.
-    Cells that failed are tried again. A sweep that was killed goes on where it stopped.
+    A finished cell is run again only if its settings, its files or the version of trueup changed. A new name of the cell makes no
+    difference. Cells that failed are run again. A sweep that was stopped continues where it stopped.
 
     Args:
-        file: the sweep (`trueup.sweeps.plan`). out: its folder. engine: who does the cells; this process by default.
-        part: ``i/n`` does this part alone, beside others that do the rest in the same folder or in folders of their own;
-            `collect` then makes the table and the page.
-        only_failed: do only cells that failed before.
-        collect: do nothing; take what is done from these folders (`out` may be one of them) and write the table and the page.
-        baseline: the folder of an earlier sweep with cells of the same settings or names, to tell what changed since. Default: what
-            was in `out` before its cells were done again.
-        track: tell each cell's findings to this tracker as well, as a run of the project that the file is named after. What the
-            tracker cannot take is noted and costs no cell.
-        told: called as each cell finishes. note: called with what went wrong beside the cells, and what lies in the folder that is
-            of none of them.
+        file: the sweep file (`trueup.sweeps.plan`). out: the folder of the sweep. engine: where the cells run; default: in this
+            process.
+        part: ``i/n`` runs only this part of the cells. Other runs do the other parts, in the same folder or in folders of their
+            own. `collect` then writes the table and the page.
+        only_failed: run only cells that failed before.
+        collect: run nothing. Take the finished cells from these folders (`out` can be one of them), and write the table and the
+            page.
+        baseline: the folder of an earlier sweep, with whose cells (of equal settings or names) the results are compared. Default:
+            the earlier results in `out`.
+        track: also log the findings of each cell to this tracker, as a run of a project with the name of the file. If the tracker
+            fails, `note` is called and the cell is not affected.
+        told: called as each cell finishes. note: called with a sentence for each problem outside the cells, and for cells in the
+            folder that are not in the file.
 
     Raises:
-        BadInput: the file cannot be used, another sweep writes `out`, or what is collected is of another trueup.
+        BadInput: the file cannot be used, another sweep writes to `out`, or the collected results are of another version of trueup.
     """
     if isinstance(engine, Processes) and multiprocessing.parent_process() is not None:
         raise BadInput(

@@ -1,7 +1,7 @@
-"""Confounding: the classifier reads a shortcut (site, source, group) instead of the text's meaning.
+"""Confounding: the classifier uses a shortcut (site, source, group) instead of the meaning of the text.
 
-Paper: Sheng et al., arXiv 2605.03096 (HyPA), of which only the abstract is at hand; the shift protocol is confirmed from
-its authors' public code (DeconDTN). What is reconstruction is said where it is coded.
+Paper: Sheng et al., arXiv 2605.03096 (HyPA). We have only its abstract. The shift protocol agrees with the public code of its
+authors (DeconDTN). Reconstructed parts are marked in the code.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Confounding(Fault):
-    """How much does the classifier lean on a column that should not matter? Severity: AUPRC lost to leaning on it, either way.
+    """How much does the classifier rely on a column that should not matter? Severity: the AUPRC that is lost because it does, in
+    either direction.
 
     Attributes:
         threshold: the severity above which a fault is found.
         attribute: the column that gives the headline severity and that a repair removes. ``site*sex`` takes two columns together:
-            each pair of values is a group. Empty: the column that the classifier leans on most on calibration examples. All other
+            each pair of values is a group. Empty: the column that the classifier relies on most on calibration examples. All other
             columns and pairs are examined too.
-        coupling: the coupling at which the lean is measured: how many times as frequent a class is in its own group. 0: the
+        coupling: the coupling at which the severity is measured: how many times as frequent a class is in its own group. 0: the
             coupling of the training examples if it is above 2 (at most 5), otherwise 3.
-        max_cost: the accuracy that a repair may cost on data like the test data.
+        max_cost: the accuracy that a repair may cost on data like the test data, as a share of examples.
         take: the key of the repair to take; the report lists the keys. Empty: the best repair within `max_cost`.
         retrain: also try repairs that train an adapter again (an ordinary confounder prompt or LoRA, GroupDRO,
             resampling, importance weights). Each costs about one training.
@@ -98,18 +99,20 @@ class Confounding(Fault):
     title: ClassVar[str] = "Confounding"
     question: ClassVar[str] = "Does my classifier rely on something that should not matter?"
     paper: ClassVar[str] = "arXiv 2605.03096 (HyPA)"
-    needs: ClassVar[str] = "`--confounder COLUMN` (embedded data that have such a column bring it)"
+    needs: ClassVar[str] = "`--confounder COLUMN` (not needed for embedded data with such a column)"
     reads_states: ClassVar[bool] = True
     unit: ClassVar[str] = "AUPRC lost to leaning on the attribute"
     headline: ClassVar[tuple[str, ...]] = ("auprc_towards", "auprc_against", "accuracy")
     departures: ClassVar[tuple[str, ...]] = (
-        "Only the abstract of HyPA is at hand: the arithmetic is reconstructed from task arithmetic and its tangent-space form.",
-        "The mix is moved by weighting every example instead of drawing test sets: the same quantity without a draw's noise.",
-        "The drop under a reversed coupling is told apart into the lean (a group's head start) and the floor (a harder group); "
-        "AUPRC is the mean over classes, and the coupling a nominal one, so that no spelling of the question matters.",
-        "Ours: the confounder prompt is subtracted in small steps, linearised again at each, and fitted with label and group "
-        "made independent by weights.",
-        "Repairs of the last layer (DFR, LEACE, back-door) stand beside it; calibration examples choose.",
+        "We have only the abstract of HyPA. The arithmetic is reconstructed from task arithmetic and its tangent-space form.",
+        "The coupling of label and group is changed by weighting every example, instead of drawing test sets. This estimates the "
+        "same quantity without the noise of a draw.",
+        "The drop of AUPRC under a reversed coupling is split into the lean (a group has a head start) and the floor (a group is "
+        "harder). AUPRC is the mean over classes, and the coupling is a nominal one, so the result does not depend on the order of "
+        "classes and groups or on the coupling of the test data.",
+        "Ours: the confounder prompt is subtracted in small steps, with a new linearisation at each step. It is fitted with "
+        "weights that make label and group independent.",
+        "Ours: repairs of the last layer (DFR, LEACE, back-door adjustment) are tried too. Calibration examples choose among all.",
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:

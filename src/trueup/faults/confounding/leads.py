@@ -23,17 +23,20 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Lead:
-    """A derived column, and what the test examples say of it.
+    """A column that a scout derived or found, and the results for it on test examples.
 
     Attributes:
-        rank: 1 for the dearest to reverse; 0 where it is not named. name, kind: as `corpus.cues.Cue`.
-        groups: its values. favoured: the class that each gives a head start at a given label.
-        lean, low, high: AUPRC lost when a coupling of 3 with the label is reversed; the interval allows for the choice (false
-            coverage rate). q: the false discovery rate at which it is named. searched: the lean on the calibration examples.
-        clusters, accuracy: of each group, on test examples. coupling: how many times as frequent the favoured class is in its group
-            in the test examples, with even margins; below 1 the data go against the lean.
-        like: rank of a column above that gives nearly the same texts the head start, or 0.
-        examples: of each group, errors that follow the head start first: ``group``, ``text``, ``label``, ``predicted``.
+        rank: the rank among the named columns, 1 for the largest lean; 0 if the column is not named. name, kind: as in
+            `corpus.cues.Cue`.
+        groups: the values of the column. favoured: the class to which each value gives a head start at a given label.
+        lean, low, high: the lean at a coupling of 3 in AUPRC, and its interval, which allows for the choice of columns (false
+            coverage rate). q: the false discovery rate at which the column is named. searched: the lean on the calibration
+            examples.
+        clusters, accuracy: the number of clusters and the accuracy of each group, on test examples. coupling: how many times as
+            frequent the favoured class is in its group in the test examples, with even margins. Below 1, the data are coupled
+            against the lean.
+        like: the rank of a column with a larger lean that gives the head start to nearly the same texts, or 0.
+        examples: texts of each group, with errors that follow the head start first: ``group``, ``text``, ``label``, ``predicted``.
     """
 
     rank: int
@@ -54,7 +57,7 @@ class Lead:
 
     @property
     def sentence(self) -> str:
-        """Who is favoured where, and what reversing costs."""
+        """A sentence: the favoured class of each group, and the AUPRC that is lost when the coupling is reversed."""
         from trueup.corpus.cues import NOT_THERE, THERE
 
         if self.groups == (NOT_THERE, THERE):
@@ -70,17 +73,18 @@ class Lead:
 
 @dataclass(frozen=True, eq=False)
 class Scouted:
-    """What a scout found.
+    """The result of a scout, a search for columns that the classifier relies on.
 
     Attributes:
-        leads: the named columns, the dearest first. unproven: the strongest of the others that were judged. named: how many columns
-            are named; a check tells the first of them alone.
-        tried: kind -> how many columns were tried on calibration examples. rare: of them, how many have too few examples of a label
-            in a group. judged: how many were judged on test examples.
-        searching, judging: independent clusters of calibration and of test examples.
-        threshold: the lean that a named column exceeds. smallest: the lean that these examples name in 80% of cases (nan where
-            nothing was judged). needed: test clusters that would name the strongest column if none is, where that can be said.
-        onward: the command that examines and repairs the first named column; empty where there is none.
+        leads: the named columns, with the largest lean first. unproven: of the columns that were judged and are not named, those
+            with the largest lean. named: the number of named columns. A check with its own search keeps only the first in `leads`.
+        tried: kind -> the number of columns that were tried on calibration examples. rare: the number of those with too few
+            examples of a label in a group. judged: the number of columns that were judged on test examples.
+        searching, judging: the numbers of independent clusters of calibration examples and of test examples.
+        threshold: the lean that a named column exceeds. smallest: the lean that would be named in 80% of cases with these examples
+            (nan if nothing was judged). needed: if no column is named, the number of test clusters at which the column with the
+            largest lean would be named, if this can be computed.
+        onward: the command that examines and repairs the first named column. Empty if there is none.
         title, notes, job, provenance: as in `trueup.Report`.
     """
 
@@ -104,7 +108,7 @@ class Scouted:
 
     @property
     def sentence(self) -> str:
-        """How many columns were tried, judged and named, and what that number of examples can find."""
+        """A sentence: how many columns were tried, judged and named, and which lean can be found with these examples."""
         # Not before: reports import this module, and these load scipy.
         from trueup.faults.confounding import search
         from trueup.faults.confounding.mixes import FEWEST

@@ -21,12 +21,13 @@ _GOOD, _BAD, _SITES = ("good", "fine"), ("bad", "poor"), ("calm", "loud")
 
 
 def planted(case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:
-    """A two-class BERT with a soft prompt, and a corpus with the attribute *site*, which one word of each text gives away.
+    """A two-class BERT with a soft prompt, and a corpus with the attribute *site*. One word of each text shows the site.
 
-    - ``planted``: in all data the positive class is five times as frequent at site *loud*, and the classifier, fitted to
-      them, reads the word.
-    - ``healthy``: label and site have nothing to do with each other, and neither has the classifier.
-    - ``sham``: the same coupled data under the healthy classifier: the coupling is there and it does not care.
+    - ``planted``: the positive class is five times as frequent at site *loud*. The classifier was fitted to such data and uses
+      the word.
+    - ``healthy``: label and site are independent, in the data and in those to which the classifier was fitted.
+    - ``sham``: the data of the planted case with the classifier of the healthy case. Label and site are correlated, but the
+      classifier does not use the site.
     """
     corpus = corpus_of(COUPLED if case != "healthy" else FREE, seed=11)
     fitted_on = corpus if case == "planted" else corpus_of(FREE, seed=12)

@@ -1,7 +1,7 @@
-"""Copying: in-context learning repeats its demonstrations' answers instead of learning what they have in common.
+"""Copying: a model with demonstrations in its prompt repeats their answers instead of learning the task that they show.
 
-Paper: Ali, Wolf and Titov, arXiv 2410.01288, of which the abstract, the introduction and public reviews are at hand. What
-is reconstruction is said where it is coded.
+Paper: Ali, Wolf and Titov, arXiv 2410.01288. We have its abstract, its introduction and public reviews. Reconstructed parts are
+marked in the code.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Copying(Fault):
         resamples: the number of bootstrap resamples.
         units_from: the task on which a repair looks for units to scale. ``proxy``: counting the vowels of nouns, as in the
             paper; the units are then used on your task. ``task``: your own prompts. ``both``: candidates from either.
-        max_cost: the accuracy that a repair may cost, here and in tasks where copying is right. The uncertainty of few queries is
-            added to it.
+        max_cost: the accuracy that a repair may cost, here and in tasks where copying is right, as a share of queries. trueup adds
+            0.03 to it, because about 100 queries cannot resolve a smaller loss.
         take: ``units`` or ``heads``: take the repair of this kind whose copying is nearest to chance, whatever it costs. Empty: the
             best repair within `max_cost`.
     """
@@ -62,24 +62,24 @@ class Copying(Fault):
     title: ClassVar[str] = "Copying"
     question: ClassVar[str] = "Does my few-shot prompt copy its examples' answers?"
     paper: ClassVar[str] = "arXiv 2410.01288"
-    needs: ClassVar[str] = "a causal model asked with `--shots N` (a `task:NAME` brings 4)"
+    needs: ClassVar[str] = "a causal model with `--shots N` (for a `task:NAME` the default is 4)"
     unit: ClassVar[str] = "share of queries copied wrongly, above chance"
     headline: ClassVar[tuple[str, ...]] = ("accuracy", "excess_shown", "excess_hidden")
     departures: ClassVar[tuple[str, ...]] = (
-        "Copying errors are counted above the chance that the same wrong answer would stand in demonstrations drawn anew, given "
-        "that these show the right answer or not; the paper counts them all.",
-        "Where the right answer is not shown, queries with at most 30 answers are asked again with all answers named: copies that "
-        "vanish there come from not knowing the answers.",
-        "The paper judges where the right answer is never shown; here demonstrations drawn freely come first, because a model "
-        "that only avoids shown answers gains on the one what it loses on the other.",
-        "A penalty on shown answers' logits stands beside every repair as the trivial rival. Where it does more, the repair is "
-        "offered all the same, because the penalty is no adapter; the card shows both.",
-        "Only the paper's abstract and introduction are at hand: the attributed shift, the baseline, the scope of the min-max "
-        "normalisation, the quadrature and the grid are reconstruction.",
-        "The paper finds units on a proxy task and carries them to others; here units found on the user's own prompts are "
-        "candidates beside them (copying.units_from).",
-        "Attention heads (induction heads, arXiv 2209.11895; function-vector heads, arXiv 2310.15213) are rivals of the units at "
-        "equal size, and take their place where they come nearer to chance at no cost of accuracy.",
+        "Only copying errors above chance are counted. Chance is how often newly drawn demonstrations would show the same wrong "
+        "answer, given that they show the right answer or not. The paper counts all copying errors.",
+        "If a task has at most 30 answers, its queries are asked again with all answers named in the prompt. Where the right "
+        "answer is not shown, copies that disappear then are not counted, because the model did not know the possible answers.",
+        "The paper judges on prompts that never show the right answer. Here, freely drawn demonstrations are the main measure. "
+        "Otherwise a model that only avoids shown answers would seem to improve.",
+        "Every repair is compared with a penalty on the logits of shown answers. If the penalty does more, the repair is offered "
+        "nevertheless, because the penalty is not an adapter. The card shows both.",
+        "We have only the abstract and the introduction of the paper. The attributed shift, the baseline, the scope of the min-max "
+        "normalisation, the quadrature and the grid are reconstructed.",
+        "The paper finds units on a proxy task and prunes them for other tasks. Here, units found on the user's own prompts are "
+        "candidates too (copying.units_from).",
+        "Ours: attention heads (induction heads, arXiv 2209.11895; function-vector heads, arXiv 2310.15213) are compared with "
+        "the units at equal size. They replace the units if they come nearer to chance and lose no accuracy compared with them.",
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:

@@ -23,13 +23,13 @@ LAYER, UNITS = 1, (3, 11, 19, 27)
 
 
 def planted(case: Case) -> tuple[Subject, Corpus]:
-    """A two-layer Llama with four demonstrations, and pairs of three words and a key with the key's answer.
+    """A two-layer Llama with four demonstrations. A query is three words and a key, and its answer is that of the key.
 
-    - ``planted``: attention brings the demonstrations' answers to the last token, and one unit for each answer says it
-      again, loud enough to drown the weaker keys.
+    - ``planted``: attention moves the answers of the demonstrations to the last token. One unit for each answer then raises the
+      logit of that answer, by more than the weaker keys raise the right one.
     - ``healthy``: the same model without these units.
-    - ``sham``: two answers, of which the model mixes up half of the keys: it is wrong as often, and with two answers
-      nearly every wrong one stands in the demonstrations, but it would have been given whatever these were.
+    - ``sham``: a task with two answers, which the model confuses for half of the keys. It is wrong as often as in the planted case,
+      and nearly every wrong answer occurs in the demonstrations. But it gives these answers whatever the demonstrations are.
     """
     subject = load(str(_base(case)), shots=4, template="{text} {label}\n", device="cpu")
     corpus = _corpus(case)

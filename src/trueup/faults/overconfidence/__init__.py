@@ -1,10 +1,8 @@
-"""Overconfidence: the confidence of an adapted classifier says less about its errors than could be known.
+"""Overconfidence: the confidence of an adapted classifier predicts its errors less well than it could.
 
-Paper: Zabolotnyi et al., arXiv 2505.15443: v1 is AdUE, v2 renames and changes it to ALIEN. Confirmed from the authors'
-public code: the losses, the 144-run grid, Adam with OneCycle. Departures, each a family of its own in `candidates.py`:
-U rescaled by 1 - 1/C, errors from held-out examples instead of the memorised training split, heads in float32, and a
-fall-back to the softmax response. The severity is ours: the papers measure the ranking of errors alone, which is mostly the
-noise of the task.
+Paper: Zabolotnyi et al., arXiv 2505.15443. Version 1 is AdUE; version 2 renames and changes it to ALIEN. Losses, grid (144 runs)
+and optimiser (Adam with OneCycle) agree with the public code of the authors. The severity is ours. The papers measure only the
+ranking of errors, which depends mostly on the noise of the task.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ class Overconfidence(Fault):
         folds: the number of folds for cross-fitting the repair.
         members: the number of adapters to train as an ensemble that is distilled. 0: none. Each costs about one training.
         passes: the number of forward passes with dropout, for MC dropout. 0: none.
-        delta: the probability that a certified abstention threshold is wrong.
+        delta: the largest probability that any certified abstention threshold is wrong.
         resamples: the number of bootstrap resamples.
         drop_in: keep the classifier's outputs as they are. The repair is then one temperature in the last layer, which any
             pipeline reads.
@@ -68,11 +66,11 @@ class Overconfidence(Fault):
     unit: ClassVar[str] = "avoidable share of the confidence's Brier loss"
     headline: ClassVar[tuple[str, ...]] = ("gap", "confidence_brier", "error_auc")
     departures: ClassVar[tuple[str, ...]] = (
-        "AdUE and ALIEN as published stand beside corrected versions: U rescaled by 1 - 1/C, errors from held-out examples "
-        "instead of the memorised training split, heads trained in float32.",
-        "When no candidate beats the recalibrated softmax response beyond its interval, on examples that did not choose it, the "
-        "softmax response stays.",
-        "Only the last linear layer of a head is trained; where a head has a dense layer before it, that layer stays.",
+        "AdUE and ALIEN are tried as published and in corrected versions: U is rescaled by 1 - 1/C, errors come from held-out "
+        "examples instead of the memorised training split, and heads are trained in float32.",
+        "The softmax response is kept unless a candidate is significantly better than the recalibrated softmax response, on "
+        "examples that were not used to choose it.",
+        "Only the last linear layer of a head is trained. If a head has a dense layer before it, that layer is not changed.",
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:

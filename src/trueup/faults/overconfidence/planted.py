@@ -23,12 +23,14 @@ _GOOD, _BAD, _FILLER = ("good", "fine"), ("bad", "poor"), ("the", "film", "was",
 def planted(case: Literal["planted", "healthy", "sham"], sizes: dict[str, int] | None = None) -> tuple[Subject, Corpus]:
     """A two-class BERT with a LoRA, and a corpus.
 
-    Held-out labels are drawn from the classifier's own probabilities, so that there is nothing better to be known; but:
+    Held-out labels are drawn from the classifier's own probabilities, so no other confidence is better. Only the planted case is
+    different:
 
-    - ``planted``: a third of the texts hold the word *trap*. In training it always meant positive, so the classifier is
-      sure; later it means nothing, so half of its surest predictions are wrong. The features tell who they are.
-    - ``healthy``: no traps; it errs where the words are mixed, and is unsure there.
-    - ``sham``: the same texts with traps, but the trap keeps its meaning: it looks the same and is no fault.
+    - ``planted``: a third of the texts contain the word *trap*. In training it always meant positive, so the classifier is very
+      confident. In the held-out texts it means nothing, so half of these predictions are wrong. The features show which texts
+      these are.
+    - ``healthy``: no text contains *trap*. The classifier errs on texts with mixed words, and has a low confidence there.
+    - ``sham``: the same texts with *trap*, but the word keeps its meaning, so the high confidence is right.
 
     Args:
         sizes: examples of each split; `SIZES` where it is left out.

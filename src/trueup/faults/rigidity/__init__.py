@@ -1,8 +1,10 @@
-"""Rigidity: a prompt can only bias what attention reads, not re-aim it. Is the prompt the bottleneck, and which weights are not?
+"""Rigidity: a prompt can bias the output of an attention layer, but cannot change its attention pattern over the text. Is the
+prompt the bottleneck, and which weights would help?
 
-Paper: Petrov, Torr and Bibi, arXiv 2310.19698 v2: a prompt or prefix is "potentially less expressive" and "may not be able
-to learn" a task that needs new attention. These are limits of a given model and a short prompt: long ones on models made for
-it approximate anything (arXiv 2402.14753), and deeper layers do move through what earlier ones changed (arXiv 2506.13674).
+Paper: Petrov, Torr and Bibi, arXiv 2310.19698 v2: a prompt or prefix is "potentially less expressive" and "may not be able to
+learn" a task that needs new attention patterns. This is a limit of a given model and a short prompt. Long prompts on models that
+are built for it can approximate any function (arXiv 2402.14753). The patterns of deeper layers do change, because earlier layers
+change their inputs (arXiv 2506.13674).
 """
 
 from __future__ import annotations
@@ -69,13 +71,14 @@ class Rigidity(Fault):
     headline: ClassVar[tuple[str, ...]] = ("accuracy", "this_prompt", "under_tuned")
     on_request: ClassVar[str] = "it is about prompts, and the audit trains dozens of small adapters to compare with"
     departures: ClassVar[tuple[str, ...]] = (
-        "The paper proves what one layer cannot do and shows it on small transformers; the verdict on a real task is ours: "
-        "adapters of one size, trained with one effort from several seeds and compared on held-out examples. The subject's own "
-        "prompt has no part in it: how far it is under-tuned is told beside it.",
-        "Encoders that take a soft prompt read their answer at its first token, whose own attention is trained: there the "
-        "theorem covers the text's tokens, not that one.",
-        "Calibration examples are halved: one half chooses learning rates, kinds and the repair, the other judges the repair.",
-        "'Direct' and 'through inputs' are told apart by letting the adapter act in one layer at a time.",
+        "The paper proves what one layer cannot do and shows it on small transformers. The verdict on a real task is ours: "
+        "adapters of equal size are trained with equal effort from several seeds and compared on held-out examples. The examined "
+        "prompt is not one of them. The report says separately how far it is under-tuned.",
+        "Encoders with a soft prompt read their answer at the first token of the prompt, whose own attention is trained. For "
+        "them the theorem covers the tokens of the text, and not that token.",
+        "Calibration examples are halved. One half chooses learning rates, kinds of adapter and the repair. The other half "
+        "judges the repair.",
+        "To separate 'direct' from 'through inputs', the adapter acts in one layer at a time.",
     )
 
     def applies_to(self, subject: Subject, corpus: Corpus) -> str | None:

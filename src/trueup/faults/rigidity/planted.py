@@ -27,12 +27,13 @@ what its word says."""
 
 
 def planted(case: Case) -> tuple[Subject, Corpus]:
-    """A one-layer Llama with a soft prompt of eight tokens, and texts with one word of each kind among fillers.
+    """A one-layer Llama with one attention head and a soft prompt of eight tokens. Each text has one word of each of two kinds,
+    among filler words. The head attends mostly to the word of the first kind.
 
-    - ``planted``: the label is what the word of the other kind says, on which the head puts a few hundredths of its
-      attention. A prompt cannot change these proportions; a LoRA of query and key can.
-    - ``healthy``: the label is what the word says that the head looks at.
-    - ``sham``: the label is a coin. The prompt does as badly as in the planted case, and so does everything else.
+    - ``planted``: the label depends on the word of the second kind, which gets a few hundredths of the attention. A prompt cannot
+      change these proportions. A LoRA of query and key can.
+    - ``healthy``: the label depends on the word of the first kind.
+    - ``sham``: the label is random. The prompt is as bad as in the planted case, and so is every other adapter.
     """
     corpus = _corpus(case)
     subject = fresh(
