@@ -506,7 +506,8 @@ def _drawn(
     group = np.arange(clusters) % min(clusters, GROUPS)
     without = (group != np.arange(int(group.max()) + 1)[:, None]).astype(np.float64)
     draws = np.concatenate([of(np.stack(w), others) for w in batches])
-    return _Drawn(*(_less(x, 0.0) for x in (value, draws, of(without, bent))), clusters, ids, shares)
+    left = _less(of(without, bent), 0.0)
+    return _Drawn(_less(value, 0.0), _less(draws, 0.0), left, clusters, ids, shares)
 
 
 def _resamples(clusters: int, seed: Seed, resamples: int) -> Iterator[NDArray[np.float64]]:
