@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -310,7 +311,13 @@ def _page(repair: Repaired, done: Exported) -> str:
         f"## Proof\n\n{done.sentence}",
     ]
     if (kind := _started(repair, done)) is not None:
-        parts.append(f"## How to use it\n\n```python\n{kind}\n```")
+        names = {
+            "FOLDER": "the folder of this page", "BASE": "the base, named above", "text": "a text or a list of texts",
+            "ids": "the tokens of the prompt (batch, tokens)", "mask": "1 for each of them and 0 for padding",
+        }  # fmt: skip
+        used = {n.id for n in ast.walk(ast.parse(kind)) if isinstance(n, ast.Name)}
+        told = [f"`{n}` is {what}" for n, what in names.items() if n in used]
+        parts.append(f"## How to use it\n\n```python\n{kind}\n```\n\n{'; '.join(told)}.")
     if not repair.causal and done.form == "merged":
         extra = (
             f" It reads the added rows from `{SCORE}`. The model itself has the logits of the classes only."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -186,6 +187,27 @@ def test_onnx_runtime_says_the_same(family, tmp_path):
     assert done.confidence is not None
     assert done.confidence < 1e-5
     assert len(set(said.confidence)) == len(TEXTS), "a constant could not be told from a confidence"
+
+
+@pytest.mark.parametrize(
+    "form", ["merged", "lora", pytest.param("onnx", marks=pytest.mark.skipif(not HAS_ONNX, reason="no onnx"))]
+)
+def test_a_readme_says_what_each_name_in_its_lines_is(form, tmp_path):
+    page = (trueup.export(confidence("bert", tmp_path)[1], form, tmp_path / "served").folder / "README.md").read_text(
+        "utf-8"
+    )
+    lines, after = page.partition("```python\n")[2].split("```", 1)
+    used = {n for n in ast.walk(ast.parse(lines)) if isinstance(n, ast.Name)}
+    made = {n.id for n in used if isinstance(n.ctx, ast.Store)}
+    made |= {
+        a.asname or a.name
+        for n in ast.walk(ast.parse(lines))
+        if isinstance(n, ast.Import | ast.ImportFrom)
+        for a in n.names
+    }
+    given = {n.id for n in used} - made
+    assert "FOLDER" in given
+    assert all(f"`{n}` is " in after for n in given)
 
 
 READER = """
