@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 
+from abilities import prefixes
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput
 from trueup.faults.adapter_remedy import Adapted
@@ -86,6 +87,7 @@ def test_a_prompt_suffices_where_weights_do_no_better():
     assert sham.low < 0.01
 
 
+@prefixes
 def test_every_kind_has_one_size_and_one_effort():
     _, _, fault, _ = case("planted")
     assert fault.learnt is not None
@@ -236,6 +238,7 @@ def test_the_halves_of_calibration_do_not_meet():
     assert sorted(both) == whole
 
 
+@prefixes
 def test_one_kind_that_cannot_be_trained_is_left_out(monkeypatch: pytest.MonkeyPatch):
     from trueup.faults.rigidity import audit
 
