@@ -208,7 +208,7 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         head = Head(torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_))
         choice = choose(Evidence(None, held, head, True, fold, seed), (RESPONSE, _SHRUNK))
         losses = [choice.stated, choice.recalibrated, choice.chosen]
-        self.gain_ = judge(losses, cluster, resamples=self.resamples, seed=seed).beyond
+        self.gain_ = judge(losses, held.error, cluster, resamples=self.resamples, seed=seed).beyond
         if self.gain_.low > 0:
             self._learnt, self.chosen_ = choice.learnt, choice.key
             self._confidence = confidence_scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)

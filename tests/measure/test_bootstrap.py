@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import bootstrap, norm
 
 from trueup.errors import BadInput
-from trueup.measure.accuracy import accuracy
+from trueup.measure.accuracy import accuracy, wilson
 from trueup.measure.bootstrap import (
     FEWEST,
     Estimate,
@@ -363,6 +363,65 @@ def in_clusters(seed: int, clusters: int = 60) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     ids = np.repeat(np.arange(clusters), rng.integers(1, 9, clusters))
     return rng.normal(size=clusters)[ids] + 0.3 * rng.normal(size=ids.size), ids
+
+
+def test_a_difference_of_losses_that_few_errors_make_covers():
+    """Six errors, and what two forecasts lose on them: of the same distribution, so the difference is 0."""
+    lost = {"more": Means(lambda a, b: a - b, 0, 1)}
+    rng, runs, held = np.random.default_rng(0), 300, {"parts": 0, "BCa": 0}
+    for seed in range(runs):
+        wrong = rng.random(200) < 0.03
+        a, b = (np.where(wrong, rng.random(200) ** 2, 0.001 * rng.random(200)) for _ in range(2))
+        for way, rare in (("parts", wrong), ("BCa", None)):
+            e = interval_many(lost, a, b, seed=seed, resamples=200, rare=rare)["more"]
+            held[way] += e.low <= 0 <= e.high
+    assert held["parts"] / runs > 0.92
+    assert held["BCa"] / runs < 0.87, "the control"
+
+
+def test_where_all_errors_lose_the_same_the_interval_is_that_of_their_share():
+    wrong = np.arange(300) < 9
+    low, high = (float(e) for e in wilson(9, 300))
+    for lost in (0.2, 1.0):
+        loss = np.where(wrong, lost, 0.0)
+        got = interval_many({"": Means(lambda m: m, 0)}, loss, seed=0, resamples=100, rare=wrong)[""]
+        assert (got.low, got.high) == pytest.approx((lost * low, lost * high), abs=1e-12)
+        usual = interval(Means(lambda m: m, 0), loss, seed=0, resamples=100)
+        assert (usual.low, usual.high) != pytest.approx((got.low, got.high), abs=0.05 * lost * low), "the control"
+
+
+def test_two_parts_are_drawn_only_where_few_clusters_have_what_is_rare():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=400)
+    mean = {"mean": Means(lambda m: m, 0), "plain": Means(lambda m: m, 0)}
+
+    def got(rare, cluster=None):
+        return interval_many(mean, x, seed=1, resamples=100, plain={"plain": 50}, rare=rare, cluster=cluster)
+
+    usual = got(None)
+    assert got(np.arange(400) < 200) == usual, "many have it, and many do not"
+    assert got(np.zeros(400, bool)) == got(np.ones(400, bool)) == usual, "none has it, or all"
+    few = got(np.arange(400) < 20)
+    assert few == got(np.arange(400) >= 20), "few have it, or few do not"
+    assert few["mean"] != usual["mean"]
+    assert few["plain"] == usual["plain"]
+    cluster = np.arange(400) // 8
+    assert got(np.arange(400) % 8 < 4, cluster) == got(None, cluster), "every cluster has both"
+
+
+def test_a_paired_difference_in_two_parts_has_a_p_that_goes_with_it():
+    rng = np.random.default_rng(0)
+    mean = Means(lambda m: m, 0)
+    for gain in (-0.5, -0.05, 0.0, 0.05, 0.5):
+        wrong = np.arange(200) < 12
+        before = np.where(wrong, rng.uniform(0.6, 1, 200), 0.02 * rng.random(200))
+        after = before - wrong * (gain + 0.1 * rng.normal(size=200)) + 0.003 * rng.normal(size=200)
+        d = paired_many({"loss": mean}, [before], [after], 0, resamples=200, rare=wrong)["loss"]
+        assert d.low <= d.value <= d.high
+        assert (d.p < 0.05) == (d.low > 0 or d.high < 0)
+        assert (abs(gain) < 0.1) or d.p < 0.05
+    same = paired_many({"loss": mean}, [before], [before], 0, resamples=200, rare=wrong)["loss"]
+    assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_clusters_cover_where_rows_do_not():

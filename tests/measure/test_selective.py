@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from trueup.errors import BadInput
+from trueup.measure.bootstrap import interval
 from trueup.measure.selective import (
     augrc,
     aurc,
@@ -15,6 +17,7 @@ from trueup.measure.selective import (
     coverage_at_risk,
     eaurc,
     error_auc,
+    error_auc_interval,
     error_aucs,
     naurc,
     risk_coverage,
@@ -317,3 +320,31 @@ def test_error_auc_of_many_rankings_and_sets_is_each_alone(levels: int):
     with pytest.raises(BadInput):
         error_aucs(np.full((1, 90), np.nan), error, rows)
     assert np.isnan(error_aucs(confidence, np.zeros(90, bool), rows)).all()
+
+
+def test_the_interval_of_few_errors_holds_a_planted_error_auc():
+    """Right ones are surer by 1.5 sd: error ROC-AUC = Phi(1.5 / sqrt 2). The control: the bootstrap."""
+    truth = float(norm.cdf(1.5 / math.sqrt(2)))
+    rng, held, runs = np.random.default_rng(0), {"ours": 0, "bootstrap": 0}, 200
+    for seed in range(runs):
+        error = np.arange(150) < 6
+        confidence = rng.normal(size=150) + 1.5 * ~error
+        auc = error_auc(confidence, error)
+        low, high = error_auc_interval(auc, 6, 144)
+        assert 0 <= low < auc < high <= 1 or auc in (0, 1)
+        held["ours"] += low <= truth <= high
+        drawn = interval(error_auc, confidence, error, seed=seed, resamples=100)
+        held["bootstrap"] += drawn.low <= truth <= drawn.high
+    assert held["ours"] / runs > 0.92
+    assert held["bootstrap"] / runs < 0.91
+
+
+def test_the_interval_of_an_error_auc_at_its_ends_and_reversed():
+    assert error_auc_interval(1.0, 5, 100)[1] == 1
+    assert 0.6 < error_auc_interval(1.0, 5, 100)[0] < 0.95
+    assert error_auc_interval(0.0, 5, 100) == pytest.approx((0, 1 - error_auc_interval(1.0, 5, 100)[0]), abs=1e-9)
+    low, high = error_auc_interval(0.8, 12, 90)
+    assert error_auc_interval(0.2, 12, 90) == pytest.approx((1 - high, 1 - low), abs=1e-9), "a confidence turned round"
+    assert error_auc_interval(0.8, 90, 12) == pytest.approx((low, high), abs=1e-9), "errors for right ones"
+    wide, narrow = error_auc_interval(0.8, 3, 90), error_auc_interval(0.8, 300, 9000)
+    assert wide[0] < low < narrow[0] < narrow[1] < high < wide[1]

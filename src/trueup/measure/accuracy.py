@@ -160,13 +160,19 @@ def moved_share(
     before: tuple[float, float, float], after: tuple[float, float, float], level: float
 ) -> tuple[float, float, float]:
     """Interval and two-sided p-value of `after` less `before`, two independent shares with the ends of their intervals at `level`
-    (Newcombe 1998, method 10): the squares of the ends' distances add up. p is that of a normal distribution whose spread is that
-    of the interval towards 0."""
+    (Newcombe 1998, method 10): the squares of the ends' distances add up. p as in `p_of_ends`."""
     (was, was_low, was_high), (now, now_low, now_high) = before, after
     value = now - was
-    low, high = value - np.hypot(now - now_low, was_high - was), value + np.hypot(now_high - now, was - was_low)
+    low = float(value - np.hypot(now - now_low, was_high - was))
+    high = float(value + np.hypot(now_high - now, was - was_low))
+    return low, high, p_of_ends(value, low, high, level)
+
+
+def p_of_ends(value: float, low: float, high: float, level: float) -> float:
+    """A two-sided p-value of no difference, below 1 - `level` just where the interval excludes 0: that of a normal distribution
+    whose spread is that of the interval towards 0. nan where it has none, or an end is nan."""
     spread = (value - low if value > 0 else high - value) / norm.ppf((1 + level) / 2)
-    return float(low), float(high), float(2 * norm.sf(abs(value) / spread)) if spread > 0 else float("nan")
+    return float(2 * norm.sf(abs(value) / spread)) if spread > 0 else math.nan
 
 
 def independent_rows(size: ArrayLike) -> float:

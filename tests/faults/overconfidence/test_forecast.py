@@ -109,6 +109,20 @@ def test_a_ridge_path_bears_log_odds_that_hardly_vary():
                 assert s >= 0
 
 
+@pytest.mark.parametrize("far", [60.0, 2000.0])
+def test_a_ridge_path_ends_where_wrong_predictions_have_a_confidence_that_rounds_to_one(far: float):
+    """Intercept and slope are free: at the minimum both score equations hold. At a slope of 1 wrong ones have no curvature."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        surest, ease, x = rng.random(300) < 0.5, rng.normal(2.5, 1, 300), rng.normal(size=(300, 8))
+        odds, right = np.where(surest, far, ease), rng.random(300) < np.where(surest, 0.92, expit(ease))
+        for w, o, s in fc.ridge_paths(x, right, np.ones((1, 300), bool), odds)[0]:
+            p = expit(x @ w + o + s * odds)
+            assert p.mean() == pytest.approx(right.mean(), abs=1e-5)
+            assert s == 0 or ((p - right) @ odds) / far / 300 == pytest.approx(0, abs=1e-5)
+            assert p[surest].mean() == pytest.approx(right[surest].mean(), abs=0.05)
+
+
 def test_a_forecast_learns_what_there_is_to_be_known_and_no_more():
     held, test = drawn(ignored(), 1500), drawn(ignored(), 4000, 1)
     taught = fc.learn(held.seen, held.right, held.cluster, seed=0)

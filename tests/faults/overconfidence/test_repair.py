@@ -130,7 +130,9 @@ CHEAP = tuple(
 
 def _saved(evidence: Evidence, cluster: np.ndarray, families=CHEAP):
     choice = choose(evidence, families)
-    return choice, judge([choice.stated, choice.recalibrated, choice.chosen], cluster, resamples=200, seed=0)
+    return choice, judge(
+        [choice.stated, choice.recalibrated, choice.chosen], evidence.held.error, cluster, resamples=200, seed=0
+    )
 
 
 def test_a_head_is_chosen_where_the_features_know_more():

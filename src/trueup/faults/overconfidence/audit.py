@@ -17,7 +17,7 @@ from trueup.faults.overconfidence import forecast as fc
 from trueup.measure import bootstrap, confidence_scores
 from trueup.measure import calibration as cal
 from trueup.measure import selective as sel
-from trueup.measure.accuracy import same_predictions, wilson
+from trueup.measure.accuracy import independent_rows, same_predictions, wilson
 from trueup.run.predict import Outputs, predict
 from trueup.subject.subject import Confidence, SoftmaxResponse, Subject
 
@@ -160,10 +160,17 @@ def between(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -
 def measured(samples: Mapping[str, np.ndarray], *, resamples: int, seed: int) -> dict[str, bootstrap.Estimate]:
     """Severity and measures of one row per example, with their intervals by clusters."""
     order = surest_first(samples)
-    return bootstrap.interval_many(
+    got = bootstrap.interval_many(
         STATISTICS, *columns(samples, order), seed=seed, resamples=resamples, squares=SQUARES,
-        cluster=samples["cluster"][order],
+        rare=~samples["right"][order], cluster=samples["cluster"][order],
     )  # fmt: skip
+    sizes = [np.unique(samples["cluster"][r], return_counts=True)[1] for r in (~samples["right"], samples["right"])]
+    if 0 < min(map(len, sizes)) < bootstrap.FEWEST:
+        # Few errors that all rank low know of no others; and confidences of two heaps vary more than a formula says.
+        e = got["error_auc"]
+        low, high = sel.error_auc_interval(e.value, *map(independent_rows, sizes))
+        got["error_auc"] = replace(e, low=float(np.fmin(e.low, low)), high=float(np.fmax(e.high, high)))
+    return got
 
 
 # ------------------------------------------------------------------------------------------------------------- audit
@@ -292,7 +299,8 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
     order = surest_first(before.samples)
     got = bootstrap.paired_many(
         between(before.samples, after.samples), columns(before.samples, order), columns(after.samples, order), seed,
-        resamples=resamples, squares=SQUARES, cluster=before.samples["cluster"][order],
+        resamples=resamples, squares=SQUARES, rare=~(before.samples["right"] & after.samples["right"])[order],
+        cluster=before.samples["cluster"][order],
     )  # fmt: skip
     return as_differences({k: d for k, d in got.items() if not np.isnan(d.value)})
 

@@ -94,7 +94,9 @@ def ridge_paths(
     unit = (np.stack([x[k].std() for k in kept]) + 1e-12)[:, None] * scale
     a = np.concatenate([(x - origin) / scale, chosen, np.ones((n, 1)), *own], axis=1)
     scales, penalty, at = (np.ones((sets, a.shape[1])) for _ in range(3))
-    scales[:, :d], at[:, : d + c + 1], at[:, d + c + 1 :] = scale / unit, 0.0, spread
+    # From a slope of 1, or from where the log-odds are spread by 1: Newton's method is lost where it begins at margins so far out,
+    # as those of a confidence that rounds to 1 are, that wrong ones among them have no curvature.
+    scales[:, :d], at[:, : d + c + 1], at[:, d + c + 1 :] = scale / unit, 0.0, min(spread, 1.0)
     weight = kept / kept.sum(axis=1, keepdims=True)
     paths: list[list[tuple[Array, Array, float]]] = [[] for _ in kept]
     for ridge in RIDGES:

@@ -108,7 +108,7 @@ def estimates(
         order = one.surest_first(own)
         found[c] = bootstrap.interval_many(
             {k: one.STATISTICS[k] for k in PARTS}, *one.columns(own, order), seed=seed, level=level,
-            resamples=_enough(resamples, len(samples)), cluster=own["cluster"][order],
+            resamples=_enough(resamples, len(samples)), rare=~own["right"][order], cluster=own["cluster"][order],
         )  # fmt: skip
     return found
 
@@ -189,7 +189,8 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
         order = one.surest_first(was[c])
         got = bootstrap.paired_many(
             {"severity": one.STATISTICS["severity"]}, one.columns(was[c], order), one.columns(now[c], order), seed,
-            resamples=_enough(resamples, len(names)), level=1 - ALPHA / len(names), cluster=was[c]["cluster"][order],
+            resamples=_enough(resamples, len(names)), level=1 - ALPHA / len(names),
+            rare=~(was[c]["right"] & now[c]["right"])[order], cluster=was[c]["cluster"][order],
         )  # fmt: skip
         found[_key(c)] = got["severity"]
     worst = max((d for d in before.details["labels"] if "severity" in d and not d["doubt"]), default=None,
@@ -199,7 +200,7 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
     order = one.surest_first(a)
     found |= bootstrap.paired_many(
         {k: s for k, s in one.between(a, b).items() if k in one.MEASURES}, one.columns(a, order), one.columns(b, order), seed,
-        resamples=resamples, squares=one.SQUARES, cluster=a["cluster"][order],
+        resamples=resamples, squares=one.SQUARES, rare=~(a["right"] & b["right"])[order], cluster=a["cluster"][order],
     )  # fmt: skip
     return as_differences({k: d for k, d in found.items() if not np.isnan(d.value)})
 

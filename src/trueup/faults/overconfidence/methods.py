@@ -63,7 +63,9 @@ def methods(
     def apart(a: str, b: str) -> dict[str, Difference]:
         sides = [(*scored[k], ~part.error) for k in (a, b)]
         return as_differences(
-            bootstrap.paired_many(_ON_TEST, *sides, seed=seed, resamples=resamples, cluster=test.cluster)
+            bootstrap.paired_many(
+                _ON_TEST, *sides, seed=seed, resamples=resamples, rare=part.error, cluster=test.cluster
+            )
         )
 
     return [

@@ -54,7 +54,8 @@ def repair(
     several = opinions(subject, corpus, split.choosing.rows, members=members, passes=passes, seed=seed)
     choice = choose(evidence(subject, corpus, split, several, seed=seed), FAMILIES)
     stated, recalibrated, best = contenders(subject, split, choice)
-    saved = judge([stated.loss, recalibrated.loss, best.loss], split.cluster, resamples=resamples, seed=seed)
+    losses = [stated.loss, recalibrated.loss, best.loss]
+    saved = judge(losses, split.error, split.cluster, resamples=resamples, seed=seed)
     winner = best if saved.best_is_better else recalibrated if saved.recalibration.low > 0 else None
     reason = _reason(choice, saved, winner)
     facts: dict[str, Any] = {"candidates": choice.table, "saved": asdict(saved)}
@@ -82,7 +83,8 @@ def drop_in(
         return split
     temperature = fit_temperature(split.choosing.part.z, split.choosing.part.label)
     stated, tempered = as_it_is(subject, split), divided_by(temperature, subject, split)
-    saved = judge([stated.loss, tempered.loss, tempered.loss], split.cluster, resamples=resamples, seed=seed).whole
+    losses = [stated.loss, tempered.loss, tempered.loss]
+    saved = judge(losses, split.error, split.cluster, resamples=resamples, seed=seed).whole
     gain = f"saves {_percent(saved)} of the Brier loss of the softmax response, on calibration examples that did not teach it"
     facts: dict[str, Any] = {"saved": {"whole": asdict(saved)}, "temperature": temperature}
     if not saved.low > 0:
@@ -129,6 +131,11 @@ class Split:
     def cluster(self) -> np.ndarray:
         """Of all, those that choose first."""
         return np.concatenate([self.choosing.cluster, self.judging.cluster])
+
+    @property
+    def error(self) -> np.ndarray:
+        """Of all, those that choose first: whether the prediction is wrong."""
+        return np.concatenate([self.choosing.part.error, self.judging.part.error])
 
 
 def split_calibration(subject: Subject, corpus: Corpus, *, folds: int, seed: int) -> Split | NoRemedy:
@@ -303,11 +310,13 @@ class Saved:
         return self.beyond.low > 0 and self.whole.low > 0
 
 
-def judge(losses: Sequence[np.ndarray], cluster: np.ndarray, *, resamples: int, seed: int) -> Saved:
-    """What the last two of three losses (n,) save of the first: as stated, recalibrated, and the best."""
+def judge(losses: Sequence[np.ndarray], error: np.ndarray, cluster: np.ndarray, *, resamples: int, seed: int) -> Saved:
+    """What the last two of three losses (n,) save of the first: as stated, recalibrated, and the best. `error`: (n,) the prediction
+    is wrong."""
     pairs = {"recalibration": (0, 1), "beyond": (1, 2), "whole": (0, 2)}
     wanted = {k: bootstrap.Means(share, before, after, 0) for k, (before, after) in pairs.items()}
-    return Saved(**bootstrap.interval_many(wanted, *losses, seed=seed, resamples=resamples, cluster=cluster))
+    got = bootstrap.interval_many(wanted, *losses, seed=seed, resamples=resamples, rare=error, cluster=cluster)
+    return Saved(**got)
 
 
 # ---------------------------------------------------------------------------------------------------------------- certify

@@ -251,7 +251,7 @@ def state(parts: tuple[Draw, Draw], seed: int) -> Judged:
         return Judged("undecided")
     choice = choose(Evidence(None, part, head, True, fold, seed), CHEAP)
     saved = repair.judge(
-        [choice.stated, choice.recalibrated, choice.chosen], held.cluster, resamples=RESAMPLES, seed=seed
+        [choice.stated, choice.recalibrated, choice.chosen], part.error, held.cluster, resamples=RESAMPLES, seed=seed
     )
     return Judged("found" if saved.beyond.low > 0 else "clear")
 
