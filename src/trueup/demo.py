@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from trueup.corpus import mix
 from trueup.corpus.corpus import Corpus
 from trueup.corpus.read import read
 from trueup.errors import BadInput
@@ -38,6 +37,8 @@ def coupled(size: int) -> Corpus:
     Raises:
         BadInput: `size` is too small or too large for that; it says which sizes work. Unavailable: as `trueup.read`.
     """
+    from trueup.corpus import mix  # scipy comes with it, and a folder that is taken is told without waiting
+
     corpus = read(DATA, attributes=(COLUMN,))
     return mix.draw(corpus, COLUMN, shift.table_at([[1, 1], [1, 1]], ALPHA), size, seed=0)
 
@@ -58,6 +59,8 @@ def run(
     Raises:
         BadInput: `out` holds something else and `force` is False. Also as `coupled`.
     """
+    from trueup.corpus import mix
+
     data, adapter, report = out / "data" / FILE, out / "adapter", out / "report"
     if not unfinished(out):
         atomic.refuse_taken(out, force, own=True)  # the folders in it are replaced one by one
