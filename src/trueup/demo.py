@@ -59,8 +59,6 @@ def run(
     Raises:
         BadInput: `out` holds something else and `force` is False. Also as `coupled`.
     """
-    from trueup.corpus import mix
-
     data, adapter, report = out / "data" / FILE, out / "adapter", out / "report"
     if not unfinished(out):
         atomic.refuse_taken(out, force, own=True)  # the folders in it are replaced one by one
@@ -69,6 +67,8 @@ def run(
     again = not force and unfinished(out)
     if again and data.read_bytes() != written.encode():  # of another number of texts, or not of a demo
         atomic.refuse_taken(out, force, own=True)
+    from trueup.corpus import mix
+
     low, high = mix.groups_of(corpus, COLUMN)
     say(
         f"1/3  Hiding a shortcut in {texts:,} real film reviews: a review from {high} is positive {ALPHA:g} times as often as "
