@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, norm
+from scipy.stats import binom, bootstrap, norm
 
 from trueup.errors import BadInput
 from trueup.measure.accuracy import accuracy, wilson
@@ -18,6 +18,7 @@ from trueup.measure.bootstrap import (
     interval_many,
     paired,
     paired_many,
+    too_few,
 )
 from trueup.measure.calibration import brier, expected_calibration_error, nll, softmax, squared_calibration_error
 from trueup.measure.selective import augrc, aurc, coverage_at_risk, error_auc, naurc
@@ -471,19 +472,54 @@ def test_p_is_below_a_level_just_where_the_interval_excludes_no_difference():
 
 
 def test_so_many_clusters_part_the_interval_from_the_threshold():
-    assert clusters_needed(0.05, 0.03, 0.07, 0.01, 100) == 100, "they do already"
-    assert clusters_needed(0.05, 0.03, 0.07, 0.04, 100) == 400
-    assert clusters_needed(0.00, -0.04, 0.06, 0.02, 50) == 450
-    assert clusters_needed(0.05, 0.03, 0.07, 0.01, 18) == FEWEST, "they do, and so few decide nothing"
-    assert clusters_needed(0.02, 0.0, 0.04, 0.02, 50) is None
-    assert clusters_needed(0.05, math.nan, math.nan, 0.02, 50) is None
+    def needed(value: float, low: float, high: float, threshold: float, clusters: int) -> int | None:
+        return clusters_needed(value, low, high, threshold, np.arange(clusters))
+
+    assert needed(0.05, 0.03, 0.07, 0.01, 100) == 100, "they do already"
+    assert needed(0.05, 0.03, 0.07, 0.04, 100) == 400
+    assert needed(0.00, -0.04, 0.06, 0.02, 50) == 450
+    assert needed(0.05, 0.03, 0.07, 0.01, 18) == FEWEST, "they do, and so few decide nothing"
+    assert needed(0.02, 0.0, 0.04, 0.02, 50) is None
+    assert needed(0.05, math.nan, math.nan, 0.02, 50) is None
     rng = np.random.default_rng(0)
     x = rng.normal(0.0, 1, 40) + 0.1
     small = interval(np.mean, x, seed=0)
-    needed = clusters_needed(small.value, small.low, small.high, 0.0, 40)
-    assert needed is not None
-    larger = interval(np.mean, np.resize(x, needed), seed=0)
+    enough = needed(small.value, small.low, small.high, 0.0, 40)
+    assert enough is not None
+    larger = interval(np.mean, np.resize(x, enough), seed=0)
     assert abs(larger.low) < 0.05 < abs(small.low), "so many of the same kind just do"
+
+
+SURE = 1e-4
+"""The chance that a test of rates fails where the rates are right."""
+
+
+def test_clusters_of_unequal_size_count_as_what_they_are_worth():
+    alike, many = np.repeat(np.arange(40), 5), np.repeat(np.arange(200), np.r_[300, np.full(199, 1)])
+    assert not too_few(np.arange(FEWEST))
+    assert not too_few(alike)
+    assert not too_few(alike.astype(str))
+    assert "only 29 independent clusters" in too_few(np.arange(FEWEST - 1))
+    said = too_few(many)  # (499)^2 / (300^2 + 199) = 2.8
+    assert "200 independent clusters" in said
+    assert "holds 60%" in said
+    assert "as much as 2 clusters of equal size" in said
+    assert clusters_needed(0.05, 0.03, 0.07, 0.01, alike) == 40
+    assert clusters_needed(0.05, 0.03, 0.07, 0.01, many) == math.ceil(200 * FEWEST / (499**2 / (300**2 + 199)))
+
+
+@pytest.mark.parametrize("names", ["numbers", "words"])
+def test_one_large_cluster_widens_an_interval(names: str):
+    size = np.r_[120, np.full(39, 2)]
+    ids = np.repeat(np.arange(40), size)
+    cluster = ids if names == "numbers" else np.array([f"c{i}" for i in ids])
+    held = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x = 0.5 * rng.normal(size=40)[ids] + rng.normal(size=ids.size)
+        wide = interval(Means(lambda x: x, 0), x, seed=seed, resamples=300, cluster=cluster)
+        held += wide.low <= 0 <= wide.high
+    assert held >= binom.ppf(SURE, 60, 0.95), "they held the truth in 79 to 89% while all clusters counted alike"
 
 
 def test_means_are_the_same_statistic_in_one_product():

@@ -74,7 +74,7 @@ def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Cont
     own = {id(x): x for _, x in sides}
     sides = [(w, x) for k, x in own.items() if (w := sum(w for w, y in sides if id(y) == k))]
     ids = np.arange(n) if cluster is None else np.unique(column(cluster, "cluster", n), return_inverse=True)[1]
-    many = int(ids.max()) + 1
+    many, worth = int(ids.max()) + 1, independent_rows(np.bincount(ids))
     value, seeds, shared, parts = 0.0, 0.0, 0.0, 0.0
     each = np.zeros(n)
     for w, x in sides:
@@ -90,10 +90,10 @@ def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Cont
     sums, shares = np.bincount(ids, each - each.mean(), many), all(((x == 0) | (x == 1)).all() for _, x in sides)
     least, most = (sum(f(w, 0.0) for w, _ in sides) if shares else f(-math.inf, math.inf) for f in (min, max))
     clusters = max(
-        many / max(many - 1, 1) * float(sums @ sums) / n**2, _hidden(each, ids, least, most) if shares else 0.0
+        worth / max(worth - 1, 1) * float(sums @ sums) / n**2, _hidden(each, ids, least, most) if shares else 0.0
     )
     variance = max(seeds + clusters - shared, seeds, clusters)
-    parts += clusters**2 / max(many - 1, 1)
+    parts += clusters**2 / max(worth - 1, 1)
     return Contrast(value, math.sqrt(variance), variance**2 / parts if parts else 1.0, least, most)
 
 

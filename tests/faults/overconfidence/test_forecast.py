@@ -256,8 +256,8 @@ def test_three_words_and_what_would_decide():
 @pytest.mark.parametrize(
     ("held", "test", "says"),
     [
-        (drawn(uniform(), 400), drawn(uniform(), 25), "The 25 test examples are 25 independent clusters"),
-        (drawn(uniform(), 400), drawn(repeated(uniform(), 4), 25), "The 100 test examples are 25 independent clusters"),
+        (drawn(uniform(), 400), drawn(uniform(), 25), "There are only 25 independent clusters"),
+        (drawn(uniform(), 400), drawn(repeated(uniform(), 4), 25), "There are only 25 independent clusters"),
         (drawn(uniform(), 400), drawn(calibrated(0.001), 300), "errors among 300 test examples"),
         (drawn(uniform(), 400), drawn(repeated(calibrated(0.003), 4), 300), "one a cluster counted"),
         (drawn(uniform(), 150), drawn(uniform(), 400), "The calibration examples are 150 independent clusters"),

@@ -280,11 +280,11 @@ def folded(e: bootstrap.Estimate) -> tuple[float, float]:
 def judged(measured: bootstrap.Estimate, cluster: NDArray, *, threshold: float, **rest: Any) -> Finding:
     """The finding that goes with a lean: its size, its folded interval, and what few clusters leave open."""
     low, high = folded(measured)
-    clusters, value = len(np.unique(cluster)), abs(measured.value)
+    value = abs(measured.value)
     return Finding(
         fault="confounding", unit="AUPRC lost to leaning on the attribute", severity=value, low=low, high=high,
-        threshold=threshold, doubt=bootstrap.too_few(clusters),
-        needed=bootstrap.clusters_needed(value, low, high, threshold, clusters), **rest,
+        threshold=threshold, doubt=bootstrap.too_few(cluster),
+        needed=bootstrap.clusters_needed(value, low, high, threshold, cluster), **rest,
     )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def others(
         else:
             found.append(one)
     told = []
-    few = bootstrap.too_few(len(np.unique(samples["cluster"])))
+    few = bootstrap.too_few(samples["cluster"])
     level = 1 - 0.05 / max(len(found), 1)
     for one in found:
         own = one.samples(samples)

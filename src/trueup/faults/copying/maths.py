@@ -104,8 +104,7 @@ def judged(
     """The finding that goes with a severity, undecided where copies cannot stand out (`visible` is `apart`) and none is found.
 
     The sentence, where there is one, ends with the doubt."""
-    clusters = len(np.unique(cluster))
-    doubt = bootstrap.too_few(clusters)
+    doubt = bootstrap.too_few(cluster)
     if not doubt and apart < STANDS_OUT * threshold and not e.low > threshold:
         doubt = (
             f"With so few answers and so many demonstrations nearly every wrong answer stands among them anyway (a copy stands out "
@@ -115,7 +114,7 @@ def judged(
     return Finding(
         fault="copying", unit="share of queries copied wrongly, above chance", severity=e.value, low=e.low, high=e.high,
         threshold=threshold, sentence=sentence, doubt=doubt,
-        needed=bootstrap.clusters_needed(e.value, e.low, e.high, threshold, clusters), **rest,
+        needed=bootstrap.clusters_needed(e.value, e.low, e.high, threshold, cluster), **rest,
     )  # fmt: skip
 
 

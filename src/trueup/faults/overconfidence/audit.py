@@ -241,18 +241,16 @@ def finding(
     )  # fmt: skip
     if found.verdict != "undecided":
         return found
-    needed = bootstrap.clusters_needed(head.value, head.low, head.high, threshold, clusters)
+    needed = bootstrap.clusters_needed(head.value, head.low, head.high, threshold, cluster)
     return replace(found, needed=needed)
 
 
 def doubt(right: np.ndarray, cluster: np.ndarray, taught: int, beyond: bool) -> str:
     """Why nothing is decided whatever the interval says, as sentences; `beyond`: its whole interval lies above the threshold."""
-    rows, clusters = len(right), len(np.unique(cluster))
+    rows = len(right)
     wrong, well = (len(np.unique(cluster[r])) for r in (~right, right))
-    if clusters < bootstrap.FEWEST:
-        return (
-            f"The {rows} test examples are {clusters} independent clusters, and an interval needs {bootstrap.FEWEST}."
-        )
+    if few := bootstrap.too_few(cluster):
+        return few
     if min(wrong, well) < FEWEST_ERRORS:
         which = f"{wrong} errors" if wrong < well else f"{well} right predictions"
         return (

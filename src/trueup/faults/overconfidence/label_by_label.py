@@ -168,7 +168,7 @@ def finding(
     )  # fmt: skip
     if found.verdict != "undecided":
         return found
-    return replace(found, needed=bootstrap.clusters_needed(value, low, high, threshold, clusters))
+    return replace(found, needed=bootstrap.clusters_needed(value, low, high, threshold, together["cluster"]))
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:

@@ -33,10 +33,10 @@ def participation(gram: NDArray) -> NDArray:
 
 def judged(head: Contrast, cluster: NDArray | None, n: int, *, threshold: float, **rest: Any) -> Finding:
     """The finding that goes with (accuracy of weights) - (accuracy of a prompt), both of one size and effort, over seeds."""
-    e, clusters = head.estimate(), n if cluster is None else len(np.unique(cluster))
+    e = head.estimate()
     return Finding(
         fault="rigidity", unit="accuracy of weights above a prompt of equal size and effort", severity=e.value, low=e.low,
-        high=e.high, threshold=threshold, doubt=bootstrap.too_few(clusters), **rest,
+        high=e.high, threshold=threshold, doubt=bootstrap.too_few(np.arange(n) if cluster is None else cluster), **rest,
     )  # fmt: skip
 
 
