@@ -22,7 +22,7 @@ BEYOND = Estimate(0.30, 0.25, 0.35, 0.95)
 
 def _overconfidence(cluster: np.ndarray) -> Finding:
     right = np.arange(len(cluster)) % 3 > 0
-    said = overconfidence.doubt(right, cluster, 1_000, True)
+    said = overconfidence.doubt(right, cluster, np.arange(1_000), True)
     return Finding("overconfidence", "", 0.30, 0.25, 0.35, 0.02, "", doubt=said)
 
 
@@ -48,3 +48,12 @@ def test_one_large_cluster_decides_nothing(fault: str) -> None:
     assert not control.doubt
     assert one.verdict == "undecided"
     assert "the largest holds 60% of the examples" in one.doubt
+
+
+def test_a_forecast_that_one_text_taught_clears_nothing() -> None:
+    cluster = np.arange(600)
+    right = cluster % 3 > 0
+    one = np.r_[np.zeros(900, np.int64), np.arange(1, 601)]
+    assert overconfidence.doubt(right, cluster, np.repeat(np.arange(601), 3), False) == ""
+    assert "The largest cluster holds 60% of the 1,500 calibration examples" in overconfidence.doubt(right, cluster, one, False)
+    assert overconfidence.doubt(right, cluster, one, True) == "", "what is found on other examples is found"

@@ -30,7 +30,7 @@ def finding_of(held: Draw, test: Draw, *, threshold: float = 0.02, resamples: in
     forecast = fc.learn(held.seen, held.right, held.cluster, seed=0)
     columns = test.columns(fc.recalibrated(held.seen, held.right), forecast)
     return audit.finding(
-        columns, taught=len(np.unique(held.cluster)), threshold=threshold, resamples=resamples, seed=0
+        columns, taught=held.cluster, threshold=threshold, resamples=resamples, seed=0
     )  # fmt: skip
 
 

@@ -186,7 +186,7 @@ def audit(subject: Subject, corpus: Corpus, learnt: Learnt, *, threshold: float,
     check_enough(corpus)
     samples = samples_of(subject, corpus, learnt)
     found = finding(
-        samples, taught=len(np.unique(learnt.held.cluster)), threshold=threshold, resamples=resamples, seed=seed,
+        samples, taught=learnt.held.cluster, threshold=threshold, resamples=resamples, seed=seed,
         confidence=repr(subject.confidence), forecast=learnt.forecast.ridge,
     )  # fmt: skip
     return replace(found, samples={k: v[place] for k, v in samples.items()})
@@ -214,9 +214,9 @@ def samples_of(subject: Subject, corpus: Corpus, learnt: Learnt) -> dict[str, ND
 
 
 def finding(
-    samples: Mapping[str, np.ndarray], *, taught: int, threshold: float, resamples: int, seed: int, **provenance
+    samples: Mapping[str, np.ndarray], *, taught: NDArray, threshold: float, resamples: int, seed: int, **provenance
 ) -> Finding:
-    """The finding of one row per example, held against a forecast that `taught` clusters taught.
+    """The finding of one row per example, held against a forecast of other examples, whose clusters are `taught` (m,).
 
     Args:
         samples: confidence, its log-odds, what recalibration and the forecast say instead, right, probability (n, C), label,
@@ -233,11 +233,11 @@ def finding(
     found = Finding(
         fault="overconfidence", unit="avoidable share of the confidence's Brier loss",
         severity=head.value, low=head.low, high=head.high, threshold=threshold,
-        sentence=_sentence(head, measures, taught), measures=measures,
+        sentence=_sentence(head, measures, len(np.unique(taught))), measures=measures,
         charts=charts(samples["confidence"], right, cluster, head, measures),
         samples=samples, doubt=doubt(right, cluster, taught, head.low > threshold),
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(right), "clusters": clusters,
-                    "calibration clusters": taught, **provenance},
+                    "calibration clusters": len(np.unique(taught)), **provenance},
     )  # fmt: skip
     if found.verdict != "undecided":
         return found
@@ -245,8 +245,13 @@ def finding(
     return replace(found, needed=needed)
 
 
-def doubt(right: np.ndarray, cluster: np.ndarray, taught: int, beyond: bool) -> str:
-    """Why nothing is decided whatever the interval says, as sentences; `beyond`: its whole interval lies above the threshold."""
+def doubt(right: np.ndarray, cluster: np.ndarray, taught: np.ndarray, beyond: bool) -> str:
+    """Why nothing is decided whatever the interval says, as a sentence; empty where something is.
+
+    Args:
+        right, cluster: (n,) of the test examples. taught: (m,) the clusters of the calibration examples.
+        beyond: whether the whole interval lies above the threshold.
+    """
     rows = len(right)
     wrong, well = (len(np.unique(cluster[r])) for r in (~right, right))
     if few := bootstrap.too_few(cluster):
@@ -257,10 +262,17 @@ def doubt(right: np.ndarray, cluster: np.ndarray, taught: int, beyond: bool) -> 
             f"There are only {which} among {rows:,} test examples, one a cluster counted, and {FEWEST_ERRORS} of each kind are "
             "needed."
         )
-    if taught < TAUGHT and not beyond:
+    size = np.unique(taught, return_counts=True)[1]
+    if len(size) < TAUGHT and not beyond:
         return (
-            f"The calibration examples are {taught} independent clusters. Below {TAUGHT} they teach too little to say that nothing "
-            "is wrong."
+            f"The calibration examples are {len(size)} independent clusters. Below {TAUGHT} they teach too little to say that "
+            "nothing is wrong."
+        )
+    if independent_rows(size) < bootstrap.FEWEST and not beyond:
+        return (
+            f"The largest cluster holds {size.max() / size.sum():.0%} of the {size.sum():,} calibration examples. What is learnt "
+            "mostly from large clusters cannot say that nothing is wrong elsewhere. Take examples out of the largest clusters, or "
+            "add others."
         )
     return ""
 

@@ -91,7 +91,7 @@ def audit(
             f"No label of '{corpus.name}' can be judged: each occurs in all or in none of the calibration or the test texts. Give "
             "more rows, or other labels."
         )
-    taught = {c: len(np.unique(learnt[c].held.cluster)) for c in samples}
+    taught = {c: learnt[c].held.cluster for c in samples}
     found = finding(
         samples, lacking, subject.classes, taught=taught, threshold=threshold, resamples=resamples, seed=seed,
         forecast={c: learnt[c].forecast.ridge for c in samples},
@@ -115,13 +115,14 @@ def estimates(
 
 def finding(
     samples: Mapping[str, Mapping[str, NDArray]], lacking: Mapping[str, Label], order: tuple[str, ...], *,
-    taught: Mapping[str, int], threshold: float, resamples: int, seed: int, **provenance: Any,
+    taught: Mapping[str, NDArray], threshold: float, resamples: int, seed: int, **provenance: Any,
 ) -> Finding:  # fmt: skip
     """The finding of all labels.
 
     Args:
         samples: label -> what `audit.finding` takes of two classes, the same texts in the same order.
-        lacking: label -> why nothing is estimated of it. order: of all labels. taught: label -> clusters that taught its forecast.
+        lacking: label -> why nothing is estimated of it. order: of all labels. taught: label -> (m,) the clusters of the
+            calibration examples that taught its forecast.
     """
     got, labels = estimates(samples, resamples=resamples, seed=seed), []
     for c in order:
@@ -164,7 +165,7 @@ def finding(
         samples=together, doubt=doubt,
         provenance={"seed": seed, "resamples": _enough(resamples, len(samples)), "level": 0.95,
                     "examples": len(together["cluster"]), "clusters": clusters, "labels": len(labels),
-                    "calibration clusters": max(taught.values()), **provenance},
+                    "calibration clusters": max(len(np.unique(t)) for t in taught.values()), **provenance},
     )  # fmt: skip
     if found.verdict != "undecided":
         return found

@@ -193,7 +193,7 @@ def judge(parts: tuple[Draw, Draw], seed: int) -> Judged:
     forecast = fc.learn(held.seen, held.right, held.cluster, seed=seed)
     recalibrated = fc.recalibrated(held.seen, held.right)
     found = audit.finding(
-        test.columns(recalibrated, forecast), taught=len(np.unique(held.cluster)), threshold=THRESHOLD, resamples=RESAMPLES,
+        test.columns(recalibrated, forecast), taught=held.cluster, threshold=THRESHOLD, resamples=RESAMPLES,
         seed=seed,
     )  # fmt: skip
     intervals = {"severity": (found.low, found.high)} | {k: (m.low, m.high) for k, m in found.measures.items()}
