@@ -55,5 +55,7 @@ def test_a_forecast_that_one_text_taught_clears_nothing() -> None:
     right = cluster % 3 > 0
     one = np.r_[np.zeros(900, np.int64), np.arange(1, 601)]
     assert overconfidence.doubt(right, cluster, np.repeat(np.arange(601), 3), False) == ""
-    assert "The largest cluster holds 60% of the 1,500 calibration examples" in overconfidence.doubt(right, cluster, one, False)
+    assert "The largest cluster holds 60% of the 1,500 calibration examples" in overconfidence.doubt(
+        right, cluster, one, False
+    )
     assert overconfidence.doubt(right, cluster, one, True) == "", "what is found on other examples is found"

@@ -224,7 +224,7 @@ def test_each_measure_of_the_faults_has_a_word_in_the_glossary() -> None:
     titles = [f"{t[0]} {t[1]}" for t in TITLES.values()] + [f"{m[1]} {m[2]}" for m in MEASURES.values()]
     assert [t for t in titles if not glossary.explained(t)] == []
     assert glossary.explained("a thing of no kind") == ""
-    assert [t for t, _ in glossary.used(["AUPRC, mix as here"])] == ["AUPRC"]
+    assert [t for t, _ in glossary.used(["AUPRC on the examples as they are"])] == ["AUPRC"]
     assert all(re.search(r"[.!?]$", told) for _, told in glossary.TERMS.values())
     assert "Glossary" in text_of(sliding().comparisons[0])
 

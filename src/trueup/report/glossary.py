@@ -32,6 +32,11 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "lean": (r"\blean", "AUPRC lost because one group gets a head start, beyond what is lost because a group is harder."),
     "floor": (r"\bfloor\b", "AUPRC that would be lost even if no group had a head start: one group is harder. It is no shortcut."),
+    "nominal coupling": (
+        r"nominal coupling",
+        "The coupling at which a lean is measured, whatever that of the test examples is: that of the training where it is "
+        "known and above 2, and 3 otherwise.",
+    ),
     "coupling": (
         r"\bcoupl",
         "How many times as frequent each class is in its own group, at even margins. 1: label and group are unrelated.",

@@ -199,7 +199,7 @@ def test_a_winner_that_is_not_confirmed_is_told_why(remedy):
     lean = f"{won['severity']:+.3f} [{won['low']:+.3f}, {won['high']:+.3f}]"
     said, dear = R.why_none(offers, moved, winner, 0.02)
     assert said.endswith(
-        f"the lean moved by {lean}, but AUPRC over all mixes, which has to rise, by -0.008 [-0.052, +0.032]."
+        f"the lean moved by {lean}, but AUPRC over all couplings, which has to rise, by -0.008 [-0.052, +0.032]."
     )
     assert not dear
     lean_open = replace(moved[winner.key], lean=replace(moved[winner.key].lean, high=0.01))

@@ -240,7 +240,7 @@ class Family(ABC):
         """Every setting tried."""
 
     def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
-        """The variant with the best AUPRC over all mixes of the calibration examples."""
+        """The variant with the best AUPRC over all couplings of the calibration examples."""
         return int(np.argmax([score(e, v.held, "level") for v in variants]))
 
     def flipped(self, e: Evidence, chosen: int) -> Variant | None:
@@ -249,7 +249,7 @@ class Family(ABC):
 
 
 def score(e: Evidence, probability: NDArray, what: str) -> float:
-    """AUPRC of the calibration examples that choose: ``here``, ``balanced``, or ``level``, the mean over all mixes."""
+    """AUPRC of the calibration examples that choose: ``here``, ``balanced``, or ``level``, the mean over all couplings."""
     held = e.columns(probability, e.choosing)
     ranked, label, group = lean.margins(held["score"]), held["label"], held["group"]
     if what == "here":

@@ -17,7 +17,8 @@ from trueup.run.predict import predict, session
 from trueup.subject.subject import Subject
 
 ON_TEST = ("severity", "level", "auprc_against", "accuracy")
-"""What `methods` tells of each: the lean, AUPRC over all mixes, AUPRC under the coupling turned round, accuracy as the data are."""
+"""What `methods` tells of each: the lean, AUPRC over all couplings, AUPRC under the coupling turned round, accuracy as the data
+are."""
 
 
 def methods(

@@ -26,7 +26,7 @@ from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import with_prompt
 
 NEAR = 0.01
-"""Difference in AUPRC over all mixes that some hundred calibration examples cannot tell."""
+"""Difference in AUPRC over all couplings that some hundred calibration examples cannot tell."""
 RESAMPLES = 300
 """Of the bootstrap that judges the families on calibration examples."""
 
@@ -47,8 +47,8 @@ def repair(
 ) -> Adapted | NoRemedy:
     """Learn on ``train`` and ``calibration``; choose on one half of the calibration clusters, confirm on the other.
 
-    A family can be chosen when, on the half that chooses, the lean falls, AUPRC over all mixes rises, and accuracy as the data
-    are falls by at most `max_cost`; of those within `NEAR` of the best AUPRC over all mixes, the one whose lean is nearest to
+    A family can be chosen when, on the half that chooses, the lean falls, AUPRC over all couplings rises, and accuracy as the data
+    are falls by at most `max_cost`; of those within `NEAR` of the best AUPRC over all couplings, the one whose lean is nearest to
     0. That one alone is put to the test: on the half that chose nothing its lean has to fall with the whole paired interval. So
     a repair that does nothing is stated in at most 2.5% of runs, however many were tried. ``test`` is never looked at.
 
@@ -88,7 +88,7 @@ class Offer:
     """A family's chosen setting, and what the calibration examples that choose say of it.
 
     Attributes:
-        lean_before, lean: |lean|. level_before, level: AUPRC over all mixes. cost: accuracy lost as the data are.
+        lean_before, lean: |lean|. level_before, level: AUPRC over all couplings. cost: accuracy lost as the data are.
         flip: |lean| with the polarity of the shortcut turned round, which must not help; None where there is no such control.
         refused: why no adapter could be made of it; empty where none was tried, or one could.
     """
@@ -127,7 +127,7 @@ class Offer:
 
     @property
     def helps(self) -> bool:
-        """The lean falls and AUPRC over all mixes rises."""
+        """The lean falls and AUPRC over all couplings rises."""
         better = self.lean < self.lean_before and self.level > self.level_before
         return better and not self.control and not self.flip_matches
 
@@ -193,7 +193,8 @@ def taken(offers: Sequence[Offer], key: str) -> Offer:
 
 
 def best_of(offers: Sequence[Offer], max_cost: float) -> Offer | None:
-    """Of those that help within the budget, and are within `NEAR` of the best AUPRC over all mixes, the one that leans least."""
+    """Of those that help within the budget, and are within `NEAR` of the best AUPRC over all couplings, the one that leans
+    least."""
     able = [o for o in offers if o.helps and o.saveable and not dearer(o.cost, max_cost)]
     best = max((o.level for o in able), default=0.0)
     return min((o for o in able if o.level >= best - NEAR), key=lambda o: o.lean, default=None)
@@ -222,7 +223,7 @@ class Moved:
 
     @property
     def helps(self) -> bool:
-        """The lean falls with its whole interval, and AUPRC over all mixes rises."""
+        """The lean falls with its whole interval, and AUPRC over all couplings rises."""
         return self.lean.high < 0 < self.level.value
 
 
@@ -278,7 +279,7 @@ def why_none(
         return "No family of repairs goes with this subject.", False
     best = max(repairs, key=lambda o: o.level)
     return (
-        f"Of {len(repairs)} repairs none lowered the lean on calibration examples and raised AUPRC over all mixes (the best, "
+        f"Of {len(repairs)} repairs none lowered the lean on calibration examples and raised AUPRC over all couplings (the best, "
         f"{best.title}: lean {best.lean_before:.3f} before and {best.lean:.3f} after)."
     ), False
 
@@ -302,7 +303,7 @@ def _unconfirmed(best: Offer, moved: Moved, budget: str = "") -> str:
         f"{f'Within the budget of {budget} of accuracy, t' if budget else 'T'}he best repair on the calibration examples used for "
         f"choosing was {best.title}. The others do not confirm it: "
         + (
-            f"the lean moved by {lean}, but AUPRC over all mixes, which has to rise, by {_interval(moved.level)}."
+            f"the lean moved by {lean}, but AUPRC over all couplings, which has to rise, by {_interval(moved.level)}."
             if moved.lean.high < 0
             else f"the lean moved by {lean}, which is no clear fall."
         )
@@ -392,7 +393,7 @@ def _markdown(offers: Sequence[Offer], moved: Mapping[str, Moved]) -> str:
         "Paired differences to the adapter as it was, on calibration examples that were not used for choosing: of the lean, of "
         "the mean AUPRC over couplings from one to its reverse, and of the accuracy. Settings and the winner were chosen "
         "on the other calibration examples; intervals of those that were not chosen are not adjusted for their number.\n\n"
-        "| repair | setting | change of the lean [95%] | change of AUPRC, all mixes [95%] | accuracy lost [95%] |\n"
+        "| repair | setting | change of the lean [95%] | change of AUPRC, all couplings [95%] | accuracy lost [95%] |\n"
         "|---|---|---|---|---|\n" + rows
     )
 
