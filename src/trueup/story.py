@@ -376,7 +376,7 @@ def _examined(
     if not subject.multi_label:
         order_of_classes(subject, corpus)
     return Report(
-        title=f"{subject.source.adapter or subject.source.base} on {corpus.name}",
+        title=f"{_short(subject.source.adapter or subject.source.base)} on {corpus.name}",
         job=dict(job or {}),
         comparisons=tuple(comparisons),
         examples={name: examples[name] for name in asked if name in examples},
@@ -480,6 +480,11 @@ def called(thing: Any) -> str:
 def _set_knobs(fault: Fault) -> dict[str, Any]:
     """The knobs of a fault that are not at their defaults."""
     return {k: getattr(fault, k) for k, default in fault.knobs().items() if getattr(fault, k) != default}
+
+
+def _short(place: str) -> str:
+    """A hub id, or the last two parts of a longer path: the provenance has all of it."""
+    return "/".join(Path(place).parts[-2:])
 
 
 def _one(

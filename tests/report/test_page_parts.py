@@ -23,13 +23,34 @@ from trueup.report import bundle, charts, examples, glossary, html, words
 from trueup.report.bundle import Report
 from trueup.report.table import findings_table
 from trueup.store.atomic import new_folder
-from trueup.story import _since
+from trueup.story import _short, _since
 
 NAN = float("nan")
 
 
 def text_of(*comparisons: Comparison, **more) -> str:
     return Page(html.page(report(*comparisons, **more))).text.replace("\u00a0", " ")
+
+
+def test_a_single_fault_stands_in_the_card_alone_and_several_in_a_list() -> None:
+    def lists(*comparisons: Comparison, **more) -> int:
+        elements = Page(html.page(report(*comparisons, examples={}, **more))).elements
+        return sum(t == "nav" and a.get("aria-label") == "Faults" for t, a in elements)
+
+    assert lists(comparison()) == 0
+    assert lists(comparison(), comparison("rust", before=0.03, after=None)) == 1
+    assert lists(comparison(), notes=["rust was not examined: It has no bob."]) == 1
+
+
+def test_a_long_path_is_shortened_in_the_title() -> None:
+    places = ("org/adapter", "adapter", "embedded:minilm", "", "/a/b/runs/one", "../runs/one/adapter")
+    assert [_short(p) for p in places] == ["org/adapter", "adapter", "embedded:minilm", "", "runs/one", "one/adapter"]
+
+
+def test_a_key_has_after_only_where_something_was_repaired() -> None:
+    audited = comparison(before=0.4, after=None)
+    assert "before the repair" not in text_of(audited, comparison("rust", after=None), examples={})
+    assert "before the repair" in text_of(audited, comparison("rust"), examples={})
 
 
 # ---- words
