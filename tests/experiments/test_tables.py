@@ -182,7 +182,7 @@ def test_verdicts_are_told_with_what_the_repair_changed():
         "| m, a | LoRA | found, repaired | 0.200 [0.180, 0.220] | 0.020 [0.010, 0.030] | -0.010 [-0.030, +0.010] |"
     )
     assert lines_of[5] == "| m, b | LoRA | clear | 0.000 [-0.020, 0.020] |  |  |"
-    assert lines_of[6].startswith("| m, c | LoRA | undecided (would need some 4,000 texts) | 0.050")
+    assert lines_of[6].startswith("| m, c | LoRA | undecided (80% power: 4,000 texts) | 0.050")
     assert lines_of[7].startswith("| m, d | LoRA | found, no repair confirmed | 0.300")
     assert lines_of[8].startswith("| m, e | LoRA | found, trade-off | 0.300"), "each repair that helps costs too much"
     run = [

@@ -476,18 +476,27 @@ def test_so_many_clusters_part_the_interval_from_the_threshold():
         return clusters_needed(value, low, high, threshold, np.arange(clusters))
 
     assert needed(0.05, 0.03, 0.07, 0.01, 100) == 100, "they do already"
-    assert needed(0.05, 0.03, 0.07, 0.04, 100) == 400
-    assert needed(0.00, -0.04, 0.06, 0.02, 50) == 450
+    assert needed(0.05, 0.03, 0.07, 0.04, 100) == 818  # 100 * (2 * (1 + 0.8416 / 1.96))^2
+    assert needed(0.00, -0.04, 0.06, 0.02, 50) == 920
     assert needed(0.05, 0.03, 0.07, 0.01, 18) == FEWEST, "they do, and so few decide nothing"
     assert needed(0.02, 0.0, 0.04, 0.02, 50) is None
     assert needed(0.05, math.nan, math.nan, 0.02, 50) is None
-    rng = np.random.default_rng(0)
-    x = rng.normal(0.0, 1, 40) + 0.1
-    small = interval(np.mean, x, seed=0)
-    enough = needed(small.value, small.low, small.high, 0.0, 40)
+
+
+def test_four_in_five_checks_with_so_many_clusters_decide_if_the_estimate_is_true():
+    x = np.random.default_rng(0).normal(size=400)
+    first = interval(Means(lambda x: x, 0), x, seed=0)
+    true, half = first.value, first.value - first.low
+    threshold = true - 0.6 * half
+    enough = clusters_needed(true, first.low, first.high, threshold, np.arange(400))
     assert enough is not None
-    larger = interval(np.mean, np.resize(x, enough), seed=0)
-    assert abs(larger.low) < 0.05 < abs(small.low), "so many of the same kind just do"
+
+    def decided(n: int) -> int:
+        rows = (np.random.default_rng(i).normal(true, x.std(), n) for i in range(150))
+        return sum(interval(Means(lambda x: x, 0), r, seed=0, resamples=200).low > threshold for r in rows)
+
+    assert binom.ppf(SURE, 150, 0.75) <= decided(enough) <= binom.ppf(1 - SURE, 150, 0.85)
+    assert decided(enough // 2) < 0.65 * 150, "the control: with half of them it is a toss-up"
 
 
 SURE = 1e-4

@@ -76,7 +76,10 @@ def test_clear_and_undecided() -> None:
     assert state_of(across) == "undecided"
     assert "and its interval includes the threshold. Nothing to repair." in verdict(across)
     counted = with_before(across, needed=1234)
-    assert "includes the threshold. About 1,300 independent examples are needed to decide. Nothing" in verdict(counted)
+    assert (
+        "includes the threshold. With about 1,300 independent examples, 80% of such checks decide. Nothing"
+        in verdict(counted)
+    )
 
 
 def test_a_doubt_decides_nothing_whatever_the_interval_says() -> None:
@@ -92,7 +95,7 @@ def test_a_doubt_decides_nothing_whatever_the_interval_says() -> None:
 def test_a_doubt_asks_for_more_examples_only_where_more_would_decide(clusters: int, told: bool) -> None:
     c = comparison(before=0.4, after=None, remedy="")
     c = with_before(c, doubt="It cannot be told from chance", needed=30, provenance={"clusters": clusters})
-    assert ("About 30 independent examples are needed to decide." in verdict(c)) == told
+    assert ("With about 30 independent examples, 80% of such checks decide." in verdict(c)) == told
 
 
 def test_what_was_not_found_and_repaired_all_the_same() -> None:

@@ -24,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from trueup.errors import BadInput, did_you_mean, listing
+from trueup.errors import BadInput, did_you_mean, listing, two_digits
 from trueup.experiments.presets import HEADLINES
 from trueup.measure.bootstrap import Estimate
 from trueup.measure.seeds import over_seeds
@@ -182,7 +182,7 @@ def verdicts(rows: Sequence[Row], fault: str) -> str:
             f"{_named(r['model'])}, {_named(r['data'])}", KINDS.get(kind, kind),
             r["verdict"]
             + (f", {r['outcome']}" if r["outcome"] not in (None, r["verdict"]) else UNREPAIRED * (r["verdict"] == "found"))
-            + (f" (would need some {r['needed']:,} texts)" if r["verdict"] == "undecided" and r["needed"] else ""),
+            + (f" (80% power: {two_digits(r['needed']):,} texts)" if r["verdict"] == "undecided" and r["needed"] else ""),
             f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]",
             f"{r['after']:.3f} [{r['after_low']:.3f}, {r['after_high']:.3f}]" if repaired else "",
             "" if moved is None else _told(Estimate(moved, accuracy["difference_low"], accuracy["difference_high"], 0.95)),

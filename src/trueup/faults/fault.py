@@ -234,8 +234,8 @@ class Finding:
         provenance: fingerprints, seed, versions, and the fault's settings (knobs).
         doubt: a sentence that says why the verdict is undecided whatever the interval is, such as too few clusters. Otherwise
             empty.
-        needed: how many clusters of examples would be enough for a verdict, if this can be computed
-            (`bootstrap.clusters_needed`). Otherwise None.
+        needed: with how many clusters of examples 80% of checks would reach a verdict if the severity is as estimated
+            (`bootstrap.clusters_needed`). None if this cannot be computed.
     """
 
     fault: str

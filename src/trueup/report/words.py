@@ -250,7 +250,10 @@ def more_texts(finding: Finding) -> str:
     if finding.needed is None:
         return "Test on more texts: the interval includes the threshold."
     had = f" (this check had {tested:,})" if isinstance(tested, int) else ""
-    return f"To reach a decision, test on about {two_digits(finding.needed):,} independent texts{had}."
+    return (
+        f"To reach a decision, test on about {two_digits(finding.needed):,} independent texts{had}. If the severity is as "
+        "estimated here, 80% of such checks decide."
+    )
 
 
 @dataclass(frozen=True)
@@ -302,7 +305,7 @@ def _needed(finding: Finding) -> str:
     return (
         ""
         if finding.needed is None or (isinstance(tested, int) and finding.needed <= tested)
-        else f" About {two_digits(finding.needed):,} independent examples are needed to decide."
+        else f" With about {two_digits(finding.needed):,} independent examples, 80% of such checks decide."
     )
 
 
