@@ -75,6 +75,7 @@ _FORM: dict[str, dict[str, Kind]] = {
         "alora_invocation_tokens": optional(lists(whole())),
         "loftq_config": optional(record({"loftq_bits": whole(1, 8), "loftq_iter": whole()})),
     },
+    "ADALORA": _ANY | {"init_r": whole(1), "rank_pattern": optional(mapping(lists(FLAG)))},
     "IA3": _ANY | {
         "target_modules": _NAMES, "exclude_modules": _NAMES, "feedforward_modules": _NAMES, "fan_in_fan_out": FLAG,
         "init_ia3_weights": FLAG,
@@ -201,13 +202,22 @@ def check_sizes(config: peft.PeftConfig, tensors: Mapping[str, Tensor], other: s
     """Raises BadInput where settings ask for a size that none of the adapter's own weights has, before PEFT allocates it."""
     largest = max((n for t in tensors.values() for n in t.shape), default=0)
     asked = {"num_virtual_tokens": getattr(config, "num_virtual_tokens", 0)}
-    if isinstance(config, peft.LoraConfig):
+    if isinstance(config, peft.AdaLoraConfig):  # whose r is not read, and whose pattern is of the ranks that are kept
+        asked["init_r"] = config.init_r
+    elif isinstance(config, peft.LoraConfig):
         asked["r"] = max([config.r, *(config.rank_pattern or {}).values()])
     for key, size in asked.items():
         if size > largest:
             raise BadInput(
                 f"{other}: its settings ask for {key} {size}, and its weights have {largest} at most. Save the adapter again."
             )
+    if isinstance(config, peft.AdaLoraConfig):
+        for name, kept in (config.rank_pattern or {}).items():
+            if len(kept) != config.init_r:
+                raise BadInput(
+                    f"{other}: its rank_pattern says of {len(kept)} ranks of '{name}' whether they are kept, and its init_r is "
+                    f"{config.init_r}. Save the adapter again."
+                )
 
 
 def check_numbers(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], where: str) -> None:
