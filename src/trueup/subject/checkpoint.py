@@ -536,7 +536,7 @@ def adapter_folder(adapter: str | None) -> Path | None:
         return None if adapter is None else path
     from huggingface_hub import snapshot_download
 
-    wanted = ["adapter_*", f"*/{places.SETTINGS}", CARD, *tokens.FILES, "README.md"]
+    wanted = ["adapter_*", f"*/{places.SETTINGS}", CARD, *tokens.FILES, "README.md", "training_params.json"]
     with asking_hub(adapter):
         try:
             return Path(snapshot_download(adapter, allow_patterns=wanted))
