@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
-from trueup.caveats import order_of_classes
+from trueup.caveats import order_of_classes, unknown
 from trueup.corpus.corpus import Corpus
 from trueup.run.predict import Session, within
 
@@ -44,3 +45,24 @@ def test_two_of_four_classes_that_stand_in_each_others_place_are_warned_of(monke
 def test_a_model_in_its_order_is_not_warned_of_however_weak_it_is(monkeypatch: pytest.MonkeyPatch):
     assert not warned((0, 1, 2, 3), monkeypatch)
     assert not warned((0, 1, 2, 3), monkeypatch, right=0.5)
+
+
+def test_texts_of_unknown_tokens_are_warned_of(base_of: Any):
+    """Of a tokenizer that has a token for unknown words, and of one that calls its end so."""
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base_of("bert"))
+
+    def said(texts: list[str]) -> tuple[list[str], dict[str, str]]:
+        subject: Any = SimpleNamespace(tokenizer=tokenizer, max_length=8)
+        corpus = Corpus(texts, np.arange(len(texts)) % 2, ("a", "b"), np.array(["test"] * len(texts)))
+        with within(Session()) as session:
+            told = unknown(subject, corpus)
+        return session.warnings, told
+
+    ((warning,), told) = said(["ดี มาก", "good cat"])
+    assert "does not know 50% of the tokens of the test texts, and half or more of 1 of 2 texts" in warning
+    assert told == {"unknown tokens in test texts": "2 of 4 (50.0%)"}
+    assert said(["good cat"] * 10 + ["ดี"]) == ([], {"unknown tokens in test texts": "1 of 21 (4.8%)"})
+    assert said(["good cat", "bad"]) == ([], {})
+    tokenizer.eos_token = tokenizer.unk_token  # as GPT-2's does, which knows all texts
+    assert said(["ดี มาก", "good cat"]) == ([], {})

@@ -155,6 +155,30 @@ def length(subject: Subject, test: Corpus) -> dict[str, str]:
     }
 
 
+UNKNOWN = 0.1
+"""The share of unknown tokens from which a report warns."""
+
+
+def unknown(subject: Subject, test: Corpus) -> dict[str, str]:
+    """How many tokens of the test texts the tokenizer does not know: for the provenance where there are any, and from 10% on a
+    warning."""
+    from trueup.run.forward import unknown as counted
+    from trueup.run.predict import session
+
+    lost, tokens = counted(subject, test)
+    if not (total := int(lost.sum())):
+        return {}
+    share = total / tokens.sum()
+    if share >= UNKNOWN:
+        mostly = int((2 * lost >= tokens).sum())
+        session().warn(
+            f"The tokenizer does not know {share:.0%} of the tokens of the test texts, and half or more of {mostly} of {len(test)} "
+            f"texts. It reads all of them as '{subject.tokenizer.unk_token}', so the model cannot tell these words apart. Check "
+            "that the text column is the right one, and that model and tokenizer are made for the language of the texts."
+        )
+    return {"unknown tokens in test texts": f"{total:,} of {int(tokens.sum()):,} ({share:.1%})"}
+
+
 def order_of_classes(subject: Subject, corpus: Corpus) -> None:
     """A warning where the model is right less often than one answer to all would be, or far and surely less often than with its
     classes in another order."""

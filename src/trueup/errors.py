@@ -90,7 +90,9 @@ def check_within(folder: Path, otherwise: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest of `known`, or an empty string. Starts with a space, to be appended."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    there = [str(k) for k in known]
+    close = [k for k in there if k and k.casefold() == str(name).casefold()]  # POS and pos have no letter in common
+    close = close or difflib.get_close_matches(str(name), there, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

@@ -68,7 +68,7 @@ def check_names(job: Job, *, fresh: bool = False) -> None:
     folder = None
     if job.adapter is not None:
         if (folder := places.adapter_path(job.adapter)) is None:
-            places.check_hub_id(job.adapter)
+            places.check_hub_id(job.adapter, places.SETTINGS)
             return
         places.check_adapter(folder, job.adapter)
     _check_answers(job, folder, card, found, fresh)
@@ -286,6 +286,7 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
     A model without names has its logits in the data's own order of classes; labels that are numbers under a model with names
     are places among its logits, as transformers' own trainer reads them. `named`: the user gave the names.
     """
+    from trueup.corpus.values import numbers_in, places
     from trueup.run.predict import session
 
     for sentence in corpus.notes:
@@ -310,10 +311,13 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
             "it was trained in another, every figure here is wrong: give --classes."
         )
         return subject, corpus
-    if set(corpus.classes) <= set(numbers) and not set(corpus.classes) & set(subject.classes):
-        names = tuple(subject.classes[int(c)] for c in corpus.classes)
+    at = None if set(corpus.classes) & set(subject.classes) else places(corpus.classes, len(subject.classes))
+    if at is not None and len(set(at.values())) == len(at) and max(at.values()) < len(subject.classes):
+        names = tuple(subject.classes[at[c]] for c in corpus.classes)
         pairs = ", ".join(f"{c} is '{n}'" for c, n in zip(corpus.classes, names, strict=True))
-        session().note(f"Labels that are numbers were read as places among the model's classes: {pairs}.")
+        session().note(
+            f"Labels that are {numbers_in(corpus.classes)} were read as places among the model's classes: {pairs}."
+        )
         return subject, replace(corpus, classes=names)
     return subject, corpus
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueup.caveats import effect_of_adapter, length, order_of_classes, padded, provenance, snapshot, unused
+from trueup.caveats import effect_of_adapter, length, order_of_classes, padded, provenance, snapshot, unknown, unused
 from trueup.errors import BadInput, OutOfMemory, TrueupError, Unavailable, Unsupported, listing, out_of_memory
 from trueup.faults.fault import Comparison, Fault, Finding, NoRemedy, each_fault
 from trueup.given import checked
@@ -380,7 +380,7 @@ def _examined(
         job=dict(job or {}),
         comparisons=tuple(comparisons),
         examples={name: examples[name] for name in asked if name in examples},
-        provenance=provenance(subject, corpus, seed, job) | length(subject, test),
+        provenance=provenance(subject, corpus, seed, job) | length(subject, test) | unknown(subject, test),
         notes=[
             *subject.source.told,
             *changed,

@@ -1203,3 +1203,57 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "d.csv")
     with pytest.raises(BadInput, match="is no plain file"):
         read(tmp_path / "d.csv")
+
+
+LABELS_AS_PLACES = {
+    "csv of pandas": ("False", "True"), "csv of R": ("FALSE", "TRUE"), "JSON": (False, True), "numbers": (0, 1),
+    "floats": (0.0, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LABELS_AS_PLACES)
+def test_true_and_false_are_places_as_a_trainer_reads_them(tmp_path, kind):
+    two = LABELS_AS_PLACES[kind]
+    path = jsonl(tmp_path / "d.jsonl", label=lambda i: two[i % 2])
+    corpus = read(path, classes=["neg", "pos"])
+    assert [corpus.classes[i] for i in corpus.label[:2]] == ["neg", "pos"]
+    (note,) = corpus.notes
+    what = "numbers" if kind in ("numbers", "floats") else "true and false"
+    assert note.startswith(f"Labels that are {what} were read as places among the classes that you gave: ")
+    assert not read(path).guessed
+    if kind not in ("numbers", "floats"):
+        with pytest.raises(BadInput, match="is none of the classes 'a', 'b', 'c'"):
+            read(path, classes=["a", "b", "c"])
+
+
+def test_labels_that_are_nearly_the_same_are_told(tmp_path):
+    path = jsonl(tmp_path / "d.jsonl", label=lambda i: ("pos", "neg", "Pos")[i % 3])
+    (note,) = read(path).notes
+    assert "'Pos', 'pos' differ only in upper and lower case or in spaces, and were read as different classes" in note
+    assert read(jsonl(tmp_path / "d.jsonl", label=lambda i: ("pos", "neg", "good")[i % 3])).notes == ()
+    path = jsonl(tmp_path / "d.jsonl", label=lambda i: ("POS", "NEG")[i % 2])
+    with pytest.raises(BadInput, match=r"'POS' in .* is none of the classes 'neg', 'pos'\. Did you mean 'pos'\?"):
+        read(path, classes=["neg", "pos"])
+
+
+def test_scores_are_no_classes(tmp_path):
+    (note,) = read(jsonl(tmp_path / "d.jsonl", label=lambda i: (0.0, 0.5)[i % 2])).notes
+    assert "numbers with fractions, such as 0.5, and each was read as the name of a class" in note
+    assert read(jsonl(tmp_path / "d.jsonl", label=lambda i: (0.0, 5.0)[i % 2])).notes == (), (
+        "the control: whole numbers"
+    )
+    with pytest.raises(BadInput, match=r"60 different labels in 60 rows, such as .*trueup does not examine regression"):
+        read(jsonl(tmp_path / "d.jsonl", label=lambda i: i / 7))
+
+
+def test_a_file_with_hidden_labels_says_what_they_are(tmp_path):
+    path = jsonl(tmp_path / "d.jsonl", label=lambda i: -1)
+    with pytest.raises(
+        BadInput, match=r"only one class in column 'label': '-1'\. A label of -1 is what benchmarks write"
+    ):
+        read(path)
+    path = jsonl(tmp_path / "d.jsonl", label=lambda i: -1 if i > 40 else i % 2)
+    with pytest.raises(
+        BadInput, match=r"'-1' in .* is none of the classes 'a', 'b'.* A label of -1 is what benchmarks write"
+    ):
+        read(path, classes=["a", "b"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 import transformers
 
 from trueup.corpus.corpus import Corpus
-from trueup.errors import Unsupported
+from trueup.errors import BadInput, Unsupported
 from trueup.faults.rigidity import Rigidity
 from trueup.run import forward
 from trueup.run.predict import predict
@@ -148,3 +150,71 @@ def test_a_head_that_it_adapts_is_no_matrix(base_of: Any, tmp_path: Path):
         Unsupported, match=r"The head of this Llama.*|last layer is a .*, which trueup cannot read as a matrix"
     ):
         load(model, tokenizer=tokenizer, classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def allocated(base_of: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A live AdaLoRA that was trained until it had given its ranks away, unevenly, and its files."""
+    folder = tmp_path_factory.mktemp("allocated")
+    config = peft.AdaLoraConfig(
+        task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], total_step=8, tinit=1, tfinal=1, init_r=4, target_r=1
+    )
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = peft.get_peft_model(classifier(base_of("llama"), 3), config)
+        model.get_base_model().config.pad_token_id = 0
+        steps = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for i in range(8):
+            steps.zero_grad()
+            model(input_ids=torch.tensor([[4, 5], [6, 7], [8, 9]]), labels=torch.arange(3)).loss.backward()
+            steps.step()
+            model.base_model.update_and_allocate(i)
+        model.eval().save_pretrained(str(folder), save_embedding_layers=False)
+    return model, folder
+
+
+def test_an_adalora_that_gave_its_ranks_away(allocated: tuple[Any, Path], base_of: Any, tmp_path: Path):
+    model, folder = allocated
+    kept = {sum(v) for v in json.loads((folder / "adapter_config.json").read_text())["rank_pattern"].values()}
+    assert {0} < kept, "the control: the ranks differ, and some modules have none"
+    subject = load(str(base_of("llama")), str(folder), classes=CLASSES, max_length=32, device="cpu")
+    own = plain(model, subject)
+    assert np.abs(predict(subject, corpus()).logits - own).max() <= TOLERANCE
+    with model.disable_adapter():
+        assert np.abs(own - plain(model, subject)).max() > 0.01, "the control: it changes what the model says"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base_of("llama"))
+    same = load(model, tokenizer=tokenizer, classes=CLASSES, max_length=32)
+    assert np.abs(predict(same, corpus()).logits - own).max() <= TOLERANCE
+    for i, found in enumerate((subject, same)):
+        (tmp_path / str(i)).mkdir()
+        files.write_adapter(tmp_path / str(i), *files.adapter_with_head(found, found.own_head()))
+        with quiet():
+            again = peft.PeftModel.from_pretrained(classifier(base_of("llama"), 3), str(tmp_path / str(i))).eval()
+        assert np.abs(plain(again, subject) - own).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"init_r": 10**9}, "its settings ask for init_r 1000000000"),
+        ({"init_r": 8}, "its rank_pattern says of 4 ranks of .* and its init_r is 8"),
+        ({"rank_pattern": {"a": 3}}, "rank_pattern"),
+        ({"rank_pattern": {"nowhere.lora_E": [True] * 4}}, "nowhere"),
+        ({"r": 10**9}, None),  # which an AdaLoRA does not read
+    ],
+)
+def test_ranks_that_an_adalora_cannot_have(
+    change: dict[str, Any], said: str | None, allocated: tuple[Any, Path], base_of: Any, tmp_path: Path
+):
+    shutil.copytree(allocated[1], tmp_path, dirs_exist_ok=True)
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
+
+    def read() -> None:
+        load(str(base_of("llama")), str(tmp_path), classes=CLASSES, max_length=32, device="cpu")
+
+    if said is None:
+        read()
+        return
+    with pytest.raises(BadInput, match=said):
+        read()

@@ -242,6 +242,9 @@ def test_the_lines_of_a_card_quantise_as_the_live_model_is(kind: str, wide: Any,
     np.testing.assert_allclose(space["out"][0, :3].detach().numpy(), want, atol=1e-2 * np.abs(want).max())
 
 
+NF4_TWICE = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+
+
 @pytest.mark.parametrize(
     ("page", "name", "found"),
     [
@@ -264,6 +267,37 @@ def test_what_says_that_an_adapter_was_trained_on_a_quantised_base(
     settings = peft.LoraConfig()
     settings.base_model_name_or_path = name
     assert files.trained_on(tmp_path, settings) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("adapter: qlora\nload_in_4bit: true\n", NF4_TWICE),
+        ("adapter: lora\nload_in_4bit: true\nload_in_8bit: false\n", NF4_TWICE),
+        ("adapter: qlora\n", NF4_TWICE), ("load_in_8bit: true\nload_in_4bit: false\nadapter: lora\n", {"load_in_8bit": True}),
+        ("load_in_8bit: false\nload_in_4bit: false\nadapter: lora\n", None), ("# load_in_4bit: true\nadapter: lora\n", None),
+    ],
+)  # fmt: skip
+def test_what_axolotls_card_says_of_the_base(given: str, found: Any, tmp_path: Path):
+    card = f"---\nlicense: mit\n---\n\n<details>\n\naxolotl version: `0.9`\n```yaml\n{given}```\n\n"
+    page = tmp_path / "README.md"
+    page.write_text(card + "</details>\n\n```\nload_in_4bit: true\n```\n")
+    assert files.trained_on(tmp_path, peft.LoraConfig()) == found
+    page.write_text(page.read_text().replace("axolotl version", "our version"))
+    assert files.trained_on(tmp_path, peft.LoraConfig()) is None, "the control: a page of nobody knows whom"
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ('{"quantization": "int4"}', NF4_TWICE | {"bnb_4bit_use_double_quant": False}),
+        ('{"quantization": "int8"}', {"load_in_8bit": True}), ('{"quantization": "none"}', None), ('{"quantization": null}', None),
+        ("[]", None), ("{", None), ("[" * 100_000, None), ("\udcff", None),
+    ],
+)  # fmt: skip
+def test_what_autotrain_writes_of_the_base(written: str, found: Any, tmp_path: Path):
+    (tmp_path / "training_params.json").write_bytes(written.encode("utf-8", "surrogateescape"))
+    assert files.trained_on(tmp_path, peft.LoraConfig()) == found
 
 
 def test_an_adapter_that_was_trained_on_a_quantised_base_is_measured_on_both(wide: Any, tmp_path: Path):

@@ -12,6 +12,7 @@ from trueup.corpus.files import KINDS, kind_of
 from trueup.corpus.split import SPLIT_NAMES
 from trueup.corpus.table import Table
 from trueup.errors import BadInput, Unavailable, did_you_mean, listing
+from trueup.store.network import asking_hub
 
 PART = "(split)"
 """The column that says which part of the data set a row is from; no user's column is called so."""
@@ -109,7 +110,8 @@ def _load_hub(name: str, hub_split: str | None) -> Any:
     datasets_logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(repo, config or None, split=hub_split)
+        with asking_hub(repo):
+            return datasets.load_dataset(repo, config or None, split=hub_split)
     except DatasetNotFoundError as e:
         raise BadInput(
             f"There is no dataset '{repo}' on the hub that you may read, and no such file.{near} Check the id, log in "

@@ -27,7 +27,16 @@ from trueup.corpus.split import (
     stratified_subset,
 )
 from trueup.corpus.table import Table
-from trueup.corpus.values import absent, group_column, label_column, label_lists, other_column, text_column
+from trueup.corpus.values import (
+    HIDDEN,
+    absent,
+    group_column,
+    label_column,
+    label_lists,
+    other_column,
+    places,
+    text_column,
+)
 from trueup.errors import BadInput, did_you_mean, listing
 from trueup.given import checked
 from trueup.store.inputs import path_of
@@ -166,7 +175,7 @@ def read(
     if labels is None and len(np.unique(label_index)) < 2 and not answers:
         raise BadInput(
             f"{table.source} has only one class in column '{label}': '{class_names[label_index[0]]}'. "
-            "Give data with at least two classes, or another label column."
+            f"{HIDDEN if class_names[label_index[0]] == '-1' else ''}Give data with at least two classes, or another label column."
         )
     stratum = np.zeros_like(label_index) if answers else label_index if labels is None else _rarest(labels)
     if limit is not None and limit < len(texts):
@@ -208,7 +217,7 @@ def read(
 def _guessed(table: Table, label: str, classes: Sequence[str]) -> bool:
     """Whether the order of the classes found in a column says nothing: they are words, and the source states no order of them."""
     stated = label in table.names or label in table.order
-    return not (stated or all(c.isdigit() or c in ("True", "False") for c in classes))
+    return not (stated or places(classes, len(classes)) is not None)
 
 
 def _rarest(labels: np.ndarray) -> np.ndarray:

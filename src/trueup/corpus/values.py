@@ -6,7 +6,8 @@ import ast
 import json
 import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -220,34 +221,82 @@ def label_column(
         order = tuple(str(c) for c in classes)
         if len(set(order)) < len(order):
             raise BadInput(f"The classes {listing(order)} name one class twice; name each once.")
-        places = not answers and not found & set(order) and all(s.isascii() and s.isdigit() for s in found)
-        if places and all(int(s) < len(order) for s in found):
-            pairs = ", ".join(f"{s} is '{order[int(s)]}'" for s in sorted(found, key=int))
-            placed = (f"Labels that are numbers were read as places among the classes that you gave: {pairs}.",)
-            said = [order[int(s)] for s in said]
+        at = None if answers or found & set(order) else places(found, len(order))
+        if at is not None and max(at.values()) < len(order):
+            pairs = ", ".join(f"{s} is '{order[at[s]]}'" for s in sorted(found, key=at.__getitem__))
+            placed = (
+                f"Labels that are {numbers_in(found)} were read as places among the classes that you gave: {pairs}.",
+            )
+            said = [order[at[s]] for s in said]
         unknown = [i for i, s in enumerate(said) if s not in order]
+        if "-1" in found and not found & set(order) and places(found - {"-1"}, len(order)) is not None:
+            unknown = [i for i, s in enumerate(said) if s == "-1"]  # without these the rest would be places
         if unknown:
             first = said[unknown[0]]
             raise BadInput(
                 f"{here}: '{first}' in {table.where(unknown, 3)} is none of the classes {listing(order)}."
                 f"{did_you_mean(first, order)} "
-                + ("Numbers are read as places among the classes, counted from 0. " if places else "")
+                + ("Numbers are read as places among the classes, counted from 0. " if at is not None else "")
+                + (HIDDEN if first == "-1" else "")
                 + "Correct the label, or the names of the classes (--classes, in Python classes=)."
             )
     stated_by_none = classes is None and names is None
-    if stated_by_none and not answers and len(found) > 100 and len(found) > len(said) / 2:
+    scores = stated_by_none and all(_NUMBER.fullmatch(s) for s in found) and not all(map(_WHOLE.fullmatch, found))
+    if stated_by_none and not answers and len(found) > (2 if scores else 100) and len(found) > len(said) / 2:
         raise BadInput(
-            f"{here}: {len(found)} different labels in {len(said)} rows, so it does not hold classes. Name the label "
-            f"column; the columns are {listing(table.every)}."
+            f"{here}: {len(found)} different labels in {len(said)} rows{f', such as {said[0]}' if scores else ''}, so it does not "
+            f"hold classes. {'trueup does not examine regression. ' if scores else ''}Name the label column; the columns are "
+            f"{listing(table.every)}."
         )
     notes: tuple[str, ...] = placed
+    if not answers and (alike := _alike(found)):
+        notes += (
+            f"Column '{column}': {listing(alike)} differ only in upper and lower case or in spaces, and were read as different "
+            "classes. If they are one, write them alike.",
+        )
+    if scores and not answers:
+        notes += (
+            f"Column '{column}' holds numbers with fractions, such as {next(s for s in said if not _WHOLE.fullmatch(s))}, and each "
+            "was read as the name of a class. If they are scores, the figures mean nothing: trueup does not examine regression.",
+        )
     if stated_by_none and (words := [s for s in said if s in WORDS]):
-        notes = (
+        notes += (
             f"{_told(column, words, values)} was read as {'an answer' if answers else 'a class'} of that name. Where a missing "
             "one is meant, drop those rows.",
         )
     place = {c: i for i, c in enumerate(order)}
     return np.array([place[s] for s in said], dtype=np.int64), order, notes
+
+
+HIDDEN = "A label of -1 is what benchmarks write where they keep the labels of test rows hidden: drop these rows. "
+
+_BOOLEANS = {"false": 0, "true": 1}
+
+
+def places(labels: Iterable[str], classes: int) -> dict[str, int] | None:
+    """By label, its place among the logits, where all are numbers, or, of two classes, true and false; None where they are names.
+
+    It is how transformers' trainer reads such labels.
+    """
+    found = list(labels)
+    if all(s.isascii() and s.isdigit() for s in found):
+        return {s: int(s) if len(s) < 19 else sys.maxsize for s in found}  # Python reads no number of 4,301 digits
+    if classes == 2 and all(s.casefold() in _BOOLEANS for s in found):
+        return {s: _BOOLEANS[s.casefold()] for s in found}
+    return None
+
+
+def numbers_in(labels: Iterable[str]) -> str:
+    """What a sentence calls labels that are `places`."""
+    return "numbers" if all(s.isdigit() for s in labels) else "true and false"
+
+
+def _alike(labels: Iterable[str]) -> list[str]:
+    """Labels that differ from another only in upper and lower case or in white space."""
+    same: dict[str, list[str]] = {}
+    for s in sorted(labels, key=natural_order):
+        same.setdefault(" ".join(s.casefold().split()), []).append(s)
+    return [s for group in same.values() if len(group) > 1 for s in group]
 
 
 _NESTED = (list, tuple, set, frozenset, np.ndarray)

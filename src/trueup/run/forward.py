@@ -132,6 +132,24 @@ def cut(subject: Subject, corpus: Corpus) -> np.ndarray:
     return np.array(longer)
 
 
+def unknown(subject: Subject, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) each: how many tokens of an example the tokenizer does not know, and how many it has.
+
+    A tokenizer that spells every text in bytes has no token for unknown ones, and some call their end token so: none is counted.
+    """
+    tok, unk = subject.tokenizer, subject.tokenizer.unk_token_id
+    none = unk is None or unk in (tok.eos_token_id, tok.bos_token_id, tok.pad_token_id)
+    counts: list[tuple[int, int]] = []
+    pairs = _pairs(corpus)
+    for at in range(0, 0 if none else len(pairs), AT_ONCE):
+        read = tok(
+            *_arguments(pairs[at : at + AT_ONCE]), add_special_tokens=False, truncation=True, max_length=subject.max_length,
+            verbose=False,
+        )  # fmt: skip
+        counts += [(ids.count(unk), len(ids)) for ids in map(list, read["input_ids"])]
+    return tuple(np.array(counts or [(0, 0)] * len(corpus)).T)  # type: ignore[return-value]
+
+
 def _by_beginnings(
     subject: Subject,
     pairs: Sequence[tuple[str, str | None]],

@@ -75,6 +75,7 @@ _FORM: dict[str, dict[str, Kind]] = {
         "alora_invocation_tokens": optional(lists(whole())),
         "loftq_config": optional(record({"loftq_bits": whole(1, 8), "loftq_iter": whole()})),
     },
+    "ADALORA": _ANY | {"init_r": whole(1), "rank_pattern": optional(mapping(lists(FLAG)))},
     "IA3": _ANY | {
         "target_modules": _NAMES, "exclude_modules": _NAMES, "feedforward_modules": _NAMES, "fan_in_fan_out": FLAG,
         "init_ia3_weights": FLAG,
@@ -201,13 +202,22 @@ def check_sizes(config: peft.PeftConfig, tensors: Mapping[str, Tensor], other: s
     """Raises BadInput where settings ask for a size that none of the adapter's own weights has, before PEFT allocates it."""
     largest = max((n for t in tensors.values() for n in t.shape), default=0)
     asked = {"num_virtual_tokens": getattr(config, "num_virtual_tokens", 0)}
-    if isinstance(config, peft.LoraConfig):
+    if isinstance(config, peft.AdaLoraConfig):  # whose r is not read, and whose pattern is of the ranks that are kept
+        asked["init_r"] = config.init_r
+    elif isinstance(config, peft.LoraConfig):
         asked["r"] = max([config.r, *(config.rank_pattern or {}).values()])
     for key, size in asked.items():
         if size > largest:
             raise BadInput(
                 f"{other}: its settings ask for {key} {size}, and its weights have {largest} at most. Save the adapter again."
             )
+    if isinstance(config, peft.AdaLoraConfig):
+        for name, kept in (config.rank_pattern or {}).items():
+            if len(kept) != config.init_r:
+                raise BadInput(
+                    f"{other}: its rank_pattern says of {len(kept)} ranks of '{name}' whether they are kept, and its init_r is "
+                    f"{config.init_r}. Save the adapter again."
+                )
 
 
 def check_numbers(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], where: str) -> None:
@@ -240,13 +250,16 @@ def config_of(raw: Mapping[str, Any]) -> peft.PeftConfig:
     return cls(**kept)
 
 
+_NF4_TWICE = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+_AXOLOTL = "\naxolotl version:"
 _TRAINED_ON = "The following `bitsandbytes` quantization config was used during training:"
 
 
 def trained_on(folder: Path | None, settings: peft.PeftConfig | None) -> dict[str, Any] | None:
     """The quantisation of the base that an adapter was trained on, as settings of bitsandbytes; None where nothing says so.
 
-    PEFT wrote it into the adapter's README.md until 0.6; later only a base's name tells (``...-bnb-4bit``).
+    PEFT writes it into README.md where the config of the base names it, Axolotl writes there what it was given, and AutoTrain
+    writes a file of its own. Else only a base's name tells (``...-bnb-4bit``).
     """
     page = folder / "README.md" if folder is not None else None
     if page is not None and page.is_file():
@@ -260,9 +273,26 @@ def trained_on(folder: Path | None, settings: peft.PeftConfig | None) -> dict[st
                 kind = {"bnb_4bit_quant_type": said.get("bnb_4bit_quant_type", "fp4"),
                         "bnb_4bit_use_double_quant": said.get("bnb_4bit_use_double_quant") == "True"}  # fmt: skip
                 return {bits: True} | (kind if bits == "load_in_4bit" else {})
+        if _AXOLOTL in text:
+            parts = text.partition(_AXOLOTL)[2].split("```")  # what was given stands between the first two
+            given = dict(re.findall(r"^(load_in_[48]bit|adapter): *['\"]?(\w+)", "".join(parts[1:2]), re.M))
+            if given.get("load_in_4bit") == "true" or given.get("adapter") == "qlora":
+                return dict(_NF4_TWICE)
+            if given.get("load_in_8bit") == "true":
+                return {"load_in_8bit": True}
+    params = folder / "training_params.json" if folder is not None else None
+    if params is not None and params.is_file():
+        written: Any = None
+        with suppress(OSError, ValueError, RecursionError):  # a file of another program says nothing
+            written = json.loads(schema.plain_bytes(params))
+        kind = written.get("quantization") if isinstance(written, dict) else None
+        if kind == "int4":
+            return _NF4_TWICE | {"bnb_4bit_use_double_quant": False}
+        if kind == "int8":
+            return {"load_in_8bit": True}
     name = str(getattr(settings, "base_model_name_or_path", None) or "").lower()
     if re.search(r"bnb-4bit(-\w+)?$", name):
-        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        return dict(_NF4_TWICE)
     return None
 
 

@@ -18,6 +18,7 @@ from transformers.utils import find_adapter_config_file
 
 from trueup.errors import BadInput, TrueupError, Unavailable, Unsupported, listing, shortened
 from trueup.store.inputs import path_of
+from trueup.store.network import asking_hub, unanswered
 from trueup.subject import adapter as files
 from trueup.subject import linear, patterns, places, tokens
 from trueup.subject.anatomy import FAMILIES, Anatomy
@@ -178,7 +179,7 @@ def resolve(model: str) -> str:
 def read_model_config(where: str, name: str, **options: Any) -> Any:
     """The transformers config of a folder or hub id; every failure as a sentence."""
     places.check_model(where, name)
-    with quiet():
+    with quiet(), asking_hub(where):
         try:
             config = transformers.AutoConfig.from_pretrained(where, **options)
             with_adapter = find_adapter_config_file(where, revision=options.get("revision"))
@@ -222,7 +223,7 @@ def set_padding(net: Any, tokenizer: Any) -> None:
 
 def load_tokenizer(where: str, name: str, **options: Any) -> Any:
     """The tokenizer, with a padding token (the end-of-text token where it has none of its own)."""
-    with quiet(), tokens.said(f"'{name}'"):
+    with quiet(), asking_hub(where), tokens.said(f"'{name}'"):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         except Exception as e:
@@ -284,7 +285,7 @@ def load_base(
     heads = sorted({a.head_root for a in FAMILIES.values() if a.head_root} | {"lm_head"})
     chosen = weights.options(device or best_device(), heads)
     folder = offload_folder(chosen)
-    with quiet():
+    with quiet(), asking_hub(where):
         try:
             net, info = cls.from_pretrained(
                 where, output_loading_info=True, ignore_mismatched_sizes=True,
@@ -535,11 +536,12 @@ def adapter_folder(adapter: str | None) -> Path | None:
         return None if adapter is None else path
     from huggingface_hub import snapshot_download
 
-    wanted = ["adapter_*", f"*/{places.SETTINGS}", CARD, *tokens.FILES, "README.md"]
-    try:
-        return Path(snapshot_download(adapter, allow_patterns=wanted))
-    except Exception as e:
-        raise _explained(e, adapter, places.SETTINGS) from e
+    wanted = ["adapter_*", f"*/{places.SETTINGS}", CARD, *tokens.FILES, "README.md", "training_params.json"]
+    with asking_hub(adapter):
+        try:
+            return Path(snapshot_download(adapter, allow_patterns=wanted))
+        except Exception as e:
+            raise _explained(e, adapter, places.SETTINGS) from e
 
 
 def _prompt_sizes(config: Any, settings: peft.PeftConfig, anatomy: Anatomy) -> dict[str, int]:
@@ -561,7 +563,7 @@ def _explained(e: Exception, name: str, holds: str = "config.json") -> TrueupErr
             f"'{name}' needs code of its own. Read that code, then pass --trust-remote-code if you trust it."
         )
     if isinstance(e, OSError) and not Path(name).exists():
-        why = shortened(text.split(". ")[0].rstrip("."), 160)
+        why = unanswered() or shortened(text.split(". ")[0].rstrip("."), 160)
         near = places.meant(name, holds)
         otherwise = "use an embedded model such as 'embedded:minilm'" if holds != places.SETTINGS else "give a folder"
         return Unavailable(

@@ -11,6 +11,7 @@ from typing import Any
 from trueup.errors import BadInput, Unavailable, did_you_mean, listing
 from trueup.store.atomic import there
 from trueup.store.inputs import near, path_of
+from trueup.store.network import unanswered
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's two files of an adapter: settings, which make a folder one, and weights."""
@@ -95,18 +96,24 @@ def meant(name: str, holds: str) -> str:
     )
 
 
-def check_hub_id(name: str) -> None:
-    """Raises Unavailable where the hub is out of bounds (``--offline``) and its cache has nothing of the repository `name`."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
-        return
+def check_hub_id(name: str, holds: str = "config.json") -> None:
+    """Raises Unavailable where the hub is out of bounds (``--offline``) or does not answer, and its cache has nothing of the
+    repository `name`. `holds`: the file that makes a folder what is looked for."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")  # as huggingface_hub reads them
     cache = Path(named or f"{home}/hub").expanduser()
-    if not (cache / f"models--{name.replace('/', '--')}").exists():
+    if (cache / f"models--{name.replace('/', '--')}").exists():
+        return
+    lacking = f"'{name}' is no folder here, and the cache of the Hugging Face Hub ('{cache}') does not have it."
+    if offline:
         raise Unavailable(
-            f"'{name}' is no folder here, and the cache of the Hugging Face Hub ('{cache}') does not have it. trueup runs offline "
-            "(--offline or HF_HUB_OFFLINE), so it downloads nothing. Correct the name, or fetch it first: "
-            f"`hf download {name}`."
+            f"{lacking} trueup runs offline (--offline or HF_HUB_OFFLINE), so it downloads nothing. Correct the name, or fetch it "
+            f"first: `hf download {name}`."
+        )
+    if (why := unanswered()) is not None:
+        raise Unavailable(
+            f"{lacking} The hub cannot be reached ({why}).{meant(name, holds)} Check the name and the network, or give a folder."
         )
 
 
