@@ -22,7 +22,7 @@ DOORS = {
     "transformers": {"subject"}, "peft": {"subject"}, "tokenizers": {"subject"}, "accelerate": {"run"},
     "typer": {"cli"}, "rich": {"cli", "report", "store"}, "datasets": {"corpus"}, "pyarrow": {"corpus", "sweeps"},
     "yaml": {"sweeps"}, "trackio": {"sweeps"}, "mlflow": {"sweeps"}, "ray": {"run"},
-    "jinja2": {"report"}, "altair": {"report"}, "vl_convert": {"report"}, "huggingface_hub": {"subject"},
+    "jinja2": {"report"}, "altair": {"report"}, "vl_convert": {"report"}, "huggingface_hub": {"store", "subject"},
     "onnx": {"run"}, "onnxruntime": {"run"},
 }  # fmt: skip
 EQUATIONS = ("maths", "objectives", "platt", "densities")
