@@ -1139,6 +1139,25 @@ def parquet(path: Path, **more: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "good", "completion": "yes"}, "give --text prompt --label completion."),
+        ({"messages": [{"role": "user", "content": "good"}]}, "trueup does not read chats ('messages')"),
+        ({"conversations": [{"from": "human", "value": "good"}]}, "trueup does not read chats ('conversations')"),
+    ],
+)
+def test_rows_of_supervised_fine_tuning_are_told_how_to_go_on(tmp_path: Path, row: dict, says: str):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for _ in range(4)))
+    with pytest.raises(BadInput, match="has no column 'text'") as refused:
+        read(file)
+    assert says in str(refused.value)
+    with pytest.raises(BadInput, match="has no column 'site'") as other:
+        read(file, text=next(iter(row)), label="site")
+    assert says not in str(other.value), "the user has named the text"
+
+
 def test_only_the_columns_asked_for_are_read(tmp_path):
     """A date that Python has no word for costs nothing where nobody asked for its column, and is a sentence where one did."""
     path = parquet(tmp_path / "d.parquet", when=pa.array([2**62] * 60, pa.timestamp("us")))

@@ -25,7 +25,10 @@ MAY = {
     ("experiments/cost.py", "subprocess"): "trueup itself, whose memory is taken",
     ("run/engine.py", "socket"): "a Ray cluster that the user named",
     ("subject/checkpoint.py", "huggingface_hub"): "a model or an adapter that the user named",
-    ("store/network.py", "huggingface_hub"): "whether the hub answers, where a model, an adapter or data on it were named",
+    (
+        "store/network.py",
+        "huggingface_hub",
+    ): "whether the hub answers, where a model, an adapter or data on it were named",
     ("subject/outputs.py", "huggingface_hub"): "the hub's cache, for the config of a model that the user named",
     ("subject/hub.py", "huggingface_hub"): "--push-to-hub",
     ("corpus/hub.py", "datasets"): "a data set that the user named",

@@ -468,5 +468,19 @@ def _check_columns(table: Table, wanted: Sequence[str]) -> None:
             said = f" with --{name} (in Python {name}=)" if name in ("text", "label") else ""
             raise BadInput(
                 f"{table.source} has no column '{name}'.{did_you_mean(name, known)} "
-                f"Its columns are {listing(known)}; name the right one{said}."
+                f"Its columns are {listing(known)}; name the right one{said}.{_of_sft(name, known)}"
             )
+
+
+def _of_sft(name: str, known: Sequence[str]) -> str:
+    """What to do with rows as supervised fine-tuning takes them, as a sentence with a space before it; else empty."""
+    if name not in ("text", "label"):
+        return ""
+    if {"prompt", "completion"} <= set(known):
+        return " Of rows with a prompt and a completion, give --text prompt --label completion."
+    if chats := [c for c in known if c in ("messages", "conversations")]:
+        return (
+            f" trueup does not read chats ('{chats[0]}'): write what the user says into one column, and what the assistant answers "
+            "into another."
+        )
+    return ""
