@@ -194,18 +194,18 @@ def order_of_classes(subject: Subject, corpus: Corpus) -> None:
     better = ranked(subject, corpus if right < share else test)[2]
     if right >= share and better is None:
         return
-    said = [f"The model is right on {right:.1%} of the {len(test):,} test texts."]
+    sentences = [f"The model is right on {right:.1%} of the {len(test):,} test texts."]
     if right < share:
-        said.append(f"Always answering '{test.classes[int(counts.argmax())]}' would be right on {share:.1%}.")
+        sentences.append(f"Always answering '{test.classes[int(counts.argmax())]}' would be right on {share:.1%}.")
     if better is not None:
-        said.append(
+        sentences.append(
             f"With the classes in the order {listing(better[0])} it would be right on {better[1]:.1%}: check --classes."
         )
     else:
-        said.append(
+        sentences.append(
             "The adapter, the labels or the order of the classes may be wrong: check them before you read a verdict."
         )
-    session().warn(" ".join(said))
+    session().warn(" ".join(sentences))
 
 
 def unused(subject: Subject, test: Corpus) -> list[str]:
@@ -216,15 +216,15 @@ def unused(subject: Subject, test: Corpus) -> list[str]:
         return []
     if subject.multi_label:
         assert test.labels is not None
-        said = set(np.flatnonzero((predict(subject, test).logits > 0).any(axis=0)).tolist())
+        predicted_classes = set(np.flatnonzero((predict(subject, test).logits > 0).any(axis=0)).tolist())
         counts, what = test.labels.sum(axis=0), "a label"
     else:
-        said = set(predict(subject, test).predicted.tolist())
+        predicted_classes = set(predict(subject, test).predicted.tolist())
         counts, what = np.bincount(test.label, minlength=len(test.classes)), "the true label"
     silent = [
         f"'{c}', {what} of {n:,} of {len(test):,} test texts"
         for i, (c, n) in enumerate(zip(test.classes, counts.tolist(), strict=True))
-        if n and i not in said
+        if n and i not in predicted_classes
     ]
     more = f"; and {len(silent) - 12} more labels" if len(silent) > 12 else ""
     return [f"The model never predicts {'; '.join(silent[:12])}{more}."] if silent else []

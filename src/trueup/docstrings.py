@@ -35,16 +35,16 @@ def entries(
             joined[-1] += " " + line.strip()
         elif line.strip():
             joined.append(line.strip())
-    names, said = [], ""
+    names, meaning = [], ""
     for text in joined:
         for k, part in enumerate(re.split(r"(?<=[.;]) (?=[\w, ]+: )", text)):
             head, colon, rest = part.partition(": ")
             here = [n.strip() for n in head.split(",")]
             if colon and all(n.isidentifier() for n in here) and (k == 0 or here[0] in begin or any_name):
-                if said:
-                    yield names, said
-                names, said = here, rest
+                if meaning:
+                    yield names, meaning
+                names, meaning = here, rest
             else:
-                said = f"{said} {part}" if said else part
-    if said:
-        yield names, said
+                meaning = f"{meaning} {part}" if meaning else part
+    if meaning:
+        yield names, meaning

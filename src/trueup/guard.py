@@ -121,7 +121,7 @@ class Guard:
             with np.load(file, allow_pickle=False) as held:
                 about, arrays = json.loads(str(held["about"])), {k: held[k] for k in held.files if k != "about"}
             certified = {float(r["risk"]): r["threshold"] for r in about["abstention"]}
-            made = (tuple(map(str, about["classes"])), score_from_json(about["score"]), Gaussian.of(arrays))
+            parts = (tuple(map(str, about["classes"])), score_from_json(about["score"]), Gaussian.of(arrays))
             weight, bias, distances = (arrays[k].astype(np.float64) for k in ("weight", "bias", "distances"))
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
             raise BadInput(
@@ -138,7 +138,7 @@ class Guard:
             raise BadInput(
                 f"Nothing was certified at a share of errors of {risk:g}; it was at {listing(sorted(held_at))}. Give one of these."
             )
-        return Guard(made[0], made[1], weight, bias, made[2], distances, held_at[risk], risk)
+        return Guard(parts[0], parts[1], weight, bias, parts[2], distances, held_at[risk], risk)
 
     def __call__(self, logits: ArrayLike, features: ArrayLike | None = None) -> Guarded:
         """Judge n texts, and count them for the test of drift.
@@ -224,8 +224,10 @@ def _absent(folder: Path) -> str:
             "examples or its calibration texts are too few. Give the folder of another check."
         )
     try:
-        told = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["comparisons"]
-        why = next((f" Its report says: {c['remedy']}" for c in told if c["before"]["fault"] == "overconfidence"), "")
+        comparisons = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["comparisons"]
+        why = next(
+            (f" Its report says: {c['remedy']}" for c in comparisons if c["before"]["fault"] == "overconfidence"), ""
+        )
     except (OSError, ValueError, KeyError, TypeError):
         why = f" {step}" if (step := check_within(folder, "")) else ""
     return f"'{folder}' holds no repair of overconfidence, from which a guard is read.{why}"

@@ -447,7 +447,7 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
     if settings is None or subject.quantised or subject.shots is not None or subject.multi_label:
         return
     bits = 4 if settings.get("load_in_4bit") else 8
-    said = f"The adapter was trained on a base in {bits} bits, and is examined on the full one."
+    sentence = f"The adapter was trained on a base in {bits} bits, and is examined on the full one."
     try:
         own = load(
             job.model, job.adapter, classes=subject.classes, template=job.template, verbaliser=job.verbaliser,
@@ -455,13 +455,13 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
             revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
     except (TrueupError, ImportError) as e:
-        session().note(f"{said} What that changes could not be measured ({' '.join(str(e).split())[:160]})")
+        session().note(f"{sentence} What that changes could not be measured ({' '.join(str(e).split())[:160]})")
         return
     some = corpus.relabel(subject.classes).part("test")
     some = some.take(np.arange(min(COMPARED, len(some))))
     full, there = predict(subject, some), predict(own, some)
     session().note(
-        f"{said} On {len(some)} test texts it is right on {(full.predicted == some.label).mean():.1%} here and on "
+        f"{sentence} On {len(some)} test texts it is right on {(full.predicted == some.label).mean():.1%} here and on "
         f"{(there.predicted == some.label).mean():.1%} there; {(full.predicted != there.predicted).mean():.1%} of the answers "
         f"differ, and the confidences by {np.abs(full.confidence - there.confidence).mean():.3f} on average. Who serves it in "
         f"{bits} bits gives --quantize {bits}bit (quantize='{bits}bit' in Python)."
@@ -502,7 +502,7 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
     untuned = subject.peft_config is None and (subject.shots is not None or job.data.startswith("task:"))
     same = tuned is not None and _same_data(tuned.get("data"), job.data)
     other = same and (tuned or {}).get("train") != _train(corpus)
-    said = bool(job.split or job.held_out or job.test)  # who names the splits says what was held out
+    named_splits = bool(job.split or job.held_out or job.test)  # who names the splits says what was held out
     if job.held_out and (other or earlier):
         raise BadInput(
             f"The adapter's card says that it was tuned on rows of '{job.data}', and --held-out (held_out=True in Python) says "
@@ -513,7 +513,7 @@ def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any
             "The adapter was tuned on some rows of these data before, and its card does not say which. On rows that it was trained "
             "on, it looks better than it is. Use --split with a column that says which rows are training rows."
         )
-    elif not (tuned or untuned or said):
+    elif not (tuned or untuned or named_splits):
         aside, rows = int((corpus.split == "train").sum()), len(corpus)
         so = f", so {aside:,} of your {rows:,} rows were set aside as training rows" if aside else ""
         session().note(

@@ -260,8 +260,8 @@ def _ran(began: datetime) -> dict[str, Any]:
     from trueup.run import memory
 
     ended = datetime.now(UTC)
-    told = {k: t.strftime("%Y-%m-%dT%H:%M:%SZ") for k, t in (("began", began), ("ended", ended))}
-    return told | {"seconds": round((ended - began).total_seconds(), 3), "peak_bytes": memory.peak()}
+    times = {k: t.strftime("%Y-%m-%dT%H:%M:%SZ") for k, t in (("began", began), ("ended", ended))}
+    return times | {"seconds": round((ended - began).total_seconds(), 3), "peak_bytes": memory.peak()}
 
 
 @checked
@@ -459,10 +459,10 @@ class _Crashes:
         if self.subject.fingerprint != self.whole:
             raise e
         self.told[fault.name], self.last = "".join(traceback.format_exception(e)), e
-        said = " ".join(str(e).split())[:200]
+        message = " ".join(str(e).split())[:200]
         return (
-            f"trueup crashed there ({type(e).__name__}: {said}). Please report it with {crash_file(fault.name)}, which lies in the "
-            "output folder and holds the traceback."
+            f"trueup crashed there ({type(e).__name__}: {message}). Please report it with {crash_file(fault.name)}, which lies in "
+            "the output folder and holds the traceback."
         )
 
 

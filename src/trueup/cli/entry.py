@@ -131,15 +131,15 @@ def _main(argv: list[str]) -> None:
         if type(e).__name__ != "NoArgsIsHelpError":  # then the help is the answer, and was printed
             context = getattr(e, "ctx", None)
             at = context.command_path if context is not None else "trueup"
-            said = " ".join(e.format_message().replace("Value error, ", "").split()).rstrip(".")
-            if slip := re.search(r"'([^']*)' is not one of (.+)$", said):
+            message = " ".join(e.format_message().replace("Value error, ", "").split()).rstrip(".")
+            if slip := re.search(r"'([^']*)' is not one of (.+)$", message):
                 known = re.findall(r"'([^']*)'", slip[2])
-                said = f"{said}.{did_you_mean(slip[1], known)}"
+                message = f"{message}.{did_you_mean(slip[1], known)}"
             elif (wrong := getattr(e, "option_name", None)) is not None and hasattr(
                 e, "possibilities"
             ):  # no such option
-                said = f"{e.message.rstrip('.')}.{_elsewhere(wrong, at) or _near(wrong, e.possibilities or ())}"
-            say(f"trueup: {said}{'' if said.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
+                message = f"{e.message.rstrip('.')}.{_elsewhere(wrong, at) or _near(wrong, e.possibilities or ())}"
+            say(f"trueup: {message}{'' if message.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)

@@ -16,13 +16,13 @@ EVERY = 60.0
 
 def _lines() -> Callable[[str, int, int], None]:
     """What says a stage as one line, with the time since the start: ``[0:12] trying repairs: 1 of 8``."""
-    began, told = time.monotonic(), {}
+    began, shown = time.monotonic(), {}
 
     def show(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage in told and now - told[stage] < EVERY:
+        if stage in shown and now - shown[stage] < EVERY:
             return
-        told[stage] = now
+        shown[stage] = now
         minutes, seconds = divmod(int(now - began), 60)
         say(f"[{minutes}:{seconds:02}] {stage}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
@@ -59,14 +59,14 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def _after_versions(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
     """`show`, with a note on untested versions before the first stage: a slip in a name is told without reading the versions."""
-    told = False
+    asked = False
 
     def first(stage: str, done: int, total: int) -> None:
-        nonlocal told
-        if not told:
+        nonlocal asked
+        if not asked:
             from trueup.versions import untested
 
-            told = True
+            asked = True
             if note := untested():
                 say(f"trueup: {note}", file=sys.stderr)
         show(stage, done, total)

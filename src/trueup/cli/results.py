@@ -71,14 +71,14 @@ def compare(
         then, later = bundle.read(old), bundle.read(new)
         found = changes(then, later)
         if as_json:
-            told = [
+            differences = [
                 {
                     "fault": c.after.fault, "word": c.word, "paired": c.paired, "before": c.before.severity,
                     "after": c.after.severity, "differences": c.differences, "settings": c.settings,
                 }
                 for c in found
             ]  # fmt: skip
-            print(json.dumps(plain(told), indent=2))
+            print(json.dumps(plain(differences), indent=2))
         else:
             show(changes_table([(c.comparison, c.paired) for c in found]))
             for option, (was, now) in options(then, later).items():

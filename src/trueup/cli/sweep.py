@@ -147,10 +147,10 @@ def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
         seconds = cost.seconds(cell)
         total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
         say(f"{state:8}  {_about(seconds):>10}  {cell.name}")
-    said = [f"some {_about(total)} of one core"] * (unknown < usable)
-    said += [f"{unknown} of unknown cost"] * bool(unknown)
-    said += [f"{len(cells) - usable} that cannot be run here"] * (usable < len(cells))
-    say(f"{len(cells)} cell{'s' * (len(cells) != 1)}: {', '.join(said)}.")
+    parts = [f"some {_about(total)} of one core"] * (unknown < usable)
+    parts += [f"{unknown} of unknown cost"] * bool(unknown)
+    parts += [f"{len(cells) - usable} that cannot be run here"] * (usable < len(cells))
+    say(f"{len(cells)} cell{'s' * (len(cells) != 1)}: {', '.join(parts)}.")
 
 
 def _about(seconds: float | None) -> str:
@@ -169,15 +169,15 @@ def _cell_line(out: Path, record: Any) -> str:
     from trueup.report.words import interval, state_of
     from trueup.sweeps import cell
 
-    said = []
+    parts = []
     if record.state == "failed":
-        said.append(f"failed: {record.error}")
+        parts.append(f"failed: {record.error}")
     if record.tuned:
-        said.append(f"accuracy {record.tuned['test_accuracy']:.3f}")
+        parts.append(f"accuracy {record.tuned['test_accuracy']:.3f}")
     folder = out / cell.CELLS / record.name / cell.REPORT
     if record.state == "done" and folder.is_dir():
-        said += [f"{c.before.fault} {state_of(c)} {interval(c.before)}" for c in bundle.read(folder).comparisons]
-    return f"{record.name}: {'; '.join(said)} ({record.cpu_seconds:.0f} s)"
+        parts += [f"{c.before.fault} {state_of(c)} {interval(c.before)}" for c in bundle.read(folder).comparisons]
+    return f"{record.name}: {'; '.join(parts)} ({record.cpu_seconds:.0f} s)"
 
 
 def _swept(done: Any, fail_on: Gate) -> int:

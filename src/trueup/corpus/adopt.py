@@ -85,8 +85,8 @@ def _columns(source: Mapping[Any, Any], kind: str) -> Table:
     order = {str(name): stated for name, values in source.items() if (stated := _order(values))}
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"'{k}' {v}" for k, v in lengths.items())
-        raise BadInput(f"The {kind} has columns of different lengths ({said}). Make them equal.")
+        shown = ", ".join(f"'{k}' {v}" for k, v in lengths.items())
+        raise BadInput(f"The {kind} has columns of different lengths ({shown}). Make them equal.")
     return Table(columns, range(next(iter(lengths.values()), 0)), "row", f"The {kind}", {}, order=order)
 
 

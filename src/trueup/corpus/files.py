@@ -314,9 +314,9 @@ def _long_fields() -> Iterator[None]:
 def _delimited(file: TextIO, path: Path, delimiter: str, wanted: Sequence[str]) -> Table:
     source, lines = f"'{path}'", _lines(file, path)
     first = next(lines, "").lstrip("\ufeff")  # programs that keep the mark of an earlier one put theirs before it
-    if told := re.fullmatch(r"sep=([,;\t|])\r?\n", first):  # a line by which Excel says it
+    if declared := re.fullmatch(r"sep=([,;\t|])\r?\n", first):  # a line by which Excel says it
         before = ["\n"]
-        delimiter = told[1]
+        delimiter = declared[1]
     else:
         before = [first]
         while not first.strip() and (first := next(lines, "")):
@@ -391,9 +391,9 @@ def _json_lines(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
         try:
             record = json.loads(line, parse_constant=_constant, object_pairs_hook=_object)
         except (ValueError, RecursionError) as e:
-            said = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "too deep or too long"
+            fault = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "too deep or too long"
             raise BadInput(
-                f"{source}, line {n}: not valid JSON ({said}). Each line must hold one object, such as "
+                f"{source}, line {n}: not valid JSON ({fault}). Each line must hold one object, such as "
                 '{"text": "...", "label": "..."}.'
             ) from e
         if not isinstance(record, dict):
@@ -491,10 +491,10 @@ class _Twice(dict[str, Any]):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) == len(pairs):
-        return made
-    twice = _Twice(made)
+    members = dict(pairs)
+    if len(members) == len(pairs):
+        return members
+    twice = _Twice(members)
     twice.name = Counter(name for name, _ in pairs).most_common(1)[0][0]
     return twice
 

@@ -123,14 +123,14 @@ def _load_hub(name: str, hub_split: str | None) -> Any:
             "give a file or an embedded data set (`embedded:movie-reviews`)."
         ) from e
     except Exception as e:
-        said = " ".join(str(e).split())[:400]
+        message = " ".join(str(e).split())[:400]
         if _offline(e):
             raise Unavailable(
-                f"The dataset '{repo}' cannot be fetched ({said}).{near} Check the network, or give a file or an "
+                f"The dataset '{repo}' cannot be fetched ({message}).{near} Check the network, or give a file or an "
                 "embedded data set (`embedded:movie-reviews`)."
             ) from e
         raise BadInput(
-            f"The dataset '{name}' cannot be loaded: {said}. Name a configuration as '{repo}:CONFIG' and a part with "
+            f"The dataset '{name}' cannot be loaded: {message}. Name a configuration as '{repo}:CONFIG' and a part with "
             "hub_split where it has several, or download it and give a file."
         ) from e
     finally:

@@ -465,10 +465,10 @@ def _check_columns(table: Table, wanted: Sequence[str]) -> None:
         if name not in table.columns:
             known = [c for c in table.every if c != PART]
             # The name of the option is also its default, so that nobody may have said it.
-            said = f" with --{name} (in Python {name}=)" if name in ("text", "label") else ""
+            option = f" with --{name} (in Python {name}=)" if name in ("text", "label") else ""
             raise BadInput(
                 f"{table.source} has no column '{name}'.{did_you_mean(name, known)} "
-                f"Its columns are {listing(known)}; name the right one{said}.{_of_sft(name, known)}"
+                f"Its columns are {listing(known)}; name the right one{option}.{_of_sft(name, known)}"
             )
 
 

@@ -69,7 +69,7 @@ def group_column(table: Table, column: str) -> tuple[np.ndarray, tuple[str, ...]
     kept = any(code) and bool(others) and all(_CODE.fullmatch(s) for s in others)
     if kept:
         none = [gone and not na for gone, na in zip(none, code, strict=True)]
-    said = np.array([MISSING if gone else plain(v) for v, gone in zip(values, none, strict=True)])
+    values_as_text = np.array([MISSING if gone else plain(v) for v, gone in zip(values, none, strict=True)])
     words = [v.strip() for v, gone in zip(values, none, strict=True) if gone and isinstance(v, str) and v.strip()]
     notes = []
     if words:
@@ -82,7 +82,7 @@ def group_column(table: Table, column: str) -> tuple[np.ndarray, tuple[str, ...]
             f"{_told(column, ['NA'] * sum(code), values)} was read as a code like the other values "
             f"({', '.join(sorted(others)[:3])}). Where no value is meant, leave the cells empty."
         )
-    return said, tuple(notes)
+    return values_as_text, tuple(notes)
 
 
 FEW, OTHER = 8, "(other)"
@@ -99,27 +99,29 @@ def other_column(table: Table, column: str) -> np.ndarray | None:
     none = np.array([missing(v) for v in values], bool)
     if any(not isinstance(v, str | int | float | np.generic) for v, gone in zip(values, none, strict=True) if not gone):
         return None
-    said = np.array([MISSING if gone else plain(v).strip() for v, gone in zip(values, none, strict=True)], dtype=object)
-    kinds, count = np.unique(said, return_counts=True)
-    if len(kinds) > FEW and all(_NUMBER.fullmatch(v) for v in said[~none]):
-        number = said[~none].astype(np.float64)
+    values_as_text = np.array(
+        [MISSING if gone else plain(v).strip() for v, gone in zip(values, none, strict=True)], dtype=object
+    )
+    kinds, count = np.unique(values_as_text, return_counts=True)
+    if len(kinds) > FEW and all(_NUMBER.fullmatch(v) for v in values_as_text[~none]):
+        number = values_as_text[~none].astype(np.float64)
         if len(np.unique(number)) == len(number) and np.all(np.abs(np.diff(number)) == 1):  # the number of the row
             return None
         low, high = np.quantile(number, [1 / 3, 2 / 3])
         if low == number.max():  # two thirds of the rows have the largest number
-            said[~none] = np.where(number < low, f"below {low:.4g}", f"{low:.4g}")
+            values_as_text[~none] = np.where(number < low, f"below {low:.4g}", f"{low:.4g}")
         else:
-            said[~none] = np.where(
+            values_as_text[~none] = np.where(
                 number <= low,
                 f"up to {low:.4g}",
                 np.where(number <= high, f"{low:.4g} to {high:.4g}", f"above {high:.4g}"),
             )
-    elif len(kinds) > len(said) / 2:
+    elif len(kinds) > len(values_as_text) / 2:
         return None
     elif len(kinds) > FEW:
         kept = kinds[np.lexsort((kinds, -count))[: FEW - 1]]
-        said[~np.isin(said, kept)] = OTHER
-    return said.astype(str) if len(np.unique(said.astype(str))) > 1 else None
+        values_as_text[~np.isin(values_as_text, kept)] = OTHER
+    return values_as_text.astype(str) if len(np.unique(values_as_text.astype(str))) > 1 else None
 
 
 def _told(column: str, words: Sequence[str], values: Sequence[Any]) -> str:
@@ -205,14 +207,14 @@ def label_column(
                 f"{here}: the label {values[beyond[0]]} in {table.where(beyond)} has no name; there are {len(names)} "
                 "class names. Correct the label."
             )
-        said = [names[int(v)] for v in values]
+        spelt = [names[int(v)] for v in values]
     else:
         stated = [v for v in table.order.get(column, ()) if not (absent(v) or str(v).strip() in marks)]
-        said = [plain(v).strip() for v in (*values, *stated)]
-        if all(_WHOLE.fullmatch(s) or _WHOLE_FLOAT.fullmatch(s) for s in said):
-            said = [_WHOLE_FLOAT.sub(r"\1", s) for s in said]
-        said, names = said[: len(values)], said[len(values) :] or None
-    found, placed = set(said), ()
+        spelt = [plain(v).strip() for v in (*values, *stated)]
+        if all(_WHOLE.fullmatch(s) or _WHOLE_FLOAT.fullmatch(s) for s in spelt):
+            spelt = [_WHOLE_FLOAT.sub(r"\1", s) for s in spelt]
+        spelt, names = spelt[: len(values)], spelt[len(values) :] or None
+    found, placed = set(spelt), ()
     if classes is None:
         order = tuple(names) if names is not None else tuple(sorted(found, key=natural_order))
         if names is not None and len(set(names)) < len(names):
@@ -227,12 +229,12 @@ def label_column(
             placed = (
                 f"Labels that are {numbers_in(found)} were read as places among the classes that you gave: {pairs}.",
             )
-            said = [order[at[s]] for s in said]
-        unknown = [i for i, s in enumerate(said) if s not in order]
+            spelt = [order[at[s]] for s in spelt]
+        unknown = [i for i, s in enumerate(spelt) if s not in order]
         if "-1" in found and not found & set(order) and places(found - {"-1"}, len(order)) is not None:
-            unknown = [i for i, s in enumerate(said) if s == "-1"]  # without these the rest would be places
+            unknown = [i for i, s in enumerate(spelt) if s == "-1"]  # without these the rest would be places
         if unknown:
-            first = said[unknown[0]]
+            first = spelt[unknown[0]]
             raise BadInput(
                 f"{here}: '{first}' in {table.where(unknown, 3)} is none of the classes {listing(order)}."
                 f"{did_you_mean(first, order)} "
@@ -242,10 +244,10 @@ def label_column(
             )
     stated_by_none = classes is None and names is None
     scores = stated_by_none and all(_NUMBER.fullmatch(s) for s in found) and not all(map(_WHOLE.fullmatch, found))
-    if stated_by_none and not answers and len(found) > (2 if scores else 100) and len(found) > len(said) / 2:
+    if stated_by_none and not answers and len(found) > (2 if scores else 100) and len(found) > len(spelt) / 2:
         raise BadInput(
-            f"{here}: {len(found)} different labels in {len(said)} rows{f', such as {said[0]}' if scores else ''}, so it does not "
-            f"hold classes. {'trueup does not examine regression. ' if scores else ''}Name the label column; the columns are "
+            f"{here}: {len(found)} different labels in {len(spelt)} rows{f', such as {spelt[0]}' if scores else ''}, so it does "
+            f"not hold classes. {'trueup does not examine regression. ' if scores else ''}Name the label column; the columns are "
             f"{listing(table.every)}."
         )
     notes: tuple[str, ...] = placed
@@ -256,16 +258,17 @@ def label_column(
         )
     if scores and not answers:
         notes += (
-            f"Column '{column}' holds numbers with fractions, such as {next(s for s in said if not _WHOLE.fullmatch(s))}, and each "
-            "was read as the name of a class. If they are scores, the figures mean nothing: trueup does not examine regression.",
+            f"Column '{column}' holds numbers with fractions, such as {next(s for s in spelt if not _WHOLE.fullmatch(s))}, and "
+            "each was read as the name of a class. If they are scores, the figures mean nothing: trueup does not examine "
+            "regression.",
         )
-    if stated_by_none and (words := [s for s in said if s in WORDS]):
+    if stated_by_none and (words := [s for s in spelt if s in WORDS]):
         notes += (
             f"{_told(column, words, values)} was read as {'an answer' if answers else 'a class'} of that name. Where a missing "
             "one is meant, drop those rows.",
         )
     place = {c: i for i, c in enumerate(order)}
-    return np.array([place[s] for s in said], dtype=np.int64), order, notes
+    return np.array([place[s] for s in spelt], dtype=np.int64), order, notes
 
 
 HIDDEN = "A label of -1 is what benchmarks write where they keep the labels of test rows hidden: drop these rows. "
@@ -355,25 +358,25 @@ def label_lists(
             raise BadInput(
                 f"{here}: a label in {table.where(beyond)} has no name ({cells[beyond[0]]}); it has {len(names)}. Correct it."
             )
-        said = [{names[int(v)] for v in cell} for cell in cells]
+        spelt = [{names[int(v)] for v in cell} for cell in cells]
     else:
-        said = [{plain(v).strip() for v in cell} for cell in cells]
-    found, notes = set().union(*said), ()
+        spelt = [{plain(v).strip() for v in cell} for cell in cells]
+    found, notes = set().union(*spelt), ()
     order = tuple(map(str, classes or names or sorted(found, key=natural_order)))
     if len(set(order)) < len(order):
         raise BadInput(f"The classes {listing(order)} name one class twice; name each once.")
     if found and not found & set(order) and all(s.isascii() and s.isdigit() and int(s) < len(order) for s in found):
         pairs = ", ".join(f"{s} is '{order[int(s)]}'" for s in sorted(found, key=int))
         notes = (f"Labels that are numbers were read as places among the classes that you gave: {pairs}.",)
-        said = [{order[int(s)] for s in cell} for cell in said]
-    unknown = [i for i, cell in enumerate(said) if not cell <= set(order)]
+        spelt = [{order[int(s)] for s in cell} for cell in spelt]
+    unknown = [i for i, cell in enumerate(spelt) if not cell <= set(order)]
     if unknown:
-        first = min(said[unknown[0]] - set(order))
+        first = min(spelt[unknown[0]] - set(order))
         raise BadInput(
             f"{here}: '{first}' in {table.where(unknown, 3)} is none of the labels {listing(order)}.{did_you_mean(first, order)} "
             "Correct the label, or the names of the classes (--classes, in Python classes=)."
         )
-    return np.array([[c in cell for c in order] for cell in said], bool).reshape(len(said), len(order)), order, notes
+    return np.array([[c in cell for c in order] for cell in spelt], bool).reshape(len(spelt), len(order)), order, notes
 
 
 def _lists(table: Table, column: str, parted: bool) -> list[list[Any]] | None:

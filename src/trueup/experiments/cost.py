@@ -191,11 +191,11 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for r in rows:
         shape = Shape(**r["shape"])
-        told = work(shape, r["texts"], r["tokens"], r["prompt"]) / fitted[r["type"]][0]
+        seconds = work(shape, r["texts"], r["tokens"], r["prompt"]) / fitted[r["type"]][0]
         counted = shape.bytes_in(r["type"]) / 1e9
         lines.append(
             f"| {(shape.inside + shape.embedded) / 1e9:.2f}e9 | {r['type']} | {r['texts']} x ({r['tokens']} + {r['prompt']}) | "
-            f"{r['seconds']:.3g} s | {told:.3g} s | {r['weights_bytes'] / 1e9:.2f} GB (weights {counted:.2f}) | "
+            f"{r['seconds']:.3g} s | {seconds:.3g} s | {r['weights_bytes'] / 1e9:.2f} GB (weights {counted:.2f}) | "
             f"{r['pass_bytes'] / 1e6:.0f} MB |"
         )
     lines += [

@@ -177,8 +177,8 @@ def table(result: Mapping[str, Any]) -> str:
     for row in sorted(result["rows"], key=lambda r: (settings["tasks"].index(r["task"]), r["size"])):
         cells = [_cell(row["entrants"].get(k)) for k in KINDS]
         gap = row["gaps"].get("weights")
-        told = "" if gap is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in gap))
-        lines.append([row["task"].removeprefix("embedded:"), f"{row['size']:,}", *cells, told])
+        difference = "" if gap is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in gap))
+        lines.append([row["task"].removeprefix("embedded:"), f"{row['size']:,}", *cells, difference])
     return (
         f"{settings['model'].removeprefix('embedded:')}, {settings['train']:,} texts of at most {settings['max_length']} tokens, "
         f"{settings['seeds']} seeds. An empty cell: the kind has no adapter of about that size. "

@@ -57,10 +57,10 @@ def kept_json(file: Path, say: Callable[[str], None] = lambda s: None) -> Any:
 
 def once(file: Path, make: Callable[[], Any], say: Callable[[str], None] = lambda s: None) -> Any:
     """The part at `file`; where it is not there yet, or damaged, what `make` returns, kept there and read as a later run would."""
-    if (made := kept_json(file, say)) is None:
+    if (result := kept_json(file, say)) is None:
         keep(file, make())
-        made = kept_json(file)
-    return made
+        result = kept_json(file)
+    return result
 
 
 def code_of(*modules: ModuleType) -> str:

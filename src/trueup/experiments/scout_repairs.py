@@ -116,12 +116,12 @@ def reach(
         accuracy = float((predict(of, test).predicted == test.label).mean())
         return finding, {"lean": finding.severity, "low": finding.low, "high": finding.high, "accuracy": accuracy}
 
-    told: dict[str, Any] = {"as it is": measured(subject)[1]}
+    result: dict[str, Any] = {"as it is": measured(subject)[1]}
     near = shares(found, corpus, true)
     if max(near, default=0.0) < NEAR:
-        return told
+        return result
     best = int(np.argmax(near))
-    told |= {"name": found.leads[best].name, "rank": best + 1, "share": near[best]}
+    result |= {"name": found.leads[best].name, "rank": best + 1, "share": near[best]}
     columns = {
         "scouted": replace(corpus, attributes={found.leads[best].name: found.columns[best].of(corpus)}, others={}),
         "true": truth,
@@ -131,14 +131,14 @@ def reach(
         check(subject, own, [fault], seed=seed, save=folder / key)
         adapter = folder / key / "confounding"
         if not adapter.is_dir():
-            told[key] = {}
+            result[key] = {}
             continue
-        finding, told[key] = measured(load(subject.source.base, str(adapter)))
+        finding, result[key] = measured(load(subject.source.base, str(adapter)))
         left.append(finding)
     if len(left) == 2:
         of = fault.compare(left[1], left[0], seed=seed)["severity"]
-        told["paired"] = {"lean": of.value, "low": of.low, "high": of.high}
-    return told
+        result["paired"] = {"lean": of.value, "low": of.low, "high": of.high}
+    return result
 
 
 def table(result: Mapping[str, Any]) -> str:

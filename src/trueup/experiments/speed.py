@@ -404,11 +404,11 @@ def laplace(n: int = 2000, d: int = 384, classes: int = 3, priors: Sequence[floa
         data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, label), batch_size=n)
         found = Laplace(layer, "classification", subset_of_weights="all", hessian_structure="kron")
         found.fit(data)
-        said = []
+        answers = []
         for prior in priors:
             found.prior_precision = prior
-            said.append(found(at, pred_type="glm", link_approx="probit").amax(dim=1).numpy())
-        return np.stack(said)
+            answers.append(found(at, pred_type="glm", link_approx="probit").amax(dim=1).numpy())
+        return np.stack(answers)
 
     found: list[np.ndarray] = []
     slow = seconds(lambda: found.append(theirs()), repeats=2)
@@ -575,16 +575,16 @@ def sweep(adapters: int = 20, texts: int = 2000, length: int = 64) -> Iterator[R
     with tempfile.TemporaryDirectory(prefix="trueup-speed-") as name:
         folder = Path(name)
         given, corpus = _prepared(folder, texts, length)
-        weights, made = load_file(folder / "adapter" / "adapter_model.safetensors"), []
+        weights, folders = load_file(folder / "adapter" / "adapter_model.safetensors"), []
         for i, strength in enumerate(np.linspace(0.7, 1.0, adapters)):
-            made.append(folder / "adapters" / f"{i:02}")
-            shutil.copytree(folder / "adapter", made[-1])
+            folders.append(folder / "adapters" / f"{i:02}")
+            shutil.copytree(folder / "adapter", folders[-1])
             scaled = {k: v * float(strength) if ".lora_B." in k else v for k, v in weights.items()}
-            save_file(scaled, made[-1] / "adapter_model.safetensors", {"format": "pt"})
-        cells = {"steps": ["check"], "defaults": given, "matrix": {"adapter": [str(f) for f in made]}}
+            save_file(scaled, folders[-1] / "adapter_model.safetensors", {"format": "pt"})
+        cells = {"steps": ["check"], "defaults": given, "matrix": {"adapter": [str(f) for f in folders]}}
         atomic.write_json(folder / "sweep.yaml", cells)  # JSON is YAML too
         ours = _trueup("sweep", folder / "sweep.yaml", "-q", "-o", folder / "out")
-        plain, right = bare_passes(folder, corpus, length, made)
+        plain, right = bare_passes(folder, corpus, length, folders)
         yield Row(
             f"sweep of {adapters} adapters of MiniLM, {texts:,} texts of at most {length} tokens, two faults",
             f"{adapters} bare passes of transformers and PEFT, the base loaded once", plain,

@@ -77,12 +77,12 @@ def lines(rows: Sequence[Row], measure: str) -> list[Line]:
     titles: dict[str, list[Row]] = {}
     for r in own:
         titles.setdefault(r["method"], []).append(r)
-    made = []
+    table_lines = []
     for of in titles.values():
         behind = [{**r, **dict.fromkeys(_BEHIND, 0.0)} if r["chosen"] else r for r in of] if found else None
-        made.append(_line(of[0]["method"], _title(of), of[0]["source"], of, behind))
+        table_lines.append(_line(of[0]["method"], _title(of), of[0]["source"], of, behind))
     better = -1 if own[0]["better"] == "higher" else 1
-    return found + sorted(made, key=lambda line: better * line.value)
+    return found + sorted(table_lines, key=lambda line: better * line.value)
 
 
 _BEHIND = ("behind", "behind_low", "behind_high")
@@ -119,7 +119,7 @@ def table(rows: Sequence[Row], measure: str) -> str:
     others = [line for line in found if line.behind is not None and not line.control]
     first = found[0].title == RULE and all(worse(e) for line in others if (e := line.behind) and (e.low or e.high))
     seeds = sorted({line.seeds for line in found})
-    said = f"{' to '.join(dict.fromkeys(map(str, (seeds[0], seeds[-1]))))} seed{'s' * (seeds[-1] > 1)}"
+    seeds_text = f"{' to '.join(dict.fromkeys(map(str, (seeds[0], seeds[-1]))))} seed{'s' * (seeds[-1] > 1)}"
     own = [r["value"] for r in rows if r["kind"] == "method" and r["measure"] == measure]
     body = [
         f"| {'**' * (first and not i)}{line.title}{'**' * (first and not i)} | {line.source} | {line.value:.3f} | "
@@ -127,7 +127,7 @@ def table(rows: Sequence[Row], measure: str) -> str:
         for i, line in enumerate(found)
     ]
     return "\n".join([
-        f"{said}; as it is: {sum(own) / len(own):.3f}; {better} is better.",
+        f"{seeds_text}; as it is: {sum(own) / len(own):.3f}; {better} is better.",
         "",
         "| method | source | on test | minus the model as it is [95%] | minus trueup's choice [95%] |",
         "|---|---|---|---|---|",
@@ -150,11 +150,11 @@ def summary(rows: Sequence[Row], measure: str, methods: Sequence[str]) -> str:
         for m in methods:
             titles[m].add(found[m].title)
         values = [r["value"] for r in own if r["kind"] == "method" and r["measure"] == measure]
-        told = [_told(found[m].gained) for m in methods]
+        cells = [_told(found[m].gained) for m in methods]
         rule = _told(found[RULE].gained) if RULE in found else "chooses none"
         seeds = max(line.seeds for line in found.values())
         body.append(
-            f"| {_named(model)}, {_named(data)} | {seeds} | {sum(values) / len(values):.3f} | {' | '.join(told)} | {rule} |"
+            f"| {_named(model)}, {_named(data)} | {seeds} | {sum(values) / len(values):.3f} | {' | '.join(cells)} | {rule} |"
         )
     heads = [of.pop() if len(of) == 1 else m for m, of in titles.items()]
     head = ["model and data", "seeds", "as it is", *heads, RULE]
@@ -253,11 +253,11 @@ def write(out: Path, name: str, say: Callable[[str], None]) -> None:
     parts = []
     if name not in HEADLINES:
         for fault in dict.fromkeys(r["fault"] for r in rows if r["kind"] == "severity"):
-            told = verdicts(rows, fault)
+            text = verdicts(rows, fault)
             repaired = any(r["fault"] == fault and r["difference"] is not None for r in rows)
             if repaired and len({r["seed"] for r in rows}) > 1:
-                told += f"\n\n{changes(rows, fault)}"
-            parts.append(f"## {fault}\n\n{told}\n")
+                text += f"\n\n{changes(rows, fault)}"
+            parts.append(f"## {fault}\n\n{text}\n")
             say(parts[-1])
         return atomic.write_text(out / f"{name}.md", "\n".join(parts))
     for model, data in dict.fromkeys((r["model"], r["data"]) for r in rows):
@@ -284,19 +284,19 @@ def rendered(page: str, results: Path) -> str:
         start, name, measure, data, end = found.groups()
         rows = read(results / f"{name}.parquet")
         if measure == "verdicts":
-            told = verdicts(rows, data)
+            text = verdicts(rows, data)
         elif measure == "changes":
             fault, _, measures = data.partition(":")
-            told = changes(rows, fault, measures.split())
+            text = changes(rows, fault, measures.split())
         elif data.startswith("all: "):
-            told = summary(rows, measure, data.removeprefix("all: ").split())
+            text = summary(rows, measure, data.removeprefix("all: ").split())
         else:
             known = sorted({r["data"] for r in rows})
             rows = [r for r in rows if r["data"] == data]
             if not rows:
                 raise BadInput(f"{name}.parquet holds nothing of '{data}'. It has {listing(known)}.")
-            told = table(rows, measure)
-        return f"{start}{older({r['trueup'] for r in rows})}{told}\n{end}"
+            text = table(rows, measure)
+        return f"{start}{older({r['trueup'] for r in rows})}{text}\n{end}"
 
     def whole(found: re.Match[str]) -> str:
         start, name, end = found.groups()
@@ -310,8 +310,8 @@ def rendered(page: str, results: Path) -> str:
                 f"There is no '{file}'. `trueup bench {name} -o OUT` makes one, and `tools/render --take {name} OUT` takes it."
             )
         result = json.loads(file.read_text(encoding="utf-8"))
-        told = import_module(f"trueup.experiments.{name}").table(result).strip()
-        return f"{start}{older({result['trueup']})}{told}\n{end}"
+        text = import_module(f"trueup.experiments.{name}").table(result).strip()
+        return f"{start}{older({result['trueup']})}{text}\n{end}"
 
     def older(versions: set[str]) -> str:
         others = sorted(versions - {__version__})

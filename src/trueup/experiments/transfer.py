@@ -173,9 +173,9 @@ def _scales(kept: Mapping[str, Mapping[str, Any]]) -> Scales:
 def _asked(subject: Subject, queries: Corpus, seed: int) -> dict[str, str]:
     """`Asked`, as JSON keeps it: the numbers of each column in one line."""
     queries = queries.relabel(subject.classes)
-    told = asked(subject, queries, "free", seed)
-    able = told.draws.possible
-    values = told.scored(queries.label) | {"cluster": queries.cluster}
+    asked_queries = asked(subject, queries, "free", seed)
+    able = asked_queries.draws.possible
+    values = asked_queries.scored(queries.label) | {"cluster": queries.cluster}
     return {k: " ".join(f"{v:.6g}" for v in values[k][able].astype(float)) for k in COLUMNS}
 
 

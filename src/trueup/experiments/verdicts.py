@@ -144,13 +144,13 @@ def table(result: Mapping[str, Any]) -> str:
     rows = sorted(result["rows"], key=lambda r: (r["fault"], r["kind"] != "null"))
     for fault, world, kind in dict.fromkeys((r["fault"], r["world"], r["kind"]) for r in rows):
         own = {r["n"]: r for r in rows if (r["fault"], r["world"]) == (fault, world)}
-        said = [f"{got.rate('found'):.0%} / {got.rate('clear'):.0%}" for n in sizes if (got := _rates(own[n]))]
+        cells = [f"{got.rate('found'):.0%} / {got.rate('clear'):.0%}" for n in sizes if (got := _rates(own[n]))]
         large = sum((_rates(r) for n, r in own.items() if n >= HELD_FROM), Rates())
         covered = {k: c for k in large.held if (c := large.coverage(k)) == c}
         severity = [covered.pop("severity")] if "severity" in covered else []
         missed = [f"{m} at {n:,}" for n, r in own.items() for m in _missed(r, _rates(r))]
         lines.append(
-            f"| {fault} | {world}{'' if kind == 'null' else ' (fault)'} | {' | '.join(said)} | "
+            f"| {fault} | {world}{'' if kind == 'null' else ' (fault)'} | {' | '.join(cells)} | "
             f"{_range(severity)} | {_range(covered.values())} | "
             f"{', '.join(missed)} |"
         )
@@ -165,23 +165,23 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _drawn(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many draws there are of a world at each size."""
-    said = []
+    parts = []
     for n in dict.fromkeys(r["n"] for r in rows):
         runs = sorted({r["runs"] for r in rows if r["n"] == n})
-        said.append(f"{' to '.join(dict.fromkeys(map(str, (runs[0], runs[-1]))))} at n = {n:,}")
-    return ", ".join(said)
+        parts.append(f"{' to '.join(dict.fromkeys(map(str, (runs[0], runs[-1]))))} at n = {n:,}")
+    return ", ".join(parts)
 
 
 def _together(rows: Sequence[Mapping[str, Any]]) -> str:
     """How often each fault was found where it is not, over its worlds and sizes, with Wilson's interval."""
-    said = []
+    parts = []
     for fault in dict.fromkeys(r["fault"] for r in rows if r["kind"] == "null"):
         all_of = sum((_rates(r) for r in rows if r["fault"] == fault and r["kind"] == "null"), Rates())
         low, high = (float(e) for e in wilson(all_of.words["found"], all_of.runs))
-        said.append(
+        parts.append(
             f"{fault} {all_of.words['found']:,} of {all_of.runs:,} draws, {all_of.rate('found'):.1%} [{low:.1%}, {high:.1%}]"
         )
-    return "; ".join(said) or "there are none"
+    return "; ".join(parts) or "there are none"
 
 
 def _range(shares: Collection[float]) -> str:

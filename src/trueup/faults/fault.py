@@ -475,8 +475,8 @@ class Fault(ABC):
     def described(cls) -> dict[str, str]:
         """The description of each setting, from ``Attributes:`` in the docstring of the class."""
         knobs = cls.knobs()
-        told = entries(section(cls.__doc__ or "", "Attributes"), knobs)
-        return dict.fromkeys(knobs, "") | {n: text for names, text in told for n in names if n in knobs}
+        meanings = entries(section(cls.__doc__ or "", "Attributes"), knobs)
+        return dict.fromkeys(knobs, "") | {n: text for names, text in meanings for n in names if n in knobs}
 
     @abstractmethod
     def audit(self, subject: Subject, corpus: Corpus, *, seed: int) -> Finding:

@@ -71,8 +71,8 @@ def expected_calibration_error(
     Unit: probability, 0 to 1. Lower is better.
     Raises: BadInput as :func:`reliability_curve`.
     """
-    said, was, count = reliability_curve(confidence, correct, bins, weight=weight)
-    return float(count @ np.abs(was - said) / count.sum())
+    stated, correct_share, count = reliability_curve(confidence, correct, bins, weight=weight)
+    return float(count @ np.abs(correct_share - stated) / count.sum())
 
 
 def squared_calibration_error(
@@ -87,8 +87,8 @@ def squared_calibration_error(
     Unit: squared probability, 0 to 1. Lower is better.
     Raises: BadInput as :func:`reliability_curve`.
     """
-    said, was, count = reliability_curve(confidence, correct, bins, weight=weight)
-    return float(count @ np.square(was - said) / count.sum())
+    stated, correct_share, count = reliability_curve(confidence, correct, bins, weight=weight)
+    return float(count @ np.square(correct_share - stated) / count.sum())
 
 
 def brier(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:

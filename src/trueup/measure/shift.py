@@ -233,8 +233,8 @@ def _codes(values: ArrayLike, name: str, n: int | None = None, size: int | None 
     """`values` as (n,) whole numbers at least 0 and below `size`. Raises BadInput."""
     array = column(values, name, n)
     if array.dtype.kind not in "biu" or array.min() < 0 or (size is not None and array.max() >= size):
-        said = "from 0 upwards" if size is None else f"0 to {size - 1}"
-        raise BadInput(f"{name} must hold whole numbers {said}; give the index of each value, not its name.")
+        range_text = "from 0 upwards" if size is None else f"0 to {size - 1}"
+        raise BadInput(f"{name} must hold whole numbers {range_text}; give the index of each value, not its name.")
     return array.astype(np.intp, copy=False)
 
 

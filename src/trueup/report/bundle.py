@@ -258,12 +258,12 @@ def read(folder: str | Path) -> Report:
 
     folder = Path(folder)
     if not there(folder):
-        said = (
+        refusal = (
             f"'{folder}' is a file."
             if folder.is_file()
             else f"There is no folder '{folder}'.{near(folder, '*/findings.json')}"
         )
-        raise BadInput(f"{said} Give the folder that `trueup check ... -o` wrote.")
+        raise BadInput(f"{refusal} Give the folder that `trueup check ... -o` wrote.")
     if not (folder / "findings.json").is_file():
         raise BadInput(
             f"'{folder}' is not an output of `trueup check`: it holds no findings.json. "

@@ -137,20 +137,20 @@ def conclusion(drawn: Sequence[tuple[str, Chart]]) -> str:
     what = words.clean(chart.y_title, 80)
     if chart.kind == "bar":
         return f"{at(places[0])[:1].upper()}{at(places[0])[1:]}: {told(places[0])} ({what})."
-    said = ""
+    sentence = ""
     if chart.here is not None:
         near = min(places, key=lambda x: abs(x - chart.here))
-        said = f"For the test texts as they are (here), {what}: {told(near)}. "
+        sentence = f"For the test texts as they are (here), {what}: {told(near)}. "
     if chart.slider is not None and chart.slider.column:  # where few texts are answered, a line is noise
         start = chart.slider.start
         near = min(places, key=lambda x: abs(x - start))
-        return f"{said}At {at(near)}: {told(near)}."
+        return f"{sentence}At {at(near)}: {told(near)}."
     if len(lines) == 2:
         far = max(places, key=lambda x: abs(lines["after"][x] - lines["before"][x]))
-        return f"{said}The largest change is at {at(far)}: {told(far)}."
+        return f"{sentence}The largest change is at {at(far)}: {told(far)}."
     (v,) = lines.values()
     low, high = min(places, key=lambda x: v[x]), max(places, key=lambda x: v[x])
-    return f"{said}It goes from {words.number(v[low])} at {at(low)} to {words.number(v[high])} at {at(high)}."
+    return f"{sentence}It goes from {words.number(v[low])} at {at(low)} to {words.number(v[high])} at {at(high)}."
 
 
 def _map(

@@ -25,10 +25,10 @@ def fails(comparison: Comparison, fail_on: FailOn) -> bool:
     is examined on several columns, one column is enough.
     """
     before, last = comparison.before, comparison.after or comparison.before
-    told = {before.verdict} | _on_further_columns(before)
+    states = {before.verdict} | _on_further_columns(before)
     if fail_on == "reduced":
-        return "found" in told and (words.state_of(comparison) != "repaired" or "found" in _on_further_columns(last))
-    return bool(told & ({"found", "undecided"} if fail_on == "undecided" else {"found"}))
+        return "found" in states and (words.state_of(comparison) != "repaired" or "found" in _on_further_columns(last))
+    return bool(states & ({"found", "undecided"} if fail_on == "undecided" else {"found"}))
 
 
 def _on_further_columns(finding: Finding) -> set[str]:
@@ -43,14 +43,16 @@ def junit(report: Report, fail_on: FailOn) -> str:
     for c in report.comparisons:
         failed, state = fails(c, fail_on), words.state_of(c)
         failures += failed
-        told = f"      <failure type={quoteattr(state)} message={_attribute(words.verdict(c))}/>\n" if failed else ""
-        told += f"      <system-out>{escape(_text(f'{state}. {words.verdict(c)}'))}</system-out>\n"
+        element = f"      <failure type={quoteattr(state)} message={_attribute(words.verdict(c))}/>\n" if failed else ""
+        element += f"      <system-out>{escape(_text(f'{state}. {words.verdict(c)}'))}</system-out>\n"
         cases.append(
-            f"    <testcase classname={quoteattr(suite)} name={_attribute(c.before.fault)}>\n{told}    </testcase>\n"
+            f"    <testcase classname={quoteattr(suite)} name={_attribute(c.before.fault)}>\n{element}    </testcase>\n"
         )
     for fault, why in report.unexamined.items():
-        told = f'      <error type="not examined" message={_attribute(why)}/>\n'
-        cases.append(f"    <testcase classname={quoteattr(suite)} name={_attribute(fault)}>\n{told}    </testcase>\n")
+        element = f'      <error type="not examined" message={_attribute(why)}/>\n'
+        cases.append(
+            f"    <testcase classname={quoteattr(suite)} name={_attribute(fault)}>\n{element}    </testcase>\n"
+        )
     counts = f'tests="{len(cases)}" failures="{failures}" errors="{len(report.unexamined)}"'
     when = "".join(f" {k}={_attribute(v)}" for k, v in _when(report).items())
     return (

@@ -73,10 +73,10 @@ def shown(
 
 def _moved(row: Row, columns: Sequence[str]) -> Literal["fixed", "broken", ""]:
     """Whether the repair turned a wrong answer into the right one, or the other way."""
-    said = next((k for k in _SAID if k in columns and k + AFTER in columns), None)
-    if said is None or "label" not in columns:
+    answer_column = next((k for k in _SAID if k in columns and k + AFTER in columns), None)
+    if answer_column is None or "label" not in columns:
         return ""
-    was, now = (row.get(k) == row.get("label") for k in (said, said + AFTER))
+    was, now = (row.get(k) == row.get("label") for k in (answer_column, answer_column + AFTER))
     return "" if was == now else "fixed" if now else "broken"
 
 
@@ -114,32 +114,32 @@ def _cell(value: Any, limit: int) -> dict[str, Any]:
 
 def _filters(columns: Sequence[str], table: Sequence[Row]) -> list[tuple[str, Callable[[Row], bool], str | None]]:
     """Name, which rows, and the number column that sorts them, largest first."""
-    said = next((k for k in _SAID if k in columns), None)
+    answer_column = next((k for k in _SAID if k in columns), None)
     sure = "confidence" if all(_number(r.get("confidence")) for r in table) else None
-    made: list[tuple[str, Callable[[Row], bool], str | None]] = []
+    filters: list[tuple[str, Callable[[Row], bool], str | None]] = []
 
     def wrong(row: Row, after: str = "") -> bool:
-        return row.get("label") != row.get(f"{said}{after}")
+        return row.get("label") != row.get(f"{answer_column}{after}")
 
-    judged = said is not None and "label" in columns
+    judged = answer_column is not None and "label" in columns
     errors = "errors, most confident first" if sure else "errors"
     if "right" in columns:
-        made.append((errors, lambda r: r.get("right") is False, sure))
+        filters.append((errors, lambda r: r.get("right") is False, sure))
     elif judged:
-        made.append((errors, wrong, sure))
+        filters.append((errors, wrong, sure))
     for name in columns:
         if name != "right" and all(isinstance(r.get(name), bool) for r in table):
-            made.append((words.clean(name, 60), lambda r, name=name: r.get(name) is True, None))
+            filters.append((words.clean(name, 60), lambda r, name=name: r.get(name) is True, None))
     pairs = [
         k for k in columns
         if k + AFTER in columns and not any(_number(r.get(k)) for r in table)
     ]  # fmt: skip
     if pairs:
-        made.append(("changed by the repair", lambda r: any(r.get(k) != r.get(k + AFTER) for k in pairs), None))
-    if judged and said in pairs:
-        made.append(("fixed by the repair", lambda r: wrong(r) and not wrong(r, AFTER), None))
-        made.append(("broken by the repair", lambda r: not wrong(r) and wrong(r, AFTER), None))
-    return made
+        filters.append(("changed by the repair", lambda r: any(r.get(k) != r.get(k + AFTER) for k in pairs), None))
+    if judged and answer_column in pairs:
+        filters.append(("fixed by the repair", lambda r: wrong(r) and not wrong(r, AFTER), None))
+        filters.append(("broken by the repair", lambda r: not wrong(r) and wrong(r, AFTER), None))
+    return filters
 
 
 def _number(value: Any) -> bool:

@@ -67,11 +67,11 @@ TERMS: dict[str, tuple[str, str]] = {
 
 def explained(title: str) -> str:
     """What the metric called `title` is, in a sentence; empty where no term of the glossary stands in it."""
-    return next((told for pattern, told in TERMS.values() if re.search(pattern, title, re.IGNORECASE)), "")
+    return next((meaning for pattern, meaning in TERMS.values() if re.search(pattern, title, re.IGNORECASE)), "")
 
 
 def used(texts: Iterable[str]) -> list[tuple[str, str]]:
     """The terms that stand in any of `texts`, with what they are, in alphabetical order."""
     whole = "\n".join(texts)
-    found = [(term, told) for term, (pattern, told) in TERMS.items() if re.search(pattern, whole, re.IGNORECASE)]
+    found = [(term, meaning) for term, (pattern, meaning) in TERMS.items() if re.search(pattern, whole, re.IGNORECASE)]
     return sorted(found, key=lambda pair: pair[0].lower())

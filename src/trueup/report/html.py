@@ -108,12 +108,12 @@ def _top(report: Contents, faults: Sequence[Mapping[str, Any]]) -> dict[str, Any
     order = sorted(range(len(faults)), key=lambda i: words.RANK.index(words.state_of(report.comparisons[i])))
     if not order:
         return None
-    first, told = report.comparisons[order[0]], faults[order[0]]
-    said = (first.consequence or first.before.sentence, words.happened(first), words.accuracy_line(first))
+    first, fault = report.comparisons[order[0]], faults[order[0]]
+    sentences = (first.consequence or first.before.sentence, words.happened(first), words.accuracy_line(first))
     return {
-        "fault": told,
+        "fault": fault,
         "of": len(faults),
-        "said": [_hold(words.clean(t, 1000)) for t in said if t],
+        "said": [_hold(words.clean(t, 1000)) for t in sentences if t],
         "use": [
             {"title": faults[i]["title"], "folder": faults[i]["adapter"], "code": words.clean(c.usage, 2000)}
             for i in order
@@ -156,10 +156,10 @@ def _previous(previous: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _metrics(report: Contents) -> list[str]:
     """The titles and units that the page shows, for its glossary."""
-    told = ["severity", "threshold", "interval", *(["paired"] if any(c.after for c in report.comparisons) else [])]
+    titles = ["severity", "threshold", "interval", *(["paired"] if any(c.after for c in report.comparisons) else [])]
     for c in report.comparisons:
-        told += [c.before.unit, *(m.title for m in c.before.measures.values()), *(x.x_title for x in c.before.charts)]
-    return told
+        titles += [c.before.unit, *(m.title for m in c.before.measures.values()), *(x.x_title for x in c.before.charts)]
+    return titles
 
 
 def _fault(
@@ -259,13 +259,13 @@ def _strip(before: Finding, after: Finding | None) -> dict[str, Any] | None:
         }
         for i, (w, f) in enumerate(shown)
     ]
-    said = "; ".join(f"{w} {words.interval(f)}" for w, f in shown)
+    intervals = "; ".join(f"{w} {words.interval(f)}" for w, f in shown)
     return {
         "lines": lines,
         "threshold": at(before.threshold),
         "height": 20 * len(lines) + 18,
         "anchor": "start" if at(before.threshold) < 30 else "end" if at(before.threshold) > 70 else "middle",
-        "alt": f"Severity on one scale: {said}; threshold {words.number(before.threshold)}.",
+        "alt": f"Severity on one scale: {intervals}; threshold {words.number(before.threshold)}.",
         "threshold_text": words.number(before.threshold),
         "unit": words.clean(before.unit, 120),
     }

@@ -74,12 +74,12 @@ def _title(fault: str, entries: Sequence[Entry]) -> str:
 def _summary(entries: Sequence[Entry], faults: Sequence[str], waiting: int) -> str:
     failed = sum(bool(e.error) for e in entries)
     examined = sum(bool(e.faults) for e in entries)
-    said = [f"{len(entries):,} cells, {examined:,} of them examined"]
+    parts = [f"{len(entries):,} cells, {examined:,} of them examined"]
     if failed:
-        said.append(f"{failed:,} failed")
+        parts.append(f"{failed:,} failed")
     if waiting:
-        said.append(f"{waiting:,} more were not run yet")
-    return f"{', '.join(said)}."
+        parts.append(f"{waiting:,} more were not run yet")
+    return f"{', '.join(parts)}."
 
 
 def _count(fault: str, entries: Sequence[Entry]) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def searched(found: Scouted) -> list[RenderableType]:
     if found.leads:
         parts.append(leads_table(found.leads))
         parts += [_text(f"{x.rank}. {x.sentence}", "", 600) for x in found.leads[:TOLD]]
-        said, command = words.go_on(found)
-        parts.append(_text(said, "", 600))
+        sentence, command = words.go_on(found)
+        parts.append(_text(sentence, "", 600))
         if command:  # in one line however long, to be copied
             parts.append(Text(command, no_wrap=True, overflow="ignore"))
     elif found.unproven:
@@ -168,16 +168,16 @@ def changes_table(changes: Sequence[tuple[Comparison, bool]]) -> RenderableType:
             words.interval(d, sign=True), Text(words.MARK[word], _STYLE.get(word, "dim")),
         )  # fmt: skip
         how = "the same test texts, paired" if paired else "other test texts: two independent estimates"
-        told = [r for r in words.rows(c) if r.difference is not None]
-        moved = [r for r in told if r.difference is not None and words.decided(r.difference)]
+        rows = [r for r in words.rows(c) if r.difference is not None]
+        moved = [r for r in rows if r.difference is not None and words.decided(r.difference)]
         parts += [Text(""), _text(f"{words.title_of(c.before)}: {how}.")]
         if moved:
             own = _then_and_now("measure")
             for row in moved:
                 own.add_row(_text(row.title), _value(row.before), _value(row.after), *_outcome(row))
             parts.append(own)
-        if len(told) > len(moved):
-            parts.append(_text(f"{len(told) - len(moved)} measures did not change measurably."))
+        if len(rows) > len(moved):
+            parts.append(_text(f"{len(rows) - len(moved)} measures did not change measurably."))
     return Group(*parts)
 
 

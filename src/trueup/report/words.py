@@ -159,8 +159,8 @@ def verdict(comparison: Comparison) -> str:
         return f"{dear if which == 'trade-off' else opening} {_sentence(comparison.remedy)}".rstrip()
     scale, course = f"({unit}; threshold {threshold})", _course(comparison, after)
     if which in ("clear", "undecided"):
-        said = "It helped" if comparison.gained else "It did not help"
-        return f"{opening} We tried a repair. {said}: {course}."
+        helped = "It helped" if comparison.gained else "It did not help"
+        return f"{opening} We tried a repair. {helped}: {course}."
     start = {
         "repaired": "Found and repaired",
         "reduced": "Found and reduced, and not clear yet",
@@ -213,8 +213,8 @@ def in_short(c: Comparison) -> str:
     if c.outcome == "not measured":
         return "It could not be measured, so nothing can be said."
     unit = clean(c.before.unit, 120)
-    told = f"{unit[:1].upper()}{unit[1:]}: {number(c.before.severity)}"
-    return f"{told} before, {number(c.after.severity)} after the repair." if c.after else f"{told}."
+    sentence = f"{unit[:1].upper()}{unit[1:]}: {number(c.before.severity)}"
+    return f"{sentence} before, {number(c.after.severity)} after the repair." if c.after else f"{sentence}."
 
 
 def next_steps(c: Comparison) -> list[str]:
@@ -274,10 +274,10 @@ def to_decide(c: Comparison) -> list[Part]:
         return []
     kind, unit = change(d, "lower"), clean(c.before.unit, 120)
     gained = parts(Difference(-d.value, -d.high, -d.low, d.p), sign=True)
-    told = {"better": f"less {unit}", "worse": f"There is more {unit} than before"}.get(
+    phrase = {"better": f"less {unit}", "worse": f"There is more {unit} than before"}.get(
         kind, "Inconclusive: the interval includes zero"
     )
-    result = [Part("Gained", *gained, told if kind != "same" else "Before and after are the same", kind)]
+    result = [Part("Gained", *gained, phrase if kind != "same" else "Before and after are the same", kind)]
     lost = c.harm.get("accuracy") or c.differences.get("accuracy")
     if lost is not None and not math.isnan(lost.low):
         value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (lost.value, lost.low, lost.high))
@@ -391,19 +391,19 @@ def harm_sentence(comparison: Comparison) -> str:
         "unclear": [r for r in table if r.change == "no clear change"],
         "unknown": [r for r in table if r.change == "unknown"],
     }
-    said = {k: ", ".join(f"{r.title} {interval(r.difference, sign=True)}" for r in v if r.difference)
+    changes_by_kind = {k: ", ".join(f"{r.title} {interval(r.difference, sign=True)}" for r in v if r.difference)
             for k, v in groups.items()}  # fmt: skip
     parts = []
-    if said["cost"]:
-        parts.append(f"The repair made other measures worse: {said['cost']}.")
-    if said["changed"]:
-        parts.append(f"The repair changed what it should not change: {said['changed']}.")
+    if changes_by_kind["cost"]:
+        parts.append(f"The repair made other measures worse: {changes_by_kind['cost']}.")
+    if changes_by_kind["changed"]:
+        parts.append(f"The repair changed what it should not change: {changes_by_kind['changed']}.")
     if not parts:
         parts.append("No side effect was measured.")
-    if said["unclear"]:
-        parts.append(f"Inconclusive, the interval includes zero: {said['unclear']}.")
-    if said["unknown"]:
-        parts.append(f"Not known: {said['unknown']}.")
+    if changes_by_kind["unclear"]:
+        parts.append(f"Inconclusive, the interval includes zero: {changes_by_kind['unclear']}.")
+    if changes_by_kind["unknown"]:
+        parts.append(f"Not known: {changes_by_kind['unknown']}.")
     return " ".join(parts)
 
 
@@ -423,12 +423,12 @@ EXPLAINED = (
 
 def search_sentence(found: Scouted) -> str:
     """What a check's search tried and found, and what that does not say."""
-    said = f"No column was named that should not matter, so trueup searched for shortcuts. {found.sentence} "
+    sentence = f"No column was named that should not matter, so trueup searched for shortcuts. {found.sentence} "
     if found.named:
-        return f"{said}This is a search and no verdict. {EXPLAINED}"
+        return f"{sentence}This is a search and no verdict. {EXPLAINED}"
     return (
-        f"{said}This does not prove that there is no shortcut: the search does not find a smaller lean, or a shortcut that none of "
-        "these columns follows. If you know a column that should not matter, name it with --confounder COLUMN."
+        f"{sentence}This does not prove that there is no shortcut: the search does not find a smaller lean, or a shortcut that "
+        "none of these columns follows. If you know a column that should not matter, name it with --confounder COLUMN."
     )
 
 
@@ -439,14 +439,14 @@ def go_on(found: Scouted) -> tuple[str, str]:
     """
     if not found.leads:
         return "", ""
-    said = "scout:1 is the first of them, scout:2 the second. " if found.named > 1 else ""
+    names = "scout:1 is the first of them, scout:2 the second. " if found.named > 1 else ""
     if not found.onward:
         return (
-            f"{said}To examine and repair the first, give confounder='scout:1' to trueup.check, and the data by name or as a "
+            f"{names}To examine and repair the first, give confounder='scout:1' to trueup.check, and the data by name or as a "
             "table, not as a Corpus.",
             "",
         )
-    return f"{said}{onward_step(found.onward)}:", clean(found.onward, 4000)
+    return f"{names}{onward_step(found.onward)}:", clean(found.onward, 4000)
 
 
 def onward_step(command: str) -> str:

@@ -59,12 +59,12 @@ def answers(subject: Subject, rows: Sequence[Row]) -> Answers:
 
     got = collect_rows(subject, list(rows), read, "answers")
     answer, beyond = np.full(len(rows), -1), np.zeros(len(rows), bool)
-    said = {i: [int(t)] for i, t in enumerate(got[:, -1])}
+    answered = {i: [int(t)] for i, t in enumerate(got[:, -1])}
     ends = end_tokens(subject)
     # An answer may be spelt in more tokens than the tokenizer would take.
     for left in reversed(range(2 * (words.longest + words.end))):
         going: dict[int, list[int]] = {}
-        for i, tokens in said.items():
+        for i, tokens in answered.items():
             ended = tokens[-1] in ends
             text = _after(subject, [*words.lead, *(tokens[:-1] if ended else tokens)])
             room = left and len(rows[i]) + len(tokens) <= subject.max_length
@@ -79,7 +79,7 @@ def answers(subject: Subject, rows: Sequence[Row]) -> Answers:
             break
         again = [_longer(rows[i], tokens) for i, tokens in going.items()]
         next_token = collect_rows(subject, again, read, "answers")[:, -1]
-        said = {i: [*tokens, int(t)] for (i, tokens), t in zip(going.items(), next_token, strict=True)}
+        answered = {i: [*tokens, int(t)] for (i, tokens), t in zip(going.items(), next_token, strict=True)}
     return Answers(answer, got[:, :-2], got[:, -2], beyond)
 
 
@@ -97,13 +97,13 @@ def in_full(subject: Subject, row: Row, tokens: int = 12) -> str:
     def read(subject: Subject, batch: forward.Batch) -> Tensor:
         return forward.next_token_logits(subject, batch).argmax(dim=1, keepdim=True).float()
 
-    said: list[int] = []
-    while len(said) < tokens and len(row) + len(said) <= subject.max_length:
-        token = int(collect_rows(subject, [Row([*row, *said])], read, "next token")[0, 0])
-        if token in ends or "\n" in _after(subject, [*lead, *said, token]):
+    answered: list[int] = []
+    while len(answered) < tokens and len(row) + len(answered) <= subject.max_length:
+        token = int(collect_rows(subject, [Row([*row, *answered])], read, "next token")[0, 0])
+        if token in ends or "\n" in _after(subject, [*lead, *answered, token]):
             break
-        said.append(token)
-    return _after(subject, [*lead, *said]).strip()
+        answered.append(token)
+    return _after(subject, [*lead, *answered]).strip()
 
 
 def end_tokens(subject: Subject) -> set[int]:

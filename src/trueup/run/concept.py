@@ -56,8 +56,8 @@ def gradients_of(subjects: Sequence[Subject], corpus: Corpus, answers: np.ndarra
                 with forward.entering(subject, lambda h, k: h if k else h.detach().requires_grad_(True)) as states:
                     x = forward.features(subject, batch)
             z = [forward.reader(s)(x)[:, : wanted.shape[1]].float() for s in subjects]
-            said = [(of @ w).sum() for of in z for w in wanted]
-            each = [torch.autograd.grad(s, states, retain_graph=k < len(said) - 1) for k, s in enumerate(said)]
+            sums = [(of @ w).sum() for of in z for w in wanted]
+            each = [torch.autograd.grad(s, states, retain_graph=k < len(sums) - 1) for k, s in enumerate(sums)]
         ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
         at = [gs[0][:, None] if alone else forward.pooled(subject, gs, ids, mask) for gs in each]
         moved = torch.stack(at, dim=1).float().unflatten(1, (len(subjects), len(wanted)))

@@ -363,10 +363,10 @@ def own_logits(subject: Subject, row: Row) -> tuple[Tensor, list[Tensor], Tensor
     batch = collate([row], 0)
     given = {"input_ids": batch.ids.to(subject.device), "attention_mask": batch.mask.to(subject.device)}
     # Some models widen the logits that their head has rounded.
-    said = subject.model(**given, **segments(subject, batch)).logits[0].to(head_type(subject))
+    logits_of_model = subject.model(**given, **segments(subject, batch)).logits[0].to(head_type(subject))
     if subject.shots is not None:
-        return said[-1], [next_token_logits(subject, batch)[0]], said[-1].abs()
-    own = said if subject.template is None else said[-1, subject.verbaliser_ids()]
+        return logits_of_model[-1], [next_token_logits(subject, batch)[0]], logits_of_model[-1].abs()
+    own = logits_of_model if subject.template is None else logits_of_model[-1, subject.verbaliser_ids()]
     own = torch.cat([torch.zeros_like(own), own]) if subject.sigmoid else own
     ways = [features(subject, batch)]
     if subject.soft_prompted and subject.peft_config is not None:
@@ -380,7 +380,7 @@ def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tens
     In their order, padded on the tokenizer's own side, as transformers' Trainer evaluates. PEFT reads such a classifier at
     the last place of the batch, padding or not (PEFT issue 764), so this is not what it says of one example.
     """
-    side, pad, said = subject.tokenizer.padding_side, subject.tokenizer.pad_token_id, []
+    side, pad, logits_of_batches = subject.tokenizer.padding_side, subject.tokenizer.pad_token_id, []
     for start in range(0, len(rows), each):
         some = rows[start : start + each]
         batch = collate(some, pad)
@@ -388,10 +388,10 @@ def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tens
             ids, mask = (torch.stack([t.roll(len(t) - len(r)) for t, r in zip(ts, some, strict=True)])
                          for ts in (batch.ids, batch.mask))  # fmt: skip
             batch = Batch(ids, mask)
-        said.append(
+        logits_of_batches.append(
             subject.model(input_ids=batch.ids.to(subject.device), attention_mask=batch.mask.to(subject.device)).logits
         )
-    logits = torch.cat(said)
+    logits = torch.cat(logits_of_batches)
     return (
         torch.cat([torch.zeros_like(logits), logits], dim=1) if subject.sigmoid else logits[:, : len(subject.classes)]
     )

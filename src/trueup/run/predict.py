@@ -208,8 +208,10 @@ def collect_rows(
             (take, got.float().cpu().numpy()) for take, got in in_batches(subject, ids, read, stage, share=share)
         ]
     if team:
-        told = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
-        parts_of = [part for each in team.exchange(f"{stage} of {len(ids)} texts ({told})", parts_of) for part in each]
+        digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
+        parts_of = [
+            part for each in team.exchange(f"{stage} of {len(ids)} texts ({digest})", parts_of) for part in each
+        ]
     rows = np.empty((len(ids), *parts_of[0][1].shape[1:]), np.float32)
     for take, got in parts_of:
         rows[take] = got

@@ -81,17 +81,17 @@ class Team:
         """
         import torch.distributed as dist
 
-        told: list[Any] = [None] * self.count
+        replies: list[Any] = [None] * self.count
         try:
-            dist.all_gather_object(told, (what, mine), group=self._group)
+            dist.all_gather_object(replies, (what, mine), group=self._group)
         except RuntimeError as e:
             self.over = True
             raise Parted("Another process of this run has ended. What it printed, or its launcher, says why.") from e
-        names = [name for name, _ in told]
+        names = [name for name, _ in replies]
         if set(names) == {what}:
-            return [given for _, given in told]
+            return [given for _, given in replies]
         self.over = True
-        failed = [(i, given) for i, (name, given) in enumerate(told) if name == "failed"]
+        failed = [(i, given) for i, (name, given) in enumerate(replies) if name == "failed"]
         if failed:
             raise Parted(f"Process {failed[0][0]} of this run could not go on: {failed[0][1]}")
         other = next(i for i, name in enumerate(names) if name != names[0])

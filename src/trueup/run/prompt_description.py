@@ -99,15 +99,15 @@ def nearest(subject: Subject, most: int = 5) -> list[list[Near]]:
     """
     prompt = _prompt_of(subject)
     ids = _closest(subject, prompt, most)[1]
-    said: list[list[Near]] = []
+    nearest_words: list[list[Near]] = []
     for row, near in zip(prompt.double(), ids, strict=True):
         rows = _embedded(subject, near).double()
         # Once more, in double: the row itself is at cosine 1 and distance 0, and rows in one direction have an order.
         cosine = torch.nn.functional.cosine_similarity(rows, row.unsqueeze(0), dim=1).clamp(-1, 1)
         distance = (rows - row).norm(dim=1)
         each = zip(_words(subject, near), cosine.tolist(), distance.tolist(), strict=True)
-        said.append(sorted((Near(*n) for n in each), key=lambda n: (-n.cosine, n.distance)))
-    return said
+        nearest_words.append(sorted((Near(*n) for n in each), key=lambda n: (-n.cosine, n.distance)))
+    return nearest_words
 
 
 def usual_cosine(subject: Subject, *, sample: int = 256, seed: int = 0) -> float:
@@ -214,12 +214,12 @@ def described(
     sure = log_probability(alone, ids, at, own, texts)
     blind = np.fmax(log_probability(alone, ids, at, [None] * len(pairs), texts),
                     log_probability(alone, ids, at, random, texts))  # fmt: skip
-    said = [
+    descriptions = [
         Said(s, t, alone.tokenizer.decode(text).strip(), float(sure[i]), float(sure[i] - blind[i]))
         for i, ((s, t), text) in enumerate(zip(pairs, texts, strict=True))
         if text
     ]
-    return sorted(said, key=lambda x: -x.score)[:most]
+    return sorted(descriptions, key=lambda x: -x.score)[:most]
 
 
 def some_layers(depth: int) -> list[tuple[int, int]]:
@@ -254,7 +254,7 @@ def written(
     Args:
         at: where in `ids` the tokens begin whose states a patch replaces. None leaves them as they are.
     """
-    made: list[list[int]] = []
+    generated: list[list[int]] = []
     for some in _batches(patches, len(ids) + tokens):
         rows = torch.tensor([list(ids)] * len(some), device=subject.device)
         with torch.inference_mode(), evaluating(subject), _put(subject, at, some):
@@ -262,8 +262,8 @@ def written(
                 rows, attention_mask=torch.ones_like(rows), max_new_tokens=tokens, do_sample=False, num_beams=1,
                 repetition_penalty=1.0, pad_token_id=subject.tokenizer.pad_token_id,
             )  # fmt: skip
-        made += got[:, len(ids) :].tolist()
-    return made
+        generated += got[:, len(ids) :].tolist()
+    return generated
 
 
 def log_probability(

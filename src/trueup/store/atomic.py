@@ -210,8 +210,10 @@ def verify(folder: str | os.PathLike[str], *, contents: bool = True) -> None:
         elif file.stat().st_size != size or (contents and sha256_of(file) != sha256):
             changed.append(name)
     if missing or changed:
-        said = [f"missing {listing(missing, 4)}"] * bool(missing) + [f"changed {listing(changed, 4)}"] * bool(changed)
-        raise BadInput(f"'{folder}' is not as it was written: {'; '.join(said)}. {advice}")
+        problems = [f"missing {listing(missing, 4)}"] * bool(missing) + [f"changed {listing(changed, 4)}"] * bool(
+            changed
+        )
+        raise BadInput(f"'{folder}' is not as it was written: {'; '.join(problems)}. {advice}")
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -300,8 +302,8 @@ def _put_back(target: Path) -> None:
                 continue
             os.rename(aside, target)
             _fsync_folder(target.parent)
-            said = f"'{target}' was being replaced when a run was killed. Its old contents are put back."
-            print(f"trueup: {visible(said)}", file=sys.stderr)
+            sentence = f"'{target}' was being replaced when a run was killed. Its old contents are put back."
+            print(f"trueup: {visible(sentence)}", file=sys.stderr)
             return
 
 

@@ -102,7 +102,7 @@ def json_of(file: Path) -> dict[str, object]:
 
 def _claim(own: Path, out: Path, claim: dict[str, Any]) -> int | None:
     """The file, locked and with the claim in it, as a descriptor; None where another holds it."""
-    began, made = time.monotonic(), None
+    began, created = time.monotonic(), None
     while True:
         f, free = None, False
         try:
@@ -110,7 +110,7 @@ def _claim(own: Path, out: Path, claim: dict[str, Any]) -> int | None:
                 f = os.open(
                     own, os.O_RDWR | os.O_CREAT | os.O_EXCL
                 )  # one machine alone, also where locks are not shared
-                made = os.fstat(f)
+                created = os.fstat(f)
             except FileExistsError:
                 with suppress(FileNotFoundError):  # its writer has just ended
                     f = os.open(own, os.O_RDWR)
@@ -120,7 +120,7 @@ def _claim(own: Path, out: Path, claim: dict[str, Any]) -> int | None:
             known, free = {}, atomic.free(f, alone=True)
             if free is not False and _is(os.fstat(f), own):
                 known = json_of(own)
-                mine = made is not None and not known and _is(made, own)
+                mine = created is not None and not known and _is(created, own)
                 if mine or not _lives(known, own, free):
                     _say(f, claim, out)
                     return f

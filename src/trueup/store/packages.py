@@ -359,10 +359,10 @@ def _why(package: Package, output: str) -> str:
     if room := atomic.no_room(OSError(output)):
         return _unkept(package, room)
     last = [line.strip() for line in output.splitlines() if line.strip().startswith("ERROR:")]
-    said = f" pip said: {last[0].removeprefix('ERROR:').strip()[:300]}" if last else ""
-    said = said + "." if said and said[-1] not in ".!?" else said
+    cause = f" pip said: {last[0].removeprefix('ERROR:').strip()[:300]}" if last else ""
+    cause = cause + "." if cause and cause[-1] not in ".!?" else cause
     return (
-        f"{what} could not be downloaded.{said} Check the network and pip's index settings "
+        f"{what} could not be downloaded.{cause} Check the network and pip's index settings "
         "(`python -m pip config list`), or use a model folder or data file of your own."
     )
 

@@ -115,9 +115,9 @@ def read_config(folder: Path) -> peft.PeftConfig:
     try:
         return config_of(raw)
     except Exception as e:  # PEFT checks its settings in as many ways as there are
-        said = " ".join(str(e).split())[:200].rstrip(".")
+        message = " ".join(str(e).split())[:200].rstrip(".")
         raise BadInput(
-            f"PEFT does not take the settings in '{folder / SETTINGS}' ({said}). Correct them, or save the adapter again."
+            f"PEFT does not take the settings in '{folder / SETTINGS}' ({message}). Correct them, or save the adapter again."
         ) from e
 
 
@@ -266,12 +266,12 @@ def trained_on(folder: Path | None, settings: peft.PeftConfig | None) -> dict[st
         text = ""
         with suppress(OSError, ValueError):  # a page of no end says nothing
             text = schema.plain_bytes(page).decode("utf-8", "replace")
-        told = text.partition(_TRAINED_ON)[2]
-        said = dict(re.findall(r"^- (\w+): ([\w.]+)$", told.split("#")[0], re.M))
+        section = text.partition(_TRAINED_ON)[2]
+        recorded = dict(re.findall(r"^- (\w+): ([\w.]+)$", section.split("#")[0], re.M))
         for bits in ("load_in_4bit", "load_in_8bit"):
-            if said.get(bits) == "True":
-                kind = {"bnb_4bit_quant_type": said.get("bnb_4bit_quant_type", "fp4"),
-                        "bnb_4bit_use_double_quant": said.get("bnb_4bit_use_double_quant") == "True"}  # fmt: skip
+            if recorded.get(bits) == "True":
+                kind = {"bnb_4bit_quant_type": recorded.get("bnb_4bit_quant_type", "fp4"),
+                        "bnb_4bit_use_double_quant": recorded.get("bnb_4bit_use_double_quant") == "True"}  # fmt: skip
                 return {bits: True} | (kind if bits == "load_in_4bit" else {})
         if _AXOLOTL in text:
             parts = text.partition(_AXOLOTL)[2].split("```")  # what was given stands between the first two
@@ -352,8 +352,8 @@ def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tenso
     except pickle.UnpicklingError as e:  # whose text tells how to run it all the same
         raise BadInput(more_than_tensors(pickled)) from e
     except Exception as e:  # safetensors and torch each raise their own kinds for damaged files
-        said = " ".join(str(e).split())[:200] or "the file ends too soon"
-        raise BadInput(f"The adapter weights in '{folder}' are damaged ({said}). Save the adapter again.") from e
+        message = " ".join(str(e).split())[:200] or "the file ends too soon"
+        raise BadInput(f"The adapter weights in '{folder}' are damaged ({message}). Save the adapter again.") from e
     if tensors is not None:
         file = safe if safe.is_file() else pickled
         tensors = _named(tensors, file)

@@ -92,7 +92,7 @@ def adopt(
         words = tuple(verbaliser or ())
         outputs, names = len(words), tuple(classes or (w.strip() for w in words))
     check_names(names, outputs)
-    revision, told = door.pinned(settings, str(getattr(base.config, "_name_or_path", "") or ""), revision)
+    revision, notes = door.pinned(settings, str(getattr(base.config, "_name_or_path", "") or ""), revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer, another, differs = _tokenizer(tokenizer, base, **options)
     rows = tokens.rows_of(base)
@@ -121,7 +121,7 @@ def adopt(
             name, None, _kind(settings), revision, allow_pickle, trust_remote_code,
             tokenizer="given" if another else None, vocabulary=rows if resized else 0,
             borrowed=not causal and unnamed and _brings_head(base, anatomy), 
-            told=(*told, *differs, *told_of(anatomy), *(door.through_sigmoid(names) if sigmoid else ())),
+            told=(*notes, *differs, *told_of(anatomy), *(door.through_sigmoid(names) if sigmoid else ())),
         ),
         max_length=min(
             max_length or most_tokens(base.config, anatomy, tokenizer, settings),
@@ -277,8 +277,8 @@ def _tokenizer(given: Any, base: Any, **options: Any) -> tuple[Any, bool, tuple[
         found = tokens.differences(given, door.load_tokenizer(remembered, remembered, local_files_only=True, **options))
     except Exception:  # nothing to compare with on this machine, or nothing that can read
         return given, True, ()
-    told = (f"The tokenizer that was given is not the base's: {'; '.join(found)}.",) if found else ()
-    return given, bool(found), told
+    notes = (f"The tokenizer that was given is not the base's: {'; '.join(found)}.",) if found else ()
+    return given, bool(found), notes
 
 
 def _same_weights(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy, files: list[Path]) -> bool:

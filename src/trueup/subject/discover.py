@@ -98,9 +98,9 @@ def anatomy_of(config: Any, *, words: bool, trust_remote_code: bool = False) -> 
 
 def told(anatomy: Anatomy) -> tuple[str, ...]:
     """What a reader must know of an anatomy, in whole sentences; of most in the table nothing."""
-    said: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
     if anatomy.discovered:
-        said += (
+        sentences += (
             f"'{anatomy.model_type}' is not among the families that trueup is tested with: where its parts are was discovered from "
             "its structure, and proven on this very model.",
         )
@@ -109,15 +109,15 @@ def told(anatomy: Anatomy) -> tuple[str, ...]:
         parts.setdefault(why, []).append(CALLED[part])
     if parts:
         lacks = "; ".join(f"{', '.join(names)} ({why})" for why, names in parts.items())
-        said += (f"Not found in '{anatomy.model_type}', so what needs it is not offered: {lacks}.",)
+        sentences += (f"Not found in '{anatomy.model_type}', so what needs it is not offered: {lacks}.",)
     if "layers" in anatomy.lacks:
-        said += ("Where the layers inside would be shown, the input of the last layer stands alone.",)
+        sentences += ("Where the layers inside would be shown, the input of the last layer stands alone.",)
     if anatomy.alone:
-        said += (
+        sentences += (
             "What this model says of a text depends on the other texts of its batch or on padding, so texts were read one at a "
             "time.",
         )
-    return said
+    return sentences
 
 
 # ----------------------------------------------------------------------------------------------------------- structure

@@ -92,12 +92,12 @@ def prove(layer: Any, rows: Sequence[int], what: str) -> None:
         finally:
             for m, mode in modes:
                 m.training = mode
-        said = (x @ weight.T + (0 if bias is None else bias)).float()
+        computed = (x @ weight.T + (0 if bias is None else bias)).float()
     # Half precision rounds the two in another order.
     near = 1e-4 if weight.dtype == torch.float32 else 0.05
-    if not bool(((got - said).abs() <= near * (1 + got.abs().max())).all()):
+    if not bool(((got - computed).abs() <= near * (1 + got.abs().max())).all()):
         raise Unsupported(
-            f"The head of {what} computes something else than its weights say (off by {(got - said).abs().max():.2g} on random "
+            f"The head of {what} computes something else than its weights say (off by {(got - computed).abs().max():.2g} on random "
             "inputs), so it cannot be read as a matrix. Merge the adapter into its base (PEFT's merge_and_unload), save that, and "
             "give its folder without an adapter."
         )

@@ -145,11 +145,11 @@ def load(
         )
     where = resolve(model)
     settings = files.read_config(folder) if folder else None
-    revision, told = pinned(settings, model, revision)
+    revision, notes = pinned(settings, model, revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = read_model_config(where, model, **options)
     weights, trained = as_trained(weights, quantize, folder, settings)
-    told += trained
+    notes += trained
     if "template" in card:
         template, known = template or card["template"]["text"], card["template"].get("shots")
         shots = shots if shots is not None or not known else int(known["number"])
@@ -160,7 +160,7 @@ def load(
         chosen = replace(chosen, header=card["template"].get("header", ""))
     anatomy = anatomy_of(config, words=chosen is not None, trust_remote_code=trust_remote_code)
     if settings is not None:
-        told += files.started(settings, f"The adapter '{adapter}'")
+        notes += files.started(settings, f"The adapter '{adapter}'")
     tensors = files.read_tensors(folder, allow_pickle=allow_pickle) if folder else {}
     head_rows = _head_rows(tensors, anatomy)
     if folder and not head_rows and any(_head_rows(tensors, other) for other in FAMILIES.values()):
@@ -178,9 +178,9 @@ def load(
     borrowed, sigmoid = not causal and not names and bool(head_rows), not causal and rows == 1
     names = names if causal else names or own_names(config.id2label, rows)
     check_names(names, 2 if sigmoid else rows)
-    told += through_sigmoid(names) if sigmoid else ()
+    notes += through_sigmoid(names) if sigmoid else ()
     tokenizer, another = _tokenizer(folder, adapter, where, model, **options)
-    told += another
+    notes += another
     cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
     with torch.random.fork_rng():
         # A base without a head gets a random one, which PEFT keeps under the adapter's. Seeded, so that a model has one
@@ -202,7 +202,7 @@ def load(
             if not files.known(settings):
                 anatomy = in_batches(net.get_base_model(), anatomy, tokenizer, words=causal)
             missing = [m for m in missing if not any(m in k for k in tensors)]
-    told += told_of(anatomy)
+    notes += told_of(anatomy)
     if missing:
         raise BadInput(
             f"'{model}' lacks the weights {listing(missing, 4)}, and no adapter brings them: it would answer at random. "
@@ -232,7 +232,7 @@ def load(
             tokenizer=adapter if another else None,
             vocabulary=vocabulary,
             borrowed=borrowed,
-            told=told,
+            told=notes,
             weights=weights,
         ),
         max_length=min(max_length or usual, room),

@@ -147,8 +147,10 @@ def check_base(config: Mapping[str, Any], adapter: Path, called: str, model: str
 
 def headless(config: Mapping[str, Any]) -> bool:
     """Whether a model of this config has certainly no classification head."""
-    made = config.get("architectures")
-    return isinstance(made, list) and not any(str(a).endswith("ForSequenceClassification") for a in made)
+    architectures = config.get("architectures")
+    return isinstance(architectures, list) and not any(
+        str(a).endswith("ForSequenceClassification") for a in architectures
+    )
 
 
 def check_names(names: Sequence[str], rows: int) -> None:

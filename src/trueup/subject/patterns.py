@@ -63,9 +63,9 @@ def check(settings: Any, names: Iterable[str], other: str) -> None:
             timeout=SECONDS,
             check=False,
         )
-        code, said, told = done.returncode, done.stdout, done.stderr
+        code, stdout, stderr = done.returncode, done.stdout, done.stderr
     except subprocess.TimeoutExpired as e:
-        code, said, told = None, e.stdout or b"", b""
+        code, stdout, stderr = None, e.stdout or b"", b""
     except OSError as e:
         raise Unavailable(
             f"{other}: its settings hold regular expressions, which are tried in a process of their own, and Python cannot be "
@@ -73,7 +73,7 @@ def check(settings: Any, names: Iterable[str], other: str) -> None:
         ) from e
     if code == 0:
         return
-    lines = said.decode().splitlines()
+    lines = stdout.decode().splitlines()
     wrong = json.loads(lines.pop()) if code == 3 else ""
     setting, given = json.loads(lines[-1]) if lines else ("", "")
     shown = shortened(given, 81)
@@ -87,7 +87,7 @@ def check(settings: Any, names: Iterable[str], other: str) -> None:
             f"{other}: the regular expression '{shown}', {setting} in its settings, takes more than {SECONDS:g} s to be matched "
             "against the names of the base's modules. List the modules by their names there."
         )
-    last = told.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"exit code {code}"]
+    last = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"exit code {code}"]
     raise BadInput(
         f"{other}: the regular expressions in its settings cannot be tried ({last[0][:160]}). List the modules by their names "
         "there."

@@ -264,7 +264,7 @@ def with_adapter(repair: Repaired, folder: Path) -> Any:
         try:
             return peft.PeftModel.from_pretrained(repair.base(), str(folder)).eval()
         except ValueError as e:
-            said = " ".join(str(e).split())[:200].rstrip(".")
+            message = " ".join(str(e).split())[:200].rstrip(".")
             raise Unsupported(
-                f"PEFT puts no such LoRA on '{repair.anatomy.model_type}' ({said}). Export it merged."
+                f"PEFT puts no such LoRA on '{repair.anatomy.model_type}' ({message}). Export it merged."
             ) from e

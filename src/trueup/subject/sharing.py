@@ -27,12 +27,12 @@ def copy_of(model: nn.Module, shared: dict[int, Any] | None = None) -> Any:
         for h in getattr(getattr(m, "_hf_hook", None), "hooks", [getattr(m, "_hf_hook", None)])
     )
     known |= {id(w): w for h in hooks if (w := getattr(h, "weights_map", None)) is not None}  # what is offloaded, once
-    made = copy.deepcopy(model, known)
-    for p in made.parameters():
+    copied = copy.deepcopy(model, known)
+    for p in copied.parameters():
         for name, value in vars(p).items():
             if isinstance(value, nn.Module):  # a quantised weight that knows its layer
                 setattr(p, name, known.get(id(value), value))
-    return made
+    return copied
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

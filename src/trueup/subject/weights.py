@@ -158,20 +158,20 @@ def not_loaded(e: Exception, weights: Weights, name: str, method: str | None) ->
 
     `method`: the quantisation that the checkpoint's own config names.
     """
-    said = " ".join(str(e).split())[:240].rstrip(".")
-    if method is not None and (isinstance(e, ImportError) or "GPU" in said):
+    message = " ".join(str(e).split())[:240].rstrip(".")
+    if method is not None and (isinstance(e, ImportError) or "GPU" in message):
         how = _PACKAGES.get(method.replace("_", "-"), "")
         return BadInput(
-            f"'{name}' is quantised ({method}), and transformers cannot load that here: {said}. "
+            f"'{name}' is quantised ({method}), and transformers cannot load that here: {message}. "
             + (f"What it needs comes with: {how}. " if how and isinstance(e, ImportError) else "")
             + "Or give a base that is not quantised."
         )
     if weights.device_map is not None and not isinstance(e, OSError):
         return BadInput(
-            f"'{name}' cannot be laid out by this device map: {said}. Give every part a device, or --device-map auto."
+            f"'{name}' cannot be laid out by this device map: {message}. Give every part a device, or --device-map auto."
         )
     if weights.quantize is not None and not isinstance(e, OSError):
-        return BadInput(f"'{name}' cannot be loaded in fewer bits: {said}. Leave --quantize out.")
+        return BadInput(f"'{name}' cannot be loaded in fewer bits: {message}. Leave --quantize out.")
     return None
 
 
@@ -275,8 +275,8 @@ def filled(net: nn.Module, device: torch.device) -> None:
     for name, module in net.named_modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
             if parameter.device.type == "meta" and (f"{name}.{key}" if name else key) not in away:
-                made = torch.zeros_like(parameter, device=device)
-                setattr(module, key, nn.Parameter(made, requires_grad=parameter.requires_grad))
+                zeros = torch.zeros_like(parameter, device=device)
+                setattr(module, key, nn.Parameter(zeros, requires_grad=parameter.requires_grad))
 
 
 def offload_folder(net_options: dict[str, Any]) -> tempfile.TemporaryDirectory[str] | None:
@@ -297,13 +297,13 @@ def kept_with(folder: tempfile.TemporaryDirectory[str] | None, net: Any) -> None
 def laid(subject: Any) -> dict[str, Any]:
     """What a reader must know of how a subject's base is kept: its quantisation, and how many of its parts lie on each device."""
     settings = getattr(subject.base.config, "quantization_config", None)
-    told = settings if isinstance(settings, dict) or settings is None else settings.to_dict()
+    configured = settings if isinstance(settings, dict) or settings is None else settings.to_dict()
     found: dict[str, Any] = {}
-    if told is not None:
+    if configured is not None:
         bits = {"load_in_4bit": "4 bits", "load_in_8bit": "8 bits"}
-        kind = next((b for k, b in bits.items() if told.get(k)), str(told.get("bits") or ""))
+        kind = next((b for k, b in bits.items() if configured.get(k)), str(configured.get("bits") or ""))
         found["quantisation"] = " ".join(
-            filter(None, (str(getattr(told.get("quant_method"), "value", told.get("quant_method"))), kind))
+            filter(None, (str(getattr(configured.get("quant_method"), "value", configured.get("quant_method"))), kind))
         )
     if layout := getattr(subject.base, "hf_device_map", None):
         where = [str(v) for v in layout.values()]

@@ -107,8 +107,8 @@ def run(cell: Cell, out: Path) -> Record:
     try:
         return _run(cell, out)
     except OSError as e:
-        said = _unwritable(e.filename or str(out / CELLS / cell.name), e)
-        return Record(cell.name, cell.asked, "failed", error=said, host=platform.node())
+        problem = _unwritable(e.filename or str(out / CELLS / cell.name), e)
+        return Record(cell.name, cell.asked, "failed", error=problem, host=platform.node())
 
 
 def _run(cell: Cell, out: Path) -> Record:
@@ -219,17 +219,17 @@ def _there(cell: Cell) -> None:
 
 def _failed(e: BaseException, folder: Path) -> dict[str, Any]:
     if out_of_memory(e):
-        said = "Memory ran out. Lower max_length or limit, take a smaller model, or run fewer workers at once."
-        return {"state": "failed", "error": said}
+        message = "Memory ran out. Lower max_length or limit, take a smaller model, or run fewer workers at once."
+        return {"state": "failed", "error": message}
     if isinstance(e, TrueupError):
         return {"state": "failed", "error": str(e)}
     if isinstance(e, OSError) and e.strerror:
         return {"state": "failed", "error": _unwritable(e.filename or "A file", e)}
     atomic.write_text(folder / CRASH, "".join(traceback.format_exception(e)))
-    said = " ".join(str(e).split())[:200]
+    message = " ".join(str(e).split())[:200]
     return {
         "state": "failed", "crash": True,
-        "error": f"trueup crashed ({type(e).__name__}: {said}). Please report it with {CRASH}, which lies in the cell's folder.",
+        "error": f"trueup crashed ({type(e).__name__}: {message}). Please report it with {CRASH}, which lies in the cell's folder.",
     }  # fmt: skip
 
 

@@ -116,9 +116,9 @@ def read(path: Path) -> At:
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        said = str(getattr(e, "problem", None) or e).splitlines()[0]
+        problem = str(getattr(e, "problem", None) or e).splitlines()[0]
         raise BadInput(
-            f"{path}{line}: this is no YAML ({said}). Correct the line; mind its indentation and quotes."
+            f"{path}{line}: this is no YAML ({problem}). Correct the line; mind its indentation and quotes."
         ) from e
     except RecursionError:
         raise BadInput(f"'{path}' is nested too deeply to be a sweep. Give the YAML file of one.") from None

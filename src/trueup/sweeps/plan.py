@@ -272,12 +272,14 @@ def _folders(at: At) -> list[At]:
     found = sorted(p for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isdir(p))
     adapters = [p for p in found if (Path(p) / "adapter_config.json").is_file()]
     if not adapters:
-        said = (
+        sentence = (
             f"matches {len(found)} folders, none of which holds an adapter_config.json, such as {found[0]!r}"
             if found
             else f"matches no folder (seen from '{os.getcwd()}')"
         )
-        raise BadInput(f"{at.where}: the pattern {pattern!r} {said}. Give one that matches folders of PEFT adapters.")
+        raise BadInput(
+            f"{at.where}: the pattern {pattern!r} {sentence}. Give one that matches folders of PEFT adapters."
+        )
     return [replace(at, value=p, text=p) for p in adapters]
 
 
@@ -431,10 +433,10 @@ def _possible(one: _Found, proven: set[str]) -> None:
                 f"{one.where}: the cell '{cell.name}' does not say which {key}; add it under `defaults` or `matrix`."
             )
     chosen = {k: cell.settings[k] for k in TRAINED if k in cell.settings}
-    told = json.dumps(chosen)
-    if told in proven or not cell.tuned:
+    chosen_json = json.dumps(chosen)
+    if chosen_json in proven or not cell.tuned:
         return
-    proven.add(told)
+    proven.add(chosen_json)
     kind = chosen.pop("kind")
     for key, value in chosen.items():
         _tried(

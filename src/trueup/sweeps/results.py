@@ -58,7 +58,7 @@ def rows(
         "trueup": record.version, "versions": json.dumps(dict(record.versions), sort_keys=True),
         "seconds": record.seconds, "cpu_seconds": record.cpu_seconds, "peak_bytes": record.peak_bytes, "host": record.host,
     }  # fmt: skip
-    made = [
+    table_rows = [
         {
             "kind": "training",
             "measure": k,
@@ -70,8 +70,8 @@ def rows(
         for k, v in record.tuned.items()
     ]
     for c in report.comparisons if report is not None else ():
-        made += _of_fault(c, change.get(c.before.fault))
-    for row in made or [{}]:
+        table_rows += _of_fault(c, change.get(c.before.fault))
+    for row in table_rows or [{}]:
         yield base | row
 
 
@@ -81,7 +81,7 @@ def _of_fault(c: Comparison, change: Mapping[str, Any] | None) -> list[dict[str,
         "fault": before.fault, "verdict": before.verdict, "outcome": c.outcome, "threshold": before.threshold,
         "needed": before.needed,
     }  # fmt: skip
-    made = [
+    fault_rows = [
         shared | {"kind": "severity", "measure": "severity", "title": "severity", "unit": before.unit, "better": "lower",
                   "value": before.severity, "low": before.low, "high": before.high}
         | _after(after and (after.severity, after.low, after.high)) | _difference(c.differences.get("severity"))
@@ -89,7 +89,7 @@ def _of_fault(c: Comparison, change: Mapping[str, Any] | None) -> list[dict[str,
     ]  # fmt: skip
     for key, m in before.measures.items():
         then = after.measures.get(key) if after else None
-        made.append(
+        fault_rows.append(
             shared | {"kind": "measure", "measure": key, "title": m.title, "unit": m.unit, "better": m.better, "value": m.value,
                       "low": m.low, "high": m.high}
             | _after(then and (then.value, then.low, then.high)) | _difference(c.differences.get(key))
@@ -97,16 +97,16 @@ def _of_fault(c: Comparison, change: Mapping[str, Any] | None) -> list[dict[str,
     for m in c.methods:
         for key, value in m.values.items():
             b, d = m.behind.get(key), m.differences.get(key)
-            own = next((r for r in made if r["measure"] == key and r["kind"] in ("severity", "measure")), {})
-            made.append(
+            own = next((r for r in fault_rows if r["measure"] == key and r["kind"] in ("severity", "measure")), {})
+            fault_rows.append(
                 shared | {k: own.get(k) for k in ("title", "unit", "better")}
                 | {"kind": "method", "measure": key, "method": m.key, "title": m.title, "source": m.source, "setting": m.setting,
                    "chosen": m.chosen, "control": m.control, "value": None if d is None else value - d.value, "after": value}
                 | _difference(d) | ({} if b is None else {"behind": b.value, "behind_low": b.low, "behind_high": b.high})
             )  # fmt: skip
     for key, d in c.harm.items():
-        made.append(shared | {"kind": "harm", "measure": key, "title": c.title(key)} | _difference(d))
-    return made
+        fault_rows.append(shared | {"kind": "harm", "measure": key, "title": c.title(key)} | _difference(d))
+    return fault_rows
 
 
 def _after(three: Any) -> dict[str, float]:

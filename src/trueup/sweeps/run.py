@@ -164,12 +164,12 @@ def _slip(cell: Cell) -> str:
 
 def _tell_leftover(asked: Sequence[Cell], out: Path, note: Callable[[str], None]) -> None:
     if found := homes(asked, out).leftover:
-        said = (
+        leftover = (
             f"{len(found)} cells that are none of the file's" if len(found) > 1 else "a cell that is none of the file's"
         )
         note(
-            f"'{out}' holds {said}: {listing(found, 3)}. The page and the table leave {it_or_them(found)} out. Put the settings "
-            "back into the file, or delete what is not needed any more."
+            f"'{out}' holds {leftover}: {listing(found, 3)}. The page and the table leave {it_or_them(found)} out. Put the "
+            "settings back into the file, or delete what is not needed any more."
         )
 
 
@@ -320,8 +320,8 @@ def _tracking(
             trackers.track(track, project, asked[record.name], record, bundle.read(folder) if folder.is_dir() else None)
         except Exception as e:  # whatever the tracker raises
             failed = True
-            said = " ".join(str(e).split())[:200]
-            note(f"{track} took no results ({type(e).__name__}: {said}). They are in '{out}' all the same.")
+            message = " ".join(str(e).split())[:200]
+            note(f"{track} took no results ({type(e).__name__}: {message}). They are in '{out}' all the same.")
 
     return finished
 

@@ -66,6 +66,6 @@ def metrics(record: Record, report: Report | None) -> Iterator[tuple[str, float]
 
 def outcomes(record: Record, report: Report | None) -> Mapping[str, str]:
     """The words: the state of the cell, each fault's outcome, and why it failed."""
-    said = {"trueup.state": record.state, "trueup.version": record.version}
-    said |= {"trueup.error": record.error[:500]} if record.error else {}
-    return said | {f"{c.before.fault}.outcome": state_of(c) for c in (report.comparisons if report is not None else ())}
+    tags = {"trueup.state": record.state, "trueup.version": record.version}
+    tags |= {"trueup.error": record.error[:500]} if record.error else {}
+    return tags | {f"{c.before.fault}.outcome": state_of(c) for c in (report.comparisons if report is not None else ())}

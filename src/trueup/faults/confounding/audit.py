@@ -159,27 +159,27 @@ def audit(
         far.value, far.low, far.high, "standard deviations, 0 by chance", "lower",
         "sliced Wasserstein distance of the groups' last states",
     )  # fmt: skip
-    told, refused = several.others(
+    further, refused = several.others(
         corpus, samples, attribute, coupling=coupling, threshold=threshold, resamples=resamples, seed=seed
     )
     for name, why in refused.items():
         session().note(f"Nothing is said about '{name}': {why.rstrip('.')}.")
-    measures |= several.measures(told)
-    samples |= {several.GROUP + f.column.name: f.column.group for f in told}
-    also = [f.column.name for f in told if f.verdict == "found"]
+    measures |= several.measures(further)
+    samples |= {several.GROUP + f.column.name: f.column.group for f in further}
+    also = [f.column.name for f in further if f.verdict == "found"]
     head = got["lean"]
     favoured = [names[c] for c in lean.interaction(starts).argmax(axis=0)]
     return judged(
         head, corpus.cluster, threshold=threshold,
-        sentence=_sentence(got, m, attribute, groups, favoured, whose) + _also(told), measures=measures,
+        sentence=_sentence(got, m, attribute, groups, favoured, whose) + _also(further), measures=measures,
         charts=_charts(
             m, cells, [got[k] for k in curve], got, inside.charts(attribute, within, chance, corpus.cluster), samples, names,
             groups, attribute,
-        ) + ((several.chart(attribute, head, told),) if told else ()),
+        ) + ((several.chart(attribute, head, further),) if further else ()),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),
                  "distance by layer": within.distance.tolist(), "chance of the probe": chance}
-        | ({"others": several.details(told), "also found": also} if told else {}),
+        | ({"others": several.details(further), "also found": also} if further else {}),
         samples={k: v[place] for k, v in samples.items()},
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "attribute": attribute},
@@ -247,10 +247,10 @@ def consequence(before: Finding, after: Finding | None) -> str:
 
     was, now = ends(before)
     moves = "fall" if now < was else "rise"
-    told = f"If {swap}, its quality (AUPRC) would {moves} from {was:.2f} to {now:.2f}"
+    sentence = f"If {swap}, its quality (AUPRC) would {moves} from {was:.2f} to {now:.2f}"
     if after is not None:
-        told += "; with the repaired adapter from {:.2f} to {:.2f}".format(*ends(after))
-    return f"{opening} {told}."
+        sentence += "; with the repaired adapter from {:.2f} to {:.2f}".format(*ends(after))
+    return f"{opening} {sentence}."
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:

@@ -114,26 +114,26 @@ class Scouted:
         from trueup.faults.confounding.mixes import FEWEST
 
         kinds = ", ".join(f"{KINDS[k]}: {n}" for k, n in self.tried.items() if n)
-        told = (
+        text = (
             f"{sum(self.tried.values())} derived columns were tried on {self.searching:,} independent calibration examples "
             f"({kinds}); {self.rare} of them have fewer than {FEWEST} examples of some label in some group. "
         )
         if not self.judged:
             return (
-                f"{told}No column was judged on the test examples: the others do not lean on the calibration examples, or are too "
+                f"{text}No column was judged on the test examples: the others do not lean on the calibration examples, or are too "
                 "rare in the test examples."
             )
-        told += (
+        text += (
             f"{self.judged} {'was' if self.judged == 1 else 'were'} judged on {self.judging:,} independent test examples, "
             f"and {self.named or 'none'} {'has' if self.named == 1 else 'have'} a lean above {self.threshold:g} "
             f"at a false discovery rate of {search.RATE:.0%}."
         )
         if math.isfinite(self.smallest):
-            told += f" With this many examples, the search finds a lean of {self.smallest:.2f} in 80% of cases."
+            text += f" With this many examples, the search finds a lean of {self.smallest:.2f} in 80% of cases."
         if not self.named and self.needed is not None:
             enough = f"{two_digits(self.needed):,} independent test examples"
-            told += f" If the strongest is as strong as it looks, about {enough} would name it."
-        return told
+            text += f" If the strongest is as strong as it looks, about {enough} would name it."
+        return text
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold of it."""
@@ -175,16 +175,16 @@ def read(data: Mapping[str, Any]) -> Scouted:
 
 def _lead(data: Mapping[str, Any]) -> Lead:
     as_type = {"int": int, "float": float, "str": str}
-    made: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for f in fields(Lead):
         value, kind = data[f.name], str(f.type)
         if kind in as_type:
-            made[f.name] = as_type[kind](value)
+            values[f.name] = as_type[kind](value)
         elif f.name == "examples":
-            made[f.name] = tuple({k: str(e[k]) for k in ("group", "text", "label", "predicted")} for e in value)
+            values[f.name] = tuple({k: str(e[k]) for k in ("group", "text", "label", "predicted")} for e in value)
         else:
-            made[f.name] = tuple(map(as_type[kind.removeprefix("tuple[").partition(",")[0]], value))
-    groups = len(made["groups"])
-    if any(len(made[k]) != groups for k in ("favoured", "clusters", "accuracy")):
+            values[f.name] = tuple(map(as_type[kind.removeprefix("tuple[").partition(",")[0]], value))
+    groups = len(values["groups"])
+    if any(len(values[k]) != groups for k in ("favoured", "clusters", "accuracy")):
         raise ValueError("a column's groups and what is said of them differ in number")
-    return Lead(**made)
+    return Lead(**values)

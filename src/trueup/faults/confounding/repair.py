@@ -257,8 +257,8 @@ def why_none(
     dear = [o for o in helped if o.saveable and dearer(o.cost, max_cost)]
     proven = [(o, o.cost) for o in dear if moved[o.key].helps]
     if winner is not None:
-        said = _unconfirmed(winner, moved[winner.key], f"{max_cost:.1%}" if dear else "")
-        return f"{said} {_too_dear(proven, moved, max_cost)}" if proven else said, bool(proven)
+        reason = _unconfirmed(winner, moved[winner.key], f"{max_cost:.1%}" if dear else "")
+        return f"{reason} {_too_dear(proven, moved, max_cost)}" if proven else reason, bool(proven)
     if proven:
         return _too_dear(proven, moved, max_cost), True
     if dear:

@@ -87,19 +87,19 @@ def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: in
     judged, _ = search.judge(leads, on_test, other, threshold=threshold, seed=seed)
     at = {x.column: i for i, x in enumerate(leads)}
     names = [subject.classes[i] for i in kept]
-    made: list[Lead] = []
+    leads_found: list[Lead] = []
     for n, j in enumerate(judged):
         near = next(
             (k + 1 for k in range(n) if judged[k].named and search.alike(judged[k].lead, j.lead, columns) > GOES_WITH),
             0,
         )
         values = on_test[at[j.lead.column]]
-        made.append(
+        leads_found.append(
             _told(n + 1 if j.named else 0, found[j.lead.column], j, near, values, judging, outs["test"], other, names)
         )
-    named = [x for x in made if x.rank]
+    named = [x for x in leads_found if x.rank]
     return Scouted(
-        tuple(named), tuple(made[len(named) :][:SHOWN]), len(named),
+        tuple(named), tuple(leads_found[len(named) :][:SHOWN]), len(named),
         {k: n for k in KINDS if (n := sum(c.kind == k for c in found))}, rare, len(judged),
         len(np.unique(searching.cluster)), len(np.unique(judging.cluster)), threshold, search.smallest(judged, threshold),
         search.needed(judged, threshold, len(np.unique(judging.cluster))),
@@ -186,8 +186,8 @@ def _cluster(subject: Subject, place: int, parts: search.Partition, k: int, word
     def of(corpus: Corpus) -> NDArray[np.str_]:
         return there(parts.distances(_states(subject, corpus)[:, place]).argmin(axis=1) == k)
 
-    said = ", ".join(words) or f"no. {k + 1}"
-    return Cue(f'a text like "{said}"', "cluster", of)
+    description = ", ".join(words) or f"no. {k + 1}"
+    return Cue(f'a text like "{description}"', "cluster", of)
 
 
 def _told(

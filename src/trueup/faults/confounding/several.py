@@ -115,7 +115,7 @@ def others(
             refused[name] = one
         else:
             found.append(one)
-    told = []
+    further = []
     few = bootstrap.too_few(samples["cluster"])
     level = 1 - 0.05 / max(len(found), 1)
     for one in found:
@@ -131,8 +131,8 @@ def others(
         )
         low, high = folded(got["lean"])
         word = "undecided" if few else "found" if low > threshold else "clear" if high < threshold else "undecided"
-        told.append(Further(one, got["lean"], got["worst_group_accuracy"], word))
-    return told, refused
+        further.append(Further(one, got["lean"], got["worst_group_accuracy"], word))
+    return further, refused
 
 
 def measures(told: list[Further]) -> dict[str, Measure]:

@@ -187,20 +187,22 @@ def judge_columns(world: Leaning, corpus: Corpus, seed: int) -> Judged:
     scores, first = _scores(corpus), next(iter(corpus.attributes))
     group = mix.group_index(corpus, first, mix.groups_of(corpus, first))
     samples = columns(scores, corpus.label, group) | {"cluster": corpus.cluster, "judges": judges(corpus.cluster, seed)}
-    told, _ = several.others(corpus, samples, first, coupling=0.0, threshold=THRESHOLD, resamples=RESAMPLES, seed=seed)
-    if not told:  # too few examples of some label in some group
+    further, _ = several.others(
+        corpus, samples, first, coupling=0.0, threshold=THRESHOLD, resamples=RESAMPLES, seed=seed
+    )
+    if not further:  # too few examples of some label in some group
         return Judged("undecided")
     many = _many(world)
     far = lean.centred(_scores(many))
     below, above = [], []
-    for f in told:
+    for f in further:
         own = mix.group_index(many, f.column.name, f.column.groups)
         drop, floor = lean.drop_and_floor(far, many.label, own, along_own(f.column.samples(samples), f.column.mixes))
         below.append(f.lean.low - float(drop - floor))
         above.append(f.lean.high - float(drop - floor))
     low, high = max(below), min(above)
     dice = {f"column {i}" for i, s in enumerate(world.starts) if not s and not world.tied}
-    wrong = any(f.verdict == "found" for f in told if f.column.name in dice)
+    wrong = any(f.verdict == "found" for f in further if f.column.name in dice)
     return Judged("found" if wrong else "undecided", {"all together": (low, high) if low < high else (1.0, 2.0)})
 
 

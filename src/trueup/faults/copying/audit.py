@@ -101,9 +101,9 @@ def columns(subject: Subject, corpus: Corpus, seed: int, read: Read = as_said) -
     was shown."""
     kept: dict[str, np.ndarray] = {}
     for mode in MODES:
-        told = asked(subject, corpus, mode, seed)
-        draws, got = told.draws, told.got
-        kept |= {f"{what}_{mode}": values for what, values in told.scored(corpus.label, read).items()}
+        answered = asked(subject, corpus, mode, seed)
+        draws, got = answered.draws, answered.got
+        kept |= {f"{what}_{mode}": values for what, values in answered.scored(corpus.label, read).items()}
         if mode == "free" and draws.others is not None and (alone := draws.possible & ~draws.others.possible).any():
             session().note(
                 f"copying: for {alone.sum()} of {len(corpus)} queries there are no other demonstrations that show the right answer "
@@ -133,14 +133,14 @@ def columns(subject: Subject, corpus: Corpus, seed: int, read: Read = as_said) -
 def _named(subject: Subject, corpus: Corpus, seed: int, read: Read) -> dict[str, np.ndarray]:
     """The queries asked again, with the same demonstrations and all answers named; empty where that is too long."""
     try:
-        told = asked(subject, corpus, "free", seed, first=prompts.header(subject.classes))
+        answered = asked(subject, corpus, "free", seed, first=prompts.header(subject.classes))
     except BadInput as e:
         session().note(
             "copying: the queries were not asked with all answers named, so only those count to which the right answer was "
             f"shown: {e}"
         )
         return {}
-    return {f"{what}_named": values for what, values in told.scored(corpus.label, read).items()}
+    return {f"{what}_named": values for what, values in answered.scored(corpus.label, read).items()}
 
 
 def scored(draws: Draws, gold: np.ndarray, answer: np.ndarray, other: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -237,8 +237,8 @@ def consequence(before: Finding, after: Finding | None) -> str:
         "undecided": "It is not settled whether this model copies answers from the examples in its prompt.",
         "clear": "This model does not copy answers from the examples in its prompt beyond the threshold.",
     }[before.verdict]
-    told = f"Of its queries {before.severity:.1%} get a wrong answer that was copied and is not explained by chance"
-    return f"{opening} {told}" + ("." if after is None else f"; with the repaired adapter {after.severity:.1%}.")
+    sentence = f"Of its queries {before.severity:.1%} get a wrong answer that was copied and is not explained by chance"
+    return f"{opening} {sentence}" + ("." if after is None else f"; with the repaired adapter {after.severity:.1%}.")
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
@@ -284,11 +284,11 @@ def charts(
     done: list[int] = []
     for k in SWEEP:
         try:
-            told = asked(subject, few, "free", seed, number=k)
+            answered = asked(subject, few, "free", seed, number=k)
         except BadInput:  # so many need more pairs, or more room, than there is
             break
         done.append(k)
-        values = told.scored(few.label)
+        values = answered.scored(few.label)
         for name, what in {"right": "right", "copied": "copied", "copied by chance": "expected"}.items():
             wanted = mean if what == "expected" else right
             lines[name].append(

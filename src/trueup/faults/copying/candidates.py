@@ -66,14 +66,14 @@ def candidates(found: Attributed) -> list[Candidate]:
     """The published grid (the top share of one layer at 0), the same halved, and ours (the top units of all layers, at 0
     or halved). At 0 a layer's units can take copies below chance, and answers that were right to copy with them."""
     depth, units = found.active.shape
-    made, published = [], found.published
+    proposed, published = [], found.published
     for layer in np.flatnonzero(found.sound).tolist():
         for count, share in {max(1, round(s * units)): s for s in SHARES}.items():
             pairs = [(layer, int(u)) for u in maths.top(published[layer], count)]
             for factor in FACTORS:
                 family = "softened" if factor else "published"
                 title = f"{family}: the top {share:.1%} of layer {layer} at {factor:g}"
-                made.append(Candidate(family, title, scales_of(pairs, units, factor), found.source))
+                proposed.append(Candidate(family, title, scales_of(pairs, units, factor), found.source))
     score = np.where(found.sound[:, None], found.contrasted, -np.inf)
     order = np.argsort(-score, axis=None, kind="stable")
     positive = int((score > 0).sum())
@@ -82,8 +82,8 @@ def candidates(found: Attributed) -> list[Candidate]:
         for factor in FACTORS:
             scales = scales_of(list(zip(layer.tolist(), unit.tolist(), strict=True)), units, factor)
             title = f"contrasted: the top {count} units of all layers at {factor:g}"
-            made.append(Candidate("contrasted", title, scales, found.source))
-    return made
+            proposed.append(Candidate("contrasted", title, scales, found.source))
+    return proposed
 
 
 def random_like(made: Sequence[Candidate], seed: int) -> list[Candidate]:
@@ -101,10 +101,10 @@ def random_like(made: Sequence[Candidate], seed: int) -> list[Candidate]:
 
 
 def scales_of(pairs: Sequence[tuple[int, int]], units: int, factor: float) -> dict[int, Tensor]:
-    made: dict[int, Tensor] = {}
+    scales: dict[int, Tensor] = {}
     for layer, unit in pairs:
-        made.setdefault(layer, torch.ones(units))[unit] = factor
-    return made
+        scales.setdefault(layer, torch.ones(units))[unit] = factor
+    return scales
 
 
 def unit_map(score: np.ndarray, scales: Scales) -> Chart:

@@ -94,18 +94,18 @@ def contest(
 ) -> Contest | None:  # fmt: skip
     """The candidates that follow from attributions, and heads at equal size, judged; None where no attributions add up."""
     first, second, third = parted(queries, seed)
-    made = [c for f in found for c in candidates(f)]
-    if not made:
+    proposed = [c for f in found for c in candidates(f)]
+    if not proposed:
         return None
     glance = list(bystanders(subject, "calibration", seed=seed, most=GLANCED, skip=GUARDED))
     check = Check(
         list(bystanders(subject, "calibration", seed=seed, most=CHECKED, skip=GUARDED)), max_cost + OPEN, seed
     )
     unscaled = ask(subject, second, seed)
-    units = winner(subject, made, first, second, unscaled, glance, check, seed, resamples)
+    units = winner(subject, proposed, first, second, unscaled, glance, check, seed, resamples)
     whole = rivals(heads, (units.best or units.nearest).units)
     won = winner(subject, whole, first, second, unscaled, glance, check, seed, resamples) if whole else None
-    return Contest((first, second, third), unscaled, made, units, whole, won)
+    return Contest((first, second, third), unscaled, proposed, units, whole, won)
 
 
 class Check:

@@ -100,7 +100,7 @@ def indirect_effect(subject: Subject, train: Corpus, seed: int) -> np.ndarray:
 
 def rivals(heads: Heads | None, units: int) -> list[Candidate]:
     """For each kind of heads the best, so many that about `units` inputs are scaled, at least one head: at 0 and halved."""
-    made: list[Candidate] = []
+    proposed: list[Candidate] = []
     for kind, score in ({} if heads is None else heads.score).items():
         assert heads is not None
         count = min(max(1, round(units / heads.wide)), int((score > 0).sum()))
@@ -108,8 +108,8 @@ def rivals(heads: Heads | None, units: int) -> list[Candidate]:
             title = f"{kind}: the top {count} heads of all layers at {factor:g}"
             scales = heads_scaled(score, count, heads.wide, factor)
             source = REPEATED if kind == INDUCTION else heads.source
-            made.append(Candidate(kind, title, scales, source, "mixer_out", heads.wide))
-    return made
+            proposed.append(Candidate(kind, title, scales, source, "mixer_out", heads.wide))
+    return proposed
 
 
 def heads_scaled(score: np.ndarray, count: int, wide: int, factor: float) -> Scales:

@@ -61,17 +61,17 @@ def methods(
     nats = penalty_for(c.unscaled, c.parts[1])
     answers["penalty"] = columns(subject, test, seed, lambda got, shown: penalised(got, shown, nats))
     tried["penalty"] = replace(AS_IT_IS, title=f"a penalty of {nats:g} nats on shown answers", source="the task itself")
-    told = {k: list(of.values()) for k, of in answers.items()}
+    columns_of = {k: list(of.values()) for k, of in answers.items()}
     wanted = {k: s[0] for k, s in statistics(answers[""]).items() if k in ON_TEST}
 
     def apart(a: str, b: str) -> dict[str, Difference]:
-        sides = (told[a], told[b])
+        sides = (columns_of[a], columns_of[b])
         return as_differences(bootstrap.paired_many(wanted, *sides, seed, resamples, cluster=test.cluster))
 
     return [
         Method(
             key, x.title, "baseline" if key in ("random", "penalty") else _SOURCES.get(x.family, "ours"), x.source,
-            {k: f(*told[key]) for k, f in wanted.items()}, apart("", key),
+            {k: f(*columns_of[key]) for k, f in wanted.items()}, apart("", key),
             {} if chosen in (None, key) else apart(chosen, key), key == chosen, key != "penalty", key == "random",
         )
         for key, x in tried.items()

@@ -186,13 +186,13 @@ def _chosen(c: Contest, heads: Heads | None, take: str, seed: int) -> _Chosen:
         return _Chosen(units.best or (units.nearest if take else None), None, chances, c.made, units.rows)
     rows = [*units.rows, *won.rows[1:]]
     if take != UNITS and (take == HEADS or won.beats(units)):
-        best, rival, made = won.best, units.best or units.nearest, [*c.made, *c.whole]
+        best, rival, tried = won.best, units.best or units.nearest, [*c.made, *c.whole]
         chances = [*chances, *other_heads(c.whole, heads, seed)]
     else:
-        best, rival, made = units.best, won.best or won.nearest, c.made
+        best, rival, tried = units.best, won.best or won.nearest, c.made
     if take:
         best = best or (won if take == HEADS else units).nearest
-    return _Chosen(best, rival, chances, made, rows)
+    return _Chosen(best, rival, chances, tried, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,12 +322,12 @@ def _controls(
     if best.part == "mixer_out":
         assert heads is not None
         lowest = heads_scaled(-heads.score[best.family], best.units // best.wide, best.wide, factor)
-        made = [
+        controls = [
             replace(best, title="the chosen heads"),
             replace(best, title="the heads with the lowest scores", scales=lowest),
         ]
-        plain, got = screen(subject, queries, made, seed)
-        return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(made, got, strict=True)]
+        plain, got = screen(subject, queries, controls, seed)
+        return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(controls, got, strict=True)]
     units = found.active.shape[1]
     counts = {at: int((s != 1).sum()) for at, s in best.scales.items()}
 
@@ -335,13 +335,13 @@ def _controls(
         pairs = [(at, int(u)) for at, n in counts.items() for u in maths.top(score[at].astype(float), n)]
         return Candidate("control", title, scales_of(pairs, units, factor), best.source)
 
-    made = [
+    controls = [
         replace(best, title="the chosen units"),
         others("the most active units", found.active),
         others("the lowest scores", -found.contrasted),
     ]
-    plain, got = screen(subject, queries, made, seed)
-    return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(made, got, strict=True)]
+    plain, got = screen(subject, queries, controls, seed)
+    return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(controls, got, strict=True)]
 
 
 def _markdown(

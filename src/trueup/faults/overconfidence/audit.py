@@ -279,10 +279,10 @@ def doubt(right: np.ndarray, cluster: np.ndarray, taught: np.ndarray, beyond: bo
 
 def _sentence(head: bootstrap.Estimate, measures: Mapping[str, Measure], taught: int) -> str:
     stated, ranked, gap, accuracy = (measures[k].value for k in ("misstated", "misranked", "gap", "accuracy"))
-    said = "overstates" if gap > 0 else "understates"
+    states = "overstates" if gap > 0 else "understates"
     return (
         f"A forecast learnt from {taught:,} independent calibration examples avoids {head.value:.1%} "
-        f"[{head.low:.1%}, {head.high:.1%}] of the Brier loss of its confidence: {stated:.1%} by recalibration (it {said}: mean "
+        f"[{head.low:.1%}, {head.high:.1%}] of the Brier loss of its confidence: {stated:.1%} by recalibration (it {states}: mean "
         f"confidence {accuracy + gap:.1%}, accuracy {accuracy:.1%}), {ranked:.1%} by ranking its errors better."
     )
 
@@ -298,10 +298,10 @@ def consequence(before: Finding, after: Finding | None) -> str:
         "undecided": "It is not settled whether you can rely on this model's confidence.",
         "clear": "This model's confidence is as reliable as the calibration examples can make it.",
     }[before.verdict]
-    told = f"On average it states {states(before)} and is right on {before.measures['accuracy'].value:.1%}"
+    sentence = f"On average it states {states(before)} and is right on {before.measures['accuracy'].value:.1%}"
     if after is not None:
-        told += f"; the repaired adapter states {states(after)}"
-    return f"{opening} {told}."
+        sentence += f"; the repaired adapter states {states(after)}"
+    return f"{opening} {sentence}."
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:

@@ -226,11 +226,14 @@ def consequence(before: Finding) -> str:
     labels = before.details["labels"]
     bad = [d for d in labels if d["verdict"] == "found"]
     if bad:
-        told = ", ".join(
+        worst_labels = ", ".join(
             f"'{d['label']}' (states {d['mean confidence']:.1%}, right on {d['accuracy']:.1%})" for d in bad[:5]
         )
-        told += f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        return f"For {len(bad)} of {len(labels)} labels this model's confidence says less about its errors than it could: {told}."
+        worst_labels += f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        return (
+            f"For {len(bad)} of {len(labels)} labels this model's confidence says less about its errors than it could: "
+            f"{worst_labels}."
+        )
     if before.verdict == "clear":
         return "For each label this model's confidence says what the calibration examples can teach about its errors."
     open_ = [d["label"] for d in labels if d["verdict"] == "undecided"]

@@ -197,7 +197,7 @@ Opinions = Mapping[str, np.ndarray | None]
 def opinions(subject: Subject, corpus: Corpus, rows: np.ndarray, *, members: int, passes: int, seed: int) -> Opinions:
     """What an ensemble of `members` and `passes` with dropout say of the examples at `rows`. One that cannot be had is noted."""
     asked, tuned_on, seeds = corpus.take(rows), corpus.take(corpus.split == "train"), _seeds(seed)
-    said: dict[str, np.ndarray | None] = {"committee": None, "dropped": None}
+    scores: dict[str, np.ndarray | None] = {"committee": None, "dropped": None}
     if members and not len(tuned_on):
         session().note(
             f"No ensemble was tried, because '{corpus.name}' holds no training examples for its {members} members. Give the data "
@@ -205,15 +205,15 @@ def opinions(subject: Subject, corpus: Corpus, rows: np.ndarray, *, members: int
         )
     elif members:
         try:
-            said["committee"] = ensemble.committee(subject, tuned_on, asked, members=members, seed=seeds.committee)
+            scores["committee"] = ensemble.committee(subject, tuned_on, asked, members=members, seed=seeds.committee)
         except Unsupported as e:
             session().note(f"No ensemble was tried. {e}")
     if passes:
         try:
-            said["dropped"] = ensemble.dropped(subject, asked, passes=passes, seed=seeds.dropout)
+            scores["dropped"] = ensemble.dropped(subject, asked, passes=passes, seed=seeds.dropout)
         except Unsupported as e:
             session().note(f"MC dropout was not tried. {e}")
-    return said
+    return scores
 
 
 def evidence(subject: Subject, corpus: Corpus, split: Split, several: Opinions, *, seed: int) -> Evidence:

@@ -159,10 +159,12 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
         with frozen(subject, seen.shares):
             kept["right_frozen"] = _right(subject, corpus)[0]
     kept["cluster"] = corpus.cluster
-    made = contrasts(kept, refs, virtual=bool(virtual))
-    got = {k: c.estimate() for k, c in made.items()}
+    contrasts_by_key = contrasts(kept, refs, virtual=bool(virtual))
+    got = {k: c.estimate() for k, c in contrasts_by_key.items()}
     tolerance = maths.TOLERANCE.get(str(next(subject.model.parameters()).dtype).removeprefix("torch."), 1e-5)
-    word = maths.judged(made["severity"], corpus.cluster, len(corpus), threshold=threshold, sentence="").verdict
+    word = maths.judged(
+        contrasts_by_key["severity"], corpus.cluster, len(corpus), threshold=threshold, sentence=""
+    ).verdict
     told = maths.SAYS[word] if virtual else None
     looks = maths.signature(
         largest(seen.change[0]), np.nan_to_num(alone.change).max(axis=1), float(seen.residual[0].max()),
@@ -174,7 +176,7 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
         for k, (title, better) in names.items() if (e := got.get(k)) is not None
     }  # fmt: skip
     return maths.judged(
-        made["severity"], corpus.cluster, len(corpus), threshold=threshold,
+        contrasts_by_key["severity"], corpus.cluster, len(corpus), threshold=threshold,
         sentence=_sentence(refs, got, told, threshold, virtual, looks), measures=measures,
         samples={k: v[place] for k, v in kept.items()}, charts=charts(subject, seen, None if inside_prompt else alone, measures),
         details={
@@ -301,10 +303,10 @@ def consequence(before: Finding, after: Finding | None) -> str:
         "undecided": "It is not settled whether a prompt can do this task as well as an adapter of weights.",
         "clear": "A prompt does this task as well as an adapter of weights, within the threshold.",
     }[before.verdict]
-    told = f"Of equal size and effort, weights are right on {100 * before.severity:+.1f} points more of the texts"
+    sentence = f"Of equal size and effort, weights are right on {100 * before.severity:+.1f} points more of the texts"
     if after is not None:
-        told += f"; beyond the repaired adapter on {100 * after.severity:+.1f} points"
-    return f"{opening} {told}."
+        sentence += f"; beyond the repaired adapter on {100 * after.severity:+.1f} points"
+    return f"{opening} {sentence}."
 
 
 def compare(before: Finding, after: Finding) -> dict[str, Difference]:
