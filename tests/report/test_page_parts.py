@@ -91,6 +91,12 @@ def test_what_to_do_next_says_how_many_more_texts() -> None:
         "To reach a decision, test on about 1,300 independent texts. If the severity is as estimated here, 80% of such checks "
         "decide."
     ]
+    near = with_before(open_, needed=50_001, provenance={"clusters": 1_000})
+    assert words.next_steps(near)[0].startswith(
+        "The severity is so close to the threshold that about 51,000 independent texts"
+    )
+    assert "Decide by the interval" in words.next_steps(near)[0]
+    assert "80% of such checks decide" in words.next_steps(with_before(near, needed=50_000))[0]
     doubted = with_before(open_, doubt="There are only 12 clusters")
     assert words.next_steps(doubted) == ["There are only 12 clusters."]
     left = comparison(before=0.5, after=0.12)

@@ -242,6 +242,10 @@ def next_steps(c: Comparison) -> list[str]:
     return [s for s in steps if s]
 
 
+OUT_OF_REACH = 50
+"""So many times as many texts as there are nobody collects for a verdict."""
+
+
 def more_texts(finding: Finding) -> str:
     """How many test texts would decide, as a sentence."""
     tested = finding.provenance.get("clusters")
@@ -250,6 +254,11 @@ def more_texts(finding: Finding) -> str:
     if finding.needed is None:
         return "Test on more texts: the interval includes the threshold."
     had = f" (this check had {tested:,})" if isinstance(tested, int) else ""
+    if isinstance(tested, int) and finding.needed > OUT_OF_REACH * tested:
+        return (
+            f"The severity is so close to the threshold that about {two_digits(finding.needed):,} independent texts would be "
+            f"needed for a decision{had}. Decide by the interval whether you can accept the upper end of the severity."
+        )
     return (
         f"To reach a decision, test on about {two_digits(finding.needed):,} independent texts{had}. If the severity is as "
         "estimated here, 80% of such checks decide."
