@@ -64,5 +64,9 @@ def test_texts_of_unknown_tokens_are_warned_of(base_of: Any):
     assert told == {"unknown tokens in test texts": "2 of 4 (50.0%)"}
     assert said(["good cat"] * 10 + ["ดี"]) == ([], {"unknown tokens in test texts": "1 of 21 (4.8%)"})
     assert said(["good cat", "bad"]) == ([], {})
+    ((warning,), _) = said(["ดี", ""])
+    assert "half or more of 1 of 2 texts" in warning, "no token of an empty text is unknown"
+    long = "good " * 40_000
+    assert said([long, "ดี"]) == said(["good " * 8, "ดี"]), "of a long text the beginning that the model reads"
     tokenizer.eos_token = tokenizer.unk_token  # as GPT-2's does, which knows all texts
     assert said(["ดี มาก", "good cat"]) == ([], {})

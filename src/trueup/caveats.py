@@ -170,7 +170,7 @@ def unknown(subject: Subject, test: Corpus) -> dict[str, str]:
         return {}
     share = total / tokens.sum()
     if share >= UNKNOWN:
-        mostly = int((2 * lost >= tokens).sum())
+        mostly = int(((2 * lost >= tokens) & (lost > 0)).sum())
         session().warn(
             f"The tokenizer does not know {share:.0%} of the tokens of the test texts, and half or more of {mostly} of {len(test)} "
             f"texts. It reads all of them as '{subject.tokenizer.unk_token}', so the model cannot tell these words apart. Check "

@@ -316,8 +316,8 @@ def _page(repair: Repaired, done: Exported) -> str:
             "ids": "the tokens of the prompt (batch, tokens)", "mask": "1 for each of them and 0 for padding",
         }  # fmt: skip
         used = {n.id for n in ast.walk(ast.parse(kind)) if isinstance(n, ast.Name)}
-        outputs = [f"`{n}` is {what}" for n, what in names.items() if n in used]
-        parts.append(f"## How to use it\n\n```python\n{kind}\n```\n\n{'; '.join(outputs)}.")
+        meanings = [f"`{n}` is {what}" for n, what in names.items() if n in used]
+        parts.append(f"## How to use it\n\n```python\n{kind}\n```\n\n{'; '.join(meanings)}.")
     if not repair.causal and done.form == "merged":
         extra = (
             f" It reads the added rows from `{SCORE}`. The model itself has the logits of the classes only."

@@ -23,6 +23,9 @@ from trueup.measure.bootstrap import (
 from trueup.measure.calibration import brier, expected_calibration_error, nll, softmax, squared_calibration_error
 from trueup.measure.selective import augrc, aurc, coverage_at_risk, error_auc, naurc
 
+SURE = 1e-4
+"""The chance that a test of rates fails where the rates are right."""
+
 
 def _case(seed=0, n=150):
     rng = np.random.default_rng(seed)
@@ -497,10 +500,6 @@ def test_four_in_five_checks_with_so_many_clusters_decide_if_the_estimate_is_tru
 
     assert binom.ppf(SURE, 150, 0.75) <= decided(enough) <= binom.ppf(1 - SURE, 150, 0.85)
     assert decided(enough // 2) < 0.65 * 150, "the control: with half of them it is a toss-up"
-
-
-SURE = 1e-4
-"""The chance that a test of rates fails where the rates are right."""
 
 
 def test_clusters_of_unequal_size_count_as_what_they_are_worth():

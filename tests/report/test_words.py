@@ -77,8 +77,8 @@ def test_clear_and_undecided() -> None:
     assert "and its interval includes the threshold. Nothing to repair." in verdict(across)
     counted = with_before(across, needed=1234)
     assert (
-        "includes the threshold. With about 1,300 independent examples, 80% of such checks decide. Nothing"
-        in verdict(counted)
+        "includes the threshold. If the severity is as estimated, 80% of such checks decide with about 1,300 independent "
+        "examples. Nothing" in verdict(counted)
     )
 
 
@@ -95,7 +95,9 @@ def test_a_doubt_decides_nothing_whatever_the_interval_says() -> None:
 def test_a_doubt_asks_for_more_examples_only_where_more_would_decide(clusters: int, told: bool) -> None:
     c = comparison(before=0.4, after=None, remedy="")
     c = with_before(c, doubt="It cannot be told from chance", needed=30, provenance={"clusters": clusters})
-    assert ("With about 30 independent examples, 80% of such checks decide." in verdict(c)) == told
+    assert (
+        "If the severity is as estimated, 80% of such checks decide with about 30 independent examples." in verdict(c)
+    ) == told
 
 
 def test_what_was_not_found_and_repaired_all_the_same() -> None:

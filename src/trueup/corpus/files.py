@@ -391,9 +391,9 @@ def _json_lines(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
         try:
             record = json.loads(line, parse_constant=_constant, object_pairs_hook=_object)
         except (ValueError, RecursionError) as e:
-            fault = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "too deep or too long"
+            problem = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "too deep or too long"
             raise BadInput(
-                f"{source}, line {n}: not valid JSON ({fault}). Each line must hold one object, such as "
+                f"{source}, line {n}: not valid JSON ({problem}). Each line must hold one object, such as "
                 '{"text": "...", "label": "..."}.'
             ) from e
         if not isinstance(record, dict):

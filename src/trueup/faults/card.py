@@ -77,13 +77,13 @@ def _is_hub_id(name: str) -> bool:
 def _index(card: Card, comparison: Comparison) -> dict[str, Any]:
     after = comparison.after
     assert after is not None
-    model_index = {
+    measures = {
         "severity": Measure(after.severity, after.low, after.high, after.unit, "lower", after.unit),
         **after.measures,
     }
     metrics = [
         {"type": key, "value": m.value, "name": f"{m.title} (95% interval {m.low:.4g} to {m.high:.4g})"}
-        for key, m in model_index.items()
+        for key, m in measures.items()
         if all(map(math.isfinite, (m.value, m.low, m.high)))
     ]
     origin = comparison.before.provenance.get("dataset") or {}

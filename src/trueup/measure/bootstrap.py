@@ -321,7 +321,7 @@ def too_few(cluster: ArrayLike) -> str:
             "are not to be trusted."
         )
     return (
-        f"The {size.sum():,} examples are {len(size):,} independent clusters of very unequal size: the largest holds "
+        f"The {size.sum():,} examples are {len(size):,} independent clusters of unequal size: the largest holds "
         f"{size.max() / size.sum():.0%} of the examples. They tell as much as {int(independent_rows(size))} clusters of equal "
         f"size, and fewer than {FEWEST} decide nothing. Take examples out of the largest clusters, or add others."
     )

@@ -314,7 +314,8 @@ def _needed(finding: Finding) -> str:
     return (
         ""
         if finding.needed is None or (isinstance(tested, int) and finding.needed <= tested)
-        else f" With about {two_digits(finding.needed):,} independent examples, 80% of such checks decide."
+        else f" If the severity is as estimated, 80% of such checks decide with about {two_digits(finding.needed):,} independent "
+        "examples."
     )
 
 
@@ -448,14 +449,14 @@ def go_on(found: Scouted) -> tuple[str, str]:
     """
     if not found.leads:
         return "", ""
-    names = "scout:1 is the first of them, scout:2 the second. " if found.named > 1 else ""
+    which = "scout:1 is the first of them, scout:2 the second. " if found.named > 1 else ""
     if not found.onward:
         return (
-            f"{names}To examine and repair the first, give confounder='scout:1' to trueup.check, and the data by name or as a "
+            f"{which}To examine and repair the first, give confounder='scout:1' to trueup.check, and the data by name or as a "
             "table, not as a Corpus.",
             "",
         )
-    return f"{names}{onward_step(found.onward)}:", clean(found.onward, 4000)
+    return f"{which}{onward_step(found.onward)}:", clean(found.onward, 4000)
 
 
 def onward_step(command: str) -> str:

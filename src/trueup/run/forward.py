@@ -141,12 +141,15 @@ def unknown(subject: Subject, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
     none = unk is None or unk in (tok.eos_token_id, tok.bos_token_id, tok.pad_token_id)
     counts: list[tuple[int, int]] = []
     pairs = _pairs(corpus)
+
+    def read(some: Sequence[tuple[str, str | None]]) -> list[tuple[int, int]]:
+        got = tok(
+            *_arguments(some), add_special_tokens=False, truncation=True, max_length=subject.max_length, verbose=False
+        )
+        return [(ids.count(unk), len(ids)) for ids in map(list, got["input_ids"])]
+
     for at in range(0, 0 if none else len(pairs), AT_ONCE):
-        read = tok(
-            *_arguments(pairs[at : at + AT_ONCE]), add_special_tokens=False, truncation=True, max_length=subject.max_length,
-            verbose=False,
-        )  # fmt: skip
-        counts += [(ids.count(unk), len(ids)) for ids in map(list, read["input_ids"])]
+        counts += _by_beginnings(subject, pairs[at : at + AT_ONCE], read, lambda found: found[1] == subject.max_length)
     return tuple(np.array(counts or [(0, 0)] * len(corpus)).T)  # type: ignore[return-value]
 
 

@@ -224,7 +224,7 @@ def finding(
     """
     cluster, right = samples["cluster"], samples["right"]
     got = measured(samples, resamples=resamples, seed=seed)
-    head, clusters = got["severity"], len(np.unique(cluster))
+    head, clusters, teachers = got["severity"], len(np.unique(cluster)), len(np.unique(taught))
     measures = {
         k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]
         for k, (_, title, unit, better) in MEASURES.items()
@@ -233,11 +233,11 @@ def finding(
     found = Finding(
         fault="overconfidence", unit="avoidable share of the confidence's Brier loss",
         severity=head.value, low=head.low, high=head.high, threshold=threshold,
-        sentence=_sentence(head, measures, len(np.unique(taught))), measures=measures,
+        sentence=_sentence(head, measures, teachers), measures=measures,
         charts=charts(samples["confidence"], right, cluster, head, measures),
         samples=samples, doubt=doubt(right, cluster, taught, head.low > threshold),
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(right), "clusters": clusters,
-                    "calibration clusters": len(np.unique(taught)), **provenance},
+                    "calibration clusters": teachers, **provenance},
     )  # fmt: skip
     if found.verdict != "undecided":
         return found
