@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from trueup.corpus.corpus import Corpus
 from trueup.errors import BadInput, Unsupported
 from trueup.faults.fault import NoRemedy
-from trueup.faults.overconfidence import Overconfidence, candidates, densities, objectives, platt
+from trueup.faults.overconfidence import Overconfidence, candidates, densities, objectives, platt, repair
 from trueup.faults.overconfidence.abstention import certificates, upwards
 from trueup.faults.overconfidence.candidates import (
     FAMILIES,
@@ -54,6 +54,36 @@ def case():
 def remedy(case):
     subject, corpus = case
     return FAULT.repair(subject, corpus, None, seed=0)  # type: ignore[arg-type]
+
+
+def test_of_many_training_examples_a_part_teaches(case, monkeypatch):
+    subject, corpus = case
+    split = repair.split_calibration(subject, corpus, folds=5, seed=0)
+    assert isinstance(split, repair.Split)
+
+    def taught(corpus: Corpus) -> Part:
+        several = {"committee": None, "dropped": None}
+        train = repair.evidence(subject, corpus, split, several, seed=0).train
+        assert train is not None
+        return train
+
+    everything = taught(corpus)
+    assert len(everything.label) == (corpus.split == "train").sum() <= repair.TAUGHT, "the control: few are all taken"
+    monkeypatch.setattr(repair, "TAUGHT", 150)
+    part = taught(corpus)
+    assert 100 <= len(part.label) <= 150
+    assert part.label.mean() == pytest.approx(everything.label.mean(), abs=0.02), "each class keeps its share"
+    assert _among(part, everything)
+    assert not _among(everything, part), "the control"
+    # The rows' order has no say in which they are.
+    turned = taught(corpus.take(np.random.default_rng(0).permutation(len(corpus))))
+    assert len(turned.label) == len(part.label)
+    assert _among(turned, part)
+
+
+def _among(some: Part, others: Part) -> bool:
+    """Whether each example of `some` has the features of one of `others`, up to rounding."""
+    return bool((np.abs(some.x[:, None] - others.x).max(axis=2).min(axis=1) < 1e-4).all())
 
 
 def test_the_best_of_many_noise_variants_does_not_flatter():

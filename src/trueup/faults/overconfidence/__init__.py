@@ -70,6 +70,7 @@ class Overconfidence(Fault):
         "examples instead of the memorised training split, and heads are trained in float32.",
         "The softmax response is kept unless a candidate is significantly better than the recalibrated softmax response, on "
         "examples that were not used to choose it.",
+        "Heads and densities learn from a few thousand training examples at most.",
         "Only the last linear layer of a head is trained. If a head has a dense layer before it, that layer is not changed.",
     )
 

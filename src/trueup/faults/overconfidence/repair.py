@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -28,6 +29,11 @@ from trueup.run import ensemble
 from trueup.run.predict import outputs, predict, session
 from trueup.subject.subject import Head, Subject
 
+TAUGHT = 5_000
+"""Most training examples that heads and densities learn from: each costs a forward pass. Of more, one of equal parts is taken.
+
+On a LoRA of MiniLM with 5,400 training and 1,800 test examples (film reviews), a quarter of the training examples moved the error
+ROC-AUC of no score by more than 0.003, and no Brier loss by more than 0.5% of it."""
 TEMPERATURE = "temperature"
 """What the card calls the confidence of `drop_in`."""
 
@@ -182,10 +188,12 @@ class _Seeds(NamedTuple):
     folds: int
     heads: int
     dropout: int
+    taught: int
 
 
 def _seeds(seed: int) -> _Seeds:
-    return _Seeds(*(int(s.generate_state(1)[0]) for s in np.random.SeedSequence([seed, 4]).spawn(5)))
+    streams = np.random.SeedSequence([seed, 4]).spawn(len(_Seeds._fields))
+    return _Seeds(*(int(s.generate_state(1)[0]) for s in streams))
 
 
 # ----------------------------------------------------------------------------------------------------------------- choose
@@ -217,15 +225,18 @@ def opinions(subject: Subject, corpus: Corpus, rows: np.ndarray, *, members: int
 
 
 def evidence(subject: Subject, corpus: Corpus, split: Split, several: Opinions, *, seed: int) -> Evidence:
-    """What the families learn from: the training examples, those that choose, and what `several` say of these."""
-    tuned_on = corpus.take(corpus.split == "train")
+    """What the families learn from: training examples (at most `TAUGHT`), those that choose, and what `several` say of these."""
+    tuned_on, seeds = corpus.take(corpus.split == "train"), _seeds(seed)
+    parts = math.ceil(len(tuned_on) / TAUGHT)
+    if parts > 1:
+        tuned_on = tuned_on.take(spread(tuned_on.label, parts, seed=seeds.taught, cluster=tuned_on.cluster) == 0)
     return Evidence(
         train=part_of(subject, tuned_on) if len(tuned_on) else None,
         held=split.choosing.part,
         head=subject.own_head(),
         biased=subject.template is None and subject.head_layer().bias is not None,
         fold=split.fold,
-        seed=_seeds(seed).heads,
+        seed=seeds.heads,
         **several,
     )
 
