@@ -376,7 +376,7 @@ def _examined(
     if not subject.multi_label:
         order_of_classes(subject, corpus)
     return Report(
-        title=f"{_short(subject.source.adapter or subject.source.base)} on {corpus.name}",
+        title=f"{_short(subject.source.adapter or subject.source.base)} on {_short(corpus.name)}",
         job=dict(job or {}),
         comparisons=tuple(comparisons),
         examples={name: examples[name] for name in asked if name in examples},

@@ -27,7 +27,7 @@ MADE: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "copying": ({}, {"severity": 0.01}, ("copies answers", "30.0% get a wrong answer", "with the repaired adapter 1.0%")),
     "rigidity": (
         {"details": {"verdict": "weights needed"}}, {"severity": 0.01, "details": {"verdict": "weights needed"}},
-        ("cannot do this task as well", "+30.0 points more", "on +1.0 points"),
+        ("cannot do this task as well", "30.0 points above that of a prompt", "1.0 points above that of the repaired"),
     ),
 }  # fmt: skip
 

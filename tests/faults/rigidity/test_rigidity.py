@@ -18,8 +18,9 @@ from trueup.errors import BadInput
 from trueup.faults.adapter_remedy import Adapted
 from trueup.faults.fault import Finding, NoRemedy
 from trueup.faults.rigidity import Rigidity, maths, planted
-from trueup.faults.rigidity.audit import WEIGHTS, rates, seeds_of, silent
+from trueup.faults.rigidity.audit import WEIGHTS, _on_attention, rates, seeds_of, silent
 from trueup.faults.rigidity.contest import WORTH
+from trueup.measure.bootstrap import Estimate
 from trueup.run.predict import Session, within
 from trueup.run.train import Training, train
 from trueup.store.cache import Memo
@@ -75,6 +76,23 @@ def test_weights_are_needed_where_a_prompt_cannot_look():
     assert "does what a prompt can" in finding.details["signature"]
     json.dumps(finding.as_dict(), allow_nan=False)
     assert [c.kind for c in finding.charts] == ["bar", "heat", "heat", "line"]
+
+
+@pytest.mark.parametrize(
+    ("gap", "apart", "needs"),
+    [
+        ((0.6, 0.5, 0.7), (0.3, 0.2, 0.4), True),
+        ((0.6, 0.5, 0.7), (0.0, -0.01, 0.01), False),  # both kinds of LoRA learn the task
+        ((0.6, 0.5, 0.7), (-0.3, -0.4, -0.2), False),
+        ((0.05, 0.01, 0.09), (0.3, 0.2, 0.4), False),
+        ((0.6, 0.5, 0.7), None, False),
+    ],
+)
+def test_new_attention_patterns_are_needed_only_where_values_do_not_do_it(gap, apart, needs):
+    known = Estimate(*apart, 0.95) if apart else None
+    said = _on_attention(Estimate(*gap, 0.95), known, 0.03)
+    assert ("so the task needs new attention patterns" in said) == needs
+    assert ("not shown" in said) != needs
 
 
 def test_a_prompt_suffices_where_weights_do_no_better():

@@ -67,7 +67,7 @@ class Rigidity(Fault):
     question: ClassVar[str] = "Can a prompt do this task at all, or do I need weights?"
     paper: ClassVar[str] = "arXiv 2310.19698"
     needs: ClassVar[str] = "`--fault rigidity`, and an adapter that is a prompt, a prefix, p-tuning or a LoRA"
-    unit: ClassVar[str] = "accuracy of weights above a prompt of equal size and effort"
+    unit: ClassVar[str] = "accuracy advantage of weights over a prompt of equal size and effort"
     headline: ClassVar[tuple[str, ...]] = ("accuracy", "this_prompt", "under_tuned")
     on_request: ClassVar[str] = "it is about prompts, and the audit trains dozens of small adapters to compare with"
     departures: ClassVar[tuple[str, ...]] = (

@@ -36,7 +36,8 @@ SHOWN = 12
 """Tokens that the report lists."""
 TELLING = 0.3
 """Nats a token by which a text about the prompt must be likelier than about none: random prompts reached 0.2."""
-PROMPTS, WEIGHTS = ("prompt", "prefix"), ("query-key LoRA", "value-MLP LoRA")
+QUERY_KEY, VALUE_MLP = "query-key LoRA", "value-MLP LoRA"
+PROMPTS, WEIGHTS = ("prompt", "prefix"), (QUERY_KEY, VALUE_MLP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,6 +252,8 @@ def contrasts(kept: Mapping[str, np.ndarray], refs: References, *, virtual: bool
         if prompt is not None:
             found["under_tuned"] = [(1.0, prompt), (-1.0, own)]
             found |= {f"{key_of(k)}_gap": [(1.0, sides[k]), (-1.0, prompt)] for k in WEIGHTS if k in sides}
+        if QUERY_KEY in sides and VALUE_MLP in sides:
+            found["attention_gap"] = [(1.0, sides[QUERY_KEY]), (-1.0, sides[VALUE_MLP])]
     found["accuracy"] = [(1.0, own)]
     found |= {f"accuracy_{key_of(k)}": [(1.0, x)] for k, x in sides.items()}
     if "right_frozen" in kept:
@@ -279,6 +282,7 @@ def names_of(refs: References) -> dict[str, tuple[str, str]]:
         "accuracy": ("accuracy", "higher"), "accuracy_frozen": ("accuracy with its prompt made a constant", "higher"),
         "this_prompt": ("best weights less this prompt", "lower"),
         "under_tuned": ("a prompt of equal size and effort less this one: how far it is under-tuned", "lower"),
+        "attention_gap": (f"{QUERY_KEY} less {VALUE_MLP}: what only new attention patterns gain", "lower"),
     }  # fmt: skip
     for kind, e in refs.entrants.items():
         anew = "tuned anew" if kind in PROMPTS else "instead"
@@ -291,7 +295,7 @@ def names_of(refs: References) -> dict[str, tuple[str, str]]:
 
 def short(title: str) -> str:
     """The name of a bar: of what the accuracy is."""
-    return title.removeprefix("accuracy").removeprefix(" of a ").removeprefix(" with ") or "this adapter"
+    return title.split(" (")[0].removeprefix("accuracy").removeprefix(" of a ").removeprefix(" with ") or "this adapter"
 
 
 def consequence(before: Finding, after: Finding | None) -> str:
@@ -303,10 +307,14 @@ def consequence(before: Finding, after: Finding | None) -> str:
         "undecided": "It is not settled whether a prompt can do this task as well as an adapter of weights.",
         "clear": "A prompt does this task as well as an adapter of weights, within the threshold.",
     }[before.verdict]
-    sentence = f"Of equal size and effort, weights are right on {100 * before.severity:+.1f} points more of the texts"
+    sentence = f"With equal size and effort, the accuracy of weights is {_apart(before.severity)} that of a prompt"
     if after is not None:
-        sentence += f"; beyond the repaired adapter on {100 * after.severity:+.1f} points"
+        sentence += f", and {_apart(after.severity)} that of the repaired adapter"
     return f"{opening} {sentence}."
+
+
+def _apart(difference: float) -> str:
+    return f"{100 * abs(difference):.1f} points {'above' if difference >= 0 else 'below'}"
 
 
 def compare(before: Finding, after: Finding) -> dict[str, Difference]:
@@ -374,15 +382,35 @@ def _sentence(
             "`trueup tune prompt`."
         )
     if told == "weights needed" and "query_key_lora_gap" in got:
-        gap = got["query_key_lora_gap"]
-        needs = "does" if gap.low > threshold else "does not clearly"
-        parts.append(
-            f"Re-aiming attention alone (query-key LoRA) {needs} gain over the prompt ({points(gap)}), so the task "
-            f"{'needs new attention patterns' if gap.low > threshold else 'need not ask for new attention patterns'}."
-        )
+        parts.append(_on_attention(got["query_key_lora_gap"], got.get("attention_gap"), threshold))
     if "accuracy_frozen" in got:
         parts.append(f"Made a constant, the prompt leaves {got['accuracy_frozen'].value:.1%}.")
     return " ".join(parts)
+
+
+def _on_attention(
+    gap: bootstrap.Estimate | bootstrap.PairedEstimate,
+    apart: bootstrap.Estimate | bootstrap.PairedEstimate | None,
+    threshold: float,
+) -> str:
+    """Whether the task needs new attention patterns: it does where a query-key LoRA gains over the prompt, and more than a
+    value-MLP LoRA. What both learn can be learnt without them.
+
+    Args:
+        gap: query-key LoRA less prompt. apart: query-key LoRA less value-MLP LoRA, if both took part.
+    """
+    alone, unknown = (
+        f"Re-aiming attention alone ({QUERY_KEY})",
+        "it is not shown that the task needs new attention patterns",
+    )
+    if gap.low <= threshold:
+        return f"{alone} does not clearly gain over the prompt ({points(gap)}), so {unknown}."
+    gains = f"{alone} gains over the prompt ({points(gap)})"
+    if apart is None:
+        return f"{gains}. No {VALUE_MLP} was compared with it, so {unknown}."
+    if apart.low <= 0:
+        return f"{gains}, but not measurably more than a {VALUE_MLP} ({points(apart)}), so {unknown}."
+    return f"{gains}, and more than a {VALUE_MLP} ({points(apart)}), so the task needs new attention patterns."
 
 
 def points(e: bootstrap.Estimate | bootstrap.PairedEstimate) -> str:

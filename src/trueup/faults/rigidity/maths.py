@@ -35,7 +35,7 @@ def judged(head: Contrast, cluster: NDArray | None, n: int, *, threshold: float,
     """The finding that goes with (accuracy of weights) - (accuracy of a prompt), both of one size and effort, over seeds."""
     e = head.estimate()
     return Finding(
-        fault="rigidity", unit="accuracy of weights above a prompt of equal size and effort", severity=e.value, low=e.low,
+        fault="rigidity", unit="accuracy advantage of weights over a prompt of equal size and effort", severity=e.value, low=e.low,
         high=e.high, threshold=threshold, doubt=bootstrap.too_few(np.arange(n) if cluster is None else cluster), **rest,
     )  # fmt: skip
 
