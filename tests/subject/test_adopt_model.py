@@ -346,6 +346,7 @@ REFUSED = {
     "not a model": (lambda b, a: object(), BadInput, r"This object is no model that can be examined\. Give a PeftModel"),
     "a plain module": (lambda b, a: nn.Linear(2, 2), BadInput, r"This Linear is no model"),
     "compiled": (lambda b, a: torch.compile(live(b)), BadInput, r"OptimizedModule is no model .* its attribute '_orig_mod'"),
+    "a compiled adapter": (lambda b, a: torch.compile(live(b, a)), BadInput, r"OptimizedModule .* its attribute '_orig_mod'"),
     "parallel": (lambda b, a: torch.nn.DataParallel(live(b)), BadInput, r"DataParallel is no model .* its attribute 'module'"),
     "a pipeline": (lambda b, a: SimpleNamespace(model=live(b)), BadInput, r"is no model .* its attribute 'model'"),
     "a class": (lambda b, a: transformers.BertModel, BadInput, r"BertModel is a class\. Give a model: what its from_pretrained"),

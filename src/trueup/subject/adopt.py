@@ -183,7 +183,7 @@ def _check_kind(model: Any) -> None:
         )
     if not isinstance(model, _MODELS):
         # Of a Trainer or a pipeline, of DistributedDataParallel, and of torch.compile.
-        inside = (n for n in ("model", "module", "_orig_mod") if isinstance(getattr(model, n, None), _MODELS))
+        inside = (n for n in ("_orig_mod", "module", "model") if isinstance(getattr(model, n, None), _MODELS))
         at = next(inside, None)
         given = (
             f"the model inside it, its attribute '{at}'"
