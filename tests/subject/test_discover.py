@@ -186,6 +186,25 @@ class Noisy(nn.Module):
         return x + torch.randn_like(x)
 
 
+def test_a_lora_of_experts_gives_what_plain_peft_gives(tmp_path: Path):
+    """PEFT's `target_parameters`: weights of a mixture of experts, which lie in one tensor for all experts."""
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=2, target_modules=["q_proj"], target_parameters=experts, init_lora_weights=False
+    )
+    base = live("qwen3_moe")
+    base.save_pretrained(tmp_path / "base")
+    make_tokenizer(pair=True).save_pretrained(tmp_path / "base")
+    with quiet():
+        adapted = peft.get_peft_model(live("qwen3_moe"), config).eval()
+        adapted.save_pretrained(tmp_path / "adapter")
+    subjects = [opened(adapted), load(str(tmp_path / "base"), str(tmp_path / "adapter"), classes=CLASSES, device="cpu")]
+    theirs = plain(adapted, subjects[0])
+    assert tool.apart(theirs, plain(base.eval(), subjects[0])) > 0.01, "the control: the adapter changes the logits"
+    for subject in subjects:
+        assert tool.apart(theirs, predict(subject, corpus()).logits) <= TOLERANCE
+
+
 def test_two_passes_that_differ_are_refused():
     net = live("olmo2")
     net.model.norm = Noisy()
