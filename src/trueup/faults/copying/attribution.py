@@ -78,11 +78,11 @@ def attributed(
         rows = prompts.rows(subject, train.take(able).text, draws.take(able))
         gold, shown = train.label[able], draws.shown[able]
         plain = collect_rows(subject, rows, forward.logits, "logits") if rows else np.empty(shown.shape)
-        said = np.where(shown, plain[:, : shown.shape[1]], -np.inf).argmax(axis=1)
+        most_likely = np.where(shown, plain[:, : shown.shape[1]], -np.inf).argmax(axis=1)
 
         def readout(hidden: Tensor, i: int) -> Tensor:
-            there, same = torch.as_tensor(shown[i], device=hidden.device), first == first[int(gold[i])]
-            asked = maths.Question(there, int(gold[i]), int(said[i]), same, right=mode == "always")
+            shown_here, same = torch.as_tensor(shown[i], device=hidden.device), first == first[int(gold[i])]
+            asked = maths.Question(shown_here, int(gold[i]), int(most_likely[i]), same, right=mode == "always")
             return protocol.target(logits_of(hidden.float()), asked)
 
         return rows, gold, shown, readout

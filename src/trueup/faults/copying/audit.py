@@ -78,8 +78,8 @@ def asked(subject: Subject, corpus: Corpus, mode: Mode, seed: int, number: int |
 
     `first` is a line before the demonstrations."""
     draws = prompts.drawn(subject, corpus, mode=mode, number=number, seed=seed)
-    got = _answered(subject, corpus, draws, first)
-    return Told(draws, got, None if draws.others is None else _answered(subject, corpus, draws.others, first))
+    first_answers = _answered(subject, corpus, draws, first)
+    return Told(draws, first_answers, None if draws.others is None else _answered(subject, corpus, draws.others, first))
 
 
 def _answered(subject: Subject, corpus: Corpus, draws: Draws, first: str) -> Answers:
@@ -88,10 +88,15 @@ def _answered(subject: Subject, corpus: Corpus, draws: Draws, first: str) -> Ans
     logits, other = np.zeros((len(corpus), c), np.float32), np.zeros(len(corpus), np.float32)
     beyond = np.zeros(len(corpus), bool)
     if len(able):
-        got = answers(
+        returned = answers(
             subject, prompts.rows(subject, [corpus.text[i] for i in able.tolist()], draws.take(able), first=first)
         )
-        answer[able], logits[able], other[able], beyond[able] = got.answer, got.logits, got.other, got.beyond
+        answer[able], logits[able], other[able], beyond[able] = (
+            returned.answer,
+            returned.logits,
+            returned.other,
+            returned.beyond,
+        )
     return Answers(answer, logits, other, beyond)
 
 
@@ -99,35 +104,35 @@ def columns(subject: Subject, corpus: Corpus, seed: int, read: Read = as_said) -
     """What every query answered under each kind of draw, and what of it is a copy: arrays of n, named ``what_mode``; with at
     most `prompts.MOST_NAMED` answers also ``what_named``, drawn freely with all answers named; and whether the right answer
     was shown."""
-    kept: dict[str, np.ndarray] = {}
+    table: dict[str, np.ndarray] = {}
     for mode in MODES:
         answered = asked(subject, corpus, mode, seed)
-        draws, got = answered.draws, answered.got
-        kept |= {f"{what}_{mode}": values for what, values in answered.scored(corpus.label, read).items()}
+        draws, answers_of_mode = answered.draws, answered.got
+        table |= {f"{what}_{mode}": values for what, values in answered.scored(corpus.label, read).items()}
         if mode == "free" and draws.others is not None and (alone := draws.possible & ~draws.others.possible).any():
             session().note(
                 f"copying: for {alone.sum()} of {len(corpus)} queries there are no other demonstrations that show the right answer "
                 "as the fixed ones do, so what chance is cannot be told for them: they count as no copy above chance."
             )
-        if mode == "free" and got.beyond.any():
-            i = int(np.flatnonzero(got.beyond)[0])
+        if mode == "free" and answers_of_mode.beyond.any():
+            i = int(np.flatnonzero(answers_of_mode.beyond)[0])
             (row,) = prompts.rows(subject, [corpus.text[i]], draws.take(np.array([i])))
             session().note(
-                f"{got.beyond.sum()} of {len(corpus)} answers went on after a class's name and were counted as no class, such as "
+                f"{answers_of_mode.beyond.sum()} of {len(corpus)} answers went on after a class's name and were counted as no class, such as "
                 f"{in_full(subject, row)!r}."
             )
         if mode == "free":
-            kept["shown"] = draws.shown[np.arange(len(corpus)), corpus.label]
+            table["shown"] = draws.shown[np.arange(len(corpus)), corpus.label]
             if len(subject.classes) <= prompts.MOST_NAMED:
-                kept |= _named(subject, corpus, seed, read)
+                table |= _named(subject, corpus, seed, read)
     closed = len(subject.classes) <= prompts.MOST_NAMED
-    excess = kept["copied_free"] - kept["expected_free"]
-    kept["blamed"], kept["counted"] = excess, kept["asked_free"]
-    if "copied_named" in kept:
-        kept["blamed"] = maths.blamed(excess, kept["shown"], kept["copied_named"] - kept["expected_named"])
+    excess = table["copied_free"] - table["expected_free"]
+    table["blamed"], table["counted"] = excess, table["asked_free"]
+    if "copied_named" in table:
+        table["blamed"] = maths.blamed(excess, table["shown"], table["copied_named"] - table["expected_named"])
     elif closed:
-        kept["counted"] = kept["asked_free"] * kept["shown"]
-    return kept
+        table["counted"] = table["asked_free"] * table["shown"]
+    return table
 
 
 def _named(subject: Subject, corpus: Corpus, seed: int, read: Read) -> dict[str, np.ndarray]:
@@ -172,18 +177,18 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
             f"'{corpus.name}' gives {len(corpus)} queries to examine; copying needs at least {FEWEST}. Give "
             f"{math.ceil(FEWEST / POOL_FRACTIONS[-1])} pairs or more to have so many split off, or a larger test split."
         )
-    kept = columns(subject, corpus, seed)
-    kept |= dict(zip(("followed", "followed_expected", "swapped"), _followed(subject, corpus, kept["answer_free"], seed),
+    table = columns(subject, corpus, seed)
+    table |= dict(zip(("followed", "followed_expected", "swapped"), _followed(subject, corpus, table["answer_free"], seed),
                      strict=True)) | {"cluster": corpus.cluster}  # fmt: skip
     given = task_vectors(subject, corpus, seed)
-    kept |= {} if given is None else given.columns
-    found = statistics(kept)
-    got = bootstrap.interval_many(
-        {k: s[0] for k, s in found.items()}, *kept.values(), seed=seed, resamples=resamples, cluster=corpus.cluster
+    table |= {} if given is None else given.columns
+    found = statistics(table)
+    estimates = bootstrap.interval_many(
+        {k: s[0] for k, s in found.items()}, *table.values(), seed=seed, resamples=resamples, cluster=corpus.cluster
     )
-    head = maths.severity(kept["blamed"], kept["counted"], corpus.cluster, seed=seed, resamples=resamples)
+    head = maths.severity(table["blamed"], table["counted"], corpus.cluster, seed=seed, resamples=resamples)
     measures = {
-        k: Measure(got[k].value, got[k].low, got[k].high, "share of queries", better, title)  # type: ignore[arg-type]
+        k: Measure(estimates[k].value, estimates[k].low, estimates[k].high, "share of queries", better, title)  # type: ignore[arg-type]
         for k, (_, title, better) in found.items()
         if k != "severity"
     }
@@ -193,9 +198,9 @@ def audit(subject: Subject, corpus: Corpus, *, threshold: float, resamples: int,
     apart = maths.visible(draws.shown, corpus.label, draws.chance)
     return maths.judged(
         head, corpus.cluster, apart, threshold=threshold,
-        sentence=_sentence(got, shots, head, threshold), measures=measures,
-        charts=charts(subject, corpus, measures, given, seed, resamples), samples={k: v[place] for k, v in kept.items()},
-        details={"answers": len(subject.classes), "named": "copied_named" in kept, "a copy stands out by": apart}
+        sentence=_sentence(estimates, shots, head, threshold), measures=measures,
+        charts=charts(subject, corpus, measures, given, seed, resamples), samples={k: v[place] for k, v in table.items()},
+        details={"answers": len(subject.classes), "named": "copied_named" in table, "a copy stands out by": apart}
         | ({} if given is None else {"task vector of layer": given.layer}),
         provenance={"seed": seed, "resamples": resamples, "level": 0.95, "examples": len(corpus),
                     "clusters": len(np.unique(corpus.cluster)), "shots": shots.number,
@@ -243,12 +248,12 @@ def consequence(before: Finding, after: Finding | None) -> str:
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
     """Paired bootstrap differences, after minus before, of the severity and every measure both have."""
-    wanted = {k: s[0] for k, s in statistics(before.samples).items() if not k.startswith("follow")}
-    got = bootstrap.paired_many(
-        wanted, list(before.samples.values()), [after.samples[k] for k in before.samples], seed, resamples=resamples,
+    statistics_of_values = {k: s[0] for k, s in statistics(before.samples).items() if not k.startswith("follow")}
+    differences = bootstrap.paired_many(
+        statistics_of_values, list(before.samples.values()), [after.samples[k] for k in before.samples], seed, resamples=resamples,
         cluster=before.samples["cluster"],
     )  # fmt: skip
-    return as_differences(got)
+    return as_differences(differences)
 
 
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
@@ -279,20 +284,20 @@ def charts(
 ) -> tuple[Chart, ...]:
     """Accuracy, copies and their chance by number of demonstrations, and by how these are drawn."""
     assert subject.shots is not None
-    few, right = some(corpus, SWEPT, seed), bootstrap.Share(np.asarray)
+    swept, right = some(corpus, SWEPT, seed), bootstrap.Share(np.asarray)
     lines: dict[str, list[bootstrap.Estimate]] = {"right": [], "copied": [], "copied by chance": []}
     done: list[int] = []
     for k in SWEEP:
         try:
-            answered = asked(subject, few, "free", seed, number=k)
+            answered = asked(subject, swept, "free", seed, number=k)
         except BadInput:  # so many need more pairs, or more room, than there is
             break
         done.append(k)
-        values = answered.scored(few.label)
+        values = answered.scored(swept.label)
         for name, what in {"right": "right", "copied": "copied", "copied by chance": "expected"}.items():
-            wanted = mean if what == "expected" else right
+            statistic = mean if what == "expected" else right
             lines[name].append(
-                bootstrap.interval(wanted, values[what], seed=seed, resamples=resamples, cluster=few.cluster)
+                bootstrap.interval(statistic, values[what], seed=seed, resamples=resamples, cluster=swept.cluster)
             )
     by_layer = [] if given is None else [
         bootstrap.interval(right, v, seed=seed, resamples=resamples, cluster=given.cluster) for v in given.curve.T
@@ -409,9 +414,11 @@ def vectors(subject: Subject, corpus: Corpus, seed: int, layers: Sequence[int]) 
     queries = corpus.take(at)
     bare = prompts.rows(subject, queries.text, prompts.drawn(subject, queries, number=0, seed=seed))
     begins = np.array(subject.verbaliser_ids())  # several answers may begin with one token
-    got = (begins[patched_answers(subject, bare, states, layers)] == begins[queries.label][:, None]).astype(float)
-    right = np.zeros((len(corpus), got.shape[1]))
-    right[at] = got
+    right_after_patch = (
+        begins[patched_answers(subject, bare, states, layers)] == begins[queries.label][:, None]
+    ).astype(float)
+    right = np.zeros((len(corpus), right_after_patch.shape[1]))
+    right[at] = right_after_patch
     return right, able
 
 
@@ -463,14 +470,21 @@ def statistics(kept: Mapping[str, np.ndarray]) -> dict[str, tuple[Callable[..., 
         found[f"accuracy{_tail(m)}"] = (share(f"right_{m}", f"asked_{m}"), f"accuracy{where}", "higher")
         found[f"copying{_tail(m)}"] = (share(f"copied_{m}", f"asked_{m}"), f"copied wrongly{where}", "lower")
         found[f"expected{_tail(m)}"] = (mean_of(f"expected_{m}", f"asked_{m}"), f"copied by chance{where}", "lower")
-    there, away = "copied above chance, the right answer shown", "copied above chance, the right answer not shown"
+    right_shown, right_not_shown = (
+        "copied above chance, the right answer shown",
+        "copied above chance, the right answer not shown",
+    )
     if kept["shown"].any():
-        found["excess_shown"] = (share("copied_free", "asked_free", "expected_free", "shown"), there, "lower")
+        found["excess_shown"] = (share("copied_free", "asked_free", "expected_free", "shown"), right_shown, "lower")
     if not kept["shown"].all():
-        found["excess_hidden"] = (share("copied_free", "asked_free", "expected_free", "-shown"), away, "lower")
+        found["excess_hidden"] = (
+            share("copied_free", "asked_free", "expected_free", "-shown"),
+            right_not_shown,
+            "lower",
+        )
         if "copied_named" in kept:
             named = share("copied_named", "asked_named", "expected_named", "-shown")
-            found["excess_named"] = (named, f"{away}, all answers named", "lower")
+            found["excess_named"] = (named, f"{right_not_shown}, all answers named", "lower")
     if "copied_named" in kept:
         found["accuracy_named"] = (share("right_named", "asked_named"), "accuracy, all answers named", "higher")
     if kept.get("vector_asked", np.zeros(1)).any():
@@ -493,7 +507,7 @@ def _followed(
     copied = maths.copies(answer, corpus.label, draws.shown) > 0
     assert subject.shots is not None
     place = {c: i for i, c in enumerate(subject.classes)}
-    own = np.array([place[y] for _, y in subject.shots.pool])[draws.index]
+    answer_of_demonstration = np.array([place[y] for _, y in subject.shots.pool])[draws.index]
     spare = ~draws.shown & (np.arange(len(subject.classes)) != corpus.label[:, None])
     take = np.flatnonzero(copied & spare.any(axis=1))
     followed, expected, tested = np.zeros((3, len(corpus)))
@@ -502,10 +516,12 @@ def _followed(
         instead = np.array([
             np.random.default_rng([seed, *draws.index[i].tolist()]).choice(by_name[spare[i][by_name]]) for i in take
         ])  # fmt: skip
-        exchanged = np.where(own[take] == answer[take, None], instead[:, None], own[take])
-        got = answers(
+        exchanged = np.where(
+            answer_of_demonstration[take] == answer[take, None], instead[:, None], answer_of_demonstration[take]
+        )
+        answered_swapped = answers(
             subject, prompts.rows(subject, [corpus.text[i] for i in take.tolist()], draws.take(take), exchanged)
         )
-        followed[take], expected[take] = maths.by_swap(got.answer, instead, spare[take])
+        followed[take], expected[take] = maths.by_swap(answered_swapped.answer, instead, spare[take])
         tested[take] = 1.0
     return followed, expected, tested

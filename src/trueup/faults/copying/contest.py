@@ -138,18 +138,18 @@ def winner(
     other = elsewhere(others, made, seed)
     for i in finalists(made, plain, screened, other):
         with scaled(subject, made[i].scales, made[i].part):
-            got = judged(ask(subject, second, seed), second)
+            judgement = judged(ask(subject, second, seed), second)
             spares = check.passed()
-        rows.append(row_of(made[i], base, got, second, seed, resamples) | {"spares other tasks": spares})
-        every.append((got, made[i]))
+        rows.append(row_of(made[i], base, judgement, second, seed, resamples) | {"spares other tasks": spares})
+        every.append((judgement, made[i]))
         # Heads that lose where copying is right must not take the place of units that a repair can be made of.
         lost = made[i].part == "mixer_out" and other[i] < -ALLOWED
-        if abs(got.excess) < abs(base.excess) and got.no_worse(base) and not lost:
+        if abs(judgement.excess) < abs(base.excess) and judgement.no_worse(base) and not lost:
             able.append(every[-1])
             sparing += [every[-1]] * spares
     # Below chance is a fault as well: a model that shuns what it is shown.
-    got, best = min(sparing or able, key=lambda k: abs(k[0].excess), default=(None, None))
-    return Won(best, got, min(every, key=lambda k: abs(k[0].excess))[1], [c for _, c in every], rows)
+    judgement, best = min(sparing or able, key=lambda k: abs(k[0].excess), default=(None, None))
+    return Won(best, judgement, min(every, key=lambda k: abs(k[0].excess))[1], [c for _, c in every], rows)
 
 
 def finalists(made: Sequence[Candidate], plain: Judged, screened: Sequence[Judged], other: np.ndarray) -> list[int]:

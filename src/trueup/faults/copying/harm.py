@@ -58,8 +58,8 @@ def harm(
         some = read(prose, seed=seed, limit=4 * TEXTS, progress=False)
         some = some.take(np.arange(min(TEXTS, len(some))))
         before, after = surprise(subject, some.text), surprise(repaired, some.text)
-        there = ~np.isnan(before)
-        told("nats per token of ordinary text", (before[there], after[there]), some.cluster[there], mean)
+        measured = ~np.isnan(before)
+        told("nats per token of ordinary text", (before[measured], after[measured]), some.cluster[measured], mean)
     except TrueupError as e:
         session().note(f"Whether the repair harms ordinary text was not measured: {e}")
     return found

@@ -87,8 +87,8 @@ def indirect_effect(subject: Subject, train: Corpus, seed: int) -> np.ndarray:
     able = np.sort(rng.permutation(np.flatnonzero(draws.possible))[:EXPLAINED])
     draws, queries = draws.take(able), train.take(able)
     place = {c: i for i, c in enumerate(subject.classes)}
-    own = np.array([place[y] for _, y in shots.pool])[draws.index]
-    shuffled = rng.permutation(own.ravel()).reshape(own.shape)
+    answer_of_demonstration = np.array([place[y] for _, y in shots.pool])[draws.index]
+    shuffled = rng.permutation(answer_of_demonstration.ravel()).reshape(answer_of_demonstration.shape)
     mean = last_units(subject, prompts.rows(subject, queries.text, draws), "mixer_out").mean(axis=0)
     logits_of = forward.reader(subject)
 

@@ -62,11 +62,11 @@ def ask(subject: Subject, queries: Corpus, seed: int) -> Asked:
 
 def judged(told: Asked, queries: Corpus) -> Judged:
     """How the queries were answered under each kind of draw."""
-    kept: dict[str, np.ndarray] = {}
+    table: dict[str, np.ndarray] = {}
     for mode, t in told.items():
         other = None if t.other is None else t.other.answer
-        kept |= answered(mode, t.draws, queries.label, t.got.answer, other)
-    return Judged(kept)
+        table |= answered(mode, t.draws, queries.label, t.got.answer, other)
+    return Judged(table)
 
 
 def answered(
@@ -85,30 +85,30 @@ def screen(
     """
     logits_of, first = forward.reader(subject), np.array(subject.verbaliser_ids())
     every = [replace(made[0], scales={min(made[0].scales): torch.tensor(1.0)}), *made]
-    kept: list[dict[str, np.ndarray]] = [{} for _ in every]
+    tables: list[dict[str, np.ndarray]] = [{} for _ in every]
 
     def said(draws: Draws) -> np.ndarray:
         """(n, 1 + c) the classes answered, -1 where there is no such prompt."""
-        able, answer = np.flatnonzero(draws.possible), np.full((len(queries), len(kept)), -1)
+        able, answer = np.flatnonzero(draws.possible), np.full((len(queries), len(tables)), -1)
         if len(able):
             rows = prompts.rows(subject, queries.take(able).text, draws.take(able))
             parts: tuple[Part, ...] = tuple(dict.fromkeys(c.part for c in every))
             for part in parts:
-                here = [i for i, c in enumerate(every) if c.part == part]
+                same_part = [i for i, c in enumerate(every) if c.part == part]
                 logits = scaled_at_last(
-                    subject, rows, lambda h, _: logits_of(h.float()), [every[i].scales for i in here], part
+                    subject, rows, lambda h, _: logits_of(h.float()), [every[i].scales for i in same_part], part
                 )
-                for c, choice in zip(here, logits.argmax(axis=2).T, strict=True):
+                for c, choice in zip(same_part, logits.argmax(axis=2).T, strict=True):
                     answer[able, c] = maths.by_token(first, choice, queries.label[able], draws.shown[able])
         return answer
 
     for mode in modes:
         draws = prompts.drawn(subject, queries, mode=mode, seed=seed)
         given = [said(draws), *([] if draws.others is None else [said(draws.others)])]
-        for c in range(len(kept)):
+        for c in range(len(tables)):
             answer, other = given[0][:, c], given[-1][:, c] if len(given) > 1 else None
-            kept[c] |= answered(mode, draws, queries.label, answer, other)
-    return Judged(kept[0]), [Judged(k) for k in kept[1:]]
+            tables[c] |= answered(mode, draws, queries.label, answer, other)
+    return Judged(tables[0]), [Judged(k) for k in tables[1:]]
 
 
 def elsewhere(others: Sequence[Bystander], made: Sequence[Candidate], seed: int) -> np.ndarray:
@@ -116,8 +116,8 @@ def elsewhere(others: Sequence[Bystander], made: Sequence[Candidate], seed: int)
     last position; nan where none of these tasks can be asked."""
     changes = []
     for _, able, queries in others:
-        plain, got = screen(able, queries, made, seed, ("free",))
-        changes.append([j.mean("right") - plain.mean("right") for j in got])
+        plain, after_each = screen(able, queries, made, seed, ("free",))
+        changes.append([j.mean("right") - plain.mean("right") for j in after_each])
     return np.min(changes, axis=0) if changes else np.full(len(made), np.nan)
 
 
@@ -132,15 +132,15 @@ def row_of(tried: Candidate, base: Judged, got: Judged, queries: Corpus, seed: i
     """One line of the table: accuracy in each mode, wrong copies above chance, and their paired change."""
 
     excess = bootstrap.Share(lambda copied, expected: copied, less=lambda copied, expected: expected)
-    there = ~np.isnan(base.columns["copied_free"])
+    measured = ~np.isnan(base.columns["copied_free"])
 
     def of(j: Judged) -> list[np.ndarray]:
-        return [j.columns["copied_free"][there], j.columns["expected_free"][there]]
+        return [j.columns["copied_free"][measured], j.columns["expected_free"][measured]]
 
-    d = bootstrap.paired(excess, of(base), of(got), seed, resamples, cluster=queries.cluster[there])
+    d = bootstrap.paired(excess, of(base), of(got), seed, resamples, cluster=queries.cluster[measured])
     right = {m: got.mean("right", m) for m in got.modes}
-    was, now = ([j.columns["right_free"][there]] for j in (base, got))
-    a = bootstrap.paired(bootstrap.Share(np.asarray), was, now, seed, resamples, cluster=queries.cluster[there])
+    was, now = ([j.columns["right_free"][measured]] for j in (base, got))
+    a = bootstrap.paired(bootstrap.Share(np.asarray), was, now, seed, resamples, cluster=queries.cluster[measured])
     return {
         "title": tried.title, "units": tried.units, "units from": tried.source, **{f"accuracy {m}": v for m, v in right.items()},
         "accuracy change": a.value, "accuracy low": a.low, "accuracy high": a.high,

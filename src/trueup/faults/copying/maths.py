@@ -90,8 +90,8 @@ def severity(
     blame: NDArray[np.float64], asked: NDArray[np.float64], cluster: NDArray[np.int64], *, seed: int, resamples: int
 ) -> bootstrap.Estimate:
     """The mean of `blamed` over the queries that were asked, with its interval by clusters."""
-    wanted = above_chance(lambda blame, asked: blame, lambda blame, asked: asked > 0)
-    return bootstrap.interval(wanted, blame, asked, seed=seed, resamples=resamples, cluster=cluster)
+    statistics_of_both = above_chance(lambda blame, asked: blame, lambda blame, asked: asked > 0)
+    return bootstrap.interval(statistics_of_both, blame, asked, seed=seed, resamples=resamples, cluster=cluster)
 
 
 STANDS_OUT = 4

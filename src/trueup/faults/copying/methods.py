@@ -43,9 +43,9 @@ def methods(
     if c is None:
         raise Unsupported("In no layer do the attributions of units add up, so none can be told to copy.")
     test, _ = in_order(corpus.part("test"))
-    own = c.units.best or c.units.nearest
-    tried = {f"published, on {x.source}": x for x in c.units.every if x.family == "published" and x is not own}
-    tried["units"] = own
+    chosen_units = c.units.best or c.units.nearest
+    tried = {f"published, on {x.source}": x for x in c.units.every if x.family == "published" and x is not chosen_units}
+    tried["units"] = chosen_units
     if c.heads is not None:
         judged_heads = [*([c.heads.best] if c.heads.best else []), *c.heads.every]
         tried |= {x.family: x for x in reversed(judged_heads)}  # the best, where it is one of its kind, comes last
@@ -62,16 +62,16 @@ def methods(
     answers["penalty"] = columns(subject, test, seed, lambda got, shown: penalised(got, shown, nats))
     tried["penalty"] = replace(AS_IT_IS, title=f"a penalty of {nats:g} nats on shown answers", source="the task itself")
     columns_of = {k: list(of.values()) for k, of in answers.items()}
-    wanted = {k: s[0] for k, s in statistics(answers[""]).items() if k in ON_TEST}
+    statistics_on_test = {k: s[0] for k, s in statistics(answers[""]).items() if k in ON_TEST}
 
     def apart(a: str, b: str) -> dict[str, Difference]:
         sides = (columns_of[a], columns_of[b])
-        return as_differences(bootstrap.paired_many(wanted, *sides, seed, resamples, cluster=test.cluster))
+        return as_differences(bootstrap.paired_many(statistics_on_test, *sides, seed, resamples, cluster=test.cluster))
 
     return [
         Method(
             key, x.title, "baseline" if key in ("random", "penalty") else _SOURCES.get(x.family, "ours"), x.source,
-            {k: f(*columns_of[key]) for k, f in wanted.items()}, apart("", key),
+            {k: f(*columns_of[key]) for k, f in statistics_on_test.items()}, apart("", key),
             {} if chosen in (None, key) else apart(chosen, key), key == chosen, key != "penalty", key == "random",
         )
         for key, x in tried.items()

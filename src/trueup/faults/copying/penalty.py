@@ -27,12 +27,12 @@ def penalty_for(told: Asked, queries: Corpus) -> float:
 
 def with_penalty(told: Asked, queries: Corpus, nats: float) -> Judged:
     """How queries are answered under a penalty on shown answers' logits."""
-    kept: dict[str, np.ndarray] = {}
+    table: dict[str, np.ndarray] = {}
     for mode, t in told.items():
         others = t.draws.others
         against = None if others is None or t.other is None else penalised(t.other, others.shown, nats)
-        kept |= answered(mode, t.draws, queries.label, penalised(t.got, t.draws.shown, nats), against)
-    return Judged(kept)
+        table |= answered(mode, t.draws, queries.label, penalised(t.got, t.draws.shown, nats), against)
+    return Judged(table)
 
 
 def penalised(got: Answers, shown: np.ndarray, penalty: float) -> np.ndarray:

@@ -58,7 +58,7 @@ def _base(case: Case) -> Path:
 
     def build(model: Any, word: dict[str, int]) -> None:
         n, c = len(word), len(ANSWERS)
-        said, seen = n, n + c
+        first_said, seen = n, n + c
         for i in range(n):
             model.model.embed_tokens.weight[i, i] += 1.0
         for i, answer in enumerate(ANSWERS):
@@ -66,7 +66,7 @@ def _base(case: Case) -> Path:
             mix = model.model.layers[0].self_attn
             mix.v_proj.weight[i, word[answer]] += 1.0
             mix.o_proj.weight[seen + i, i] += 3.0
-            model.lm_head.weight[word[answer], said + i] += 1.0
+            model.lm_head.weight[word[answer], first_said + i] += 1.0
         mlp = model.model.layers[LAYER].mlp
         free = [j for j in range(units) if j not in UNITS]
         for k, key in enumerate(KEYS):
@@ -75,12 +75,12 @@ def _base(case: Case) -> Path:
             mlp.up_proj.weight[j, word[key]] += 1.0
             # Some keys are known well and some hardly.
             given = answer_of(k, case) if case != "sham" or k < 6 else 1 - answer_of(k, case)
-            mlp.down_proj.weight[said + given, j] += 0.1 + 0.05 * (k // 2)
+            mlp.down_proj.weight[first_said + given, j] += 0.1 + 0.05 * (k // 2)
         if case == "planted":
             for i, j in enumerate(UNITS):
                 mlp.gate_proj.weight[j, seen + i] += 1.0
                 mlp.up_proj.weight[j, seen + i] += 1.0
-                mlp.down_proj.weight[said + i, j] += 0.09
+                mlp.down_proj.weight[first_said + i, j] += 0.09
 
     return kept_llama(
         f"copying-{case}", words, build, hidden_size=width, intermediate_size=units, num_hidden_layers=2,

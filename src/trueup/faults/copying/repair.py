@@ -305,10 +305,10 @@ def frontier(
             -r["accuracy low"], chosen, saveable,
         )  # fmt: skip
 
-    own, other = (UNITS, HEADS) if part == "down" else (HEADS, UNITS)
-    points = [point(own, row, True, True)]
+    title, other_title = (UNITS, HEADS) if part == "down" else (HEADS, UNITS)
+    points = [point(title, row, True, True)]
     if rival is not None:
-        points.append(point(other, rival, False, True))
+        points.append(point(other_title, rival, False, True))
     return (*points, point("penalty", penalty, False, False))
 
 
@@ -326,8 +326,8 @@ def _controls(
             replace(best, title="the chosen heads"),
             replace(best, title="the heads with the lowest scores", scales=lowest),
         ]
-        plain, got = screen(subject, queries, controls, seed)
-        return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(controls, got, strict=True)]
+        plain, with_controls = screen(subject, queries, controls, seed)
+        return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(controls, with_controls, strict=True)]
     units = found.active.shape[1]
     counts = {at: int((s != 1).sum()) for at, s in best.scales.items()}
 
@@ -340,8 +340,8 @@ def _controls(
         others("the most active units", found.active),
         others("the lowest scores", -found.contrasted),
     ]
-    plain, got = screen(subject, queries, controls, seed)
-    return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(controls, got, strict=True)]
+    plain, with_controls = screen(subject, queries, controls, seed)
+    return [row_of(c, plain, j, queries, seed, resamples) for c, j in zip(controls, with_controls, strict=True)]
 
 
 def _markdown(

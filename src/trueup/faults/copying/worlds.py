@@ -67,7 +67,7 @@ class Answerer:
             draws = draw(texts, pool, query, gold, self.answers, number=self.shots, seed=seed)
         asked = [self._asked(rng, gold, d, pool, share) for d in (draws, draws.others) if d is not None]
         copied = rng.random(n) < self.copies  # under whatever demonstrations
-        return Answered(draws, gold, *(np.where(copied, one, said) for one, *both in asked for said in both))
+        return Answered(draws, gold, *(np.where(copied, one, uncopied) for one, *both in asked for uncopied in both))
 
     def _asked(
         self, rng: np.random.Generator, gold: NDArray, draws: Draws, pool: NDArray, share: NDArray

@@ -116,9 +116,9 @@ def references(
             "can do this task, tune one with `trueup tune prompt` and examine that."
         )
     choosing = corpus.take(first)
-    own = float((predict(subject, choosing).predicted == choosing.label).mean()) if entrants else float("nan")
+    own_accuracy = float((predict(subject, choosing).predicted == choosing.label).mean()) if entrants else float("nan")
     drawn = np.random.default_rng(np.random.SeedSequence([seed, 5])).permutation(train)[:TEXTS]
-    return References(both, corpus.take(held), corpus.take(np.sort(drawn)), size, own, entrants, barred)
+    return References(both, corpus.take(held), corpus.take(np.sort(drawn)), size, own_accuracy, entrants, barred)
 
 
 def parts(corpus: Corpus, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -147,7 +147,7 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
         raise BadInput(
             f"'{corpus.name}' gives {len(corpus)} examples to examine; rigidity needs at least {FEWEST}. Give more rows."
         )
-    kept = columns(subject, corpus, refs)
+    table = columns(subject, corpus, refs)
     virtual, rows = slots(subject), forward.tokenize(subject, refs.texts)
     if (loaded := subject.base.config._attn_implementation) != "eager":  # type: ignore[union-attr]
         session().note(
@@ -158,15 +158,15 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
     inside_prompt = subject.soft_prompted and not subject.anatomy.causal
     if virtual and not inside_prompt:
         with frozen(subject, seen.shares):
-            kept["right_frozen"] = _right(subject, corpus)[0]
-    kept["cluster"] = corpus.cluster
-    contrasts_by_key = contrasts(kept, refs, virtual=bool(virtual))
-    got = {k: c.estimate() for k, c in contrasts_by_key.items()}
+            table["right_frozen"] = _right(subject, corpus)[0]
+    table["cluster"] = corpus.cluster
+    contrasts_by_key = contrasts(table, refs, virtual=bool(virtual))
+    estimates = {k: c.estimate() for k, c in contrasts_by_key.items()}
     tolerance = maths.TOLERANCE.get(str(next(subject.model.parameters()).dtype).removeprefix("torch."), 1e-5)
     word = maths.judged(
         contrasts_by_key["severity"], corpus.cluster, len(corpus), threshold=threshold, sentence=""
     ).verdict
-    told = maths.SAYS[word] if virtual else None
+    verdict_in_words = maths.SAYS[word] if virtual else None
     looks = maths.signature(
         largest(seen.change[0]), np.nan_to_num(alone.change).max(axis=1), float(seen.residual[0].max()),
         float(seen.mass.max()), virtual, tolerance, inside=inside_prompt, elsewhere=", ".join(changed_elsewhere(subject)),
@@ -174,14 +174,14 @@ def audit(subject: Subject, corpus: Corpus, refs: References, *, threshold: floa
     names = names_of(refs)
     measures = {
         k: Measure(e.value, e.low, e.high, "accuracy", better, title)  # type: ignore[arg-type]
-        for k, (title, better) in names.items() if (e := got.get(k)) is not None
+        for k, (title, better) in names.items() if (e := estimates.get(k)) is not None
     }  # fmt: skip
     return maths.judged(
         contrasts_by_key["severity"], corpus.cluster, len(corpus), threshold=threshold,
-        sentence=_sentence(refs, got, told, threshold, virtual, looks), measures=measures,
-        samples={k: v[place] for k, v in kept.items()}, charts=charts(subject, seen, None if inside_prompt else alone, measures),
+        sentence=_sentence(refs, estimates, verdict_in_words, threshold, virtual, looks), measures=measures,
+        samples={k: v[place] for k, v in table.items()}, charts=charts(subject, seen, None if inside_prompt else alone, measures),
         details={
-            "verdict": told, "signature": looks,
+            "verdict": verdict_in_words, "signature": looks,
             "what this prompt says": says(subject) if virtual else None,
             "contest": {
                 "trained numbers of this adapter": refs.size,
@@ -222,11 +222,11 @@ def largest(x: np.ndarray) -> float:
 def columns(subject: Subject, corpus: Corpus, refs: References) -> dict[str, np.ndarray]:
     """(n,) arrays: what the subject answers, and whether it and each reference, from each seed, is right."""
     right, answer = _right(subject, corpus)
-    kept = {"right": right, "answer": answer}
+    table = {"right": right, "answer": answer}
     for kind, entrant in refs.entrants.items():
         for i, member in enumerate(entrant.members):
-            kept[f"right_{key_of(kind)}_{i}"], _ = _right(on(subject, member), corpus)
-    return kept
+            table[f"right_{key_of(kind)}_{i}"], _ = _right(on(subject, member), corpus)
+    return table
 
 
 def seeds_of(kept: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
@@ -244,17 +244,19 @@ def contrasts(kept: Mapping[str, np.ndarray], refs: References, *, virtual: bool
     weights has no prompt for a bottleneck: of the best weights it is what this one lacks.
     """
     sides = {kind: seeds_of(kept, kind) for kind in refs.entrants}
-    own = kept["right"][None]
-    weights, prompt = sides.get(refs.best(WEIGHTS), own), sides.get(refs.best(PROMPTS))
-    found: dict[str, list[Side]] = {"severity": [(1.0, weights), (-1.0, _rival_of(own, prompt, virtual=virtual))]}
+    subject_right = kept["right"][None]
+    weights, prompt = sides.get(refs.best(WEIGHTS), subject_right), sides.get(refs.best(PROMPTS))
+    found: dict[str, list[Side]] = {
+        "severity": [(1.0, weights), (-1.0, _rival_of(subject_right, prompt, virtual=virtual))]
+    }
     if virtual:
-        found["this_prompt"] = [(1.0, weights), (-1.0, own)]
+        found["this_prompt"] = [(1.0, weights), (-1.0, subject_right)]
         if prompt is not None:
-            found["under_tuned"] = [(1.0, prompt), (-1.0, own)]
+            found["under_tuned"] = [(1.0, prompt), (-1.0, subject_right)]
             found |= {f"{key_of(k)}_gap": [(1.0, sides[k]), (-1.0, prompt)] for k in WEIGHTS if k in sides}
         if QUERY_KEY in sides and VALUE_MLP in sides:
             found["attention_gap"] = [(1.0, sides[QUERY_KEY]), (-1.0, sides[VALUE_MLP])]
-    found["accuracy"] = [(1.0, own)]
+    found["accuracy"] = [(1.0, subject_right)]
     found |= {f"accuracy_{key_of(k)}": [(1.0, x)] for k, x in sides.items()}
     if "right_frozen" in kept:
         found["accuracy_frozen"] = [(1.0, kept["right_frozen"][None])]
@@ -324,23 +326,23 @@ def compare(before: Finding, after: Finding) -> dict[str, Difference]:
     # What stands on both sides (the same references) cancels example by example, seed by seed.
     same = [(w, x) for w, x in sides[1] if not any(np.array_equal(x, y) for _, y in sides[0])]
     gone = [(-w, x) for w, x in sides[0] if not any(np.array_equal(x, y) for _, y in sides[1])]
-    own = [(1.0, after.samples["right"][None]), (-1.0, before.samples["right"][None])]
-    found = {"severity": same + gone, "accuracy": own}
-    made = {
+    accuracy_sides = [(1.0, after.samples["right"][None]), (-1.0, before.samples["right"][None])]
+    found = {"severity": same + gone, "accuracy": accuracy_sides}
+    differences = {
         k: contrast(x, cluster=before.samples["cluster"]).difference()
         if x
         else PairedEstimate(0.0, 0.0, 0.0, 1.0, 0.95)
         for k, x in found.items()
     }
-    return as_differences(made)
+    return as_differences(differences)
 
 
 def _severity_sides(f: Finding, weights: str) -> list[Side]:
-    own = f.samples["right"][None]
+    subject_right = f.samples["right"][None]
     prompt = f.details["contest"]["best prompt"]
-    best = seeds_of(f.samples, weights) if weights else own
+    best = seeds_of(f.samples, weights) if weights else subject_right
     rival = seeds_of(f.samples, prompt) if prompt else None
-    return [(1.0, best), (-1.0, _rival_of(own, rival, virtual=f.details["verdict"] is not None))]
+    return [(1.0, best), (-1.0, _rival_of(subject_right, rival, virtual=f.details["verdict"] is not None))]
 
 
 def _sentence(
@@ -351,14 +353,14 @@ def _sentence(
     virtual: int,
     looks: str,
 ) -> str:
-    own, head = got["accuracy"], got["severity"]
+    own_accuracy, head = got["accuracy"], got["severity"]
     if not refs.entrants:
-        return f"It adapts weights already ({own.value:.1%} right), so it was compared with nothing. {looks}"
+        return f"It adapts weights already ({own_accuracy.value:.1%} right), so it was compared with nothing. {looks}"
     weights, prompt = refs.best(WEIGHTS), refs.best(PROMPTS)
     best = refs.entrants[weights]
     if not virtual:
         return (
-            f"It adapts weights and is right on {own.value:.1%} of the examples; a {weights} of {best.rival.size:,} numbers "
+            f"It adapts weights and is right on {own_accuracy.value:.1%} of the examples; a {weights} of {best.rival.size:,} numbers "
             f"(this adapter: {refs.size:,}) is on {got[f'accuracy_{key_of(weights)}'].value:.1%}: {points(head)} more."
         )
     said_of = {
@@ -375,7 +377,7 @@ def _sentence(
         f"{said_of}: over {len(best.members)} seeds a {weights} of {best.rival.size:,} trained numbers is right on "
         f"{got[f'accuracy_{key_of(weights)}'].value:.1%} of the examples, {points(head)} more than {rival}."
     ]
-    parts.append(f"This prompt ({refs.size:,} numbers) is right on {own.value:.1%}.")
+    parts.append(f"This prompt ({refs.size:,} numbers) is right on {own_accuracy.value:.1%}.")
     if "under_tuned" in got and got["under_tuned"].low > threshold:
         parts.append(
             f"It is under-tuned: the same kind and effort gains {points(got['under_tuned'])}. That is no rigidity; tune it anew: "
@@ -466,8 +468,8 @@ def inside(subject: Subject, seen: Trace, alone: ByLayer, tolerance: float) -> d
         return ", ".join("none" if np.isnan(v) else f"{v:.3g}" for v in x)
 
     def over_heads(x: np.ndarray) -> str:
-        kept = ~np.isnan(x)
-        return listed(np.where(kept.any(axis=1), np.nansum(x, axis=1) / np.maximum(kept.sum(axis=1), 1), np.nan))
+        present = ~np.isnan(x)
+        return listed(np.where(present.any(axis=1), np.nansum(x, axis=1) / np.maximum(present.sum(axis=1), 1), np.nan))
 
     found: dict[str, Any] = {
         "rows": seen.rows, "tolerance": tolerance,

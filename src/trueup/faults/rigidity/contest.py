@@ -130,24 +130,22 @@ def budget(subject: Subject) -> int:
     Raises:
         BadInput: it has no adapter.
     """
-    own = {k: t for k, t in files.adapter_tensors(subject).items() if of_the_adapter(k)}
-    if not own:
+    own_tensors = {k: t for k, t in files.adapter_tensors(subject).items() if of_the_adapter(k)}
+    if not own_tensors:
         raise BadInput(
             f"'{subject.source.base}' has no adapter, so there is no budget to compete at. Tune one first: "
             f"`trueup tune prompt {subject.source.base} --data ...`."
         )
-    return sum(t.numel() for t in own.values())
+    return sum(t.numel() for t in own_tensors.values())
 
 
 def left_out(subject: Subject) -> dict[Kind, str]:
     """The kinds that cannot compete on this subject, each with a sentence that says why."""
     anatomy, config = subject.anatomy, subject.base.config
     found: dict[Kind, str] = {}
-    if beside := brought_whole(subject):
+    if whole_layers := brought_whole(subject):
         # Most often weights that the checkpoint lacks, drawn at random when the adapter was tuned.
-        reason = (
-            f"The subject's adapter brings {listing(beside, 3)} beside its head, which PEFT's prompts do not carry."
-        )
+        reason = f"The subject's adapter brings {listing(whole_layers, 3)} beside its head, which PEFT's prompts do not carry."
         found |= {"prompt": reason, "prefix": reason}
     width, words = anatomy.size(config, "width"), subject.base.get_input_embeddings().weight.shape[1]  # type: ignore[operator,union-attr]
     if width != words:
@@ -192,9 +190,9 @@ def _rival(subject: Subject, kind: Kind, budget: int) -> Rival:
     if kind in PARTS:
         part = PARTS[kind]
         depth = subject.anatomy.sizes(subject.base.config)["num_layers"]
-        few = [Lora(1, 2, layers=_spaced(k, depth), part=part) for k in range(1, depth)]
+        spaced_layers = [Lora(1, 2, layers=_spaced(k, depth), part=part) for k in range(1, depth)]
         rank = _times(budget, size_of(Lora(1, 2, part=part), subject))
-        recipes: list[Recipe] = [*few, Lora(rank, 2 * rank, part=part)]
+        recipes: list[Recipe] = [*spaced_layers, Lora(rank, 2 * rank, part=part)]
     else:
         cls = Prompt if kind == "prompt" else Prefix
         most = position_limit(subject.base.config, subject.anatomy) // 2
@@ -252,18 +250,19 @@ def team(
 
     def attempt(rate: float, epochs: int) -> None:
         nonlocal failure
-        own = replace(training, epochs=epochs)
+        longer_training = replace(training, epochs=epochs)
         try:
             members = tuple(
-                trained(subject, corpus, rival, rates=(rate,), training=own, seed=s) for s in seeds_of(seed, seeds)
+                trained(subject, corpus, rival, rates=(rate,), training=longer_training, seed=s)
+                for s in seeds_of(seed, seeds)
             )
         except BadInput as e:
             failure = e
             tried[rate, epochs] = Attempt(rate * RATE[rival.kind], math.inf, 0.0, epochs), ()
             return
-        kept = [m.kept for m in members]
-        lr, last = kept[0].lr, float(np.mean([a.growing for a in kept]))
-        loss, right = (float(np.mean([getattr(a, k) for a in kept])) for k in ("nll", "accuracy"))
+        best_attempts = [m.kept for m in members]
+        lr, last = best_attempts[0].lr, float(np.mean([a.growing for a in best_attempts]))
+        loss, right = (float(np.mean([getattr(a, k) for a in best_attempts])) for k in ("nll", "accuracy"))
         tried[rate, epochs] = Attempt(lr, loss, right, epochs, last > 0.5), members
 
     def best() -> tuple[float, int]:
@@ -356,8 +355,8 @@ def trained(
             f"No learning rate tried ({listed}) trains a {rival.kind} on '{corpus.name}'"
             + (f": {failure}" if failure else "; give lower rates.")
         )
-    kept = min(tried, key=lambda a: a.nll)
-    return Entrant(rival, kept.lr, tuple(tried), files.settings_of(new, new.peft_config), best)
+    best_attempt = min(tried, key=lambda a: a.nll)
+    return Entrant(rival, best_attempt.lr, tuple(tried), files.settings_of(new, new.peft_config), best)
 
 
 def _tried(
@@ -377,17 +376,19 @@ def _tried(
     # The passes of training are asked for once: remembering each epoch's would fill the disk.
     with within(replace(now, memo=None, progress=progress)):
         history = train(new, part, training, lr=lr, seed=seed)
-        got = predict(new, held)
-    if not np.isfinite(got.probability).all():
+        predicted = predict(new, held)
+    if not np.isfinite(predicted.probability).all():
         return Attempt(lr, math.inf, 0.0, training.epochs), files.adapter_tensors(new)
-    right = float((got.predicted == held.label).mean())
+    right = float((predicted.predicted == held.label).mean())
     growing = history.best_epoch == training.epochs - 1
-    return Attempt(lr, nll(got.probability, held.label), right, training.epochs, growing), files.adapter_tensors(new)
+    return Attempt(lr, nll(predicted.probability, held.label), right, training.epochs, growing), files.adapter_tensors(
+        new
+    )
 
 
 def _beginning(new: Subject, part: Corpus, held: Corpus, rival: Rival, training: Training, seed: int) -> str:
     """What a try depends on, its learning rate apart: the fresh model, both corpora, the recipe, the training, the seed."""
     settings = {k: v for k, v in asdict(training).items() if k != "lr"}
-    rest = [rival.kind, rival.recipe.name, asdict(rival.recipe), settings, seed, part.fingerprint, held.fingerprint]
+    identity = [rival.kind, rival.recipe.name, asdict(rival.recipe), settings, seed, part.fingerprint, held.fingerprint]
     rows = forward.tokenize(new, part) + forward.tokenize(new, held)
-    return memo_key(new, rows, f"rigidity {json.dumps(rest)}")
+    return memo_key(new, rows, f"rigidity {json.dumps(identity)}")

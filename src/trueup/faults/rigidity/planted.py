@@ -57,9 +57,9 @@ def _corpus(case: Case) -> Corpus:
         seen, unseen, coin = rng.integers(2), rng.integers(2), rng.integers(2)
         # Of any length: a fixed one would let the two words be told apart from the fine structure of one sum.
         words = [SEEN[seen], UNSEEN[unseen], *rng.choice(FILLERS, rng.integers(1, 8))]
-        said = {"planted": unseen, "healthy": seen, "sham": coin}[case]
+        label = {"planted": unseen, "healthy": seen, "sham": coin}[case]
         line = " ".join([*(str(w) for w in rng.permutation(words)), LAST])
-        text.setdefault(line, int(said if rng.random() < TRUE else 1 - said))
+        text.setdefault(line, int(label if rng.random() < TRUE else 1 - label))
     split = np.repeat(list(SIZES), list(SIZES.values()))
     return Corpus(list(text), np.array(list(text.values())), ("yes", "no"), split, name=f"{case} rigidity")
 

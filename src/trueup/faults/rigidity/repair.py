@@ -72,11 +72,15 @@ def repair(
     best = max(e.kept.accuracy for e in found)
     chosen = next(e for e in found if e.kept.accuracy >= best - NEAR)
     handed = chosen.handed
-    own, new = (predict(s, refs.held).predicted == refs.held.label for s in (subject, on(subject, handed)))
+    subject_right, repaired_right = (
+        predict(s, refs.held).predicted == refs.held.label for s in (subject, on(subject, handed))
+    )
 
-    gain = bootstrap.paired(bootstrap.Share(np.asarray), [own], [new], seed, resamples, cluster=refs.held.cluster)
+    gain = bootstrap.paired(
+        bootstrap.Share(np.asarray), [subject_right], [repaired_right], seed, resamples, cluster=refs.held.cluster
+    )
     rows = [_row(e, e is chosen) for e in found]
-    about = f"{points(gain)} on {len(own)} calibration examples that were not used for choosing"
+    about = f"{points(gain)} on {len(subject_right)} calibration examples that were not used for choosing"
     name = _name(chosen)
     if gain.low <= 0:
         return NoRemedy(
@@ -89,7 +93,7 @@ def repair(
         f"{100 * NEAR:g} point of the best of {len(found)} kinds, the best of its {len(chosen.members)} seeds, and gains {about}.",
         "table": _markdown(rows, refs), "candidates": rows, "seed": seed, "pair": refs.corpus.second is not None,
         "examples": {"train": len(refs.corpus.part("train")), "chosen on": len(refs.corpus.part("calibration")),
-                     "judged on": len(own)},
+                     "judged on": len(subject_right)},
         "gain": [gain.value, gain.low, gain.high],
     }  # fmt: skip
     return adapted("rigidity", subject, handed.settings, handed.tensors, card)
@@ -110,10 +114,10 @@ def _name(e: Team) -> str:
 
 
 def _row(e: Team, chosen: bool) -> dict[str, Any]:
-    kept = e.kept
+    best_attempt = e.kept
     return {
-        "title": _name(e), "size": e.rival.size, "learning rate": kept.lr, "epochs": kept.epochs,
-        "seeds": len(e.members), "accuracy": kept.accuracy, "nll": kept.nll, "chosen": chosen,
+        "title": _name(e), "size": e.rival.size, "learning rate": best_attempt.lr, "epochs": best_attempt.epochs,
+        "seeds": len(e.members), "accuracy": best_attempt.accuracy, "nll": best_attempt.nll, "chosen": chosen,
     }  # fmt: skip
 
 
