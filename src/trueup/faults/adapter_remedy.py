@@ -53,8 +53,8 @@ class Adapted(Remedy):
                 f"it was made for, or repair this one: `trueup repair {self.fault} MODEL --adapter DIR --data ...`."
             )
         if self.head is not None:
-            here = Head(self.head.weight.to(subject.device), self.head.bias.to(subject.device))
-            yield replace(subject, head=here)
+            moved_head = Head(self.head.weight.to(subject.device), self.head.bias.to(subject.device))
+            yield replace(subject, head=moved_head)
         else:
             yield wear(subject, self.settings, self.tensors)
 
@@ -72,9 +72,9 @@ class Adapted(Remedy):
     def usage(self, folder: str) -> str:
         if not _shots(self.card):
             return predict_script.usage(folder, self.card)
-        base, here = loading.code_literal(str(self.card["base"])), loading.code_literal(folder)
+        base, folder_literal = loading.code_literal(str(self.card["base"])), loading.code_literal(folder)
         given = 'demonstrations, query = [("a text", "its answer"), ...], "a text to be answered"'
-        return f"BASE, FOLDER = {base}, {here}\n{given}\n{_few_shot(self, ()).code}"
+        return f"BASE, FOLDER = {base}, {folder_literal}\n{given}\n{_few_shot(self, ()).code}"
 
     def describe(self) -> str:
         return str(self.card["describe"])
@@ -129,8 +129,8 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
     atomic.verify(folder)
     settings, tensors = files.read_settings(folder), files.read_tensors(folder)
     head = files.head_in(tensors, subject.anatomy) if card.get("words") else None
-    rest = {k: v for k, v in card.items() if k not in ("repairs", "made_for", "words")}
-    return Adapted(fault, card["made_for"], settings, tensors, head, rest, tokenizer=files.brought(subject))
+    facts = {k: v for k, v in card.items() if k not in ("repairs", "made_for", "words")}
+    return Adapted(fault, card["made_for"], settings, tensors, head, facts, tokenizer=files.brought(subject))
 
 
 def _shots(card: Mapping[str, Any]) -> bool:

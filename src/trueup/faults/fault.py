@@ -276,10 +276,10 @@ class Finding:
     @staticmethod
     def from_dict(data: Mapping[str, Any], samples: Mapping[str, np.ndarray] | None = None) -> Finding:
         """The finding from which `as_dict` made `data`, with its `samples`."""
-        rest = {k: v for k, v in data.items() if k not in ("verdict", "found", "measures", "charts")}
+        fields = {k: v for k, v in data.items() if k not in ("verdict", "found", "measures", "charts")}
         charts = tuple(_chart(c) for c in data.get("charts", ()))
         measures = {k: Measure(**m) for k, m in data.get("measures", {}).items()}
-        return Finding(**rest, measures=measures, charts=charts, samples=dict(samples or {}))
+        return Finding(**fields, measures=measures, charts=charts, samples=dict(samples or {}))
 
 
 def _chart(data: Mapping[str, Any]) -> Chart:
@@ -541,12 +541,12 @@ class Fault(ABC):
         # That a repair of the confidence changes no prediction is no estimate.
         certain = same_predictions(a.logits[:, :classes], b.logits[:, :classes])
         right = bootstrap.Share(lambda predicted, probability, label: predicted == label)
-        got = bootstrap.paired_many(
+        differences = bootstrap.paired_many(
             {"accuracy": right.certain() if certain else right, "nll": surprise},
             (a.predicted, a.probability, corpus.label), (b.predicted, b.probability, corpus.label), seed,
             cluster=corpus.cluster,
         )  # fmt: skip
-        return as_differences(got)
+        return as_differences(differences)
 
     @abstractmethod
     def planted(self, case: Literal["planted", "healthy", "sham"]) -> tuple[Subject, Corpus]:

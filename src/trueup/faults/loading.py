@@ -70,8 +70,8 @@ def _labels(logits: int, names: Sequence[str]) -> list[str]:
         return [f"num_labels={logits}"]
     outputs = [*names, *(f"no class: for the confidence {i + 1}" for i in range(logits - len(names)))]
     pairs = [(code_literal(n), i) for i, n in enumerate(outputs)]
-    there, back = ", ".join(f"{i}: {n}" for n, i in pairs), ", ".join(f"{n}: {i}" for n, i in pairs)
-    return [f"id2label={{{there}}}", f"label2id={{{back}}}"]
+    id_to_label, label_to_id = ", ".join(f"{i}: {n}" for n, i in pairs), ", ".join(f"{n}: {i}" for n, i in pairs)
+    return [f"id2label={{{id_to_label}}}", f"label2id={{{label_to_id}}}"]
 
 
 def input_lines(about: Mapping[str, Any], text: str | None = None, arrays: str = "pt") -> str:

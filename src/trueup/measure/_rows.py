@@ -66,8 +66,8 @@ def levels(confidence: Floats, hit: NDArray, weight: ArrayLike | None) -> tuple[
     """
     w = counts(weight, confidence.size)
     if w is not None:
-        kept = np.flatnonzero(w)
-        confidence, hit, w = confidence[kept], hit[kept], w[kept]
+        weighted_rows = np.flatnonzero(w)
+        confidence, hit, w = confidence[weighted_rows], hit[weighted_rows], w[weighted_rows]
     if (confidence[1:] > confidence[:-1]).any():
         order = np.argsort(-confidence)
         confidence, hit, w = confidence[order], hit[order], None if w is None else w[order]

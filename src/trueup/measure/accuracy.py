@@ -108,11 +108,15 @@ def surer_order(predicted: ArrayLike, label: ArrayLike, classes: int) -> tuple[N
         return None
     for rows in (half, ~half):
         named[rows] = best_order(predicted[~rows], label[~rows], classes)[predicted[rows]]
-    here, there = predicted == label, named == label
+    right_as_given, right_as_named = predicted == label, named == label
     constant = np.bincount(label).max() / label.size
-    if there.sum() <= here.sum() or wilson(there.sum(), label.size)[0] <= constant or mcnemar(here, there) > SURE:
+    if (
+        right_as_named.sum() <= right_as_given.sum()
+        or wilson(right_as_named.sum(), label.size)[0] <= constant
+        or mcnemar(right_as_given, right_as_named) > SURE
+    ):
         return None
-    return best_order(predicted, label, classes), float(there.mean())
+    return best_order(predicted, label, classes), float(right_as_named.mean())
 
 
 def wilson(hits: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -234,8 +234,9 @@ def standard_error(
     For tests whose level is too far out for the quantiles of a few hundred resamples. nan where more than half of them are nan.
     """
     drawn = _drawn({"": statistic}, _columns(arrays), cluster, seed, resamples, 0.95, {""})
-    kept = drawn.draws[~np.isnan(drawn.draws)]
-    return float(drawn.value[0, 0]), float(kept.std(ddof=1)) if 2 * kept.size > drawn.draws.size else math.nan
+    defined_draws = drawn.draws[~np.isnan(drawn.draws)]
+    enough = 2 * defined_draws.size > drawn.draws.size
+    return float(drawn.value[0, 0]), float(defined_draws.std(ddof=1)) if enough else math.nan
 
 
 def paired(
@@ -293,8 +294,8 @@ def paired_many(
             draws = _less(drawn.draws[:, 1, i], drawn.draws[:, 0, i])
             without = _less(drawn.without[:, 1, i], drawn.without[:, 0, i])
             bent = _bent(name, plain, float(value), draws, without, drawn.clusters)
-        if (few := drawn.few_change(i, level)) is not None:
-            low, high, p = few
+        if (few_changed := drawn.few_change(i, level)) is not None:
+            low, high, p = few_changed
         elif (ends := drawn.in_parts(i, value, lambda x: _less(x[:, 1], x[:, 0]), level)) is not None:
             low, high = ends
             p = 1.0 if value == low == high else p_of_ends(value, low, high, level)
@@ -478,13 +479,15 @@ class _Bent:
 
     @staticmethod
     def of(value: float, draws: NDArray[np.float64], without: NDArray[np.float64], clusters: float) -> _Bent:
-        kept, left = draws[~np.isnan(draws)], without[~np.isnan(without)]
-        if not kept.size or not left.size:
+        defined_draws, defined_leave_outs = draws[~np.isnan(draws)], without[~np.isnan(without)]
+        if not defined_draws.size or not defined_leave_outs.size:
             return _Bent(0.0, 0.0, clusters)
         # Draws that equal the estimate but for the last bits count as equal: which side they fall on is up to the processor.
-        near = EQUAL * np.ptp(kept)
-        below = ((kept < value - near).sum() + (np.abs(kept - value) <= near).sum() / 2 + 0.5) / (kept.size + 1)
-        pull = left.mean() - left
+        near = EQUAL * np.ptp(defined_draws)
+        below = ((defined_draws < value - near).sum() + (np.abs(defined_draws - value) <= near).sum() / 2 + 0.5) / (
+            defined_draws.size + 1
+        )
+        pull = defined_leave_outs.mean() - defined_leave_outs
         spread = (pull @ pull) ** 1.5
         return _Bent(float(norm.ppf(below)), float((pull**3).sum() / 6 / spread) if spread > 1e-200 else 0.0, clusters)
 
@@ -497,9 +500,11 @@ class _Bent:
         return [float(norm.cdf(self.z0 + w / max(1 - self.a * w, 1e-9))) for w in (self.z0 - z, self.z0 + z)]
 
     def p(self, draws: NDArray[np.float64]) -> float:
-        kept = draws[~np.isnan(draws)]
-        near = EQUAL * np.ptp(kept)
-        low, high = (float(1 + side.sum()) / (1 + kept.size) for side in (kept <= near, kept >= -near))
+        defined_draws = draws[~np.isnan(draws)]
+        near = EQUAL * np.ptp(defined_draws)
+        low, high = (
+            float(1 + side.sum()) / (1 + defined_draws.size) for side in (defined_draws <= near, defined_draws >= -near)
+        )
         if min(low, high) == 1.0:
             return 1.0
         ends = []
@@ -559,12 +564,12 @@ def _drawn(
     others = {i: (s, _takes_weight(s)) for i, s in enumerate(statistics.values()) if i not in means and i not in shares}
     size = np.bincount(ids, minlength=clusters).astype(np.float64)
     # Of each side, the sums over every cluster of the columns that are averaged.
-    wanted = sorted({c for s in means.values() for c in s.places})
-    sums = [{c: np.bincount(ids, columns[c], minlength=clusters) for c in wanted} for columns in sides]
+    averaged = sorted({c for s in means.values() for c in s.places})
+    sums = [{c: np.bincount(ids, columns[c], minlength=clusters) for c in averaged} for columns in sides]
     # Of each share and side, over every cluster: what its rows have beyond what was to be expected, and how many are counted.
     beyond = {
-        i: [tuple(np.bincount(ids, w, minlength=clusters) for w in (c * (h - e), c)) for h, e, c in told]
-        for i, told in shares.items()
+        i: [tuple(np.bincount(ids, w, minlength=clusters) for w in (c * (h - e), c)) for h, e, c in of_sides]
+        for i, of_sides in shares.items()
     }
 
     def of(weights: NDArray[np.float64], others: Mapping[int, tuple[Statistic, bool]]) -> NDArray[np.float64]:
@@ -613,12 +618,12 @@ def _drawn(
     has, apart = _Apart.rare(ids, rare), None
     if has is not None:
         # These are not drawn the usual way as well.
-        told = {i: others.pop(i) for i in bent if isinstance(others[i][0], Many) or others[i][1]}
-        bent = {i: s for i, s in bent.items() if i not in told}
-        places = {*told, *(i for i in means if names[i] not in straight)}
+        drawn_apart = {i: others.pop(i) for i in bent if isinstance(others[i][0], Many) or others[i][1]}
+        bent = {i: s for i, s in bent.items() if i not in drawn_apart}
+        places = {*drawn_apart, *(i for i in means if names[i] not in straight)}
         within = _Apart.drawn(has, seed, resamples)
-        within = np.concatenate([of(within[b : b + BATCH], told) for b in range(0, resamples, BATCH)])
-        apart = _Apart(int(has.sum()), places, of(_Apart.counted(has, level), told), within)
+        within = np.concatenate([of(within[b : b + BATCH], drawn_apart) for b in range(0, resamples, BATCH)])
+        apart = _Apart(int(has.sum()), places, of(_Apart.counted(has, level), drawn_apart), within)
     draws = np.concatenate([of(np.stack(w), others) for w in batches])
     left = _less(of(without, bent), 0.0)
     return _Drawn(_less(value, 0.0), _less(draws, 0.0), left, independent_rows(size), ids, shares, apart)
@@ -651,8 +656,8 @@ def _takes_weight(statistic: Statistic) -> bool:
 
 def _rooted(value: float, draws: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     """The root of a mean square and of its draws, each with what chance adds to it taken off: once, and twice for draws."""
-    kept = draws[~np.isnan(draws)]
-    extra = float(kept.mean()) - value if kept.size else 0.0
+    defined_draws = draws[~np.isnan(draws)]
+    extra = float(defined_draws.mean()) - value if defined_draws.size else 0.0
     return math.sqrt(max(value - extra, 0.0)), np.sqrt(np.maximum(draws - 2 * extra, 0.0))
 
 
@@ -660,8 +665,8 @@ def _between(
     value: float, draws: NDArray[np.float64], levels: Sequence[float], *, far: bool = False
 ) -> tuple[float, float]:
     """The quantiles `levels` of the draws. `far`: those that leave exactly as much beyond them, in the mean (Weibull's)."""
-    kept = draws[~np.isnan(draws)]
-    if 2 * kept.size < draws.size or math.isnan(value):
+    defined_draws = draws[~np.isnan(draws)]
+    if 2 * defined_draws.size < draws.size or math.isnan(value):
         return math.nan, math.nan
-    low, high = np.quantile(kept, levels, method="weibull" if far else "linear")
+    low, high = np.quantile(defined_draws, levels, method="weibull" if far else "linear")
     return float(low), float(high)

@@ -162,8 +162,12 @@ class ShrunkProbe:
     offsets: tuple[float, ...]
 
     def __call__(self, z: Array) -> Array:
-        own = z[:, : self.classes]
-        return self.slope * response_log_odds(own) + np.array(self.offsets)[own.argmax(axis=1)] + z[:, self.classes]
+        class_logits = z[:, : self.classes]
+        return (
+            self.slope * response_log_odds(class_logits)
+            + np.array(self.offsets)[class_logits.argmax(axis=1)]
+            + z[:, self.classes]
+        )
 
     @property
     def torch_line(self) -> str:

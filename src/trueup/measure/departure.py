@@ -63,8 +63,8 @@ def gaussian(x: np.ndarray, axes: int = AXES) -> Gaussian:
         raise BadInput("All examples are the same to the model, so no distance from them can be told.")
     k = max(1, min(axes, n // 10, d - 1))
     # Not the mean over the n - 1 axes that were seen: an example's own departure spreads over all that there are.
-    rest = max(variance[k:].sum() / max(d - k, 1), 1e-6 * variance[0])
-    return Gaussian(mean, v[:k].astype(np.float64), np.maximum(variance[:k], rest), np.array(rest))
+    rest_variance = max(variance[k:].sum() / max(d - k, 1), 1e-6 * variance[0])
+    return Gaussian(mean, v[:k].astype(np.float64), np.maximum(variance[:k], rest_variance), np.array(rest_variance))
 
 
 def p_values(distance: np.ndarray, seen: np.ndarray) -> Array:

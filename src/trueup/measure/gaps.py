@@ -139,5 +139,5 @@ def farthest(mean: Floats) -> list[tuple[int, int, list[float]]]:
 def moved(mean: Floats, pick: list[tuple[int, int, list[float]]]) -> float:
     """The mean over labels of the total variation distance that :func:`farthest` picks. Unit: probability. 0 is none."""
     found = [0.5 * float(np.array(s) @ (m[a] - m[b])) for m, (a, b, s) in zip(mean, pick, strict=True)]
-    kept = [f for f in found if not math.isnan(f)]
-    return float(np.mean(kept)) if kept else math.nan
+    defined_values = [f for f in found if not math.isnan(f)]
+    return float(np.mean(defined_values)) if defined_values else math.nan

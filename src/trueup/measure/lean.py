@@ -47,9 +47,9 @@ def margins(score: Floats) -> Floats:
     others[rows, top] = -np.inf
     second = others.max(axis=1)
     with np.errstate(divide="ignore"):
-        rest = largest[:, None] + np.log(share.sum(axis=1, keepdims=True) - share)
-    rest[rows, top] = second + np.log(np.exp(others - second[:, None]).sum(axis=1))
-    return score - rest
+        log_others = largest[:, None] + np.log(share.sum(axis=1, keepdims=True) - share)
+    log_others[rows, top] = second + np.log(np.exp(others - second[:, None]).sum(axis=1))
+    return score - log_others
 
 
 def along(direction: ArrayLike, strength: float = NOMINAL) -> Floats:
@@ -122,16 +122,18 @@ def drop_and_floor(
     start = np.where(whole[:, None, None], start, 0.0)
     found = np.zeros((2, len(w)))
     if classes == 2:  # linear, and a class is ranked as the other reversed
-        own, ahead = score[:, 1] - score[:, 0], (start[:, :, 1] - start[:, :, 0])[:, group]
-        ranks = [[own], [own - ahead]]
+        margin, ahead = score[:, 1] - score[:, 0], (start[:, :, 1] - start[:, :, 0])[:, group]
+        ranks = [[margin], [margin - ahead]]
     else:
         moved = margins((score - start[:, group]).reshape(-1, classes)).reshape(len(w), -1, classes)
         ranks = [list(margins(score).T), list(np.moveaxis(moved, 2, 0))]
     for k, columns in enumerate(ranks):
         for c, rank in enumerate(columns):
             hit = label == (1 if classes == 2 else c)
-            for there, back in _average_precisions(rank, hit, cell, w, ratios, reversed_too=classes == 2):
-                found[k] += (there - back) / classes
+            for precision_towards, precision_against in _average_precisions(
+                rank, hit, cell, w, ratios, reversed_too=classes == 2
+            ):
+                found[k] += (precision_towards - precision_against) / classes
     found[:, ~whole] = math.nan
     return found if weight is not None and weight.ndim == 2 else found[:, 0]
 
@@ -147,8 +149,8 @@ def auprcs_at(score: Floats, label: NDArray, group: NDArray, tables: Sequence[Fl
     ratios = []
     with np.errstate(divide="ignore", invalid="ignore"):
         for t in tables:
-            wanted = np.where(mass > 0, t.ravel(), 0.0)
-            ratios.append(np.where(mass > 0, wanted / wanted.sum(axis=1, keepdims=True) / mass, 0.0))
+            share_wanted = np.where(mass > 0, t.ravel(), 0.0)
+            ratios.append(np.where(mass > 0, share_wanted / share_wanted.sum(axis=1, keepdims=True) / mass, 0.0))
     ratios.append(np.ones(mass.shape))
     if classes == 2:  # a class is ranked as the other reversed
         each = _average_precisions(score[:, 1] - score[:, 0], label == 1, cell, w, ratios, reversed_too=True)
@@ -159,10 +161,10 @@ def auprcs_at(score: Floats, label: NDArray, group: NDArray, tables: Sequence[Fl
             for c, rank in enumerate(ranks)
         ]
     found = np.array(each)
-    there = np.isfinite(found)
+    defined = np.isfinite(found)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(there, found, 0.0).sum(axis=0) / there.sum(axis=0)
-    return np.where(there.sum(axis=0) > 1, mean, np.nan)
+        mean = np.where(defined, found, 0.0).sum(axis=0) / defined.sum(axis=0)
+    return np.where(defined.sum(axis=0) > 1, mean, np.nan)
 
 
 def _turned(mass: Floats, coupling: Floats) -> tuple[Floats, Floats]:

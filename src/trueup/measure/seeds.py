@@ -71,21 +71,21 @@ def contrast(sides: Sequence[Side], *, cluster: ArrayLike | None = None) -> Cont
     if not sides or len({x.shape[1:] for _, x in sides}) != 1 or sides[0][1].ndim != 2:
         raise BadInput("The sides are of other examples; give (seeds, n) values of the same n examples.")
     n = sides[0][1].shape[1]
-    own = {id(x): x for _, x in sides}
-    sides = [(w, x) for k, x in own.items() if (w := sum(w for w, y in sides if id(y) == k))]
+    distinct = {id(x): x for _, x in sides}
+    sides = [(w, x) for k, x in distinct.items() if (w := sum(w for w, y in sides if id(y) == k))]
     ids = np.arange(n) if cluster is None else np.unique(column(cluster, "cluster", n), return_inverse=True)[1]
     many, worth = int(ids.max()) + 1, independent_rows(np.bincount(ids))
     value, seeds, shared, parts = 0.0, 0.0, 0.0, 0.0
     each = np.zeros(n)
     for w, x in sides:
-        own, s = x.mean(axis=1), len(x)
-        value += w * float(own.mean())
+        mean_over_examples, s = x.mean(axis=1), len(x)
+        value += w * float(mean_over_examples.mean())
         each += w * x.mean(axis=0)
         if s > 1:
-            v = w * w * float(own.var(ddof=1)) / s
+            v = w * w * float(mean_over_examples.var(ddof=1)) / s
             seeds, parts = seeds + v, parts + v * v / (s - 1)
-            rest = x - own[:, None] - x.mean(axis=0) + own.mean()
-            sums = np.stack([np.bincount(ids, r, many) for r in rest])
+            interaction = x - mean_over_examples[:, None] - x.mean(axis=0) + mean_over_examples.mean()
+            sums = np.stack([np.bincount(ids, r, many) for r in interaction])
             shared += w * w * float((sums**2).sum()) / ((s - 1) * n * n * s)
     sums, shares = np.bincount(ids, each - each.mean(), many), all(((x == 0) | (x == 1)).all() for _, x in sides)
     least, most = (sum(f(w, 0.0) for w, _ in sides) if shares else f(-math.inf, math.inf) for f in (min, max))

@@ -138,11 +138,11 @@ def reweighted(label: ArrayLike, group: ArrayLike, target: ArrayLike, *, weight:
     cell = _cells(label, group, *t.shape)
     w = counts(weight, cell.size)
     have = np.bincount(cell, w, t.size)
-    wanted = np.where(have > 0, t.ravel(), 0.0)
-    present = wanted.sum()
+    share_wanted = np.where(have > 0, t.ravel(), 0.0)
+    present = share_wanted.sum()
     if not present:
         return np.zeros(cell.size)
-    ratio = np.divide(wanted * (have.sum() / present), have, out=np.zeros(t.size), where=have > 0)
+    ratio = np.divide(share_wanted * (have.sum() / present), have, out=np.zeros(t.size), where=have > 0)
     return ratio[cell] if w is None else w * ratio[cell]
 
 

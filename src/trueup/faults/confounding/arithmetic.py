@@ -294,8 +294,10 @@ class LoraArithmetic(Arithmetic):
         return listed and whole and plain and not words and maths.why_no_concatenation(settings) is None
 
     def at(self, e: Evidence, coefficient: float) -> Variant:
-        own, other = files.adapter_of(e.subject), e.once(_confounder_lora)
-        settings, weights = maths.concatenate(own[0], _arrays(own[1]), other[0], _arrays(other[1]), -coefficient)
+        task_lora, confounder_lora = files.adapter_of(e.subject), e.once(_confounder_lora)
+        settings, weights = maths.concatenate(
+            task_lora[0], _arrays(task_lora[1]), confounder_lora[0], _arrays(confounder_lora[1]), -coefficient
+        )
         tensors = {k: torch.as_tensor(v) for k, v in weights.items()}
         return e.variant(f"l_Z = {coefficient:g}", Change(adapter=(settings, tensors)))
 
@@ -355,10 +357,10 @@ class Under(Family):
         return tuned and e.subject.template is None and self.inner.possible(e)
 
     def variants(self, e: Evidence) -> list[Variant]:
-        there = self._there(e)
-        layer = there.subject.own_head()
+        underlying = self._there(e)
+        layer = underlying.subject.own_head()
         found = []
-        for v in self.inner.variants(there):
+        for v in self.inner.variants(underlying):
             # To save it from the subject as it is, the last layer goes with the prompt.
             change = None if v.change is None else Change(prompt=v.change.prompt, head=layer)
             found.append(replace(v, change=change))

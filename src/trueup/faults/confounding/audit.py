@@ -127,27 +127,29 @@ def audit(
     group = mix.group_index(corpus, attribute, groups)
     _check_cells(corpus, attribute, groups)
     # A class of the head that no example has takes no part: its margins and its precision do not exist.
-    there = np.unique(corpus.label)
-    label = np.searchsorted(there, corpus.label)
+    present_labels = np.unique(corpus.label)
+    label = np.searchsorted(present_labels, corpus.label)
     states = hidden_states(subject, corpus)  # first: its pass serves the prediction
     out = predict(subject, corpus)
-    samples = columns(out.logits[:, : len(subject.classes)][:, there], label, group) | {
+    samples = columns(out.logits[:, : len(subject.classes)][:, present_labels], label, group) | {
         "cluster": corpus.cluster, "judges": judges(corpus.cluster, seed),
     }  # fmt: skip
-    names = tuple(subject.classes[i] for i in there)
-    cells = mix.counts(corpus, attribute, groups)[there]
-    direction, strength, whose = nominal(cells, None if trained is None else trained.among(groups)[there], coupling)
+    names = tuple(subject.classes[i] for i in present_labels)
+    cells = mix.counts(corpus, attribute, groups)[present_labels]
+    direction, strength, whose = nominal(
+        cells, None if trained is None else trained.among(groups)[present_labels], coupling
+    )
     starts = lean.head_starts(samples["score"], label, group, direction.shape)
     m = mixes(cells, direction if direction.shape == (2, 2) else starts, strength)
     within = inside.inside(states, label, group, corpus.cluster, samples["judges"], seed)
     samples["probed"] = within.hit
     chance = probed_by_chance(states[:, -1], group, label, seed=seed, cluster=corpus.cluster)
     curve = [f"curve{i}" for i in range(len(m.tables))]
-    got = measured(statistics(samples, m), samples, direction.shape, *curve, seed=seed, resamples=resamples)
+    estimates = measured(statistics(samples, m), samples, direction.shape, *curve, seed=seed, resamples=resamples)
     measures = {
-        k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]
+        k: Measure(estimates[k].value, estimates[k].low, estimates[k].high, unit, better, title)  # type: ignore[arg-type]
         for k, (title, unit, better) in TITLES.items()
-        if k in got
+        if k in estimates
     }
     present_in = inside.told(within.hit, corpus.cluster)[-1]
     measures["present"] = Measure(
@@ -167,14 +169,14 @@ def audit(
     measures |= several.measures(further)
     samples |= {several.GROUP + f.column.name: f.column.group for f in further}
     also = [f.column.name for f in further if f.verdict == "found"]
-    head = got["lean"]
+    head = estimates["lean"]
     favoured = [names[c] for c in lean.interaction(starts).argmax(axis=0)]
     return judged(
         head, corpus.cluster, threshold=threshold,
-        sentence=_sentence(got, m, attribute, groups, favoured, whose) + _also(further), measures=measures,
+        sentence=_sentence(estimates, m, attribute, groups, favoured, whose) + _also(further), measures=measures,
         charts=_charts(
-            m, cells, [got[k] for k in curve], got, inside.charts(attribute, within, chance, corpus.cluster), samples, names,
-            groups, attribute,
+            m, cells, [estimates[k] for k in curve], estimates, inside.charts(attribute, within, chance, corpus.cluster), samples,
+            names, groups, attribute,
         ) + ((several.chart(attribute, head, further),) if further else ()),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),
@@ -197,14 +199,14 @@ def _sentence(
     head, floor = got["lean"], got["floor"]
     if head.low > 0 or head.high < 0:
         starts = ", ".join(f"'{c}' where {attribute} is {g}" for c, g in zip(favoured, groups, strict=True))
-        told = f"At a given label it favours {starts}{_whose(head.value, m, whose)}."
+        head_start = f"At a given label it favours {starts}{_whose(head.value, m, whose)}."
     else:
-        told = "No group has a head start that can be told from none."
+        head_start = "No group has a head start that can be told from none."
     return (
         f"At a coupling of {m.strength:.3g} (each class is {m.strength:.3g} times as frequent in its own group) AUPRC is "
         f"{got['auprc_towards'].value:.3f} one way and {got['auprc_against'].value:.3f} the other. Leaning on '{attribute}' "
         f"causes {abs(head.value):.3f} {_interval(*folded(head))} of that; {floor.value:+.3f} "
-        f"{_interval(floor.low, floor.high)} is because one group is harder, which is not a shortcut. {told}"
+        f"{_interval(floor.low, floor.high)} is because one group is harder, which is not a shortcut. {head_start}"
     )
 
 
@@ -343,9 +345,9 @@ def _charts(
             Series(str(name), list(names), (right / np.maximum(many, 1)).tolist(), low.tolist(), high.tolist())
         )
     # How far the examined examples themselves go along the coupling; none of their cells is empty (`_check_cells`).
-    own = lean.interaction(np.log(cells))
-    along = float((own * m.coupling).sum() / np.square(m.coupling).sum()) * math.log10(m.strength)
-    here = float(np.clip(along, m.x[0], m.x[-1]))
+    log_table = lean.interaction(np.log(cells))
+    along = float((log_table * m.coupling).sum() / np.square(m.coupling).sum()) * math.log10(m.strength)
+    own_mix = float(np.clip(along, m.x[0], m.x[-1]))
     bars = {f"leaning on {attribute}": got["lean"], "one group is harder (floor)": got["floor"]}
     return (
         Chart(
@@ -360,7 +362,7 @@ def _charts(
             "Labels and groups stay as frequent as they are; only how often they occur together changes. A flat line means that "
             "the model ignores the column.",
             (Series("AUPRC", m.x.tolist(), [e.value for e in curve], [e.low for e in curve], [e.high for e in curve]),),
-            log10=True, slider=Slider("Coupling of the test texts", 0.0), here=here,
+            log10=True, slider=Slider("Coupling of the test texts", 0.0), here=own_mix,
         ),
         *layers,
         Chart(

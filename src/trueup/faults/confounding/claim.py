@@ -103,10 +103,10 @@ def _uses(e: Evidence, subjects: Sequence[Subject], states: Sequence[NDArray]) -
     def rows(of: NDArray, which: NDArray) -> inside.Rows:
         return inside.Rows(of, label[which], e.held_group[which], e.held.cluster[which])
 
-    own = lean.centred(e.own.logits[chose][:, e.there])
+    own_scores = lean.centred(e.own.logits[chose][:, e.there])
     answers = np.zeros((len(e.code), e.classes))
     answers[:, e.there] = inside.toward(
-        lean.head_starts(own, label[chose], e.held_group[chose], (len(e.there), len(e.code)))
+        lean.head_starts(own_scores, label[chose], e.held_group[chose], (len(e.there), len(e.code)))
     )
     return [
         inside.used(rows(g, some), rows(h[chose], chose), e.seed)

@@ -77,8 +77,8 @@ class Change:
         if self.adapter is not None:
             subject = wear(subject, *self.adapter)
         if self.head is not None:
-            here = Head(self.head.weight.to(subject.device), self.head.bias.to(subject.device))
-            subject = replace(subject, head=here)
+            moved_head = Head(self.head.weight.to(subject.device), self.head.bias.to(subject.device))
+            subject = replace(subject, head=moved_head)
         return subject
 
 
@@ -296,13 +296,13 @@ def evidence(
     z_train, z_held = (mix.group_index(c, attribute, groups) for c in (tuned_on, held))
     fitted_to, cells = (mix.counts(parts[k], attribute, groups) for k in ("train", "calibration"))
     choosing = folds(np.zeros(len(held)), 2, seed=np.random.SeedSequence([seed, 12]), cluster=held.cluster) == 0
-    there = np.unique(held.label)
-    direction, strength, _ = nominal(cells[there], fitted_to[there], coupling)
+    present_labels = np.unique(held.label)
+    direction, strength, _ = nominal(cells[present_labels], fitted_to[present_labels], coupling)
     if direction.shape != (2, 2):
-        own = lean.centred(predict(subject, held).logits[choosing][:, there])
-        label = np.searchsorted(there, held.label[choosing])
-        direction = lean.head_starts(own, label, z_held[choosing], direction.shape)
-    m = mixes(cells[there], direction, strength)
+        own_scores = lean.centred(predict(subject, held).logits[choosing][:, present_labels])
+        label = np.searchsorted(present_labels, held.label[choosing])
+        direction = lean.head_starts(own_scores, label, z_held[choosing], direction.shape)
+    m = mixes(cells[present_labels], direction, strength)
     prompt = start = None
     if subject.soft_prompted:
         soft = prompt_embeddings(subject)

@@ -185,12 +185,15 @@ def used(gradients: Rows, states: Rows, seed: int) -> NDArray:
     of_gradients, of_states = parted[: len(gradients.label)], parted[len(gradients.label) :]
 
     def carried(k: int) -> NDArray:
-        kept, there = of_gradients != k, of_states != k
+        other_gradients, other_states = of_gradients != k, of_states != k
         found = []
         for y in np.unique(gradients.label):
-            mean = gradients.of[kept & (gradients.label == y)].mean(axis=0)
+            mean = gradients.of[other_gradients & (gradients.label == y)].mean(axis=0)
             means = np.stack(
-                [states.of[there & (states.label == y) & (states.group == z)].mean(axis=0) for z in range(len(mean))]
+                [
+                    states.of[other_states & (states.label == y) & (states.group == z)].mean(axis=0)
+                    for z in range(len(mean))
+                ]
             )
             found.append(np.einsum("gld,gld->l", mean, means - means.mean(axis=0)))
         return np.mean(found, axis=0)

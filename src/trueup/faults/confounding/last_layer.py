@@ -85,12 +85,14 @@ class LastLayer(Family):
         cell = e.held.label * len(e.code) + e.held_group
         fold = folds(cell, FOLDS, seed=np.random.SeedSequence([e.seed, 6]), cluster=e.held.cluster)
         # Of the calibration examples each fold goes without its own, and the last fit has all.
-        kept = np.arange(FOLDS + 1)[:, None] != fold
+        in_training = np.arange(FOLDS + 1)[:, None] != fold
         found = []
-        for name, layers in self.fits(e, Points(x, z, e.train.label, e.held.label, e.train_group, e.held_group, kept)):
+        for name, layers in self.fits(
+            e, Points(x, z, e.train.label, e.held.label, e.train_group, e.held_group, in_training)
+        ):
             held = np.empty((len(z), e.classes))
             *crossed, whole = layers
-            for (weight, bias), rest in zip(crossed, kept, strict=False):
+            for (weight, bias), rest in zip(crossed, in_training, strict=False):
                 held[~rest] = softmax(z[~rest] @ weight.T + bias)
             change = Change(prompt=prompt, head=Head(*(torch.as_tensor(t, dtype=torch.float32) for t in whole)))
 
@@ -203,8 +205,8 @@ class Erased(LastLayer):
             features @ a.T + c, label, e.classes, np.ones(shape, bool), strength=STRENGTHS,
             weight=np.broadcast_to(weight, shape), biased=_biased(e),
         )  # fmt: skip
-        own = e.subject.own_head()
-        before = own.weight.numpy().astype(np.float64), own.bias.numpy().astype(np.float64)
+        own_head = e.subject.own_head()
+        before = own_head.weight.numpy().astype(np.float64), own_head.bias.numpy().astype(np.float64)
         heads = [maths.through(w, b, a, c) for w, b in (before, *(fit[:2] for fit in anew))]
         return heads if _biased(e) else [(w, np.zeros_like(b)) for w, b in heads]
 

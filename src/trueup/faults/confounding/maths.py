@@ -98,17 +98,17 @@ def basis(rows: Callable[[], Iterator[tuple[slice, Floats]]], n: int, k: int, p:
     if n * k < p:
         pieces = np.concatenate([g.reshape(-1, p) for _, g in rows()])
         values, left = np.linalg.eigh(pieces @ pieces.T)
-        kept = values > max(values.max(), 0) * 1e-10
-        root = np.sqrt(values[kept])
-        x, vectors = left[:, kept] * root, pieces.T @ (left[:, kept] / root)
+        above_rounding = values > max(values.max(), 0) * 1e-10
+        root = np.sqrt(values[above_rounding])
+        x, vectors = left[:, above_rounding] * root, pieces.T @ (left[:, above_rounding] / root)
     else:
         covariance = np.zeros((p, p))
         for _, g in rows():
             flat = g.reshape(-1, p)
             covariance += flat.T @ flat
         values, vectors = np.linalg.eigh(covariance)
-        kept = values > max(values.max(), 0) * 1e-10
-        vectors = vectors[:, kept]
+        above_rounding = values > max(values.max(), 0) * 1e-10
+        vectors = vectors[:, above_rounding]
         x = np.concatenate([g.reshape(-1, p) @ vectors for _, g in rows()])
     return Basis(x.reshape(n, k, -1), vectors, float((x**2).sum() / max(1, n * k)))
 

@@ -48,7 +48,7 @@ def methods(
     def sampled(probability: NDArray) -> dict[str, NDArray]:
         return e.columns_of(probability, test.label, group, test.cluster)
 
-    own = sampled(predict(subject, test).probability)
+    own_samples = sampled(predict(subject, test).probability)
     under = {o.key: sampled(o.variant.predict(test)) for o in offers}
     chosen = best_of(offers, max_cost)
 
@@ -57,13 +57,13 @@ def methods(
 
     found = []
     for o in offers:
-        here = under[o.key]
-        now = statistics(here, e.mixes, own=False)
+        row = under[o.key]
+        now = statistics(row, e.mixes, own=False)
         found.append(
             Method(
                 o.key, o.title, o.family.source, o.variant.name,
-                {k: float(now[k](*(here[c] for c in COLUMNS))) for k in ON_TEST}, apart(own, here),
-                {} if chosen is None or o is chosen else apart(under[chosen.key], here), o is chosen,
+                {k: float(now[k](*(row[c] for c in COLUMNS))) for k in ON_TEST}, apart(own_samples, row),
+                {} if chosen is None or o is chosen else apart(under[chosen.key], row), o is chosen,
                 o.variant.change is not None, o.control,
             )
         )  # fmt: skip

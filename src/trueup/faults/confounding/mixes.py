@@ -61,10 +61,10 @@ def nominal(cells: NDArray, trained: NDArray | None, wanted: float) -> tuple[NDA
     """
     whose, logs = "examined", lean.interaction(np.eye(*cells.shape))  # where neither says: the lean is told both ways
     for name, table in (("examined", cells), ("training", trained)):
-        if table is not None and np.abs(own := lean.interaction(np.log(_filled(table)))).max() > 1e-9:
-            whose, logs = name, own
-    own = math.exp(2 * float(np.abs(logs).max()))
-    strength = wanted or (min(own, MOST) if whose == "training" and own > CLEAR else lean.NOMINAL)
+        if table is not None and np.abs(interactions := lean.interaction(np.log(_filled(table)))).max() > 1e-9:
+            whose, logs = name, interactions
+    coupling = math.exp(2 * float(np.abs(logs).max()))
+    strength = wanted or (min(coupling, MOST) if whose == "training" and coupling > CLEAR else lean.NOMINAL)
     return logs, strength, whose
 
 
@@ -215,13 +215,15 @@ def _moved_gaps(
             or not all(np.array_equal(a, b) for a, b in zip(groups, then[key][1:], strict=True))
         ):
             continue
-        wanted = {
+        gap_differences = {
             i: bootstrap.Share(lambda p, c=c: p == c, lambda p, rows=rows: rows)
             for i, rows in zip(("high", "low"), groups, strict=True)
         }
         sides = ([s["predicted"]] for s in (before, after))
-        got = bootstrap.paired_many(wanted, *sides, seed=seed, resamples=resamples, cluster=before["cluster"])  # type: ignore[misc]
-        found[key] = gaps.change(got["high"], got["low"])
+        estimates = bootstrap.paired_many(
+            gap_differences, *sides, seed=seed, resamples=resamples, cluster=before["cluster"]
+        )  # type: ignore[misc]
+        found[key] = gaps.change(estimates["high"], estimates["low"])
     return found
 
 
@@ -235,11 +237,11 @@ def measured(
         more: keys of statistics that are ranked under weights beside `WEIGHTED`. level: of the intervals.
     """
     shares = {k: e for k, e in rates(samples, shape, level).items() if k in statistics}
-    got = bootstrap.interval_many(
+    estimates = bootstrap.interval_many(
         {k: s for k, s in statistics.items() if k not in shares}, *(samples[k] for k in COLUMNS), seed=seed,
         resamples=resamples, level=level, plain=weighted(samples, *more), cluster=samples["cluster"],
     )  # fmt: skip
-    return got | shares
+    return estimates | shares
 
 
 def along_own(samples: Mapping[str, NDArray], m: Mixes) -> NDArray:
@@ -306,8 +308,8 @@ def differences(
     Each side has its own mixes and choices; where `n` is None both are looked at along the coupling of `m`. Keys that are no
     statistics of these classes and groups are left out.
     """
-    own = n is not None
-    sides = [statistics(s, of, own=own) for s, of in ((before, m), (after, n if own else m))]
+    own_mixes = n is not None
+    sides = [statistics(s, of, own=own_mixes) for s, of in ((before, m), (after, n if own_mixes else m))]
 
     # What cannot change whatever the examples are is no estimate.
     certain = same_predictions(before["score"], after["score"])
@@ -322,10 +324,12 @@ def differences(
         return lambda *c, weight=None: sides[int(c[-1][0])][key](*c[:-1], weight=weight)
 
     size = len(before["label"])
-    wanted = [k for k in keys if k in sides[0]]
-    moved = {} if certain else _moved_gaps(before, after, m.coupling.shape, wanted, seed=seed, resamples=resamples)  # type: ignore[arg-type]
-    got = bootstrap.paired_many(
-        {k: either(k) for k in wanted if k not in moved},
+    present_keys = [k for k in keys if k in sides[0]]
+    moved = (
+        {} if certain else _moved_gaps(before, after, m.coupling.shape, present_keys, seed=seed, resamples=resamples)
+    )  # type: ignore[arg-type]
+    estimates = bootstrap.paired_many(
+        {k: either(k) for k in present_keys if k not in moved},
         [*(before[k] for k in COLUMNS), np.zeros(size)],
         [*(after[k] for k in COLUMNS), np.ones(size)],
         seed,
@@ -333,7 +337,7 @@ def differences(
         plain=weighted(before),
         cluster=before["cluster"],
     )
-    return as_differences({k: (got | moved)[k] for k in wanted})
+    return as_differences({k: (estimates | moved)[k] for k in present_keys})
 
 
 WEIGHTED = ("severity", "lean", "floor", "drop", "auprc_balanced", "auprc_towards", "auprc_against", "level")

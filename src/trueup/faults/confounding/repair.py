@@ -136,8 +136,8 @@ def offered(e: Evidence, *, retrain: bool) -> list[Offer]:
     """What every possible family offers."""
     possible = [f for f in FAMILIES if f.possible(e) and (retrain or not f.costly)]
     offers: list[Offer] = []
-    own = e.columns(e.own.probability, e.choosing)
-    lean_before, level_before = leans(e, own), score(e, e.own.probability, "level")
+    own_columns = e.columns(e.own.probability, e.choosing)
+    lean_before, level_before = leans(e, own_columns), score(e, e.own.probability, "level")
     for i, family in enumerate(possible):
         try:
             variants = family.variants(e)
@@ -150,7 +150,7 @@ def offered(e: Evidence, *, retrain: bool) -> list[Offer]:
         flip = None if control is None else leans(e, e.columns(control.held, e.choosing))
         offer = Offer(
             family, variant, lean_before, leans(e, after), level_before, score(e, variant.held, "level"),
-            _accuracy(own) - _accuracy(after), flip,
+            _accuracy(own_columns) - _accuracy(after), flip,
         )  # fmt: skip
         if offer.flip_matches:
             session().note(
@@ -229,11 +229,13 @@ class Moved:
 
 def judge(e: Evidence, offers: Sequence[Offer], *, resamples: int) -> dict[str, Moved]:
     """By its key what each offer does, on the calibration examples that chose nothing."""
-    own = e.columns(e.own.probability, ~e.choosing)
+    own_columns = e.columns(e.own.probability, ~e.choosing)
 
     def moved(offer: Offer) -> Moved:
         after = e.columns(offer.variant.held, ~e.choosing)
-        d = differences(own, after, e.mixes, None, ("severity", "level", "accuracy"), resamples=resamples, seed=e.seed)
+        d = differences(
+            own_columns, after, e.mixes, None, ("severity", "level", "accuracy"), resamples=resamples, seed=e.seed
+        )
         return Moved(d["severity"], d["level"], d["accuracy"])
 
     return {o.key: moved(o) for o in offers}

@@ -57,8 +57,10 @@ def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: in
         raise Unsupported(why)
     corpus = corpus.relabel(subject.classes)
     parts = {s: in_order(corpus.part(s))[0] for s in ("calibration", "test")}
-    kept = [i for i in range(len(subject.classes)) if all(_clusters(p, i) >= 2 * FEWEST for p in parts.values())]
-    if len(kept) < 2:
+    frequent_labels = [
+        i for i in range(len(subject.classes)) if all(_clusters(p, i) >= 2 * FEWEST for p in parts.values())
+    ]
+    if len(frequent_labels) < 2:
         counts = ", ".join(
             f"'{c}' {_clusters(parts['calibration'], i)} and {_clusters(parts['test'], i)}"
             for i, c in enumerate(subject.classes[:12])
@@ -67,15 +69,17 @@ def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: in
             f"A scout needs two classes with {2 * FEWEST} independent examples in calibration and in test each; '{corpus.name}' "
             f"has {counts}. Give more rows."
         )
-    if gone := [subject.classes[i] for i in range(len(subject.classes)) if i not in kept]:
+    if gone := [subject.classes[i] for i in range(len(subject.classes)) if i not in frequent_labels]:
         session().note(f"Examples of {listing(gone)} are too few (below {2 * FEWEST} in a split) and were left out.")
-    parts = {s: p.take(np.isin(p.label, kept)) for s, p in parts.items()}
+    parts = {s: p.take(np.isin(p.label, frequent_labels)) for s, p in parts.items()}
     searching, judging = parts["calibration"], parts["test"]
     for p in parts.values():
         _states(subject, p)  # its pass serves the prediction
     outs = {s: predict(subject, p) for s, p in parts.items()}
     sides = {
-        s: search.Side(lean.centred(outs[s].logits[:, kept]), np.searchsorted(kept, p.label), p.cluster)
+        s: search.Side(
+            lean.centred(outs[s].logits[:, frequent_labels]), np.searchsorted(frequent_labels, p.label), p.cluster
+        )
         for s, p in parts.items()
     }
     side, other = sides["calibration"], sides["test"]
@@ -86,7 +90,7 @@ def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: in
     on_test = table(judging, chosen)
     judged, _ = search.judge(leads, on_test, other, threshold=threshold, seed=seed)
     at = {x.column: i for i, x in enumerate(leads)}
-    names = [subject.classes[i] for i in kept]
+    names = [subject.classes[i] for i in frequent_labels]
     leads_found: list[Lead] = []
     for n, j in enumerate(judged):
         near = next(
@@ -170,9 +174,11 @@ def _telling(words: Sequence[Cue], has: Any, inside: NDArray[np.bool_]) -> tuple
     )
     if not single.size or not inside.any() or inside.all():
         return ()
-    here, there_ = (np.asarray(rows[m].sum(axis=0)).ravel()[single] for m in (inside, ~inside))
-    odds = np.log((here + 1) / (inside.sum() - here + 1)) - np.log((there_ + 1) / ((~inside).sum() - there_ + 1))
-    z = odds / np.sqrt(1 / (here + 1) + 1 / (there_ + 1))
+    count_inside, count_outside = (np.asarray(rows[m].sum(axis=0)).ravel()[single] for m in (inside, ~inside))
+    odds = np.log((count_inside + 1) / (inside.sum() - count_inside + 1)) - np.log(
+        (count_outside + 1) / ((~inside).sum() - count_outside + 1)
+    )
+    z = odds / np.sqrt(1 / (count_inside + 1) + 1 / (count_outside + 1))
     return tuple(words[i].token for i in single[np.argsort(-z, kind="stable")[:TELLING]].tolist())
 
 
@@ -213,9 +219,9 @@ def _told(
             }
             for i in rows.tolist()
         ]
-    own = lean.interaction(np.log(np.maximum(cells, 0.5)))
-    along = float((own * j.lead.coupling).sum())
-    strength = math.exp(2 * float(np.abs(own).max()) * (1 if along >= 0 else -1))
+    log_table = lean.interaction(np.log(np.maximum(cells, 0.5)))
+    along = float((log_table * j.lead.coupling).sum())
+    strength = math.exp(2 * float(np.abs(log_table).max()) * (1 if along >= 0 else -1))
     return Lead(
         rank, cue.name, cue.kind, groups, tuple(str(names[c]) for c in favour), j.lean, j.low, j.high, j.q, j.lead.lean,
         tuple(len(np.unique(side.cluster[group == g])) for g in range(len(groups))),

@@ -138,9 +138,9 @@ def put_forward(columns: Sequence[NDArray], side: Side, hidden: Collection[int] 
 
 def _shift(starts: Floats, group: NDArray) -> Floats:
     """What a column adds to every example's scores, as a vector of length 1."""
-    own = lean.interaction(starts).T[group]
-    own = (own - own.mean(axis=0)).ravel()
-    return own / max(float(np.linalg.norm(own)), 1e-300)
+    shift = lean.interaction(starts).T[group]
+    shift = (shift - shift.mean(axis=0)).ravel()
+    return shift / max(float(np.linalg.norm(shift)), 1e-300)
 
 
 def alike(a: Lead, b: Lead, columns: Sequence[NDArray]) -> float:

@@ -107,31 +107,31 @@ def others(
         samples: of the finding; their group is the headline's.
     """
     names = list(corpus.attributes)
-    wanted = [n for n in (*names, *pairs(names)) if n != attribute] if len(names) > 1 else []
+    other_names = [n for n in (*names, *pairs(names)) if n != attribute] if len(names) > 1 else []
     found, refused = [], {}
-    for name in wanted:
+    for name in other_names:
         one = column_of(corpus, samples["label"], samples["score"], name, coupling)
         if isinstance(one, str):
             refused[name] = one
         else:
             found.append(one)
     further = []
-    few = bootstrap.too_few(samples["cluster"])
+    too_few = bootstrap.too_few(samples["cluster"])
     level = 1 - 0.05 / max(len(found), 1)
     for one in found:
-        own = one.samples(samples)
-        of = statistics(own, one.mixes)
-        got = measured(
+        own_samples = one.samples(samples)
+        of = statistics(own_samples, one.mixes)
+        estimates = measured(
             {k: of[k] for k in KEYS},
-            own,
+            own_samples,
             one.mixes.coupling.shape,
             seed=seed,
             resamples=max(resamples, math.ceil(4 / (1 - level))),  # two draws beyond each end
             level=level,
         )
-        low, high = folded(got["lean"])
-        word = "undecided" if few else "found" if low > threshold else "clear" if high < threshold else "undecided"
-        further.append(Further(one, got["lean"], got["worst_group_accuracy"], word))
+        low, high = folded(estimates["lean"])
+        word = "undecided" if too_few else "found" if low > threshold else "clear" if high < threshold else "undecided"
+        further.append(Further(one, estimates["lean"], estimates["worst_group_accuracy"], word))
     return further, refused
 
 
@@ -184,8 +184,8 @@ def changed(
         if (name := d["attribute"]) in then:
             one, other = ({**s, "group": s[GROUP + name]} for s in (before, after))
             m, n = (mixes(np.array(x["cells"]), np.array(x["coupling"]), x["strength"]) for x in (then[name], d))
-            got = differences(one, other, m, n, ("lean",), resamples=resamples, seed=seed)
-            found[f"lean on {name}"] = got["lean"]
+            difference = differences(one, other, m, n, ("lean",), resamples=resamples, seed=seed)
+            found[f"lean on {name}"] = difference["lean"]
     return found
 
 
@@ -195,13 +195,13 @@ def strongest(corpus: Corpus, logits: NDArray, coupling: float) -> str | None:
     Args:
         logits: (n, K) of its examples, the classes first, in the order of `corpus.classes`.
     """
-    there = np.unique(corpus.label)
-    label = np.searchsorted(there, corpus.label)
-    own = columns(logits[:, : len(corpus.classes)][:, there], label, label)
+    present_labels = np.unique(corpus.label)
+    label = np.searchsorted(present_labels, corpus.label)
+    own_columns = columns(logits[:, : len(corpus.classes)][:, present_labels], label, label)
     found = {}
-    for name in corpus.attributes if len(there) > 1 else ():
-        one = column_of(corpus, label, own["score"], name, coupling)
+    for name in corpus.attributes if len(present_labels) > 1 else ():
+        one = column_of(corpus, label, own_columns["score"], name, coupling)
         if not isinstance(one, str):
-            drop, floor = lean.drop_and_floor(own["score"], label, one.group, one.mixes.coupling)
+            drop, floor = lean.drop_and_floor(own_columns["score"], label, one.group, one.mixes.coupling)
             found[name] = abs(float(drop - floor))
     return max(found, key=lambda name: found[name]) if found else None

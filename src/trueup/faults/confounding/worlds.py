@@ -95,10 +95,12 @@ def judge(shape: tuple[int, int], drawn: Drawn, seed: int) -> Judged:
     if shape != (2, 2):
         direction = lean.head_starts(samples["score"], label, group, shape)
     m = mixes(cells, direction, strength)
-    wanted = statistics(samples, m)
-    got = measured({k: wanted[k] for k in PRINTED if k in wanted}, samples, shape, seed=seed, resamples=RESAMPLES)
-    found = judged(got["lean"], cluster, threshold=THRESHOLD, sentence="")
-    intervals = {k: (e.low, e.high) for k, e in got.items()} | {"severity": (found.low, found.high)}
+    statistics_of = statistics(samples, m)
+    estimates = measured(
+        {k: statistics_of[k] for k in PRINTED if k in statistics_of}, samples, shape, seed=seed, resamples=RESAMPLES
+    )
+    found = judged(estimates["lean"], cluster, threshold=THRESHOLD, sentence="")
+    intervals = {k: (e.low, e.high) for k, e in estimates.items()} | {"severity": (found.low, found.high)}
     return Judged(found.verdict, intervals, along_own(samples, m))
 
 
@@ -196,8 +198,10 @@ def judge_columns(world: Leaning, corpus: Corpus, seed: int) -> Judged:
     far = lean.centred(_scores(many))
     below, above = [], []
     for f in further:
-        own = mix.group_index(many, f.column.name, f.column.groups)
-        drop, floor = lean.drop_and_floor(far, many.label, own, along_own(f.column.samples(samples), f.column.mixes))
+        groups_of_many = mix.group_index(many, f.column.name, f.column.groups)
+        drop, floor = lean.drop_and_floor(
+            far, many.label, groups_of_many, along_own(f.column.samples(samples), f.column.mixes)
+        )
         below.append(f.lean.low - float(drop - floor))
         above.append(f.lean.high - float(drop - floor))
     low, high = max(below), min(above)

@@ -118,8 +118,8 @@ def columns(subject: Subject, corpus: Corpus, seed: int, read: Read = as_said) -
             i = int(np.flatnonzero(answers_of_mode.beyond)[0])
             (row,) = prompts.rows(subject, [corpus.text[i]], draws.take(np.array([i])))
             session().note(
-                f"{answers_of_mode.beyond.sum()} of {len(corpus)} answers went on after a class's name and were counted as no class, such as "
-                f"{in_full(subject, row)!r}."
+                f"{answers_of_mode.beyond.sum()} of {len(corpus)} answers went on after a class's name and were counted as "
+                f"no class, such as {in_full(subject, row)!r}."
             )
         if mode == "free":
             table["shown"] = draws.shown[np.arange(len(corpus)), corpus.label]

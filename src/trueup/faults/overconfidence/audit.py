@@ -160,17 +160,17 @@ def between(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -
 def measured(samples: Mapping[str, np.ndarray], *, resamples: int, seed: int) -> dict[str, bootstrap.Estimate]:
     """Severity and measures of one row per example, with their intervals by clusters."""
     order = surest_first(samples)
-    got = bootstrap.interval_many(
+    estimates = bootstrap.interval_many(
         STATISTICS, *columns(samples, order), seed=seed, resamples=resamples, squares=SQUARES,
         rare=~samples["right"][order], cluster=samples["cluster"][order],
     )  # fmt: skip
     sizes = [np.unique(samples["cluster"][r], return_counts=True)[1] for r in (~samples["right"], samples["right"])]
     if 0 < min(map(len, sizes)) < bootstrap.FEWEST:
         # Few errors that all rank low know of no others; and confidences of two heaps vary more than a formula says.
-        e = got["error_auc"]
+        e = estimates["error_auc"]
         low, high = sel.error_auc_interval(e.value, *map(independent_rows, sizes))
-        got["error_auc"] = replace(e, low=float(np.fmin(e.low, low)), high=float(np.fmax(e.high, high)))
-    return got
+        estimates["error_auc"] = replace(e, low=float(np.fmin(e.low, low)), high=float(np.fmax(e.high, high)))
+    return estimates
 
 
 # ------------------------------------------------------------------------------------------------------------- audit
@@ -204,11 +204,12 @@ def check_enough(corpus: Corpus) -> None:
 def samples_of(subject: Subject, corpus: Corpus, learnt: Learnt) -> dict[str, NDArray]:
     """What `finding` takes, one row per example of a corpus whose labels are places among the subject's classes."""
     out, held = predict(subject, corpus), predict(subject, learnt.held)
-    own = seen(out, subject.confidence)
+    seen_now = seen(out, subject.confidence)
     recalibrated = fc.recalibrated(seen(held, subject.confidence), held.predicted == learnt.held.label)
     return {
-        "confidence": out.confidence, "recalibrated": recalibrated(own), "forecast": learnt.forecast(seen(out, learnt.confidence)),
-        "right": out.predicted == corpus.label, "odds": own.odds, "probability": out.probability, "label": corpus.label,
+        "confidence": out.confidence, "recalibrated": recalibrated(seen_now),
+        "forecast": learnt.forecast(seen(out, learnt.confidence)), "right": out.predicted == corpus.label,
+        "odds": seen_now.odds, "probability": out.probability, "label": corpus.label,
         "predicted": out.predicted, "cluster": corpus.cluster,
     }  # fmt: skip
 
@@ -223,12 +224,12 @@ def finding(
             predicted and cluster; one row per example.
     """
     cluster, right = samples["cluster"], samples["right"]
-    got = measured(samples, resamples=resamples, seed=seed)
-    head, clusters, teachers = got["severity"], len(np.unique(cluster)), len(np.unique(taught))
+    estimates = measured(samples, resamples=resamples, seed=seed)
+    head, clusters, teachers = estimates["severity"], len(np.unique(cluster)), len(np.unique(taught))
     measures = {
-        k: Measure(got[k].value, got[k].low, got[k].high, unit, better, title)  # type: ignore[arg-type]
+        k: Measure(estimates[k].value, estimates[k].low, estimates[k].high, unit, better, title)  # type: ignore[arg-type]
         for k, (_, title, unit, better) in MEASURES.items()
-        if not np.isnan(got[k].value)  # there is no ranking of errors without errors
+        if not np.isnan(estimates[k].value)  # there is no ranking of errors without errors
     }
     found = Finding(
         fault="overconfidence", unit="avoidable share of the confidence's Brier loss",
@@ -254,8 +255,8 @@ def doubt(right: np.ndarray, cluster: np.ndarray, taught: np.ndarray, beyond: bo
     """
     rows = len(right)
     wrong, well = (len(np.unique(cluster[r])) for r in (~right, right))
-    if few := bootstrap.too_few(cluster):
-        return few
+    if too_few := bootstrap.too_few(cluster):
+        return too_few
     if min(wrong, well) < FEWEST_ERRORS:
         which = f"{wrong} errors" if wrong < well else f"{well} right predictions"
         return (
@@ -307,12 +308,12 @@ def consequence(before: Finding, after: Finding | None) -> str:
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
     """Paired differences, after minus before, of the severity and every measure."""
     order = surest_first(before.samples)
-    got = bootstrap.paired_many(
+    differences = bootstrap.paired_many(
         between(before.samples, after.samples), columns(before.samples, order), columns(after.samples, order), seed,
         resamples=resamples, squares=SQUARES, rare=~(before.samples["right"] & after.samples["right"])[order],
         cluster=before.samples["cluster"][order],
     )  # fmt: skip
-    return as_differences({k: d for k, d in got.items() if not np.isnan(d.value)})
+    return as_differences({k: d for k, d in differences.items() if not np.isnan(d.value)})
 
 
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:

@@ -246,7 +246,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
     recalibrated = stated
     table: list[dict[str, Any]] = []
     scores: dict[str, Array] = {}
-    kept: dict[str, Array] = {}
+    best_scores: dict[str, Array] = {}
     losses: dict[str, Array] = {}
     possible = [f for f in families if f.possible(evidence)]
     for i, family in enumerate(possible):
@@ -262,7 +262,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
             recalibrated = honest
         elif family.saveable:
             scores[family.key], losses[family.key] = crossed, loss
-        kept[family.key] = crossed[:, best]
+        best_scores[family.key] = crossed[:, best]
         table.append(
             {
                 "key": family.key, "title": family.title, "source": family.source, "saveable": family.saveable, "variant": best,
@@ -279,7 +279,9 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
     crossed = scores[key][:, variant]
     slope, intercept = platt.platt(crossed, right)
     learnt = family.learnt(evidence, [np.arange(len(right))])[0][variant]
-    return Choice(key, family.title, learnt, slope, intercept, crossed, kept, stated, recalibrated, honest, table)
+    return Choice(
+        key, family.title, learnt, slope, intercept, crossed, best_scores, stated, recalibrated, honest, table
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- the families
@@ -420,12 +422,12 @@ def _unit(part: Part) -> Part:
 def _hybrid(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
     """HUQ over its authors' grid: Mahalanobis' density of features at length 1, as theirs, ranked among the held-out examples."""
     assert evidence.train is not None
-    train, held, here = (_unit(p) for p in (evidence.train, evidence.held, part))
+    train, held, scored = (_unit(p) for p in (evidence.train, evidence.held, part))
     sr = confidence_scores.MaxSoftmax(evidence.classes)
-    near, there = (densities.mahalanobis(train.x, train.label, p.x) for p in (held, here))
+    held_density, scored_density = (densities.mahalanobis(train.x, train.label, p.x) for p in (held, scored))
     return np.stack(
         [
-            densities.hybrid(sr(part.z), there, sr(held.z), near, weight, inside, ambiguous)
+            densities.hybrid(sr(part.z), scored_density, sr(held.z), held_density, weight, inside, ambiguous)
             for inside, ambiguous in HUQ_THRESHOLDS
             for weight in HUQ_WEIGHTS
         ],

@@ -62,21 +62,21 @@ class ConfidenceHead(Remedy):
 
     def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         folder = Path(folder)
-        kept = self
+        saved = self
         if comparison is not None and not comparison.gained:  # what is kept without a gain carries no certificate
-            kept = replace(
+            saved = replace(
                 self, card={k: v for k, v in self.card.items() if k not in ("promise", "abstention")}, guard={}
             )
         with atomic.new_folder(folder, force=folder.exists()) as new:
             files.write_adapter(new, self.settings, self.tensors, self.tokenizer)
-            card = dict(kept.card) | {
+            card = dict(saved.card) | {
                 "made_for": self.made_for, "classes": list(self.classes), "rows": len(self.head.weight),
                 "score": score_to_json(self.score),
             }  # fmt: skip
             atomic.write_json(new / CARD, card)
-            if kept.guard:
-                np.savez(new / guard.FILE, allow_pickle=False, **kept.guard)
-            atomic.write_text(new / "README.md", page(_card(kept), comparison))
+            if saved.guard:
+                np.savez(new / guard.FILE, allow_pickle=False, **saved.guard)
+            atomic.write_text(new / "README.md", page(_card(saved), comparison))
             load, inputs, read = _lines(self)
             text = predict_script.script(self.card, self.classes, load=load, inputs=inputs, read=read)
             atomic.write_text(new / predict_script.NAME, text)
@@ -101,7 +101,7 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
         raise BadInput(f"'{folder}' holds no confidence head saved by trueup; give the folder of a saved remedy.")
     atomic.verify(folder)
     settings, tensors = files.read_settings(folder), files.read_tensors(folder)
-    rest = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
+    facts = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
     return ConfidenceHead(
         files.head_in(tensors, subject.anatomy),
         score_from_json(card["score"]),
@@ -109,7 +109,7 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
         card["made_for"],
         settings,
         tensors,
-        rest,
+        facts,
         files.brought(subject),
         _arrays_in(folder / guard.FILE),
     )

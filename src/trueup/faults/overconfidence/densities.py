@@ -50,10 +50,10 @@ def robust_density(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for c in np.unique(label):
-            mine, own = predicted == c, low[label[keep] == c]
+            mine, own_class = predicted == c, low[label[keep] == c]
             # A class too rare for a covariance leaves its predictions at the lowest score.
-            if mine.any() and len(own) > low.shape[1]:
-                fit = MinCovDet(random_state=seed).fit(own)
+            if mine.any() and len(own_class) > low.shape[1]:
+                fit = MinCovDet(random_state=seed).fit(own_class)
                 distance = fit.mahalanobis(out[mine])
                 score[mine] = np.stack([-(distance + np.linalg.slogdet(fit.covariance_)[1]) / 2, -distance], axis=1)
     known = np.isfinite(score[:, 0])

@@ -89,10 +89,10 @@ def ridge_paths(
     chosen = np.empty((n, 0)) if chosen is None else chosen
     # Free of ridge, the log-odds are looked at in units of their own, in which they are no second intercept.
     middle, spread = (0.0, 1.0) if odds is None else (float(odds.mean()), float(odds.std()) or 1.0)
-    c, own = chosen.shape[1], [] if odds is None else [(odds[:, None] - middle) / spread]
+    c, unpenalised = chosen.shape[1], [] if odds is None else [(odds[:, None] - middle) / spread]
     origin, scale = x.mean(axis=0), np.sqrt(d)
     unit = (np.stack([x[k].std() for k in kept]) + 1e-12)[:, None] * scale
-    a = np.concatenate([(x - origin) / scale, chosen, np.ones((n, 1)), *own], axis=1)
+    a = np.concatenate([(x - origin) / scale, chosen, np.ones((n, 1)), *unpenalised], axis=1)
     scales, penalty, at = (np.ones((sets, a.shape[1])) for _ in range(3))
     # From a slope of 1, or from where the log-odds are spread by 1: Newton's method is lost where it begins at margins so far out,
     # as those of a confidence that rounds to 1 are, that wrong ones among them have no curvature.
@@ -111,7 +111,7 @@ def ridge_paths(
         for v, u, path in zip(at, unit, paths, strict=True):
             w = v[:d] / u
             offsets = v[d : d + c] if c else np.zeros(1)
-            slope = float(v[-1]) / spread if own else 0.0
+            slope = float(v[-1]) / spread if unpenalised else 0.0
             path.append((w, offsets + v[d + c] - w @ origin - slope * middle, slope))
     return paths
 
@@ -126,12 +126,13 @@ def learn(seen: Seen, right: NDArray[np.bool_], cluster: NDArray, *, seed: int) 
         return recalibrated(seen, right)
 
     fold = folds(right, FOLDS, seed=seed, cluster=cluster)
-    kept = np.concatenate([np.unique(fold)[:, None] != fold, np.ones((1, len(fold)), bool)])
+    in_training = np.concatenate([np.unique(fold)[:, None] != fold, np.ones((1, len(fold)), bool)])
     *crossed, whole = (
-        [recalibrated(seen.take(k), right[k]), *ps] for k, ps in zip(kept, probes(seen, right, kept), strict=True)
+        [recalibrated(seen.take(k), right[k]), *ps]
+        for k, ps in zip(in_training, probes(seen, right, in_training), strict=True)
     )
     loss = np.zeros(1 + len(RIDGES))
-    for k, each in zip(kept, crossed, strict=False):
+    for k, each in zip(in_training, crossed, strict=False):
         loss += [np.square(f(seen.take(~k)) - right[~k]).sum() for f in each]
     return whole[int(loss.argmin())]
 

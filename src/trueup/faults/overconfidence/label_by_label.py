@@ -104,11 +104,11 @@ def estimates(
 ) -> dict[str, dict[str, bootstrap.Estimate]]:
     """Label -> `PARTS`, with intervals that hold together."""
     level, found = 1 - ALPHA / len(samples), {}
-    for c, own in samples.items():
-        order = one.surest_first(own)
+    for c, of_label in samples.items():
+        order = one.surest_first(of_label)
         found[c] = bootstrap.interval_many(
-            {k: one.STATISTICS[k] for k in PARTS}, *one.columns(own, order), seed=seed, level=level,
-            resamples=_enough(resamples, len(samples)), rare=~own["right"][order], cluster=own["cluster"][order],
+            {k: one.STATISTICS[k] for k in PARTS}, *one.columns(of_label, order), seed=seed, level=level,
+            resamples=_enough(resamples, len(samples)), rare=~of_label["right"][order], cluster=of_label["cluster"][order],
         )  # fmt: skip
     return found
 
@@ -124,16 +124,21 @@ def finding(
         lacking: label -> why nothing is estimated of it. order: of all labels. taught: label -> (m,) the clusters of the
             calibration examples that taught its forecast.
     """
-    got, labels = estimates(samples, resamples=resamples, seed=seed), []
+    by_label, labels = estimates(samples, resamples=resamples, seed=seed), []
     for c in order:
         if c in lacking:
             labels.append(lacking[c])
             continue
-        own = samples[c]
-        doubt = one.doubt(own["right"], own["cluster"], taught[c], got[c]["severity"].low > threshold)
+        of_label = samples[c]
+        doubt = one.doubt(of_label["right"], of_label["cluster"], taught[c], by_label[c]["severity"].low > threshold)
         labels.append(
             Label(
-                c, int(own["label"].sum()), got[c], doubt, float(own["confidence"].mean()), float(own["right"].mean())
+                c,
+                int(of_label["label"].sum()),
+                by_label[c],
+                doubt,
+                float(of_label["confidence"].mean()),
+                float(of_label["right"].mean()),
             )
         )
     words = {x.name: x.verdict(threshold) for x in labels}
@@ -188,12 +193,12 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
     found = {}
     for c in names:
         order = one.surest_first(was[c])
-        got = bootstrap.paired_many(
+        differences = bootstrap.paired_many(
             {"severity": one.STATISTICS["severity"]}, one.columns(was[c], order), one.columns(now[c], order), seed,
             resamples=_enough(resamples, len(names)), level=1 - ALPHA / len(names),
             rare=~(was[c]["right"] & now[c]["right"])[order], cluster=was[c]["cluster"][order],
         )  # fmt: skip
-        found[_key(c)] = got["severity"]
+        found[_key(c)] = differences["severity"]
     worst = max((d for d in before.details["labels"] if "severity" in d and not d["doubt"]), default=None,
                 key=lambda d: d["severity"][0])  # fmt: skip
     found["severity"] = found[_key(worst["label"] if worst else names[0])]
@@ -213,10 +218,11 @@ def examples(corpus: Corpus, before: Finding) -> list[dict[str, str | float | bo
     rows: list[dict[str, str | float | bool]] = []
     for at in np.lexsort((-confidence.ravel(), right.ravel()))[:100].tolist():
         i, k = divmod(at, len(names))
-        has, said = (bool(before.samples[s][i, k]) for s in ("label", "predicted"))
+        has, predicted = (bool(before.samples[s][i, k]) for s in ("label", "predicted"))
         rows.append({
             "text": shortened(corpus.text[i], 400), "label": names[k] if has else f"not {names[k]}",
-            "predicted": names[k] if said else f"not {names[k]}", "right": bool(right[i, k]), "confidence": float(confidence[i, k]),
+            "predicted": names[k] if predicted else f"not {names[k]}", "right": bool(right[i, k]),
+            "confidence": float(confidence[i, k]),
         })  # fmt: skip
     return rows
 
@@ -246,7 +252,10 @@ def consequence(before: Finding) -> str:
 def stacked(samples: Mapping[str, Mapping[str, NDArray]]) -> dict[str, NDArray]:
     """The samples of L labels side by side: (n, L, ...) each, and the cluster (n,)."""
     first = next(iter(samples.values()))
-    return {k: first[k] if k == "cluster" else np.stack([own[k] for own in samples.values()], axis=1) for k in first}
+    return {
+        k: first[k] if k == "cluster" else np.stack([of_label[k] for of_label in samples.values()], axis=1)
+        for k in first
+    }
 
 
 def _flat(samples: Mapping[str, NDArray]) -> dict[str, NDArray]:
@@ -269,11 +278,11 @@ def _key(label: str) -> str:
 
 def _measures(together: Mapping[str, NDArray], labels: list[Label], *, resamples: int, seed: int) -> dict[str, Measure]:
     """The severity of each label, and the measures of a classifier over all texts and labels."""
-    got = one.measured(_flat(together), resamples=resamples, seed=seed)
+    pooled = one.measured(_flat(together), resamples=resamples, seed=seed)
     found = {
-        k: Measure(got[k].value, got[k].low, got[k].high, unit, better, f"{title}, all labels")  # type: ignore[arg-type]
+        k: Measure(pooled[k].value, pooled[k].low, pooled[k].high, unit, better, f"{title}, all labels")  # type: ignore[arg-type]
         for k, (_, title, unit, better) in one.MEASURES.items()
-        if not np.isnan(got[k].value)
+        if not np.isnan(pooled[k].value)
     }
     for x in labels:
         if x.parts is not None:
@@ -304,16 +313,19 @@ def _sentence(labels: list[Label], words: Mapping[str, Verdict], worst: Label, j
 
 def _chart(labels: list[Label]) -> Chart:
     """The severity of each label side by side."""
-    own = [(x.name, x.parts["severity"]) for x in labels if x.parts is not None]
+    severities = [(x.name, x.parts["severity"]) for x in labels if x.parts is not None]
     return Chart(
         "labels", "What could have been avoided, label by label", "bar", "label", "share of the Brier loss",
         "A label is a fault where its whole interval lies above the threshold. The intervals hold together at 95%.",
-        (Series("avoidable", [c for c, _ in own], [e.value for _, e in own], [e.low for _, e in own], [e.high for _, e in own]),),
+        (Series("avoidable", [c for c, _ in severities], [e.value for _, e in severities], [e.low for _, e in severities],
+                [e.high for _, e in severities]),),
     )  # fmt: skip
 
 
 def _of_worst(samples: Mapping[str, NDArray], worst: Label) -> tuple[Chart, ...]:
     """The charts of a classifier, for one label. Texts are not refused one label at a time, so nothing is moved in them."""
     assert worst.parts is not None
-    made = one.charts(samples["confidence"], samples["right"], samples["cluster"], worst.parts["severity"], worst.parts)
-    return tuple(replace(c, title=f"{c.title}: '{worst.name}'", slider=None) for c in made)
+    charts = one.charts(
+        samples["confidence"], samples["right"], samples["cluster"], worst.parts["severity"], worst.parts
+    )
+    return tuple(replace(c, title=f"{c.title}: '{worst.name}'", slider=None) for c in charts)

@@ -36,11 +36,11 @@ def methods(
         raise Unsupported(split.reason)
     n, asked = len(split.choosing.rows), np.concatenate([split.choosing.rows, rows])
     several = opinions(subject, corpus, asked, members=members, passes=passes, seed=seed)
-    here, there = (
+    score_before, score_after = (
         {k: None if o is None else o[side] for k, o in several.items()} for side in (slice(n), slice(n, None))
     )
-    e, test = evidence(subject, corpus, split, here, seed=seed), corpus.take(rows)
-    on_test = replace(e, **there)
+    e, test = evidence(subject, corpus, split, score_before, seed=seed), corpus.take(rows)
+    on_test = replace(e, **score_after)
     part = part_of(subject, test)
     choice, every, right = choose(e, FAMILIES), np.arange(len(e.held.label)), ~e.held.error
     judged_by = {r["key"]: r for r in choice.table}

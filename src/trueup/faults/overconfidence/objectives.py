@@ -61,13 +61,13 @@ def adue_logs(z: Tensor, *, rescaled: bool, lam: float = 100.0) -> tuple[Tensor,
     other logits. U is above 0 up to margins of about lam; from there on log U is held at what 1 - p_m gives, less 14.
     """
     scale = 1.0 - 1.0 / z.shape[-1] if rescaled else 1.0
-    rest = _log_rest(z)
+    log_rest = _log_rest(z)
     p = softmax(z)
     top = z.max(dim=-1, keepdim=True).indices  # argmax takes ten times as long
     # The largest's own term is the 1 of log(1 + ...), so it is taken out here.
     more = _others(lam * (p - p.gather(-1, top)), top)
     excess = F.softplus(more) / lam
-    log_u = rest + torch.log1p(-(excess / rest.exp().clamp(min=1e-37)).clamp(max=1 - 1e-6)) - math.log(scale)
+    log_u = log_rest + torch.log1p(-(excess / log_rest.exp().clamp(min=1e-37)).clamp(max=1 - 1e-6)) - math.log(scale)
     # 1 - U of the rescaled is (SmoothMax - 1/C) / (1 - 1/C), which is at least log C / lam / (1 - 1/C).
     sure = smooth_max(p, lam) - (1.0 / z.shape[-1] if rescaled else 0.0)
     return log_u, torch.log(sure / scale).clamp(max=0.0)
@@ -84,8 +84,8 @@ def entropy_logs(z: Tensor) -> tuple[Tensor, Tensor]:
     logp = log_softmax(z)
     top = z.max(dim=-1, keepdim=True).indices  # argmax takes ten times as long
     # -log p_m = log(1 + (1 - p_m) / p_m).
-    own = F.softplus(_log_rest(z, odds=True))[..., None]
-    surprise = logp.neg().scatter(-1, top, own)
+    own_terms = F.softplus(_log_rest(z, odds=True))[..., None]
+    surprise = logp.neg().scatter(-1, top, own_terms)
     log_h = (logp + surprise.clamp(min=1e-37).log()).logsumexp(dim=-1)
     d = torch.expm1(logp + math.log(c))
     apart = ((1 + d) * (logp + math.log(c)) - d).sum(dim=-1) / (c * math.log(c))
@@ -140,12 +140,12 @@ def entropy_slopes(margin: Tensor) -> Slopes:
     log 2 - H = s tanh(s / 2) / 2 - log cosh(s / 2), of terms that are small where it is.
     """
     s, q, p = _two(margin)
-    rest, tau = torch.log1p(torch.exp(-s.clamp(max=60))), torch.tanh(s / 2)
-    value, of_value = (rest + q * s) / LOG_2, -margin * q * p / LOG_2
-    cosh = torch.where(s < 1, -torch.log1p(-tau.square()) / 2, s / 2 + rest - LOG_2)
+    log_rest, tau = torch.log1p(torch.exp(-s.clamp(max=60))), torch.tanh(s / 2)
+    value, of_value = (log_rest + q * s) / LOG_2, -margin * q * p / LOG_2
+    cosh = torch.where(s < 1, -torch.log1p(-tau.square()) / 2, s / 2 + log_rest - LOG_2)
     sure = (s * tau / 2 - cosh) / LOG_2
     of_log_sure = torch.where(sure >= 1e-12, -of_value / sure, 0.0)
-    return Slopes(value, of_value, -margin * p / (s + rest / q), of_log_sure)
+    return Slopes(value, of_value, -margin * p / (s + log_rest / q), of_log_sure)
 
 
 LOG_2 = math.log(2)

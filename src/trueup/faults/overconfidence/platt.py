@@ -59,11 +59,11 @@ def platts(scores: Array, right: NDArray[np.bool_]) -> tuple[Array, Array]:
         db = np.where(held, -gb / hbb, (hab * ga - haa * gb) / det)
         step = np.ones(s.shape[1])
         for _ in range(ROUNDS):
-            there = np.clip(a + step * da, FLATTEST, STEEPEST), b + step * db
-            found = loss(*there)
+            proposed = np.clip(a + step * da, FLATTEST, STEEPEST), b + step * db
+            found = loss(*proposed)
             worse = ~(found <= value + 1e-14 * np.abs(value))
             if not worse.any():
                 break
             step[worse] /= 2
-        (a, b), value = there, found
+        (a, b), value = proposed, found
     return a / scale, b - a / scale * mean

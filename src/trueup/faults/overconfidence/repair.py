@@ -262,14 +262,14 @@ class Confidence:
 def contenders(subject: Subject, split: Split, choice: Choice) -> tuple[Confidence, Confidence, Confidence]:
     """The softmax response as it is, the same recalibrated, and the best of all heads and scores."""
     choosing, judging = split.choosing.part, split.judging.part
-    response, own = ResponseLogOdds(len(subject.classes)), with_rows(subject, None)
+    response, own_head = ResponseLogOdds(len(subject.classes)), with_rows(subject, None)
     odds = response(choosing.z)
     plain = Calibrated(response, *platt.platt(odds, ~choosing.error))
     best = Calibrated(choice.learnt.score, choice.slope, choice.intercept)
     return (
         as_it_is(subject, split),
         Confidence(
-            RESPONSE.key, own, plain, expit(plain.slope * odds + plain.intercept),
+            RESPONSE.key, own_head, plain, expit(plain.slope * odds + plain.intercept),
             np.concatenate([choice.recalibrated, _brier(plain(judging.z), judging)]),
         ),
         Confidence(
@@ -290,13 +290,15 @@ def as_it_is(subject: Subject, split: Split) -> Confidence:
 def divided_by(temperature: float, subject: Subject, split: Split) -> Confidence:
     """The softmax response of logits at this temperature, which is that of all examples that choose."""
     choosing, judging = split.choosing.part, split.judging.part
-    score, own = Calibrated(ResponseLogOdds(len(subject.classes)), 1.0, 0.0), with_rows(subject, None)
+    score, own_head = Calibrated(ResponseLogOdds(len(subject.classes)), 1.0, 0.0), with_rows(subject, None)
     crossed = np.empty(len(choosing.label))
     for k in np.unique(split.fold):
         out = split.fold == k
         crossed[out] = score(choosing.z[out] / fit_temperature(choosing.z[~out], choosing.label[~out]))
     loss = np.concatenate([_brier(crossed, choosing), _brier(score(judging.z / temperature), judging)])
-    return Confidence(TEMPERATURE, Head(own.weight / temperature, own.bias / temperature), score, crossed, loss)
+    return Confidence(
+        TEMPERATURE, Head(own_head.weight / temperature, own_head.bias / temperature), score, crossed, loss
+    )
 
 
 def _brier(confidence: np.ndarray, part: Part) -> np.ndarray:
@@ -325,9 +327,9 @@ def judge(losses: Sequence[np.ndarray], error: np.ndarray, cluster: np.ndarray, 
     """What the last two of three losses (n,) save of the first: as stated, recalibrated, and the best. `error`: (n,) the prediction
     is wrong."""
     pairs = {"recalibration": (0, 1), "beyond": (1, 2), "whole": (0, 2)}
-    wanted = {k: bootstrap.Means(share, before, after, 0) for k, (before, after) in pairs.items()}
-    got = bootstrap.interval_many(wanted, *losses, seed=seed, resamples=resamples, rare=error, cluster=cluster)
-    return Saved(**got)
+    savings = {k: bootstrap.Means(share, before, after, 0) for k, (before, after) in pairs.items()}
+    estimates = bootstrap.interval_many(savings, *losses, seed=seed, resamples=resamples, rare=error, cluster=cluster)
+    return Saved(**estimates)
 
 
 # ---------------------------------------------------------------------------------------------------------------- certify
@@ -372,13 +374,13 @@ def guarded(remedy: ConfidenceHead, split: Split, seed: int) -> ConfidenceHead:
     judging = split.judging
     apart = judging.part.x[one_each(judging.cluster, seed)]
     try:
-        kept = guard.arrays_of(
+        arrays = guard.arrays_of(
             remedy.classes, remedy.score, remedy.card["abstention"], weight, bias, split.choosing.part.x, apart
         )
     except BadInput as why:
         session().note(f"The repair of overconfidence comes without a guard: {why}")
         return remedy
-    return replace(remedy, guard=kept)
+    return replace(remedy, guard=arrays)
 
 
 def _reason(choice: Choice, saved: Saved, winner: Confidence | None) -> str:

@@ -136,11 +136,11 @@ def authors(temperature: float = 1.0) -> Source:
     def draw(rng: np.random.Generator, n: int) -> Draw:
         cluster = np.repeat(np.arange(n), rng.integers(1, 9, n))
         rows = len(cluster)
-        ease, own = 2.2 + 1.2 * rng.normal(size=rows), rng.normal(size=n)[cluster]
+        ease, author_effect = 2.2 + 1.2 * rng.normal(size=rows), rng.normal(size=n)[cluster]
         chance = expit(ease[:, None] + at) @ mass
         noise = rng.normal(size=(rows, 16))
         noise[:, :8] = 1.5 * rng.normal(size=(n, 8))[cluster]
-        right = rng.random(rows) < expit(ease + own)
+        right = rng.random(rows) < expit(ease + author_effect)
         return drawn(rng, logit(chance) / temperature, chance, 4, noise=noise, cluster=cluster, right=right)
 
     return draw

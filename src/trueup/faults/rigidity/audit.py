@@ -360,8 +360,8 @@ def _sentence(
     best = refs.entrants[weights]
     if not virtual:
         return (
-            f"It adapts weights and is right on {own_accuracy.value:.1%} of the examples; a {weights} of {best.rival.size:,} numbers "
-            f"(this adapter: {refs.size:,}) is on {got[f'accuracy_{key_of(weights)}'].value:.1%}: {points(head)} more."
+            f"It adapts weights and is right on {own_accuracy.value:.1%} of the examples; a {weights} of {best.rival.size:,} "
+            f"numbers (this adapter: {refs.size:,}) is on {got[f'accuracy_{key_of(weights)}'].value:.1%}: {points(head)} more."
         )
     said_of = {
         "weights needed": "Weights are needed",
