@@ -212,10 +212,10 @@ def check_sizes(config: peft.PeftConfig, tensors: Mapping[str, Tensor], other: s
                 f"{other}: its settings ask for {key} {size}, and its weights have {largest} at most. Save the adapter again."
             )
     if isinstance(config, peft.AdaLoraConfig):
-        for name, kept in (config.rank_pattern or {}).items():
-            if len(kept) != config.init_r:
+        for name, mask in (config.rank_pattern or {}).items():
+            if len(mask) != config.init_r:
                 raise BadInput(
-                    f"{other}: its rank_pattern says of {len(kept)} ranks of '{name}' whether they are kept, and its init_r is "
+                    f"{other}: its rank_pattern says of {len(mask)} ranks of '{name}' whether they are kept, and its init_r is "
                     f"{config.init_r}. Save the adapter again."
                 )
 
@@ -239,15 +239,15 @@ def config_of(raw: Mapping[str, Any]) -> peft.PeftConfig:
     """
     cls = AUDITED[str(getattr(raw["peft_type"], "value", raw["peft_type"]))]
     known = {f.name for f in fields(cls)} - set(_NEVER)
-    kept = {k: v for k, v in raw.items() if k in known and k != "peft_type"}
-    kept["inference_mode"] = True
+    known_settings = {k: v for k, v in raw.items() if k in known and k != "peft_type"}
+    known_settings["inference_mode"] = True
     if cls is peft.PromptTuningConfig:
-        kept["prompt_tuning_init"] = "RANDOM"
+        known_settings["prompt_tuning_init"] = "RANDOM"
         for key in ("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"):
-            kept.pop(key, None)
-    if isinstance(loftq := kept.get("loftq_config"), dict):
-        kept["loftq_config"] = {k: int(loftq[k]) for k in ("loftq_bits", "loftq_iter") if k in loftq}
-    return cls(**kept)
+            known_settings.pop(key, None)
+    if isinstance(loftq := known_settings.get("loftq_config"), dict):
+        known_settings["loftq_config"] = {k: int(loftq[k]) for k in ("loftq_bits", "loftq_iter") if k in loftq}
+    return cls(**known_settings)
 
 
 _NF4_TWICE = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -308,11 +308,11 @@ def started(config: peft.PeftConfig, which: str) -> tuple[str, ...]:
     start = getattr(config, "init_lora_weights", True)
     if type(config) is not peft.LoraConfig or not isinstance(start, str):
         return ()
-    kept = "model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    conversion = "model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
     if start == "corda":
         raise BadInput(
             f"{which} was started by CorDA, which takes its start off the base's weights, and neither its files nor PEFT can do "
-            f"that again. Save it as a plain LoRA with {kept}. If the base that you give is the one that was left over, set "
+            f"that again. Save it as a plain LoRA with {conversion}. If the base that you give is the one that was left over, set "
             "init_lora_weights to true in adapter_config.json."
         )
     if start == "loftq" and not (torch.cuda.is_available() and find_spec("bitsandbytes")):
@@ -326,12 +326,12 @@ def started(config: peft.PeftConfig, which: str) -> tuple[str, ...]:
         return (
             f"{which} was started by LoRA-GA, which takes its start off the base's weights in training. PEFT does not do that "
             f"again when it loads, so the figures are those of the adapter as PEFT loads it. To keep what was trained, save it "
-            f"with {kept}.",
+            f"with {conversion}.",
         )
     if start.startswith("pissa_niter"):
         return (
             f"{which} was started by a PiSSA that draws random numbers ({start}), and PEFT draws others each time it loads it: "
-            f"figures of two loads can differ. To keep what was trained, save it with {kept}.",
+            f"figures of two loads can differ. To keep what was trained, save it with {conversion}.",
         )
     return ()
 
@@ -431,11 +431,11 @@ def embeddings_of(model: Any) -> dict[str, Tensor]:
     Where one of the two embeddings is adapted, PEFT saves that one alone, and new rows of the other would be lost.
     """
     name, base = model.active_adapter, model.get_base_model()
-    own, every = (
+    own_tables, every = (
         peft.get_peft_model_state_dict(model, state_of(model), adapter_name=name, save_embedding_layers=e)
         for e in (False, True)
     )
-    found = {k: v for k, v in every.items() if k not in own}
+    found = {k: v for k, v in every.items() if k not in own_tables}
     words, heads = base.get_input_embeddings(), base.get_output_embeddings()
     tied = heads is not None and heads.weight is words.weight
     for module in (words,) if heads is None or tied else (words, heads):
@@ -561,12 +561,12 @@ def _says_the_same(subject: Subject, head: Head) -> None:
             setattr(net, net.base_model_prefix, base.base_model)
             last = net.get_submodule(subject.anatomy.head)
             last.weight = nn.Parameter(head.weight.to(ids.device, next(base.parameters()).dtype), requires_grad=False)
-            got = net.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
+            model_logits = net.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
             states = base.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-            said = states[0, -1].float() @ last.weight.float().T
+            layer_logits = states[0, -1].float() @ last.weight.float().T
     except Exception as e:  # whatever else stands around its backbone
         raise _another_classifier(family, " ".join(f"{type(e).__name__}: {e}".split())[:160]) from e
-    off = float((got - said).abs().max() / said.abs().max().clamp(min=1e-6))
+    off = float((model_logits - layer_logits).abs().max() / layer_logits.abs().max().clamp(min=1e-6))
     if not off <= (1e-4 if last.weight.dtype == torch.float32 else 0.05):
         raise _another_classifier(family, f"its logits are off by {off:.2g} of their size")
 
@@ -606,15 +606,20 @@ def _apart(
     tensors = {k: v for k, v in tensors.items() if not k.startswith(under)}
     if not gone:
         return settings, tensors
-    rest = sorted(live.keys() - gone)
-    if not rest:  # the adapter was the head's alone
+    in_both = sorted(live.keys() - gone)
+    if not in_both:  # the adapter was the head's alone
         carrier, dormant = _dormant(subject)
-        kept = {k: settings.get(k) for k in ("modules_to_save", "trainable_token_indices")}
-        return carrier | {k: v for k, v in kept.items() if v}, tensors | dormant
+        whole_parts = {k: settings.get(k) for k in ("modules_to_save", "trainable_token_indices")}
+        return carrier | {k: v for k, v in whole_parts.items() if v}, tensors | dormant
     # Full names: a pattern, or the end of a name, would reach the head again.
-    settings |= {"target_modules": rest, "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
+    settings |= {
+        "target_modules": in_both,
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+    }
     if "feedforward_modules" in settings:
-        settings["feedforward_modules"] = [n for n in rest if live[n].is_feedforward]
+        settings["feedforward_modules"] = [n for n in in_both if live[n].is_feedforward]
     if settings.get("ensure_weight_tying"):
         settings["ensure_weight_tying"] = False
     return settings, tensors

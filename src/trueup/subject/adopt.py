@@ -307,10 +307,12 @@ def _same_weights(base: Any, settings: peft.PeftConfig | None, anatomy: Anatomy,
                 name = next((k for k in (key, prefix + key, key.removeprefix(prefix)) if k in live), None)
                 if name is None or name in skipped or not live[name].is_floating_point():
                     continue
-                there, here = saved.get_tensor(key), live[name].detach()
-                if there.shape != here.shape:
+                saved_weight, live_weight = saved.get_tensor(key), live[name].detach()
+                if saved_weight.shape != live_weight.shape:
                     continue
-                if len(inside(here)) > 1 or not torch.equal(there.to(here.dtype), here.cpu()):
+                if len(inside(live_weight)) > 1 or not torch.equal(
+                    saved_weight.to(live_weight.dtype), live_weight.cpu()
+                ):
                     return False
                 compared.add(name)
     return bool(compared) and (carried or head <= compared)

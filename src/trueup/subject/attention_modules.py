@@ -55,9 +55,9 @@ def of_the_adapter(name: str) -> bool:
 def brought_whole(subject: Subject) -> list[str]:
     """Weights of the model, beside the head, that the adapter brings trained: most often none."""
     root = subject.anatomy.head_root
-    kept = [k.removeprefix("base_model.model.") for k in adapter_tensors(subject) if not of_the_adapter(k)]
+    whole_layers = [k.removeprefix("base_model.model.") for k in adapter_tensors(subject) if not of_the_adapter(k)]
     # DistilBERT's head is a classifier and a pre_classifier.
-    return sorted(k for k in kept if not (root and any(part.endswith(root) for part in k.split("."))))
+    return sorted(k for k in whole_layers if not (root and any(part.endswith(root) for part in k.split("."))))
 
 
 def changed_elsewhere(subject: Subject) -> list[str]:

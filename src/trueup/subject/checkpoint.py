@@ -67,12 +67,18 @@ def prove_head(subject: Subject) -> None:
 
 def pinned(settings: peft.PeftConfig | None, model: str, revision: str | None) -> tuple[str | None, tuple[str, ...]]:
     """The revision of the base `model` to take, and what a reader must know of it: without one, that of the adapter."""
-    made_for, own = (getattr(settings, k, None) for k in ("base_model_name_or_path", "revision"))
-    if not own or made_for != model or own == revision or Path(model).exists() or model.startswith("embedded:"):
+    made_for, own_revision = (getattr(settings, k, None) for k in ("base_model_name_or_path", "revision"))
+    if (
+        not own_revision
+        or made_for != model
+        or own_revision == revision
+        or Path(model).exists()
+        or model.startswith("embedded:")
+    ):
         return revision, ()
     if revision is None:
-        return own, (f"The adapter was made for revision '{own}' of '{model}', which was taken.",)
-    return revision, (f"The adapter was made for revision '{own}' of '{model}', and '{revision}' was taken.",)
+        return own_revision, (f"The adapter was made for revision '{own_revision}' of '{model}', which was taken.",)
+    return revision, (f"The adapter was made for revision '{own_revision}' of '{model}', and '{revision}' was taken.",)
 
 
 def fit_vocabulary(net: Any, tensors: dict[str, Tensor], other: str) -> bool:
@@ -274,9 +280,11 @@ def load_base(
             f"'{name}' holds its weights as a pickle ({next(path.glob('*.bin')).name}), which can run code when loaded. "
             "Save it again with safe_serialization=True, or pass --allow-pickle if you trust its author."
         )
-    own = quantisation_of(where, options.get("revision"))
-    if own is not None and weights.quantize is not None:
-        raise BadInput(f"'{name}' is quantised already ({own}). Leave --quantize out, or give the base in full.")
+    own_quantisation = quantisation_of(where, options.get("revision"))
+    if own_quantisation is not None and weights.quantize is not None:
+        raise BadInput(
+            f"'{name}' is quantised already ({own_quantisation}). Leave --quantize out, or give the base in full."
+        )
     if isinstance(weights.device_map, Mapping):
         with quiet(), torch.device("meta"):
             config = read_model_config(where, name, **{k: v for k, v in options.items() if k != "num_labels"})
@@ -292,7 +300,7 @@ def load_base(
                 **({} if allow_pickle else {"use_safetensors": True}), **chosen, **options,
             )  # fmt: skip
         except Exception as e:
-            raise (not_loaded(e, weights, name, own) or _explained(e, name)) from e
+            raise (not_loaded(e, weights, name, own_quantisation) or _explained(e, name)) from e
     kept_with(folder, net)
     never_packed(net)
     if weights.quantize is not None:
@@ -343,12 +351,12 @@ def as_trained(
 ) -> tuple[Weights, tuple[str, ...]]:
     """The weights in the very quantisation that an adapter was trained on, where it is asked for in as many bits; and a sentence
     where it is asked for in others."""
-    own = files.trained_on(folder, settings) if isinstance(asked, str) else None
-    if own is None:
+    trained_bits = files.trained_on(folder, settings) if isinstance(asked, str) else None
+    if trained_bits is None:
         return weights, ()
-    bits = "4bit" if own.get("load_in_4bit") else "8bit"
+    bits = "4bit" if trained_bits.get("load_in_4bit") else "8bit"
     if bits == asked:
-        return replace(weights, quantize=own), ()
+        return replace(weights, quantize=trained_bits), ()
     return weights, (
         f"The adapter was trained on a base in {bits[0]} bits, and is examined on one in {str(asked)[0]}. Give --quantize {bits} "
         "to examine it as it was trained.",
@@ -450,10 +458,10 @@ def attach(
     """
     files.check_sizes(settings, tensors, other)
     patterns.check(settings, (n for n, _ in net.named_modules()), other)
-    for key, own in _prompt_sizes(net.config, settings, anatomy).items():
-        if (given := getattr(settings, key)) not in (None, own):
+    for key, sizes in _prompt_sizes(net.config, settings, anatomy).items():
+        if (given := getattr(settings, key)) not in (None, sizes):
             raise BadInput(
-                f"{other}: its {key} is {given}, and for this model it would be {own}. Give the base model it was trained on."
+                f"{other}: its {key} is {given}, and for this model it would be {sizes}. Give the base model it was trained on."
             )
     modules = {f"base_model.model.{n}" for n, _ in net.named_modules()}
     with quiet():
@@ -494,11 +502,11 @@ def attach(
             )
     # A base whose embeddings these are already is not written to: others may share them.
     brought = {k for k in embeddings if k in tensors}
-    there = {k for k in brought if torch.equal(embeddings[k].cpu(), tensors[k].to(embeddings[k].dtype).cpu())}
+    unchanged = {k for k in brought if torch.equal(embeddings[k].cpu(), tensors[k].to(embeddings[k].dtype).cpu())}
     with quiet():
-        peft.set_peft_model_state_dict(model, {k: v for k, v in tensors.items() if k not in there})
+        peft.set_peft_model_state_dict(model, {k: v for k, v in tensors.items() if k not in unchanged})
     check_runs(model, anatomy)
-    return model, brought > there
+    return model, brought > unchanged
 
 
 def _kind(tensor: Tensor) -> str:
@@ -536,10 +544,10 @@ def adapter_folder(adapter: str | None) -> Path | None:
         return None if adapter is None else path
     from huggingface_hub import snapshot_download
 
-    wanted = ["adapter_*", f"*/{places.SETTINGS}", CARD, *tokens.FILES, "README.md", "training_params.json"]
+    patterns = ["adapter_*", f"*/{places.SETTINGS}", CARD, *tokens.FILES, "README.md", "training_params.json"]
     with asking_hub(adapter):
         try:
-            return Path(snapshot_download(adapter, allow_patterns=wanted))
+            return Path(snapshot_download(adapter, allow_patterns=patterns))
         except Exception as e:
             raise _explained(e, adapter, places.SETTINGS) from e
 

@@ -276,18 +276,20 @@ def _feed_forward(layers: Sequence[nn.Module], scope: str, width: int) -> tuple[
         return "", "", f"{which} mix experts, so that a unit is not shared by all tokens"
 
     def find(layer: nn.Module) -> str:
-        rest = {n: m for n, m in _linears(layer).items() if not (scope and n.startswith(f"{scope}."))}
-        found = [n for n, m in rest.items() if _shape(m)[1] == width]
+        candidates = {n: m for n, m in _linears(layer).items() if not (scope and n.startswith(f"{scope}."))}
+        found = [n for n, m in candidates.items() if _shape(m)[1] == width]
         named = [n for n in found if n.rpartition(".")[2] in _DOWN]
-        wider = [n for n in found if _shape(rest[n])[0] > width]
+        wider = [n for n in found if _shape(candidates[n])[0] > width]
         return next((some[0] for some in (found, named, wider) if len(some) == 1), "")
 
     down = _unanimous(layers, find)
     if not down:
         return "", "", f"not every layer has one feed-forward projection alone that writes {width} numbers"
     units = _shape(layers[0].get_submodule(down))[0]
-    rest = {n: m for n, m in _linears(layers[0]).items() if n != down and not (scope and n.startswith(f"{scope}."))}
-    ups = [n for n, m in rest.items() if _shape(m) in ((width, units), (width, 2 * units))]
+    candidates = {
+        n: m for n, m in _linears(layers[0]).items() if n != down and not (scope and n.startswith(f"{scope}."))
+    }
+    ups = [n for n, m in candidates.items() if _shape(m) in ((width, units), (width, 2 * units))]
     return next((n for n in reversed(ups) if "gate" not in n), ups[0] if ups else down), down, ""
 
 
@@ -367,9 +369,9 @@ class _Trial:
 
     def verdict(self) -> Anatomy:
         anatomy, family = self.anatomy, self.anatomy.model_type
-        said, x, passed = self._whole(self.ids)
+        logits, x, passed = self._whole(self.ids)
         again, _, _ = self._whole(self.ids)
-        if not _same(said, again):
+        if not _same(logits, again):
             raise Unsupported(
                 f"Two passes of this '{family}' over one text differ, so nothing that it says can be examined. Set what it "
                 "draws at random in its config, or give another model."
@@ -384,28 +386,28 @@ class _Trial:
         if self.words and not causal:
             return replace(anatomy, kind="encoder")
         if self.words:
-            anatomy = self._scaled(anatomy, x, states, said)
+            anatomy = self._scaled(anatomy, x, states, logits)
         else:
             causal = causal and self._reads_states(x, states)
-        if not causal and x.ndim == 3 and not (said.ndim == 2 and _same(self.head(x[0, -1]), said[0])):
+        if not causal and x.ndim == 3 and not (logits.ndim == 2 and _same(self.head(x[0, -1]), logits[0])):
             raise Unsupported(
                 f"The last layer of this '{family}' is given numbers of shape {tuple(x.shape)}, and what the model answers is "
                 "not what that layer makes of the last of them, so what it answers from cannot be read. Give another model."
             )
         kind = anatomy.kind if causal and anatomy.kind == "state-space" else "decoder" if causal else "encoder"
-        anatomy = self._with_layers(replace(anatomy, kind=kind), said, states if causal else passed)
+        anatomy = self._with_layers(replace(anatomy, kind=kind), logits, states if causal else passed)
         # Which of several tokens is read behind padding is each family's own rule, and there is none without.
         alone = (not causal and x.ndim == 3) or not self.alike(causal)
         return replace(anatomy, alone=alone, keeps=causal and self._goes_on(kind, states))
 
     def _tokens(self, tokenizer: Any) -> list[int]:
         """A short text's tokens, in the frame that the tokenizer puts around every text; the others are drawn at random."""
-        own = [int(i) for i in tokenizer("seven words that stand for a text", verbose=False)["input_ids"]]
+        own_tokens = [int(i) for i in tokenizer("seven words that stand for a text", verbose=False)["input_ids"]]
         vocabulary = getattr(self.net.config.get_text_config(), "vocab_size", None) or len(tokenizer)
         special, most = {*tokenizer.all_special_ids}, min(len(tokenizer), vocabulary)
-        drawn = torch.randint(most, (len(own), 64), generator=torch.Generator().manual_seed(0)).tolist()
+        drawn = torch.randint(most, (len(own_tokens), 64), generator=torch.Generator().manual_seed(0)).tolist()
         ids = [i if i in special and i != tokenizer.unk_token_id else next((j for j in row if j not in special), i)
-               for i, row in zip(own, drawn, strict=True)]  # fmt: skip
+               for i, row in zip(own_tokens, drawn, strict=True)]  # fmt: skip
         if len(ids) < 4:
             raise BadInput(
                 f"The tokenizer makes {len(ids)} tokens of a text of seven words; give the one that belongs to the model."
@@ -588,10 +590,10 @@ class _Trial:
         ]
         try:
             if causal:
-                beside = self._states(*texts)
-                return all(_same(self._states(t)[0, -1], beside[i, len(t) - 1]) for i, t in enumerate(texts))
-            beside = self._whole(*texts)[0]
-            return all(_same(self._whole(t)[0][0], beside[i]) for i, t in enumerate(texts))
+                batched = self._states(*texts)
+                return all(_same(self._states(t)[0, -1], batched[i, len(t) - 1]) for i, t in enumerate(texts))
+            batched = self._whole(*texts)[0]
+            return all(_same(self._whole(t)[0][0], batched[i]) for i, t in enumerate(texts))
         except Exception:  # what cannot be run in a batch is run alone
             return False
 
@@ -602,15 +604,15 @@ class _Trial:
         ids, mask = whole["input_ids"], whole["attention_mask"]
         try:
             name = past.argument(self.body)
-            kept = past.returned(self.body(input_ids=ids[:, :half], attention_mask=mask[:, :half], use_cache=True))
-            step, got = 1 if kind == "state-space" else len(self.ids) - half, []
+            cache = past.returned(self.body(input_ids=ids[:, :half], attention_mask=mask[:, :half], use_cache=True))
+            step, continued = 1 if kind == "state-space" else len(self.ids) - half, []
             for at in range(half, len(self.ids), step):
                 seen = mask[:, at : at + 1] if kind == "state-space" else mask
-                out = self.body(input_ids=ids[:, at : at + step], attention_mask=seen, use_cache=True, **{name: kept})
-                got.append(self._as_read(out.last_hidden_state))
+                out = self.body(input_ids=ids[:, at : at + step], attention_mask=seen, use_cache=True, **{name: cache})
+                continued.append(self._as_read(out.last_hidden_state))
         except Exception:  # many models keep something else, or nothing
             return False
-        return _same(torch.cat(got, dim=1), states[:, half:])
+        return _same(torch.cat(continued, dim=1), states[:, half:])
 
 
 def _at(net: Any, path: str) -> Any:

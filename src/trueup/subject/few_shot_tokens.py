@@ -105,8 +105,8 @@ def _chat(tokenizer: Any, template: Template) -> tuple[str, str, str]:
     messages = template.messages("x")
     stem = _rendered(tokenizer, messages, True)
     gap, end = _apart(tokenizer, messages, stem)
-    kept = gap.rstrip()
-    return stem + kept, gap[len(kept) :], end.strip()
+    trimmed = gap.rstrip()
+    return stem + trimmed, gap[len(trimmed) :], end.strip()
 
 
 _ANSWER = "answer"
@@ -177,10 +177,10 @@ def first_tokens(tokenizer: Any, template: Template) -> list[int]:
     before = text_ids(tokenizer, stem := template.fill("x", "x"))
     alone = [tokenizer(w, add_special_tokens=False, verbose=False)["input_ids"][:1] for w in template.words]
     chosen = []
-    for word, own in zip(template.words, alone, strict=True):
+    for word, alone_tokens in zip(template.words, alone, strict=True):
         whole = text_ids(tokenizer, stem + word)
         after = whole[len(before) :] if whole[: len(before)] == before else []
-        chosen.append(after[:1] if after and tokenizer.decode(after).strip() == word.strip() else own)
+        chosen.append(after[:1] if after and tokenizer.decode(after).strip() == word.strip() else alone_tokens)
     return [ids[0] for ids in (chosen if len({tuple(c) for c in chosen}) == len(chosen) else alone)]
 
 

@@ -107,8 +107,8 @@ def _path(text: str) -> bool:
 
 
 def _refuse(file: Path, text: str, known: Mapping[str, str]) -> None:
-    here = {str(Path.home()), str(Path.cwd()), *known} - {"/"}
-    found = [p for p in here if p in text and len(p) > 3]
+    own_folders = {str(Path.home()), str(Path.cwd()), *known} - {"/"}
+    found = [p for p in own_folders if p in text and len(p) > 3]
     if (secret := _SECRET.search(text)) is not None:
         found.append(f"{secret[0][:6]}…")
     if found:

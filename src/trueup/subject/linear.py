@@ -88,16 +88,17 @@ def prove(layer: Any, rows: Sequence[int], what: str) -> None:
         x = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
         layer, modes = active(layer), [(m, m.training) for m in layer.modules()]
         try:
-            got = layer.eval()(x)[:, list(rows)].float()
+            outputs = layer.eval()(x)[:, list(rows)].float()
         finally:
             for m, mode in modes:
                 m.training = mode
         computed = (x @ weight.T + (0 if bias is None else bias)).float()
     # Half precision rounds the two in another order.
     near = 1e-4 if weight.dtype == torch.float32 else 0.05
-    if not bool(((got - computed).abs() <= near * (1 + got.abs().max())).all()):
+    if not bool(((outputs - computed).abs() <= near * (1 + outputs.abs().max())).all()):
         raise Unsupported(
-            f"The head of {what} computes something else than its weights say (off by {(got - computed).abs().max():.2g} on random "
+            f"The head of {what} computes something else than its weights say (off by "
+            f"{(outputs - computed).abs().max():.2g} on random "
             "inputs), so it cannot be read as a matrix. Merge the adapter into its base (PEFT's merge_and_unload), save that, and "
             "give its folder without an adapter."
         )

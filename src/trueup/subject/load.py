@@ -134,12 +134,12 @@ def load(
         places.check_adapter(folder, str(adapter))
     card = read_card(folder)
     if "score" in card:
-        own = card.get("adapter")
+        repaired_from = card.get("adapter")
         raise BadInput(
             f"'{adapter}' is a confidence head that trueup made as a repair, not an adapter to examine. Give what it was "
             + (
-                f"made from instead: --adapter {own}."
-                if own
+                f"made from instead: --adapter {repaired_from}."
+                if repaired_from
                 else "made from instead: the same model without --adapter."
             )
         )
@@ -279,7 +279,7 @@ def _tokenizer(
         return load_tokenizer(where, name, **options), ()
     with quiet(), tokens.said(f"the adapter '{adapter}'"):
         try:
-            own = transformers.AutoTokenizer.from_pretrained(
+            adapter_tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=options.get("trust_remote_code", False)
             )
         except Exception as e:
@@ -287,11 +287,13 @@ def _tokenizer(
                 f"The tokenizer beside the adapter '{adapter}' could not be loaded: {' '.join(str(e).split())[:200].rstrip('.')}. "
                 "Save it there again with tokenizer.save_pretrained, or take its files away to read with the base's."
             ) from e
-    own = padded(own, f"the adapter {adapter}")
+    adapter_tokenizer = padded(adapter_tokenizer, f"the adapter {adapter}")
     try:
-        found = tokens.differences(own, load_tokenizer(where, name, **options))
+        found = tokens.differences(adapter_tokenizer, load_tokenizer(where, name, **options))
     except TrueupError:
         found = ["the base has none that could be read"]
     if not found:
-        return own, ()
-    return own, (f"Texts are read with the tokenizer beside the adapter, which is not the base's: {'; '.join(found)}.",)
+        return adapter_tokenizer, ()
+    return adapter_tokenizer, (
+        f"Texts are read with the tokenizer beside the adapter, which is not the base's: {'; '.join(found)}.",
+    )

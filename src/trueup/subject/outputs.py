@@ -70,9 +70,9 @@ def outputs_of(config: Mapping[str, Any], adapter: Path | None, card: Mapping[st
     labels = config.get("id2label")
     labels = labels if isinstance(labels, dict) else {}
     rows = brought or len(labels) or config.get("num_labels") or 2
-    own = str(config.get("architectures"))
+    architectures = str(config.get("architectures"))
     kind = None if brought else config.get("problem_type")
-    if type(rows) is not int or kind == "regression" or not (brought or "ForSequenceClassification" in own):
+    if type(rows) is not int or kind == "regression" or not (brought or "ForSequenceClassification" in architectures):
         return None
     try:
         ordered = {int(k): str(v) for k, v in labels.items()}
@@ -87,11 +87,11 @@ def outputs_of(config: Mapping[str, Any], adapter: Path | None, card: Mapping[st
 def own_names(labels: Mapping[int, Any] | None, rows: int) -> tuple[str, ...]:
     """The class names of a classifier of `rows` outputs: those of its config's ``id2label`` where they are names, else ``0``, ``1``
     ...; two of a single output."""
-    own = tuple(str(v) for _, v in sorted((labels or {}).items()))
-    named = len(own) == rows and not all(n.startswith("LABEL_") for n in own)
+    names = tuple(str(v) for _, v in sorted((labels or {}).items()))
+    named = len(names) == rows and not all(n.startswith("LABEL_") for n in names)
     if rows == 1:
-        return (f"not {own[0]}", own[0]) if named else ("0", "1")
-    return own if named else tuple(str(i) for i in range(rows))
+        return (f"not {names[0]}", names[0]) if named else ("0", "1")
+    return names if named else tuple(str(i) for i in range(rows))
 
 
 def no_head(model: str, adapter: str | None) -> BadInput:

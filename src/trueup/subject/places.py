@@ -86,9 +86,9 @@ def check_model(where: str, name: str) -> None:
 
 def meant(name: str, holds: str) -> str:
     """`did_you_mean` of a model or adapter that was not found: a folder beside it with the file `holds`, or an embedded model."""
-    beside = near(path_of(name), f"*/{holds}")
-    if beside or holds == SETTINGS:
-        return beside
+    similar = near(path_of(name), f"*/{holds}")
+    if similar or holds == SETTINGS:
+        return similar
     from trueup.subject.embedded import MODELS
 
     return (
@@ -149,9 +149,11 @@ def check_adapter(folder: Path, called: str) -> None:
     )
     if below:
         last = f"{called.rstrip('/')}/{below[-1]}"
-        here = folder.is_dir() and Path(called).expanduser().is_dir()
+        both_folders = folder.is_dir() and Path(called).expanduser().is_dir()
         fetch = (
-            "" if here else f" Fetch it first: `hf download {called} --include '{below[-1]}/*' --local-dir {called}`."
+            ""
+            if both_folders
+            else f" Fetch it first: `hf download {called} --include '{below[-1]}/*' --local-dir {called}`."
         )
         raise BadInput(
             f"'{called}' holds {len(below)} adapter{'s' * (len(below) > 1)} in folders below it: {listing(below)}. Give "

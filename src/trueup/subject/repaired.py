@@ -91,9 +91,9 @@ def open_repaired(folder: Path, card: Mapping[str, Any], model: str | None = Non
     )
     cls = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
     labels: dict[str, Any] = {} if causal else {"num_labels": rows or int(getattr(config, "num_labels", 2))}
-    beside = tokens.has_one(folder)
-    tokenizer = door.load_tokenizer(str(folder) if beside else where, str(folder) if beside else name,
-                                    **({} if beside else options))  # fmt: skip
+    has_tokenizer = tokens.has_one(folder)
+    tokenizer = door.load_tokenizer(str(folder) if has_tokenizer else where, str(folder) if has_tokenizer else name,
+                                    **({} if has_tokenizer else options))  # fmt: skip
     peft_config = files.read_config(folder)
     files.started(peft_config, f"The repair in '{folder}'")
     other = f"The repair in '{folder}' does not fit '{name}'"
@@ -128,8 +128,8 @@ def merged(repair: Repaired) -> Any:
     with quiet():
         try:
             # Shared with the repair until here: merging writes to the weights.
-            own = {id(p): nn.Parameter(p.detach().clone(), False) for p in repair.model.parameters()}
-            net = copy_of(repair.model, own).merge_and_unload(safe_merge=True)
+            copies = {id(p): nn.Parameter(p.detach().clone(), False) for p in repair.model.parameters()}
+            net = copy_of(repair.model, copies).merge_and_unload(safe_merge=True)
         except Exception as e:  # PEFT has a reason for each kind
             kind = repair.settings.get("peft_type")
             raise Unsupported(
@@ -206,14 +206,14 @@ def as_lora(repair: Repaired) -> Adapter:
     for at, (a, b) in parts.items():
         tensors[f"base_model.model.{at}.lora_A.weight"] = torch.cat([a, a.new_zeros(rank - len(a), a.shape[1])])
         tensors[f"base_model.model.{at}.lora_B.weight"] = torch.cat([b, b.new_zeros(len(b), rank - b.shape[1])], dim=1)
-    kept = peft.get_peft_model_state_dict(repair.model, adapter_name=name, save_embedding_layers=False)
-    tensors |= {k: v for k, v in kept.items() if ".lora_" not in k and not k.endswith(".ia3_l")}
-    made = peft.LoraConfig(
+    saved_tensors = peft.get_peft_model_state_dict(repair.model, adapter_name=name, save_embedding_layers=False)
+    tensors |= {k: v for k, v in saved_tensors.items() if ".lora_" not in k and not k.endswith(".ia3_l")}
+    lora = peft.LoraConfig(
         r=rank, lora_alpha=rank, target_modules=sorted(parts), fan_in_fan_out=turned(base.get_submodule(next(iter(parts)))),
         modules_to_save=getattr(config, "modules_to_save", None), task_type=config.task_type,
     )  # fmt: skip
     about = {k: repair.settings.get(k) for k in ("base_model_name_or_path", "revision")}
-    settings = made.to_dict() | about | {"inference_mode": True}
+    settings = lora.to_dict() | about | {"inference_mode": True}
     return settings, {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
 
 

@@ -70,16 +70,16 @@ def _plain(weight: nn.Parameter) -> bool:
 
 
 def _own_weight(weight: nn.Parameter) -> nn.Parameter:
-    own: Any = torch.Tensor._make_subclass(type(weight), weight.detach(), False)
+    shared_view: Any = torch.Tensor._make_subclass(type(weight), weight.detach(), False)
     for name, value in vars(weight).items():
         plain = isinstance(value, Tensor | nn.Module) or not hasattr(value, "__dict__")
-        setattr(own, name, value if plain else _record(value))
-    return own
+        setattr(shared_view, name, value if plain else _record(value))
+    return shared_view
 
 
 def _record(value: Any) -> Any:
-    own = copy.copy(value)
+    duplicate = copy.copy(value)
     for name, inner in vars(value).items():
         if type(inner) is type(value):  # the scales of the scales
-            setattr(own, name, _record(inner))
-    return own
+            setattr(duplicate, name, _record(inner))
+    return duplicate

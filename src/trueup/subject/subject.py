@@ -124,9 +124,9 @@ class Subject:
         Args:
             place: the index of the label in `classes`.
         """
-        own, name = self.head or self.own_head(), self.classes[place]
+        head, name = self.head or self.own_head(), self.classes[place]
         weight, bias = (
-            torch.stack([torch.zeros_like(t[place]), t[place]]).to(self.device) for t in (own.weight, own.bias)
+            torch.stack([torch.zeros_like(t[place]), t[place]]).to(self.device) for t in (head.weight, head.bias)
         )
         return replace(
             self,
@@ -223,8 +223,8 @@ class Subject:
         Two subjects with equal fingerprints are the same model in the same state.
         """
         h = hashlib.sha256(model_fingerprint(self.model).encode())
-        said = (self.classes, self.source, self.max_length, self.template, self.confidence, self.pad_token_id)
-        h.update(repr(said).encode())
+        settings = (self.classes, self.source, self.max_length, self.template, self.confidence, self.pad_token_id)
+        h.update(repr(settings).encode())
         h.update(repr(self.shots and self.shots.pool).encode())
         for t in (self.head.weight, self.head.bias) if self.head else ():
             h.update(_raw(t))
@@ -313,8 +313,10 @@ def _parts(model: nn.Module, without: tuple[int, ...]) -> list[bytes | Tensor | 
     away = offloaded(model)
     for name, parameter in model.named_parameters():
         if id(parameter) not in without:
-            there = [_Away(f"{name} away".encode(), away[name])] if name in away else [t for _, t in inside(parameter)]
-            parts += [f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode(), *there]
+            tensors = (
+                [_Away(f"{name} away".encode(), away[name])] if name in away else [t for _, t in inside(parameter)]
+            )
+            parts += [f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode(), *tensors]
     for name, buffer in model.named_buffers():
         parts += [name.encode(), buffer]
     for name, module in model.named_modules():
@@ -327,8 +329,10 @@ def _parts(model: nn.Module, without: tuple[int, ...]) -> list[bytes | Tensor | 
         if isinstance(module, PeftModel):
             parts.append(f"{module.active_adapter}{module._adapters_disabled}".encode())
         elif isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            own = vars(module)  # a wrapper passes on what it lacks, such as the number that attention calls its scaling
-            scale = sorted((k, float(v)) for k, v in own.get("scaling", {}).items())
-            rest = (own.get("merged_adapters"), own.get("is_feedforward"))
-            parts.append(f"{module.active_adapters}{module.disable_adapters}{scale}{rest}".encode())
+            attributes = vars(
+                module
+            )  # a wrapper passes on what it lacks, such as the number that attention calls its scaling
+            scale = sorted((k, float(v)) for k, v in attributes.get("scaling", {}).items())
+            switches = (attributes.get("merged_adapters"), attributes.get("is_feedforward"))
+            parts.append(f"{module.active_adapters}{module.disable_adapters}{scale}{switches}".encode())
     return parts

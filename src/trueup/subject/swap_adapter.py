@@ -32,7 +32,7 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
         BadInput: the adapter does not fit the base.
     """
     base = _bare(subject)
-    wanted = [(p, p.requires_grad) for p in base.parameters()]
+    trainable = [(p, p.requires_grad) for p in base.parameters()]
     config = files.config_of(settings)
     if isinstance(config, peft.LoraConfig):
         # PiSSA and OLoRA take their start off the base weight. Here the base is the subject's, which has had that done.
@@ -44,7 +44,7 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
         for p in model.parameters():
             p.requires_grad_(False)
     finally:  # PEFT froze the base, whose parameters are the subject's own
-        for p, flag in wanted:
+        for p, flag in trainable:
             p.requires_grad_(flag)
     placed(model.eval(), subject.device)
     kind = str(getattr(config.peft_type, "value", config.peft_type))
@@ -56,7 +56,7 @@ def wear(subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Te
 def cannot_run(subject: Subject, config: peft.PeftConfig) -> str | None:
     """Why PEFT cannot run a prompt or prefix with these settings on the subject's base, by trying; None where it can."""
     base = _bare(subject)
-    wanted = [(p, p.requires_grad) for p in base.parameters()]
+    trainable = [(p, p.requires_grad) for p in base.parameters()]
     config.task_type = peft.TaskType.SEQ_CLS if subject.template is None else peft.TaskType.CAUSAL_LM
     try:
         with torch.random.fork_rng(), quiet():
@@ -65,7 +65,7 @@ def cannot_run(subject: Subject, config: peft.PeftConfig) -> str | None:
     except Unsupported as e:
         return str(e)
     finally:
-        for p, flag in wanted:
+        for p, flag in trainable:
             p.requires_grad_(flag)
     return None
 
@@ -89,8 +89,8 @@ def without_layers(subject: Subject) -> Subject:
         return replace(subject, model=model.eval(), source=source)
     heads = [] if subject.template is not None else subject.head_roots()
     for name, module in model.get_base_model().named_modules():
-        kept = isinstance(module, ModulesToSaveWrapper) and any(f"{name}.".startswith(f"{root}.") for root in heads)
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not kept:
+        in_head = isinstance(module, ModulesToSaveWrapper) and any(f"{name}.".startswith(f"{root}.") for root in heads)
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not in_head:
             module._disable_adapters = (
                 True  # not `enable_adapters`, which changes what is trained of the shared tensors
             )
@@ -102,8 +102,8 @@ def brings_head(subject: Subject) -> bool:
     for name in [] if subject.template is not None or subject.peft_config is None else subject.head_roots():
         module = subject.base.get_submodule(name)
         if isinstance(module, ModulesToSaveWrapper):
-            own = dict(module.original_module.state_dict())
-            if any(not torch.equal(v, own[k]) for k, v in active(module).state_dict().items() if k in own):
+            base_head = dict(module.original_module.state_dict())
+            if any(not torch.equal(v, base_head[k]) for k, v in active(module).state_dict().items() if k in base_head):
                 return True
     return False
 

@@ -161,8 +161,8 @@ def make_base(family: str, folder: Path, *, seed: int = 0) -> Path:
         model = cls.from_config(config)
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
-        kept = {k: v for k, v in model.state_dict().items() if not k.startswith("classifier.")}
-        model.eval().save_pretrained(folder, state_dict=kept)
+        body = {k: v for k, v in model.state_dict().items() if not k.startswith("classifier.")}
+        model.eval().save_pretrained(folder, state_dict=body)
         tokenizer.save_pretrained(folder)
     return folder
 

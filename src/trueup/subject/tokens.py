@@ -80,13 +80,13 @@ def _damaged(whose: str, e: BaseException) -> BadInput:
 
 def differences(own: Any, base: Any) -> list[str]:
     """What tells the tokenizer `own` from `base` in what a model reads, as halves of a sentence; none where nothing does."""
-    here, there = own.get_vocab(), base.get_vocab()
+    own_words, base_words = own.get_vocab(), base.get_vocab()
     found: list[str] = []
-    if more := sorted(here.keys() - there.keys(), key=here.__getitem__):
+    if more := sorted(own_words.keys() - base_words.keys(), key=own_words.__getitem__):
         found.append(f"it has {len(more)} more token{'s' * (len(more) > 1)}, {listing(more, 4)}")
-    if less := sorted(there.keys() - here.keys(), key=there.__getitem__):
+    if less := sorted(base_words.keys() - own_words.keys(), key=base_words.__getitem__):
         found.append(f"it lacks {len(less)} token{'s' * (len(less) > 1)}, {listing(less, 4)}")
-    if moved := [t for t, i in here.items() if there.get(t, i) != i]:
+    if moved := [t for t, i in own_words.items() if base_words.get(t, i) != i]:
         found.append(f"{len(moved)} tokens have other numbers, such as {listing(moved, 2)}")
     for name in _NAMED:
         a, b = getattr(own, f"{name}_token", None), getattr(base, f"{name}_token", None)

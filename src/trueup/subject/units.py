@@ -108,16 +108,16 @@ def scales_as_ia3(subject: Subject, scales: Mapping[int, Tensor], part: Part = "
             IA3 that scales what comes out of the projection.
     """
     check(subject, scales, part)
-    own = subject.peft_config
-    if own is not None and not isinstance(own, peft.IA3Config):
-        raise _not_beside(own)
-    if own is None and not scales:
+    own_config = subject.peft_config
+    if own_config is not None and not isinstance(own_config, peft.IA3Config):
+        raise _not_beside(own_config)
+    if own_config is None and not scales:
         raise _nothing()
     live: dict[str, Any] = {}
-    if own is not None:
+    if own_config is not None:
         worn = subject.model.active_adapter
         live = {n: m for n, m in subject.base.named_modules() if isinstance(m, IA3Layer) and worn in m.ia3_l}
-    settings, tensors = files.adapter_of(subject) if own is not None else (_plain(subject, peft.IA3Config()), {})
+    settings, tensors = files.adapter_of(subject) if own_config is not None else (_plain(subject, peft.IA3Config()), {})
     inputs = {n for n, m in live.items() if m.is_feedforward}
     for at, factors in scales.items():
         name, module = projection_of(subject, at, part)
@@ -151,19 +151,19 @@ def scales_as_lora(subject: Subject, scales: Mapping[int, Tensor], part: Part = 
             adapter, a LoRA that is more than scaling * B @ A, or a state-space model, where PEFT puts no LoRA.
     """
     check(subject, scales, part)
-    own = subject.peft_config
-    if own is not None and type(own) is not peft.LoraConfig:
-        raise _not_beside(own)
+    own_config = subject.peft_config
+    if own_config is not None and type(own_config) is not peft.LoraConfig:
+        raise _not_beside(own_config)
     if subject.anatomy.kind == "state-space":
         raise Unsupported(
             f"PEFT puts no LoRA on '{subject.anatomy.down}' of '{subject.anatomy.model_type}'; give the base without its "
             "adapter, whose units an IA3 can scale."
         )
-    if own is None and all(bool((s == 1).all()) for s in scales.values()):
+    if own_config is None and all(bool((s == 1).all()) for s in scales.values()):
         raise _nothing()
     live: dict[str, Any] = {}
-    if own is not None:
-        _plain_enough(own)
+    if own_config is not None:
+        _plain_enough(own_config)
         worn = subject.model.active_adapter
         live = {n: m for n, m in subject.base.named_modules() if isinstance(m, LoraLayer) and worn in m.r}
         sizes = {n: (int(m.r[worn]), m.lora_alpha[worn]) for n, m in live.items()}

@@ -135,19 +135,19 @@ def laid_out(net: nn.Module, device_map: Mapping[str, Any], name: str) -> dict[s
     found: dict[str, Any] = {}
 
     def spread(path: str, module: nn.Module | None, around: Any) -> None:
-        own = device_map.get(path, around)
+        own_device = device_map.get(path, around)
         inside = f"{path}." if path else ""
         if module is not None and any(p.startswith(inside) and p != path for p in device_map):
             for child, below in module.named_children():
-                spread(inside + child, below, own)
+                spread(inside + child, below, own_device)
             for child, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                spread(inside + child, None, own)
-        elif own is None:
+                spread(inside + child, None, own_device)
+        elif own_device is None:
             raise BadInput(
                 f"The device map gives '{path}' of '{name}' no device. Give it one, or the rest one under ''."
             )
         else:
-            found[path] = own
+            found[path] = own_device
 
     spread("", net, None)
     return found
@@ -200,8 +200,8 @@ def in_memory(net: Any) -> None:
             continue
         for key, parameter in list(module.named_parameters(recurse=False)):
             if parameter.device.type == "meta":
-                there = hook.weights_map[key].to(hook.execution_device)
-                setattr(module, key, nn.Parameter(there, requires_grad=parameter.requires_grad))
+                placed_tensor = hook.weights_map[key].to(hook.execution_device)
+                setattr(module, key, nn.Parameter(placed_tensor, requires_grad=parameter.requires_grad))
         hook.offload = False
     net.tie_weights()
 
@@ -239,7 +239,7 @@ def inside(tensor: Tensor) -> list[tuple[str, Tensor]]:
     if not hasattr(tensor, "__tensor_flatten__"):
         return [("", tensor)]
     names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-    return [(f".{name}{rest}", t) for name in names for rest, t in inside(getattr(tensor, name))]
+    return [(f".{name}{suffix}", t) for name in names for suffix, t in inside(getattr(tensor, name))]
 
 
 def scales(module: nn.Module) -> list[bytes | Tensor]:
