@@ -1,1 +1,1 @@
-"""TELLING: a finished check as files (`bundle`), as tables (`table`), and as one self-contained page (`html`)."""
+"""Reports: a finished check as files (`bundle`), as tables (`table`), and as one self-contained page (`html`)."""

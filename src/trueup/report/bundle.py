@@ -4,7 +4,7 @@
 findings.json                       the comparisons, example tables, provenance and notes
 samples/<fault>-<before|after>.npz  per-example arrays, in the audited corpus' order
 job.json                            the job that makes this folder again
-run.json                            when it ran, how long, and the most memory it held: another at each run
+run.json                            when it ran, how long, and the most memory it held; it differs at each run
 crash-<fault>.txt                   the traceback of a fault whose examination or repair crashed
 ```
 """
@@ -34,15 +34,15 @@ from trueup.report.values import plain, untag
 from trueup.store.schema import plain_bytes
 
 FORMAT = 4
-"""Of ``findings.json``: its schema (`trueup schema`, report/findings.schema.json) has this number. It rises when a key changes."""
+"""Format number of ``findings.json`` and its schema (`trueup schema`, report/findings.schema.json). It rises when a key changes."""
 RUN = "run.json"
-"""When a check ran and what it took. Apart from ``findings.json``, which is the same to the byte where nothing else differs."""
+"""When a check ran, and its time and memory. It is not part of ``findings.json``, so that equal checks give equal bytes there."""
 
 _UNREADABLE = (
     KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, EOFError, OverflowError, NotImplementedError,
     BadZipFile, zlib.error,
 )  # fmt: skip
-"""What reading a folder that was tampered with raises."""
+"""The exceptions of reading a folder whose files were damaged or changed."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,24 +85,24 @@ class Report(Contents):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Report):
             return NotImplemented
-        mine, theirs = (plain(_payload(r)) for r in (self, other))
-        if mine != theirs or plain(self.job) != plain(other.job):
+        own, others = (plain(_payload(r)) for r in (self, other))
+        if own != others or plain(self.job) != plain(other.job):
             return False
-        mine, theirs = _samples(self), _samples(other)
-        return mine.keys() == theirs.keys() and all(_same(mine[k], theirs[k]) for k in mine)
+        own, others = _samples(self), _samples(other)
+        return own.keys() == others.keys() and all(_same(own[k], others[k]) for k in own)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __getitem__(self, fault: str) -> Comparison:
         """The comparison of `fault`. Raises BadInput where the report has none."""
-        found = {c.before.fault: c for c in self.comparisons}
-        if fault not in found:
+        comparison_of = {c.before.fault: c for c in self.comparisons}
+        if fault not in comparison_of:
             why = self.unexamined.get(fault, "")
             raise BadInput(
-                f"The report has no fault '{fault}'.{did_you_mean(fault, found)} "
-                + (why or (f"It has {listing(found)}." if found else "It has none."))
+                f"The report has no fault '{fault}'.{did_you_mean(fault, comparison_of)} "
+                + (why or (f"It has {listing(comparison_of)}." if comparison_of else "It has none."))
             )
-        return found[fault]
+        return comparison_of[fault]
 
     def __repr__(self) -> str:
         lines = [f"Report: {self.title}"]
@@ -127,11 +127,13 @@ class Report(Contents):
         from trueup.report import html
         from trueup.store.atomic import new_folder, write_text
 
-        # Adapters, and the page of an earlier check, lie in the folder that a command wrote.
-        bare = replace(self, comparisons=tuple(replace(c, adapter=None) for c in self.comparisons), previous={})
-        with new_folder(folder, force=force) as new:
-            write(bare, new)
-            write_text(new / "report.html", html.page(bare))
+        # Adapters and the page of an earlier check are in the folder that a command wrote, not in this one.
+        without_folder = replace(
+            self, comparisons=tuple(replace(c, adapter=None) for c in self.comparisons), previous={}
+        )
+        with new_folder(folder, force=force) as new_dir:
+            write(without_folder, new_dir)
+            write_text(new_dir / "report.html", html.page(without_folder))
         return Path(folder)
 
     @staticmethod
@@ -184,8 +186,8 @@ class Report(Contents):
     def _repr_html_(self) -> str:
         """A small card for a notebook, with the whole page behind a link.
 
-        The page is in a frame that is sandboxed without the notebook's origin: its scripts run there, and whatever they were, they
-        could not reach the notebook. The page is one attribute, so nothing of it is markup to the notebook.
+        The page is in a sandboxed frame without the notebook's origin: its scripts run in the frame and cannot reach the notebook.
+        The whole page is the value of one attribute, so the notebook reads none of it as markup.
         """
         from html import escape
 
@@ -223,7 +225,7 @@ class Report(Contents):
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write `report` into `folder`, which exists and is temporary: `trueup.store.atomic.new_folder` makes it whole.
+    """Write `report` into `folder`, an existing temporary folder, which `trueup.store.atomic.new_folder` renames when complete.
 
     Raises:
         BadInput: a per-example array holds Python objects, or its length differs from the others of its finding.
@@ -309,7 +311,7 @@ def read(folder: str | Path) -> Report:
 
 
 def _job(data: Any) -> dict[str, Any]:
-    """A job of which a report uses what was asked for by name; `trueup.job.read_job` holds all of it against its types."""
+    """The job, of which a report uses only the faults, so only these are checked; `trueup.job.read_job` checks all of it."""
     for fault in _is(_is(data, dict).get("faults") or [], list):
         _is(fault, str)
     return data
@@ -352,7 +354,7 @@ def _payload(report: Report) -> dict[str, Any]:
                 **({"methods": [asdict(m) for m in c.methods]} if c.methods else {}),
                 "consequence": c.consequence,
                 "usage": c.usage,
-                "state": words.state_of(c),  # for who reads the file; it follows from the rest
+                "state": words.state_of(c),  # for readers of the file; it follows from the other keys
             }
             for c in report.comparisons
         ],
@@ -369,7 +371,7 @@ def _payload(report: Report) -> dict[str, Any]:
 
 
 def _dump(value: Any) -> str:
-    """Strict JSON in the order given: the order of measures and columns is the order that a reader sees."""
+    """Strict JSON in the order of `value`: readers see measures and columns in this order."""
     return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -420,12 +422,12 @@ def _difference(data: Mapping[str, Any]) -> Difference:
 
 
 def _finding(data: Mapping[str, Any], folder: Path, when: str) -> Finding:
-    rest = {k: v for k, v in data.items() if k != "arrays"}
-    name = _is(rest["fault"], str)
+    fields = {k: v for k, v in data.items() if k != "arrays"}
+    name = _is(fields["fault"], str)
     if not NAME.fullmatch(name):  # it becomes a path below
         raise ValueError(f"{name!r} is no fault's name")
     arrays = _read_arrays(folder / "samples" / f"{name}-{when}.npz") if data["arrays"] else {}
-    finding = Finding.from_dict(rest, arrays)
+    finding = Finding.from_dict(fields, arrays)
     _numbers(finding.severity, finding.low, finding.high, finding.threshold)
     for text in (finding.unit, finding.sentence):
         _is(text, str)
@@ -503,7 +505,7 @@ def _same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], whose: str) -> None:
-    """An .npz that is the same byte for byte each time (numpy's own carries the time of day), and never a pickle."""
+    """Write an .npz that is the same byte for byte each time (numpy's own holds the time of day), and never a pickle."""
     if len({a.shape[:1] for a in arrays.values()}) > 1:
         lengths = {k: a.shape for k, a in arrays.items()}
         raise BadInput(f"The per-example arrays of {whose} differ in length: {lengths}. Give one row per example.")
@@ -521,7 +523,7 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], whose: str) -> N
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, whose headers are believed only as far as there are bytes for what they promise."""
+    """The arrays of an .npz. An array is refused where its header does not match the number of its bytes."""
     arrays = {}
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
@@ -541,4 +543,4 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 _LARGEST = 2**30
-"""The longest array of a report: a value for each of 100 million examples."""
+"""The largest array of a report in bytes: a value for each of 100 million examples."""

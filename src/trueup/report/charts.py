@@ -1,4 +1,4 @@
-"""A finding's charts for the page: Vega-Lite specifications, the numbers under them, and what each shows in a sentence."""
+"""A finding's charts for the page: Vega-Lite specifications, tables of their numbers, and a sentence about what each shows."""
 
 from __future__ import annotations
 
@@ -50,28 +50,30 @@ def charts_of(
 ) -> list[dict[str, Any]]:
     pictures = {c.key: c for f in (after, before) if f for c in f.charts}
     order = dict.fromkeys(c.key for f in (before, after) if f for c in f.charts)
-    shown = []
+    entries = []
     for key in order:
         chart = pictures[key]
-        drawn = [(w, c) for w, f in (("before", before), ("after", after)) if f for c in f.charts if c.key == key]
-        spot = f"{where}-chart-{len(shown) + 1}"
+        parts_of_chart = [
+            (w, c) for w, f in (("before", before), ("after", after)) if f for c in f.charts if c.key == key
+        ]
+        chart_id = f"{where}-chart-{len(entries) + 1}"
         if chart.kind == "heat":
-            shown.append(_map(spot, chart, drawn, into, points))
+            entries.append(_map(chart_id, chart, parts_of_chart, into, points))
             continue
-        data, thinned = _rows(drawn, points)
+        data, thinned = _rows(parts_of_chart, points)
         slider = slide.slider(chart, data)
         if any(r["y"] is not None for r in data):
-            into[spot] = _spec(chart, data, len({s.name for _, c in drawn for s in c.series}), slider)
-        many = len({r["series"] for r in data}) > 1
-        shown.append(
-            _about(spot, chart, thinned)
+            into[chart_id] = _spec(chart, data, len({s.name for _, c in parts_of_chart for s in c.series}), slider)
+        several_series = len({r["series"] for r in data}) > 1
+        entries.append(
+            _about(chart_id, chart, thinned)
             | {
-                "conclusion": words.clean(conclusion(drawn), 600),
-                "drawn": spot in into,
+                "conclusion": words.clean(conclusion(parts_of_chart), 600),
+                "drawn": chart_id in into,
                 "slider": slider,
-                "key": [w for w, _ in drawn],
+                "key": [w for w, _ in parts_of_chart],
                 "bands": any(r["low"] is not None for r in data),
-                "many": many,
+                "many": several_series,
                 "rows": [
                     {
                         "when": r["when"],
@@ -86,11 +88,11 @@ def charts_of(
                 ],
             }
         )
-    return shown
+    return entries
 
 
 def _about(spot: str, chart: Chart, thinned: bool) -> dict[str, Any]:
-    """What the page says of a chart of any kind."""
+    """The texts and flags that the page shows for a chart of any kind."""
     return {
         "id": spot,
         "kind": chart.kind,
@@ -106,7 +108,7 @@ def _about(spot: str, chart: Chart, thinned: bool) -> dict[str, Any]:
 
 
 def conclusion(drawn: Sequence[tuple[str, Chart]]) -> str:
-    """What a chart of lines or bars shows, in a sentence or two, read off its first series before and after the repair."""
+    """One or two sentences about a chart of lines or bars, from its first series before and after the repair."""
     charts = {when: c for when, c in drawn if c.series}
     first = charts.get("before") or charts.get("after")
     if first is None or first.kind == "heat":
@@ -134,20 +136,20 @@ def conclusion(drawn: Sequence[tuple[str, Chart]]) -> str:
     places = [x for x in next(iter(lines.values()), {}) if all(x in v for v in lines.values())]
     if not places:
         return ""
-    what = words.clean(chart.y_title, 80)
+    quantity = words.clean(chart.y_title, 80)
     if chart.kind == "bar":
-        return f"{at(places[0])[:1].upper()}{at(places[0])[1:]}: {told(places[0])} ({what})."
+        return f"{at(places[0])[:1].upper()}{at(places[0])[1:]}: {told(places[0])} ({quantity})."
     sentence = ""
     if chart.here is not None:
-        near = min(places, key=lambda x: abs(x - chart.here))
-        sentence = f"For the test texts as they are (here), {what}: {told(near)}. "
+        nearest = min(places, key=lambda x: abs(x - chart.here))
+        sentence = f"For the test texts as they are (here), {quantity}: {told(nearest)}. "
     if chart.slider is not None and chart.slider.column:  # where few texts are answered, a line is noise
         start = chart.slider.start
-        near = min(places, key=lambda x: abs(x - start))
-        return f"{sentence}At {at(near)}: {told(near)}."
+        nearest = min(places, key=lambda x: abs(x - start))
+        return f"{sentence}At {at(nearest)}: {told(nearest)}."
     if len(lines) == 2:
-        far = max(places, key=lambda x: abs(lines["after"][x] - lines["before"][x]))
-        return f"{sentence}The largest change is at {at(far)}: {told(far)}."
+        farthest = max(places, key=lambda x: abs(lines["after"][x] - lines["before"][x]))
+        return f"{sentence}The largest change is at {at(farthest)}: {told(farthest)}."
     (v,) = lines.values()
     low, high = min(places, key=lambda x: v[x]), max(places, key=lambda x: v[x])
     return f"{sentence}It goes from {words.number(v[low])} at {at(low)} to {words.number(v[high])} at {at(high)}."
@@ -167,7 +169,7 @@ def _map(
 
 
 def _rows(drawn: Sequence[tuple[str, Chart]], points: int) -> tuple[list[dict[str, Any]], bool]:
-    """The chart's points as rows; a series with more than `points` of them is thinned evenly, its ends kept."""
+    """The chart's points as rows, and whether any series was thinned: evenly, to `points` points, with both its ends."""
     data: list[dict[str, Any]] = []
     thinned = False
     text = any(c.kind == "bar" or any(not is_number(x) for s in c.series for x in s.x) for _, c in drawn)
@@ -193,24 +195,26 @@ def _rows(drawn: Sequence[tuple[str, Chart]], points: int) -> tuple[list[dict[st
 
 
 def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[str, Any] | None) -> dict[str, Any]:
-    """The Vega-Lite specification: before and after in one frame, told apart by colour and by shape.
+    """The Vega-Lite specification: before and after in one frame, distinguished by colour and by shape.
 
-    With a slider, two layers show where it stands, from the data sets ``at`` and ``picked``, and ``usermeta`` tells the
-    page's script what it says.
+    With a slider, two layers show its position, from the data sets ``at`` and ``picked``, and ``usermeta`` holds the texts that
+    the page's script shows.
     """
     import altair as alt
 
     when = [w for w in ("before", "after") if any(r["when"] == w for r in data)]
     names = list(dict.fromkeys(r["series"] for r in data))
     kind = "nominal" if isinstance(data[0]["x"], str) else "quantitative"
-    across = 60 // len({r["x"] for r in data})
+    line_width = 60 // len({r["x"] for r in data})
     places = list(dict.fromkeys(r["x"] for r in data))
-    # Names that begin alike are cut alike, and bars of one name would be stacked.
-    wrapped = dict(zip(places, distinct(_lines(p, across) for p in places), strict=True)) if kind == "nominal" else {}
+    # Names with the same beginning are cut to the same text, and bars with one name would be stacked, so names are made distinct.
+    label_of_name = (
+        dict(zip(places, distinct(_lines(p, line_width) for p in places), strict=True)) if kind == "nominal" else {}
+    )
     data = [
         {k: v for k, v in r.items() if k != "cut"}
-        | {"line": f"{r['when']} · {r['series']}", "x": wrapped.get(r["x"], r["x"])}
-        | ({"name": r["x"]} if wrapped else {})
+        | {"line": f"{r['when']} · {r['series']}", "x": label_of_name.get(r["x"], r["x"])}
+        | ({"name": r["x"]} if label_of_name else {})
         for r in data
     ]
     sort = list(dict.fromkeys(r["x"] for r in data)) if kind == "nominal" else alt.Undefined
@@ -239,16 +243,16 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
             field="when",
             type="nominal",
             scale=alt.Scale(domain=when, range=[f"var(--{w})" for w in when]),
-            legend=None,  # the page draws this one, in its own type
+            legend=None,  # the page draws this legend in its own font
         ),
         tooltip=[
             alt.Tooltip(field="when", type="nominal", title="repair"),
             alt.Tooltip(field="series", type="nominal", title="series"),
             alt.Tooltip(
-                field="name" if wrapped else "x",
+                field="name" if label_of_name else "x",
                 type=kind,
                 title=words.clean(chart.x_title, 60),
-                format="" if wrapped else ".4~g",
+                format="" if label_of_name else ".4~g",
             ),
             alt.Tooltip(field="y", type="quantitative", title=words.clean(chart.y_title, 60), format=".4~g"),
         ],
@@ -266,28 +270,28 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
             .mark_line(color="var(--rule)", strokeDash=[2, 4], strokeWidth=1.5, aria=False)
             .encode(x=alt.X(field="x", type="quantitative"), y=alt.Y(field="y", type="quantitative"))
         )
-    ranged = any(r["low"] is not None and r["high"] is not None for r in data)
-    ends_of = {"y": alt.Y(field="low", type="quantitative", axis=y_axis), "y2": alt.Y2(field="high")}
+    has_intervals = any(r["low"] is not None and r["high"] is not None for r in data)
+    interval_encoding = {"y": alt.Y(field="low", type="quantitative", axis=y_axis), "y2": alt.Y2(field="high")}
     if chart.kind == "bar":
         side = alt.XOffset(field="line", type="nominal", sort=list(dict.fromkeys(r["line"] for r in data)))
-        fade = {"opacity": _by_series(names, [1.0, 0.65, 0.4, 0.25])} if series > 1 else {}
-        layers.append(base.mark_bar(cornerRadiusEnd=2).encode(y=y.stack(None), xOffset=side, **fade))
+        opacity = {"opacity": _by_series(names, [1.0, 0.65, 0.4, 0.25])} if series > 1 else {}
+        layers.append(base.mark_bar(cornerRadiusEnd=2).encode(y=y.stack(None), xOffset=side, **opacity))
         if len(data) <= 16:
-            end = alt.Y(field="high" if ranged else "y", type="quantitative", axis=y_axis)
+            end = alt.Y(field="high" if has_intervals else "y", type="quantitative", axis=y_axis)
             value = alt.Text(field="y", type="quantitative", format=".3~g")
             layers.append(
                 base.mark_text(dy=-7, fontSize=11, font=_FONT, aria=False)
                 .encode(y=end, xOffset=side, text=value, color=alt.value("var(--ink)"))
             )  # fmt: skip
-        if ranged:
+        if has_intervals:
             layers.append(
-                base.mark_rule(strokeWidth=1.5).encode(**ends_of, xOffset=side, color=alt.value("var(--ink)"))
+                base.mark_rule(strokeWidth=1.5).encode(**interval_encoding, xOffset=side, color=alt.value("var(--ink)"))
             )
     else:
-        if ranged:
+        if has_intervals:
             layers.append(
                 base.mark_area(opacity=0.16, aria=False).encode(
-                    **ends_of, detail=alt.Detail(field="line", type="nominal")
+                    **interval_encoding, detail=alt.Detail(field="line", type="nominal")
                 )
             )
         if series > 1:
@@ -297,10 +301,10 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
         else:
             scale = alt.Scale(domain=when, range=[_DASH[w] for w in when])
             dash = alt.StrokeDash(field="when", type="nominal", scale=scale, legend=None)
-        most = max(sum(r["line"] == name for r in data) for name in {r["line"] for r in data})
+        most_points = max(sum(r["line"] == name for r in data) for name in {r["line"] for r in data})
         line = base.encode(y=y, detail=alt.Detail(field="line", type="nominal"))
         layers.append(line.mark_line(strokeWidth=2.25).encode(strokeDash=dash))
-        if most <= 40:
+        if most_points <= 40:
             shape = alt.Shape(field="when", type="nominal", scale=_shapes(when), legend=None)
             layers.append(line.mark_point(size=44, filled=True, opacity=1).encode(shape=shape))
         if chart.here is not None and kind == "quantitative" and (spot_x := slide.place(chart, chart.here)) is not None:
@@ -335,12 +339,12 @@ def _spec(chart: Chart, data: list[dict[str, Any]], series: int, slider: dict[st
 
 
 def _lines(text: str, across: int) -> str:
-    """A name broken into at most three lines of some `across` characters, so that names on an axis stay whole."""
+    """A name broken into at most three lines of about `across` characters, so that names on an axis are not cut."""
     return "\n".join(textwrap.wrap(text, max(10, across), max_lines=3, placeholder="…"))
 
 
 def _decades(x: list[float]) -> list[float]:
-    """1, 2 and 5 times each power of ten within reach of `x`."""
+    """1, 2 and 5 times each power of ten, within the range of `x`."""
     low, high = min(x), max(x)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     places = [float(f"{m}e{p}") for p in powers for m in (1, 2, 5)]

@@ -20,9 +20,9 @@ _MARK = {"repaired": "✅", "clear": "✅", "undecided": "❔", "reduced": "⚠�
 def fails(comparison: Comparison, fail_on: FailOn) -> bool:
     """Whether a fault fails a job.
 
-    ``found``: the model as it came has the fault, whatever a repair did. ``undecided``: it has, or may have. ``reduced``: it has,
-    and the repaired adapter is not clear of it (`state_of` is not ``repaired``, or a further column is still found). Where a fault
-    is examined on several columns, one column is enough.
+    ``found``: the model has the fault before any repair. ``undecided``: it has the fault, or may have it. ``reduced``: it has the
+    fault, and the repaired adapter is not clear of it (`state_of` is not ``repaired``, or a further column is still found). Where
+    a fault is examined on several columns, one column is enough.
     """
     before, last = comparison.before, comparison.after or comparison.before
     states = {before.verdict} | _on_further_columns(before)
@@ -32,12 +32,12 @@ def fails(comparison: Comparison, fail_on: FailOn) -> bool:
 
 
 def _on_further_columns(finding: Finding) -> set[str]:
-    """The verdicts on the columns that a fault was examined on beside the headline's."""
+    """The verdicts on the columns on which a fault was examined, other than the column of the headline."""
     return {column["verdict"] for column in finding.details.get("others", ())}
 
 
 def junit(report: Report, fail_on: FailOn) -> str:
-    """The report as JUnit XML: a test case for each fault, failed as `fails` says, and an error where it was not examined."""
+    """The report as JUnit XML: a test case for each fault. It fails according to `fails`; a fault not examined is an error."""
     cases, failures = [], 0
     suite = _text(report.title)
     for c in report.comparisons:
@@ -93,7 +93,7 @@ def _when(report: Report) -> dict[str, str]:
 
 
 def _text(text: object) -> str:
-    """What XML can hold: it has no way to write the other characters."""
+    """Text with the characters that XML cannot hold replaced."""
     return _NOT_XML.sub("\ufffd", visible(text))
 
 
@@ -102,5 +102,5 @@ def _attribute(text: object) -> str:
 
 
 def _cell(text: object) -> str:
-    """Text as text, in one line of Markdown: names that strangers wrote are no markup and no link."""
+    """Text in one line of Markdown, escaped, so that names from data become neither markup nor links."""
     return re.sub(r"([\\`*_{}\[\]<>|#~@!&])", r"\\\1", " ".join(words.clean(text, 600).split()))

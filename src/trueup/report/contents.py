@@ -1,4 +1,4 @@
-"""What a report says, apart from how it is kept and shown."""
+"""The contents of a report, without its files and its page."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trueup.faults.fault import Comparison
 
 MOST_EXAMPLES = 200
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""What a fault may be called: it becomes the name of a file."""
+"""The allowed names of a fault, which become names of files."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Contents:
-    """What the files hold and the page shows. `trueup.report.bundle.Report` is this with its files, and says what each field is."""
+    """The contents of a report's files and page. `trueup.report.bundle.Report` adds the files, and describes each field."""
 
     title: str
     job: Mapping[str, Any]
@@ -36,16 +36,16 @@ class Contents:
 
     @property
     def unexamined(self) -> dict[str, str]:
-        """Fault that was asked for by name, crashed, or ran out of something, and has no finding -> why, as a sentence."""
-        # Who names a column that should not matter asks for confounding.
-        asked = self.job.get("faults") or (["confounding"] if self.job.get("confounder") else [])
-        examined, found = {c.before.fault for c in self.comparisons}, {}
-        for fault in dict.fromkeys([*asked, *self.crashes, *self.unfinished]):
+        """Name of a fault without a finding that was requested by name, crashed, or lacked a resource -> the reason, a sentence."""
+        # A job that names a confounder requests confounding.
+        requested = self.job.get("faults") or (["confounding"] if self.job.get("confounder") else [])
+        examined, reasons = {c.before.fault for c in self.comparisons}, {}
+        for fault in dict.fromkeys([*requested, *self.crashes, *self.unfinished]):
             if fault not in examined:
-                begun = f"{fault} was not examined: "
-                whys = (n.removeprefix(begun) for n in self.notes if n.startswith(begun))
-                found[fault] = next(whys, "It was not examined.")
-        return found
+                prefix = f"{fault} was not examined: "
+                sentences = (n.removeprefix(prefix) for n in self.notes if n.startswith(prefix))
+                reasons[fault] = next(sentences, "It was not examined.")
+        return reasons
 
     def __post_init__(self) -> None:
         names = [c.before.fault for c in self.comparisons]

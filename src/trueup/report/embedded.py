@@ -1,4 +1,4 @@
-"""What stands inside a page: its scripts and their hashes, JSON, templates, and files of this folder."""
+"""The parts of a page: its scripts and their hashes, JSON, templates, and files of this folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from trueup.store.cache import Memo, cache_folder
 
 
 def as_json(value: Any) -> str:
-    """JSON for a script element: no character that could end the element, a comment, or a line of script."""
+    """JSON for a script element, without any character that could end the element, a comment, or a line of script."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def inline(code: str) -> str:
-    """Our own script, so that the HTML parser sees no end of the element inside it."""
+    """One of trueup's own scripts, changed so that the HTML parser sees no end of the element inside it."""
     code = code.replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"<(?=/script|!--)", r"\\x3c", code, flags=re.IGNORECASE)
 
@@ -40,26 +40,26 @@ def policy(scripts: Sequence[str]) -> str:
 
 @cache
 def vega() -> str:
-    """Vega, Vega-Lite and vega-embed in one script: the Vega-Lite version that Altair writes for, if it is there.
+    """Vega, Vega-Lite and vega-embed in one script: the Vega-Lite version that Altair writes for, if it is available.
 
-    Kept in the cache folder: putting it together takes two seconds.
+    It is kept in the cache folder, because building it takes two seconds.
     """
     import altair as alt
     import vl_convert
 
-    wanted = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    version = {"vl_version": wanted} if wanted in vl_convert.get_vegalite_versions() else {}
-    kept, key = Memo(cache_folder() / "scripts"), f"vl-convert {release('vl-convert-python')}, {version}"
-    if (known := kept.get(key)) is not None:
-        return known["script"].tobytes().decode()
+    altair_version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    version = {"vl_version": altair_version} if altair_version in vl_convert.get_vegalite_versions() else {}
+    memo, key = Memo(cache_folder() / "scripts"), f"vl-convert {release('vl-convert-python')}, {version}"
+    if (stored := memo.get(key)) is not None:
+        return stored["script"].tobytes().decode()
     script = vl_convert.javascript_bundle(**version)
-    kept.put(key, {"script": np.frombuffer(script.encode(), np.uint8)})
+    memo.put(key, {"script": np.frombuffer(script.encode(), np.uint8)})
     return script
 
 
 @cache
 def template(name: str) -> Any:
-    """A page's template: everything that it shows is escaped, and a name that it does not know is an error."""
+    """A page's template. It escapes everything that it shows, and an unknown name in it is an error."""
     import jinja2
 
     env = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""A plain word for each metric that a page shows: found by the field's term in the metric's title or unit."""
+"""An explanation of each metric that a page shows, found by a term in the metric's title or unit."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "paired difference": (r"paired", "After minus before on the same texts, so that what both share cancels."),
 }  # fmt: skip
-"""term -> the pattern that finds it in a title, and what it is. The first that matches explains a title."""
+"""term -> the pattern that finds it in a title, and its explanation. The first term that matches explains a title."""
 
 
 def explained(title: str) -> str:
-    """What the metric called `title` is, in a sentence; empty where no term of the glossary stands in it."""
+    """A sentence that explains the metric called `title`; empty where no term of the glossary is in it."""
     return next((meaning for pattern, meaning in TERMS.values() if re.search(pattern, title, re.IGNORECASE)), "")
 
 
 def used(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """The terms that stand in any of `texts`, with what they are, in alphabetical order."""
-    whole = "\n".join(texts)
-    found = [(term, meaning) for term, (pattern, meaning) in TERMS.items() if re.search(pattern, whole, re.IGNORECASE)]
-    return sorted(found, key=lambda pair: pair[0].lower())
+    """The terms that occur in any of `texts`, with their explanations, in alphabetical order."""
+    joined = "\n".join(texts)
+    terms = [(term, meaning) for term, (pattern, meaning) in TERMS.items() if re.search(pattern, joined, re.IGNORECASE)]
+    return sorted(terms, key=lambda pair: pair[0].lower())

@@ -1,7 +1,7 @@
 """Maps of cells (layer by head): before and after as two panels of the same rows, columns and colours.
 
-The colour is a theme colour of the page, laid on more or less thickly: so it is right on light and on dark paper, its
-lightness alone tells the value, and nothing is drawn again when the reader changes the theme.
+The colour is a theme colour of the page with an opacity by value. So it fits a light and a dark theme, its lightness alone
+shows the value, and nothing is drawn again when the reader changes the theme.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from trueup.report import words
 from trueup.report.points import distinct, finite, name, thin
 
 MOST_SIDE = 100
-"""Rows and columns that are drawn at most: a browser lays out one element per cell."""
+"""The most rows and columns that are drawn: a browser lays out one element per cell."""
 
 _NARROW = 40
-"""Up to so many columns two panels stand side by side."""
+"""With at most this many columns, the two panels are side by side."""
 
 _CROSS = "M-0.5,-0.5L0.5,0.5M0.5,-0.5L-0.5,0.5"
 _LEGEND = 220
@@ -27,12 +27,12 @@ _LEGEND = 220
 
 @dataclass(frozen=True)
 class Map:
-    """The panels of one chart on common rows and columns, and the one scale they share.
+    """The panels of one chart on common rows and columns, and their common scale.
 
     Attributes:
         panels: ``before`` and/or ``after`` -> its cells, row by row; None where there is no value.
         domain: the values from weakest through 0 to strongest: [0, high], [low, 0] or [low, 0, high].
-        strength: how thickly the colour lies at each value of `domain`: proportional to its distance from 0.
+        strength: opacity of the colour at each value of `domain`, 0 to 1: proportional to its distance from 0.
         thinned: rows or columns were left out.
     """
 
@@ -57,7 +57,7 @@ class Map:
 def arrange(drawn: Sequence[tuple[str, Chart]], most: int) -> Map:
     """The charts of one key, before and after, on one grid of at most `most` rows and columns, and one scale.
 
-    A row or column that only one of them has stays, and is without value in the other.
+    A row or column that only one of them has is kept, and has no values in the other.
     """
     most = min(most, MOST_SIDE)
     cells: dict[str, dict[tuple[str, str], float | None]] = {}
@@ -78,14 +78,14 @@ def arrange(drawn: Sequence[tuple[str, Chart]], most: int) -> Map:
     if low == high:  # all 0: any scale shows it, but a scale needs two ends
         high = 1.0
     domain = [low] * (low < 0) + [0.0] + [high] * (high > 0)
-    far = max(abs(v) for v in domain)
-    strength = [abs(v) / far for v in domain]
+    largest = max(abs(v) for v in domain)
+    strength = [abs(v) / largest for v in domain]
     thinned = len(keep_rows) < len(rows) or len(keep_columns) < len(columns)
     return Map(keep_rows, keep_columns, panels, domain, strength, thinned)
 
 
 def shown(heat: Map, chart: Chart, spot: str) -> dict[str, Any]:
-    """What the page shows of `heat` besides the pictures: panels with the numbers of the table, and the legend."""
+    """The parts of `heat` that the page shows besides the pictures: panels with the numbers of the table, and the legend."""
     return {
         "wide": len(heat.columns) > _NARROW,
         "columns": heat.columns,
@@ -114,14 +114,14 @@ def specs(heat: Map, chart: Chart, spot: str, theme: Mapping[str, Any]) -> dict[
 
 
 def _short(x: float) -> float:
-    """Four digits, as the tooltip shows them: long fractions would make up most of the page."""
+    """`x` with four digits, as the tooltip shows it: long fractions would take most of the page's size."""
     return float(f"{x:.4g}")
 
 
 def _legend(heat: Map) -> dict[str, Any]:
     """The ramp as stops of a gradient, in per cent of its width, with the numbers under it.
 
-    The colour changes at 0, so that there are two stops: one of no strength on either side.
+    The colour changes at 0, so there are two stops at 0: one of strength 0 for each side.
     """
     low, high = heat.domain[0], heat.domain[-1]
     stops = []
@@ -130,7 +130,7 @@ def _legend(heat: Map) -> dict[str, Any]:
         at = round(100 * (value - low) / (high - low), 2)
         sides = (["below"] if low < 0 and value <= 0 else []) + (["above"] if high > 0 and value >= 0 else [])
         stops += [{"at": at, "side": side, "strength": round(strength, 3)} for side in sides]
-        if value in (low, high) or 20 <= at <= 80:  # a 0 near an end would lie on that end's number
+        if value in (low, high) or 20 <= at <= 80:  # a 0 near an end would cover the number at that end
             anchor = "start" if value == low else "end" if value == high else "middle"
             marks.append({"at": at, "anchor": anchor, "text": words.number(value)})
     return {"width": _LEGEND, "stops": stops, "marks": marks}
@@ -146,20 +146,26 @@ def _spec(heat: Map, chart: Chart, when: str, theme: Mapping[str, Any]) -> dict[
         {"when": when, "row": row, "values": [None if v is None else _short(v) for v in line]}
         for row, line in zip(heat.rows, heat.panels[when], strict=True)
     ]
-    named = alt.Data(values=[{"at": i, "column": c} for i, c in enumerate(heat.columns)])
-    bare: dict[str, Any] = {"ticks": False, "domain": False, "grid": False, "labelOverlap": True, "labelSeparation": 4}
+    column_names = alt.Data(values=[{"at": i, "column": c} for i, c in enumerate(heat.columns)])
+    axis_style: dict[str, Any] = {
+        "ticks": False,
+        "domain": False,
+        "grid": False,
+        "labelOverlap": True,
+        "labelSeparation": 4,
+    }
     base = alt.Chart().encode(
         x=alt.X(
             field="column",
             type="nominal",
             scale=alt.Scale(domain=heat.columns),
-            axis=alt.Axis(title=x_title, labelAngle=0, labelLimit=90, **bare),
+            axis=alt.Axis(title=x_title, labelAngle=0, labelLimit=90, **axis_style),
         ),
         y=alt.Y(
             field="row",
             type="nominal",
             scale=alt.Scale(domain=heat.rows),
-            axis=alt.Axis(title=y_title, labelLimit=110, **bare),
+            axis=alt.Axis(title=y_title, labelLimit=110, **axis_style),
         ),
         tooltip=[
             alt.Tooltip(field="when", type="nominal", title="repair"),
@@ -169,7 +175,7 @@ def _spec(heat: Map, chart: Chart, when: str, theme: Mapping[str, Any]) -> dict[
         ],
     )
     gap = 1 if step >= 10 and len(heat.columns) <= _NARROW else 0
-    # Thousands of cells would drown a screen reader: the table below holds the same numbers in rows and columns.
+    # Hidden from screen readers, which would read thousands of cells: the table below holds the same numbers.
     cells = (
         base.mark_rect(stroke="var(--paper)", strokeWidth=gap, aria=False)
         .transform_filter("isValid(datum.value)")
@@ -196,7 +202,7 @@ def _spec(heat: Map, chart: Chart, when: str, theme: Mapping[str, Any]) -> dict[
         .transform_calculate(at="sequence(length(datum.values))")
         .transform_flatten(["values", "at"], ["value", "at"])
         .transform_calculate(told="isValid(datum.value) ? format(datum.value, '.4~g') : 'no value'")
-        .transform_lookup("at", from_=alt.LookupData(data=named, key="at", fields=["column"]))
+        .transform_lookup("at", from_=alt.LookupData(data=column_names, key="at", fields=["column"]))
         .properties(
             width="container",
             height=step * len(heat.rows),

@@ -1,7 +1,7 @@
-"""The report as one self-contained page: opens from disk, loads nothing, runs only the scripts it was written with.
+"""The report as one self-contained page: it opens from disk, loads nothing, and runs only the scripts that it was written with.
 
 Everything from data passes `words.clean` (cut, no control characters) and then jinja's autoescape or `as_json`. A content
-security policy names the page's own scripts by hash, so that a slip in the escaping still runs nothing.
+security policy names the page's own scripts by hash, so that no other script runs even after an error in the escaping.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MOST_POINTS = 300
 
 _ARXIV = re.compile(r"(?:arXiv:?\s*|https?://arxiv\.org/(?:abs|pdf)/)(\d{4}\.\d{4,5})", re.IGNORECASE)
 _UNEXAMINED = re.compile(r"([a-z][a-z0-9_]*) was not examined: (.+)", re.DOTALL)
-"""A note about a fault, which is a row of the page and no note there."""
+"""A note that a fault was not examined. The page shows it as a row of the faults and not among the notes."""
 
 
 def page(report: Contents) -> str:
-    """The whole HTML page, under 5 MB: long cells and dense charts are thinned until it is, and the page says so.
+    """The whole HTML page, under 5 MB: long cells and dense charts are shortened until it fits, and the page says so.
 
     Raises:
-        BadInput: it does not fit even so (the report holds far too many faults or charts).
+        BadInput: it does not fit even then (the report holds far too many faults or charts).
     """
     from trueup.errors import BadInput
 
@@ -49,14 +49,14 @@ def _render(report: Contents, cell: int, points: int) -> str:
     from markupsafe import Markup
 
     charts: dict[str, Any] = {}
-    # Altair holds every part of a chart against its schema as it is built, at half the time of a page; a test does that here.
+    # Altair checks every part of a chart against its schema, which would take half the time of a page. A test does this instead.
     with debug_mode(False):
         faults = [
             _fault(f"fault-{i}", c, report.examples.get(c.before.fault, ()), charts, cell, points)
             for i, c in enumerate(report.comparisons, 1)
         ]
-    noted = (m for n in report.notes if (m := _UNEXAMINED.fullmatch(n)))
-    missing = {m[1]: m[2] for m in noted} | report.unexamined
+    unexamined_notes = (m for n in report.notes if (m := _UNEXAMINED.fullmatch(n)))
+    reasons = {m[1]: m[2] for m in unexamined_notes} | report.unexamined
     code = asset("page.js")
     states = {words.state_of(c) for c in report.comparisons}
     scripts = [inline(vega()), inline(code)] if charts else [inline(code)]
@@ -65,9 +65,9 @@ def _render(report: Contents, cell: int, points: int) -> str:
         top=_top(report, faults),
         faults=faults,
         unexamined=[
-            (words.clean(k.replace("_", " "), 80), words.clean(v[:1].upper() + v[1:], 600)) for k, v in missing.items()
+            (words.clean(k.replace("_", " "), 80), words.clean(v[:1].upper() + v[1:], 600)) for k, v in reasons.items()
         ],
-        meanings=[(s, words.MEANING[s]) for s in words.RANK if s in {*states, *(["not examined"] * bool(missing))}],
+        meanings=[(s, words.MEANING[s]) for s in words.RANK if s in {*states, *(["not examined"] * bool(reasons))}],
         shortcuts=_search(report.shortcuts),
         data=_data(report.data),
         previous=_previous(report.previous),
@@ -85,14 +85,14 @@ def _render(report: Contents, cell: int, points: int) -> str:
 
 
 def _search(found: Scouted | None) -> dict[str, Any] | None:
-    """What a check's search for columns that nobody named found, and how to go on."""
+    """The results of a check's search for columns (no confounder was named), and the next step."""
     if found is None:
         return None
-    onward, command = words.go_on(found)
+    sentence, command = words.go_on(found)
     return {
         "sentence": words.clean(words.search_sentence(found), 2000), "named": bool(found.leads),
         "more": found.named - len(found.leads), "rows": [words.lead(x) for x in found.leads or found.unproven],
-        "next": onward, "command": command,
+        "next": sentence, "command": command,
     }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def _peak(report: Contents) -> dict[str, str]:
 
 
 def _top(report: Contents, faults: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The card at the top: the fault that wants attention most, which adapters to use, and what to do next."""
+    """The card at the top: the fault that needs attention most, which adapters to use, and what to do next."""
     order = sorted(range(len(faults)), key=lambda i: words.RANK.index(words.state_of(report.comparisons[i])))
     if not order:
         return None
@@ -130,7 +130,9 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any] | None:
     splits = [words.clean(x, 40) for x in data.get("splits", ())]
     attributes = [words.clean(x, 80) for x in data.get("attributes", ())]
     rows = [[f"{x:,}" if isinstance(x, int) else words.clean(x, 80) for x in row] for row in data["rows"]]
-    samples = [[(words.clean(k, 80), words.clean(v, 300)) for k, v in one.items()] for one in data.get("samples", ())]
+    samples = [
+        [(words.clean(k, 80), words.clean(v, 300)) for k, v in sample.items()] for sample in data.get("samples", ())
+    ]
     return {
         "names": ["class", *attributes], "splits": splits, "rows": rows, "more": int(data.get("more") or 0),
         "samples": samples, "totals": [f"{sum(r[i - len(splits)] for r in data['rows']):,}" for i in range(len(splits))],
@@ -138,7 +140,7 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _previous(previous: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What changed since the check that this one replaced."""
+    """The changes since the check that this one replaced; None if there was none."""
     if not previous.get("page"):
         return None
     rows = []
@@ -167,19 +169,21 @@ def _fault(
 ) -> dict[str, Any]:
     before, after = c.before, c.after
     state = words.state_of(c)
-    known = {**(after.provenance if after else {}), **before.provenance}
-    resamples = known.get("resamples") if isinstance(known.get("resamples"), int) else None
+    provenance = {**(after.provenance if after else {}), **before.provenance}
+    resamples = provenance.get("resamples") if isinstance(provenance.get("resamples"), int) else None
     pictures = charts_of(spot, before, after, charts, points)
-    # What the audited examples are can be seen only where the chart marks it.
-    main = next((p for p in pictures if p["here"]), pictures[0] if pictures else None)
+    # The main chart is the first one that marks the values of the audited examples (`here`).
+    main_chart = next((p for p in pictures if p["here"]), pictures[0] if pictures else None)
     sliders = [{**p["slider"], "id": p["id"]} for p in pictures if p["slider"]]
     rows = [_row(r, resamples) for r in words.rows(c)]
-    wanted = [k for k in known.get("headline") or () if any(r["key"] == k for r in rows)] or [r["key"] for r in rows]
-    about = ("title", "question", "paper", "departures", "headline")
+    headline_keys = [k for k in provenance.get("headline") or () if any(r["key"] == k for r in rows)] or [
+        r["key"] for r in rows
+    ]
+    shown_elsewhere = ("title", "question", "paper", "departures", "headline")
     return {
         "id": spot,
         "title": words.title_of(before),
-        "question": words.clean(known.get("question") or "", 400),
+        "question": words.clean(provenance.get("question") or "", 400),
         "state": state,
         "state_class": state.replace(" ", "-"),
         "icon": words.ICON[state],
@@ -191,26 +195,26 @@ def _fault(
         "adapter": words.clean(c.adapter, 200) if c.adapter else None,
         "decide": words.to_decide(c),
         "strip": _strip(before, after),
-        "headline": [r for k in wanted[:3] for r in rows if r["key"] == k],
+        "headline": [r for k in headline_keys[:3] for r in rows if r["key"] == k],
         "rows": rows,
         "harm": [_row(r, resamples) for r in words.harm_rows(c)],
         "harm_sentence": _hold(words.harm_sentence(c)),
         "frontier": _frontier(c),
         "methods": _methods(c),
-        "main": main,
-        "charts": [p for p in pictures if p is not main],
+        "main": main_chart,
+        "charts": [p for p in pictures if p is not main_chart],
         "examples": examples.shown(table, cell, sliders, str(before.details.get("attribute") or "")),
-        "paper": _paper(known.get("paper")),
-        "departures": _sentences(known.get("departures")),
+        "paper": _paper(provenance.get("paper")),
+        "departures": _sentences(provenance.get("departures")),
         "details": [
             (when, _pretty(f.details, 6000)) for when, f in (("Before", before), ("After", after)) if f and f.details
         ],
-        "provenance": _pairs({k: v for k, v in known.items() if k not in about}),
+        "provenance": _pairs({k: v for k, v in provenance.items() if k not in shown_elsewhere}),
     }
 
 
 def _hold(sentence: str) -> str:
-    """Intervals kept on one line, by no-break spaces."""
+    """The sentence with no-break spaces in its intervals, so that each stays on one line."""
     return re.sub(r"\[[^\[\]]{1,40}\]", lambda m: m[0].replace(" ", "\u00a0"), sentence)
 
 
@@ -236,11 +240,11 @@ def _row(row: words.Row, resamples: int | None) -> dict[str, Any]:
 
 
 def _strip(before: Finding, after: Finding | None) -> dict[str, Any] | None:
-    """The headline as a picture: where the intervals lie on one scale, in per cent of its width."""
-    found = [("before", before)] + ([("after", after)] if after else [])
-    shown = [(w, f) for w, f in found if all(map(math.isfinite, (f.severity, f.low, f.high)))]
-    marks = [x for _, f in shown for x in (f.low, f.high, f.severity)]
-    if not shown or not math.isfinite(before.threshold):
+    """The headline as a picture: the positions of the intervals on one scale, in per cent of its width."""
+    audits = [("before", before)] + ([("after", after)] if after else [])
+    finite_audits = [(w, f) for w, f in audits if all(map(math.isfinite, (f.severity, f.low, f.high)))]
+    marks = [x for _, f in finite_audits for x in (f.low, f.high, f.severity)]
+    if not finite_audits or not math.isfinite(before.threshold):
         return None
     low, high = min(0.0, before.threshold, *marks), max(before.threshold, *marks)
     width = (high - low) or 1.0
@@ -257,9 +261,9 @@ def _strip(before: Finding, after: Finding | None) -> dict[str, Any] | None:
             "y": 28 + 20 * i,
             "text": words.interval(f),
         }
-        for i, (w, f) in enumerate(shown)
+        for i, (w, f) in enumerate(finite_audits)
     ]
-    intervals = "; ".join(f"{w} {words.interval(f)}" for w, f in shown)
+    intervals = "; ".join(f"{w} {words.interval(f)}" for w, f in finite_audits)
     return {
         "lines": lines,
         "threshold": at(before.threshold),
@@ -272,18 +276,18 @@ def _strip(before: Finding, after: Finding | None) -> dict[str, Any] | None:
 
 
 def _methods(c: Comparison) -> dict[str, Any] | None:
-    """Every method on the test examples, in the order that they were tried."""
+    """All methods on the test examples, in the order in which they were tried."""
     if not c.methods:
         return None
     keys = list(c.methods[0].values)
-    titles = {k: c.before.measures[k].title if k in c.before.measures else k.replace("_", " ") for k in keys}
+    title_of_key = {k: c.before.measures[k].title if k in c.before.measures else k.replace("_", " ") for k in keys}
 
     def cell(m: Method, k: str) -> tuple[str, tuple[str, str]]:
         d = m.differences.get(k)
         return words.number(m.values[k]), words.parts(d, sign=True) if d else ("", "")
 
     return {
-        "titles": [words.clean(titles[k], 80) for k in keys],
+        "titles": [words.clean(title_of_key[k], 80) for k in keys],
         "rows": [
             {
                 "title": words.clean(m.title, 160), "source": words.clean(m.source, 80), "setting": words.clean(m.setting, 80),
@@ -295,7 +299,7 @@ def _methods(c: Comparison) -> dict[str, Any] | None:
 
 
 def _frontier(c: Comparison) -> dict[str, Any] | None:
-    """What the repairs that were tried gain and cost, as a picture (in per cent of its width and height) and a table."""
+    """Gain and cost of the repairs that were tried, as a picture (in per cent of its width and height) and a table."""
     tried = [
         a
         for a in c.alternatives
@@ -303,24 +307,24 @@ def _frontier(c: Comparison) -> dict[str, Any] | None:
     ]
     if not tried:
         return None
-    across = _scale([c.budget, 0.0, *(x for a in tried for x in (a.cost, a.cost_low, a.cost_high))])
-    up = _scale([0.0, *(x for a in tried for x in (a.gain, a.gain_low, a.gain_high))])
+    x_scale = _scale([c.budget, 0.0, *(x for a in tried for x in (a.cost, a.cost_low, a.cost_high))])
+    y_scale = _scale([0.0, *(x for a in tried for x in (a.gain, a.gain_low, a.gain_high))])
     points = []
     for i, a in enumerate(tried, 1):
         gain, cost = words.price(a)
         points.append({
             "number": i, "title": words.clean(a.title, 160), "key": words.clean(a.key, 60), "gain": gain, "cost": cost,
-            "x": across(a.cost), "left": across(a.cost_low), "right": across(a.cost_high),
-            "y": 100 - up(a.gain), "bottom": 100 - up(a.gain_low), "top": 100 - up(a.gain_high),
+            "x": x_scale(a.cost), "left": x_scale(a.cost_low), "right": x_scale(a.cost_high),
+            "y": 100 - y_scale(a.gain), "bottom": 100 - y_scale(a.gain_low), "top": 100 - y_scale(a.gain_high),
             "chosen": a.chosen, "saveable": a.saveable,
         })  # fmt: skip
-    most, best = (max(max(getattr(a, k) for a in tried), 0.0) for k in ("cost_high", "gain_high"))
+    highest_cost, highest_gain = (max(max(getattr(a, k) for a in tried), 0.0) for k in ("cost_high", "gain_high"))
     return {
         "points": points,
-        "budget": across(c.budget),
-        "nothing": 100 - up(0.0),
-        "right": {"at": across(most), "text": f"{100 * most:+.1f} points lost"},
-        "top": {"at": 100 - up(best), "text": f"{words.number(best, sign=True)} gained"},
+        "budget": x_scale(c.budget),
+        "nothing": 100 - y_scale(0.0),
+        "right": {"at": x_scale(highest_cost), "text": f"{100 * highest_cost:+.1f} points lost"},
+        "top": {"at": 100 - y_scale(highest_gain), "text": f"{words.number(highest_gain, sign=True)} gained"},
         "budget_text": f"{100 * c.budget:.3g}",
         "unit": words.clean(c.before.unit, 120),
         "alt": f"{len(tried)} repairs by what they gain and what they cost; the table below has the numbers.",
@@ -328,7 +332,7 @@ def _frontier(c: Comparison) -> dict[str, Any] | None:
 
 
 def _scale(values: Sequence[float]) -> Callable[[float], float]:
-    """Where a value lies between the smallest and the largest of `values`, in per cent, with a margin of 4 on both sides."""
+    """A function that places a value between the smallest and the largest of `values`, in per cent, with margins of 4."""
     low, high = min(values), max(values)
     width = (high - low) or 1.0
     return lambda x: round(4 + 92 * (x - low) / width, 2)
@@ -352,7 +356,7 @@ def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _told(value: Any) -> str:
-    """Lists and tables of plain values as a reader writes them; what is nested deeper as JSON."""
+    """Lists and mappings of plain values as text with commas; values that are nested deeper as JSON."""
     if isinstance(value, str):
         return value
     if value is None or (isinstance(value, Mapping | list | tuple) and not value):
@@ -369,7 +373,7 @@ def _pretty(value: Any, limit: int) -> str:
 
 
 def _dump(value: Any, indent: int | None = None) -> str:
-    """Readable JSON of anything; NaN stands as NaN."""
+    """Readable JSON of any value; NaN is written as NaN."""
     return json.dumps(json.loads(json.dumps(plain(value)), object_hook=untag), ensure_ascii=False, indent=indent)
 
 

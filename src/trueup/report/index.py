@@ -1,6 +1,6 @@
 """The page of a sweep: one line for each cell, one column for each fault, and a link to each cell's own page.
 
-Static and whole in one file, as a report's page is; its script sorts and filters what is there.
+The page is static and in one file, as the page of a report. Its script sorts and filters the rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trueup.report import words
 from trueup.report.embedded import asset, inline, policy, template
 
 MOST_BYTES = 2_000_000
-"""The page of 1,000 cells stays below."""
+"""The page of 1,000 cells is smaller than this."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Entry:
     """One cell of a sweep for its page.
 
     Attributes:
-        name: of the cell. link: to its page, relative to the index; empty where there is none. settings: column -> value, of what
-            differs between cells. faults: fault -> its comparison. changes: fault -> severity now less severity in an earlier
-            run. unexamined: fault -> why there is no finding of it. error: why the cell failed. seconds: CPU seconds. accuracy: of
-            the adapter that was trained, on test.
+        name: name of the cell. link: address of its page, relative to the index; empty if there is none. settings: column -> value,
+            for the settings that differ between cells. faults: fault -> its comparison. changes: fault -> severity now minus
+            severity in an earlier run. unexamined: fault -> why there is no finding of it. error: why the cell failed. seconds: CPU
+            seconds. accuracy: test accuracy of the adapter that was trained.
     """
 
     name: str
@@ -44,7 +44,8 @@ def page(title: str, entries: Sequence[Entry], *, waiting: int = 0, against: str
     """The whole page.
 
     Args:
-        title: of the sweep. waiting: cells that were not run yet. against: what `Entry.changes` are changes from.
+        title: title of the sweep. waiting: number of cells that were not run yet. against: name of the run that `Entry.changes`
+            compare with.
     """
     from markupsafe import Markup
 
@@ -83,15 +84,15 @@ def _summary(entries: Sequence[Entry], faults: Sequence[str], waiting: int) -> s
 
 
 def _count(fault: str, entries: Sequence[Entry]) -> dict[str, Any]:
-    """How many cells came to each outcome."""
+    """The number of cells with each outcome, for one fault."""
     states = [words.state_of(e.faults[fault]) for e in entries if fault in e.faults]
     worse = sum(e.changes[fault].low > 0 for e in entries if fault in e.changes)
     better = sum(e.changes[fault].high < 0 for e in entries if fault in e.changes)
-    moved = f"Since the earlier run {worse} got worse beyond chance, and {better} better." if any(
+    change_sentence = f"Since the earlier run {worse} got worse beyond chance, and {better} better." if any(
         fault in e.changes for e in entries
     ) else ""  # fmt: skip
     return {
-        "title": _title(fault, entries), "moved": moved,
+        "title": _title(fault, entries), "moved": change_sentence,
         "states": [(o, o.replace(" ", "-"), states.count(o)) for o in words.RANK if o in states],
     }  # fmt: skip
 
@@ -107,7 +108,7 @@ def _row(e: Entry, faults: Sequence[str], settings: Sequence[str]) -> dict[str, 
 
 
 def _key(value: str) -> str:
-    """What a setting is sorted by: numbers by size."""
+    """The key by which a setting is sorted: numbers by size."""
     try:
         return repr(float(value))
     except ValueError:
@@ -122,13 +123,13 @@ def _cell(c: Comparison | None, change: Difference | None, missed: str) -> dict[
         return {"state": "", "class": "", "text": "", "range": "", "after": "", "change": "", "way": "", "key": "99"}
     state = words.state_of(c)
     value, interval = words.parts(c.before)
-    said, way = "", ""
+    change_text, direction = "", ""
     if change is not None:
-        said = words.interval(change, sign=True)
-        way = "worse" if change.low > 0 else "better" if change.high < 0 else ""
+        change_text = words.interval(change, sign=True)
+        direction = "worse" if change.low > 0 else "better" if change.high < 0 else ""
     severity = c.before.severity if math.isfinite(c.before.severity) else -9.0
     return {
         "state": state, "class": state.replace(" ", "-"), "text": value, "range": interval,
-        "after": "" if c.after is None else f" → {words.parts(c.after)[0]}", "change": said, "way": way,
+        "after": "" if c.after is None else f" → {words.parts(c.after)[0]}", "change": change_text, "way": direction,
         "key": f"{words.RANK.index(state):02d} {1e6 - 1e3 * severity:012.3f}",
     }  # fmt: skip

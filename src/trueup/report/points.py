@@ -1,6 +1,6 @@
-"""The points of a chart made fit for a page: numbers that JSON can hold, names that are short and clean, not too many.
+"""The points of a chart, prepared for a page: numbers that JSON can hold, short and clean names, a limited number of points.
 
-Every kind of chart is drawn from these, so that all treat odd data alike.
+Every kind of chart uses these functions, so that all charts treat unusual data in the same way.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ def is_number(x: Any) -> bool:
 
 
 def finite(x: Any) -> float | None:
-    """`x` as a float, None for what JSON cannot hold: no value, NaN and the infinities."""
+    """`x` as a float; None for a missing value, and for NaN and the infinities, which JSON cannot hold."""
     return float(x) if x is not None and math.isfinite(x) else None
 
 
 def name(x: Any) -> str:
-    """A place on an axis of names: a number without needless digits, text cleaned and cut."""
+    """A value on an axis of names as text: a number without needless digits, text cleaned and cut."""
     return f"{x:g}" if is_number(x) else words.clean(x, 80)
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """`names` with a count behind those that occur again (cut names can), since places of one name fall together."""
-    seen: dict[str, int] = {}
-    out = []
+    """`names` with a count behind those that occur again, as cut names can. On an axis, equal names would share one place."""
+    counts: dict[str, int] = {}
+    distinct_names = []
     for n in names:
-        seen[n] = seen.get(n, 0) + 1
-        out.append(n if seen[n] == 1 else f"{n} ({seen[n]})")
-    return out
+        counts[n] = counts.get(n, 0) + 1
+        distinct_names.append(n if counts[n] == 1 else f"{n} ({counts[n]})")
+    return distinct_names
 
 
 def thin(n: int, most: int) -> Sequence[int]:
-    """Which of `n` points are kept so that at most `most` are: evenly spread, both ends among them."""
+    """Indices of at most `most` of `n` points: evenly spread, with both ends."""
     return range(n) if n <= most else [round(i * (n - 1) / (most - 1)) for i in range(most)]

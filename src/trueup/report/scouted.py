@@ -1,4 +1,4 @@
-"""What a scout found: a table for the terminal, and one self-contained page."""
+"""The results of a scout (a search for columns that the classifier relies on): a terminal table, and a self-contained page."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from trueup.report.table import _text as text
 from trueup.report.table import leads_table
 
 ROWS, TOLD = 10, 3
-"""Of the named columns: how many the terminal lists, and tells with examples."""
+"""The most named columns that the terminal lists, and that it shows with examples."""
 
 
 def scout_table(found: Scouted) -> RenderableType:
-    """The named columns for a terminal of 80 columns or more, with one example of either side, and what was tried."""
+    """The named columns for a terminal of 80 columns or more, with one example of each group, and what was tried."""
     parts: list[RenderableType] = [text(found.title, "bold", 200), text(found.sentence, "", 1000)]
     if found.leads:
         parts += [leads_table(found.leads[:ROWS]), text(words.EXPLAINED, "dim", 400)]
         for lead in found.leads[:TOLD]:
             parts += [Text(""), text(f"{lead.rank}. {lead.name}", "bold"), text(lead.sentence, "", 600)]
             parts.append(text(words.more(lead), "", 400))
-            seen: set[str] = set()
+            groups_shown: set[str] = set()
             for e in lead.examples:
-                if e["group"] not in seen:
-                    seen.add(e["group"])
+                if e["group"] not in groups_shown:
+                    groups_shown.add(e["group"])
                     parts.append(
                         text(f"  {e['group']}: {e['text']}  [{e['label']}, answered {e['predicted']}]", "dim", 160)
                     )
@@ -41,7 +41,7 @@ def scout_table(found: Scouted) -> RenderableType:
 
 
 def page(found: Scouted) -> str:
-    """The page: what was tried, each named column with its price and examples of either side, and the command that goes on."""
+    """The page: what was tried, each named column with its lean and examples of each group, and the command of the next step."""
     from markupsafe import Markup
 
     return template("scout.html.jinja").render(

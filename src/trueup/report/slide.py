@@ -1,4 +1,4 @@
-"""The slider under a line chart: what the page says at each place, worded here so that its script only looks it up."""
+"""The slider under a line chart: the texts for each of its positions, written here so that the page's script only looks them up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trueup.report import words
 
 
 def slider(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The slider of `chart` over its drawn `rows`, for the template and the script; None where it has none.
+    """The slider of `chart` over its drawn `rows`, for the template and the script; None where the chart has no slider.
 
     Returns:
         ``stops``: the places [x, as text], ascending. ``start``: the index of the first one shown. ``picked``: the point
@@ -19,17 +19,17 @@ def slider(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
     """
     if chart.slider is None or chart.kind != "line":
         return None
-    given = [r for r in rows if r["y"] is not None and not isinstance(r["x"], str)]
-    places = sorted({r["x"] for r in given})
+    points_drawn = [r for r in rows if r["y"] is not None and not isinstance(r["x"], str)]
+    places = sorted({r["x"] for r in points_drawn})
     if len(places) < 2:
         return None
     lines: dict[tuple[str, str], list[list[Any]]] = {}
-    for r in sorted(given, key=lambda r: r["x"]):
+    for r in sorted(points_drawn, key=lambda r: r["x"]):
         lines.setdefault((r["when"], r["series"]), []).append(
             [r["x"], r["y"], _value(r), _refused(r["x"], chart.slider.examples), r["cut"]]
         )
-    wanted = place(chart, chart.slider.start)
-    start = 0 if wanted is None else min(range(len(places)), key=lambda i: abs(places[i] - wanted))
+    start_place = place(chart, chart.slider.start)
+    start = 0 if start_place is None else min(range(len(places)), key=lambda i: abs(places[i] - start_place))
     picked = {key: min(points, key=lambda p: abs(p[0] - places[start])) for key, points in lines.items()}
     return {
         "label": words.clean(chart.slider.label, 160),
@@ -46,9 +46,9 @@ def slider(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
 
 
 def place(chart: Chart, x: float | None) -> float | None:
-    """Where `x` lies on the axis that is drawn; None for what a logarithmic axis has no room for.
+    """The value of `x` on the axis that is drawn; None where it is too large for a logarithmic axis.
 
-    Six digits: a power of a logarithm is off in the sixteenth, and 5 should read 5.
+    It is rounded to six digits: a power of a logarithm is off in the sixteenth digit, and 5 should read 5.
     """
     if x is None or not chart.log10:
         return x

@@ -41,17 +41,17 @@ _STYLE = {
 
 SEARCHED = "Search for shortcuts (exploratory)"
 TOLD = 3
-"""Of the columns that a search named: how many the terminal tells in a sentence."""
+"""The most columns of a search that the terminal describes in a sentence."""
 OTHERS = 5
-"""Of the repairs that were tried and not taken: how many the terminal names. The page has all."""
+"""The most repairs that the terminal lists of those that were tried and not taken. The page lists all."""
 
 
 def findings_table(report: Report) -> RenderableType:
     """The whole report for a terminal of 80 columns or more.
 
-    First a table of one row per fault (headline before and after, verdict); then per fault its verdict in a sentence,
-    its measures with the paired difference and whether it got better (only where the interval excludes 0), and what
-    the repair cost. Text from data is shown as text: no markup or escape sequence in it is obeyed.
+    First comes a table with one row per fault (headline before and after, verdict). Then each fault has its verdict in a
+    sentence, its measures with the paired difference and whether it got better (only where the interval excludes 0), and the
+    cost of the repair. Text from data is shown as text: markup and escape sequences in it have no effect.
     """
     parts: list[RenderableType] = [_text(report.title, "bold", 200)]
     parts += [_text(f"Warning: {w}", "bold red", 600) for w in report.warnings]
@@ -66,7 +66,7 @@ def findings_table(report: Report) -> RenderableType:
 
 
 def searched(found: Scouted) -> list[RenderableType]:
-    """A check's search for columns that nobody named: what it tried and found, and how to go on."""
+    """A check's search for columns (no confounder was named): what it tried and found, and the next step."""
     parts: list[RenderableType] = [
         Text(""),
         _text(SEARCHED, "bold underline"),
@@ -77,7 +77,7 @@ def searched(found: Scouted) -> list[RenderableType]:
         parts += [_text(f"{x.rank}. {x.sentence}", "", 600) for x in found.leads[:TOLD]]
         sentence, command = words.go_on(found)
         parts.append(_text(sentence, "", 600))
-        if command:  # in one line however long, to be copied
+        if command:  # on one line of any length, so that it can be copied
             parts.append(Text(command, no_wrap=True, overflow="ignore"))
     elif found.unproven:
         parts += [_text("The strongest that are not proven:", ""), leads_table(found.unproven)]
@@ -133,9 +133,11 @@ def _fault(comparison: Comparison) -> list[RenderableType]:
             else:
                 table.add_row(_text(row.title), _value(row.before), _value(row.after), *_outcome(row))
         parts += [table] * bool(shown)
-        if still := len(measures) - len(shown):
-            many = "1 measure" if still == 1 else f"{still} measures"
-            parts.append(_text(f"{many} did not change measurably; the page has {'it' if still == 1 else 'them'}."))
+        if hidden_count := len(measures) - len(shown):
+            hidden_text = "1 measure" if hidden_count == 1 else f"{hidden_count} measures"
+            parts.append(
+                _text(f"{hidden_text} did not change measurably; the page has {'it' if hidden_count == 1 else 'them'}.")
+            )
     parts += [_text(line) for line in sparklines(comparison)]
     if comparison.after is not None:
         parts.append(_text(words.harm_sentence(comparison), "", 1000))
@@ -155,8 +157,10 @@ def _fault(comparison: Comparison) -> list[RenderableType]:
 
 
 def changes_table(changes: Sequence[tuple[Comparison, bool]]) -> RenderableType:
-    """An earlier check and a later one, as comparisons of their first audits, each with whether the difference is paired: a row for
-    each fault, then the measures that changed beyond doubt."""
+    """Two checks in a table: a row for each fault, then the measures whose change has an interval that excludes 0.
+
+    `changes`: a comparison of the first audits of both checks, and whether its differences are paired, for each fault.
+    """
     table = _then_and_now("severity of")
     parts: list[RenderableType] = [table]
     for c, paired in changes:
@@ -167,17 +171,17 @@ def changes_table(changes: Sequence[tuple[Comparison, bool]]) -> RenderableType:
             _text(words.title_of(c.before)), words.number(c.before.severity), words.number(c.after.severity),
             words.interval(d, sign=True), Text(words.MARK[word], _STYLE.get(word, "dim")),
         )  # fmt: skip
-        how = "the same test texts, paired" if paired else "other test texts: two independent estimates"
+        paired_or_not = "the same test texts, paired" if paired else "other test texts: two independent estimates"
         rows = [r for r in words.rows(c) if r.difference is not None]
-        moved = [r for r in rows if r.difference is not None and words.decided(r.difference)]
-        parts += [Text(""), _text(f"{words.title_of(c.before)}: {how}.")]
-        if moved:
-            own = _then_and_now("measure")
-            for row in moved:
-                own.add_row(_text(row.title), _value(row.before), _value(row.after), *_outcome(row))
-            parts.append(own)
-        if len(rows) > len(moved):
-            parts.append(_text(f"{len(rows) - len(moved)} measures did not change measurably."))
+        changed_rows = [r for r in rows if r.difference is not None and words.decided(r.difference)]
+        parts += [Text(""), _text(f"{words.title_of(c.before)}: {paired_or_not}.")]
+        if changed_rows:
+            measures_table = _then_and_now("measure")
+            for row in changed_rows:
+                measures_table.add_row(_text(row.title), _value(row.before), _value(row.after), *_outcome(row))
+            parts.append(measures_table)
+        if len(rows) > len(changed_rows):
+            parts.append(_text(f"{len(rows) - len(changed_rows)} measures did not change measurably."))
     return Group(*parts)
 
 
@@ -192,7 +196,7 @@ def _then_and_now(what: str) -> Table:
 
 
 def _others(comparison: Comparison) -> list[RenderableType]:
-    """The other repairs that an adapter can carry and that help, by gain and cost: at most `OTHERS` of them."""
+    """The other repairs that help and can be saved as an adapter, with gain and cost: at most `OTHERS` of them."""
     tried = [a for a in comparison.alternatives if a.saveable and not a.chosen and a.gain_low > 0][:OTHERS]
     if not tried:
         return []
@@ -208,24 +212,24 @@ def _others(comparison: Comparison) -> list[RenderableType]:
 def sparklines(comparison: Comparison) -> list[str]:
     """The first line of each line chart as a row of blocks, before and after on one scale; at most 80 columns wide."""
     after = {c.key: c for c in comparison.after.charts} if comparison.after is not None else {}
-    found = []
+    lines = []
     for chart in comparison.before.charts:
-        pair = [c for c in (chart, after.get(chart.key)) if c is not None and c.kind == "line" and c.series]
-        rows = [_thinned(c.series[0].y) for c in pair]
+        before_and_after = [c for c in (chart, after.get(chart.key)) if c is not None and c.kind == "line" and c.series]
+        rows = [_thinned(c.series[0].y) for c in before_and_after]
         ends = [y for row in rows for y in row if math.isfinite(y)]
-        if not pair or len(rows[0]) < 3 or not ends:
+        if not before_and_after or len(rows[0]) < 3 or not ends:
             continue
         low, high = min(ends), max(ends)
         drawn = " → ".join(_spark(row, low, high) for row in rows)
-        found.append(f"{words.clean(chart.title, 34)}  {drawn}  {words.number(low)} to {words.number(high)}")
-    return found
+        lines.append(f"{words.clean(chart.title, 34)}  {drawn}  {words.number(low)} to {words.number(high)}")
+    return lines
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
     """At most `SPARKS` values, evenly spaced, the first and the last among them."""
     last, most = len(values) - 1, min(len(values), SPARKS)
-    taken = (values[round(i * last / max(1, most - 1))] for i in range(most))
-    return [math.nan if y is None else float(y) for y in taken]
+    chosen_values = (values[round(i * last / max(1, most - 1))] for i in range(most))
+    return [math.nan if y is None else float(y) for y in chosen_values]
 
 
 def _spark(values: list[float], low: float, high: float) -> str:

@@ -1,4 +1,4 @@
-"""Values as strict JSON and back: what the files of an output folder and its page are written in."""
+"""Values as strict JSON and back, for the files of an output folder and its page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TAG = "$float"
 
 
 def plain(value: Any) -> Any:
-    """`value` in what JSON can hold exactly: NaN and the infinities are tagged, numpy is unpacked, the rest is text."""
+    """`value` in types that JSON can hold: NaN and the infinities are tagged, numpy is unpacked, other types become text."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):

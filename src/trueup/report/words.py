@@ -1,6 +1,6 @@
-"""What the numbers say: states, sentences and number formats that the terminal and the page share.
+"""The words for the numbers: states, sentences and number formats that the terminal and the page share.
 
-Nothing here knows a fault by name: everything is read from Finding, Measure, Difference and Comparison.
+The code here does not depend on the fault: everything is read from Finding, Measure, Difference and Comparison.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Change = Literal["better", "worse", "no clear change", "same", "changed", "unkno
 RANK: tuple[State, ...] = (
     "found", "made worse", "no gain", "trade-off", "reduced", "undecided", "not measured", "not examined", "repaired", "clear",
 )  # fmt: skip
-"""The states in the order in which they want attention."""
+"""The states in the order of attention: the most urgent first."""
 
 ICON: Mapping[State, str] = {
     "found": "!", "made worse": "✕", "no gain": "–", "trade-off": "⇄", "reduced": "↓", "undecided": "?", "not measured": "?",
     "not examined": "○", "repaired": "✓", "clear": "✓",
 }  # fmt: skip
-"""A sign beside each word, so that no state is told by its colour alone."""
+"""A sign for each state, so that colour is not the only way to tell states apart."""
 
 MEANING: Mapping[State, str] = {
     "found": "The model has this fault. No repaired adapter was made.",
@@ -40,20 +40,20 @@ MEANING: Mapping[State, str] = {
     "repaired": "The model had the fault. After the repair it is below the threshold.",
     "clear": "The model does not have this fault above the threshold.",
 }
-"""What each word means to a reader who has never seen a report."""
+"""The meaning of each state, for a reader who has never seen a report."""
 
 HEADLINE = "severity"
 """The key under which `Comparison.differences` holds the paired difference of the headline."""
 
 
 def clean(text: object, limit: int = 2000) -> str:
-    """`text` as it can be shown anywhere (`trueup.errors.visible`), cut. A cut string ends in ``…``."""
+    """`text` without invisible and control characters (`trueup.errors.visible`), cut to `limit`. A cut string ends in ``…``."""
     shown = str(text)
     return visible(shown[:limit]) + "…" * (len(shown) > limit)
 
 
 def number(x: float, *, sign: bool = False, whole: bool = True) -> str:
-    """`x` for a reader: some four digits, ``n/a`` for NaN, a true minus sign; whole numbers bare if `whole`."""
+    """`x` for a reader: about four digits, ``n/a`` for NaN, a true minus sign; whole numbers without decimals if `whole`."""
     x = float(x)
     if math.isnan(x):
         return "n/a"
@@ -70,7 +70,7 @@ def number(x: float, *, sign: bool = False, whole: bool = True) -> str:
 
 
 def parts(item: Finding | Measure | Difference, *, sign: bool = False) -> tuple[str, str]:
-    """``0.310`` and ``[0.250, 0.370]``: the estimate and its interval, all three with decimals or none."""
+    """``0.310`` and ``[0.250, 0.370]``: the estimate and its interval. Either all three numbers have decimals, or none has."""
     value = item.severity if isinstance(item, Finding) else item.value
     whole = all(not math.isfinite(x) or x == int(x) for x in (value, item.low, item.high))
     shown = [number(x, sign=sign, whole=whole) for x in (value, item.low, item.high)]
@@ -83,8 +83,10 @@ def interval(item: Finding | Measure | Difference, *, sign: bool = False) -> str
 
 
 def p_value(p: float, resamples: int | None = None) -> str:
-    """``p = 0.012``, ``p < 0.001`` or ``p n/a``; of a bootstrap of so many `resamples`, which tells no p below 2 / (resamples + 1)
-    from another, ``p ≤ 0.002`` there."""
+    """``p = 0.012``, ``p < 0.001`` or ``p n/a``; from a bootstrap also ``p ≤ 0.002``.
+
+    The smallest p of a bootstrap with `resamples` resamples is 2 / (resamples + 1), so a p up to that value is written with ≤.
+    """
     if math.isnan(p):
         return "p n/a"
     if resamples and p <= (floor := 2 / (resamples + 1)) * (1 + 1e-9):
@@ -98,10 +100,10 @@ def decided(difference: Difference) -> bool:
 
 
 def change(difference: Difference | None, better: str | None) -> Change:
-    """Whether a paired difference is for the better; decided only by an interval that excludes 0.
+    """Whether a paired difference is an improvement: ``better`` or ``worse`` only if its interval excludes 0.
 
-    ``same`` when it is 0 in every resample, ``changed`` when it is decided but nobody said which direction is better,
-    ``unknown`` when there is no difference.
+    ``same`` if it is 0 in every resample. ``changed`` if its interval excludes 0 but it is not known which direction is better.
+    ``unknown`` if there is no difference.
     """
     if difference is None or math.isnan(difference.low) or math.isnan(difference.high):
         return "unknown"
@@ -130,8 +132,11 @@ def title_of(finding: Finding) -> str:
 
 
 def state_of(comparison: Comparison | None) -> State:
-    """The one word for a fault, on the page, in the terminal, in JSON and on the cards: `Comparison.outcome`, which says
-    ``repaired`` only where the whole interval after the repair lies below the threshold; ``not examined`` for no comparison."""
+    """The state of a fault in one word, the same on the page, in the terminal, in JSON and on the cards.
+
+    It is `Comparison.outcome`, which is ``repaired`` only where the whole interval after the repair is below the threshold, or
+    ``not examined`` without a comparison.
+    """
     return "not examined" if comparison is None else comparison.outcome
 
 
@@ -143,24 +148,26 @@ def verdict(comparison: Comparison) -> str:
     """
     before, after = comparison.before, comparison.after
     unit, threshold = clean(before.unit, 120), number(before.threshold)
-    now = f"severity is {interval(before)} ({unit}; threshold {threshold})"
-    which = state_of(comparison)
-    if which == "not measured":
-        return f"Not measured: {now}, so nothing can be said."
+    severity_text = f"severity is {interval(before)} ({unit}; threshold {threshold})"
+    state = state_of(comparison)
+    if state == "not measured":
+        return f"Not measured: {severity_text}, so nothing can be said."
     opening = {
-        "found": f"Found: {now}, and its whole interval lies above the threshold.",
-        "clear": f"Clear: {now}, and its whole interval lies below the threshold.",
-        "undecided": f"Undecided: {now}, and its interval includes the threshold.",
+        "found": f"Found: {severity_text}, and its whole interval lies above the threshold.",
+        "clear": f"Clear: {severity_text}, and its whole interval lies below the threshold.",
+        "undecided": f"Undecided: {severity_text}, and its interval includes the threshold.",
     }[before.verdict]
     if before.verdict == "undecided":
-        opening = (f"Undecided: {now}. {_sentence(before.doubt)}" if before.doubt else opening) + _needed(before)
+        opening = (f"Undecided: {severity_text}. {_sentence(before.doubt)}" if before.doubt else opening) + _needed(
+            before
+        )
     if after is None:
-        dear = f"A trade-off: each repair that helps costs more than the budget. {opening}"
-        return f"{dear if which == 'trade-off' else opening} {_sentence(comparison.remedy)}".rstrip()
+        trade_off = f"A trade-off: each repair that helps costs more than the budget. {opening}"
+        return f"{trade_off if state == 'trade-off' else opening} {_sentence(comparison.remedy)}".rstrip()
     scale, course = f"({unit}; threshold {threshold})", _course(comparison, after)
-    if which in ("clear", "undecided"):
-        helped = "It helped" if comparison.gained else "It did not help"
-        return f"{opening} We tried a repair. {helped}: {course}."
+    if state in ("clear", "undecided"):
+        repair_effect = "It helped" if comparison.gained else "It did not help"
+        return f"{opening} We tried a repair. {repair_effect}: {course}."
     start = {
         "repaired": "Found and repaired",
         "reduced": "Found and reduced, and not clear yet",
@@ -168,12 +175,12 @@ def verdict(comparison: Comparison) -> str:
         f"{100 * comparison.budget:.3g} points",
         "no gain": "Found, and the repair brought no measurable gain",
         "made worse": "Made worse by the repair",
-    }[which]
+    }[state]
     return f"{start if before.verdict == 'found' else start.replace('Found', 'Undecided')}: {course} {scale}."
 
 
 def happened(c: Comparison) -> str:
-    """What the repair came to, in a plain sentence; empty where none was tried and none needed."""
+    """The result of the repair in a plain sentence; empty where no repair was tried or needed."""
     budget = f"the budget of {100 * c.budget:.3g} points"
     if c.after is None:
         return f"Each repair that helps costs more accuracy than {budget}." if c.outcome == "trade-off" else ""
@@ -191,7 +198,7 @@ def percent(x: float) -> str:
 
 
 def accuracy_line(c: Comparison) -> str:
-    """``Overall accuracy 79.2% to 78.0%: no clear change.`` Empty where it was not measured."""
+    """``Overall accuracy 79.2% to 78.0%: no clear change.`` Empty where the accuracy was not measured."""
     before, after = c.before.measures.get("accuracy"), c.after.measures.get("accuracy") if c.after else None
     d = c.differences.get("accuracy") or c.harm.get("accuracy")
     if before is None or math.isnan(before.value):
@@ -199,10 +206,10 @@ def accuracy_line(c: Comparison) -> str:
     if after is None or d is None:
         return f"Overall accuracy {percent(before.value)}."
     if c.outcome == "trade-off":
-        unsure = "; the interval includes zero" if change(d, "higher") == "no clear change" else ""
+        doubt_note = "; the interval includes zero" if change(d, "higher") == "no clear change" else ""
         return (
             f"Overall accuracy {percent(before.value)} to {percent(after.value)}: {-100 * d.value:.1f} points lost, against a "
-            f"budget of {100 * c.budget:.3g}{unsure}."
+            f"budget of {100 * c.budget:.3g}{doubt_note}."
         )
     what = {"same": "the same", "unknown": "not compared"}.get(kind := change(d, "higher"), kind)
     return f"Overall accuracy {percent(before.value)} to {percent(after.value)}: {what}."
@@ -218,11 +225,15 @@ def in_short(c: Comparison) -> str:
 
 
 def next_steps(c: Comparison) -> list[str]:
-    """What to do about a fault, as sentences, the most useful first."""
+    """The next steps for a fault, as sentences, the most useful first."""
     last, word = c.after or c.before, c.outcome
-    others = [a for a in c.alternatives if a.saveable and not a.chosen and a.gain_low > 0]
-    take = f"Or take another repair from the table below, such as --take {clean(others[0].key, 60)}." if others else ""
-    kept = f"The adapter in {clean(c.adapter, 200)} was kept as asked; it is no improvement." if c.adapter else ""
+    other_repairs = [a for a in c.alternatives if a.saveable and not a.chosen and a.gain_low > 0]
+    take = (
+        f"Or take another repair from the table below, such as --take {clean(other_repairs[0].key, 60)}."
+        if other_repairs
+        else ""
+    )
+    kept_note = f"The adapter in {clean(c.adapter, 200)} was kept as asked; it is no improvement." if c.adapter else ""
     steps = {
         "repaired": ["Use the repaired adapter." if c.adapter else "Run the check with an output folder to get the adapter."],
         "reduced": ["Use the repaired adapter if what is left over is acceptable.", take],
@@ -230,9 +241,9 @@ def next_steps(c: Comparison) -> list[str]:
             "Decide whether the gain is worth the accuracy lost." if c.after else
             f"To get a repair, allow a higher cost with --max-cost (now {c.budget:.3g}).", take,
         ],
-        "no gain": [kept or "Keep the adapter that you have.", "Use more calibration texts, or remove the cause "
+        "no gain": [kept_note or "Keep the adapter that you have.", "Use more calibration texts, or remove the cause "
                     "from the training data and train again."],
-        "made worse": [kept or "Keep the adapter that you have."],
+        "made worse": [kept_note or "Keep the adapter that you have."],
         "found": [_sentence(c.remedy)],
         "clear": ["Nothing to do. Passing on these test texts does not prove that the model is fine on others."],
         "not measured": ["Look at the details of the finding for the reason."],
@@ -243,31 +254,31 @@ def next_steps(c: Comparison) -> list[str]:
 
 
 OUT_OF_REACH = 50
-"""So many times as many texts as there are nobody collects for a verdict."""
+"""More than this many times the present number of texts is too many to collect for a verdict."""
 
 
 def more_texts(finding: Finding) -> str:
-    """How many test texts would decide, as a sentence."""
+    """A sentence with the number of test texts that would decide."""
     tested = finding.provenance.get("clusters")
     if finding.doubt:
         return _sentence(finding.doubt)
     if finding.needed is None:
         return "Test on more texts: the interval includes the threshold."
-    had = f" (this check had {tested:,})" if isinstance(tested, int) else ""
+    tested_note = f" (this check had {tested:,})" if isinstance(tested, int) else ""
     if isinstance(tested, int) and finding.needed > OUT_OF_REACH * tested:
         return (
             f"The severity is so close to the threshold that about {two_digits(finding.needed):,} independent texts would be "
-            f"needed for a decision{had}. Decide by the interval whether you can accept the upper end of the severity."
+            f"needed for a decision{tested_note}. Decide by the interval whether you can accept the upper end of the severity."
         )
     return (
-        f"To reach a decision, test on about {two_digits(finding.needed):,} independent texts{had}. If the severity is as "
+        f"To reach a decision, test on about {two_digits(finding.needed):,} independent texts{tested_note}. If the severity is as "
         "estimated here, 80% of such checks decide."
     )
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the three numbers by which to decide: what it is, its value with interval, and what that means."""
+    """One of the three numbers for the decision about a repair: its title, its value with interval, and its meaning."""
 
     title: str
     value: str
@@ -277,39 +288,49 @@ class Part:
 
 
 def to_decide(c: Comparison) -> list[Part]:
-    """What the repair gained, what it cost, and what is left over; empty where there is no second audit with a number."""
+    """The gain of the repair, its cost, and the severity left over; empty where there is no second audit with a number."""
     d, after = c.differences.get(HEADLINE), c.after
     if after is None or d is None or math.isnan(after.severity) or math.isnan(d.low):
         return []
-    kind, unit = change(d, "lower"), clean(c.before.unit, 120)
+    gain_direction, unit = change(d, "lower"), clean(c.before.unit, 120)
     gained = parts(Difference(-d.value, -d.high, -d.low, d.p), sign=True)
-    phrase = {"better": f"less {unit}", "worse": f"There is more {unit} than before"}.get(
-        kind, "Inconclusive: the interval includes zero"
+    gain_text = {"better": f"less {unit}", "worse": f"There is more {unit} than before"}.get(
+        gain_direction, "Inconclusive: the interval includes zero"
     )
-    result = [Part("Gained", *gained, phrase if kind != "same" else "Before and after are the same", kind)]
-    lost = c.harm.get("accuracy") or c.differences.get("accuracy")
-    if lost is not None and not math.isnan(lost.low):
-        value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (lost.value, lost.low, lost.high))
-        way = change(lost, "higher")
-        said = {
+    result = [
+        Part(
+            "Gained",
+            *gained,
+            gain_text if gain_direction != "same" else "Before and after are the same",
+            gain_direction,
+        )
+    ]
+    accuracy_change = c.harm.get("accuracy") or c.differences.get("accuracy")
+    if accuracy_change is not None and not math.isnan(accuracy_change.low):
+        value, low, high = (
+            f"{100 * x:+.1f}".replace("-", "−")
+            for x in (accuracy_change.value, accuracy_change.low, accuracy_change.high)
+        )
+        direction = change(accuracy_change, "higher")
+        text_of_direction = {
             "worse": "points of accuracy",
             "better": "points of accuracy: it is better",
             "same": "points of accuracy: the same",
         }
-        text = said.get(way, "points of accuracy. Inconclusive: the interval includes zero")
-        result.append(Part("Cost", value, f"[{low}, {high}]", text, way))
-    left = {
+        text = text_of_direction.get(direction, "points of accuracy. Inconclusive: the interval includes zero")
+        result.append(Part("Cost", value, f"[{low}, {high}]", text, direction))
+    verdict_text = {
         "clear": "the whole interval lies within it", "found": "the whole interval lies above it",
         "undecided": "the interval includes it",
     }[after.verdict]  # fmt: skip
     result.append(
-        Part("Left over", *parts(after), f"{unit}; threshold {number(after.threshold)}: {left}", after.verdict)
+        Part("Left over", *parts(after), f"{unit}; threshold {number(after.threshold)}: {verdict_text}", after.verdict)
     )
     return result
 
 
 def _needed(finding: Finding) -> str:
-    """Empty where there are as many already: then it is the doubt that leaves it open, and more of these would not decide."""
+    """How many examples would decide, as a sentence. Empty where the check had as many: then the reason is another doubt."""
     tested = finding.provenance.get("clusters")
     return (
         ""
@@ -320,17 +341,17 @@ def _needed(finding: Finding) -> str:
 
 
 def _course(comparison: Comparison, after: Finding) -> str:
-    """Where the headline went, with its paired difference."""
+    """The headline before and after the repair, with its paired difference."""
     course = f"severity went from {interval(comparison.before)} to {interval(after)}"
-    paired = comparison.differences.get(HEADLINE)
-    kind = change(paired, "lower")
+    difference_of_severity = comparison.differences.get(HEADLINE)
+    kind = change(difference_of_severity, "lower")
     if math.isnan(after.severity):
         return f"{course}: it could not be measured after the repair"
-    if paired is None or kind == "unknown":
+    if difference_of_severity is None or kind == "unknown":
         return f"{course}, but no paired difference of it is known"
     if kind == "same":
         return f"{course}, and the paired difference is exactly 0"
-    difference = f"the paired difference {interval(paired, sign=True)}"
+    difference = f"the paired difference {interval(difference_of_severity, sign=True)}"
     return f"{course}, and {difference} includes 0" if kind == "no clear change" else f"{course}, {difference}"
 
 
@@ -341,7 +362,7 @@ def _sentence(text: str) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the measures (or harm) table: before, after, the paired difference, and what that means."""
+    """One line of the table of measures or of harm: before, after, the paired difference, and its meaning."""
 
     key: str
     title: str
@@ -361,26 +382,26 @@ def rows(comparison: Comparison) -> list[Row]:
 
 
 def harm_rows(comparison: Comparison) -> list[Row]:
-    """What should not have changed, with the measure's title and polarity where a finding knows them."""
+    """The quantities that should not have changed, with the measure's title and polarity where a finding has them."""
     return [_row(comparison, key, difference) for key, difference in comparison.harm.items()]
 
 
 _POLARITY: dict[str, Better] = {"accuracy": "higher", "nll": "lower", "nats": "lower"}
-"""Which direction is better of what only the harm table has, by the first word of its name."""
+"""The better direction of quantities that only the harm table has, by the first word of their names."""
 
 
 def _row(comparison: Comparison, key: str, difference: Difference | None) -> Row:
     before = comparison.before.measures.get(key)
     after = comparison.after.measures.get(key) if comparison.after else None
-    known = before or after
+    measure = before or after
     title = clean(comparison.title(key), 120)
-    unit = clean(known.unit, 120) if known else ""
-    better = known.better if known else _POLARITY.get(title.partition(" ")[0])
+    unit = clean(measure.unit, 120) if measure else ""
+    better = measure.better if measure else _POLARITY.get(title.partition(" ")[0])
     return Row(key, title, unit, better, before, after, difference, change(difference, _way(better, before, after)))
 
 
 def _way(better: Better | None, before: Measure | None, after: Measure | None) -> Better | None:
-    """The direction that is better, of a signed number that should be 0 by the side on which it was; None where it is unknown."""
+    """The better direction; None if unknown. For a signed number that should be 0 it depends on the side where the number is."""
     if better != "zero":
         return better
     if before is None or after is None:
@@ -418,12 +439,12 @@ def harm_sentence(comparison: Comparison) -> str:
 
 
 def price(a: Alternative) -> tuple[tuple[str, str], tuple[str, str]]:
-    """What a repair that was tried gains and costs, each as the estimate and its interval; the cost in points of accuracy."""
+    """Gain and cost of a repair that was tried, each as the estimate and its interval; the cost in points of accuracy."""
     cost, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (a.cost, a.cost_low, a.cost_high))
     return parts(Difference(a.gain, a.gain_low, a.gain_high, math.nan), sign=True), (cost, f"[{low}, {high}]")
 
 
-# ---- what a search for columns that nobody named found
+# ---- the results of a search for columns
 
 EXPLAINED = (
     "A word that carries the meaning and a word that reveals the source look the same in these numbers. You decide which column "
@@ -432,7 +453,7 @@ EXPLAINED = (
 
 
 def search_sentence(found: Scouted) -> str:
-    """What a check's search tried and found, and what that does not say."""
+    """What a check's search tried and found, and what that does not prove."""
     sentence = f"No column was named that should not matter, so trueup searched for shortcuts. {found.sentence} "
     if found.named:
         return f"{sentence}This is a search and no verdict. {EXPLAINED}"
@@ -443,24 +464,24 @@ def search_sentence(found: Scouted) -> str:
 
 
 def go_on(found: Scouted) -> tuple[str, str]:
-    """How the first column that a search named is examined and repaired: a sentence, and the command that it ends in.
+    """How to examine and repair the first column that a search named: a sentence, and the command that follows it.
 
-    The command is empty where none repeats the search, and both are where it named no column.
+    The command is empty where no command repeats the search. Both are empty where the search named no column.
     """
     if not found.leads:
         return "", ""
-    which = "scout:1 is the first of them, scout:2 the second. " if found.named > 1 else ""
+    order_note = "scout:1 is the first of them, scout:2 the second. " if found.named > 1 else ""
     if not found.onward:
         return (
-            f"{which}To examine and repair the first, give confounder='scout:1' to trueup.check, and the data by name or as a "
+            f"{order_note}To examine and repair the first, give confounder='scout:1' to trueup.check, and the data by name or as a "
             "table, not as a Corpus.",
             "",
         )
-    return f"{which}{onward_step(found.onward)}:", clean(found.onward, 4000)
+    return f"{order_note}{onward_step(found.onward)}:", clean(found.onward, 4000)
 
 
 def onward_step(command: str) -> str:
-    """What the command of a search does: a repair of confounding learns from training rows, of which --held-out leaves none."""
+    """What the command of a search does: with --held-out it only examines, because a repair learns from training rows."""
     return f"To {'examine' if '--held-out' in command.split() else 'examine and repair'} the first"
 
 
@@ -473,15 +494,17 @@ def rate(q: float) -> str:
 
 
 def more(x: Lead) -> str:
-    """How the data couple the column with the label, accuracy by group, and whether it goes with a column above."""
-    way = (
+    """The coupling of the column with the label in the data, the accuracy by group, and the similar column above it, if any."""
+    coupling_text = (
         f"the favoured class is {x.coupling:.2g} times as frequent in its group"
         if x.coupling >= 1
         else f"the favoured class is {1 / x.coupling:.2g} times rarer in its group"
     )
-    right = ", ".join(f"{a:.1%} where {g} ({n:,})" for g, a, n in zip(x.groups, x.accuracy, x.clusters, strict=True))
-    like = f" It gives much the same texts the head start as no. {x.like}." if x.like else ""
-    return f"In the test examples {way}. Accuracy: {right}.{like}"
+    accuracies = ", ".join(
+        f"{a:.1%} where {g} ({n:,})" for g, a, n in zip(x.groups, x.accuracy, x.clusters, strict=True)
+    )
+    like_note = f" It gives much the same texts the head start as no. {x.like}." if x.like else ""
+    return f"In the test examples {coupling_text}. Accuracy: {accuracies}.{like_note}"
 
 
 def lead(x: Lead) -> dict[str, Any]:

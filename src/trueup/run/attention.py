@@ -1,4 +1,4 @@
-"""Attention read, and changed, where it happens: one layer at a time, so that no pass ever holds all of its maps."""
+"""Attention weights read and changed inside the forward pass, one layer at a time, so that no pass holds the maps of all layers."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ _taps: ContextVar[Mapping[int, tuple[int, Tap]]] = ContextVar("trueup_taps", def
 
 @contextlib.contextmanager
 def tapped(subject: Subject, tap: Tap) -> Iterator[None]:
-    """Inside the block `tap` sees every layer's attention and may change it. Attention is computed openly meanwhile.
+    """Inside the block `tap` sees every layer's attention and may change it.
 
-    Whatever attention implementation the model was loaded with (some return no weights) comes back after the block.
-    Blocks may be inside each other; the inner one of the same model sees what the outer one left. Nothing that runs
-    inside is remembered on disk: the weights, by which a memory knows a model, are the same.
+    Inside the block attention is computed by an implementation that gives its weights (some give none); after it the model has
+    its former implementation again. Blocks may be nested: the inner one of the same model sees the weights after the outer one.
+    Nothing that runs inside is remembered on disk: a memory knows a model by its weights, and these are the same.
     """
-    # A layer's mixer is known by any module in it: implementations differ in which one asks for attention.
+    # A tap is found by any module of a layer's mixer, because implementations differ in the module that calls attention.
     outer = _taps.get()
-    mine = {
+    new_taps = {
         id(m): (i, _after(outer[id(m)][1], tap) if id(m) in outer else tap)
         for i in range(len(layers_of(subject)))
         for m in mixer_of(subject, i).modules()
     }
     config: Any = subject.base.config
-    old = config._attn_implementation
-    before = _taps.set({**outer, **mine})
+    implementation = config._attn_implementation
+    token = _taps.set({**outer, **new_taps})
     hooks: list[Any] = []
     try:
         if subject.anatomy.model_type in _BY_HOOK:
-            new = not any(key in outer for key in mine)  # an outer block's hooks serve this one too
-            for i in range(len(layers_of(subject)) if new else 0):
+            needs_hooks = not any(key in outer for key in new_taps)  # an outer block's hooks serve this one too
+            for i in range(len(layers_of(subject)) if needs_hooks else 0):
                 _hook(subject, i, mixer_of(subject, i), hooks)
         else:
             offer(_NAME, _attention)
@@ -58,39 +58,39 @@ def tapped(subject: Subject, tap: Tap) -> Iterator[None]:
         with within(replace(session(), memo=None)):
             yield
     finally:
-        if config._attn_implementation != old:
-            config._attn_implementation = old
-        _taps.reset(before)
+        if config._attn_implementation != implementation:
+            config._attn_implementation = implementation
+        _taps.reset(token)
         for hook in hooks:
             hook.remove()
 
 
 def openly(subject: Subject, row: Row) -> None:
-    """A discovered family's attention, computed openly, is seen once in every layer and leads to the same final states.
+    """Check on a discovered family that `tapped` sees attention once in every layer, and gives the same final states.
 
     Raises:
-        Unsupported: it is not, or does not.
+        Unsupported: it does not.
     """
     if not subject.anatomy.discovered:
         return
-    batch, seen = collate([Row(row[:PROVEN_ON])], 0), []
+    batch, layers_seen = collate([Row(row[:PROVEN_ON])], 0), []
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
     what = f"Attention of '{subject.anatomy.model_type}' that is computed openly"
     with torch.inference_mode(), evaluating(subject):
         try:
-            plain = backbone(subject, ids, mask).last_hidden_state
-            with tapped(subject, lambda layer, *_: seen.append(layer)):
-                got = backbone(subject, ids, mask).last_hidden_state
+            plain_states = backbone(subject, ids, mask).last_hidden_state
+            with tapped(subject, lambda layer, *_: layers_seen.append(layer)):
+                final_states = backbone(subject, ids, mask).last_hidden_state
         except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as e:
             raise Unsupported(f"{what} could not be run ({' '.join(str(e).split())[:160]}). {TESTED}") from e
-    if seen != list(range(len(layers_of(subject)))):
-        raise Unsupported(f"{what} shows itself {len(seen)} times in {len(layers_of(subject))} layers. {TESTED}")
-    equal(got, plain, what, "the final hidden states")
+    if layers_seen != list(range(len(layers_of(subject)))):
+        raise Unsupported(f"{what} shows itself {len(layers_seen)} times in {len(layers_of(subject))} layers. {TESTED}")
+    equal(final_states, plain_states, what, "the final hidden states")
 
 
 def _tapped(module: nn.Module, weights: Tensor, values: Tensor) -> Tensor:
-    """What the taps of `module` leave of the weights."""
-    if id(module) not in _taps.get():  # a copy made inside a block has its setting, and no tap
+    """The weights after the taps of `module`."""
+    if id(module) not in _taps.get():  # a copy made inside a block has the setting of the block, but no tap
         return weights
     layer, tap = _taps.get()[id(module)]
     changed = tap(layer, weights, values)
@@ -100,8 +100,8 @@ def _tapped(module: nn.Module, weights: Tensor, values: Tensor) -> Tensor:
 def _after(first: Tap, then: Tap) -> Tap:
     def both(layer: int, weights: Tensor, values: Tensor) -> Tensor | None:
         changed = first(layer, weights, values)
-        again = then(layer, weights if changed is None else changed, values)
-        return changed if again is None else again
+        changed_again = then(layer, weights if changed is None else changed, values)
+        return changed if changed_again is None else changed_again
 
     return both
 
@@ -110,7 +110,7 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None, **_: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention in the open, as transformers' own eager functions compute it, with a tap after the softmax."""
+    """Attention as transformers' own eager functions compute it, with a tap after the softmax."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -125,26 +125,26 @@ def _attention(
 
 
 _BY_HOOK = {"bloom": "attention_dropout", "deberta-v2": "dropout", "mpnet": "dropout"}
-"""Families whose attention is not exchangeable, and the module of a mixer through which its weights pass."""
+"""Families whose attention function cannot be replaced -> the module of a mixer through which the weights pass."""
 
 
 def _hook(subject: Subject, layer: int, mixer: nn.Module, hooks: list[Any]) -> None:
     heads = subject.anatomy.size(subject.base.config, "heads")
-    seen: dict[str, Any] = {}
+    last_call: dict[str, Any] = {}
 
     def enter(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen["cache"] = next((named[name] for name in past.named(named)), None)
+        last_call["cache"] = next((named[name] for name in past.named(named)), None)
 
     def projected(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if subject.anatomy.value == subject.anatomy.query:  # one matrix for all three, a head at a time
             output = output.unflatten(-1, (heads, 3, -1))[..., 2, :]
         else:
             output = output.unflatten(-1, (heads, -1))
-        seen["values"] = output.transpose(1, 2)
+        last_call["values"] = output.transpose(1, 2)
 
     def weighed(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        cache = seen["cache"]
-        values = seen["values"] if cache is None else cache.layers[layer].values
+        cache = last_call["cache"]
+        values = last_call["values"] if cache is None else cache.layers[layer].values
         return _tapped(mixer, output, values)
 
     leaf = subject.anatomy.value.rpartition(".")[2]

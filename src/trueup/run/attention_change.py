@@ -1,13 +1,12 @@
-"""What an adapter does to attention: per layer and head, against the base on the same tokens at the same positions.
+"""The effect of an adapter on attention, per layer and head, compared with the base on the same tokens at the same positions.
 
 Petrov, Torr and Bibi, arXiv 2310.19698: with a prefix, position i puts the mass alpha_i = sum_k a_ik on the prefix, and
 
     A_pt[i, j] = (1 - alpha_i) A[i, j]                          attention among the text's own tokens, only shrunk
     t_pt[i]    = sum_k a_ik v_k + (1 - alpha_i) t[i]            a bias, and the shrunk output of before
 
-both exact at layer 0, and at any layer that no earlier one has a prefix in front of. Maps are read one layer at a time and
-reduced on the spot; of the base's pass only what enters each layer is kept, and its attention is computed again beside the
-adapted one's.
+Both are exact at layer 0, and at any layer below which no layer has a prefix. Maps are read one layer at a time and reduced at
+once. Of the base's pass only the inputs of the layers are kept, and its attention is computed again next to the adapted one.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from trueup.subject.swap_adapter import bare
 from trueup.subject.units import layers_of
 
 BINS = 200
-"""Of the histograms that quantiles are read from: they are right to 1 / BINS."""
+"""Bins of the histograms that quantiles are read from: quantiles are right to 1 / BINS."""
 LEAST = 0.05
-"""Rows with less mass on the text are left out of comparisons: what is left of them is rounding."""
+"""Rows with less attention than this on the text are not compared: what could be compared in them is mostly rounding."""
 MOST = ("worst", "off", "size")
 TOKENS = 2048
 """Tokens of one batch: maps grow with the square of the length, so batches are smaller than a prediction's."""
@@ -81,10 +80,10 @@ class Trace:
 
 
 def trace(subject: Subject, rows: list[Row]) -> Trace:
-    """Look at `rows` (of `forward.tokenize`) through the adapter and without it.
+    """Read the attention on `rows` (of `forward.tokenize`) with the adapter and without it.
 
     Raises:
-        Unsupported: a state-space model, or one whose attention cannot be looked at.
+        Unsupported: a state-space model, or one whose attention cannot be read.
     """
     base, sums = bare(subject), Sums(subject)
     openly(base, min(rows, key=len))
@@ -97,19 +96,19 @@ def trace(subject: Subject, rows: list[Row]) -> Trace:
 
 
 def slots(subject: Subject) -> int:
-    """Virtual tokens that stand before the text; 0 for an adapter of weights."""
+    """The number of virtual tokens before the text; 0 for an adapter of weights."""
     config = subject.peft_config
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
 def _tokens(subject: Subject, rows: list[Row]) -> int:
-    """Tokens of text in a batch, so that with the virtual tokens they are `TOKENS`."""
+    """Tokens of text in a batch, so that text and virtual tokens together are `TOKENS`."""
     longest = max(map(len, rows))
     return max(1, TOKENS * longest // (longest + slots(subject)))
 
 
 class Sums:
-    """What a trace adds up, batch by batch. `add` takes batches padded on either side."""
+    """The sums of a trace, added up batch by batch. `add` takes batches padded on either side."""
 
     def __init__(self, subject: Subject):
         depth, self.slots = len(layers_of(subject)), slots(subject)
@@ -119,77 +118,79 @@ class Sums:
         self.rows = 0
 
     def add(self, subject: Subject, base: Subject, batch: Batch, *, shift: int | None = None) -> None:
-        """`shift`: where the base's positions begin; None is where they begin behind the virtual tokens."""
+        """`shift`: the position of the base's first token; None is its position behind the virtual tokens."""
         p, mask = self.slots, batch.mask.to(subject.device).bool()
         n, ids = mask.shape[1], batch.ids.to(subject.device)
-        here: list[np.ndarray] = []
-        new: list[dict[str, Tensor]] = []
+        mass_by_layer: list[np.ndarray] = []
+        batch_sums: list[dict[str, Tensor]] = []
 
         def look(layer: int, weights: Tensor, values: Tensor, before: Tensor, old: Tensor) -> None:
             text = weights[:, :, -n:].float()
-            new.append(self._reduced(text, values.float(), before.float(), old.float(), mask, subject.anatomy.causal))
-            here.append(text[..., :p].sum(dim=-1).mean(dim=1)[mask].cpu().numpy())
+            batch_sums.append(
+                self._reduced(text, values.float(), before.float(), old.float(), mask, subject.anatomy.causal)
+            )
+            mass_by_layer.append(text[..., :p].sum(dim=-1).mean(dim=1)[mask].cpu().numpy())
 
         entered = _entered(base, batch, p if shift is None else shift)
         with _beside(subject, base, entered, look):
             forward.backbone(
                 subject, ids, mask.long(), **_positions(subject, mask, p, p), **forward.segments(subject, batch)
             )
-        # Only now: a pass that runs out of memory is tried again in halves, and must not have counted.
-        for now, more in zip(self.layers, new, strict=True):
-            for k, v in more.items():
-                if k in now:
-                    v = torch.maximum(now[k], v) if k in MOST else now[k] + v
-                now[k] = v
+        # Added after the pass: one that runs out of memory is tried again in halves, and must not be counted twice.
+        for sums, addition in zip(self.layers, batch_sums, strict=True):
+            for k, v in addition.items():
+                if k in sums:
+                    v = torch.maximum(sums[k], v) if k in MOST else sums[k] + v
+                sums[k] = v
         self.rows += int(mask.sum())
         token = ids[mask].cpu().numpy()
-        np.add.at(self.token_mass, token, np.mean(here, axis=0))
+        np.add.at(self.token_mass, token, np.mean(mass_by_layer, axis=0))
         np.add.at(self.token_count, token, 1)
 
     def _reduced(
         self, weights: Tensor, values: Tensor, before: Tensor, old: Tensor, mask: Tensor, causal: bool
     ) -> dict[str, Tensor]:
-        """One layer of one batch, summed over its rows; what is in `MOST` is the largest."""
+        """One layer of one batch, summed over its rows; for the keys in `MOST` the largest value instead."""
         p, heads = self.slots, weights.shape[1]
-        at = mask[:, None].expand(-1, heads, -1)
-        on_text, share = weights[..., p:], torch.where(at[..., None], weights[..., :p], 0.0)
-        mass, left = share.sum(dim=-1), on_text.sum(dim=-1)
-        variation, able = total_variation(on_text, before), _able(mask, causal)[:, None] & at
-        kept = able & (left >= LEAST)
+        valid = mask[:, None].expand(-1, heads, -1)
+        on_text, share = weights[..., p:], torch.where(valid[..., None], weights[..., :p], 0.0)
+        mass, text_mass = share.sum(dim=-1), on_text.sum(dim=-1)
+        variation, able = total_variation(on_text, before), _able(mask, causal)[:, None] & valid
+        compared = able & (text_mass >= LEAST)
         bias = share @ values[:, :, :p]
-        got = weights @ values
-        off = (got - left[..., None] * (before @ old) - bias).abs().amax(dim=-1)
+        output = weights @ values
+        residual = (output - text_mass[..., None] * (before @ old) - bias).abs().amax(dim=-1)
         histogram = torch.zeros(heads, BINS, dtype=torch.float64, device=mass.device)
-        histogram.scatter_add_(1, _flat((mass * BINS).long().clamp(0, BINS - 1)), _flat(at.double()))
+        histogram.scatter_add_(1, _flat((mass * BINS).long().clamp(0, BINS - 1)), _flat(valid.double()))
         vectors = bias.transpose(0, 1).flatten(1, 2).double()
         length = vectors.norm(dim=-1, keepdim=True)
         unit = torch.where(length > 0, vectors / length.clamp(min=1e-30), 0.0)
         return {
-            "variation": _sum(variation, kept), "kept": _sum(kept.double(), at), "all": _sum(at.double(), at),
-            "able": _sum(able.double(), at), "mass": _sum(mass, at), "histogram": histogram,
-            "share": _sum(share, at[..., None]), "gram": vectors.transpose(1, 2) @ vectors, "unit": unit.sum(dim=1),
+            "variation": _sum(variation, compared), "kept": _sum(compared.double(), valid), "all": _sum(valid.double(), valid),
+            "able": _sum(able.double(), valid), "mass": _sum(mass, valid), "histogram": histogram,
+            "share": _sum(share, valid[..., None]), "gram": vectors.transpose(1, 2) @ vectors, "unit": unit.sum(dim=1),
             "units": (length[..., 0] > 0).double().sum(dim=1),
-            "worst": torch.where(kept, variation, 0.0).amax(dim=(0, 2)),
-            "off": torch.where(at, off, 0.0).amax(dim=(0, 2)),
-            "size": torch.where(at, got.abs().amax(dim=-1), 0.0).amax(dim=(0, 2)),
+            "worst": torch.where(compared, variation, 0.0).amax(dim=(0, 2)),
+            "off": torch.where(valid, residual, 0.0).amax(dim=(0, 2)),
+            "size": torch.where(valid, output.abs().amax(dim=-1), 0.0).amax(dim=(0, 2)),
         }  # fmt: skip
 
     def result(self) -> Trace:
         def of(key: str) -> np.ndarray:
             return torch.stack([layer[key] for layer in self.layers]).double().cpu().numpy()
 
-        every, kept = of("all"), of("kept")
-        steps = of("histogram").cumsum(axis=-1) / every[..., None]
-        quantiles = np.stack([((steps < q).sum(axis=-1) + 0.5) / BINS for q in (0.1, 0.5, 0.9)])
+        row_count, compared = of("all"), of("kept")
+        cumulated = of("histogram").cumsum(axis=-1) / row_count[..., None]
+        quantiles = np.stack([((cumulated < q).sum(axis=-1) + 0.5) / BINS for q in (0.1, 0.5, 0.9)])
         units = np.where(of("units") < 2, np.nan, of("units"))
         cosine = ((of("unit") ** 2).sum(axis=-1) - units) / (units * (units - 1))
         with np.errstate(invalid="ignore", divide="ignore"):
-            change, worst = of("variation") / kept, np.where(kept > 0, of("worst"), np.nan)
+            change, worst = of("variation") / compared, np.where(compared > 0, of("worst"), np.nan)
             tokens = np.where(self.token_count > 0, self.token_mass / self.token_count, np.nan)
             return Trace(
-                change=change, worst=worst, mass=of("mass") / every,
-                quantiles=quantiles, shares=of("share") / every[..., None], gram=of("gram"), cosine=cosine,
-                residual=of("off") / np.maximum(of("size"), 1e-30), dropped=1 - kept / np.maximum(of("able"), 1),
+                change=change, worst=worst, mass=of("mass") / row_count,
+                quantiles=quantiles, shares=of("share") / row_count[..., None], gram=of("gram"), cosine=cosine,
+                residual=of("off") / np.maximum(of("size"), 1e-30), dropped=1 - compared / np.maximum(of("able"), 1),
                 rows=self.rows, tokens=tokens,
             )  # fmt: skip
 
@@ -197,7 +198,7 @@ class Sums:
 def total_variation(weights: Tensor, before: Tensor) -> Tensor:
     """(..., j) attention on the text, of any mass, and the base's -> (...): half the L1 distance after renormalising.
 
-    Divided by its own sum and not by 1 - alpha, which is wrong by whole per cents in bfloat16.
+    The weights are divided by their own sum and not by 1 - alpha, which is off by several per cent in bfloat16.
     """
     total = weights.sum(dim=-1, keepdim=True)
     return (weights / total.clamp(min=1e-30) - before).abs().sum(dim=-1) / 2
@@ -205,10 +206,10 @@ def total_variation(weights: Tensor, before: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ByLayer:
-    """The adapter at work in one layer alone.
+    """The effect of the adapter when it acts in one layer alone.
 
     Attributes:
-        change: (L, H) mean total variation that the layer makes by itself, on the base's own inputs.
+        change: (L, H) mean total variation that the layer causes by itself, on the inputs of the base.
         push: (L, C) mean change of the class logits, less their mean over classes. shifted: (L,) mean total variation
             between the class probabilities with and without it.
     """
@@ -219,7 +220,7 @@ class ByLayer:
 
 
 def by_layer(subject: Subject, rows: list[Row]) -> ByLayer:
-    """What each layer's share of the adapter does by itself: the adapter is on in that layer, and off in the others.
+    """The effect of each layer's share of the adapter by itself: the adapter is on in that layer, and off in the others.
 
     A soft prompt is "on" in a layer where the text sees it.
     """
@@ -234,21 +235,23 @@ def by_layer(subject: Subject, rows: list[Row]) -> ByLayer:
         able, n = _able(mask, s.anatomy.causal)[:, None], mask.shape[1]
         with acting(s, ()):
             plain = forward.logits(s, batch)[:, :c].double()
-        seen: list[tuple[Tensor, Tensor]] = []
+        layer_sums: list[tuple[Tensor, Tensor]] = []
         moved, parted = np.zeros((depth, c)), np.zeros(depth)
         for at in range(depth):
 
             def look(layer: int, weights: Tensor, values: Tensor, before: Tensor, old: Tensor) -> None:
                 on_text = weights[:, :, -n:, -n:].float()
-                kept = able & (on_text.sum(dim=-1) >= LEAST)
-                seen.append((_sum(total_variation(on_text, before.float()), kept), _sum(kept.double(), kept)))
+                comparable = able & (on_text.sum(dim=-1) >= LEAST)
+                layer_sums.append(
+                    (_sum(total_variation(on_text, before.float()), comparable), _sum(comparable.double(), comparable))
+                )
 
             with acting(s, (at,)), _beside(s, base, entered, look, only=at):
                 z = forward.logits(s, batch)[:, :c].double()
             moved[at] = (z - plain - (z - plain).mean(dim=1, keepdim=True)).sum(dim=0).cpu().numpy()
             parted[at] = float((z.softmax(-1) - plain.softmax(-1)).abs().sum() / 2)
-        total.append(torch.stack([t for t, _ in seen]).cpu().numpy())
-        compared.append(torch.stack([k for _, k in seen]).cpu().numpy())
+        total.append(torch.stack([t for t, _ in layer_sums]).cpu().numpy())
+        compared.append(torch.stack([k for _, k in layer_sums]).cpu().numpy())
         push, shifted, count = push + moved, shifted + parted, count + len(mask)
 
     with torch.inference_mode():
@@ -263,29 +266,29 @@ def by_layer(subject: Subject, rows: list[Row]) -> ByLayer:
 def acting(subject: Subject, layers: Collection[int]) -> Iterator[None]:
     """Inside the block the adapter acts in `layers` alone: there the text sees the virtual tokens, or weights are adapted.
 
-    A trained head stays as it is: it is what answers are read with.
+    A trained head stays as it is, because answers are read with it.
     """
     p = slots(subject)
     if p == 0:
         tuners = [m for at, m in adapted_layers(subject) if at not in layers]
-        were = [(m, m._disable_adapters) for m in tuners]
+        states_before = [(m, m._disable_adapters) for m in tuners]
         try:
             for m in tuners:
                 setattr(m, "_disable_adapters", True)  # noqa: B010 (the method that sets it also moves requires_grad)
             yield
         finally:
-            for m, was in were:
-                setattr(m, "_disable_adapters", was)  # noqa: B010
+            for m, disabled in states_before:
+                setattr(m, "_disable_adapters", disabled)  # noqa: B010
         return
 
     def hide(layer: int, weights: Tensor, values: Tensor) -> Tensor | None:
         if layer in layers:
             return None
-        out = weights.clone()
-        text = _rows_of_text(out, p)
+        changed = weights.clone()
+        text = _rows_of_text(changed, p)
         text[..., :p] = 0
         text /= text.sum(dim=-1, keepdim=True).clamp(min=1e-30)
-        return out
+        return changed
 
     with tapped(subject, hide):
         yield
@@ -295,38 +298,38 @@ def acting(subject: Subject, layers: Collection[int]) -> Iterator[None]:
 def frozen(subject: Subject, shares: np.ndarray) -> Iterator[None]:
     """Inside the block every row of the text puts the same attention `shares` (L, H, p) on the virtual tokens.
 
-    What is left goes to the text in the proportions it had. So nothing that the virtual tokens add depends on the text:
-    each head gets a constant vector.
+    The remaining attention goes to the text in its former proportions. So what the virtual tokens add does not depend on the
+    text: each head gets a constant vector.
     """
     fixed = torch.as_tensor(shares, dtype=torch.float32, device=subject.device)
 
     def freeze(layer: int, weights: Tensor, values: Tensor) -> Tensor:
-        out, p = weights.clone(), fixed.shape[-1]
-        text = _rows_of_text(out, p)
-        left = text[..., p:].sum(dim=-1, keepdim=True).clamp(min=1e-30)
-        text[..., p:] *= (1 - fixed[layer].sum(dim=-1))[None, :, None, None].to(text) / left
+        changed, p = weights.clone(), fixed.shape[-1]
+        text = _rows_of_text(changed, p)
+        text_mass = text[..., p:].sum(dim=-1, keepdim=True).clamp(min=1e-30)
+        text[..., p:] *= (1 - fixed[layer].sum(dim=-1))[None, :, None, None].to(text) / text_mass
         text[..., :p] = fixed[layer][None, :, None, :].to(text)
-        return out
+        return changed
 
     with tapped(subject, freeze):
         yield
 
 
 Entered = list[tuple[Any, Any]]
-"""What each layer's mixer of the base was called with."""
+"""The arguments of each call of a mixer (the attention module of a layer) of the base, by layer."""
 
 
 def _entered(base: Subject, batch: Batch, shift: int) -> Entered:
-    """A pass of the base on tokens whose positions begin at `shift`."""
+    """The `Entered` of a pass of the base on tokens whose positions begin at `shift`."""
     mask, entered = batch.mask.to(base.device).bool(), []
-    given: dict[str, Any] = _positions(base, mask, shift, 0) | forward.segments(base, batch)
+    arguments: dict[str, Any] = _positions(base, mask, shift, 0) | forward.segments(base, batch)
     if base.anatomy.causal:
-        given["use_cache"] = False  # each layer is called a second time, and must not find itself there
+        arguments["use_cache"] = False  # each layer is called a second time, and must not find its own keys in a cache
     mixers = [mixer_of(base, i) for i in range(len(layers_of(base)))]
     with tapped(base, lambda *_: None):
         hooks = [m.register_forward_pre_hook(lambda _, a, k: entered.append((a, k)), with_kwargs=True) for m in mixers]
         try:
-            forward.backbone(base, batch.ids.to(base.device), mask.long(), **given)
+            forward.backbone(base, batch.ids.to(base.device), mask.long(), **arguments)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -337,7 +340,7 @@ def _entered(base: Subject, batch: Batch, shift: int) -> Entered:
 def _beside(subject: Subject, base: Subject, entered: Entered, look: Any, *, only: int | None = None) -> Iterator[None]:
     """Inside the block a pass of `subject` calls look(layer, weights, values, base's weights, base's values) at each layer.
 
-    `only`: at this layer alone. Where another tap of the subject is at work, `look` sees what it left.
+    `only`: at this layer alone. Where another tap of the subject is active, `look` sees the weights after that tap.
     """
     caught: list[tuple[Tensor, Tensor]] = []
 
@@ -354,7 +357,7 @@ def _beside(subject: Subject, base: Subject, entered: Entered, look: Any, *, onl
 
 
 def _able(mask: Tensor, causal: bool) -> Tensor:
-    """(b, t) -> (b, t): rows that see two or more of the text's tokens: one that sees itself alone can look nowhere else."""
+    """(b, t) -> (b, t): rows that see two or more of the text's tokens. A row that sees only itself has no choice to compare."""
     return mask & ((mask.long().cumsum(dim=1) if causal else mask.long().sum(dim=1, keepdim=True)) >= 2)
 
 
@@ -368,15 +371,15 @@ def _positions(subject: Subject, mask: Tensor, shift: int, slots: int) -> dict[s
             )
         return {}  # BLOOM knows distances only
     places = positions_of(subject.base.base_model) if anatomy.after_padding else None  # type: ignore[arg-type]
-    first = 0 if places is None or places.padding_idx is None else places.padding_idx + 1
+    first_position = 0 if places is None or places.padding_idx is None else places.padding_idx + 1
     text = (mask.long().cumsum(dim=1) - 1).clamp(min=0) + shift
     if slots and subject.soft_prompted:
         text = torch.cat([torch.arange(slots, device=mask.device).expand(len(mask), -1), text], dim=1)
-    return {"position_ids": text + first}
+    return {"position_ids": text + first_position}
 
 
 def _rows_of_text(weights: Tensor, p: int) -> Tensor:
-    """(b, h, q, k) -> the rows of the text. A soft prompt's own come first, and see each other whatever the text sees."""
+    """(b, h, q, k) -> the rows of the text. The rows of a soft prompt come first, and are left out."""
     return weights[:, :, p:] if weights.shape[2] == weights.shape[3] else weights
 
 

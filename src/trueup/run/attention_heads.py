@@ -1,4 +1,4 @@
-"""Scores of attention heads: which of them look back to what followed a token before (induction heads)."""
+"""Scores of attention heads: which heads attend to the token that followed an earlier occurrence (induction heads)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ LENGTH, REPEATS, SEQUENCES = 25, 4, 8
 def repeated(subject: Subject, seed: int) -> list[Row]:
     """`SEQUENCES` rows, each of `LENGTH` different ordinary tokens drawn at random and repeated `REPEATS` times.
 
-    Shorter where the model reads less, or its tokenizer knows fewer. What the tokenizer puts before every text stands in front.
+    Rows are shorter where the model reads less, or its tokenizer has fewer tokens. They begin with the tokens that the tokenizer
+    puts before every text.
     """
     lead = text_ids(subject.tokenizer, "")
     special = {*subject.tokenizer.all_special_ids}
@@ -32,11 +33,11 @@ def repeated(subject: Subject, seed: int) -> list[Row]:
 
 
 def prefix_matching(subject: Subject, rows: list[Row]) -> tuple[np.ndarray, float]:
-    """(layers, heads) how much attention a head gives, at a token that stood before, to what followed it there; and how much
-    even attention to all tokens so far would give.
+    """(layers, heads) prefix-matching scores, and the score of a head that attends evenly to all tokens so far.
 
-    The prefix-matching score of Olsson et al. 2022 (arXiv 2209.11895), by which they tell induction heads: mean over the tokens
-    of `rows` (of `repeated`) that stood before, 0 to 1.
+    The score of Olsson et al. 2022 (arXiv 2209.11895), by which they identify induction heads: the attention of a head, at a
+    token that occurred before, on the tokens that followed the earlier occurrences. It is the mean over these tokens of `rows`
+    (of `repeated`), 0 to 1.
 
     Raises:
         Unsupported: a state-space model.
@@ -44,24 +45,24 @@ def prefix_matching(subject: Subject, rows: list[Row]) -> tuple[np.ndarray, floa
 
     def read(subject: Subject, batch: Batch) -> Tensor:
         ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
-        after, n = followers(ids, mask), ids.shape[1]
-        found: list[Tensor] = []
+        followed, n = followers(ids, mask), ids.shape[1]
+        scores_by_layer: list[Tensor] = []
 
         def look(_: int, weights: Tensor, __: Tensor) -> None:
-            mass = (weights[:, :, -n:, -n:].float() * after[:, None]).sum(dim=-1)
-            found.append(mass.sum(dim=-1) / after.any(dim=-1).sum(dim=-1, keepdim=True).clamp(min=1))
+            mass = (weights[:, :, -n:, -n:].float() * followed[:, None]).sum(dim=-1)
+            scores_by_layer.append(mass.sum(dim=-1) / followed.any(dim=-1).sum(dim=-1, keepdim=True).clamp(min=1))
 
         with tapped(subject, look):
             forward.backbone(subject, ids, mask)
-        even = after.float().sum(dim=-1) / torch.arange(1, n + 1, device=ids.device)
-        even = even.sum(dim=-1) / after.any(dim=-1).sum(dim=-1).clamp(min=1)
+        even = followed.float().sum(dim=-1) / torch.arange(1, n + 1, device=ids.device)
+        even = even.sum(dim=-1) / followed.any(dim=-1).sum(dim=-1).clamp(min=1)
         # Even attention is one more layer, so that both are read in one pass.
-        scores = torch.stack(found, dim=1)
+        scores = torch.stack(scores_by_layer, dim=1)
         return torch.cat([scores, even[:, None, None].expand(-1, 1, scores.shape[2])], dim=1)
 
     openly(subject, min(rows, key=len))
-    got = collect_rows(subject, rows, read, "prefix matching").mean(axis=0)
-    return got[:-1], float(got[-1, 0])
+    means = collect_rows(subject, rows, read, "prefix matching").mean(axis=0)
+    return means[:-1], float(means[-1, 0])
 
 
 def followers(ids: Tensor, mask: Tensor) -> Tensor:

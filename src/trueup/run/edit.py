@@ -1,4 +1,4 @@
-"""Units, or heads, scaled on the live model for as long as a block lasts: what a scaling adapter must equal."""
+"""Units or heads scaled on the live model inside a block. A scaling adapter must give the same result."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from trueup.subject.units import Part, check, layers_of, projection_of
 def scaled(subject: Subject, scales: Mapping[int, Tensor], part: Part = "down") -> Iterator[Subject]:
     """Inside the block the units of layer l are multiplied by ``scales[l]`` (units,) at all positions.
 
-    Units are the input of `anatomy.down`; with ``mixer_out`` it is what the layer's attention heads give. Nothing that runs
-    inside is remembered on disk: the weights, by which a memory knows a model, are the same.
+    Units are the input of `anatomy.down`; with ``mixer_out`` they are the outputs of the layer's attention heads. Nothing that
+    runs inside is remembered on disk: a memory knows a model by its weights, and these are the same.
 
     Raises:
         BadInput: a layer that is not there, or scales of another length than the layer's units.
@@ -41,9 +41,9 @@ def scaled(subject: Subject, scales: Mapping[int, Tensor], part: Part = "down") 
 
 @contextlib.contextmanager
 def patched(subject: Subject, layer: int, states: Tensor, mask: Tensor) -> Iterator[None]:
-    """Inside the block what enters `layer` at each example's last token is `states` (b, d) instead.
+    """Inside the block the input of `layer` at each example's last token is replaced by `states` (b, d).
 
-    mask (b, t): of the batch that will be run, padded on the right.
+    mask (b, t): mask of the batch that will be run, padded on the right.
     """
 
     def put(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

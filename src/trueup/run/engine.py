@@ -1,7 +1,7 @@
-"""Many pieces of work, in this process, in several, or on a Ray cluster: one verb, `each`, whichever it is.
+"""Many pieces of work, in this process, in several processes, or on a Ray cluster: all have one method, `each`.
 
-A piece is a function of one value, both of which can be pickled. Its result comes back as soon as there is one; a worker that
-dies (killed, out of memory) costs the piece that it was at, which is tried once more by another, and none of the others.
+A piece is the argument of one function; both must be picklable. Results are given as soon as they are ready. When a worker dies
+(killed, out of memory), only the piece that it worked on is lost, and another worker tries this piece once more.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from trueup.errors import BadInput, Unavailable
 from trueup.given import check_fields
 
 TRIES = 2
-"""How often a piece is begun before its workers' deaths are laid to it."""
+"""How often a piece is begun before it counts as the cause of its workers' deaths."""
 
 Around = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
 class Lost:
-    """In place of a result: the worker died, as often as it was tried. `why` is half a sentence."""
+    """Takes the place of a result: the worker died each time that the piece was tried. `why` is a clause without its end."""
 
     why: str
 
@@ -45,8 +45,8 @@ class Engine(Protocol):
         """Each piece's number and result, in the order in which they finish.
 
         Args:
-            work: what to do with a piece. alike: for each piece a word; a worker takes pieces of one word after each other.
-            around: what a worker is inside of while it works.
+            work: the function of a piece. alike: a word for each piece; a worker takes pieces with the same word in succession.
+            around: makes the context manager that a worker is inside of while it works.
         """
         ...
 
@@ -77,7 +77,7 @@ class Processes:
     def each(
         self, work: Callable[[Any], Any], pieces: Sequence[Any], alike: Sequence[str], around: Around = nullcontext
     ) -> Iterator[tuple[int, Any]]:
-        left = sorted(range(len(pieces)), key=lambda i: (alike[i], i))
+        queue = sorted(range(len(pieces)), key=lambda i: (alike[i], i))
         tries, running = [0] * len(pieces), {}
         threads = max(1, (os.cpu_count() or 1) // self.workers)
         try:
@@ -85,31 +85,31 @@ class Processes:
                 worker = _Worker(work, around, threads)
                 running[worker.end] = worker
             for worker in running.values():
-                worker.take(left, pieces, alike, running.values(), tries)
+                worker.take(queue, pieces, alike, running.values(), tries)
             while any(w.at is not None for w in running.values()):
                 for end in wait([w.end for w in running.values()]):
                     worker = running[end]  # type: ignore[index]
                     i = worker.at
                     try:
-                        got = worker.end.recv()
+                        result = worker.end.recv()
                     except (EOFError, OSError):  # it died
                         del running[worker.end]
                         why = worker.died()
-                        if left or (i is not None and tries[i] < TRIES):
+                        if queue or (i is not None and tries[i] < TRIES):
                             another = _Worker(work, around, threads)
                             running[another.end] = another
                             if i is not None and tries[i] < TRIES:
-                                left.insert(0, i)
+                                queue.insert(0, i)
                                 i = None
-                            another.take(left, pieces, alike, running.values(), tries)
+                            another.take(queue, pieces, alike, running.values(), tries)
                         if i is not None:
                             yield i, Lost(why)
                         continue
-                    worker.take(left, pieces, alike, running.values(), tries)
-                    if isinstance(got, BaseException):
-                        raise got
+                    worker.take(queue, pieces, alike, running.values(), tries)
+                    if isinstance(result, BaseException):
+                        raise result
                     assert i is not None
-                    yield i, got
+                    yield i, result
         finally:
             for worker in running.values():
                 worker.stop()
@@ -121,25 +121,27 @@ class _Worker:
     def __init__(self, work: Callable[[Any], Any], around: Around, threads: int) -> None:
         # A forked process would inherit torch's threads in whatever state they are.
         context = multiprocessing.get_context("spawn")
-        self.end, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, around, threads, os.getpid()), daemon=True)
+        self.end, child_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child_end, work, around, threads, os.getpid()), daemon=True)
         self.process.start()
-        theirs.close()
+        child_end.close()
         self.at: int | None = None
         self.word = ""
 
     def take(
         self, left: list[int], pieces: Sequence[Any], alike: Sequence[str], workers: Any, tries: list[int]
     ) -> None:
-        """Begin the next piece: one like the last, else one like none that others are at, else any."""
+        """Begin the next piece: one with the word of the last, else one with a word that no other worker has, else any."""
         self.at = None
         if not left:
             return
-        others = {w.word for w in workers if w is not self and w.at is not None}
-        i = next((i for i in left if alike[i] == self.word), next((i for i in left if alike[i] not in others), left[0]))
+        words_in_use = {w.word for w in workers if w is not self and w.at is not None}
+        i = next(
+            (i for i in left if alike[i] == self.word), next((i for i in left if alike[i] not in words_in_use), left[0])
+        )
         try:
             self.end.send(pieces[i])
-        except (BrokenPipeError, OSError):  # dead already: the read that follows says so
+        except (BrokenPipeError, OSError):  # the worker is dead, which the read that follows reports
             return
         left.remove(i)
         tries[i] += 1
@@ -150,8 +152,8 @@ class _Worker:
         code = self.process.exitcode
         if code is not None and code < 0:
             name = signal.Signals(-code).name
-            more = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-            return f"its worker was ended by {name}{more}"
+            cause = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+            return f"its worker was ended by {name}{cause}"
         return f"its worker ended with exit code {code}"
 
     def stop(self) -> None:
@@ -175,20 +177,20 @@ def _serve(end: Connection, work: Callable[[Any], Any], around: Around, threads:
             except (EOFError, OSError):
                 return
             try:
-                got = work(piece)
-                pickle.dumps(got)
+                result = work(piece)
+                pickle.dumps(result)
             except BaseException as e:
-                got = e
+                result = e
             try:
-                end.send(got)
+                end.send(result)
             except (BrokenPipeError, OSError):
                 return
             except Exception:  # an exception that cannot be pickled
-                end.send(RuntimeError(f"{type(got).__name__}: {got}"))
+                end.send(RuntimeError(f"{type(result).__name__}: {result}"))
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent was killed: nobody waits for its results, and the next run would do them as well."""
+    """End this process when its parent was killed: nobody waits for its results, and the next run would compute them again."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -241,11 +243,11 @@ class Ray:
                 except ray.exceptions.RayError as e:
                     yield i, Lost(f"its worker was lost {self.tries + 1} times ({' '.join(str(e).split())[:160]})")
         finally:
-            for left in waiting:
-                ray.cancel(left, force=True)
+            for pending in waiting:
+                ray.cancel(pending, force=True)
 
     def _answers(self) -> None:
-        """Raises Unavailable where nothing listens at the address: Ray itself would go on trying for a long time."""
+        """Raises Unavailable where nothing listens at the address: Ray itself would try for a long time."""
         host, _, port = self.address.removeprefix("ray://").rpartition(":")
         if not host or not port.isdigit():
             return
@@ -267,13 +269,13 @@ class Ray:
             raise Unavailable("The engine ray needs Ray, which is not installed: pip install 'trueup[ray]'.") from e
         if not ray.is_initialized():
             self._answers()
-            ending = signal.getsignal(signal.SIGTERM)
+            handler = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as e:
                 raise self._absent(e) from e
-            if callable(ending) and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, ending)  # Ray puts its own in place, which ends with code 15
+            if callable(handler) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray installs its own handler, which ends with code 15
         if self.gpus and float(ray.cluster_resources().get("GPU", 0)) < self.gpus:
             raise BadInput(
                 f"--gpus-per-cell {self.gpus:g} waits for GPUs, and the cluster has {ray.cluster_resources().get('GPU', 0):g}. "
@@ -283,7 +285,7 @@ class Ray:
 
 
 def _on_ray(function: Any, piece: Any) -> Any:
-    """One piece on a worker of Ray, which is used again for the next: what it is inside of stays until it ends."""
+    """One piece on a worker of Ray. Ray uses the worker again for the next piece, so its context is left only when it ends."""
     global _around
     work, around, folder, threads = function
     if os.path.isdir(folder):

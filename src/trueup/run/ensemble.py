@@ -1,4 +1,4 @@
-"""Several opinions of one classifier: adapters of its kind with other seeds, or itself with dropout left on."""
+"""Averaged predictions: of several adapters of one kind with different seeds, or of one classifier with dropout left on."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def committee(
 ) -> np.ndarray:
     """(n, C) class probabilities of `at`, averaged over `members` adapters (Lakshminarayanan et al., arXiv 1612.01474).
 
-    Each member is a fresh adapter of the subject's kind, trained on all of `tuned_on` with its own seed: of its start, of the order
-    of the examples, and of the validation part that stops it.
+    Each member is a new adapter of the subject's kind, trained on all of `tuned_on`. Its seed decides its initial weights, the
+    order of the examples, and the validation part that stops its training.
 
     Raises:
         Unsupported: the subject has no adapter, or one whose kind trueup cannot train.
@@ -45,7 +45,7 @@ def committee(
 def dropped(subject: Subject, at: Corpus, *, passes: int, seed: int) -> np.ndarray:
     """(n, C) class probabilities of `at`, averaged over `passes` with dropout left on (Gal and Ghahramani, arXiv 1506.02142).
 
-    Dropout inside the attention of some families is no module, and stays off.
+    Dropout inside the attention of some families is not a module, and stays off.
 
     Raises:
         Unsupported: the model has no dropout of a rate above 0.
@@ -64,7 +64,7 @@ def dropped(subject: Subject, at: Corpus, *, passes: int, seed: int) -> np.ndarr
 
 @contextlib.contextmanager
 def _dropping(layers: list[nn.Dropout]) -> Iterator[None]:
-    """`layers` drop inside the block, whatever mode the model is put in."""
+    """`layers` apply dropout inside the block, whatever mode the model is in."""
     hooks = [
         hook
         for m in layers

@@ -1,8 +1,8 @@
-"""One forward pass of a Subject: the one door to live models, differentiable, right under padding.
+"""One forward pass of a Subject, differentiable, and correct under padding. All calls of live models go through this module.
 
-PEFT's own forward reads decoder classifiers at the wrong token once a prompt meets padding (PEFT issues 764, 1093). Here
-inputs are padded on the right, prompts stand in front, and the answer is read at each example's own last token, so an
-example's result does not depend on its neighbours.
+PEFT's own forward reads decoder classifiers at the wrong token when a batch has both a prompt and padding (PEFT issues 764,
+1093). Here inputs are padded on the right, prompts stand in front, and the answer is read at each example's own last token,
+so the result of an example does not depend on the other examples of its batch.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ T = TypeVar("T")
 CUT = 0.05
 """Share of texts that are longer than the model reads (see `cut`) above which a reader is warned."""
 AT_ONCE = 256
-"""Texts that the tokenizer is given at once: of each it holds, meanwhile, every token beyond the cut as well."""
+"""Texts that the tokenizer is given at once. It holds all tokens of these texts in memory, also those beyond the cut."""
 LETTERS = 8
-"""Characters of a text for each token that the model reads, beyond which its tokenizer is not given it at first (`begins`)."""
+"""The tokenizer first gets only this many characters of a text for each token that the model reads (`begins`)."""
 _GAP = re.compile(r"(?<=\S) ")
 Known = dict[tuple[str, str | None], tuple[array, bytes | None]]
-"""Text and second text -> token ids, and which text of the pair each is of: in a tenth of the room that lists of numbers take."""
+"""(text, second text) -> token ids, and the text of the pair that each is of. Arrays take a tenth of the memory of lists."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Token ids, mask and segments (or None) of b examples, padded on the right: (b, t) int64, on the CPU until used.
 
-    All begin with the same `shared` tokens.
+    All examples begin with the same `shared` tokens.
     """
 
     ids: Tensor
@@ -57,12 +57,12 @@ def tokenize(subject: Subject, corpus: Corpus, known: Known | None = None) -> li
     """Token ids of each example, at most ``subject.max_length``. Templates are filled, and cut inside the example.
 
     Args:
-        known: what earlier calls for a subject of this tokenizer, template and length have read; what is new is added.
+        known: token ids from earlier calls for a subject with this tokenizer, template and length; new ones are added.
 
     Raises:
         BadInput: an example has no token at all.
     """
-    with tokens.said(f"'{subject.source.base}'"):  # some texts alone make a damaged one panic
+    with tokens.said(f"'{subject.source.base}'"):  # a damaged tokenizer panics on some texts only
         return _tokenized(subject, corpus, known)
 
 
@@ -113,7 +113,7 @@ def _read(subject: Subject, pairs: Sequence[tuple[str, str | None]]) -> list[tup
 def cut(subject: Subject, corpus: Corpus) -> np.ndarray:
     """(n,) bool: the examples that are longer than ``subject.max_length`` tokens, of which the model reads a beginning."""
     tok = subject.tokenizer
-    if subject.shots is not None:  # refused, and never cut
+    if subject.shots is not None:  # a prompt that is too long is refused, and never cut
         return np.zeros(len(corpus), dtype=bool)
     longer: list[bool] = []
     pairs = _pairs(corpus)
@@ -133,12 +133,13 @@ def cut(subject: Subject, corpus: Corpus) -> np.ndarray:
 
 
 def unknown(subject: Subject, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) each: how many tokens of an example the tokenizer does not know, and how many it has.
+    """(n,) each: the number of unknown tokens in each example, and the number of all its tokens.
 
-    A tokenizer that spells every text in bytes has no token for unknown ones, and some call their end token so: none is counted.
+    Nothing is counted for a tokenizer without a token for the unknown (it spells every text in bytes), or whose token for the
+    unknown is also its end, begin or pad token.
     """
     tok, unk = subject.tokenizer, subject.tokenizer.unk_token_id
-    none = unk is None or unk in (tok.eos_token_id, tok.bos_token_id, tok.pad_token_id)
+    uncounted = unk is None or unk in (tok.eos_token_id, tok.bos_token_id, tok.pad_token_id)
     counts: list[tuple[int, int]] = []
     pairs = _pairs(corpus)
 
@@ -148,7 +149,7 @@ def unknown(subject: Subject, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
         )
         return [(ids.count(unk), len(ids)) for ids in map(list, got["input_ids"])]
 
-    for at in range(0, 0 if none else len(pairs), AT_ONCE):
+    for at in range(0, 0 if uncounted else len(pairs), AT_ONCE):
         counts += _by_beginnings(subject, pairs[at : at + AT_ONCE], read, lambda found: found[1] == subject.max_length)
     return tuple(np.array(counts or [(0, 0)] * len(corpus)).T)  # type: ignore[return-value]
 
@@ -159,17 +160,20 @@ def _by_beginnings(
     read: Callable[[Sequence[tuple[str, str | None]]], list[T]],
     enough: Callable[[T], bool],
 ) -> list[T]:
-    """`read` of every pair, and of long single texts at first of the beginning alone: that of the whole is the same where `enough`
-    is true of it. A tokenizer splits all of a text before it drops what is beyond the cut."""
+    """`read` of every pair. For a long single text it first reads only the beginning, and then the whole if not `enough`.
+
+    Where `enough` is true of the result for the beginning, the whole text has the same result. Beginnings save time: a tokenizer
+    splits all of a text before it drops the tokens beyond the cut.
+    """
     if pairs[0][1] is not None or not begins(subject.tokenizer):
         return read(pairs)
-    room = LETTERS * subject.max_length
-    ends = [_GAP.search(text, room) if len(text) > room else None for text, _ in pairs]
-    found = read([(text[: end.start()] if end else text, None) for (text, _), end in zip(pairs, ends, strict=True)])
-    again = [i for i, end in enumerate(ends) if end and not enough(found[i])]
-    for i, whole in zip(again, read([pairs[i] for i in again]) if again else [], strict=True):
-        found[i] = whole
-    return found
+    most_characters = LETTERS * subject.max_length
+    ends = [_GAP.search(text, most_characters) if len(text) > most_characters else None for text, _ in pairs]
+    results = read([(text[: end.start()] if end else text, None) for (text, _), end in zip(pairs, ends, strict=True)])
+    incomplete = [i for i, end in enumerate(ends) if end and not enough(results[i])]
+    for i, whole_result in zip(incomplete, read([pairs[i] for i in incomplete]) if incomplete else [], strict=True):
+        results[i] = whole_result
+    return results
 
 
 def _templated(subject: Subject, text: str, second: str | None) -> list[int]:
@@ -194,16 +198,16 @@ def collate(rows: Sequence[Row], pad: int) -> Batch:
     """Pad on the right to the longest row."""
     width = max(map(len, rows))
     filled = np.full((len(rows), width), pad, dtype=np.int64)
-    for row, given in zip(filled, rows, strict=True):
-        row[: len(given)] = given
+    for row, source_row in zip(filled, rows, strict=True):
+        row[: len(source_row)] = source_row
     ids = torch.from_numpy(filled)
     mask = torch.from_numpy((np.arange(width) < np.array([[len(row)] for row in rows])).astype(np.int64))
     if rows[0].segments is None:
         shared = min(row.shared for row in rows)
         return Batch(ids, mask, shared=shared if bool((ids[:, :shared] == ids[0, :shared]).all()) else 0)
     segments = np.zeros_like(filled)
-    for row, given in zip(segments, rows, strict=True):
-        row[: len(given)] = np.asarray(given.segments)
+    for row, source_row in zip(segments, rows, strict=True):
+        row[: len(source_row)] = np.asarray(source_row.segments)
     return Batch(ids, mask, torch.from_numpy(segments))
 
 
@@ -219,44 +223,44 @@ def features(subject: Subject, batch: Batch, prompt: Tensor | None = None) -> Te
         return _after_shared(subject, ids, mask, batch.shared)
     if subject.anatomy.causal:
         return at_last(backbone(subject, ids, mask, prompt).last_hidden_state, read_up_to(subject, ids, mask))
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **segments(subject, batch)}
+    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **segments(subject, batch)}
     model = subject.model
     if prompt is not None:
-        model, given = subject.base, _in_front(subject, given, prompt)
-    caught: list[Tensor] = []
-    hook = subject.head_layer().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        model, arguments = subject.base, _in_front(subject, arguments, prompt)
+    head_inputs: list[Tensor] = []
+    hook = subject.head_layer().register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0]))
     try:
-        model(**given)
+        model(**arguments)
     finally:
         hook.remove()
     # A head that reads every token answers at the last one.
-    return caught[-1] if caught[-1].ndim == 2 else at_last(caught[-1], read_up_to(subject, ids, mask))
+    return head_inputs[-1] if head_inputs[-1].ndim == 2 else at_last(head_inputs[-1], read_up_to(subject, ids, mask))
 
 
 def reusable(subject: Subject) -> bool:
-    """Whether what a model keeps of tokens can serve several examples: not beside a prompt, nor where gradients are kept."""
+    """Whether a model's cache of the first tokens can serve several examples: not with a soft prompt, nor with gradients on."""
     config = subject.peft_config
     return subject.anatomy.keeps and not (torch.is_grad_enabled() or (config is not None and config.is_prompt_learning))
 
 
 def _after_shared(subject: Subject, ids: Tensor, mask: Tensor, shared: int) -> Tensor:
-    """(b, d) as `features`, of (b, t) tokens of which the first `shared` are alike: these are read once.
+    """(b, d) as `features`, for (b, t) tokens of which the first `shared` are the same in all rows: these are read once.
 
-    Their keys and values, or the recurrent state behind them, stand before every example's own tokens: exact, and nearly as
-    many times cheaper as there are examples.
+    Their keys and values, or the recurrent state after them, precede the other tokens of every example. This is exact. With b
+    examples the shared part is nearly b times cheaper.
     """
-    kept = past.returned(backbone(subject, ids[:1, :shared], mask[:1, :shared], use_cache=True))
-    kept.reorder_cache(torch.zeros(len(ids), dtype=torch.long, device=ids.device))
-    rest, name = mask[:, shared:], past.argument(subject.base.base_model)  # type: ignore[arg-type]
+    cache = past.returned(backbone(subject, ids[:1, :shared], mask[:1, :shared], use_cache=True))
+    cache.reorder_cache(torch.zeros(len(ids), dtype=torch.long, device=ids.device))
+    rest_mask, name = mask[:, shared:], past.argument(subject.base.base_model)  # type: ignore[arg-type]
     if subject.anatomy.kind != "state-space":
-        states = backbone(subject, ids[:, shared:], mask, use_cache=True, **{name: kept}).last_hidden_state
-        return at_last(states, rest)
-    # A state that goes on is stepped one token at a time: transformers' Mamba begins several from nothing.
+        states = backbone(subject, ids[:, shared:], mask, use_cache=True, **{name: cache}).last_hidden_state
+        return at_last(states, rest_mask)
+    # A cached state is continued one token at a time: given several tokens, Mamba in transformers starts from zeros.
     steps = [
-        backbone(subject, ids[:, at : at + 1], mask[:, at : at + 1], use_cache=True, **{name: kept}).last_hidden_state
+        backbone(subject, ids[:, at : at + 1], mask[:, at : at + 1], use_cache=True, **{name: cache}).last_hidden_state
         for at in range(shared, ids.shape[1])
     ]
-    return at_last(torch.cat(steps, dim=1), rest)
+    return at_last(torch.cat(steps, dim=1), rest_mask)
 
 
 def hidden_states(subject: Subject, batch: Batch) -> Tensor:
@@ -281,17 +285,17 @@ def states_and_features(subject: Subject, batch: Batch) -> tuple[Tensor, Tensor]
 def pooled(subject: Subject, states: Sequence[Tensor], ids: Tensor, mask: Tensor) -> Tensor:
     """(b, layers + 1, d) of states (b, t, d): at the last token (causal), averaged over the text's tokens else."""
     if subject.anatomy.causal:
-        here = read_up_to(subject, ids, mask)
-        return torch.stack([at_last(h, here) for h in states], dim=1)
+        answer_mask = read_up_to(subject, ids, mask)
+        return torch.stack([at_last(h, answer_mask) for h in states], dim=1)
     weight = mask.unsqueeze(-1) / mask.sum(dim=1, keepdim=True).unsqueeze(-1)
     return torch.stack([(h[:, -ids.shape[1] :] * weight).sum(dim=1) for h in states], dim=1)
 
 
 @contextlib.contextmanager
 def entering(subject: Subject, change: Callable[[Tensor, int], Tensor]) -> Iterator[list[Tensor]]:
-    """Inside the block a pass fills the list with the states (b, t, d) that enter each layer, and what leaves the last one.
+    """Inside the block a pass fills the list with the states (b, t, d) that enter each layer, and the output of the last one.
 
-    `change` is given what enters a layer, and which; what it returns goes on.
+    `change` gets the states that enter a layer and the layer's number; the layer reads what it returns.
     """
     net: nn.Module = subject.base.base_model  # type: ignore[assignment]
     states: list[Tensor] = []
@@ -310,7 +314,7 @@ def entering(subject: Subject, change: Callable[[Tensor, int], Tensor]) -> Itera
 
 
 def live_head(subject: Subject) -> Head:
-    """The head as it is (trainable where the adapter trains it, with what an adapter adds to it), or the stand-in head."""
+    """The head of the live model (trainable where the adapter trains it, with an adapter's change of it), or the stand-in head."""
     if subject.head is not None:
         return subject.head
     return subject.head_map()
@@ -323,11 +327,11 @@ def head_type(subject: Subject) -> torch.dtype:
 
 
 def reader(subject: Subject) -> Callable[[Tensor], Tensor]:
-    """(..., d) features -> (..., K) logits, by the live head as it is now; found once, for many calls."""
+    """A function (..., d) features -> (..., K) logits by the live head as it is now. The head is looked up once for many calls."""
     head, words = live_head(subject), subject.template is not None and subject.head is None
 
     def read(x: Tensor) -> Tensor:
-        # As the model does it: in a short type a product that is rounded before the bias is added is another number.
+        # In one call, as the model does: in a 16-bit type, rounding the product before adding the bias gives another number.
         logits = nn.functional.linear(x, head.weight.to(x), head.bias.to(x))
         return subject.anatomy.capped(logits) if words else logits
 
@@ -345,7 +349,7 @@ def next_token_logits(subject: Subject, batch: Batch) -> Tensor:
 
 
 def word_logits(subject: Subject, states: Tensor) -> Tensor:
-    """(..., d) final states -> (..., V) a language model's logits, with what it does to the numbers of its head."""
+    """(..., d) final states -> (..., V) a language model's logits, with the scaling and capping that the model applies."""
     anatomy, logits = subject.anatomy, subject.base.get_output_embeddings()(states)  # type: ignore[operator]
     return anatomy.capped(logits if anatomy.scale == 1 else logits * anatomy.scale)
 
@@ -356,39 +360,44 @@ def segments(subject: Subject, batch: Batch) -> dict[str, Tensor]:
 
 
 def own_logits(subject: Subject, row: Row) -> tuple[Tensor, list[Tensor], Tensor]:
-    """What the transformers or PEFT model itself says of one example, unpadded; what each way through here says; and of how
-    large terms the logits are sums: the features' and weights' sizes multiplied, of which rounding is a part.
+    """Logits of one unpadded example: of the transformers or PEFT model itself, of each way through this module, and their terms.
 
-    (K,) each: the classes, the class words, or the whole vocabulary where answers are read from demonstrations. The ways are
-    features and head, and with a soft prompt the same with that prompt given from outside, as `run.tangent` gives it.
+    The terms are sums of |feature| * |weight|: the rounding error of a logit is relative to them. All are (K,): the classes,
+    the class words, or the whole vocabulary where answers are read from demonstrations. One way is features and then head.
+    With a soft prompt the second way is the same with that prompt given as an argument, as `run.tangent` gives it.
     """
     subject = replace(subject, head=None)
     batch = collate([row], 0)
-    given = {"input_ids": batch.ids.to(subject.device), "attention_mask": batch.mask.to(subject.device)}
+    arguments = {"input_ids": batch.ids.to(subject.device), "attention_mask": batch.mask.to(subject.device)}
     # Some models widen the logits that their head has rounded.
-    logits_of_model = subject.model(**given, **segments(subject, batch)).logits[0].to(head_type(subject))
+    logits_of_model = subject.model(**arguments, **segments(subject, batch)).logits[0].to(head_type(subject))
     if subject.shots is not None:
         return logits_of_model[-1], [next_token_logits(subject, batch)[0]], logits_of_model[-1].abs()
-    own = logits_of_model if subject.template is None else logits_of_model[-1, subject.verbaliser_ids()]
-    own = torch.cat([torch.zeros_like(own), own]) if subject.sigmoid else own
+    class_logits = logits_of_model if subject.template is None else logits_of_model[-1, subject.verbaliser_ids()]
+    class_logits = torch.cat([torch.zeros_like(class_logits), class_logits]) if subject.sigmoid else class_logits
     ways = [features(subject, batch)]
     if subject.soft_prompted and subject.peft_config is not None:
         ways.append(features(subject, batch, subject.model.get_prompt(batch_size=1)[0]))
-    return own, [reader(subject)(x)[0] for x in ways], ways[0][0].abs() @ live_head(subject).weight.to(own).abs().T
+    return (
+        class_logits,
+        [reader(subject)(x)[0] for x in ways],
+        ways[0][0].abs() @ live_head(subject).weight.to(class_logits).abs().T,
+    )
 
 
 def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tensor:
-    """(n, C): what the PEFT model itself says of a soft-prompted decoder classifier's examples in padded batches of `each`.
+    """(n, C): logits of the PEFT model itself for a soft-prompted decoder classifier, in padded batches of `each` examples.
 
-    In their order, padded on the tokenizer's own side, as transformers' Trainer evaluates. PEFT reads such a classifier at
-    the last place of the batch, padding or not (PEFT issue 764), so this is not what it says of one example.
+    Examples keep their order and are padded on the tokenizer's own side, as transformers' Trainer evaluates. PEFT reads such a
+    classifier at the last position of the batch, also where that is padding (PEFT issue 764). So these logits are not those of
+    one example alone.
     """
     side, pad, logits_of_batches = subject.tokenizer.padding_side, subject.tokenizer.pad_token_id, []
     for start in range(0, len(rows), each):
-        some = rows[start : start + each]
-        batch = collate(some, pad)
+        batch_rows = rows[start : start + each]
+        batch = collate(batch_rows, pad)
         if side == "left":
-            ids, mask = (torch.stack([t.roll(len(t) - len(r)) for t, r in zip(ts, some, strict=True)])
+            ids, mask = (torch.stack([t.roll(len(t) - len(r)) for t, r in zip(ts, batch_rows, strict=True)])
                          for ts in (batch.ids, batch.mask))  # fmt: skip
             batch = Batch(ids, mask)
         logits_of_batches.append(
@@ -401,10 +410,10 @@ def batched_logits(subject: Subject, rows: Sequence[Row], each: int = 8) -> Tens
 
 
 def read_up_to(subject: Subject, ids: Tensor, mask: Tensor) -> Tensor:
-    """(b, t) a mask that ends at the token where a causal model's answer is read, most often the last one.
+    """(b, t) a mask that ends at the token where a causal model's answer is read, in most cases the last one.
 
-    A classifier's is the rightmost token that is not the pad token: transformers reads it there, also where the tokenizer
-    ends every text with an end token that serves to pad as well. With a soft prompt it reads at the very end.
+    A classifier is read at the rightmost token that is not the pad token, as transformers does. This holds also where the
+    tokenizer ends every text with an end token that is the pad token too. With a soft prompt it is read at the very end.
     """
     pad = subject.pad_token_id
     if subject.template is not None or subject.soft_prompted or pad is None:
@@ -424,25 +433,25 @@ def at_last(states: Tensor, mask: Tensor) -> Tensor:
 def backbone(subject: Subject, ids: Tensor, mask: Tensor, prompt: Tensor | None = None, **options: Any) -> Any:
     """The transformers backbone's own output on (b, t) tokens padded on the right, with the adapter's prompt or prefix.
 
-    Its last states are in the type in which the head reads them. A Mamba in 16 bits sums its layers in 32, and rounds before
-    its head.
+    Its last states have the dtype in which the head reads them. A 16-bit Mamba sums its layers in 32 bits, and rounds before its
+    head.
     """
     net, config = subject.base.base_model, subject.peft_config
     if subject.anatomy.kind == "state-space":
         options.setdefault("use_cache", False)
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **options}
+    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **options}
     if config is not None and config.is_prompt_learning:
         if config.peft_type.value == "PREFIX_TUNING":
             if not subject.anatomy.prefix:
                 raise Unsupported(
                     f"Prefix tuning does not run on '{subject.anatomy.model_type}'; use a prompt or a LoRA."
                 )
-            given[past.argument(net)] = subject.model.get_prompt(batch_size=len(ids))  # type: ignore[arg-type]
-            given["attention_mask"] = torch.cat([mask.new_ones(len(mask), config.num_virtual_tokens), mask], dim=1)
+            arguments[past.argument(net)] = subject.model.get_prompt(batch_size=len(ids))  # type: ignore[arg-type]
+            arguments["attention_mask"] = torch.cat([mask.new_ones(len(mask), config.num_virtual_tokens), mask], dim=1)
         else:
-            own: Any = subject.model.get_prompt(batch_size=len(ids)) if prompt is None else prompt  # type: ignore[operator]
-            given = _in_front(subject, given, own)
-    out = net(**given)  # type: ignore[operator]
+            soft_prompt: Any = subject.model.get_prompt(batch_size=len(ids)) if prompt is None else prompt  # type: ignore[operator]
+            arguments = _in_front(subject, arguments, soft_prompt)
+    out = net(**arguments)  # type: ignore[operator]
     if subject.anatomy.kind == "state-space":
         out.last_hidden_state = out.last_hidden_state.to(head_type(subject))
     return out
@@ -453,9 +462,9 @@ def _in_front(subject: Subject, given: dict[str, Any], prompt: Tensor) -> dict[s
     ids, mask = given["input_ids"], given["attention_mask"]
     embedded = subject.model.word_embeddings(ids)
     prompt = prompt.to(embedded).expand(len(ids), -1, -1)
-    rest = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")}
-    if "token_type_ids" in rest:
-        types = rest["token_type_ids"]
-        rest["token_type_ids"] = torch.cat([types.new_zeros(prompt.shape[:2]), types], dim=1)
-    wide = torch.cat([mask.new_ones(prompt.shape[:2]), mask], dim=1)
-    return {"inputs_embeds": torch.cat([prompt, embedded], dim=1), "attention_mask": wide, **rest}
+    arguments = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")}
+    if "token_type_ids" in arguments:
+        token_types = arguments["token_type_ids"]
+        arguments["token_type_ids"] = torch.cat([token_types.new_zeros(prompt.shape[:2]), token_types], dim=1)
+    wide_mask = torch.cat([mask.new_ones(prompt.shape[:2]), mask], dim=1)
+    return {"inputs_embeds": torch.cat([prompt, embedded], dim=1), "attention_mask": wide_mask, **arguments}

@@ -1,13 +1,13 @@
-"""Integrated gradients of feed-forward units at the last position: every layer its own path, by an exact shortcut.
+"""Integrated gradients of feed-forward units at the last position: one path for each layer, by an exact shortcut.
 
 The units of a layer are the input of its down projection (`anatomy.down`; of ``out_proj`` in Mamba; with an IA3 adapter
-there, what goes into the wrapped projection). A path scales the units of one layer at the last token by a in [0, 1] and
-leaves all else as it is, so nothing before the last token changes. One full pass keeps the keys and values (the recurrent
-state in state-space models) that the last token sees. Then every point of every path is one row of d numbers, which
-enters at its own layer as the plain last token and climbs from there: at layer l stand the rows of the layers up to l, and
-one backward pass gives the gradients of all paths. In attention models the rows are laid out as query positions that see
-the prompt and themselves alone, so keys and values are shared and never copied per row; in state-space models, whose
-state is small, they are a batch.
+there, what goes into the wrapped projection). A path scales the units of one layer at the last token by a in [0, 1]. All
+else stays as it is, so nothing before the last token changes. One full pass keeps the keys and values (the recurrent
+state in state-space models) that the last token sees. Each point of each path is then one row of d numbers. A row enters
+its own layer as the unchanged last token, and goes through that layer and all layers above it: this is called a climb.
+Layer l is computed for the rows of the layers up to l, and one backward pass gives the gradients of all paths. In
+attention models the rows are laid out as query positions that see only the prompt and themselves, so keys and values are
+shared and never copied per row. In state-space models, whose state is small, the rows are a batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 Readout = Callable[[Tensor, int], Tensor]
 """(rows, d) final hidden states of prompt i, at the last position after the last norm -> (rows,) scalars, differentiable."""
 ROWS = 1024
-"""Rows of one climb: prompts times points of all paths. Prompts are halved, with a note, as often as memory runs out."""
+"""Rows of one climb: prompts times points of all paths. The batch of prompts is halved, with a note, when memory runs out."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def midpoint(points: int = 20) -> Quadrature:
 
 @dataclass(frozen=True)
 class Refined:
-    """Points as they are needed: every prompt's layer begins with `start`, and has four times as many while it is incomplete.
+    """A quadrature with as many points as each path needs: first `start`, then four times as many until it is complete.
 
     A layer whose units fill most of the residual stream saturates what follows it within a hundredth of its path: SmolLM2's
-    layer 0 misses up to 0.6 of probability at 8 points, and 0.02 at 32. Few layers do, so the rest stays cheap.
+    layer 0 misses up to 0.6 of probability at 8 points, and 0.02 at 32. Few layers do this, so the other layers stay cheap.
 
     Attributes:
-        tolerance: completeness error that is left alone, in the readout's unit. start, most: fewest and most points.
-        rule: the rule of so many points.
+        tolerance: completeness error that is accepted, in the readout's unit. start, most: fewest and most points.
+        rule: gives the quadrature with a given number of points.
     """
 
     tolerance: float = 0.01
@@ -117,7 +117,7 @@ def attribute(
     for each prompt and layer. No result depends on the batch.
 
     Args:
-        quadrature: one rule for all paths; None is `Refined()`, which goes on until the attributions add up.
+        quadrature: one rule for all paths; None is `Refined()`, which adds points until the attributions add up.
         baseline: (layers, units) where the paths begin; None is 0.
 
     Raises:
@@ -126,8 +126,8 @@ def attribute(
     """
     plan = quadrature or Refined()
     first, *finer = [plan] if isinstance(plan, Quadrature) else plan.rules
-    every = list(range(len(_layers(subject))))
-    values, whole, floor = _integrated(subject, rows, readout, first, every, baseline)
+    all_layers = list(range(len(_layers(subject))))
+    values, whole, floor = _integrated(subject, rows, readout, first, all_layers, baseline)
     points = np.full(floor.shape, len(first.nodes))
 
     def missed() -> np.ndarray:
@@ -135,16 +135,19 @@ def attribute(
 
     for rule in finer:
         assert isinstance(plan, Refined)
-        short = missed() > plan.tolerance
-        if not short.any():
+        incomplete = missed() > plan.tolerance
+        if not incomplete.any():
             break
-        some, layers = np.flatnonzero(short.any(axis=1)).tolist(), np.flatnonzero(short.any(axis=0)).tolist()
-        named: Readout = lambda hidden, i, some=some: readout(hidden, some[i])  # noqa: E731 (bound to this round)
-        got, _, _ = _integrated(subject, [rows[i] for i in some], named, rule, layers, baseline)
+        prompts_left, layers = (
+            np.flatnonzero(incomplete.any(axis=1)).tolist(),
+            np.flatnonzero(incomplete.any(axis=0)).tolist(),
+        )
+        readout_of_left: Readout = lambda hidden, i, prompts_left=prompts_left: readout(hidden, prompts_left[i])  # noqa: E731 (bound to this round)
+        refined, _, _ = _integrated(subject, [rows[i] for i in prompts_left], readout_of_left, rule, layers, baseline)
         # A path is refined for its own error alone, and not for that of its neighbours in the batch.
-        at = np.ix_(some, layers)
-        values[at] = np.where(short[at][..., None], got, values[at])
-        points[at] = np.where(short[at], len(rule.nodes), points[at])
+        index = np.ix_(prompts_left, layers)
+        values[index] = np.where(incomplete[index][..., None], refined, values[index])
+        points[index] = np.where(incomplete[index], len(rule.nodes), points[index])
     return Attribution(values, whole, floor, missed(), points)
 
 
@@ -177,8 +180,8 @@ def _integrated(
 
     values = np.empty((0,))
     whole, floor = np.empty(len(rows)), np.empty((len(rows), len(layers)))
-    each = ROWS // (len(layers) * len(rule.nodes))
-    for take, (v, at_full, at_zero) in _batches(subject, rows, each, "unit attributions", read):
+    batch_size = ROWS // (len(layers) * len(rule.nodes))
+    for take, (v, at_full, at_zero) in _batches(subject, rows, batch_size, "unit attributions", read):
         values = np.empty((len(rows), *v.shape[1:]), np.float32) if not values.size else values
         values[take], whole[take], floor[take] = v.cpu().numpy(), at_full.cpu().numpy(), at_zero.cpu().numpy()
     return values, whole, floor
@@ -198,7 +201,7 @@ def _begins(baseline: np.ndarray | None, layer: int, units: Tensor) -> Tensor:
 def last_units(subject: Subject, rows: Sequence[Row], part: Part = "down") -> np.ndarray:
     """(n, layers, units) float32: the feed-forward units of every prompt at its last position.
 
-    With ``mixer_out`` it is what the attention heads of a layer give there, one head after another.
+    With ``mixer_out`` the units are the outputs of the attention heads of a layer there, one head after another.
 
     Raises:
         As `attribute`.
@@ -208,9 +211,9 @@ def last_units(subject: Subject, rows: Sequence[Row], part: Part = "down") -> np
     def read(batch: Batch, _: list[int]) -> Tensor:
         return torch.stack([layer.units for layer in _record(subject, batch, part).layers], dim=1).float()
 
-    for take, got in _batches(subject, rows, ROWS, "units", read):
-        units = np.empty((len(rows), *got.shape[1:]), np.float32) if not units.size else units
-        units[take] = got.cpu().numpy()
+    for take, units_of_batch in _batches(subject, rows, ROWS, "units", read):
+        units = np.empty((len(rows), *units_of_batch.shape[1:]), np.float32) if not units.size else units
+        units[take] = units_of_batch.cpu().numpy()
     return units
 
 
@@ -221,8 +224,8 @@ def scaled_at_last(
     """(n, c, ...): `readout` when units are multiplied at the last position alone, for c candidates (layer -> factors).
 
     The machinery of `attribute` without gradients: one full pass for all candidates, each of which then climbs from its
-    lowest layer. Factors are (units,), or one number. The readout may give (rows, k) instead of (rows,). With ``mixer_out`` what
-    the attention heads give is multiplied.
+    lowest layer. Factors are (units,), or one number. The readout may give (rows, k) instead of (rows,). With ``mixer_out`` the
+    outputs of the attention heads are multiplied.
 
     Raises:
         BadInput: a layer that is not there, or a candidate without one. Else as `attribute`.
@@ -246,44 +249,44 @@ def scaled_at_last(
             ]
         return torch.cat(parts, dim=1)
 
-    got = np.empty((0,))
+    readouts = np.empty((0,))
     for take, f in _batches(subject, rows, ROWS // max(1, min(ROWS, len(candidates))), "candidates", read):
-        got = np.empty((len(rows), *f.shape[1:])) if not got.size else got
-        got[take] = f.cpu().numpy()
-    back = np.argsort(order)
-    return got[:, back]
+        readouts = np.empty((len(rows), *f.shape[1:])) if not readouts.size else readouts
+        readouts[take] = f.cpu().numpy()
+    inverse_order = np.argsort(order)
+    return readouts[:, inverse_order]
 
 
 def heads_replaced(subject: Subject, rows: Sequence[Row], readout: Readout, given: np.ndarray) -> np.ndarray:
-    """(n, layers, heads): by how much `readout` changes when one attention head gives at the last position what `given` says.
+    """(n, layers, heads): change of `readout` when the output of one attention head at the last position is replaced by `given`.
 
     `given` is (layers, heads * width), as `last_units` with ``mixer_out``. Every head is one row that climbs from its own
-    layer, after one full pass for all of them: patching, exactly, at a fraction of a pass for each.
+    layer, after one full pass for all of them. This is exact activation patching, at a fraction of a pass for each head.
 
     Raises:
         As `attribute`, and Unsupported: a state-space model.
     """
     width = head_width(subject)
-    instead = torch.as_tensor(given, device=subject.device)
-    depth, heads = len(instead), instead.shape[1] // width
-    own = torch.eye(heads, dtype=torch.bool, device=subject.device).repeat_interleave(width, dim=1)
+    replacement = torch.as_tensor(given, device=subject.device)
+    depth, heads = len(replacement), replacement.shape[1] // width
+    head_mask = torch.eye(heads, dtype=torch.bool, device=subject.device).repeat_interleave(width, dim=1)
     step = max(1, ROWS // heads)
 
     def read(batch: Batch, prompts: list[int]) -> Tensor:
         with torch.no_grad():
             run = _record(subject, batch, "mixer_out")
-            found = []
+            readouts = []
             for first in range(0, depth, step):
-                some = {at: run.layers[at].units.unsqueeze(1) for at in range(first, min(first + step, depth))}
-                put = {at: torch.where(own, instead[at].to(w), w) for at, w in some.items()}
-                found.append(_read_out(readout, run.climb(put), prompts))
+                units = {at: run.layers[at].units.unsqueeze(1) for at in range(first, min(first + step, depth))}
+                replaced = {at: torch.where(head_mask, replacement[at].to(w), w) for at, w in units.items()}
+                readouts.append(_read_out(readout, run.climb(replaced), prompts))
             plain = _read_out(readout, run.final.unsqueeze(1), prompts)
-        return (torch.cat(found, dim=1) - plain).unflatten(1, (depth, heads))
+        return (torch.cat(readouts, dim=1) - plain).unflatten(1, (depth, heads))
 
-    got = np.empty((len(rows), depth, heads))
+    changes = np.empty((len(rows), depth, heads))
     for take, change in _batches(subject, rows, ROWS // (heads * min(step, depth)), "attention heads", read):
-        got[take] = change.cpu().numpy()
-    return got
+        changes[take] = change.cpu().numpy()
+    return changes
 
 
 # ------------------------------------------------------------------------------------------------- a pass, and climbs
@@ -301,7 +304,7 @@ class _Recorder:
 
 
 class _Shared:
-    """A cache that puts the rows' own keys and values behind the prompt's, and remembers none of them."""
+    """A cache that appends the keys and values of the rows to those of the prompt, and does not store them."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -311,7 +314,7 @@ class _Shared:
 
 
 class _Unwritten(Tensor):
-    """A state that `copy_` leaves alone: transformers writes states in place, which would break the backward pass."""
+    """A state that `copy_` does not change: transformers writes states in place, which would break the backward pass."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -337,13 +340,13 @@ class _State:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """One layer after a full pass over b prompts: all that rows need to go through it in the last token's place.
+    """One layer after a full pass over b prompts: all that rows need to go through it in place of the last token.
 
     Attributes:
         down: the projection whose input is edited, by its most frequent name.
-        enters: (b, 1, d) what entered it at the last token. units: (b, units) what entered that projection there.
-        given: its other arguments, as far as they do not depend on the number of rows.
-        cache: its past. cache_name: the argument that takes it.
+        enters: (b, 1, d) input of the layer at the last token. units: (b, units) input of that projection there.
+        given: the other arguments of the layer, as far as they do not depend on the number of rows.
+        cache: the keys and values, or the state, of earlier tokens. cache_name: the argument that takes it.
         seen: (b, 1, 1, k) which keys the last token sees, itself left out; None in state-space models.
         alibi: (b * heads, 1, k + 1) the bias of the keys and of the last token itself, where the family has one.
     """
@@ -359,7 +362,7 @@ class _Layer:
     alibi: Tensor | None
 
     def __call__(self, x: Tensor, edit: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """(b, r, d) -> (b, r, d), with `edit` of the rows' units (b, r, units) in their place."""
+        """(b, r, d) -> (b, r, d), with the units (b, r, units) of the rows replaced by `edit` of them."""
 
         def put(_: Any, inputs: tuple[Tensor, ...]) -> Tensor:
             assert edit is not None
@@ -402,10 +405,10 @@ class _Run:
     final: Tensor
 
     def prove(self, model_type: str) -> None:
-        """One row climbs from the bottom and changes nothing, so it must be the plain pass again, units included.
+        """Let one unchanged row climb from layer 0: it must give what the plain pass gave, units included.
 
         Raises:
-            Unsupported: it is not, by more than rounding.
+            Unsupported: it differs by more than rounding.
         """
         found: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -418,15 +421,19 @@ class _Run:
 
         with torch.no_grad():
             top = self._up({0: 1}, look)[:, 0]
-        for what, (got, expected) in {**found, "the final hidden states": (top, self.final)}.items():
-            equal(got, expected, f"The step of one token through the layers of '{model_type}'", what)
+        for what, (stepped, expected) in {**found, "the final hidden states": (top, self.final)}.items():
+            equal(stepped, expected, f"The step of one token through the layers of '{model_type}'", what)
 
     def climb(self, units: Mapping[int, Tensor]) -> Tensor:
         """(b, s, d) final hidden states of rows that enter at layer l with the units (b, k_l, units), by layer."""
 
         def edit(at: int) -> Callable[[Tensor], Tensor] | None:
             new = units.get(at)
-            return None if new is None else lambda own: torch.cat([own[:, : -new.shape[1]], new], dim=1)
+            return (
+                None
+                if new is None
+                else lambda units_of_rows: torch.cat([units_of_rows[:, : -new.shape[1]], new], dim=1)
+            )
 
         return self._up({at: new.shape[1] for at, new in units.items()}, edit)
 
@@ -437,10 +444,10 @@ class _Run:
             if not any(at in c for c in candidates):
                 return None
             w = self.layers[at].units
-            one = torch.ones(w.shape[1], dtype=w.dtype, device=w.device)
-            here = [c for c in candidates if min(c) <= at]
-            factors = torch.stack([c[at].to(w).expand(w.shape[1]) if at in c else one for c in here])
-            return lambda own: own * factors
+            ones = torch.ones(w.shape[1], dtype=w.dtype, device=w.device)
+            climbing = [c for c in candidates if min(c) <= at]
+            factors = torch.stack([c[at].to(w).expand(w.shape[1]) if at in c else ones for c in climbing])
+            return lambda units_of_rows: units_of_rows * factors
 
         return self._up(Counter(min(c) for c in candidates), edit)
 
@@ -464,7 +471,7 @@ def _through(modules: list[nn.Module], x: Tensor) -> Tensor:
 
 
 def _layers(subject: Subject) -> list[nn.Module]:
-    """The blocks of a causal model; refuses what the shortcut would not be exact for."""
+    """The blocks of a causal model. Raises Unsupported where the shortcut would not be exact."""
     anatomy, config = subject.anatomy, subject.base.config
     if not anatomy.causal:
         raise Unsupported(
@@ -489,7 +496,7 @@ _STEPPED: WeakKeyDictionary[nn.Module, set[Part]] = WeakKeyDictionary()
 def _record(subject: Subject, batch: Batch, part: Part = "down") -> _Run:
     """One full pass without gradients; in state-space models also one over all tokens but the last.
 
-    On a discovered family, once for each model, rows with other units are held against passes with these units as well.
+    On a discovered family, rows with changed units are also compared with whole passes, once for each model.
     """
     if not subject.anatomy.discovered:
         return _recorded(subject, batch, part)
@@ -499,7 +506,7 @@ def _record(subject: Subject, batch: Batch, part: Part = "down") -> _Run:
             _hold_against_passes(subject, batch, part, run)
     except TrueupError:
         raise
-    except Exception as e:  # a family may step through its layers in a way of its own
+    except Exception as e:  # a discovered family may call its layers in another way
         if out_of_memory(e):
             raise
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
@@ -514,22 +521,25 @@ def _record(subject: Subject, batch: Batch, part: Part = "down") -> _Run:
 
 
 def _hold_against_passes(subject: Subject, batch: Batch, part: Part, run: _Run) -> None:
-    """Raises Unsupported where rows whose units are scaled in the first or the last layer end otherwise than whole passes do in
-    which they are scaled at the last token."""
+    """Compare climbing rows with whole passes, with units of the first or the last layer scaled at the last token.
+
+    Raises:
+        Unsupported: the final hidden states differ.
+    """
     ids, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
     layers, last = layers_of(subject), mask.sum(dim=1) - 1
     g = torch.Generator().manual_seed(0)
     factors = [torch.rand(layer.units.shape[1], generator=g).to(layer.units) for layer in run.layers]
-    ends = list(dict.fromkeys((0, len(layers) - 1)))
+    tested_layers = list(dict.fromkeys((0, len(layers) - 1)))
     with torch.no_grad():
-        got = run.climb_scaled([{at: factors[at]} for at in ends])
-        for i, at in enumerate(ends):
+        stepped = run.climb_scaled([{at: factors[at]} for at in tested_layers])
+        for i, at in enumerate(tested_layers):
 
             def put(_: Any, inputs: tuple[Tensor, ...], at: int = at) -> tuple[Tensor, ...]:
                 x = inputs[0].reshape(len(ids), -1, inputs[0].shape[-1]).clone()
-                here = x.shape[1] - mask.shape[1] + last
-                each = torch.arange(len(x), device=x.device)
-                x[each, here] = x[each, here] * factors[at]
+                last_position = x.shape[1] - mask.shape[1] + last
+                examples = torch.arange(len(x), device=x.device)
+                x[examples, last_position] = x[examples, last_position] * factors[at]
                 return (x.reshape(inputs[0].shape), *inputs[1:])
 
             hook = layers[at].get_submodule(getattr(subject.anatomy, part)).register_forward_pre_hook(put)
@@ -538,7 +548,7 @@ def _hold_against_passes(subject: Subject, batch: Batch, part: Part, run: _Run) 
             finally:
                 hook.remove()
             what = f"The step of one token through the layers of '{subject.anatomy.model_type}'"
-            equal(got[:, i], passed, what, f"the final hidden states with other units in layer {at}")
+            equal(stepped[:, i], passed, what, f"the final hidden states with other units in layer {at}")
 
 
 def _recorded(subject: Subject, batch: Batch, part: Part) -> _Run:
@@ -548,7 +558,7 @@ def _recorded(subject: Subject, batch: Batch, part: Part) -> _Run:
     parent = subject.base.base_model.get_submodule(anatomy.layers.rpartition(".")[0])  # type: ignore[operator, union-attr]
     downs = [layer.get_submodule(getattr(anatomy, part)) for layer in layers]
     recurrent = anatomy.kind == "state-space"
-    seen: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     places: list[list[str]] = []
     units: list[Tensor] = []
     tail: list[nn.Module] = []
@@ -562,7 +572,7 @@ def _recorded(subject: Subject, batch: Batch, part: Part) -> _Run:
         places.append(past.named(named))
         if not recurrent:
             named |= {name: _Recorder(named[name]) for name in places[-1]}
-        seen.append(named)
+        calls.append(named)
         tail.clear()
         return (named["hidden_states"],), {k: v for k, v in named.items() if k != "hidden_states"}
 
@@ -586,7 +596,7 @@ def _recorded(subject: Subject, batch: Batch, part: Part) -> _Run:
     states = _states(subject, ids, mask) if recurrent else None
     found = [
         _layer(layer, down, named, name, w, mask, None if states is None else states[at])
-        for at, (layer, down, named, (name,), w) in enumerate(zip(layers, downs, seen, places, units, strict=True))
+        for at, (layer, down, named, (name,), w) in enumerate(zip(layers, downs, calls, places, units, strict=True))
     ]
     run = _Run(found, list(tail), final)
     run.prove(anatomy.model_type)
@@ -597,17 +607,17 @@ def _layer(
     module: nn.Module, down: nn.Module, named: dict[str, Any], cache_name: str, units: Tensor, mask: Tensor,
     state: _State | None,
 ) -> _Layer:  # fmt: skip
-    """What one layer was given in the full pass, cut down to the last token."""
+    """The arguments of one layer in the full pass, reduced to the last token."""
     hidden = named["hidden_states"]
     enters = at_last(hidden, mask).unsqueeze(1)
     given = {k: v for k, v in named.items() if k not in ("hidden_states", "attention_mask", "alibi", cache_name)}
     if state is not None:
         return _Layer(module, down, enters, units, given, state, cache_name, None, None)
     b, width = hidden.shape[:2]
-    each, last = torch.arange(b, device=hidden.device), width - mask.shape[1] + mask.sum(dim=1) - 1
+    examples, last = torch.arange(b, device=hidden.device), width - mask.shape[1] + mask.sum(dim=1) - 1
 
     def of_last(t: Tensor) -> Tensor:  # (b or 1, t, ...) -> (b, 1, ...)
-        return t.expand(b, *t.shape[1:])[each, last].unsqueeze(1)
+        return t.expand(b, *t.shape[1:])[examples, last].unsqueeze(1)
 
     for name in ("position_ids", "position_embeddings"):
         value = given.get(name)
@@ -615,20 +625,20 @@ def _layer(
             given[name] = tuple(map(of_last, value)) if isinstance(value, tuple) else of_last(value)
     recorder: _Recorder = named[cache_name]
     keys, given_mask = recorder.keys.shape[2], named.get("attention_mask")
-    own = keys - width + last  # a prefix puts keys before the first token
+    last_key = keys - width + last  # a prefix puts keys before the first token
     if given_mask is None:  # transformers leaves it out where plain causal attention says the same
-        seen = (torch.arange(keys, device=hidden.device) <= own[:, None])[:, None, None]
+        seen = (torch.arange(keys, device=hidden.device) <= last_key[:, None])[:, None, None]
     else:
-        row = given_mask.expand(b, -1, -1, -1)[each, :, last].unsqueeze(2)
+        row = given_mask.expand(b, -1, -1, -1)[examples, :, last].unsqueeze(2)
         seen = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
     seen = seen.clone()
-    seen[each, :, :, own] = False
+    seen[examples, :, :, last_key] = False
     alibi = named.get("alibi")
     if "alibi" in named and alibi is None:  # an argument without a default
         given["alibi"] = None
     if alibi is not None:
         heads = len(alibi) // b
-        itself = alibi[torch.arange(len(alibi), device=alibi.device), :, own.repeat_interleave(heads)]
+        itself = alibi[torch.arange(len(alibi), device=alibi.device), :, last_key.repeat_interleave(heads)]
         alibi = torch.cat([alibi, itself.unsqueeze(-1)], dim=-1)
     shared = _Shared(recorder.keys, recorder.values)
     return _Layer(module, down, enters, units, given, shared, cache_name, seen, alibi)
@@ -636,13 +646,13 @@ def _layer(
 
 def _states(subject: Subject, ids: Tensor, mask: Tensor) -> list[_State]:
     """The recurrent states before the last token; all prompts of one length."""
-    alone = ids.shape[1] == 1 and not subject.soft_prompted
-    before = slice(0, 1 if alone else ids.shape[1] - 1)
+    single_token = ids.shape[1] == 1 and not subject.soft_prompted
+    before = slice(0, 1 if single_token else ids.shape[1] - 1)
     with torch.no_grad():
         cache = past.returned(backbone(subject, ids[:, before], mask[:, before], use_cache=True))
     states = [(cache.get_conv_state(at), cache.get_recurrent_state(at)) for at in range(len(_layers(subject)))]
-    # Before a first token there is nothing, which is a state of zeros; the pass only gave its shape.
-    return [_State(c * 0, r * 0) if alone else _State(c, r) for c, r in states]
+    # The state before the first token is all zeros. The pass only gave its shape.
+    return [_State(c * 0, r * 0) if single_token else _State(c, r) for c, r in states]
 
 
 def _read_out(readout: Readout, final: Tensor, prompts: list[int]) -> Tensor:
@@ -657,7 +667,7 @@ def _batches(
     read: Callable[[Batch, list[int]], T],
 ) -> Iterator[tuple[list[int], T]]:
     """Every prompt once, at most `each` in a batch, of similar length (of one length in state-space models)."""
-    now, done, each = session(), 0, max(1, each)
+    current, done, each = session(), 0, max(1, each)
     if not all(len(r) for r in rows):
         raise BadInput("A prompt has no token at all; drop it or give it text.")
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
@@ -667,7 +677,7 @@ def _batches(
             take.pop()
         try:
             with evaluating(subject), _frozen(subject), torch.inference_mode(False), torch.enable_grad():
-                got = read(collate([rows[i] for i in take], subject.tokenizer.pad_token_id), take)
+                result = read(collate([rows[i] for i in take], subject.tokenizer.pad_token_id), take)
         except (RuntimeError, MemoryError) as e:
             if not out_of_memory(e):
                 raise
@@ -676,11 +686,11 @@ def _batches(
                     f"One prompt of {len(rows[take[0]])} tokens does not fit in memory; take shorter prompts or a smaller model."
                 ) from e
             each = len(take) // 2
-            now.note(f"Memory ran out; batches were halved to {each} prompts.")
+            current.note(f"Memory ran out; batches were halved to {each} prompts.")
             continue
-        yield take, got
+        yield take, result
         done += len(take)
-        now.progress(stage, done, len(order))
+        current.progress(stage, done, len(order))
 
 
 def _together(subject: Subject, lengths: list[int]) -> bool:
@@ -693,12 +703,12 @@ def _together(subject: Subject, lengths: list[int]) -> bool:
 
 @contextlib.contextmanager
 def _frozen(subject: Subject) -> Iterator[None]:
-    """No parameter wants a gradient inside the block, so that none is kept for it; after it, those that did want it again."""
-    wanted = [p for p in subject.model.parameters() if p.requires_grad]
-    for p in wanted:
+    """No parameter requires a gradient inside the block, so that none is stored; after it, requires_grad is as before."""
+    trainable = [p for p in subject.model.parameters() if p.requires_grad]
+    for p in trainable:
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p in wanted:
+        for p in trainable:
             p.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""How much memory this process holds, has held, and could still take, where the system says so."""
+"""How much memory this process holds, has held, and could still take, where the system reports it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def reset_peak() -> None:
-    """From here on `peak` is of what follows, where the system can say that (Linux, CUDA)."""
+    """Start the measurement of `peak` again, where the system can (Linux, CUDA)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     torch = sys.modules.get("torch")
@@ -18,28 +18,28 @@ def reset_peak() -> None:
 
 
 def peak() -> int:
-    """The most memory, in bytes, that this process has held; with CUDA the device's, where that is more. 0: it is not known."""
-    held = _told("/proc/self/status", "VmHWM")
-    if held is None:
+    """The most memory, in bytes, that this process has held; with CUDA that on the device, where it is more. 0: not known."""
+    bytes_held = _told("/proc/self/status", "VmHWM")
+    if bytes_held is None:
         with contextlib.suppress(ImportError):  # not on Windows
             import resource
 
             most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            held = most if sys.platform == "darwin" else most * 1024
-    held = held or 0
+            bytes_held = most if sys.platform == "darwin" else most * 1024
+    bytes_held = bytes_held or 0
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        held = max(held, torch.cuda.max_memory_allocated())
-    return held
+        bytes_held = max(bytes_held, torch.cuda.max_memory_allocated())
+    return bytes_held
 
 
 def resident() -> int | None:
-    """Bytes of memory that this process holds now; None where nobody says."""
+    """Bytes of memory that this process holds now; None where the system does not report it."""
     return _told("/proc/self/status", "VmRSS")
 
 
 def free() -> int | None:
-    """Bytes of memory that this process could still take, of the machine and of its control group; None where nobody says."""
+    """Bytes that this process could still take, of the machine and of its control group; None where the system reports neither."""
     bounds = [_told("/proc/meminfo", "MemAvailable")]
     if bounds[0] is None:
         with contextlib.suppress(ValueError, OSError, AttributeError):
@@ -51,7 +51,7 @@ def free() -> int | None:
 
 
 def _told(file: str, what: str) -> int | None:
-    """Bytes under the name `what` in a file of Linux's; None where there is no such line."""
+    """Bytes under the name `what` in a status file of Linux; None where there is no such line."""
     with contextlib.suppress(OSError):
         for line in Path(file).read_text().splitlines():
             if line.startswith(what):

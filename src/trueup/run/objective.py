@@ -1,7 +1,7 @@
-"""What a training minimises, as a value: the mean, a weighted mean, a resampled mean, or the worst group's mean.
+"""The objective of a training, as a value: the mean, a weighted mean, a resampled mean, or the worst group's mean.
 
-An objective says before the forward pass how much each row of a batch counts, and is told each row's loss after the
-step. So a batch may be cut into pieces or shared between processes, and the gradients stay those of the whole.
+An objective gives the weight of each row of a batch before the forward pass, and gets the loss of each row after the
+step. So a batch may be cut into pieces or shared between processes, and the gradients stay those of the whole batch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from trueup.errors import BadInput
 class Objective(ABC):
     """What to minimise: sum_i w_i CE_i / b over a batch of b rows. Frozen; holds one entry per row of the corpus.
 
-    What a training learns about the objective as it goes is a `state` that the training keeps, and saves with its
-    checkpoint; the objective itself never changes, so one may serve several trainings.
+    What changes during a training is a `state`, which the training keeps and saves with its checkpoint. The objective itself
+    never changes, so one may serve several trainings.
     """
 
     @abstractmethod
@@ -38,7 +38,7 @@ class Objective(ABC):
         return state
 
     def judge(self, nll: np.ndarray) -> float:
-        """What chooses the best epoch, lower is better, from the (n,) NLL of this objective's rows."""
+        """The number that chooses the best epoch, lower is better, from the (n,) NLL of this objective's rows."""
         return float(nll.mean())
 
     def take(self, index: np.ndarray) -> Self:
@@ -47,17 +47,17 @@ class Objective(ABC):
 
     @property
     def rows(self) -> int | None:
-        """How many rows the objective's arrays are over; None where it goes with any corpus."""
+        """Length of the objective's arrays, in rows of the corpus; None where it fits any corpus."""
         return None
 
     @property
     def chance(self) -> np.ndarray | None:
-        """(n,) chances with which rows are drawn, with replacement; None where each comes once an epoch."""
+        """(n,) probabilities with which rows are drawn, with replacement; None where each row is used once in an epoch."""
         return None
 
     @property
     def strata(self) -> np.ndarray | None:
-        """(n,) int: kinds of rows that the validation share must hold besides every class, or None."""
+        """(n,) int: a kind for each row. The validation share must hold every kind in every class. None: no kinds."""
         return None
 
     @property
@@ -82,24 +82,24 @@ class CrossEntropy(Objective):
 
 @dataclass(frozen=True, eq=False)
 class _ByWeight(Objective):
-    """What the two objectives with a weight per row share. weight: (n,), 0 or more, on any scale."""
+    """Base of the two objectives with a weight per row. weight: (n,), 0 or more, on any scale."""
 
     weight: np.ndarray
 
     def __post_init__(self) -> None:
         """Raises BadInput where the weights cannot be used."""
-        given = np.array(self.weight, dtype=np.float64)
-        object.__setattr__(self, "weight", given)
-        if given.ndim != 1:
-            raise BadInput(f"The objective's weights have shape {given.shape}; give one number per row, shape (n,).")
-        bad = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
-        if len(bad):
+        weight = np.array(self.weight, dtype=np.float64)
+        object.__setattr__(self, "weight", weight)
+        if weight.ndim != 1:
+            raise BadInput(f"The objective's weights have shape {weight.shape}; give one number per row, shape (n,).")
+        unusable = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
+        if len(unusable):
             raise BadInput(
-                f"The objective's weight of row {bad[0] + 1} is {given[bad[0]]:g}; give finite numbers of 0 or more."
+                f"The objective's weight of row {unusable[0] + 1} is {weight[unusable[0]]:g}; give finite numbers of 0 or more."
             )
-        if not given.any():
+        if not weight.any():
             raise BadInput(
-                f"The {len(given)} weights of the objective are all 0; both the rows trained on and those set aside for "
+                f"The {len(weight)} weights of the objective are all 0; both the rows trained on and those set aside for "
                 "validation need some above 0."
             )
 
@@ -129,9 +129,9 @@ class Weighted(_ByWeight):
 
 @dataclass(frozen=True, eq=False)
 class Resampled(_ByWeight):
-    """Rows are drawn with replacement, with chances in proportion to the weights, and each drawn row counts the same.
+    """Rows are drawn with replacement, with probabilities proportional to the weights, and each drawn row counts the same.
 
-    An epoch draws as many rows as there are, so it has as many steps as any other.
+    An epoch draws as many rows as the corpus has, so it has as many steps as with any other objective.
     """
 
     def weights(self, rows: np.ndarray, state: Tensor) -> Tensor:
@@ -161,15 +161,15 @@ class GroupDRO(Objective):
 
     def __post_init__(self) -> None:
         """Raises BadInput where the groups or the step cannot be used."""
-        given = np.array(self.group)
-        if given.ndim != 1 or given.dtype.kind not in "iub" or not len(given):
+        groups = np.array(self.group)
+        if groups.ndim != 1 or groups.dtype.kind not in "iub" or not len(groups):
             raise BadInput(
-                f"The objective's groups have shape {given.shape} and type {given.dtype}; give one integer per row."
+                f"The objective's groups have shape {groups.shape} and type {groups.dtype}; give one integer per row."
             )
         if not 0 < self.step < float("inf"):
             raise BadInput(f"The objective's step is {self.step}; give a number above 0, such as 0.01.")
-        # Numbered without gaps: a group of which no row is trained on must not hold a share of q.
-        object.__setattr__(self, "group", np.unique(given, return_inverse=True)[1].astype(np.int64))
+        # Groups are numbered without gaps: a group without a training row must not hold a share of q.
+        object.__setattr__(self, "group", np.unique(groups, return_inverse=True)[1].astype(np.int64))
 
     def begin(self) -> Tensor:
         groups = int(self.group.max()) + 1

@@ -31,19 +31,19 @@ from trueup.subject.units import layers_of
 
 T = TypeVar("T")
 VERSIONS = [__version__, *(version(p) for p in ("torch", "transformers", "peft"))]
-"""What computed a remembered pass: a library that was exchanged since may compute another."""
+"""The versions that computed a remembered pass: another version of a library may compute other numbers."""
 FEATURES = "features"
-"""Under which a pass's features are remembered."""
+"""The stage name under which the features of a pass are remembered."""
 TOKENS = 4096
-"""Tokens of one batch, padding included. Halved, with a note, as often as memory runs out."""
+"""Tokens of one batch, padding included. Halved, with a note, each time that memory runs out."""
 
 
 @dataclass
 class Session:
     """What runs share during one job: a memory of finished passes, progress, notes for the report, and warnings for its head.
 
-    `bases` remembers passes of a base without an adapter; where jobs share it, each is made once for all of them. `team`: the
-    processes that share this job's passes, where there are several.
+    `bases` remembers passes of a base without an adapter; jobs that share it compute each such pass once. `team`: the
+    processes that share the passes of this job, where there are several.
     """
 
     memo: Memo | None = None
@@ -55,9 +55,9 @@ class Session:
     tokens: dict[tuple[int, int, Template | None], tuple[Any, forward.Known]] = field(default_factory=dict, repr=False)
 
     def known(self, subject: Subject) -> forward.Known:
-        """Token ids of the texts that a subject of this tokenizer, length and template has read."""
+        """Token ids of the texts that were read in this session with this tokenizer, length and template."""
         key = (id(subject.tokenizer), subject.max_length, subject.template)
-        # The tokenizer is kept beside them, so that its number stays its own.
+        # The tokenizer is stored with them: while it lives, no other object can have its id.
         return self.tokens.setdefault(key, (subject.tokenizer, {}))[1]
 
     def memory(self, subject: Subject) -> Memo | None:
@@ -94,7 +94,7 @@ def within(current: Session) -> Iterator[Session]:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a classifier says about n examples, in their order.
+    """The outputs of a classifier for n examples, in their order.
 
     Attributes:
         features: (n, d) float32, the input of the last linear layer.
@@ -124,7 +124,7 @@ def predict(subject: Subject, corpus: Corpus) -> Outputs:
 
 
 def rows_of(subject: Subject, corpus: Corpus) -> list[forward.Row]:
-    """`forward.tokenize`, of each text once in a session: the same are asked for in other orders and parts."""
+    """`forward.tokenize`, which tokenizes each text once in a session: the same texts come again in other orders and parts."""
     return forward.tokenize(subject, corpus, None if subject.shots is not None else session().known(subject))
 
 
@@ -136,9 +136,9 @@ def outputs(subject: Subject, x: np.ndarray) -> Outputs:
 
 
 def _through_head(subject: Subject, x: np.ndarray) -> np.ndarray:
-    """(n, d) features -> (n, K) float64 logits: in double, or in the head's own type where that is a short one.
+    """(n, d) features -> (n, K) float64 logits, computed in double, or in the head's own dtype where that has 16 bits.
 
-    A model in bfloat16 rounds its logits, and so does whoever loads it: a threshold has to hold for those.
+    A bfloat16 model rounds its logits for every user who loads it, so a threshold has to hold for the rounded ones.
     """
     head, dtype = forward.live_head(subject), forward.head_type(subject)
     if dtype.itemsize >= 4:
@@ -150,15 +150,15 @@ def _through_head(subject: Subject, x: np.ndarray) -> np.ndarray:
 
 
 def layers_read(subject: Subject) -> int:
-    """How many states `hidden_states` has of each example: one where the layers could not be discovered."""
+    """The number of states that `hidden_states` gives for each example: one where the layers could not be discovered."""
     return 1 if "layers" in subject.anatomy.lacks else len(layers_of(subject)) + 1
 
 
 def hidden_states(subject: Subject, corpus: Corpus, layers: Sequence[int] = ()) -> np.ndarray:
     """(n, layers + 1, d) float32: the residual stream per example (see `forward.hidden_states`).
 
-    The same pass gives the features, which are remembered: `predict` needs none of its own after it. Where the layers could not be
-    discovered, the features are all there is: (n, 1, d). `layers`: these alone, which take so much less room.
+    The same pass gives the features, which are remembered, so that `predict` needs no further pass. Where the layers could not be
+    discovered, the result is the features: (n, 1, d). `layers`: only these states, which saves memory.
     """
     if "layers" in subject.anatomy.lacks:
         return predict(subject, corpus).features[:, None]
@@ -171,8 +171,8 @@ def hidden_states(subject: Subject, corpus: Corpus, layers: Sequence[int] = ()) 
 
     ids, width = rows_of(subject, corpus), forward.live_head(subject).weight.shape[1]
     stage = "hidden states and features" + (f" at layers {', '.join(map(str, taken))}" if taken else "")
-    got = collect_rows(subject, ids, read, stage, head=False, parts={FEATURES: slice(-width, None)})
-    return got[:, :-width].reshape(len(ids), len(taken) or layers_read(subject), -1)
+    rows = collect_rows(subject, ids, read, stage, head=False, parts={FEATURES: slice(-width, None)})
+    return rows[:, :-width].reshape(len(ids), len(taken) or layers_read(subject), -1)
 
 
 def collect(
@@ -188,33 +188,35 @@ def collect_rows(
 ) -> np.ndarray:  # fmt: skip
     """`read` over rows of tokens: one float32 row each, in their order.
 
-    `head` False: `read` sees nothing of the last linear layer, so what is remembered serves a repair of that layer too. `parts` of
-    a pass's rows are remembered by themselves as well, each as its stage's.
+    `head` False: `read` does not use the last linear layer, so the remembered rows also serve a subject whose last layer was
+    repaired. `parts`: stage name -> columns of the rows that are also remembered separately, under that stage.
     """
     memo = session().memory(subject)
-    # By length and contents: what is remembered serves the same rows in any order, and says the same of them to the last bit.
+    # Sorted by length and contents, so that remembered rows serve the same examples in any order, with equal bits.
     order = _in_order(ids)
     ids, place = [ids[i] for i in order], np.argsort(order)
-    # The state is told once, before the pass: so is what the pass is remembered under.
+    # The state, which is part of the key, is computed once and before the pass.
     state = state_of(subject, head=head) if memo else ""
     key = memo_key(subject, ids, stage, state=state) if memo else ""
-    if memo and (known := memo.get(key)) is not None:
-        return known["rows"][place]
+    if memo and (remembered := memo.get(key)) is not None:
+        return remembered["rows"][place]
     proven(subject, ids)
     team = session().team
     share = (team.rank, team.count) if team else (0, 1)
     with torch.inference_mode():
         parts_of = [
-            (take, got.float().cpu().numpy()) for take, got in in_batches(subject, ids, read, stage, share=share)
+            (take, values.float().cpu().numpy()) for take, values in in_batches(subject, ids, read, stage, share=share)
         ]
     if team:
         digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]
         parts_of = [
-            part for each in team.exchange(f"{stage} of {len(ids)} texts ({digest})", parts_of) for part in each
+            part
+            for batches_of_process in team.exchange(f"{stage} of {len(ids)} texts ({digest})", parts_of)
+            for part in batches_of_process
         ]
     rows = np.empty((len(ids), *parts_of[0][1].shape[1:]), np.float32)
-    for take, got in parts_of:
-        rows[take] = got
+    for take, values in parts_of:
+        rows[take] = values
     if memo:
         memo.put(key, {"rows": rows})
         for part, columns in (parts or {}).items():
@@ -228,51 +230,53 @@ def _in_order(ids: list[forward.Row]) -> list[int]:
 
 
 PROVEN_ON = 64
-"""Tokens of the example on which a model is held against itself."""
+"""Tokens of the example on which the shortcut from features to logits is compared with the model itself."""
 _PROVEN: WeakKeyDictionary[nn.Module, set[tuple[bool, ...]]] = WeakKeyDictionary()
 
 
 def proven(subject: Subject, ids: list[forward.Row]) -> None:
-    """Once for each model: what its features and its head say of the shortest example is what the model itself says.
+    """Check once for each model, on the shortest example, that features and head give the logits of the model itself.
 
     Raises:
-        Unsupported: it is not, but for rounding, or the libraries cannot run the model as it is.
+        Unsupported: they differ by more than rounding, or the libraries cannot run the model as it is.
     """
     shortest = min(ids, key=len)
     with torch.inference_mode():
         reused = bool(shortest.shared) and forward.reusable(subject)
-    how = subject.template is None, subject.shots is None, reused
-    if how in _PROVEN.setdefault(subject.model, set()):
+    case = subject.template is None, subject.shots is None, reused
+    if case in _PROVEN.setdefault(subject.model, set()):
         return
     what = f"The way from features to logits of a {type(subject.base).__name__}"
-    # The beginning of an example is one: a long prompt has too many logits of a whole vocabulary.
+    # The beginning of the example is enough: a long prompt would give too many logits of a whole vocabulary.
     short = forward.Row(shortest[:PROVEN_ON])
     try:
         with torch.inference_mode(), evaluating(subject):
-            own, ours, terms = forward.own_logits(subject, short)
-            whole = forward.collate([shortest], 0)
-            states = [forward.features(subject, b) for b in (whole, replace(whole, shared=0))] if reused else []
+            model_logits, shortcut_logits, terms = forward.own_logits(subject, short)
+            whole_batch = forward.collate([shortest], 0)
+            states = (
+                [forward.features(subject, b) for b in (whole_batch, replace(whole_batch, shared=0))] if reused else []
+            )
     except (RuntimeError, MemoryError) as e:
-        if out_of_memory(e):  # said where the whole example does not fit
+        if out_of_memory(e):  # the pass over the whole example reports this
             return
         raise Unsupported(
             f"The model cannot be run as it is ({' '.join(str(e).split())[:200].rstrip('.')}). Run it once by itself; where its "
             "parts are of different types, give them one with model.to(dtype)."
         ) from e
-    if not bool(torch.isfinite(own).all()):  # training that has diverged, which is said where it matters
+    if not bool(torch.isfinite(model_logits).all()):  # training has diverged, which is reported elsewhere
         return
-    for logits in ours:
-        equal(logits, own, what, "the logits", terms)
+    for logits in shortcut_logits:
+        equal(logits, model_logits, what, "the logits", terms)
     if states:
         equal(states[0], states[1], "Reading fixed demonstrations once", "the final hidden states")
-    _PROVEN[subject.model].add(how)
+    _PROVEN[subject.model].add(case)
 
 
 def padded_answers(subject: Subject, corpus: Corpus) -> np.ndarray:
-    """(n,) the classes that the PEFT model itself gives in padded batches (see `forward.batched_logits`).
+    """(n,) the classes that the PEFT model itself predicts in padded batches (see `forward.batched_logits`).
 
     Raises:
-        OutOfMemory: such a batch does not fit, and a smaller one would give other answers.
+        OutOfMemory: such a batch does not fit in memory, and a smaller one would give other answers.
     """
     try:
         with torch.inference_mode(), evaluating(subject):
@@ -284,10 +288,10 @@ def padded_answers(subject: Subject, corpus: Corpus) -> np.ndarray:
 
 
 def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4) -> None:
-    """A remedy that changes nothing must give the same logits of the first `texts` examples, but for rounding.
+    """Check that a remedy that changes nothing gives the same logits for the first `texts` examples, except for rounding.
 
     Raises:
-        Unsupported: it does not, so what the machinery of the repair adds cannot be told from the repair.
+        Unsupported: it does not, so the effect of the repair could not be told from that of its implementation.
     """
     rows = rows_of(subject, corpus.take(np.arange(min(texts, len(corpus)))))
     read = forward.logits if subject.shots is None else forward.next_token_logits
@@ -295,8 +299,8 @@ def unchanged(subject: Subject, same: Subject, corpus: Corpus, *, texts: int = 4
     def said(s: Subject) -> Tensor:
         logits: dict[int, Tensor] = {}
         with torch.inference_mode():
-            for taken, got in in_batches(s, rows, read, "testing an empty repair"):
-                logits |= zip(taken, got, strict=True)
+            for taken, logits_of_batch in in_batches(s, rows, read, "testing an empty repair"):
+                logits |= zip(taken, logits_of_batch, strict=True)
         return torch.stack([logits[i] for i in range(len(rows))])
 
     equal(said(same), said(subject), "A repair that changes nothing", "the logits")
@@ -311,7 +315,7 @@ def in_batches(
     tokens: int | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[int], T]]:
-    """Every example once, in batches of similar length of at most `tokens` tokens: its rows' indices, and what `read` says.
+    """Every example once, in batches of similar length of at most `tokens` tokens: indices of the rows, and what `read` gives.
 
     `tokens` None is `TOKENS`. `share` (i, n): only each n-th batch, from the i-th on.
 
@@ -319,7 +323,11 @@ def in_batches(
         Unavailable: one example alone does not fit in memory.
     """
     # A budget of 1 is a batch of one example.
-    now, budget, done = session(), 1 if subject.anatomy.alone or whole_batches(subject.model) else tokens or TOKENS, 0
+    current, budget, done = (
+        session(),
+        1 if subject.anatomy.alone or whole_batches(subject.model) else tokens or TOKENS,
+        0,
+    )
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     planned = [order] if share[1] == 1 else _planned(order, ids, budget)[share[0] :: share[1]]
     order = [i for batch in planned for i in batch]
@@ -328,7 +336,7 @@ def in_batches(
         take = _fitting(order[: ends[np.searchsorted(ends, done, side="right")]], ids, done, budget)
         try:
             with evaluating(subject):
-                got = read(subject, forward.collate([ids[i] for i in take], subject.tokenizer.pad_token_id))
+                result = read(subject, forward.collate([ids[i] for i in take], subject.tokenizer.pad_token_id))
         except (RuntimeError, MemoryError) as e:
             if not out_of_memory(e):
                 raise
@@ -337,16 +345,16 @@ def in_batches(
                     f"One example of {len(ids[take[0]])} tokens does not fit in memory; lower --max-length."
                 ) from e
             budget = max(1, budget // 2)
-            now.note(f"Memory ran out; batches were halved to {budget} tokens.")
+            current.note(f"Memory ran out; batches were halved to {budget} tokens.")
             continue
-        yield take, got
+        yield take, result
         done += len(take)
-        now.progress(stage, done, len(order))
+        current.progress(stage, done, len(order))
 
 
 @contextlib.contextmanager
 def evaluating(subject: Subject) -> Iterator[None]:
-    """Every module in eval mode inside the block, and back as it was after it."""
+    """Every module is in eval mode inside the block, and in its previous mode after it."""
     modes = [(m, m.training) for m in subject.model.modules()]
     subject.model.eval()
     try:
@@ -374,17 +382,17 @@ def _planned(order: list[int], ids: list[forward.Row], budget: int) -> list[list
 
 
 def state_of(subject: Subject, *, head: bool = True) -> str:
-    """What a pass depends on of the subject: all of it, or all but its last linear layer."""
+    """Fingerprint of what a pass depends on: the whole subject, or all of it except its last linear layer."""
     return subject.fingerprint if head else body_fingerprint(subject)
 
 
 def memo_key(subject: Subject, ids: list[forward.Row], stage: str, *, state: str | None = None) -> str:
-    """Under which a pass over rows of tokens is remembered. None is the `state_of` the whole subject."""
-    what: list[Any] = [
+    """The key under which a pass over rows of tokens is remembered. `state` None is `state_of` the whole subject."""
+    contents: list[Any] = [
         stage,
         state_of(subject) if state is None else state,
         VERSIONS,
         ids,
         [r.segments for r in ids],
     ]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Several processes that do one job, as ``accelerate launch`` and ``torchrun`` start them: where each stands, and a shared audit.
+"""Several processes that do one job, as ``accelerate launch`` and ``torchrun`` start them: the rank of each, and a shared audit.
 
-Every process runs the whole check on the same data. Passes over texts are the exception: their batches are those of one process,
-each is computed by one of the processes, and all of them get every result. So they take the same decisions, and the findings are
-those of one process. Training inside a check is done whole by each, for the same reason.
+Every process runs the whole check on the same data. Passes over texts are the exception: the batches are the same as with one
+process, each is computed by one of the processes, and all of them get every result. So all processes take the same decisions, and
+the findings are those of one process. For the same reason each process does the whole of a training inside a check.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trueup.store.cache import Memo
 from trueup.store.work import work_folder
 
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the others, of which one may be fitting or writing by itself."""
+"""How long a process waits for the others. One of them may be fitting or writing alone for a long time."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def processes() -> Processes:
 
 
 class Parted(SystemExit):
-    """The processes no longer do the same. It passes by whatever survives the failure of a single fault."""
+    """The processes no longer do the same. As a SystemExit it passes through code that continues after the failure of one fault."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(2)
@@ -74,7 +74,7 @@ class Team:
         return self.rank == 0
 
     def exchange(self, what: str, mine: Any = None) -> list[Any]:
-        """What every process gives under the name `what`, by rank.
+        """The values that all processes give under the name `what`, by rank.
 
         Raises:
             Parted: another process gives something else, has failed, or has ended.
@@ -89,14 +89,14 @@ class Team:
             raise Parted("Another process of this run has ended. What it printed, or its launcher, says why.") from e
         names = [name for name, _ in replies]
         if set(names) == {what}:
-            return [given for _, given in replies]
+            return [value for _, value in replies]
         self.over = True
-        failed = [(i, given) for i, (name, given) in enumerate(replies) if name == "failed"]
+        failed = [(i, value) for i, (name, value) in enumerate(replies) if name == "failed"]
         if failed:
             raise Parted(f"Process {failed[0][0]} of this run could not go on: {failed[0][1]}")
-        other = next(i for i, name in enumerate(names) if name != names[0])
+        rank = next(i for i, name in enumerate(names) if name != names[0])
         raise Parted(
-            f"The processes of this run do not do the same: process 0 is at {names[0]}, and process {other} at {names[other]}. "
+            f"The processes of this run do not do the same: process 0 is at {names[0]}, and process {rank} at {names[rank]}. "
             "Give all of them the same command, the same data and the same versions."
         )
 
@@ -105,9 +105,9 @@ class Team:
         values = self.exchange(what, value)
         if len(set(values)) > 1:
             self.over = True
-            other = next(i for i, v in enumerate(values) if v != values[0])
+            rank = next(i for i, v in enumerate(values) if v != values[0])
             raise Parted(
-                f"Processes 0 and {other} of this run do not have the same {what} ({values[0]} and {values[other]}). Give all of "
+                f"Processes 0 and {rank} of this run do not have the same {what} ({values[0]} and {values[rank]}). Give all of "
                 "them the same files."
             )
 
@@ -120,7 +120,7 @@ class Team:
 
 @dataclass(frozen=True)
 class TeamMemo(Memo):
-    """The first process' memory of passes, which answers all of them alike: what one remembers and another does not parts them."""
+    """The first process' memory of passes, which answers for all: with different memories the processes would do different work."""
 
     team: Team
 
@@ -133,17 +133,17 @@ class TeamMemo(Memo):
 
 @contextlib.contextmanager
 def together() -> Iterator[Team | None]:
-    """The team of this run; None where there is one process alone. The first process leaves last with an error, and the others
-    without one: what there is to say it says.
+    """The team of this run; None where there is only one process. After an error only the first process reports it and ends with
+    an error code; the others end silently.
 
     Raises:
         Unavailable: the processes have parted.
     """
-    here = processes()
-    if here.count == 1:
+    this_process = processes()
+    if this_process.count == 1:
         yield None
         return
-    team = Team(here)
+    team = Team(this_process)
     try:
         try:
             yield team
@@ -163,7 +163,7 @@ def together() -> Iterator[Team | None]:
 
 @contextlib.contextmanager
 def folders(team: Team | None, out: Path, force: bool) -> Iterator[tuple[Path, Path]]:
-    """Where finished passes are kept, and the new folder: `out` itself for one process or the first, else folders that go again."""
+    """The folder of finished passes, and the new folder: `out` itself in the first process, and temporary folders in the others."""
     if team is not None and not team.main:
         with tempfile.TemporaryDirectory(prefix="trueup-") as folder:
             work, new = Path(folder, "work"), Path(folder, "new")

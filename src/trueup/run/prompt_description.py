@@ -1,12 +1,12 @@
-"""What a soft prompt says: the words nearest to it, and what the base model writes when it is made to describe it.
+"""A soft prompt in words: the tokens nearest to it, and the text that the base model writes when it is asked to describe it.
 
 `described` follows InSPEcT (Ramati, Gottesman and Geva, arXiv 2410.11660), a kind of Patchscope (Ghandeharioun et al., arXiv
-2401.06102): the prompt's hidden states are put in place of the placeholders of a text that asks for a description, and the
-base model, without the prompt, goes on writing. Ours, and not the paper's: the words of the text, the prompt entering as
-embeddings where the authors' code puts it after the first layer, and the score, where the paper compares with the known
-task.
+2401.06102). The hidden states of the prompt replace those of the placeholders in a text that asks for a description, and the
+base model, without the prompt, continues the text. Three points are ours and not the paper's: the words of the text; the prompt
+enters as embeddings, where the authors' code puts it after the first layer; and the score, where the paper compares with the
+known task.
 
-Neither is evidence of what the prompt does: a prompt can be made to lie near any words whatever it does (Khashabi et al.,
+Neither is evidence of what the prompt does. A prompt with any effect can be made to lie near any words (Khashabi et al.,
 arXiv 2112.08348), and a model writes something fluent about any states.
 """
 
@@ -59,16 +59,16 @@ class Near:
 
 @dataclass(frozen=True)
 class Said:
-    """What the base model wrote about a prompt.
+    """A text that the base model wrote about a prompt.
 
     Attributes:
-        source, target: the prompt's states as they enter layer `source`, put where layer `target` reads them.
-        text: one line, at most some 20 tokens.
-        log_probability: its mean over the text's tokens, in nats, with the prompt's states in place.
-        score: how much higher that is than with the placeholders left alone or filled from a prompt of random words,
-            whichever makes the text likelier. Above 0 the text owes something to this prompt; near 0 it would have been
-            written about anything. The best text on SmolLM2-135M: at most 0.2 for prompts without a meaning (two of noise,
-            one of random words), 0.5 to 2.7 for those that are the words of a task (two).
+        source, target: the prompt's states at the input of layer `source` were put into the input of layer `target`.
+        text: one line, at most about 20 tokens.
+        log_probability: mean over the tokens of the text, in nats, with the prompt's states in place.
+        score: `log_probability` minus the higher of two others: with the placeholders unchanged, and with the states of a
+            prompt of random words. Above 0 the text depends on this prompt; near 0 it would have been
+            written about any prompt. The best text on SmolLM2-135M has at most 0.2 for prompts without a meaning (two of
+            noise, one of random words), and 0.5 to 2.7 for prompts that are the words of a task (two).
     """
 
     source: int
@@ -80,7 +80,7 @@ class Said:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """States (m, d) that take the place of what enters `layer` at m tokens."""
+    """States (m, d) that replace the inputs of `layer` at m tokens."""
 
     layer: int
     states: Tensor
@@ -92,7 +92,7 @@ class Patch:
 def nearest(subject: Subject, most: int = 5) -> list[list[Near]]:
     """For each virtual token the `most` tokens of the vocabulary nearest by cosine, the nearest first.
 
-    `usual_cosine` says how near is near.
+    `usual_cosine` gives the scale to judge these cosines by.
 
     Raises:
         Unsupported: the subject's adapter is no soft prompt.
@@ -102,33 +102,33 @@ def nearest(subject: Subject, most: int = 5) -> list[list[Near]]:
     nearest_words: list[list[Near]] = []
     for row, near in zip(prompt.double(), ids, strict=True):
         rows = _embedded(subject, near).double()
-        # Once more, in double: the row itself is at cosine 1 and distance 0, and rows in one direction have an order.
+        # Computed again in double: an equal row has exactly cosine 1 and distance 0, and ties in direction get an order.
         cosine = torch.nn.functional.cosine_similarity(rows, row.unsqueeze(0), dim=1).clamp(-1, 1)
         distance = (rows - row).norm(dim=1)
-        each = zip(_words(subject, near), cosine.tolist(), distance.tolist(), strict=True)
-        nearest_words.append(sorted((Near(*n) for n in each), key=lambda n: (-n.cosine, n.distance)))
+        neighbours = zip(_words(subject, near), cosine.tolist(), distance.tolist(), strict=True)
+        nearest_words.append(sorted((Near(*n) for n in neighbours), key=lambda n: (-n.cosine, n.distance)))
     return nearest_words
 
 
 def usual_cosine(subject: Subject, *, sample: int = 256, seed: int = 0) -> float:
     """The scale of `nearest`: the median cosine of a token of the vocabulary with its own nearest neighbour.
 
-    Over a sample of tokens. A virtual token whose nearest token is much less near than this is near to nothing.
+    The median is over a sample of tokens. A virtual token whose nearest token has a much lower cosine is near to no token.
 
     Raises:
         Unsupported: as `nearest`.
     """
     _prompt_of(subject)
-    known = _vocabulary(subject)
-    drawn = np.random.default_rng(seed).permutation(len(known))[:sample]
-    own = known[torch.as_tensor(np.sort(drawn))]
-    cosines, ids = _closest(subject, _embedded(subject, own), 2)
-    # The nearest token of a token is itself, unless another has the very same row.
-    return float(torch.where(ids[:, 0] == own, cosines[:, 1], cosines[:, 0]).median())
+    vocabulary = _vocabulary(subject)
+    drawn = np.random.default_rng(seed).permutation(len(vocabulary))[:sample]
+    tokens = vocabulary[torch.as_tensor(np.sort(drawn))]
+    cosines, ids = _closest(subject, _embedded(subject, tokens), 2)
+    # The nearest token of a token is itself, unless another token has the same row.
+    return float(torch.where(ids[:, 0] == tokens, cosines[:, 1], cosines[:, 0]).median())
 
 
 def _closest(subject: Subject, rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """(m, k) cosines and tokens of the k <= `most` tokens nearest to each of `rows` (m, w), the vocabulary in pieces."""
+    """(m, k) cosines and ids of the k <= `most` tokens nearest to each of `rows` (m, w). The vocabulary is read in pieces."""
     unit = torch.nn.functional.normalize(rows, dim=1)
     cosines, ids = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.long)
     for piece in _vocabulary(subject).split(PIECE):
@@ -141,19 +141,19 @@ def _closest(subject: Subject, rows: Tensor, most: int) -> tuple[Tensor, Tensor]
 
 
 def _vocabulary(subject: Subject) -> Tensor:
-    """The tokens that the tokenizer knows and the model has rows for: either can have more than the other."""
+    """The tokens that the tokenizer knows and the model has embeddings for: either can have tokens that the other lacks."""
     rows = subject.model.word_embeddings.num_embeddings
     return torch.tensor(sorted({i for i in subject.tokenizer.get_vocab().values() if i < rows}))
 
 
 def _embedded(subject: Subject, ids: Tensor) -> Tensor:
-    """(n, w) float32 on the CPU: what the model embeds tokens as, which is the weight's row and in some families scaled."""
+    """(n, w) float32 on the CPU: the embeddings of tokens in the model. Some families scale the rows of the weight."""
     with torch.inference_mode():
         return subject.model.word_embeddings(ids.to(subject.device)).float().cpu()
 
 
 def _words(subject: Subject, ids: Tensor) -> list[str]:
-    """Each token as text, or by its name where it is a part of a character or nothing to be seen."""
+    """Each token as text, or its name in the vocabulary where it is a part of a character or an empty text."""
     tok, words = subject.tokenizer, []
     for i in ids.tolist():
         text = tok.decode([i])
@@ -173,14 +173,14 @@ def described(
     most: int = 3,
     seed: int = 0,
 ) -> list[Said]:
-    """What the base model writes about a causal model's prompt: the `most` texts with the highest score, the best first.
+    """Texts that the base model writes about a causal model's prompt: the `most` texts with the highest score, the best first.
 
     Args:
-        layers: pairs of a source and a target layer; default `some_layers`.
-        target: the text that asks for a description, with ``{prompt}`` where the placeholders go. A description ends with
-            its line.
-        tokens: of a description, at most.
-        seed: of the prompt of random words that the score compares with.
+        layers: pairs of a source and a target layer; `some_layers` by default.
+        target: the text that asks for a description, with ``{prompt}`` where the placeholders go. A description ends at the
+            end of its line.
+        tokens: most tokens of a description.
+        seed: seed of the prompt of random words that the score compares with.
 
     Raises:
         Unsupported: an encoder, a classification head, or an adapter that is no soft prompt.
@@ -207,15 +207,21 @@ def described(
         # The prompt, and a prompt of random words to compare with: (layers, 2, m, d).
         drawn = np.random.default_rng(seed).choice(_vocabulary(subject).numpy(), len(prompt))
         states = entering(subject, torch.stack([prompt, _embedded(subject, torch.as_tensor(drawn))]))
-    alone = bare(subject)
-    own = [Patch(t, states[s, 0]) for s, t in pairs]
-    random = [Patch(t, states[s, 1]) for s, t in pairs]
-    texts = [_first_line(alone, row) for row in written(alone, ids, at, own, tokens)]
-    sure = log_probability(alone, ids, at, own, texts)
-    blind = np.fmax(log_probability(alone, ids, at, [None] * len(pairs), texts),
-                    log_probability(alone, ids, at, random, texts))  # fmt: skip
+    base = bare(subject)
+    patches = [Patch(t, states[s, 0]) for s, t in pairs]
+    random_patches = [Patch(t, states[s, 1]) for s, t in pairs]
+    texts = [_first_line(base, row) for row in written(base, ids, at, patches, tokens)]
+    log_probabilities = log_probability(base, ids, at, patches, texts)
+    baseline = np.fmax(log_probability(base, ids, at, [None] * len(pairs), texts),
+                    log_probability(base, ids, at, random_patches, texts))  # fmt: skip
     descriptions = [
-        Said(s, t, alone.tokenizer.decode(text).strip(), float(sure[i]), float(sure[i] - blind[i]))
+        Said(
+            s,
+            t,
+            base.tokenizer.decode(text).strip(),
+            float(log_probabilities[i]),
+            float(log_probabilities[i] - baseline[i]),
+        )
         for i, ((s, t), text) in enumerate(zip(pairs, texts, strict=True))
         if text
     ]
@@ -223,14 +229,17 @@ def described(
 
 
 def some_layers(depth: int) -> list[tuple[int, int]]:
-    """Six pairs of layers of a model `depth` deep, fewer in a shallow one: from its first half into its first quarter."""
+    """Six (source, target) pairs of layers of a model of `depth` layers, fewer in a shallow one.
+
+    Sources are in the first half of the model, targets in its first quarter.
+    """
     eighth, quarter, half = depth // 8, depth // 4, depth // 2
     pairs = [(0, 0), (eighth, eighth), (quarter, eighth), (quarter, quarter), (half, eighth), (half, quarter)]
     return list(dict.fromkeys(pairs))
 
 
 def entering(subject: Subject, prompt: Tensor | None = None, ids: Sequence[int] = ()) -> Tensor:
-    """(layers, b, t, d): what enters each layer, in a pass over prompts (b, m, w), tokens, or prompts before tokens."""
+    """(layers, b, t, d): the inputs of each layer in a pass over prompts (b, m, w), tokens, or prompts before tokens."""
     caught: list[Tensor] = []
 
     def read(_: object, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
@@ -249,20 +258,21 @@ def entering(subject: Subject, prompt: Tensor | None = None, ids: Sequence[int] 
 def written(
     subject: Subject, ids: Sequence[int], at: int, patches: Sequence[Patch | None], tokens: int = 20
 ) -> list[list[int]]:
-    """What a causal model without an adapter goes on to write after `ids`, greedily, once for each patch.
+    """The greedy continuation of `ids` by a causal model without an adapter, once for each patch.
 
     Args:
-        at: where in `ids` the tokens begin whose states a patch replaces. None leaves them as they are.
+        at: index in `ids` of the first token whose states a patch replaces.
+        patches: a patch of None leaves the states as they are.
     """
     generated: list[list[int]] = []
-    for some in _batches(patches, len(ids) + tokens):
-        rows = torch.tensor([list(ids)] * len(some), device=subject.device)
-        with torch.inference_mode(), evaluating(subject), _put(subject, at, some):
-            got = subject.model.generate(
+    for patches_of_batch in _batches(patches, len(ids) + tokens):
+        rows = torch.tensor([list(ids)] * len(patches_of_batch), device=subject.device)
+        with torch.inference_mode(), evaluating(subject), _put(subject, at, patches_of_batch):
+            sequences = subject.model.generate(
                 rows, attention_mask=torch.ones_like(rows), max_new_tokens=tokens, do_sample=False, num_beams=1,
                 repetition_penalty=1.0, pad_token_id=subject.tokenizer.pad_token_id,
             )  # fmt: skip
-        generated += got[:, len(ids) :].tolist()
+        generated += sequences[:, len(ids) :].tolist()
     return generated
 
 
@@ -270,18 +280,18 @@ def log_probability(
     subject: Subject, ids: Sequence[int], at: int, patches: Sequence[Patch | None], texts: Sequence[Sequence[int]]
 ) -> np.ndarray:
     """(n,) mean log probability of the tokens of each text after `ids`, under its patch; nan for a text without tokens."""
-    found = np.full(len(texts), np.nan)
+    means = np.full(len(texts), np.nan)
     longest = len(ids) + max(map(len, texts), default=0)
-    for some in _batches([i for i, text in enumerate(texts) if len(text)], longest):
-        batch = forward.collate([Row([*ids, *texts[i]]) for i in some], subject.tokenizer.pad_token_id)
+    for indices in _batches([i for i, text in enumerate(texts) if len(text)], longest):
+        batch = forward.collate([Row([*ids, *texts[i]]) for i in indices], subject.tokenizer.pad_token_id)
         rows, mask = batch.ids.to(subject.device), batch.mask.to(subject.device)
-        with torch.inference_mode(), evaluating(subject), _put(subject, at, [patches[i] for i in some]):
+        with torch.inference_mode(), evaluating(subject), _put(subject, at, [patches[i] for i in indices]):
             states = forward.backbone(subject, rows, mask).last_hidden_state[:, len(ids) - 1 : -1]
             logits = forward.word_logits(subject, states).float()
-        text, real = rows[:, len(ids) :], mask[:, len(ids) :]
-        lost = torch.nn.functional.cross_entropy(logits.transpose(1, 2), text, reduction="none")
-        found[some] = (-(lost * real).sum(dim=1) / real.sum(dim=1)).cpu().numpy()
-    return found
+        text, text_mask = rows[:, len(ids) :], mask[:, len(ids) :]
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), text, reduction="none")
+        means[indices] = (-(losses * text_mask).sum(dim=1) / text_mask.sum(dim=1)).cpu().numpy()
+    return means
 
 
 @contextlib.contextmanager
@@ -292,7 +302,7 @@ def _put(subject: Subject, at: int, patches: Sequence[Patch | None]) -> Iterator
         def put(_: object, inputs: tuple[Tensor, ...], named: dict[str, Tensor]):
             x = inputs[0] if inputs else named["hidden_states"]
             if x.shape[1] <= at:
-                return None  # one more token of a text whose beginning is remembered, patch and all
+                return None  # generation reads one more token; the patched tokens are in the cache
             x = x.clone()
             for i, states in rows:
                 x[i, at : at + len(states)] = states.to(x)
@@ -322,14 +332,14 @@ def _asking(subject: Subject, target: str, places: int, tokens: int) -> tuple[li
     tok = subject.tokenizer
     before, after = target.split(PLACE)
     head = tok(before, verbose=False)["input_ids"]
-    # By tokens, not as text: no tokenizer can join two placeholders into one.
-    place = tok(" x", add_special_tokens=False, verbose=False)["input_ids"][-1]
+    # Placeholders are joined as tokens and not as text, so no tokenizer can merge two of them into one.
+    placeholder = tok(" x", add_special_tokens=False, verbose=False)["input_ids"][-1]
     tail = tok(after, add_special_tokens=False, verbose=False)["input_ids"] if after else []
-    ids = [*head, *[place] * places, *tail]
-    room = position_limit(subject.base.config, subject.anatomy)
-    if len(ids) + tokens > room:
+    ids = [*head, *[placeholder] * places, *tail]
+    limit = position_limit(subject.base.config, subject.anatomy)
+    if len(ids) + tokens > limit:
         raise BadInput(
-            f"The target text takes {len(ids)} tokens and its description {tokens}, and the model has {room} positions; give a "
+            f"The target text takes {len(ids)} tokens and its description {tokens}, and the model has {limit} positions; give a "
             "shorter target."
         )
     return ids, len(head)
@@ -338,12 +348,12 @@ def _asking(subject: Subject, target: str, places: int, tokens: int) -> tuple[li
 def _first_line(subject: Subject, tokens: Sequence[int]) -> list[int]:
     """The tokens of a text up to the end of its first line that is not empty, or up to the model's own end."""
     ends = end_tokens(subject)
-    kept: list[int] = []
+    line: list[int] = []
     for token in tokens:
-        if token in ends or "\n" in subject.tokenizer.decode([*kept, token]).lstrip():
+        if token in ends or "\n" in subject.tokenizer.decode([*line, token]).lstrip():
             break
-        kept.append(token)
-    return kept if subject.tokenizer.decode(kept).strip() else []
+        line.append(token)
+    return line if subject.tokenizer.decode(line).strip() else []
 
 
 def _batches(things: Sequence, width: int) -> Iterator[list]:
@@ -364,5 +374,5 @@ def _prompt_of(subject: Subject) -> Tensor:
             "A prefix is keys and values inside the layers; it has no embeddings that could be compared with words. Tune a "
             "prompt: `trueup tune prompt`."
         )
-    worn = f"an adapter of kind {kind}" if kind else "no adapter"
-    raise Unsupported(f"The subject has {worn}, so there is no prompt to read; tune one: `trueup tune prompt`.")
+    adapter = f"an adapter of kind {kind}" if kind else "no adapter"
+    raise Unsupported(f"The subject has {adapter}, so there is no prompt to read; tune one: `trueup tune prompt`.")

@@ -17,9 +17,9 @@ from trueup.subject.template import Shots
 
 
 class Row(list[int]):
-    """Token ids of one example; `segments` says which text of a pair each token is of, for models that read it.
+    """Token ids of one example; `segments` gives the text of a pair that each token is of, for models that read it.
 
-    The first `shared` tokens are those of fixed demonstrations, which other rows begin with as well.
+    The first `shared` tokens are those of fixed demonstrations, with which other rows begin as well.
     """
 
     segments: list[int] | None = None
@@ -30,8 +30,8 @@ def with_pool(subject: Subject, corpus: Corpus, fixed: Sequence[tuple[str, str]]
     """A few-shot subject that takes its demonstrations from `corpus`, and its answers from the corpus' classes.
 
     Args:
-        fixed: pairs of a text and its answer that stand before every query in place of drawn ones. Their answers are answers
-            as well; what is drawn from `corpus` is what they are compared with (`corpus.prompt.fixed`).
+        fixed: pairs of a text and its answer that stand before every query in place of drawn ones. Their answers become classes
+            as well. Pairs drawn from `corpus` are what they are compared with (`corpus.prompt.fixed`).
 
     Raises:
         BadInput: the corpus' examples are pairs of texts.
@@ -52,12 +52,12 @@ def with_pool(subject: Subject, corpus: Corpus, fixed: Sequence[tuple[str, str]]
 
 def one_answer_each(corpus: Corpus) -> None:
     """Raises BadInput when a text stands in `corpus` with two answers."""
-    first: dict[str, int] = {}
+    answer: dict[str, int] = {}
     for text, y in zip(corpus.text, corpus.label, strict=True):
         key = " ".join(text.split())  # case is kept: Polish and polish are two questions
-        if first.setdefault(key, int(y)) != y:
+        if answer.setdefault(key, int(y)) != y:
             raise BadInput(
-                f"'{corpus.name}' gives two answers to {text[:60]!r}: '{corpus.classes[first[key]]}' and '{corpus.classes[y]}'. "
+                f"'{corpus.name}' gives two answers to {text[:60]!r}: '{corpus.classes[answer[key]]}' and '{corpus.classes[y]}'. "
                 "A demonstration has one; drop or correct the other."
             )
 
@@ -76,9 +76,9 @@ def pool_of(subject: Subject) -> Shots:
 
 
 def drawn(subject: Subject, corpus: Corpus, *, mode: Mode = "free", number: int | None = None, seed: int = 0) -> Draws:
-    """Demonstrations for every query of `corpus`, from the subject's pool; `number` of them, default the subject's own.
+    """`number` demonstrations for every query of `corpus`, from the subject's pool. Default: the subject's own number.
 
-    Where the subject's demonstrations are fixed it is these, or the first `number` of them.
+    A subject with fixed demonstrations gets these, or the first `number` of them.
 
     Raises:
         BadInput: the subject has no pool, or too small a one.
@@ -86,11 +86,11 @@ def drawn(subject: Subject, corpus: Corpus, *, mode: Mode = "free", number: int 
     shots = pool_of(subject)
     place = {c: i for i, c in enumerate(subject.classes)}
     pool, answer = zip(*shots.pool, strict=True)
-    of = pool, np.array([place[a] for a in answer]), corpus.text, corpus.label, len(subject.classes)
+    arguments = pool, np.array([place[a] for a in answer]), corpus.text, corpus.label, len(subject.classes)
     number = shots.number if number is None else number
     if shots.fixed:
-        return prompt.fixed(*of, number=number, kept=shots.fixed, mode=mode, seed=seed)
-    return prompt.draw(*of, number=number, mode=mode, seed=seed)
+        return prompt.fixed(*arguments, number=number, kept=shots.fixed, mode=mode, seed=seed)
+    return prompt.draw(*arguments, number=number, mode=mode, seed=seed)
 
 
 MOST_NAMED = 30
@@ -98,7 +98,7 @@ MOST_NAMED = 30
 
 
 def header(classes: Sequence[str]) -> str:
-    """The first line of a prompt that names all answers, by the alphabet: in whatever order they are listed.
+    """The first line of a prompt that names all answers, in alphabetical order whatever the order of `classes`.
 
     Raises:
         BadInput: there are more than `MOST_NAMED`.
@@ -112,11 +112,11 @@ def header(classes: Sequence[str]) -> str:
 
 
 def fitting(subject: Subject) -> None:
-    """Raises BadInput where a demonstration would not fit the template: its text or its answer holds what ends one."""
+    """Raises BadInput where a demonstration does not fit the template: its text or answer holds the end of a demonstration."""
     shots, template = pool_of(subject), subject.template
     assert template is not None
     stop = wording(subject.tokenizer, template).stop
-    # A tokenizer that knows no line break ends nothing there, and a line of several lines is still none.
+    # With a tokenizer that has no line break, a demonstration must still be one line.
     ends = stop or "\n"
     if template.chat:
         broken = [(x, y) for x, y in shots.pool if ends in y or "\n" in y.strip()]
@@ -139,8 +139,8 @@ def rows(
     """The prompt of every query, up to where its answer goes.
 
     Args:
-        answers: (n, k) answers that the demonstrations shall carry instead of their own, as indices of classes.
-        first: what stands before the demonstrations, as :func:`header` gives it.
+        answers: (n, k) answers for the demonstrations to carry instead of their own, as indices of classes.
+        first: the text before the demonstrations, as :func:`header` gives it.
 
     Raises:
         BadInput: a prompt and its answer are longer than the model reads.
@@ -149,30 +149,32 @@ def rows(
     assert template is not None
     assert shots is not None
     words = wording(subject.tokenizer, template)
-    answer = words.longest + words.end - 1  # what follows a prompt while its answer is read
-    # Every query has the same demonstrations: what is read of them once serves all.
-    same = bool(shots.fixed) and answers is None and len(np.unique(draws.index, axis=0)) == 1
-    always = [shots.pool[j] for j in draws.index[0] if j >= 0] if same else []
-    before: list[int] = []
-    if same and template.chat:
+    answer_length = words.longest + words.end - 1  # what follows a prompt while its answer is read
+    # Where every query has the same demonstrations, these are read once for all queries.
+    identical = bool(shots.fixed) and answers is None and len(np.unique(draws.index, axis=0)) == 1
+    fixed_pairs = [shots.pool[j] for j in draws.index[0] if j >= 0] if identical else []
+    shared_ids: list[int] = []
+    if identical and template.chat:
         # The turns of another query: only tokens that agree are shared.
-        before = prompt_ids(subject.tokenizer, template, "x", always, first)
-    elif same:
-        before = text_ids(subject.tokenizer, first + template.before(always))
-    out: list[Row] = []
+        shared_ids = prompt_ids(subject.tokenizer, template, "x", fixed_pairs, first)
+    elif identical:
+        shared_ids = text_ids(subject.tokenizer, first + template.before(fixed_pairs))
+    prompt_rows: list[Row] = []
     for i, query in enumerate(text):
         pairs = [shots.pool[j] for j in draws.index[i] if j >= 0]
         if answers is not None:
             pairs = [(x, subject.classes[a]) for (x, _), a in zip(pairs, answers[i][draws.index[i] >= 0], strict=True)]
         row = Row([*prompt_ids(subject.tokenizer, template, query, pairs, first), *words.lead])
-        if same:
-            # Tokens may reach over the place where the query begins, so only those that agree are shared.
-            row.shared = next((k for k, (a, b) in enumerate(zip(row, before, strict=False)) if a != b), len(before))
+        if identical:
+            # A token may span the beginning of the query, so only the tokens that agree are shared.
+            row.shared = next(
+                (k for k, (a, b) in enumerate(zip(row, shared_ids, strict=False)) if a != b), len(shared_ids)
+            )
             row.shared = min(row.shared, len(row) - 1)
-        if len(row) + answer > subject.max_length:
-            raise BadInput(_too_long(subject, query, pairs, len(words.lead) + answer, first))
-        out.append(row)
-    return out
+        if len(row) + answer_length > subject.max_length:
+            raise BadInput(_too_long(subject, query, pairs, len(words.lead) + answer_length, first))
+        prompt_rows.append(row)
+    return prompt_rows
 
 
 def _too_long(subject: Subject, query: str, pairs: list[tuple[str, str]], answer: int, first: str) -> str:

@@ -1,7 +1,7 @@
-"""Exact shortcuts prove themselves on the model in hand: what they give must be what the model itself gives.
+"""Checks of exact shortcuts on the model in use: a shortcut must give what the model itself gives.
 
-Each is checked where it is used, at a cost that is small beside its use. A library that changes under trueup must stop it
-with a sentence, and never turn into a wrong number.
+Each shortcut is checked where it is used, at a cost that is small compared with its use. When a library changes, trueup must
+stop with an error message, and never give a wrong number.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 from trueup.errors import TESTED, Unsupported
 
 ROUNDINGS = 10_000
-"""How many units of rounding of its own type a result may be off, relative to the largest value; 0.1% in float32."""
+"""Largest deviation that is accepted, in machine epsilons of the dtype, relative to the largest value; 0.1% in float32."""
 MOST = 0.05
-"""And the most that this may be in the short types, relative to the largest value."""
+"""Upper bound of the tolerance, relative to the largest value; it holds in the 16-bit types."""
 
 CANCELLED = 100
-"""How many times stricter it is where the deviation is measured against the terms of a sum, and not against the sum."""
+"""How many times stricter the tolerance is where the deviation is relative to the terms of a sum, and not to the sum."""
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -26,8 +26,10 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def deviation(got: Tensor, expected: Tensor, size: float | None = None) -> float:
-    """The largest difference, relative to `size`, by default the largest value of `expected`; infinite where shapes differ or a
-    number is none."""
+    """The largest difference, relative to `size`, which is the largest value of `expected` by default.
+
+    It is infinite where shapes differ or a number is not finite.
+    """
     if got.shape != expected.shape:
         return float("inf")
     a, b = got.detach().double(), expected.detach().double()
@@ -37,18 +39,19 @@ def deviation(got: Tensor, expected: Tensor, size: float | None = None) -> float
 
 
 def equal(got: Tensor, expected: Tensor, what: str, part: str, terms: Tensor | None = None) -> None:
-    """Raises Unsupported where `got`, by the shortcut `what`, is not `expected`, `part` of the plain pass, but for rounding.
+    """Raises Unsupported where `got`, from the shortcut `what`, differs by more than rounding from `expected`, from a plain pass.
 
-    Values that are small differences of large `terms` (the sums of their absolute values) may be off by a hundredth of the
-    tolerance of those, and by one rounding of them: rounding is relative to the terms, and cancels nothing.
+    `part` names what is compared. Values may be small differences of large terms; `terms` are the sums of their absolute values.
+    Rounding is relative to the terms and does not cancel. So the deviation may also be a hundredth of the tolerance, or one
+    rounding, relative to the largest of `terms`.
     """
-    off, allowed = deviation(got, expected), tolerance(expected.dtype)
-    if off <= allowed:
+    largest, allowed = deviation(got, expected), tolerance(expected.dtype)
+    if largest <= allowed:
         return
-    once = torch.finfo(expected.dtype).eps / 2
-    if terms is not None and deviation(got, expected, float(terms.max())) <= max(allowed / CANCELLED, once):
+    one_rounding = torch.finfo(expected.dtype).eps / 2
+    if terms is not None and deviation(got, expected, float(terms.max())) <= max(allowed / CANCELLED, one_rounding):
         return
     raise Unsupported(
-        f"{what} does not give what the model itself gives: {part} differ by {off:.2g} of their size. So nothing that rests on "
+        f"{what} does not give what the model itself gives: {part} differ by {largest:.2g} of their size. So nothing that rests on "
         f"it was computed. {TESTED}"
     )

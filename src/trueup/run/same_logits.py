@@ -1,4 +1,4 @@
-"""Whether two live models say the same: the largest difference of their logits on the same texts, one text at a time."""
+"""Whether two live models give the same logits: the largest difference on the same texts, one text at a time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 ALLOWED = 1e-5
-"""The largest difference of two logits in float32, relative to the largest logit, that is rounding alone."""
+"""The largest difference of two logits in float32, relative to the largest logit, that counts as rounding."""
 
 
 @dataclass(frozen=True)
 class Same:
-    """What was compared: `apart` is the largest difference of a logit, relative to the largest one; `equal` of `texts` have the
-    same largest logit (of a causal model at every token)."""
+    """The result: `apart` is the largest difference of a logit, relative to the largest one; `equal` of `texts` texts have the
+    same largest logit (in a causal model at every token)."""
 
     apart: float
     equal: int
@@ -34,11 +34,11 @@ def logits_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def same(pairs: Iterable[tuple[Tensor, Tensor]]) -> Same:
-    """The two logits of each text, which need not be held all at once; the columns that both have are compared."""
+    """Compare pairs of logits, one pair for each text, in the columns that both have. The pairs are read one at a time."""
     apart, largest, equal, texts = 0.0, 0.0, 0, 0
     for a, b in pairs:
         a, texts = a[..., : b.shape[-1]], texts + 1
-        # NaN is as far apart as can be.
+        # A NaN counts as an infinite difference.
         apart = max(apart, float((a - b).abs().nan_to_num(float("inf")).max()))
         largest, equal = max(largest, float(a.abs().max())), equal + bool((a.argmax(-1) == b.argmax(-1)).all())
     return Same(apart / max(largest, 1e-12), equal, texts)

@@ -1,8 +1,8 @@
-"""A prompt classifier as a linear function of its prompt: per-example gradients, once, for every fit that follows.
+"""A prompt classifier as a linear function of its prompt: per-example gradients, computed once for all fits that follow.
 
 At a prompt P0 the class logits are, to first order, f(x; P0) + J(x) D with D a change of the prompt. J does not depend on
-D, so whatever is trained on the right-hand side needs the model only once: one forward pass and C - 1 backward passes an
-example. Each example carries its own copy of the prompt, so a whole batch shares them.
+D, so a fit of D needs the model only once: one forward pass and C - 1 backward passes for each example. Each example has its
+own copy of the prompt, so the passes are shared by a whole batch.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from trueup.store import atomic
 from trueup.subject.subject import Subject
 
 LARGE = 1 << 29
-"""Bytes above which gradients live in a memory-mapped file instead of in memory."""
+"""Bytes above which gradients are in a memory-mapped file instead of in memory."""
 CHUNK = 1 << 22
-"""Numbers of a gradient that are looked at in one go."""
+"""Numbers of a gradient that are read at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,8 @@ class Tangent:
 
     Attributes:
         at: (m, w) the prompt. logits: (n, C) float32 class logits there.
-        gradient: (n, C - 1, m * w): d(f_c - f_0)/dP for the classes c = 1 .. C - 1, which is all that a softmax sees.
-        scale: (n, C - 1) what the rows of `gradient` are multiplied by: ones, unless they are stored as float16.
+        gradient: (n, C - 1, m * w): d(f_c - f_0)/dP for the classes c = 1 .. C - 1. A softmax depends on nothing else.
+        scale: (n, C - 1) factors for the rows of `gradient`: ones, unless the rows are stored as float16.
     """
 
     at: np.ndarray
@@ -65,7 +65,7 @@ class Tangent:
             yield part, self.gradient[part].astype(np.float64) * self.scale[part, :, None]
 
     def moved(self, change: np.ndarray) -> np.ndarray:
-        """(n, C - 1): how much the margins move, to first order, when the prompt moves by `change` (m, w)."""
+        """(n, C - 1): the change of the margins, to first order, when the prompt changes by `change` (m, w)."""
         flat = change.reshape(-1).astype(np.float64)
         return np.concatenate([g @ flat for _, g in self.rows()])
 
@@ -73,7 +73,7 @@ class Tangent:
 def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: bool = False) -> Tangent:
     """The expansion of `subject` at the prompt `at` (m, w) on every example of `corpus`, in its order.
 
-    Kept in the session's memory; above `LARGE` bytes in a memory-mapped file.
+    The result is kept in the session's memory; above `LARGE` bytes its gradient is in a memory-mapped file.
 
     Args:
         half: store gradients as float16, each row scaled to a largest entry of 1. An entry is then off by at most 2^-12
@@ -93,8 +93,8 @@ def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: b
         with torch.enable_grad():
             leaf = prompt.expand(len(batch.ids), -1, -1).clone().requires_grad_(True)
             z = forward.logits(subject, batch, leaf)[:, :classes].float()
-            # The prompt is the only leaf that is asked for, and an example's logits see only its own copy of it, so the
-            # gradient of the sum over the batch holds every example's own.
+            # The logits of an example depend only on its own copy of the prompt, so the gradient of the sum over the batch
+            # holds the gradient of each example.
             rows = [
                 torch.autograd.grad((z[:, c] - z[:, 0]).sum(), leaf, retain_graph=c + 1 < classes)[0].flatten(1)
                 for c in range(1, classes)
@@ -102,24 +102,30 @@ def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: b
         return z.detach(), torch.stack(rows, dim=1)
 
     ids = rows_of(subject, corpus)
-    where = hashlib.sha256(prompt.detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
+    prompt_digest = hashlib.sha256(prompt.detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
     shape = (len(ids), classes - 1, prompt.numel())
     dtype = np.dtype(np.float16 if half else np.float32)
-    now = session()
-    key = memo_key(subject, ids, f"prompt gradients of {classes} classes at {where}, {dtype}") if now.memo else ""
+    current = session()
+    key = (
+        memo_key(subject, ids, f"prompt gradients of {classes} classes at {prompt_digest}, {dtype}")
+        if current.memo
+        else ""
+    )
     at_numpy = prompt.cpu().numpy()
     large = int(np.prod(shape)) * dtype.itemsize > LARGE
     file = None
     if large:
-        file = _file(now.memo.folder if now.memo else None, key or "gradient")
-    known = now.memo.get(key) if now.memo else None
-    if known is not None and (file is None or (file.is_file() and atomic.sha256_of(file) == str(known["sha256"]))):
-        gradient = known["gradient"] if file is None else np.load(file, mmap_mode="r")
-        return Tangent(at_numpy, known["logits"], gradient, known["scale"])
+        file = _file(current.memo.folder if current.memo else None, key or "gradient")
+    remembered = current.memo.get(key) if current.memo else None
+    if remembered is not None and (
+        file is None or (file.is_file() and atomic.sha256_of(file) == str(remembered["sha256"]))
+    ):
+        gradient = remembered["gradient"] if file is None else np.load(file, mmap_mode="r")
+        return Tangent(at_numpy, remembered["logits"], gradient, remembered["scale"])
     part = file.with_suffix(".part") if file is not None else None
     gradient: Any = np.empty(shape, dtype) if part is None else np.lib.format.open_memmap(part, "w+", dtype, shape)
     if part is not None and hasattr(os, "posix_fallocate"):
-        # Room for all of it first: what does not fit on the disk would end the process when it is written through memory.
+        # All of the file is allocated first: where the disk is full, a write through mapped memory would kill the process.
         with open(part, "rb+") as f:
             os.posix_fallocate(f.fileno(), 0, part.stat().st_size)
     logits, scale = np.empty((len(ids), classes), np.float32), np.ones(shape[:2], np.float32)
@@ -130,23 +136,23 @@ def expand(subject: Subject, corpus: Corpus, at: Tensor | np.ndarray, *, half: b
             scale[take] = rows.abs().amax(dim=2).clamp(min=1e-30).cpu().numpy()
             rows = rows / rows.abs().amax(dim=2, keepdim=True).clamp(min=1e-30)
         gradient[take] = rows.cpu().numpy()
-    kept: dict[str, np.ndarray] = {"logits": logits, "scale": scale}
+    record: dict[str, np.ndarray] = {"logits": logits, "scale": scale}
     if file is not None and part is not None:
         gradient.flush()
         del gradient
-        if now.memo:
-            kept["sha256"] = np.array(atomic.sha256_of(part))
+        if current.memo:
+            record["sha256"] = np.array(atomic.sha256_of(part))
         part.replace(file)
         gradient = np.load(file, mmap_mode="r")
     else:
-        kept["gradient"] = gradient
-    if now.memo:
-        now.memo.put(key, kept)
+        record["gradient"] = gradient
+    if current.memo:
+        current.memo.put(key, record)
     return Tangent(at_numpy, logits, gradient, scale)
 
 
 def _file(folder: Path | None, key: str) -> Path:
-    """Where a large gradient goes: beside the session's memory, or a temporary folder that goes with the process."""
+    """The file of a large gradient: next to the session's memory, or in a temporary folder that is removed with the process."""
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="trueup-")
         weakref.finalize(_file, temporary.cleanup)

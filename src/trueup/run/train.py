@@ -1,4 +1,4 @@
-"""Training an adapter the usual way: one loop for every kind, on several processes through accelerate, resumable to the step."""
+"""Standard training of an adapter: one loop for every kind, on several processes through accelerate, resumable at any step."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from trueup.subject.subject import Subject, model_fingerprint
 
 @dataclass(frozen=True)
 class Training:
-    """How to train. Good for adapters on a few thousand short texts.
+    """Settings of a training. The defaults suit adapters on a few thousand short texts.
 
     Attributes:
-        lr: peak learning rate; None takes the adapter kind's own. Linear warm-up over `warmup` of the steps, then
+        lr: peak learning rate; None takes that of the adapter's kind. Linear warm-up over the share `warmup` of the steps, then
             linear decay to 0.
         epochs, batch: passes over the training examples, and examples per step (all processes together).
         weight_decay: AdamW's, on matrices. clip: largest gradient norm.
@@ -53,12 +53,12 @@ class Training:
     save_every: int = 50
 
     def __post_init__(self) -> None:
-        """Raises BadInput where training could not begin with such a number."""
+        """Raises BadInput where a value cannot be used for training."""
         for f in fields(self):
-            value, whole = getattr(self, f.name), f.type == "int"
-            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+            value, integral = getattr(self, f.name), f.type == "int"
+            if isinstance(value, bool) or not isinstance(value, Integral if integral else Real):
                 if value is not None or f.default is not None:
-                    kind = "a whole number" if whole else "a number"
+                    kind = "a whole number" if integral else "a number"
                     raise BadInput(f"The training's {f.name} is {value!r}; give {kind}, such as {f.default or 0.001}.")
         for name in ("epochs", "batch", "patience", "save_every"):
             if getattr(self, name) < 1:
@@ -76,7 +76,7 @@ class Training:
 
 @dataclass(frozen=True)
 class History:
-    """What training did: mean loss, validation NLL and accuracy per epoch, the epoch kept, steps taken, P0."""
+    """The course of a training: mean loss, validation NLL and accuracy per epoch, best epoch, steps, initial prompt P0."""
 
     loss: list[float]
     validation_nll: list[float]
@@ -87,7 +87,7 @@ class History:
 
 
 class _Tuned(nn.Module):
-    """The classifier as a module whose forward goes through trueup's door, so that accelerate can wrap it."""
+    """The classifier as a module that calls `run.forward`, so that accelerate can wrap it."""
 
     def __init__(self, subject: Subject):
         super().__init__()
@@ -110,10 +110,10 @@ def train(
     Args:
         objective: what is minimised, and what chooses the best epoch; its arrays are over the rows of `corpus`, the
             validation share included. None: the mean cross-entropy.
-        parameters: those of the model's trainable parameters to train, the rest staying as they are. None: all.
+        parameters: the trainable parameters of the model to train; the others stay as they are. None: all.
 
     Raises:
-        BadInput: fewer than two classes, fewer than 10 examples, or an objective or parameters of something else.
+        BadInput: fewer than two classes, fewer than 10 examples, or an objective or parameters that do not belong to them.
         Unavailable: one example does not fit in memory.
     """
     if len(corpus) < 10 or len(np.unique(corpus.label)) < 2:
@@ -138,7 +138,9 @@ def _train(
 ) -> History:  # fmt: skip
     """`train` once its input is known to be usable: `chosen` are the only parameters that require a gradient."""
     shared = _shared(subject)
-    fit, held, aim, judge = _validation_split(corpus, training.validation, seed, objective)
+    fit, validation, fit_objective, validation_objective = _validation_split(
+        corpus, training.validation, seed, objective
+    )
     ids = rows_of(subject, fit)
     label = torch.as_tensor(fit.label)
     tuned = _Tuned(subject)
@@ -155,24 +157,27 @@ def _train(
     per_epoch = -(-len(fit) // training.batch)
     total = per_epoch * training.epochs
     made_by = asdict(training) | {
-        "lr": lr, "seed": seed, "from": _beginning(subject, fit, held, ids), "objective": objective.identity,
+        "lr": lr, "seed": seed, "from": _beginning(subject, fit, validation, ids), "objective": objective.identity,
         "parameters": list(chosen),
     }  # fmt: skip
     state = _State(parameters, optimiser, checkpoint, made_by)
-    state.start, state.objective = start, aim.begin()
+    state.start, state.objective = start, fit_objective.begin()
     state.load()
     piece = 1 if subject.anatomy.alone else training.batch
-    now, main = session(), processes().rank == 0
+    current, first_process = session(), processes().rank == 0
     with torch.random.fork_rng(), evaluating(subject):
         while state.step < total and not state.stale(training.patience):
             epoch, within_epoch = divmod(state.step, per_epoch)
-            batches = list(_batches([len(r) for r in ids], training.batch, seed, epoch, aim.chance))
+            batches = list(_batches([len(r) for r in ids], training.batch, seed, epoch, fit_objective.chance))
             subject.model.train()
             for rows in batches[within_epoch:]:
                 _reseed(int(np.random.SeedSequence([seed, state.step]).generate_state(1)[0]), subject.device)
                 for group in optimiser.param_groups:
                     group["lr"] = lr * _schedule(state.step, total, training.warmup)
-                weight, losses = aim.weights(rows, state.objective), torch.zeros(len(rows), dtype=torch.float64)
+                weight, losses = (
+                    fit_objective.weights(rows, state.objective),
+                    torch.zeros(len(rows), dtype=torch.float64),
+                )
                 while True:
                     try:
                         loss = _step(wrapped, optimiser, shared, subject, ids, label, rows, piece, weight, losses)
@@ -185,18 +190,24 @@ def _train(
                                 "One training example does not fit in memory; lower --max-length or take a smaller model."
                             ) from e
                         piece = max(1, piece // 2)
-                        now.note(f"Memory ran out while training; each step was split into pieces of {piece} examples.")
+                        current.note(
+                            f"Memory ran out while training; each step was split into pieces of {piece} examples."
+                        )
                 nn.utils.clip_grad_norm_(parameters, training.clip)
                 optimiser.step()
-                state.advance(loss, aim.after(state.objective, rows, losses))
-                now.progress("training", state.step, total)
-                # Not at the epoch's end: a run killed in its validation would go on without it. That is saved below.
-                if main and state.step % training.save_every == 0 and state.step % per_epoch:
+                state.advance(loss, fit_objective.after(state.objective, rows, losses))
+                current.progress("training", state.step, total)
+                # Not at the epoch's end: a run killed during validation would go on without it. The epoch's end is saved below.
+                if first_process and state.step % training.save_every == 0 and state.step % per_epoch:
                     state.save()
-            got = predict(subject, held)
-            nll = judge.judge(-np.log(np.clip(got.probability[np.arange(len(held)), held.label], 1e-12, 1)))
-            state.end_epoch(nll if np.isfinite(nll) else float("inf"), float((got.predicted == held.label).mean()))
-            if main:
+            outputs = predict(subject, validation)
+            nll = validation_objective.judge(
+                -np.log(np.clip(outputs.probability[np.arange(len(validation)), validation.label], 1e-12, 1))
+            )
+            state.end_epoch(
+                nll if np.isfinite(nll) else float("inf"), float((outputs.predicted == validation.label).mean())
+            )
+            if first_process:
                 state.save()
     if not np.isfinite(state.nll).any():
         raise BadInput(f"Training diverged: its loss is no number at learning rate {lr:g}. Take a lower --lr.")
@@ -216,11 +227,11 @@ def _chosen(model: nn.Module, parameters: Sequence[Tensor] | None) -> dict[str, 
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if parameters is None:
         return trainable
-    asked = {id(p) for p in parameters}
-    chosen = {n: p for n, p in trainable.items() if id(p) in asked}
-    if not asked or len(chosen) < len(asked):
+    requested = {id(p) for p in parameters}
+    chosen = {n: p for n, p in trainable.items() if id(p) in requested}
+    if not requested or len(chosen) < len(requested):
         raise BadInput(
-            f"{len(asked) - len(chosen)} of the {len(asked)} parameters given to train are no trainable parameters of the "
+            f"{len(requested) - len(chosen)} of the {len(requested)} parameters given to train are no trainable parameters of the "
             "model; give one or more of its parameters that require a gradient."
         )
     return chosen
@@ -228,24 +239,24 @@ def _chosen(model: nn.Module, parameters: Sequence[Tensor] | None) -> dict[str, 
 
 @contextlib.contextmanager
 def _only(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """No other parameter of the model requires a gradient inside the block; as they were after it."""
-    # Not just left out of the optimiser: several processes wait for the gradient of whatever requires one.
+    """No other parameter of the model requires a gradient inside the block; after it, all are as before."""
+    # Leaving them out of the optimiser is not enough: several processes wait for the gradient of all that require one.
     trained = {id(p) for p in parameters}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
+    untrained = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
     try:
-        for p in others:
+        for p in untrained:
             p.requires_grad_(False)
         yield
     finally:
-        for p in others:
+        for p in untrained:
             p.requires_grad_(True)
 
 
 def _beginning(subject: Subject, fit: Corpus, held: Corpus, ids: list[forward.Row]) -> str:
-    """sha256 of what training begins with, so that a checkpoint of other data or another model is not gone on from."""
+    """sha256 of the model and the data at the beginning, so that a checkpoint of others is not continued."""
     config = subject.peft_config.to_dict() if subject.peft_config else {}
     settings = {k: sorted(v) if isinstance(v, set) else str(v) for k, v in config.items()}
-    what = [
+    contents = [
         model_fingerprint(subject.model),
         fit.fingerprint,
         held.fingerprint,
@@ -253,7 +264,7 @@ def _beginning(subject: Subject, fit: Corpus, held: Corpus, ids: list[forward.Ro
         [r.segments for r in ids],
         settings,
     ]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
 def _step(
@@ -263,50 +274,50 @@ def _step(
 ) -> float:  # fmt: skip
     """Gradients of the mean cross-entropy over `rows`, each process on its share, piece by piece. Returns the mean.
 
-    shared: what the processes have in common (`_shared`). weight: (b,), how often each of `rows` counts in the mean; None: once.
+    shared: the Accelerator of `_shared`, or None. weight: (b,), how often each of `rows` counts in the mean; None: once.
     losses: (b,), filled in every process with each row's cross-entropy.
     """
     world, rank = (shared.num_processes, shared.process_index) if shared else (1, 0)
     # Places in the batch and not rows: a batch that was drawn with replacement may hold a row twice.
     places = np.arange(len(rows))
-    mine = places[rank::world] if len(rows) >= world else places[[rank % len(rows)]]
+    own_places = places[rank::world] if len(rows) >= world else places[[rank % len(rows)]]
     share = 1.0 if len(rows) >= world or rank < len(rows) else 0.0
     weight = torch.ones(len(rows)) if weight is None else weight.float()
     optimiser.zero_grad()
-    total, each = 0.0, torch.zeros(len(rows), device=subject.device)
-    for at in range(0, len(mine), piece):
-        here = mine[at : at + piece]
-        some = rows[here]
-        batch = forward.collate([ids[i] for i in some], subject.tokenizer.pad_token_id)
+    total, row_losses = 0.0, torch.zeros(len(rows), device=subject.device)
+    for at in range(0, len(own_places), piece):
+        piece_places = own_places[at : at + piece]
+        piece_rows = rows[piece_places]
+        batch = forward.collate([ids[i] for i in piece_rows], subject.tokenizer.pad_token_id)
         with _autocast(subject.device):
             z = wrapped(batch.ids, batch.mask, batch.segments)
-        # Summed here and divided by the whole batch: gradients do not depend on pieces or on the number of processes.
-        ce = F.cross_entropy(z.float(), label[some].to(z.device), reduction="none")
-        loss = (ce * weight[here].to(z.device)).sum() * share / len(rows)
+        # The sum is divided by the size of the whole batch, so gradients depend neither on pieces nor on the number of processes.
+        ce = F.cross_entropy(z.float(), label[piece_rows].to(z.device), reduction="none")
+        loss = (ce * weight[piece_places].to(z.device)).sum() * share / len(rows)
         (loss * world).backward()
         total += float(loss.detach())
-        each[here] = ce.detach().to(each) * share
+        row_losses[piece_places] = ce.detach().to(row_losses) * share
     if losses is not None:
-        # Each place is one process' own and 0 in the others, so every process adds up to the same numbers.
-        losses.copy_(shared.reduce(each) if shared else each)
+        # Each place is filled by one process and is 0 in the others, so the sum is the same in every process.
+        losses.copy_(shared.reduce(row_losses) if shared else row_losses)
     return total
 
 
 def _shared(subject: Subject) -> Any:
     """The ``Accelerator`` through which several processes train together; None for one process alone.
 
-    Alone nothing is asked of accelerate: it has one device and one precision for a whole process, which an earlier training may
-    have set otherwise, and it would take a subject on cuda:1 to the first GPU. Half precision is torch's own, here and there.
+    One process does not use accelerate. Accelerate has one device and one precision for a whole process, which an earlier training
+    may have set otherwise, and it would move a subject on cuda:1 to the first GPU. Half precision is torch's own in both cases.
     """
     if processes().count == 1 or session().team is not None:
-        return None  # inside a shared check every process trains the whole adapter, and each the same
+        return None  # inside a shared check every process trains the whole adapter, with the same result
     from accelerate import Accelerator
 
     return Accelerator(mixed_precision="no", cpu=subject.device.type == "cpu")
 
 
 def _autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where a GPU has it."""
+    """bfloat16 on a GPU that supports it."""
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext()
 
@@ -317,23 +328,23 @@ def _schedule(step: int, total: int, warmup: float) -> float:
 
 
 def _validation_split(corpus: Corpus, share: float, seed: int, objective: Objective | None = None) -> tuple[Any, ...]:
-    """The corpus to fit and the one held out; after them, where an objective is given, it over each one's rows."""
+    """The corpus to fit and the one held out; with an objective also the objective over the rows of each."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
-    held = np.zeros(len(corpus), dtype=bool)
+    held_out = np.zeros(len(corpus), dtype=bool)
     strata = None if objective is None else objective.strata
-    kind = np.stack([corpus.label, np.zeros_like(corpus.label) if strata is None else strata])
-    for k in np.unique(kind, axis=1).T:
-        members = rng.permutation(np.flatnonzero((kind == k[:, None]).all(axis=0)))
-        held[members[: max(1, round(share * len(members)))]] = len(members) > 1
-    return tuple(x.take(rows) for x in (corpus, objective) if x is not None for rows in (~held, held))
+    stratum = np.stack([corpus.label, np.zeros_like(corpus.label) if strata is None else strata])
+    for k in np.unique(stratum, axis=1).T:
+        members = rng.permutation(np.flatnonzero((stratum == k[:, None]).all(axis=0)))
+        held_out[members[: max(1, round(share * len(members)))]] = len(members) > 1
+    return tuple(x.take(rows) for x in (corpus, objective) if x is not None for rows in (~held_out, held_out))
 
 
 def _batches(
     lengths: list[int], size: int, seed: int, epoch: int, chance: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """Every index once, in batches of similar length and random order; a function of (seed, epoch) alone.
+    """Every index once, in batches of similar length and random order, which depend only on (seed, epoch).
 
-    With `chance`, (n,) summing to 1, as many indices are drawn with replacement instead.
+    With `chance`, (n,) summing to 1, n indices are drawn with replacement instead.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 2, epoch]))
     n = len(lengths)
@@ -341,19 +352,19 @@ def _batches(
     pool, length = size * 16, np.asarray(lengths)
     batches: list[np.ndarray] = []
     for at in range(0, len(order), pool):
-        some = order[at : at + pool]
-        some = some[np.argsort(length[some], kind="stable")]
-        batches += [some[i : i + size] for i in range(0, len(some), size)]
+        pool_rows = order[at : at + pool]
+        pool_rows = pool_rows[np.argsort(length[pool_rows], kind="stable")]
+        batches += [pool_rows[i : i + size] for i in range(0, len(pool_rows), size)]
     for i in rng.permutation(len(batches)):
         yield batches[i]
 
 
 SEALED = "training checkpoint 1"
-"""The name that a checkpoint is sealed under. The number is its form's: what another form wrote is not parsed."""
+"""The name under which a checkpoint is sealed. The number is the version of its format: other versions are not parsed."""
 
 
 class _State:
-    """Where training stands: weights, optimiser, objective, step, curves and the best weights; on disk when asked."""
+    """The state of a training: weights, optimiser, objective, step, curves and the best weights; on disk where a path is given."""
 
     SAID = ("step", "sum", "count", "loss", "nll", "accuracy")
 
@@ -390,7 +401,7 @@ class _State:
     def save(self) -> None:
         if self.path is None:
             return
-        said = {k: getattr(self, k) for k in self.SAID} | {"made_by": self.made_by}
+        metadata = {k: getattr(self, k) for k in self.SAID} | {"made_by": self.made_by}
         tensors = {"objective": self.objective} | ({} if self.start is None else {"start": self.start})
         for i, p in enumerate(self.parameters):
             tensors[f"now.{i}"] = p
@@ -399,26 +410,26 @@ class _State:
         for i, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{name}": value for name, value in moments.items()}
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        sealed.write(self.path, SEALED, safetensors.save(plain, {"said": json.dumps(said)}))
+        sealed.write(self.path, SEALED, safetensors.save(plain, {"said": json.dumps(metadata)}))
 
     def load(self) -> None:
-        """Stand where an earlier run with the same beginning had stopped, if its checkpoint is whole."""
+        """Restore the state of an earlier run with the same beginning, if its checkpoint is intact."""
         if self.path is None or not self.path.is_file():
             return
         try:
-            kept = sealed.read(self.path, SEALED)
+            content = sealed.read(self.path, SEALED)
         except (sealed.Spoilt, OSError):
             session().note("The checkpoint of an earlier run is damaged, or of another trueup, so training began anew.")
             return
-        header = json.loads(kept[8 : 8 + int.from_bytes(kept[:8], "little")])
-        said = json.loads(header["__metadata__"]["said"])
-        tensors = safetensors.load(kept)
-        now = [tensors[f"now.{i}"] for i in range(len([k for k in tensors if k.startswith("now.")]))]
-        same = said["made_by"] == json.loads(json.dumps(self.made_by))
-        if not same or [p.shape for p in now] != [p.shape for p in self.parameters]:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = json.loads(header["__metadata__"]["said"])
+        tensors = safetensors.load(content)
+        weights = [tensors[f"now.{i}"] for i in range(len([k for k in tensors if k.startswith("now.")]))]
+        same_run = metadata["made_by"] == json.loads(json.dumps(self.made_by))
+        if not same_run or [p.shape for p in weights] != [p.shape for p in self.parameters]:
             return
         with torch.no_grad():
-            for p, value in zip(self.parameters, now, strict=True):
+            for p, value in zip(self.parameters, weights, strict=True):
                 p.copy_(value)
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -427,7 +438,7 @@ class _State:
                 moments.setdefault(int(i), {})[name] = value
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
         for k in self.SAID:
-            setattr(self, k, said[k])
+            setattr(self, k, metadata[k])
         self.objective, self.start = tensors["objective"], tensors.get("start")
         self.best = [tensors[f"best.{i}"] for i in range(len(self.parameters)) if f"best.{i}" in tensors]
         session().note(f"Training went on from step {self.step}, where an earlier run had stopped.")

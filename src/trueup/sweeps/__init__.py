@@ -1,1 +1,1 @@
-"""MANY: cells (one tuning, one check, or both) from one file, on one machine or several, and what they found side by side."""
+"""Sweeps: many cells (each a tuning, a check, or both) from one file, on one machine or several, and a comparison of results."""

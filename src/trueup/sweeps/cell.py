@@ -1,4 +1,4 @@
-"""One cell: what was asked, done and written down, from the first step to its record."""
+"""One cell of a sweep: its steps, their results, and its record in ``cell.json``."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ State = Literal["begun", "done", "failed"]
 
 @dataclass(frozen=True)
 class Record:
-    """What ``cell.json`` says of a cell.
+    """The contents of a cell's ``cell.json``.
 
     Attributes:
-        name: of its folder. asked: its steps and settings. state: ``begun`` while it runs, and where it was killed.
-        inputs: of the files it reads, as `trueup.store.inputs.stamps`. version: of trueup. versions: of other packages.
-        error: why it failed, as a sentence. crash: trueup itself failed, in the cell or in one fault of it.
-        tuned: what training came to. seconds, cpu_seconds: of the run that finished it. peak_bytes: the most memory that its
-            process held. host: where it ran.
+        name: name of the cell's folder. asked: its steps and settings. state: ``begun`` while it runs, and after it was killed.
+        inputs: stamps of the files that it reads (`trueup.store.inputs.stamps`). version: of trueup. versions: of other packages.
+        error: why it failed, as a sentence. crash: trueup itself failed, in the cell or in one of its faults.
+        tuned: accuracies after training. seconds, cpu_seconds: time of the run that finished it. peak_bytes: the most memory
+            that its process held. host: the machine on which it ran.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Record:
 
 
 def read(out: Path, name: str, within: str = CELLS) -> Record | None:
-    """The record of a cell; None where it was never begun, or its record cannot be read. What another version added is left out."""
+    """The record of a cell; None where it was never begun, or its record cannot be read. Unknown fields are ignored."""
     import json
 
     try:
@@ -63,13 +63,15 @@ def read(out: Path, name: str, within: str = CELLS) -> Record | None:
         record = replace(Record(**{k: v for k, v in data.items() if k in Record.__dataclass_fields__}), name=name)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    whole = all(isinstance(m, dict) for m in (record.asked, record.inputs, record.versions, record.tuned))
-    stamped = whole and all(isinstance(s, list) and len(s) == 3 for f in record.inputs.values() for s in f.values())
-    return record if stamped and record.state in ("begun", "done", "failed") else None
+    mappings_ok = all(isinstance(m, dict) for m in (record.asked, record.inputs, record.versions, record.tuned))
+    stamps_ok = mappings_ok and all(
+        isinstance(s, list) and len(s) == 3 for f in record.inputs.values() for s in f.values()
+    )
+    return record if stamps_ok and record.state in ("begun", "done", "failed") else None
 
 
 def finished(cell: Cell, folder: Path, record: Record | None, stamps: inputs.Stamps) -> bool:
-    """Whether nothing is left to do: the record is current, no fault of it crashed, and what it wrote is there in its folder."""
+    """Whether the cell needs no run: its record is current, no fault of it crashed, and its adapter and report are complete."""
     if record is None or record.state != "done" or record.crash or not current(record, cell, stamps):
         return False
     try:
@@ -83,12 +85,12 @@ def finished(cell: Cell, folder: Path, record: Record | None, stamps: inputs.Sta
 
 
 def stamps_of(cell: Cell) -> inputs.Stamps:
-    """Those of the files that a cell reads."""
+    """The stamps of the files that a cell reads."""
     return inputs.stamps([v for k in READ if (v := cell.settings.get(k)) is not None])
 
 
 def current(record: Record | None, cell: Cell, stamps: inputs.Stamps) -> bool:
-    """Whether a record is of this cell as it is asked now: by this trueup, from the same files."""
+    """Whether a record is of this cell with its present steps and settings, by this version of trueup, from the same files."""
     return (
         record is not None
         and record.asked == cell.asked
@@ -98,11 +100,11 @@ def current(record: Record | None, cell: Cell, stamps: inputs.Stamps) -> bool:
 
 
 def run(cell: Cell, out: Path) -> Record:
-    """Do what the cell asks and has not done, and write its record.
+    """Run the steps of a cell that are not done, and write its record.
 
-    A cell that was killed goes on where it stopped. One that was done otherwise (another version, other files, other settings)
-    makes way: its folder goes to ``previous``, for the page to tell what changed. What goes wrong is written down and returned,
-    not raised; an interrupt is raised.
+    A cell that was killed continues where it stopped. Results of another version, of other files or of other settings are moved to
+    ``previous``, so that the page can show what changed. An error is written into the record and returned, not raised; an
+    interrupt is raised.
     """
     try:
         return _run(cell, out)
@@ -113,13 +115,13 @@ def run(cell: Cell, out: Path) -> Record:
 
 def _run(cell: Cell, out: Path) -> Record:
     folder = out / CELLS / cell.name
-    stamps, known = stamps_of(cell), read(out, cell.name)
-    if finished(cell, folder, known, stamps):
-        assert known is not None
-        return known
-    if not current(known, cell, stamps):
+    stamps, earlier = stamps_of(cell), read(out, cell.name)
+    if finished(cell, folder, earlier, stamps):
+        assert earlier is not None
+        return earlier
+    if not current(earlier, cell, stamps):
         aside(out, cell.name)
-    elif known is not None and known.state == "done":  # a fault crashed, or something is missing or damaged
+    elif earlier is not None and earlier.state == "done":  # a fault crashed, or a file is missing or damaged
         shutil.rmtree(folder / REPORT, ignore_errors=True)
         if cell.tuned and not (folder / ADAPTER / atomic.MANIFEST).is_file():
             shutil.rmtree(folder / ADAPTER, ignore_errors=True)
@@ -131,21 +133,21 @@ def _run(cell: Cell, out: Path) -> Record:
     (folder / CRASH).unlink(missing_ok=True)
     atomic.write_json(folder / RECORD, asdict(record))
     memory.reset_peak()
-    began, cpu = time.perf_counter(), time.process_time()
+    start, cpu_start = time.perf_counter(), time.process_time()
     try:
-        done = _steps(cell, folder, out)
+        result = _steps(cell, folder, out)
     except Exception as e:
-        done = _failed(e, folder)
-    except BaseException as e:  # a panic of a library written in Rust is no Exception
+        result = _failed(e, folder)
+    except BaseException as e:  # a panic of a library written in Rust is not an Exception
         if isinstance(e, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
-        done = _failed(e, folder)
+        result = _failed(e, folder)
     record = replace(
-        record, **done, seconds=round(time.perf_counter() - began, 3), cpu_seconds=round(time.process_time() - cpu, 3),
+        record, **result, seconds=round(time.perf_counter() - start, 3), cpu_seconds=round(time.process_time() - cpu_start, 3),
         peak_bytes=memory.peak(),
     )  # fmt: skip
-    for left in folder.glob(".*.partial"):  # of a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.glob(".*.partial"):  # leftovers of a run that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     atomic.write_json(folder / RECORD, asdict(record))
     return record
 
@@ -167,12 +169,12 @@ def _steps(cell: Cell, folder: Path, out: Path) -> dict[str, Any]:
     job, report = cell.job(str(adapter)), folder / REPORT
     if job is None:
         return {"state": "done", "tuned": tuned}
-    done = bundle.read(report) if report.is_dir() else run_job(job, report, bases=bases_of(out))
-    return {"state": "done", "tuned": tuned, "crash": bool(done.crashes)}
+    report_of_job = bundle.read(report) if report.is_dir() else run_job(job, report, bases=bases_of(out))
+    return {"state": "done", "tuned": tuned, "crash": bool(report_of_job.crashes)}
 
 
 def bases_of(out: Path) -> Path:
-    """Where cells keep the passes that they share, until the sweep is done."""
+    """The folder of the passes that cells share, until the sweep is done."""
     return out / ".bases"
 
 
@@ -180,19 +182,18 @@ def _training(adapter: Path) -> dict[str, float]:
     from trueup.subject.beside import read_card
 
     tuned = read_card(adapter)["tuned"]
-    best = tuned["history"]["best_epoch"]
+    best_epoch = tuned["history"]["best_epoch"]
     return {
         "test_accuracy": tuned["test_accuracy"],
-        "validation_accuracy": tuned["history"]["validation_accuracy"][best],
+        "validation_accuracy": tuned["history"]["validation_accuracy"][best_epoch],
     }
 
 
 def check(cell: Cell) -> None:
-    """Looks for slips in the names that any step of a cell is given, before the first step is done: no training is spent on a check
-    that cannot be made.
+    """Check all names in the settings of a cell before its first step, so that no training is spent on a check that cannot run.
 
     Raises:
-        TrueupError: a file that the cell reads is not on this machine, or as of `trueup.prepare.check_names`.
+        TrueupError: a file that the cell reads is not on this machine, or as `trueup.prepare.check_names`.
     """
     from trueup.prepare import check_names
     from trueup.tuning import check_tuning
@@ -206,7 +207,7 @@ def check(cell: Cell) -> None:
 
 def _there(cell: Cell) -> None:
     """Raises BadInput where a file that the cell reads is not on this machine."""
-    for key in (k for k in READ if k != "model"):  # a base says so itself
+    for key in (k for k in READ if k != "model"):  # a missing base is reported where it is loaded
         name = cell.settings.get(key)
         if name is None or name.startswith((*SHIPPED, "task:")) or inputs.path_of(name).exists():
             continue
@@ -243,20 +244,20 @@ def _unwritable(file: str, e: OSError) -> str:
 def lost(cell: Cell, out: Path, why: str) -> Record:
     """The record of a cell whose worker ended before it did."""
     folder = out / CELLS / cell.name
-    known = read(out, cell.name)
-    record = replace(known or Record(cell.name, cell.asked, inputs=stamps_of(cell)), state="failed", error=why)
+    begun_record = read(out, cell.name)
+    record = replace(begun_record or Record(cell.name, cell.asked, inputs=stamps_of(cell)), state="failed", error=why)
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_json(folder / RECORD, asdict(record))
     return record
 
 
 def aside(out: Path, name: str) -> None:
-    """Move a cell with a report to ``previous``; what never came to one goes."""
+    """Move a cell with a report to ``previous``; delete a failed cell, or one without a report."""
     folder, previous = out / CELLS / name, out / PREVIOUS / name
     if not folder.exists():
         return
-    known = read(out, name)
-    if (known is not None and known.state == "failed") or not (folder / REPORT / atomic.MANIFEST).is_file():
+    record = read(out, name)
+    if (record is not None and record.state == "failed") or not (folder / REPORT / atomic.MANIFEST).is_file():
         shutil.rmtree(folder)
         return
     previous.parent.mkdir(parents=True, exist_ok=True)

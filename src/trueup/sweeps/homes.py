@@ -1,5 +1,8 @@
-"""Where the cells of a file lie in a folder, though their names have changed: an axis that gets a second value gives all cells new
-names, and what is done stays done. A cell is known by what it was asked."""
+"""Finds the folders of a file's cells, also when the names of the cells have changed.
+
+When an axis of the matrix gets a second value, all cells get new names, and finished cells must stay finished. So a cell is
+recognised by its steps and settings.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from trueup.sweeps import cell as cells
 from trueup.sweeps.plan import Cell
 
 MOVED = ".moved"
-"""Ends the hidden name of a folder that has made way and is not yet where it belongs."""
+"""Suffix of the hidden name of a folder that was moved out of the way and does not yet have its final name."""
 
 
 @dataclass(frozen=True)
 class Homes:
-    """What lies in a folder of cells.
+    """The folders of the cells of a sweep.
 
     Attributes:
-        of: name of a cell -> name of the folder that is its own, of those that have one. leftover: folders of no cell.
+        of: name of a cell -> name of its folder, for the cells that have one. leftover: folders that belong to no cell.
     """
 
     of: Mapping[str, str]
@@ -32,69 +35,72 @@ class Homes:
 
 
 def homes(asked: Sequence[Cell], out: Path) -> Homes:
-    """Where each of the file's cells lies in `out`: under its name, or under another if it was asked the same there."""
+    """The folder of each of the file's cells in `out`: under its name, or under another name with the same steps and settings."""
     folder = out / cells.CELLS
     try:
         found = sorted(p.name for p in folder.iterdir() if p.is_dir() and (p.name[0] != "." or p.name.endswith(MOVED)))
     except OSError:
         return Homes({}, [])
-    wanted = {_word(c.asked): c.name for c in asked}
-    known = {name: record for name in found if (record := cells.read(out, name)) is not None}
-    belongs = {name: wanted.get(_word(record.asked)) for name, record in known.items()}
-    own = {name: name for name, cell in belongs.items() if cell == name}
-    # Of several that were asked the same the one that is done, and the newest of these.
-    best = sorted(known, key=lambda n: (known[n].state == "done", _time(folder / n / cells.RECORD)))
-    for name in reversed(best):
-        if (cell := belongs[name]) is not None:
-            own.setdefault(cell, name)
-    taken, names = set(own.values()), {c.name for c in asked}
-    own |= {name: name for name in found if name in names and name not in own and name not in taken}
-    return Homes(own, [folder / name for name in found if name not in names and name not in taken])
+    name_by_work = {_word(c.asked): c.name for c in asked}
+    records = {name: record for name in found if (record := cells.read(out, name)) is not None}
+    cell_of_folder = {name: name_by_work.get(_word(record.asked)) for name, record in records.items()}
+    folder_of_cell = {name: name for name, cell in cell_of_folder.items() if cell == name}
+    # Of several folders with the same steps and settings, a finished one is taken, and the newest of these.
+    by_preference = sorted(records, key=lambda n: (records[n].state == "done", _time(folder / n / cells.RECORD)))
+    for name in reversed(by_preference):
+        if (cell := cell_of_folder[name]) is not None:
+            folder_of_cell.setdefault(cell, name)
+    used_folders, names = set(folder_of_cell.values()), {c.name for c in asked}
+    folder_of_cell |= {
+        name: name for name in found if name in names and name not in folder_of_cell and name not in used_folders
+    }
+    return Homes(folder_of_cell, [folder / name for name in found if name not in names and name not in used_folders])
 
 
 def settle(mine: Sequence[Cell], asked: Sequence[Cell], out: Path) -> None:
-    """Rename the folders of `mine`, and what they were before, to what the cells are called now.
+    """Rename the folders of the cells `mine`, and their folders in ``previous``, to the present names of the cells.
 
-    What lies there makes way: for a cell of the file under a hidden name, which a later look finds, and otherwise to ``previous``.
+    A folder that has the new name already is moved: to a hidden name if it belongs to a cell of the file, where `homes` finds it
+    later, and otherwise to ``previous``.
     """
-    own = dict(homes(asked, out).of)
+    folder_of_cell = dict(homes(asked, out).of)
     for cell in mine:
-        if (source := own.get(cell.name, cell.name)) == cell.name:
+        if (source := folder_of_cell.get(cell.name, cell.name)) == cell.name:
             continue
         if (out / cells.CELLS / cell.name).exists():
-            other = next((name for name, at in own.items() if at == cell.name), None)
-            if other is None:
+            occupant = next((name for name, at in folder_of_cell.items() if at == cell.name), None)
+            if occupant is None:
                 cells.aside(out, cell.name)
             else:
-                own[other] = f".{cell.name}{MOVED}"
-                _rename(out, cell.name, own[other])
+                folder_of_cell[occupant] = f".{cell.name}{MOVED}"
+                _rename(out, cell.name, folder_of_cell[occupant])
         if (record := cells.read(out, source)) is None or record.asked != cell.asked:
-            continue  # another part of the sweep, which settles at this moment, has moved it
-        own[cell.name] = cell.name
+            continue  # another part of the sweep, which is renaming folders at the same time, has moved it
+        folder_of_cell[cell.name] = cell.name
         _rename(out, source, cell.name)
 
 
 def _rename(out: Path, source: str, target: str) -> None:
     for within in (cells.CELLS, cells.PREVIOUS):
-        old, new = (out / within / name for name in (source, target))
+        source_folder, target_folder = (out / within / name for name in (source, target))
         try:
-            if not new.exists():
-                os.rename(old, new)
-        except FileNotFoundError:  # it has nothing there, or another part was quicker
+            if not target_folder.exists():
+                os.rename(source_folder, target_folder)
+        except FileNotFoundError:  # there is no such folder, or another part has renamed it
             continue
         except OSError as e:
-            raise atomic.cannot_write(new, e) from e
+            raise atomic.cannot_write(target_folder, e) from e
         _name(out, target, within)
 
 
 def _name(out: Path, name: str, within: str) -> None:
-    """Write its name into a record, for those who read the file. Its time stays: it was not done anew."""
+    """Write the cell's name into its record. The file keeps its modification time, because the cell was not run again."""
     file = out / within / name / cells.RECORD
     with suppress(OSError, BadInput):
-        then = file.stat()
+        stat = file.stat()
         if (record := cells.read(out, name, within)) is not None:
             atomic.write_json(file, asdict(record))
-            os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def _time(file: Path) -> int:

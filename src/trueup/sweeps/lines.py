@@ -1,7 +1,7 @@
-"""YAML (and so JSON) as plain values that remember their lines.
+"""YAML (and so JSON) as plain values that know their lines.
 
-Scalars are read by the rules of YAML 1.2: ``no`` is a word and ``1e-3`` a number, which PyYAML by itself reads the other way
-round.
+Scalars are read by the rules of YAML 1.2: ``no`` is a word and ``1e-3`` is a number. PyYAML by itself reads ``no`` as false and
+``1e-3`` as a word.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from trueup.store.schema import open_plain
 MOST_BYTES = 10_000_000
 """The largest file that is read: a sweep is written by hand or by a short script."""
 MOST_VALUES = 1_000_000
-"""The most values that a file may come to: with aliases a few lines can come to more than any memory holds."""
+"""The most values that a file may expand to: with aliases, a few lines can expand to more than fits in memory."""
 
 
 @dataclass(frozen=True)
 class At:
-    """A value and where it stands. `value` is a dict of `At` by key, a list of `At`, or a scalar.
+    """A value and its place in the file. `value` is a dict of `At` by key, a list of `At`, or a scalar.
 
     Attributes:
-        text: a scalar as it was written. key_line: where its key stands, of a value of a mapping.
+        text: a scalar as it was written. key_line: the line of its key, for a value of a mapping.
     """
 
     value: Any
@@ -54,7 +54,7 @@ class At:
 
 
 DEEPEST = 100
-"""Brackets within brackets: PyYAML takes the square of their number."""
+"""The deepest nesting of brackets: PyYAML's time grows with the square of the depth."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,10 +82,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.v
 
 
 def read(path: Path) -> At:
-    """The one document of a file.
+    """The single document of a file.
 
     Raises:
-        BadInput: there is no such file, or it is no YAML, or a key stands twice; with the line.
+        BadInput: there is no such file, or it is not YAML, or a key occurs twice; with the line.
     """
     try:
         with open_plain(path) as f:

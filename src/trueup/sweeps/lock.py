@@ -1,4 +1,4 @@
-"""One sweep at a time in a folder, or several parts of one."""
+"""Locks a folder for one sweep at a time, or for several parts of one sweep."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from trueup.store import lock
 
 @contextmanager
 def writing(out: Path, part: str = "") -> Iterator[None]:
-    """Hold `out` inside the block: the whole of it, or with `part` (``i/n``) that part of a sweep beside the other parts.
+    """Lock `out` inside the block: the whole folder, or with `part` (``i/n``) only against the same part and whole sweeps.
 
     Raises: as `trueup.store.lock.held`.
     """
-    own = out / f".writing{'-' + part.replace('/', '-of-') if part else ''}"
+    lock_file = out / f".writing{'-' + part.replace('/', '-of-') if part else ''}"
 
     def beside() -> None:
-        for other in sorted(out.glob(".writing*")):
-            if other == own or not re.fullmatch(r"\.writing(-\d+-of-\d+)?", other.name):
+        for other_file in sorted(out.glob(".writing*")):
+            if other_file == lock_file or not re.fullmatch(r"\.writing(-\d+-of-\d+)?", other_file.name):
                 continue
-            may = bool(part) and other.name.partition("-of-")[2] == own.name.partition("-of-")[2]
-            if not may and lock.alive(other):
-                lock.refuse(other, out, "sweep")
+            compatible = bool(part) and other_file.name.partition("-of-")[2] == lock_file.name.partition("-of-")[2]
+            if not compatible and lock.alive(other_file):
+                lock.refuse(other_file, out, "sweep")
 
-    with lock.held(own, out, "sweep", part=part, beside=beside):
+    with lock.held(lock_file, out, "sweep", part=part, beside=beside):
         yield
 
 
 def alone(out: Path) -> bool:
-    """Whether no other sweep is writing a part of `out`, beside this process."""
+    """Whether no other process is writing a part of a sweep to `out`."""
     me = (platform.node(), os.getpid())
-    others = [f for f in out.glob(".writing*") if ((said := lock.json_of(f)).get("host"), said.get("pid")) != me]
-    return not any(map(lock.alive, others))
+    other_files = [
+        f for f in out.glob(".writing*") if ((contents := lock.json_of(f)).get("host"), contents.get("pid")) != me
+    ]
+    return not any(map(lock.alive, other_files))

@@ -1,8 +1,8 @@
-"""From a sweep's file to its cells: what `defaults`, `matrix`, `include` and `exclude` come to, each cell a job with a name.
+"""From a sweep's file to its cells: expands `defaults`, `matrix`, `include` and `exclude` into cells, each a job with a name.
 
 ```yaml
-steps: [tune, check]          # tune, check, audit or methods alone, or tune before another; check where nothing is said
-defaults:                     # of every cell; the settings of `trueup.Job`, and with tune those of training
+steps: [tune, check]          # tune, check, audit or methods alone, or tune before another of them; the default is check
+defaults:                     # for every cell: the settings of `trueup.Job`, and with tune those of training
   model: embedded:minilm
   data: reviews.csv
   kind: lora
@@ -11,11 +11,11 @@ matrix:                       # every combination of these
   confounder: [site, source]
 include:                      # further cells, each on top of the defaults
   - {name: long, max_length: 256}
-exclude:                      # cells with all of these values; * stands for anything
+exclude:                      # cells with all of these values are left out; * matches any value
   - {seed: 2, confounder: site}
 ```
 
-An adapter may be a pattern, ``runs/*/checkpoint-best``: one value for each folder that matches.
+An adapter in the matrix may be a pattern, such as ``runs/*/checkpoint-best``. It gives one value for each folder that matches.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ PARTS = ("defaults", "matrix", "include", "exclude", "steps")
 MOST = 100_000
 """The most cells of one sweep."""
 LONGEST = 120
-"""The longest name of a cell: it is a folder's."""
+"""The longest name of a cell, in characters: it is also the name of a folder."""
 READ = ("model", "adapter", "data", "test", "demos", "device_map")
 """Settings that may name files or folders, which a cell reads."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One job of a sweep: a tuning, a check, or a check of what was tuned.
+    """One job of a sweep: a tuning, a check, or a tuning and a check of its adapter.
 
     Attributes:
-        name: its folder. steps: in their order, of `STEPS`. settings: what was asked, by the names of `Job`, `TuneJob` and
-            `TRAINED`.
+        name: name of the cell and of its folder. steps: some of `STEPS`, in order. settings: the requested settings, with the
+            names of `Job`, `TuneJob` and `TRAINED`.
     """
 
     name: str
@@ -71,30 +71,30 @@ class Cell:
 
     def tune_job(self) -> TuneJob:
         """The training of a cell with the step ``tune``."""
-        own = {f.name for f in fields(TuneJob)} - {"recipe", "training"}
+        job_fields = {f.name for f in fields(TuneJob)} - {"recipe", "training"}
         return tune_job(
-            {k: _tuple(v) for k, v in self.settings.items() if k in own},
+            {k: _tuple(v) for k, v in self.settings.items() if k in job_fields},
             **{k: v for k, v in self.settings.items() if k in TRAINED},
         )
 
     def job(self, adapter: str | None = None) -> Job | None:
-        """The check, or audit, of `adapter` where the cell tunes one itself; None where there is no such step."""
+        """The last step, if it is not ``tune``, else None. `adapter` is the tuned adapter of a cell with the step ``tune``."""
         if self.steps[-1] == "tune":
             return None
-        own = {k: v for k, v in self.settings.items() if k in _CHECK}
+        job_settings = {k: v for k, v in self.settings.items() if k in _CHECK}
         if self.tuned:
-            own |= {"adapter": adapter}
-        return Job.from_dict({**own, "depth": self.steps[-1]})
+            job_settings |= {"adapter": adapter}
+        return Job.from_dict({**job_settings, "depth": self.steps[-1]})
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What tells this cell's work from another's, as JSON holds it."""
+        """The steps and settings as JSON values. Cells with equal ones do the same work."""
         return {"steps": list(self.steps), "settings": json.loads(json.dumps(dict(self.settings)))}
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A cell, where the file has it, and where each of its settings stands."""
+    """A cell, its place in the file, and the place of each of its settings."""
 
     cell: Cell
     where: str
@@ -102,23 +102,23 @@ class _Found:
 
 
 def cells_of(path: str | Path, out: str | Path | None = None) -> list[Cell]:
-    """The cells that a sweep's file comes to, by base model, so that each is loaded as rarely as can be.
+    """The cells of a sweep's file, sorted by base model, so that each base is loaded as rarely as possible.
 
     Args:
-        path: the file. out: the folder that they will write to, where that is known.
+        path: the file. out: the folder that the cells will write to, where that is known.
 
     Raises:
-        BadInput: the file cannot be read, a setting is unknown or of the wrong kind (with its line), nothing or too much comes
-            out, two cells have one name or are one job, or they read what is in `out` or around it.
+        BadInput: the file cannot be read, a setting is unknown or of the wrong kind (with its line), there are no cells or too
+            many, two cells have one name or are one job, or cells read files in `out` or a folder around it.
     """
     root = read(Path(path))
     parts = _mapping(root, "A sweep", PARTS)
     steps = _steps(parts.get("steps"))
-    known = _kinds(steps)
-    defaults = _settings(parts["defaults"], known, steps) if "defaults" in parts else {}
-    axes_at = _mapping(parts["matrix"], "The matrix", tuple(known), _elsewhere(steps)) if "matrix" in parts else {}
-    axes = _axes(axes_at, known)
-    found: list[_Found] = []
+    kinds = _kinds(steps)
+    defaults = _settings(parts["defaults"], kinds, steps) if "defaults" in parts else {}
+    axes_at = _mapping(parts["matrix"], "The matrix", tuple(kinds), _elsewhere(steps)) if "matrix" in parts else {}
+    axes = _axes(axes_at, kinds)
+    found_cells: list[_Found] = []
     if number := math.prod(len(v) for v in axes.values()) if axes else int("include" not in parts):
         if number > MOST:
             raise BadInput(
@@ -126,49 +126,53 @@ def cells_of(path: str | Path, out: str | Path | None = None) -> list[Cell]:
                 "away, or part it into several sweeps."
             )
         entries = _list(parts["exclude"], "`exclude`") if "exclude" in parts else []
-        refused = [_pattern(at, known, steps) for at in entries]
+        patterns = [_pattern(at, kinds, steps) for at in entries]
         varying = {k: v for k, v in axes.items() if len(v) > 1} or axes
-        called = {k: _called(k, [v.plain() for v in values]) for k, values in varying.items()}
+        words_of_axis = {k: _called(k, [v.plain() for v in values]) for k, values in varying.items()}
         where = parts["matrix"].where if axes else root.where
-        used: set[int] = set()
+        used_entries: set[int] = set()
         for at in product(*(range(len(v)) for v in axes.values())):
-            own = defaults | {k: axes[k][i] for k, i in zip(axes, at, strict=True)}
-            settings = _plain(own)
-            hits = [i for i, pattern in enumerate(refused) if _matches(settings, pattern)]
-            used.update(hits)
-            if hits:
+            places_of_cell = defaults | {k: axes[k][i] for k, i in zip(axes, at, strict=True)}
+            settings = _plain(places_of_cell)
+            matching = [i for i, pattern in enumerate(patterns) if _matches(settings, pattern)]
+            used_entries.update(matching)
+            if matching:
                 continue
-            name = "_".join(called[k][i] for k, i in zip(axes, at, strict=True) if k in called)
-            found.append(_Found(Cell(_short(name or "cell"), steps, settings), where, own))
+            name = "_".join(words_of_axis[k][i] for k, i in zip(axes, at, strict=True) if k in words_of_axis)
+            found_cells.append(_Found(Cell(_short(name or "cell"), steps, settings), where, places_of_cell))
         for i, entry in enumerate(entries):
-            if i not in used:
+            if i not in used_entries:
                 raise BadInput(
                     f"{entry.where}: this entry of `exclude` is of no cell of the matrix. Correct it, or take it away."
                 )
     for at in _list(parts["include"], "`include`") if "include" in parts else ():
-        own = dict(_mapping(at, "A cell under `include`", ("name", *known)))
-        name = own.pop("name", None)
+        places_of_cell = dict(_mapping(at, "A cell under `include`", ("name", *kinds)))
+        name = places_of_cell.pop("name", None)
         if name is not None and not (name.text and _slug(name.text) == name.text):
             raise BadInput(
                 f"{name.where}: the name {name.text or name.plain()!r} is no name of a folder. Use letters, digits, '-', '_', '.' "
                 "and '='."
             )
-        given = _settings(replace(at, value=own), known, steps)
-        spelt = name.text if name is not None else "_".join(f"{k}={_slug(word(v.plain()))}" for k, v in given.items())
-        places = defaults | given
-        found.append(_Found(Cell(_short(spelt or "cell"), steps, _plain(places)), at.where, places))
-    if not found:
+        entry_settings = _settings(replace(at, value=places_of_cell), kinds, steps)
+        spelt_name = (
+            name.text
+            if name is not None
+            else "_".join(f"{k}={_slug(word(v.plain()))}" for k, v in entry_settings.items())
+        )
+        places = defaults | entry_settings
+        found_cells.append(_Found(Cell(_short(spelt_name or "cell"), steps, _plain(places)), at.where, places))
+    if not found_cells:
         raise BadInput(
             f"{root.file}: no cell is left of the matrix and `include`. Take something out of `exclude`, or give a matrix values."
         )
     proven: set[str] = set()
-    for one in found:
-        _possible(one, proven)
-    _distinct(found)
+    for found_cell in found_cells:
+        _possible(found_cell, proven)
+    _distinct(found_cells)
     if out is not None:
-        _apart(found, axes_at.get("adapter"), Path(out))
-    order = sorted(range(len(found)), key=lambda i: (str(found[i].cell.settings["model"]), i))
-    return [found[i].cell for i in order]
+        _apart(found_cells, axes_at.get("adapter"), Path(out))
+    order = sorted(range(len(found_cells)), key=lambda i: (str(found_cells[i].cell.settings["model"]), i))
+    return [found_cells[i].cell for i in order]
 
 
 def part_of(part: str) -> tuple[int, int]:
@@ -177,8 +181,8 @@ def part_of(part: str) -> tuple[int, int]:
     Raises:
         BadInput: as `shard`.
     """
-    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", part.strip())
-    i, n = (int(g) for g in found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", part.strip())
+    i, n = (int(g) for g in match.groups()) if match else (0, 0)
     if not 1 <= i <= n:
         raise BadInput(
             f"--shard '{clean(part, 80)}' is no part of a sweep. Parts are 1/4, 2/4, 3/4 and 4/4, for example."
@@ -187,7 +191,7 @@ def part_of(part: str) -> tuple[int, int]:
 
 
 def shard(cells: Sequence[Cell], part: str) -> list[Cell]:
-    """The cells of part i of n, written ``i/n`` and counted from 1: neighbours, which mostly share a base model.
+    """The cells of part i of n, written ``i/n`` and counted from 1: consecutive cells, most of which share a base model.
 
     Raises:
         BadInput: `part` is not of this form, or there is no such part.
@@ -203,7 +207,7 @@ _CHECK = tuple(f.name for f in fields(Job) if f.name != "depth")
 
 
 def _kinds(steps: tuple[str, ...]) -> dict[str, tuple[type, bool]]:
-    """Every setting of the steps: what its value is, and whether there may be several."""
+    """Every setting of the steps -> the type of its value, and whether it may have several values."""
     hints: dict[str, Any] = {}
     if "tune" in steps:
         hints |= get_type_hints(TuneJob, localns={"Recipe": object}) | TRAINED
@@ -211,7 +215,7 @@ def _kinds(steps: tuple[str, ...]) -> dict[str, tuple[type, bool]]:
     if steps[-1] != "tune":
         hints |= {k: v for k, v in get_type_hints(Job).items() if k != "depth"}
     if "tune" in steps:
-        hints.pop("adapter", None)  # it is what the first step makes
+        hints.pop("adapter", None)  # the first step makes it
     return {name: _kind(hint) for name, hint in hints.items()}
 
 
@@ -227,32 +231,36 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1), "limit": (3, LARGEST), "max_length": (4, LARGEST), "shots": (0, LARGEST), "rank": (1, LARGEST),
     "tokens": (1, LARGEST), "epochs": (1, LARGEST), "batch": (1, LARGEST), "lr": (0, math.inf),
 }  # fmt: skip
-"""What the command line allows of each number, and no more than a number of that kind can be."""
+"""The smallest and largest value of each number, as on the command line. An integer is bounded by its type as well."""
 
 
 def _settings(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]) -> dict[str, At]:
-    own = _mapping(at, "The settings", tuple(known), _elsewhere(steps))
-    if (adapter := own.get("adapter")) is not None and isinstance(adapter.value, str) and glob.has_magic(adapter.value):
+    entries = _mapping(at, "The settings", tuple(known), _elsewhere(steps))
+    if (
+        (adapter := entries.get("adapter")) is not None
+        and isinstance(adapter.value, str)
+        and glob.has_magic(adapter.value)
+    ):
         if not os.path.isdir(os.path.expanduser(adapter.value)):
             raise BadInput(
                 f"{adapter.where}: the pattern {adapter.value!r} stands for several adapters. Patterns go under `matrix`."
             )
-    return {k: _proven(k, _value(k, v, known[k])) for k, v in own.items()}
+    return {k: _proven(k, _value(k, v, known[k])) for k, v in entries.items()}
 
 
 def _axes(given: Mapping[str, At], known: Mapping[str, tuple[type, bool]]) -> dict[str, list[At]]:
-    """The values of each axis. An adapter's patterns stand for the folders that match them."""
+    """The values of each axis. A pattern of adapters is replaced by the folders that match it."""
     axes = {}
     for key, values in given.items():
         checked = [_proven(key, _value(key, v, known[key])) for v in _listed(values)]
         if key == "adapter":
-            checked = [found for v in checked for found in _folders(v)]
-        seen: dict[str, At] = {}
+            checked = [folder for v in checked for folder in _folders(v)]
+        values_seen: dict[str, At] = {}
         for v in checked:
             spelt = json.dumps(v.plain(), sort_keys=True)
-            if spelt in seen:
+            if spelt in values_seen:
                 raise BadInput(f"{v.where}: {word(v.plain())!r} stands twice under {key}. Keep one.")
-            seen[spelt] = v
+            values_seen[spelt] = v
         if not checked:
             raise BadInput(
                 f"{values.where}: the matrix has no value for '{key}', so it comes to nothing. Give it one or more."
@@ -269,12 +277,12 @@ def _folders(at: At) -> list[At]:
     pattern = at.value
     if not isinstance(pattern, str) or not glob.has_magic(pattern):
         return [at]
-    found = sorted(p for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isdir(p))
-    adapters = [p for p in found if (Path(p) / "adapter_config.json").is_file()]
+    folders = sorted(p for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isdir(p))
+    adapters = [p for p in folders if (Path(p) / "adapter_config.json").is_file()]
     if not adapters:
         sentence = (
-            f"matches {len(found)} folders, none of which holds an adapter_config.json, such as {found[0]!r}"
-            if found
+            f"matches {len(folders)} folders, none of which holds an adapter_config.json, such as {folders[0]!r}"
+            if folders
             else f"matches no folder (seen from '{os.getcwd()}')"
         )
         raise BadInput(
@@ -284,10 +292,10 @@ def _folders(at: At) -> list[At]:
 
 
 def _pattern(at: At, known: Mapping[str, tuple[type, bool]], steps: tuple[str, ...]) -> dict[str, Any]:
-    own = _mapping(at, "An entry of `exclude`", tuple(known), _elsewhere(steps))
-    if not own:
+    entries = _mapping(at, "An entry of `exclude`", tuple(known), _elsewhere(steps))
+    if not entries:
         raise BadInput(f"{at.where}: an entry of `exclude` says nothing, so it would exclude every cell. Take it away.")
-    return {k: "*" if v.value == "*" else _value(k, v, known[k]).plain() for k, v in own.items()}
+    return {k: "*" if v.value == "*" else _value(k, v, known[k]).plain() for k, v in entries.items()}
 
 
 def _matches(settings: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
@@ -302,13 +310,13 @@ def _matches(settings: Mapping[str, Any], pattern: Mapping[str, Any]) -> bool:
 
 
 def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
-    """`at`, when it is of the setting's kind; a number where a word is meant is the word as it was written."""
-    of, several = kind
+    """`at`, checked against the type of its setting. A number in place of a word becomes the word as it was written."""
+    wanted_type, several = kind
     if at.value is None:
         raise BadInput(f"{at.where}: '{key}' has no value. Give it one, or take it away.")
     if several:
-        return replace(at, value=[_value(key, v, (of, False)) for v in _listed(at)])
-    if of is dict:
+        return replace(at, value=[_value(key, v, (wanted_type, False)) for v in _listed(at)])
+    if wanted_type is dict:
         if not isinstance(at.value, dict) or not all(isinstance(v.value, dict) for v in at.value.values()):
             raise BadInput(
                 f"{at.where}: '{key}' maps names to values, such as `{key}: {{overconfidence: {{threshold: 0.25}}}}`."
@@ -316,30 +324,32 @@ def _value(key: str, at: At, kind: tuple[type, bool]) -> At:
         return at
     value = at.value
     scalar = not isinstance(value, list | dict)
-    if of is str and scalar:
+    if wanted_type is str and scalar:
         if key in ("model", "data", "adapter") and not at.text.strip():
             raise BadInput(f"{at.where}: '{key}' is empty. Name one, or take it away.")
         if "\0" in at.text:
             raise BadInput(f"{at.where}: '{key}' holds a NUL character, which no name has. Take it out.")
         return replace(at, value=at.text)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if of is float and whole and abs(value) < 1e300:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if wanted_type is float and is_integer and abs(value) < 1e300:
         return _value(key, replace(at, value=float(value)), kind)
-    if (whole if of is int else isinstance(value, of)) and not (of is float and not math.isfinite(value)):
+    if (is_integer if wanted_type is int else isinstance(value, wanted_type)) and not (
+        wanted_type is float and not math.isfinite(value)
+    ):
         least, most = _RANGES.get(key, (-math.inf, math.inf))
-        if of in (int, float) and not least <= value <= most:
+        if wanted_type in (int, float) and not least <= value <= most:
             upper = f" and at most {most:,}" if math.isfinite(most) else ""
             raise BadInput(
                 f"{at.where}: '{key}' is at least {least:g}{upper}, and {at.text[:40]} was given. Correct it."
             )
         return at
     names = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
-    given = clean(at.text, 80) if scalar else "a list" if isinstance(value, list) else "a mapping"
-    raise BadInput(f"{at.where}: '{key}' is {names[of]}, and {given!r} was given. Correct it.")
+    found = clean(at.text, 80) if scalar else "a list" if isinstance(value, list) else "a mapping"
+    raise BadInput(f"{at.where}: '{key}' is {names[wanted_type]}, and {found!r} was given. Correct it.")
 
 
 def _proven(key: str, at: At) -> At:
-    """`at`, when there are such faults, such knobs of them, and such a kind of adapter; else BadInput with the line of the slip."""
+    """`at`, if the faults, their knobs and the kind of adapter in it exist. Otherwise raises BadInput with the line."""
     if key == "faults":
         for v in at.value:
             _tried(v.where, lambda name=v.value: faults_of([name]))
@@ -347,8 +357,8 @@ def _proven(key: str, at: At) -> At:
         for fault, knobs in at.items():
             _tried(knobs.where, lambda name=fault: faults_of([name]))
             one_by_one = [(v.where, {knob: v.plain()}) for knob, v in knobs.items()]
-            for where, some in [*one_by_one, (knobs.where, knobs.plain())]:
-                _tried(where, lambda name=fault, some=some: faults_of([name], {name: some}))
+            for where, knobs_to_try in [*one_by_one, (knobs.where, knobs.plain())]:
+                _tried(where, lambda name=fault, knobs_to_try=knobs_to_try: faults_of([name], {name: knobs_to_try}))
     elif key == "kind":
         _tried(at.where, lambda: tune_job({"model": "", "data": ""}, kind=at.value))
     return at
@@ -362,7 +372,7 @@ def _tried(where: str, make: Callable[[], object]) -> None:
 
 
 def _mapping(at: At, what: str, known: Sequence[str], elsewhere: Mapping[str, str] | None = None) -> dict[str, At]:
-    """The entries of a mapping whose keys are among `known`; `elsewhere` says of others where they would have a place."""
+    """The entries of a mapping whose keys are all in `known`. `elsewhere`: error sentences for other existing settings."""
     if at.value is None:
         return {}
     if not isinstance(at.value, dict):
@@ -381,14 +391,14 @@ def _mapping(at: At, what: str, known: Sequence[str], elsewhere: Mapping[str, st
 
 
 def _elsewhere(steps: tuple[str, ...]) -> dict[str, str]:
-    """Settings that exist and have no place in these steps, and why."""
+    """Settings that exist but do not belong to these steps -> the sentence that says why."""
     all_of = {**_kinds(("tune",)), **_kinds(("check",))}
-    own = _kinds(steps)
+    own_settings = _kinds(steps)
     cure = {
         k: f"'{k}' goes with the step {'tune' if k in TRAINED else 'check'}, and the steps are {listing(steps)}. Add the step, or "
         f"take '{k}' away."
         for k in all_of
-        if k not in own
+        if k not in own_settings
     }
     if "tune" in steps and "adapter" in cure:
         cure["adapter"] = (
@@ -422,9 +432,9 @@ def _steps(at: At | None) -> tuple[str, ...]:
 
 
 def _possible(one: _Found, proven: set[str]) -> None:
-    """Raises BadInput where the cell's jobs cannot be made: a setting is missing, or does not go with the kind of adapter.
+    """Raises BadInput where the cell's jobs cannot be made: a setting is missing, or does not fit the kind of adapter.
 
-    `proven`: what was tried before, of the settings that can be wrong by themselves.
+    `proven`: training settings that were checked before, as JSON; those of this cell are added.
     """
     cell = one.cell
     for key in ("model", "data", *(["kind"] if cell.tuned else [])):
@@ -432,59 +442,64 @@ def _possible(one: _Found, proven: set[str]) -> None:
             raise BadInput(
                 f"{one.where}: the cell '{cell.name}' does not say which {key}; add it under `defaults` or `matrix`."
             )
-    chosen = {k: cell.settings[k] for k in TRAINED if k in cell.settings}
-    chosen_json = json.dumps(chosen)
-    if chosen_json in proven or not cell.tuned:
+    training_settings = {k: cell.settings[k] for k in TRAINED if k in cell.settings}
+    settings_json = json.dumps(training_settings)
+    if settings_json in proven or not cell.tuned:
         return
-    proven.add(chosen_json)
-    kind = chosen.pop("kind")
-    for key, value in chosen.items():
+    proven.add(settings_json)
+    kind = training_settings.pop("kind")
+    for key, value in training_settings.items():
         _tried(
             f"{one.places[key].where}, cell '{cell.name}'",
-            lambda some={key: value}: tune_job({"model": "", "data": ""}, kind=kind, **some),
+            lambda setting={key: value}: tune_job({"model": "", "data": ""}, kind=kind, **setting),
         )
 
 
 def _plain(places: Mapping[str, At]) -> dict[str, Any]:
-    """Settings in one order, whichever part of the file they come from."""
+    """Settings in a fixed order, which does not depend on the part of the file that they come from."""
     order = ["model", "adapter", "data", *_CHECK, *TRAINED]
     return {k: places[k].plain() for k in dict.fromkeys(order) if k in places}
 
 
 def _apart(found: Sequence[_Found], adapters: At | None, out: Path) -> None:
-    """Raises BadInput where cells read what the sweep writes: they would be other cells at each start."""
+    """Raises BadInput where cells read files that the sweep writes: the cells would be others at each start."""
     roots = {os.path.abspath(out), os.path.realpath(out)}
-    written = [
-        [*root.split(os.sep), kept, "", *below]
+    written_paths = [
+        [*root.split(os.sep), kind_of_folder, "", *inner_path]
         for root in roots
-        for kept in ("cells", "previous")
-        for below in (["adapter"], ["report", ""])
+        for kind_of_folder in ("cells", "previous")
+        for inner_path in (["adapter"], ["report", ""])
     ]
     for at in [] if adapters is None else _listed(adapters):
         pattern = os.path.abspath(os.path.expanduser(at.text)).split(os.sep)
-        if glob.has_magic(at.text) and any(_reaches(pattern, path) for path in written):
+        if glob.has_magic(at.text) and any(_reaches(pattern, path) for path in written_paths):
             raise BadInput(
                 f"{at.where}: the pattern {at.text!r} reaches into '{out}', where the sweep writes adapters of its own, and "
                 "the next start would take them for cells. Give -o a folder that it does not reach."
             )
-    for at, key in {one.places[k].value: (one.places[k], k) for one in found for k in READ if k in one.places}.values():
-        read = os.path.realpath(os.path.expanduser(at.value))
-        if not os.path.exists(read):
+    for at, key in {
+        found_cell.places[k].value: (found_cell.places[k], k)
+        for found_cell in found
+        for k in READ
+        if k in found_cell.places
+    }.values():
+        read_path = os.path.realpath(os.path.expanduser(at.value))
+        if not os.path.exists(read_path):
             continue
         for root in roots:
-            if os.path.isdir(read) and Path(root).is_relative_to(read):
+            if os.path.isdir(read_path) and Path(root).is_relative_to(read_path):
                 raise BadInput(
                     f"{at.where}: the folder '{out}' that the sweep writes to lies in the {key} '{at.value}' that its cells "
                     "read, so each start would do them anew. Give -o a folder outside of it."
                 )
-            if Path(read).is_relative_to(root):
+            if Path(read_path).is_relative_to(root):
                 raise BadInput(
                     f"{at.where}: the {key} '{at.value}' lies in '{out}', where the sweep itself writes. Give -o another folder."
                 )
 
 
 def _reaches(pattern: Sequence[str], path: Sequence[str]) -> bool:
-    """Whether a pattern can match a path, part by part; a part '' of the path stands for any name."""
+    """Whether a pattern can match a path, part by part. A part '' of the path stands for any name."""
     if not path or not pattern:
         return not path and all(p == "**" for p in pattern)
     if pattern[0] == "**":
@@ -496,19 +511,19 @@ def _reaches(pattern: Sequence[str], path: Sequence[str]) -> bool:
 
 
 def _called(key: str, values: Sequence[Any]) -> list[str]:
-    """A short word for each value of an axis: of paths the parts in which they differ, and of a number what it is."""
+    """A short word for each value of an axis: for paths the parts in which they differ, for other values ``key=value``."""
     if not all(isinstance(v, str | list) for v in values):
         return [f"{key}={'-' * word(v).startswith('-')}{_slug(word(v))}" for v in values]
     words = [word(v) for v in values]
     parts = [w.split("/") for w in words]
     if len(words) > 1:
-        before = _alike(parts)
-        after = _alike([p[before:][::-1] for p in parts])
-        parts = [p[before : len(p) - after] for p in parts]
+        common_start = _alike(parts)
+        common_end = _alike([p[common_start:][::-1] for p in parts])
+        parts = [p[common_start : len(p) - common_end] for p in parts]
     slugs = [_slug("/".join(p)) for p in parts]
     if len(set(map(str.lower, slugs))) == len(slugs) and all(slugs):
         return slugs
-    # Words of which too little is left for the name of a folder are told apart by a number of their own.
+    # Words that are not distinct or empty as names of folders get a hash of the value.
     return [
         f"{s or key}-{hashlib.blake2b(w.encode(), digest_size=3).hexdigest()}"
         for s, w in zip(slugs, words, strict=True)
@@ -516,7 +531,7 @@ def _called(key: str, values: Sequence[Any]) -> list[str]:
 
 
 def _alike(lists: Sequence[Sequence[str]]) -> int:
-    """How many items all lists begin with."""
+    """The number of items with which all lists begin."""
     return next((i for i, items in enumerate(zip(*lists, strict=False)) if len(set(items)) > 1), min(map(len, lists)))
 
 
@@ -540,32 +555,34 @@ def _short(name: str) -> str:
 
 
 def _distinct(found: Sequence[_Found]) -> None:
-    """Raises BadInput where two cells would write one folder, also on a file system that does not tell A from a, or would do one
-    job twice."""
-    seen: dict[str, _Found] = {}
+    """Raises BadInput where two cells would write to one folder, or are one job.
+
+    Names that differ only in case count as one folder, because some file systems ignore case.
+    """
+    cells_by_name: dict[str, _Found] = {}
     jobs: dict[str, _Found] = {}
-    names = {one.places[k].value for one in found for k in READ if k in one.places}
+    names = {item.places[k].value for item in found for k in READ if k in item.places}
     leads = {name: _leads(name) for name in names}
-    for one in found:
-        cell = one.cell
-        if (other := seen.setdefault(cell.name.lower(), one)) is not one:
-            differ = _differ(one, other)
-            what = f"They differ in {listing(differ)}." if differ else "They ask the same."
+    for item in found:
+        cell = item.cell
+        if (twin := cells_by_name.setdefault(cell.name.lower(), item)) is not item:
+            differences = _differ(item, twin)
+            what = f"They differ in {listing(differences)}." if differences else "They ask the same."
             raise BadInput(
-                f"{one.where}: two cells have the name '{cell.name}' (the other: {other.where}). {what} Give one of them a name of "
+                f"{item.where}: two cells have the name '{cell.name}' (the other: {twin.where}). {what} Give one of them a name of "
                 "its own under `include`, or take it away."
             )
-        if (other := jobs.setdefault(_work(cell, leads), one)) is not one:
-            differ = _differ(one, other)
-            here, there = one.where, other.where
+        if (twin := jobs.setdefault(_work(cell, leads), item)) is not item:
+            differences = _differ(item, twin)
+            place, other_place = item.where, twin.where
             what = "They ask the same."
-            if differ:
-                key = differ[0]
-                here, there = (o.places[key].where if key in o.places else o.where for o in (one, other))
-                values = [repr(word(o.cell.settings[key])) if key in o.places else "left out" for o in (one, other)]
+            if differences:
+                key = differences[0]
+                place, other_place = (o.places[key].where if key in o.places else o.where for o in (item, twin))
+                values = [repr(word(o.cell.settings[key])) if key in o.places else "left out" for o in (item, twin)]
                 what = f"Their {key} is {values[0]} and {values[1]}, which comes to the same."
             raise BadInput(
-                f"{here}: the cells '{cell.name}' and '{other.cell.name}' ({there}) are one job, which would be done "
+                f"{place}: the cells '{cell.name}' and '{twin.cell.name}' ({other_place}) are one job, which would be done "
                 f"twice. {what} Take one of them away."
             )
 
@@ -576,9 +593,9 @@ def _differ(one: _Found, other: _Found) -> list[str]:
 
 
 def _work(cell: Cell, leads: Mapping[str, str]) -> str:
-    """What the cell does, whichever way it was said: paths by where they lead, defaults as if they were given."""
-    same = replace(cell, settings={k: leads[v] if k in READ else v for k, v in cell.settings.items()})
-    jobs = [same.job("ADAPTER"), same.tune_job() if cell.tuned else None]
+    """The cell's jobs as a word that is equal for equal work: with resolved paths, and with defaults written out."""
+    resolved = replace(cell, settings={k: leads[v] if k in READ else v for k, v in cell.settings.items()})
+    jobs = [resolved.job("ADAPTER"), resolved.tune_job() if cell.tuned else None]
     return json.dumps([None if job is None else vars(job) for job in jobs], sort_keys=True, default=repr)
 
 

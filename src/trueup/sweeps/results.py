@@ -1,4 +1,4 @@
-"""What the cells of a sweep found, as rows: one for each cell, fault and measure, and what changed since an earlier run."""
+"""The results of a sweep's cells as rows, one for each cell, fault and measure, and their change since an earlier run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trueup.sweeps.plan import Cell
 
 CHANGE = "change.json"
 WORK = ("seconds", "cpu_seconds", "peak_bytes", "host")
-"""Columns that are of the run and not of what it found: all others are equal, whoever does the cells."""
+"""Columns that describe the run and not its results: all other columns are the same on every machine."""
 
 COLUMNS: dict[str, str] = {
     "cell": "string", "model": "string", "adapter": "string", "data": "string", "seed": "int64", "settings": "string",
@@ -36,11 +36,12 @@ COLUMNS: dict[str, str] = {
 }  # fmt: skip
 """Name and type of each column of ``results.parquet``.
 
-`adapter` of a cell that tunes one lies in the folder of the sweep. `kind` is ``severity`` (the headline), ``measure``, ``harm``
-(only a difference), ``method`` or ``training``; a cell that failed has one row without a fault. `value` is of the first audit and
-`after` of the second, `difference` the paired difference of the two. Of a method (the step ``methods``) `value` is the measure of
-the model as it is, `after` that under the method, and `behind` what `after` is above that of the method which trueup's rule takes.
-`change` is `value` less that of the same cell in an earlier run, paired where both judged the same texts.
+For a cell that tunes an adapter, `adapter` is in the folder of the sweep. `kind` is ``severity`` (the headline), ``measure``,
+``harm`` (only a difference), ``method`` or ``training``; a cell that failed has one row without a fault. `value` is of the first
+audit, `after` of the second, and `difference` is the paired difference of the two. For a method (the step ``methods``) `value` is
+the measure of the unchanged model, `after` is the measure under the method, and `behind` is `after` minus the same measure under
+the method that trueup's rule chooses. `change` is `value` minus that of the same cell in an earlier run, paired where both judged
+the same texts.
 """
 
 
@@ -88,18 +89,20 @@ def _of_fault(c: Comparison, change: Mapping[str, Any] | None) -> list[dict[str,
         | ({"change": change["value"]} | {f"change_{k}": change[k] for k in ("low", "high", "paired")} if change else {})
     ]  # fmt: skip
     for key, m in before.measures.items():
-        then = after.measures.get(key) if after else None
+        later = after.measures.get(key) if after else None
         fault_rows.append(
             shared | {"kind": "measure", "measure": key, "title": m.title, "unit": m.unit, "better": m.better, "value": m.value,
                       "low": m.low, "high": m.high}
-            | _after(then and (then.value, then.low, then.high)) | _difference(c.differences.get(key))
+            | _after(later and (later.value, later.low, later.high)) | _difference(c.differences.get(key))
         )  # fmt: skip
     for m in c.methods:
         for key, value in m.values.items():
             b, d = m.behind.get(key), m.differences.get(key)
-            own = next((r for r in fault_rows if r["measure"] == key and r["kind"] in ("severity", "measure")), {})
+            headline_row = next(
+                (r for r in fault_rows if r["measure"] == key and r["kind"] in ("severity", "measure")), {}
+            )
             fault_rows.append(
-                shared | {k: own.get(k) for k in ("title", "unit", "better")}
+                shared | {k: headline_row.get(k) for k in ("title", "unit", "better")}
                 | {"kind": "method", "measure": key, "method": m.key, "title": m.title, "source": m.source, "setting": m.setting,
                    "chosen": m.chosen, "control": m.control, "value": None if d is None else value - d.value, "after": value}
                 | _difference(d) | ({} if b is None else {"behind": b.value, "behind_low": b.low, "behind_high": b.high})
@@ -118,51 +121,51 @@ def _difference(d: Difference | None) -> dict[str, float]:
 
 
 def change_of(out: Path, name: str, earlier: Path) -> dict[str, Any]:
-    """What changed in a cell since `earlier`, the folder of the same cell of another run: by fault value, low, high, paired.
+    """The change of a cell since `earlier`, the folder of the same cell in another run: fault -> value, low, high, paired.
 
-    Severity now less severity then, as `trueup.compare` tells it. It is kept beside the cell.
+    The value is the severity now minus the severity then, from `trueup.compare`. The result is stored in the folder of the cell.
     """
-    own = out / cells.CELLS / name
+    folder = out / cells.CELLS / name
     try:
-        against = hashlib.sha256(
-            b"".join((f / cells.REPORT / atomic.MANIFEST).read_bytes() for f in (own, earlier))
+        digest = hashlib.sha256(
+            b"".join((f / cells.REPORT / atomic.MANIFEST).read_bytes() for f in (folder, earlier))
         ).hexdigest()
     except OSError:  # one of them has no report
         return {}
-    file = own / CHANGE
+    file = folder / CHANGE
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        if known["against"] == against:
-            return known["faults"]
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["against"] == digest:
+            return stored["faults"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    if _asked(earlier) != _asked(own):  # another job of the same name
+    if _asked(earlier) != _asked(folder):  # another job of the same name
         return {}
     try:
-        now, then = (bundle.read(f / cells.REPORT) for f in (own, earlier))
-    except TrueupError:  # an older format, or damaged: there is nothing to compare with
+        report, earlier_report = (bundle.read(f / cells.REPORT) for f in (folder, earlier))
+    except TrueupError:  # an older format or a damaged report cannot be compared
         return {}
     try:
-        changes = compare(then, now)
+        changes = compare(earlier_report, report)
     except BadInput:  # no fault in common
         changes = []
     found = {}
     for c in changes:
         d = c.differences["severity"]
         found[c.after.fault] = {"value": d.value, "low": d.low, "high": d.high, "paired": c.paired}
-    atomic.write_json(file, {"against": against, "faults": found})
+    atomic.write_json(file, {"against": digest, "faults": found})
     return found
 
 
 def _asked(folder: Path) -> Any:
-    """What a cell was asked, but for which model, adapter and data: a change of these is what is looked for."""
+    """The settings of a cell without model, adapter and data: cells that differ only in these are compared."""
     record = cells.read(folder.parent.parent, folder.name, folder.parent.name)
     settings = {} if record is None else record.asked.get("settings", {})
     return {k: v for k, v in settings.items() if k not in ("model", "adapter", "data", "revision")}
 
 
 def write(rows_: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """``results.parquet``: whole or not at all, the same bytes for the same rows."""
+    """Write ``results.parquet`` completely or not at all. Equal rows give equal bytes."""
     import io
 
     import pyarrow as pa
@@ -170,16 +173,16 @@ def write(rows_: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     schema = pa.schema([(k, getattr(pa, {"bool": "bool_"}.get(t, t))()) for k, t in COLUMNS.items()])
     table = pa.table({k: pa.array([r[k] for r in rows_], schema.field(k).type) for k in COLUMNS}, schema=schema)
-    to = io.BytesIO()
-    pq.write_table(table, to)
-    atomic.write_bytes(file, to.getvalue())
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    atomic.write_bytes(file, buffer.getvalue())
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The rows of such a file.
+    """The rows of a file that `write` wrote.
 
     Raises:
-        BadInput: there is none, or it is damaged.
+        BadInput: there is no such file, or it is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""A sweep from its file to its page: which cells are left, who does them, and what they found side by side."""
+"""A sweep from its file to its page: finds the unfinished cells, runs them, and writes the table and page of all results."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from trueup.sweeps.track import Tracker
 PLAN, TABLE, PAGE = "sweep.json", "results.parquet", "index.html"
 UNUSABLE = "unusable"
 NAMED = 10
-"""How many reasons are told why cells cannot be run."""
+"""The most reasons that are given why cells cannot be run."""
 
 Told = Callable[[cells.Record, int, int], None]
-"""Of a cell that has finished: its record, the how manieth it is, and of how many."""
+"""Called when a cell has finished, with its record, its number in the order of finishing, and the total."""
 
 
 @dataclass(frozen=True)
@@ -98,32 +98,34 @@ def sweep(
             "Put the call under `if __name__ == '__main__':`."
         )
     out = inputs.path_of(out)
-    earlier = _usable(out, part, baseline)
+    baseline_folder = _usable(out, part, baseline)
     for folder in collect:
         _sweep_of(Path(folder))
-    asked = plan.cells_of(file, out)
-    mine = plan.shard(asked, part) if part else asked
+    all_cells = plan.cells_of(file, out)
+    own_cells = plan.shard(all_cells, part) if part else all_cells
     if track is not None:
         trackers.available(track)
     with lock.writing(out, part):
         if not part:
-            atomic.write_json(out / PLAN, {"version": trueup.__version__, "cells": [asdict(c) for c in asked]})
-        settle(mine, asked, out)
-        before = _before(mine, asked, out, earlier)
+            atomic.write_json(out / PLAN, {"version": trueup.__version__, "cells": [asdict(c) for c in all_cells]})
+        settle(own_cells, all_cells, out)
+        earlier_folders = _before(own_cells, all_cells, out, baseline_folder)
         if collect:
-            _collected(mine, asked, out, [Path(f) for f in collect])
+            _collected(own_cells, all_cells, out, [Path(f) for f in collect])
         else:
             finished = (
-                told if track is None else _tracking(track, Path(file).stem, {c.name: c for c in mine}, out, told, note)
+                told
+                if track is None
+                else _tracking(track, Path(file).stem, {c.name: c for c in own_cells}, out, told, note)
             )
-            _done(mine, out, engine or Here(), only_failed, before, finished)
-        swept = _read(mine, out)
+            _done(own_cells, out, engine or Here(), only_failed, earlier_folders, finished)
+        swept = _read(own_cells, out)
         if not part:
-            write(swept, before, title=Path(file).stem, against=str(earlier or "the run before"))
+            write(swept, earlier_folders, title=Path(file).stem, against=str(baseline_folder or "the run before"))
         if lock.alone(out):
             shutil.rmtree(cells.bases_of(out), ignore_errors=True)
     for folder in dict.fromkeys(Path(f) for f in (out, *collect)):
-        _tell_leftover(asked, folder, note)
+        _tell_leftover(all_cells, folder, note)
     return swept
 
 
@@ -131,28 +133,33 @@ def left(
     file: str | Path, out: str | Path, *, part: str = "", baseline: str | Path | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> list[tuple[Cell, str]]:  # fmt: skip
-    """Every cell, or those of a part, and what is there of it: ``done``, ``failed``, ``begun``, ``changed``, ``damaged`` or
-    ``to do``; `UNUSABLE` where it is to be done, and a slip in its names prevents that, which `note` is told. Nothing is written.
-    Arguments, and what is raised, as of `sweep`."""
+    """Every cell, or those of a part, with its state: ``done``, ``failed``, ``begun``, ``changed``, ``damaged`` or ``to do``.
+
+    The state is `UNUSABLE` for a cell that has to be run and cannot, because of a wrong name in its settings; `note` is called with
+    the reason. Nothing is written. The arguments and errors are those of `sweep`.
+    """
     out = inputs.path_of(out)
     _usable(out, part, baseline)
-    asked = plan.cells_of(file, out)
-    own = homes(asked, out).of
-    states = [(cell, _state(cell, out, own.get(cell.name))) for cell in (plan.shard(asked, part) if part else asked)]
+    all_cells = plan.cells_of(file, out)
+    folder_of_cell = homes(all_cells, out).of
+    states = [
+        (cell, _state(cell, out, folder_of_cell.get(cell.name)))
+        for cell in (plan.shard(all_cells, part) if part else all_cells)
+    ]
     slips = {cell.name: slip for cell, state in states if state not in ("done", "failed") and (slip := _slip(cell))}
-    alike: dict[str, list[str]] = {}
+    names_by_slip: dict[str, list[str]] = {}
     for name, slip in slips.items():
-        alike.setdefault(slip, []).append(name)
-    for slip, names in list(alike.items())[:NAMED]:
+        names_by_slip.setdefault(slip, []).append(name)
+    for slip, names in list(names_by_slip.items())[:NAMED]:
         note(f"The cell{'s' * (len(names) > 1)} {listing(names, 3)} cannot be run here: {slip}")
-    if untold := sum(map(len, list(alike.values())[NAMED:])):
-        note(f"{untold} more cannot be run here.")
-    _tell_leftover(asked, out, note)
+    if unnamed := sum(map(len, list(names_by_slip.values())[NAMED:])):
+        note(f"{unnamed} more cannot be run here.")
+    _tell_leftover(all_cells, out, note)
     return [(cell, UNUSABLE if cell.name in slips else state) for cell, state in states]
 
 
 def _slip(cell: Cell) -> str:
-    """What prevents that a cell is run, as far as names show it; empty where nothing does, or only a hub out of reach."""
+    """The error in the names of a cell's settings; empty where there is none, or where only a hub cannot be reached."""
     try:
         cells.check(cell)
     except Unavailable:
@@ -163,12 +170,14 @@ def _slip(cell: Cell) -> str:
 
 
 def _tell_leftover(asked: Sequence[Cell], out: Path, note: Callable[[str], None]) -> None:
-    if found := homes(asked, out).leftover:
+    if folders := homes(asked, out).leftover:
         leftover = (
-            f"{len(found)} cells that are none of the file's" if len(found) > 1 else "a cell that is none of the file's"
+            f"{len(folders)} cells that are none of the file's"
+            if len(folders) > 1
+            else "a cell that is none of the file's"
         )
         note(
-            f"'{out}' holds {leftover}: {listing(found, 3)}. The page and the table leave {it_or_them(found)} out. Put the "
+            f"'{out}' holds {leftover}: {listing(folders, 3)}. The page and the table leave {it_or_them(folders)} out. Put the "
             "settings back into the file, or delete what is not needed any more."
         )
 
@@ -183,12 +192,12 @@ def _state(cell: Cell, out: Path, folder: str | None) -> str:
         return "failed"
     if not cells.current(record, cell, stamps):
         return "changed"
-    whole = record.state != "done" or cells.finished(cell, out / cells.CELLS / folder, record, stamps)
-    return record.state if whole else "damaged"
+    intact = record.state != "done" or cells.finished(cell, out / cells.CELLS / folder, record, stamps)
+    return record.state if intact else "damaged"
 
 
 def work(cell: Cell, out: Path, before: Mapping[str, Path]) -> cells.Record:
-    """One cell, on whichever machine, and what changed in it since its folder in `before`."""
+    """Run one cell, on any machine, and store its change since its folder in `before`."""
     record = cells.run(cell, out)
     if record.state == "done":
         results.change_of(out, cell.name, before[cell.name])
@@ -201,31 +210,33 @@ def _done(
     from trueup.subject.checkpoint import keeping_base
 
     states = [_state(cell, out, cell.name) for cell in mine]
-    todo = [c for c, s in zip(mine, states, strict=True) if s == "failed" or (s != "done" and not only_failed)]
+    cells_to_run = [c for c, s in zip(mine, states, strict=True) if s == "failed" or (s != "done" and not only_failed)]
     piece = functools.partial(work, out=out, before=before)
-    for number, (i, got) in enumerate(engine.each(piece, todo, [_base(c) for c in todo], keeping_base), 1):
-        record = got
-        if isinstance(got, Lost):
-            record = cells.lost(todo[i], out, f"The cell was begun and not finished: {got.why}.")
-        told(record, number, len(todo))
+    for number, (i, result) in enumerate(
+        engine.each(piece, cells_to_run, [_base(c) for c in cells_to_run], keeping_base), 1
+    ):
+        record = result
+        if isinstance(result, Lost):
+            record = cells.lost(cells_to_run[i], out, f"The cell was begun and not finished: {result.why}.")
+        told(record, number, len(cells_to_run))
 
 
 def _base(cell: Cell) -> str:
-    """Cells of one word have one base model in memory."""
-    kept = ("model", "revision", "device", "dtype", "quantize", "device_map", "template", "verbaliser", "shots")
-    return json.dumps([cell.settings.get(k) for k in kept])
+    """A word for each cell: cells with the same word use the same base model in memory."""
+    keys = ("model", "revision", "device", "dtype", "quantize", "device_map", "template", "verbaliser", "shots")
+    return json.dumps([cell.settings.get(k) for k in keys])
 
 
 def _before(mine: Sequence[Cell], asked: Sequence[Cell], out: Path, earlier: Path | None) -> dict[str, Path]:
-    """The folder that each cell is compared with, whether or not there is one."""
+    """Name of a cell -> the folder of the earlier cell that it is compared with, which need not exist."""
     if earlier is None:
         return {c.name: out / cells.PREVIOUS / c.name for c in mine}
-    own = homes(asked, earlier).of
-    return {c.name: earlier / cells.CELLS / own.get(c.name, c.name) for c in mine}
+    folder_of_cell = homes(asked, earlier).of
+    return {c.name: earlier / cells.CELLS / folder_of_cell.get(c.name, c.name) for c in mine}
 
 
 def _usable(out: Path, part: str, baseline: str | Path | None) -> Path | None:
-    """The baseline, where all that was said beside the file can be used: slips are told before anything is read.
+    """The folder of the baseline, or None. All arguments except the sweep's file are checked, before anything is read.
 
     Raises:
         BadInput: `out` is a file, or holds something else than a sweep; there is no such part; the baseline is no sweep, or `out`.
@@ -243,8 +254,8 @@ def _usable(out: Path, part: str, baseline: str | Path | None) -> Path | None:
         names = {p.name for p in out.iterdir()} if out.is_dir() else set()
     except OSError as e:
         raise BadInput(f"'{out}' cannot be read ({e.strerror or e}). Give a folder that you may read and write.") from e
-    known = any(n in (PLAN, cells.CELLS) or n.startswith(".writing") for n in names)
-    if names and (not known or (cells.CELLS in names and not (out / cells.CELLS).is_dir())):
+    is_sweep = any(n in (PLAN, cells.CELLS) or n.startswith(".writing") for n in names)
+    if names and (not is_sweep or (cells.CELLS in names and not (out / cells.CELLS).is_dir())):
         raise BadInput(f"The folder '{out}' holds something that is no sweep. Give another folder, or an empty one.")
     return None if baseline is None else Path(baseline)
 
@@ -258,48 +269,50 @@ def _sweep_of(folder: Path) -> None:
 
 
 def _collected(mine: Sequence[Cell], asked: Sequence[Cell], out: Path, folders: Sequence[Path]) -> None:
-    """Copy to `out` what the parts of a sweep did elsewhere.
+    """Copy the cells that the parts of a sweep finished in other folders to `out`.
 
     Raises:
-        BadInput: a cell there is of another trueup, or of other settings.
+        BadInput: a cell there is of another version of trueup, or of other settings.
     """
-    others: dict[str, list[str]] = {}
-    own = {folder: homes(asked, folder).of for folder in dict.fromkeys(f.resolve() for f in (out, *folders))}
+    other_versions: dict[str, list[str]] = {}
+    folders_of_cells = {
+        folder: homes(asked, folder).of for folder in dict.fromkeys(f.resolve() for f in (out, *folders))
+    }
     for cell in mine:
         stamps = cells.stamps_of(cell)
-        fits: list[tuple[tuple[bool, bool, float, bool], Path]] = []
-        for folder, names in own.items():
+        candidates: list[tuple[tuple[bool, bool, float, bool], Path]] = []
+        for folder, names in folders_of_cells.items():
             if cell.name not in names:
                 continue
             record, at = cells.read(folder, names[cell.name]), folder / cells.CELLS / names[cell.name]
             if record is None or record.state == "begun":
                 continue
             if record.asked == cell.asked and record.version == trueup.__version__:
-                # Of the files as they are now, done, the newest, and rather the copy that is here.
-                now, age = inputs.same(record.inputs, stamps), (at / cells.RECORD).stat().st_mtime
-                fits.append(((now, record.state == "done", age, folder == out.resolve()), at))
+                # Preferred in this order: made from the present files, done, newest, and in `out` itself.
+                files_current, age = inputs.same(record.inputs, stamps), (at / cells.RECORD).stat().st_mtime
+                candidates.append(((files_current, record.state == "done", age, folder == out.resolve()), at))
             elif folder == out.resolve():
-                continue  # it makes way for what a part has done since
+                continue  # it is replaced by the cell of a part
             elif record.version != trueup.__version__:
-                others.setdefault(record.version, []).append(str(at))
+                other_versions.setdefault(record.version, []).append(str(at))
             else:
                 raise BadInput(
                     f"'{at}' was made for other settings than the file has now. Run the part again: it does only what has changed."
                 )
-        if not fits:
+        if not candidates:
             continue
-        best, target = max(fits)[1], out.resolve() / cells.CELLS / cell.name
-        if best != target:
+        best_folder, target = max(candidates)[1], out.resolve() / cells.CELLS / cell.name
+        if best_folder != target:
             cells.aside(out, cell.name)
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(best, partial, ignore=shutil.ignore_patterns(".*"))
+            shutil.copytree(best_folder, partial, ignore=shutil.ignore_patterns(".*"))
             partial.rename(target)
-    if others:
-        version, names = next(iter(others.items()))
+    if other_versions:
+        version, names = next(iter(other_versions.items()))
         raise BadInput(
-            f"{sum(map(len, others.values()))} cells were made by trueup {version}, and this is {trueup.__version__}: "
+            f"{sum(map(len, other_versions.values()))} cells were made by trueup {version}, and this is {trueup.__version__}: "
             f"{listing(names, 3)}. Run the sweep again with this one; it does those cells anew."
         )
 
@@ -307,7 +320,7 @@ def _collected(mine: Sequence[Cell], asked: Sequence[Cell], out: Path, folders: 
 def _tracking(
     track: Tracker, project: str, asked: Mapping[str, Cell], out: Path, told: Told, note: Callable[[str], None]
 ) -> Told:
-    """`told`, and the tracker after it, until that fails once."""
+    """A function that calls `told` and then the tracker, until the tracker has failed once."""
     failed = False
 
     def finished(record: cells.Record, number: int, total: int) -> None:
@@ -340,7 +353,7 @@ def _read(mine: Sequence[Cell], out: Path) -> Swept:
 
 
 def write(swept: Swept, before: Mapping[str, Path], *, title: str, against: str) -> None:
-    """The table and the page of what is done, and what changed since the folders `before`, which are called `against`."""
+    """Write the table and the page of the finished cells, with their change since the folders `before`, named `against`."""
     rows, entries = [], []
     varying, unexamined = _varying(swept.cells), swept.unexamined
     out = swept.out
@@ -350,15 +363,17 @@ def write(swept: Swept, before: Mapping[str, Path], *, title: str, against: str)
         if record is None or record.state == "begun":
             continue
         report = swept.reports.get(cell.name)
-        then = before[cell.name]
-        change = results.change_of(out, cell.name, then) if report is not None and then.is_dir() else {}
+        earlier_folder = before[cell.name]
+        change = (
+            results.change_of(out, cell.name, earlier_folder) if report is not None and earlier_folder.is_dir() else {}
+        )
         any_earlier |= bool(change)
         rows += list(results.rows(cell, record, report, change))
-        there = f"{cells.CELLS}/{cell.name}/"
+        link = f"{cells.CELLS}/{cell.name}/"
         entries.append(
             index.Entry(
                 cell.name,
-                there + ("report/report.html" if report is not None else cells.CRASH if record.crash else cells.RECORD),
+                link + ("report/report.html" if report is not None else cells.CRASH if record.crash else cells.RECORD),
                 {k: plan.word(cell.settings[k]) for k in varying if k in cell.settings},
                 {c.before.fault: c for c in (report.comparisons if report is not None else ())},
                 {f: Difference(d["value"], d["low"], d["high"], float("nan")) for f, d in change.items()},

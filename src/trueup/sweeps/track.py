@@ -1,4 +1,4 @@
-"""What a cell found, told to a tracker that its users already have: one run for each cell."""
+"""Logs the results of a cell to an experiment tracker: one run for each cell."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def available(tracker: Tracker) -> None:
 
 
 def track(tracker: Tracker, project: str, cell: Cell, record: Record, report: Report | None) -> None:
-    """One run, named as the cell, in `project`: where and with which rights is the tracker's own setting (its environment
-    variables). Raises whatever the tracker raises."""
+    """Log one run with the name of the cell in `project`. The tracker's environment variables set the server and the login.
+
+    Raises whatever the tracker raises.
+    """
     settings = {k: word(v) for k, v in cell.settings.items()}
     numbers, words = dict(metrics(record, report)), dict(outcomes(record, report))
     if tracker == "trackio":
@@ -47,25 +49,37 @@ def track(tracker: Tracker, project: str, cell: Cell, record: Record, report: Re
 
 
 def metrics(record: Record, report: Report | None) -> Iterator[tuple[str, float]]:
-    """Every finite number by a path: ``confounding/severity``, ``.../low``, ``.../high``; ``.../after``; ``.../change`` where a
-    repair was made; ``.../measures/KEY``; ``training/test_accuracy``; ``cpu_seconds``."""
-    found: dict[str, float] = {
+    """Every finite number with a path: ``confounding/severity``, ``.../low``, ``.../high``; ``.../after``; ``.../difference``
+    where a repair was made; ``.../measures/KEY``; ``training/test_accuracy``; ``cpu_seconds``."""
+    numbers: dict[str, float] = {
         "cpu_seconds": record.cpu_seconds,
         **{f"training/{k}": v for k, v in record.tuned.items()},
     }
     for c in report.comparisons if report is not None else ():
-        at = c.before.fault
-        found |= {f"{at}/severity": c.before.severity, f"{at}/low": c.before.low, f"{at}/high": c.before.high}
-        found |= {f"{at}/measures/{k}": m.value for k, m in c.before.measures.items()}
+        fault = c.before.fault
+        numbers |= {
+            f"{fault}/severity": c.before.severity,
+            f"{fault}/low": c.before.low,
+            f"{fault}/high": c.before.high,
+        }
+        numbers |= {f"{fault}/measures/{k}": m.value for k, m in c.before.measures.items()}
         if c.after is not None:
-            found |= {f"{at}/after": c.after.severity, f"{at}/after_low": c.after.low, f"{at}/after_high": c.after.high}
+            numbers |= {
+                f"{fault}/after": c.after.severity,
+                f"{fault}/after_low": c.after.low,
+                f"{fault}/after_high": c.after.high,
+            }
         if (d := c.differences.get("severity")) is not None:
-            found |= {f"{at}/difference": d.value, f"{at}/difference_low": d.low, f"{at}/difference_high": d.high}
-    yield from ((k, float(v)) for k, v in found.items() if math.isfinite(v))
+            numbers |= {
+                f"{fault}/difference": d.value,
+                f"{fault}/difference_low": d.low,
+                f"{fault}/difference_high": d.high,
+            }
+    yield from ((k, float(v)) for k, v in numbers.items() if math.isfinite(v))
 
 
 def outcomes(record: Record, report: Report | None) -> Mapping[str, str]:
-    """The words: the state of the cell, each fault's outcome, and why it failed."""
+    """The results that are words: the state of the cell, the outcome of each fault, and the error of a cell that failed."""
     tags = {"trueup.state": record.state, "trueup.version": record.version}
     tags |= {"trueup.error": record.error[:500]} if record.error else {}
     return tags | {f"{c.before.fault}.outcome": state_of(c) for c in (report.comparisons if report is not None else ())}
