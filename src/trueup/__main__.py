@@ -3,7 +3,7 @@
 import os
 import sys
 
-# `python -m` looks for modules in the current folder first, and that may be where a stranger's files are.
+# `python -m` imports from the current folder first, and that folder may hold files of other people.
 if not sys.flags.safe_path and sys.path[0] == os.getcwd() != os.path.dirname(
     os.path.dirname(os.path.abspath(__file__))
 ):

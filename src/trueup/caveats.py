@@ -1,4 +1,4 @@
-"""What a report says beside its findings: notes and warnings on model and data, a look at the rows, and how to repeat it."""
+"""The parts of a report other than its findings: notes and warnings on model and data, a summary of the rows, and provenance."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from trueup.subject.subject import Subject
 
 CELLS, SAMPLES = 24, 3
-"""Rows of the snapshot's table, and texts that it shows."""
+"""Most rows of the snapshot's table, and the number of texts that it shows."""
 PADDED = 400
-"""Test texts on which PEFT's own answers in padded batches are told beside those of one text at a time."""
+"""Test texts on which PEFT's own answers in padded batches are compared with those of one text at a time."""
 
 
 def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a reader needs to repeat and to trust a run."""
+    """The facts that a reader needs to repeat a run and to trust it."""
     import torch
 
     from trueup.subject.subject import model_fingerprint
@@ -47,7 +47,7 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
             for k, v in (config.to_dict() if config else {}).items()
             if v not in (None, {}, [])
         },
-        "model fingerprint": model_fingerprint(subject.model)[:16],  # the same wherever the model lies
+        "model fingerprint": model_fingerprint(subject.model)[:16],  # independent of the model's path
         "data": corpus.name,
         "data fingerprint": corpus.fingerprint[:16],
         "examples": {s: int((corpus.split == s).sum()) for s in ("train", "calibration", "test")},
@@ -65,89 +65,92 @@ def provenance(subject: Subject, corpus: Corpus, seed: int, job: Mapping[str, An
 
 
 def snapshot(corpus: Corpus) -> dict[str, Any]:
-    """What `Report.data` says of a corpus: how many rows each class has, by attribute and split, and a few test texts."""
+    """`Report.data` for a corpus: the number of rows of each class, by attribute and split, and a few test texts."""
     splits, attributes = (
         [s for s in ("train", "calibration", "test") if (corpus.split == s).any()],
         list(corpus.attributes),
     )
-    named, label = (corpus.classes, corpus.label) if corpus.labels is None else _label_sets(corpus)
+    class_names, label = (corpus.classes, corpus.label) if corpus.labels is None else _label_sets(corpus)
     keys = list(zip(label.tolist(), *(corpus.attributes[a].tolist() for a in attributes), strict=True))
-    counts = {s: Counter(k for k, own in zip(keys, corpus.split, strict=True) if own == s) for s in splits}
+    counts = {s: Counter(k for k, split in zip(keys, corpus.split, strict=True) if split == s) for s in splits}
     order = sorted(set(keys), key=lambda k: (k[0], *map(str, k[1:])))
     test = np.flatnonzero(corpus.split == "test").tolist()
-    # One text of each class first, then whatever comes next.
-    first = list({label[i]: i for i in reversed(test)}.values())[::-1]
+    # The first test text of each class comes first, then the others in their order.
+    one_of_each_class = list({label[i]: i for i in reversed(test)}.values())[::-1]
     return {
         "splits": splits, "attributes": attributes,
-        "rows": [[named[k[0]], *map(str, k[1:]), *(counts[s][k] for s in splits)] for k in order[:CELLS]],
+        "rows": [[class_names[k[0]], *map(str, k[1:]), *(counts[s][k] for s in splits)] for k in order[:CELLS]],
         "more": max(0, len(order) - CELLS),
         "samples": [
-            {"text": shortened(corpus.text[i], 240), "label": named[label[i]]}
+            {"text": shortened(corpus.text[i], 240), "label": class_names[label[i]]}
             | {a: str(corpus.attributes[a][i]) for a in attributes}
-            for i in list(dict.fromkeys([*first, *test]))[:SAMPLES]
+            for i in list(dict.fromkeys([*one_of_each_class, *test]))[:SAMPLES]
         ],
     }  # fmt: skip
 
 
 def _label_sets(corpus: Corpus) -> tuple[list[str], np.ndarray]:
-    """The sets of labels that multi-label texts have, each in one line, the commonest first; and (n,) which of them a text has."""
+    """The sets of labels of multi-label texts as strings, the most frequent first, and (n,) the index of each text's set."""
     assert corpus.labels is not None
     sets, place, count = np.unique(corpus.labels, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(-count, kind="stable")
-    names = ["; ".join(c for c, has in zip(corpus.classes, own, strict=True) if has) or "(none)" for own in sets[order]]
+    names = [
+        "; ".join(c for c, has in zip(corpus.classes, has_labels, strict=True) if has) or "(none)"
+        for has_labels in sets[order]
+    ]
     return names, np.argsort(order)[place.ravel()]
 
 
 def effect_of_adapter(subject: Subject, test: Corpus) -> list[str]:
-    """A note on what the adapter changes. A warning too where that is nothing and the classification head alone is new."""
+    """A note on what the adapter changes. Also warns where it changes nothing except for a new classification head."""
     from trueup.run.adapter_effect import effect
     from trueup.run.predict import session
 
-    found = effect(subject, test)
-    if found is not None and found.largest == 0:
+    change = effect(subject, test)
+    if change is not None and change.largest == 0:
         session().warn(
-            f"The adapter's layers change no logit of {found.texts} test texts: all that it brings is its classification head. If "
+            f"The adapter's layers change no logit of {change.texts} test texts: all that it brings is its classification head. If "
             "layers were trained as well, their weights were not loaded, or not saved."
         )
-    return [] if found is None else [found.sentence]
+    return [] if change is None else [change.sentence]
 
 
 def padded(subject: Subject, test: Corpus) -> list[str]:
-    """Why a user's own figure of a soft-prompted decoder classifier differs: what PEFT says of it in padded batches."""
+    """A note with the accuracy of PEFT itself in padded batches, which differs for a soft-prompted decoder classifier."""
     from trueup.run.predict import padded_answers, predict
 
-    plain = subject.template is None and subject.head is None and not subject.multi_label
-    if not (subject.soft_prompted and subject.anatomy.causal and plain):
+    plain_classifier = subject.template is None and subject.head is None and not subject.multi_label
+    if not (subject.soft_prompted and subject.anatomy.causal and plain_classifier):
         return []
-    some = test.take(np.arange(min(PADDED, len(test))))
+    texts = test.take(np.arange(min(PADDED, len(test))))
     try:
-        batched, alone = padded_answers(subject, some), predict(subject, some).predicted
+        batched, one_by_one = padded_answers(subject, texts), predict(subject, texts).predicted
     except OutOfMemory:  # the findings do not need it
         return ["What PEFT itself says in padded batches of 8 was not measured: such a batch does not fit in memory."]
     return [
-        f"PEFT itself is right on {(batched == some.label).mean():.1%} of {len(some)} test texts in padded batches of 8, and on "
-        f"{(alone == some.label).mean():.1%} one text at a time, which is what is examined here. In a batch it reads a "
+        f"PEFT itself is right on {(batched == texts.label).mean():.1%} of {len(texts)} test texts in padded batches of 8, and on "
+        f"{(one_by_one == texts.label).mean():.1%} one text at a time, which is what is examined here. In a batch it reads a "
         "prompt-tuned classifier of this kind at the padding (PEFT issue 764), so a figure from batches is another one."
     ]
 
 
 def length(subject: Subject, test: Corpus) -> dict[str, str]:
-    """How long an input may be, and how many test texts are longer: for the provenance, and from 5% on a warning."""
+    """The longest input and the number of longer test texts, for the provenance. Warns if more than 5% of the texts are longer."""
     from trueup.run.forward import CUT, cut
     from trueup.run.predict import session
     from trueup.subject.positions import most_tokens
 
     longer = cut(subject, test)
     if longer.mean() > CUT:
-        room = most_tokens(subject.base.config, subject.anatomy, subject.tokenizer, subject.peft_config)
-        cure = (
-            f"The model takes up to {room}: raise --max-length."
-            if room > subject.max_length
+        most = most_tokens(subject.base.config, subject.anatomy, subject.tokenizer, subject.peft_config)
+        advice = (
+            f"The model takes up to {most}: raise --max-length."
+            if most > subject.max_length
             else "The model takes no more."
         )
         session().warn(
             f"{longer.mean():.0%} of the test texts are longer than {subject.max_length} tokens, and the model reads only their "
-            f"beginnings. {cure}"
+            f"beginnings. {advice}"
         )
     return {
         "longest input": f"{subject.max_length} tokens",
@@ -156,21 +159,23 @@ def length(subject: Subject, test: Corpus) -> dict[str, str]:
 
 
 UNKNOWN = 0.1
-"""The share of unknown tokens from which a report warns."""
+"""A report warns if the share of unknown tokens is this or more."""
 
 
 def unknown(subject: Subject, test: Corpus) -> dict[str, str]:
-    """How many tokens of the test texts the tokenizer does not know: for the provenance where there are any, and from 10% on a
-    warning."""
+    """The number of tokens of the test texts that the tokenizer does not know, for the provenance; empty where there are none.
+
+    Warns from 10% on.
+    """
     from trueup.run.forward import unknown as counted
     from trueup.run.predict import session
 
-    lost, tokens = counted(subject, test)
-    if not (total := int(lost.sum())):
+    unknown_tokens, tokens = counted(subject, test)
+    if not (total := int(unknown_tokens.sum())):
         return {}
     share = total / tokens.sum()
     if share >= UNKNOWN:
-        mostly = int(((2 * lost >= tokens) & (lost > 0)).sum())
+        mostly = int(((2 * unknown_tokens >= tokens) & (unknown_tokens > 0)).sum())
         session().warn(
             f"The tokenizer does not know {share:.0%} of the tokens of the test texts, and half or more of {mostly} of {len(test)} "
             f"texts. It reads all of them as '{subject.tokenizer.unk_token}', so the model cannot tell these words apart. Check "
@@ -180,26 +185,25 @@ def unknown(subject: Subject, test: Corpus) -> dict[str, str]:
 
 
 def order_of_classes(subject: Subject, corpus: Corpus) -> None:
-    """A warning where the model is right less often than one answer to all would be, or far and surely less often than with its
-    classes in another order."""
+    """Warn where the model is right less often than a constant answer, or clearly less often than with another order of classes."""
     from trueup.prepare import ranked
     from trueup.run.predict import predict, session
 
     if subject.shots is not None:
         return
     test = corpus.part("test")
-    right, counts = float((predict(subject, test).predicted == test.label).mean()), np.bincount(test.label)
+    accuracy, counts = float((predict(subject, test).predicted == test.label).mean()), np.bincount(test.label)
     share = counts.max() / len(test)
-    # Test texts are passed in any audit; those for calibration are not.
-    better = ranked(subject, corpus if right < share else test)[2]
-    if right >= share and better is None:
+    # Every audit runs the test texts, but not all run the calibration texts: these are used only if needed.
+    better_order = ranked(subject, corpus if accuracy < share else test)[2]
+    if accuracy >= share and better_order is None:
         return
-    sentences = [f"The model is right on {right:.1%} of the {len(test):,} test texts."]
-    if right < share:
+    sentences = [f"The model is right on {accuracy:.1%} of the {len(test):,} test texts."]
+    if accuracy < share:
         sentences.append(f"Always answering '{test.classes[int(counts.argmax())]}' would be right on {share:.1%}.")
-    if better is not None:
+    if better_order is not None:
         sentences.append(
-            f"With the classes in the order {listing(better[0])} it would be right on {better[1]:.1%}: check --classes."
+            f"With the classes in the order {listing(better_order[0])} it would be right on {better_order[1]:.1%}: check --classes."
         )
     else:
         sentences.append(
@@ -217,14 +221,14 @@ def unused(subject: Subject, test: Corpus) -> list[str]:
     if subject.multi_label:
         assert test.labels is not None
         predicted_classes = set(np.flatnonzero((predict(subject, test).logits > 0).any(axis=0)).tolist())
-        counts, what = test.labels.sum(axis=0), "a label"
+        counts, role = test.labels.sum(axis=0), "a label"
     else:
         predicted_classes = set(predict(subject, test).predicted.tolist())
-        counts, what = np.bincount(test.label, minlength=len(test.classes)), "the true label"
-    silent = [
-        f"'{c}', {what} of {n:,} of {len(test):,} test texts"
+        counts, role = np.bincount(test.label, minlength=len(test.classes)), "the true label"
+    never_predicted = [
+        f"'{c}', {role} of {n:,} of {len(test):,} test texts"
         for i, (c, n) in enumerate(zip(test.classes, counts.tolist(), strict=True))
         if n and i not in predicted_classes
     ]
-    more = f"; and {len(silent) - 12} more labels" if len(silent) > 12 else ""
-    return [f"The model never predicts {'; '.join(silent[:12])}{more}."] if silent else []
+    more_labels = f"; and {len(never_predicted) - 12} more labels" if len(never_predicted) > 12 else ""
+    return [f"The model never predicts {'; '.join(never_predicted[:12])}{more_labels}."] if never_predicted else []

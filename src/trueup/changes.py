@@ -1,4 +1,4 @@
-"""Two finished checks, one beside the other: what changed in each fault between them."""
+"""The comparison of two finished checks: the change of each fault between them."""
 
 from __future__ import annotations
 
@@ -50,8 +50,12 @@ class Change:
     @property
     def settings(self) -> dict[str, tuple[Any, Any]]:
         """Settings of the fault that differ between the two checks: name -> (value before, value after)."""
-        was, is_ = (f.provenance.get("knobs") or {} for f in (self.before, self.after))
-        return {k: (was[k], is_[k]) for k in was if k in is_ and was[k] != is_[k]}
+        knobs_before, knobs_after = (f.provenance.get("knobs") or {} for f in (self.before, self.after))
+        return {
+            k: (knobs_before[k], knobs_after[k])
+            for k in knobs_before
+            if k in knobs_after and knobs_before[k] != knobs_after[k]
+        }
 
 
 @checked
@@ -65,69 +69,77 @@ def compare(old: Report | str | Path, new: Report | str | Path) -> list[Change]:
         BadInput: a folder holds no finished check; the checks have no fault in common; or they measured confounding on
             different columns or at different couplings.
     """
-    then, now = (x if isinstance(x, Report) else bundle.read(x) for x in (old, new))
-    earlier = {c.before.fault: c.before for c in then.comparisons}
-    found = [change(earlier[c.before.fault], c.before, then, now) for c in now.comparisons if c.before.fault in earlier]
-    if not found:
-        has = [listing([c.before.fault for c in r.comparisons]) or "none" for r in (then, now)]
+    old_report, new_report = (x if isinstance(x, Report) else bundle.read(x) for x in (old, new))
+    old_findings = {c.before.fault: c.before for c in old_report.comparisons}
+    changes_found = [
+        change(old_findings[c.before.fault], c.before, old_report, new_report)
+        for c in new_report.comparisons
+        if c.before.fault in old_findings
+    ]
+    if not changes_found:
+        names = [listing([c.before.fault for c in r.comparisons]) or "none" for r in (old_report, new_report)]
         raise BadInput(
-            f"The two checks have no fault in common: the first examined {has[0]}, the second {has[1]}. Give two checks of one "
+            f"The two checks have no fault in common: the first examined {names[0]}, the second {names[1]}. Give two checks of one "
             "fault."
         )
-    return found
+    return changes_found
 
 
 def change(before: Finding, after: Finding, then: Report, now: Report) -> Change:
-    """What changed in a fault between its findings in two reports.
+    """The change of a fault between its findings in two reports.
 
     Raises:
-        BadInput: the two are about different columns or couplings, so that their severities are different quantities.
+        BadInput: the two findings are for different columns or couplings, so their severities are different quantities.
     """
-    was, is_ = (f.details.get("attribute") for f in (before, after))
-    if was != is_:
+    old, new = (f.details.get("attribute") for f in (before, after))
+    if old != new:
         raise BadInput(
-            f"The first check examined {after.fault} on the column '{was}', and the second on '{is_}': their severities are not of "
-            f"one quantity. Make one of them again with --set {after.fault}.attribute={shlex.quote(str(was))}."
+            f"The first check examined {after.fault} on the column '{old}', and the second on '{new}': their severities are not of "
+            f"one quantity. Make one of them again with --set {after.fault}.attribute={shlex.quote(str(old))}."
         )
-    was, is_ = (f.details.get("strength") for f in (before, after))
-    if was and is_ and not math.isclose(was, is_, rel_tol=0.01):
+    old, new = (f.details.get("strength") for f in (before, after))
+    if old and new and not math.isclose(old, new, rel_tol=0.01):
         raise BadInput(
-            f"The first check measured {after.fault} at a coupling of {was:.3g}, and the second at {is_:.3g}: a stronger coupling "
+            f"The first check measured {after.fault} at a coupling of {old:.3g}, and the second at {new:.3g}: a stronger coupling "
             f"gives a larger severity, so the two cannot be compared. Make one of them again with --set "
-            f"{after.fault}.coupling={was:.3g}."
+            f"{after.fault}.coupling={old:.3g}."
         )
-    same = (
+    same_texts = (
         now.provenance.get("data fingerprint") == then.provenance.get("data fingerprint")
         and now.provenance.get("examples") == then.provenance.get("examples")
         and _length(before) == _length(after) > 0
     )
-    if same:
+    if same_texts:
         [fault] = faults_of([after.fault], {after.fault: dict(after.provenance.get("knobs") or {})})
         try:
             differences = fault.compare(before, after, seed=int(now.provenance.get("seed") or 0))
-        except (TrueupError, KeyError, ValueError):  # samples of another kind
+        except (TrueupError, KeyError, ValueError):  # the findings hold other samples
             differences = {}
         if "severity" in differences:
             return Change(before, after, differences, True)
     value = after.severity - before.severity
-    down = math.hypot(after.severity - after.low, before.high - before.severity)
-    up = math.hypot(after.high - after.severity, before.severity - before.low)
-    return Change(before, after, {"severity": Difference(value, value - down, value + up, math.nan)}, False)
+    lower_width = math.hypot(after.severity - after.low, before.high - before.severity)
+    upper_width = math.hypot(after.high - after.severity, before.severity - before.low)
+    return Change(
+        before, after, {"severity": Difference(value, value - lower_width, value + upper_width, math.nan)}, False
+    )
 
 
 def options(old: Report, new: Report) -> dict[str, tuple[str, str]]:
-    """The options that differ between two checks, as the command line has them: name -> (first, second). What was not given is
-    ``not given``; the settings of a fault are in `Change.settings`."""
-    mine = [k for k in old.job if k in new.job and k not in ("faults", "depth", "knobs", "keep")]
+    """The options that differ between two checks, by their names on the command line: name -> (first, second).
+
+    A missing option is ``not given``. The settings of a fault are in `Change.settings`.
+    """
+    common_options = [k for k in old.job if k in new.job and k not in ("faults", "depth", "knobs", "keep")]
     return {
         f"--{k.replace('_', '-')}" if k != "model" else "MODEL": (_said(old.job[k]), _said(new.job[k]))
-        for k in mine
+        for k in common_options
         if _said(old.job[k]) != _said(new.job[k])
     }
 
 
 def _said(value: Any) -> str:
-    if value is None or value is False or value in ([], ()):  # not 0, which a seed may be
+    if value is None or value is False or value in ([], ()):  # 0 counts as given: it may be a seed
         return "not given"
     if value is True:
         return "given"

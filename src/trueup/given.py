@@ -1,7 +1,7 @@
-"""What a caller gives, held against annotations: an argument of a wrong type, or one that is not there, is a sentence.
+"""Checks arguments against annotations: a wrong type, or an unknown or missing argument, gives an error in one sentence.
 
-Annotations are read as they are written, so nothing is imported for them. One that has a part which `KINDS` does not know lets
-everything pass: the function looks at it itself.
+Annotations are read as strings, so nothing is imported for them. Arguments whose annotation has a part that `KINDS` does not
+know are not checked: the function checks them itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def is_whole(value: Any) -> bool:
-    """A number that counts or seeds: of Python or of numpy, but no truth value, and of 32 bits at most."""
+    """Whether a value is a count or a seed: an integer of Python or numpy, not a truth value, of at most 32 bits."""
     return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= 2**32
 
 
@@ -34,7 +34,7 @@ def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _named(name: str) -> Callable[[Any], bool]:
-    """Whether a value is of the class of this name, which is not imported for it."""
+    """A test of whether a value is of the class with this name. The class is not imported."""
     return lambda value: any(c.__name__ == name for c in type(value).__mro__)
 
 
@@ -57,13 +57,13 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     **{name: (f"a trueup.{name}", _named(name)) for name in ("Job", "TuneJob", "Report")},
 }  # fmt: skip
-"""Parts of annotations, as they are written: what a message calls them, and whether a value is one."""
+"""Part of an annotation, as it is written -> words for a message, and a test of a value."""
 
 
 def checked(function: F) -> F:
-    """`function`, which raises BadInput for an argument of a type that its annotation does not have, and for one that it lacks.
+    """`function` with a check of its arguments: BadInput for a wrong type, and for an unknown or missing argument.
 
-    Where memory runs out it raises OutOfMemory, whatever Python and torch call that.
+    If memory runs out it raises OutOfMemory, whichever exception Python or torch raised.
     """
     signature = inspect.signature(function)
     name = f"trueup.{function.__qualname__}"
@@ -94,11 +94,11 @@ def checked(function: F) -> F:
 
 
 def check_fields(value: Any) -> None:
-    """Raises BadInput where a field of a dataclass is of a type that its annotation does not have."""
+    """Raises BadInput where the value of a field of a dataclass does not have the type of its annotation."""
     for f in fields(value):
-        given = getattr(value, f.name)
-        if (kept := _kept(f"trueup.{type(value).__name__}", f.name, given, f.type)) is not given:
-            object.__setattr__(value, f.name, kept)
+        value_given = getattr(value, f.name)
+        if (converted := _kept(f"trueup.{type(value).__name__}", f.name, value_given, f.type)) is not value_given:
+            object.__setattr__(value, f.name, converted)
 
 
 def shown(value: Any) -> str:
@@ -109,7 +109,8 @@ def shown(value: Any) -> str:
 
 
 def _kept(name: str, key: str, value: Any, annotation: Any) -> Any:
-    """The value; where names are wanted, those of an array, a series or a dict's values, and whole numbers, as a list of words."""
+    """The value, checked against its annotation. Where names are expected, arrays, series, views of dicts and whole numbers are
+    converted to a list of words."""
     parts = _parts(annotation) if isinstance(annotation, str) else []
     if not parts or any(part not in KINDS for part in parts):
         return value
@@ -123,17 +124,21 @@ def _kept(name: str, key: str, value: Any, annotation: Any) -> Any:
 
 
 def _names(value: Any, kind: Callable[[list[str]], Any]) -> Any:
-    many = value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1 else value
-    many = (
-        many.to_list() if hasattr(many, "to_list") else list(many) if isinstance(many, KeysView | ValuesView) else many
+    values = value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1 else value
+    values = (
+        values.to_list()
+        if hasattr(values, "to_list")
+        else list(values)
+        if isinstance(values, KeysView | ValuesView)
+        else values
     )
-    if isinstance(many, list | tuple) and all(isinstance(v, str) or is_whole(v) for v in many):
-        return kind([str(v) for v in many])
+    if isinstance(values, list | tuple) and all(isinstance(v, str) or is_whole(v) for v in values):
+        return kind([str(v) for v in values])
     return value
 
 
 def _parts(annotation: str) -> list[str]:
-    """``str | Sequence[str | Path] | None`` at the bars outside brackets."""
+    """An annotation such as ``str | Sequence[str | Path] | None``, split at the bars outside brackets."""
     parts, depth = [""], 0
     for c in annotation:
         depth += {"[": 1, "]": -1}.get(c, 0)

@@ -27,15 +27,16 @@ from trueup.measure.departure import Gaussian, drifted, gaussian, p_values
 from trueup.store.inputs import near
 
 FILE = "guard.npz"
-"""What a repair of overconfidence keeps for a guard, beside its adapter."""
+"""The file that a repair of overconfidence keeps for a guard, next to its adapter."""
 WINDOW = 100
 """Texts of one test for drift."""
 ALARM = 0.001
-"""Chance of a false alarm of one test for drift."""
+"""Probability of a false alarm of one test for drift."""
 UNUSUAL = 0.01
-"""Share of texts like the calibration's that are called unusual; 1 in m + 1 where it has m < 99, of which none lies as far."""
+"""Share of texts from the distribution of the calibration texts that are called unusual. With m < 99 of these it is 1 / (m + 1):
+the texts that are farther away than all of them."""
 OFF = 0.05
-"""How far logits may be from what the features give, relative to the largest: half precision rounds that much."""
+"""The largest difference of logits from those that the features give, relative to the largest: half precision rounds that much."""
 
 
 @dataclass(frozen=True)
@@ -118,38 +119,41 @@ class Guard:
         if file is None:
             raise BadInput(_absent(folder))
         try:
-            with np.load(file, allow_pickle=False) as held:
-                about, arrays = json.loads(str(held["about"])), {k: held[k] for k in held.files if k != "about"}
-            certified = {float(r["risk"]): r["threshold"] for r in about["abstention"]}
-            parts = (tuple(map(str, about["classes"])), score_from_json(about["score"]), Gaussian.of(arrays))
+            with np.load(file, allow_pickle=False) as stored:
+                settings, arrays = (
+                    json.loads(str(stored["about"])),
+                    {k: stored[k] for k in stored.files if k != "about"},
+                )
+            certified = {float(r["risk"]): r["threshold"] for r in settings["abstention"]}
+            parts = (tuple(map(str, settings["classes"])), score_from_json(settings["score"]), Gaussian.of(arrays))
             weight, bias, distances = (arrays[k].astype(np.float64) for k in ("weight", "bias", "distances"))
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
             raise BadInput(
                 f"'{file}' is damaged ({type(e).__name__}: {e}). Run its check again, or copy the file again."
             ) from e
-        held_at = {r: float(t) for r, t in certified.items() if t is not None}
-        if not held_at:
+        by_risk = {r: float(t) for r, t in certified.items() if t is not None}
+        if not by_risk:
             raise BadInput(
                 f"No confidence was certified for any of the shares of errors {listing(certified)} in '{file.parent}', so a guard "
                 "would never answer. Give the check more calibration texts, or a better model."
             )
-        risk = min(held_at) if risk is None else risk
-        if risk not in held_at:
+        risk = min(by_risk) if risk is None else risk
+        if risk not in by_risk:
             raise BadInput(
-                f"Nothing was certified at a share of errors of {risk:g}; it was at {listing(sorted(held_at))}. Give one of these."
+                f"Nothing was certified at a share of errors of {risk:g}; it was at {listing(sorted(by_risk))}. Give one of these."
             )
-        return Guard(parts[0], parts[1], weight, bias, parts[2], distances, held_at[risk], risk)
+        return Guard(parts[0], parts[1], weight, bias, parts[2], distances, by_risk[risk], risk)
 
     def __call__(self, logits: ArrayLike, features: ArrayLike | None = None) -> Guarded:
-        """Judge n texts, and count them for the test of drift.
+        """Judge n texts, and add them to the test for drift.
 
         Args:
-            logits: (n, C) of the classes, or (n, K) with what the confidence reads beside them; (C,) for one text.
-            features: (n, d) what the last layer reads, or None: then nothing is said of how usual a text is.
+            logits: (n, C) logits of the classes, or (n, K) with the other logits that the confidence reads; (C,) for one text.
+            features: (n, d) the inputs of the last layer. With None, no text is judged as unusual, and there is no test for drift.
 
         Raises:
-            BadInput: another number of classes or features than the guarded model has, NaN, or logits that are not what the guarded
-                model makes of these features.
+            BadInput: another number of classes or features than the guarded model has, NaN, or logits that are not those of the
+                guarded model for these features.
         """
         z = np.atleast_2d(np.asarray(logits, dtype=np.float64))
         x = None if features is None else np.atleast_2d(np.asarray(features, dtype=np.float64))
@@ -157,13 +161,13 @@ class Guard:
         self._fits(z, x, c, k)
         if x is not None:
             z = self._whole(z, x)
-        own = z[:, :c]
+        class_logits = z[:, :c]
         p = np.ones(len(z)) if x is None else p_values(distance := self.seen.distance(x), self.distances)
         confidence = self.score(z)
         if x is not None:
             self._count(distance)  # pyright: ignore[reportPossiblyUnboundVariable]
         return Guarded(
-            [self.classes[i] for i in own.argmax(axis=1)],
+            [self.classes[i] for i in class_logits.argmax(axis=1)],
             confidence,
             confidence >= self.threshold,
             p,
@@ -193,15 +197,18 @@ class Guard:
             )
 
     def _whole(self, z: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """All K logits; those that were not served are made of the features. Raises BadInput for the logits of another model."""
-        said = x @ self.weight.T + self.bias
-        off, size = float(np.abs(said[:, : z.shape[1]] - z).max(initial=0.0)), float(np.abs(said).max(initial=1.0))
-        if off > OFF * size:
+        """All K logits: missing ones are computed from the features. Raises BadInput for the logits of another model."""
+        recomputed = x @ self.weight.T + self.bias
+        gap, size = (
+            float(np.abs(recomputed[:, : z.shape[1]] - z).max(initial=0.0)),
+            float(np.abs(recomputed).max(initial=1.0)),
+        )
+        if gap > OFF * size:
             raise BadInput(
-                f"The logits are not what the guarded model makes of these features: they are off by {off:.3g}. They are those of "
+                f"The logits are not what the guarded model makes of these features: they are off by {gap:.3g}. They are those of "
                 "another model, in another order, or after a softmax. Give logits and features of one pass of the repaired model."
             )
-        return np.concatenate([z, said[:, z.shape[1] :]], axis=1)
+        return np.concatenate([z, recomputed[:, z.shape[1] :]], axis=1)
 
     def _count(self, distance: np.ndarray) -> None:
         with self._lock:
@@ -225,23 +232,25 @@ def _absent(folder: Path) -> str:
         )
     try:
         comparisons = json.loads((folder / "findings.json").read_text(encoding="utf-8"))["comparisons"]
-        why = next(
+        reason = next(
             (f" Its report says: {c['remedy']}" for c in comparisons if c["before"]["fault"] == "overconfidence"), ""
         )
     except (OSError, ValueError, KeyError, TypeError):
-        why = f" {step}" if (step := check_within(folder, "")) else ""
-    return f"'{folder}' holds no repair of overconfidence, from which a guard is read.{why}"
+        reason = f" {step}" if (step := check_within(folder, "")) else ""
+    return f"'{folder}' holds no repair of overconfidence, from which a guard is read.{reason}"
 
 
 def arrays_of(
     classes: tuple[str, ...], score: Calibrated, abstention: Any, weight: np.ndarray, bias: np.ndarray, learnt: np.ndarray,
     held: np.ndarray,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """What `FILE` holds: `learnt` (n, d) are the features that say where texts lie, and `held` (m, d) those of texts, one of each
-    cluster, by whose distances others are judged."""
-    short = {k: v.astype(np.float32) for k, v in gaussian(learnt).arrays().items()}
-    about = json.dumps(
+    """The arrays of `FILE`. `learnt` (n, d) are the features that define the distribution of the calibration texts.
+
+    `held` (m, d) are features of other calibration texts, one of each cluster; their distances are the reference for new texts.
+    """
+    gaussian_arrays = {k: v.astype(np.float32) for k, v in gaussian(learnt).arrays().items()}
+    settings = json.dumps(
         {"classes": list(classes), "score": score_to_json(score), "abstention": abstention}, default=float
     )
-    distances = np.sort(Gaussian.of(short).distance(held))
-    return short | {"about": np.array(about), "weight": weight, "bias": bias, "distances": distances}
+    distances = np.sort(Gaussian.of(gaussian_arrays).distance(held))
+    return gaussian_arrays | {"about": np.array(settings), "weight": weight, "bias": bias, "distances": distances}

@@ -1,4 +1,4 @@
-"""What was asked, as data: a Job, its faults with their knobs, and the command line that says the same."""
+"""The settings of a check as data: a Job, its faults with their settings (knobs), and the equivalent command line."""
 
 from __future__ import annotations
 
@@ -91,10 +91,12 @@ class Job:
         Raises:
             BadInput: a key is unknown, or `model` or `data` is missing.
         """
-        known = {f.name for f in fields(Job)}
+        field_names = {f.name for f in fields(Job)}
         for key in data:
-            if key not in known:
-                raise BadInput(f"A job has no setting '{key}'.{did_you_mean(key, known)} It has {listing(known, 99)}.")
+            if key not in field_names:
+                raise BadInput(
+                    f"A job has no setting '{key}'.{did_you_mean(key, field_names)} It has {listing(field_names, 99)}."
+                )
         for key in ("model", "data"):
             if key not in data:
                 raise BadInput(f"The job does not say which {key}; add it.")
@@ -107,7 +109,7 @@ def read_job(folder: str | Path) -> Job:
     """The job of a folder that `trueup check` or `trueup audit` wrote.
 
     Raises:
-        BadInput: the folder holds no ``job.json``, or one that no names repeat: the check was made in Python on live objects.
+        BadInput: the folder holds no ``job.json``, or an empty one: the check was made in Python on live objects without names.
     """
     from trueup.store.atomic import there
     from trueup.store.inputs import near
@@ -115,9 +117,9 @@ def read_job(folder: str | Path) -> Job:
 
     file = Path(folder) / "job.json"
     if not file.is_file():
-        what = "holds no job.json." if there(folder) else f"is no folder.{near(folder, '*/job.json')}"
+        problem = "holds no job.json." if there(folder) else f"is no folder.{near(folder, '*/job.json')}"
         raise BadInput(
-            f"'{folder}' {what} {check_within(Path(folder), 'Give the folder that `trueup check ... -o` wrote.')}"
+            f"'{folder}' {problem} {check_within(Path(folder), 'Give the folder that `trueup check ... -o` wrote.')}"
         )
     if (Path(folder) / "scout.json").is_file():
         raise BadInput(
@@ -132,7 +134,7 @@ def read_job(folder: str | Path) -> Job:
 
 
 def check_types(given: Mapping[str, Any], what: str) -> None:
-    """Raises BadInput where a value is not of the type of the `Job` setting of its name; for several words one will do."""
+    """Raises BadInput where a value does not have the type of the `Job` setting with its name. `confounder` may be one word."""
     for key, hint in get_type_hints(Job).items():
         if key not in given or _fits(given[key], hint) or (key == "confounder" and isinstance(given[key], str)):
             continue
@@ -141,7 +143,7 @@ def check_types(given: Mapping[str, Any], what: str) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value as JSON has it is of a setting's type."""
+    """Whether a value from JSON has the type of a setting."""
     if isinstance(hint, UnionType):
         return any(_fits(value, h) for h in get_args(hint))
     if get_origin(hint) is Literal:
@@ -170,38 +172,40 @@ def _spelt(hint: Any) -> str:
 
 @checked
 def faults_of(names: Any = (), knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[Fault]:
-    """Faults by name with their knobs set; for no names all but those examined on request, unless a knob of theirs is set.
+    """Faults by name with their knobs set. Without names: all faults except those examined on request, unless they have a knob set.
 
     Raises:
         BadInput: an unknown fault or knob.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise BadInput(f"faults_of takes a list of names, and {names!r} is none. Give one, such as ['overconfidence'].")
-    known = {f.name: f for f in each_fault()}
+    fault_class = {f.name: f for f in each_fault()}
     for name in [*names, *(knobs or {})]:
-        if name not in known:
-            raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
-    chosen = []
-    usual = [k for k, f in known.items() if not f.on_request or k in (knobs or {})]
-    for name in dict.fromkeys(names or usual):
-        given = (knobs or {}).get(name, {})
-        allowed = known[name].knobs()
-        for knob in given:
+        if name not in fault_class:
+            raise BadInput(
+                f"There is no fault '{name}'.{did_you_mean(name, fault_class)} There are {listing(fault_class)}."
+            )
+    faults = []
+    default_names = [k for k, f in fault_class.items() if not f.on_request or k in (knobs or {})]
+    for name in dict.fromkeys(names or default_names):
+        knob_values = (knobs or {}).get(name, {})
+        allowed = fault_class[name].knobs()
+        for knob in knob_values:
             if knob not in allowed:
                 raise BadInput(
                     f"'{name}' has no setting '{knob}'.{did_you_mean(knob, allowed)} It has {listing(allowed)}."
                 )
-        chosen.append(known[name](**given))
-    return chosen
+        faults.append(fault_class[name](**knob_values))
+    return faults
 
 
 def names_in(line: str) -> tuple[str, ...]:
-    """Names parted at commas; one that holds a comma stands in double quotes, as in a csv file."""
+    """Names separated by commas. A name that holds a comma is in double quotes, as in a csv file."""
     return tuple(name for row in csv.reader(io.StringIO(line, newline="")) for name in row)
 
 
 def one_line(names: Sequence[object]) -> str:
-    """The line that `names_in` reads as these names."""
+    """The inverse of `names_in`: the line that it reads as these names."""
     line = io.StringIO()
     csv.writer(line).writerow(names)
     return line.getvalue().removesuffix("\r\n")
@@ -211,9 +215,9 @@ _TABLES = ("quantize", "device_map")
 
 
 def command_line(job: Mapping[str, Any]) -> str | None:
-    """The command that repeats a job; None where no one command does.
+    """The command that repeats a job; None where no single command does.
 
-    The command line audits one fault at a time, methods are compared by a sweep, and a table has no option.
+    The command line audits one fault at a time, compares methods only in a sweep, and has no option for a table.
     """
     faults, audit = list(job.get("faults") or ()), job.get("depth") == "audit"
     if (

@@ -1,4 +1,4 @@
-"""From the names in a Job to a Subject and a Corpus that agree with each other, and what a reader must know of them."""
+"""Turns the names in a Job into a Subject and a Corpus that fit each other, with notes on them for the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trueup.job import Job, one_line
 from trueup.store.inputs import path_of
 
 SCOUT = "scout:"
-"""How the name of a column begins that `trueup scout` found: ``scout:1`` is its first."""
+"""Prefix of the name of a column that `trueup scout` found: ``scout:1`` is its first."""
 
 if TYPE_CHECKING:
     from trueup.corpus.corpus import Corpus
@@ -26,41 +26,45 @@ if TYPE_CHECKING:
 
 
 CHECKED = 16 << 20
-"""Bytes of the largest data file whose columns are looked at before the libraries are loaded: a larger one is read once."""
+"""Bytes of the largest data file whose columns are checked before the libraries are loaded: a larger file is read only once."""
 
 
 def check_names(job: Job, *, fresh: bool = False) -> None:
-    """Looks for slips in the names of files, folders and columns, before the libraries of models are loaded: those take seconds.
+    """Check the names of files, folders and columns before the libraries of models are loaded, which takes seconds.
 
-    What is found later as well is found here first. What only a hub knows is left to later.
+    Later steps would find the same errors. Names that only a hub can check are checked later.
 
     Args:
-        fresh: the job trains a head of its own, so that of the model does not matter.
+        fresh: the job trains its own head, so the head of the model does not matter.
 
     Raises:
-        BadInput: a name is of nothing, the names of the classes do not fit the head, or their order is unknown. Unsupported: an
-            encoder is asked for a word.
+        BadInput: a name does not exist, the names of the classes do not fit the head, or their order is unknown. Unsupported: the
+            settings ask an encoder to answer with a word.
     """
     from trueup.corpus import read as reader
     from trueup.subject import places
     from trueup.subject.beside import read_card
 
-    # A column that a scout is to find is in no file.
+    # A column that a scout will find is not in any file.
     names = [job.text, job.label, job.second, job.cluster, *(c for c in job.confounder if not c.startswith(SCOUT))]
     reader.check_roles(job.text, job.label, job.second)
     reader.check_held_out(job.held_out, job.test is not None, job.split, job.shots is not None)
     card = read_card(path_of(job.adapter) if job.adapter is not None else None)
-    # With demonstrations the labels are answers, and no classes.
-    shown = (card.get("template") or {}).get("shots")
-    answers = job.shots is not None or job.demos is not None or shown is not None
+    # With demonstrations the labels are answers and not classes.
+    shots_of_card = (card.get("template") or {}).get("shots")
+    answers = job.shots is not None or job.demos is not None or shots_of_card is not None
     texts = [n for n in (job.text, job.second) if n]
     rows: dict[str, Any] = {"texts": texts, "label": "" if answers else job.label, "classes": job.classes}
-    found = reader.check_source(
+    classes_found = reader.check_source(
         job.data, [n for n in (*names, job.split) if n], CHECKED, split=None if job.test else job.split, **rows
     )
     if job.test is not None:
-        more = reader.check_source(job.test, [n for n in names if n], CHECKED, **rows)
-        found = None if found is None or more is None else (tuple(dict.fromkeys(found[0] + more[0])), found[1])
+        classes_of_test = reader.check_source(job.test, [n for n in names if n], CHECKED, **rows)
+        classes_found = (
+            None
+            if classes_found is None or classes_of_test is None
+            else (tuple(dict.fromkeys(classes_found[0] + classes_of_test[0])), classes_found[1])
+        )
     if job.demos is not None:
         reader.check_source(job.demos, [job.text, job.label], CHECKED)
     places.check_weights(job.dtype, job.quantize, job.device_map, job.device)
@@ -71,14 +75,16 @@ def check_names(job: Job, *, fresh: bool = False) -> None:
             places.check_hub_id(job.adapter, places.SETTINGS)
             return
         places.check_adapter(folder, job.adapter)
-    _check_answers(job, folder, card, found, fresh)
+    _check_answers(job, folder, card, classes_found, fresh)
 
 
 def _check_answers(
     job: Job, adapter: Path | None, card: Mapping[str, Any], found: tuple[tuple[str, ...], bool] | None, fresh: bool
 ) -> None:
-    """As `check_names`, of how the model is asked and of its classes. `card`: trueup's own beside the adapter. `found`: the classes
-    in the data, and whether nothing states their order."""
+    """As `check_names`, for the template, the answers and the classes of the model.
+
+    `card`: trueup's own card next to the adapter. `found`: the classes in the data, and whether their order is a guess.
+    """
     from trueup.subject import outputs
     from trueup.subject.anatomy import answers_with_no_word, check_words
     from trueup.subject.template import Shots, template_of
@@ -94,10 +100,10 @@ def _check_answers(
         outputs.check_base(config, adapter, str(job.adapter), job.model)
     if family is not None and not family.causal and (job.template or job.verbaliser or shots is not None):
         raise answers_with_no_word(family, shots is not None)
-    chosen = template_of(job.template, job.verbaliser, shots, job.chat)
+    template = template_of(job.template, job.verbaliser, shots, job.chat)
     if family is not None:
-        check_words(family, chosen)
-    if fresh or chosen is not None:
+        check_words(family, template)
+    if fresh or template is not None:
         return
     if family is not None and adapter is None and outputs.headless(config):
         raise outputs.no_head(job.model, None)
@@ -111,7 +117,7 @@ def _check_answers(
 
 
 def _check_order(job: Job, head: Outputs, labels: tuple[str, ...]) -> None:
-    """Raises BadInput where the labels are words, and no file of the model says in which order its head has them."""
+    """Raises BadInput where the labels are words, and no file of the model gives their order in its head."""
     if head.names and (not head.brought or set(head.names) == set(labels)):
         return
     column = f"column '{job.label}' of '{job.data}'" + (f" and '{job.test}'" if job.test else "")
@@ -120,18 +126,18 @@ def _check_order(job: Job, head: Outputs, labels: tuple[str, ...]) -> None:
             f"The classifier has {head.classes} classes, and {column} has {len(labels)} labels: {listing(labels)}. Name the column "
             "of the labels that it was trained on (--label), or give the adapter that was trained on these."
         )
-    which = f"for example --classes {shlex.quote(one_line(labels))}"
+    advice = f"for example --classes {shlex.quote(one_line(labels))}"
     if len(labels) < head.classes:
-        which = f"all {head.classes} of them; {column} has only {listing(labels)}"
+        advice = f"all {head.classes} of them; {column} has only {listing(labels)}"
     raise BadInput(
         f"{'The adapter' if job.adapter else 'The model'} does not name its classes, and {column} holds words, so their order is "
-        f"needed. Say in which order it was trained (its label2id), {which} (classes=[...] in Python). If you do not know the "
+        f"needed. Say in which order it was trained (its label2id), {advice} (classes=[...] in Python). If you do not know the "
         "order, try one: the report warns if another is surely better."
     )
 
 
 def check_model(name: str) -> None:
-    """As `check_names`, of the name of a model."""
+    """As `check_names`, for the name of a model."""
     from trueup.subject import places
 
     if name.startswith("embedded:"):
@@ -154,12 +160,12 @@ def open_job(
     tokenizer: Any = None,
     others: bool = False,
 ) -> tuple[Subject, Corpus, int]:
-    """The job's subject, corpus and seed, with notes to the session. Data are read first: they fail fast.
+    """The job's subject, corpus and seed, with notes to the session. Data are read first, because their errors show soonest.
 
     Args:
-        card: what stands beside the adapter.
-        model, data, test, tokenizer: objects that stand behind the job's names; None where the names are all there is.
-        others: bring the data's other columns, for a scout.
+        card: trueup's own card next to the adapter.
+        model, data, test, tokenizer: objects for the names in the job; None where there is only a name.
+        others: also read the other columns of the data, for a scout.
     """
     from trueup.corpus.corpus import Corpus
     from trueup.corpus.read import demonstrations, read
@@ -170,11 +176,11 @@ def open_job(
     from trueup.subject.template import Shots
 
     tuned = card.get("tuned") or {}
-    same = _same_data(tuned.get("data"), job.data)
-    seed = job.seed if job.seed is not None else (tuned.get("seed") or 0 if same else 0)
-    own_card = tuned if same else {}
-    limit = job.limit if job.limit is not None else own_card.get("limit")
-    cluster = job.cluster if job.cluster is not None else own_card.get("cluster")
+    same_data = _same_data(tuned.get("data"), job.data)
+    seed = job.seed if job.seed is not None else (tuned.get("seed") or 0 if same_data else 0)
+    card_of_data = tuned if same_data else {}
+    limit = job.limit if job.limit is not None else card_of_data.get("limit")
+    cluster = job.cluster if job.cluster is not None else card_of_data.get("cluster")
     subject, shots = model, job.shots
     pairs = () if job.demos is None else tuple(demonstrations(job.demos, text=job.text, label=job.label))
     if pairs and shots not in (None, len(pairs)):
@@ -185,27 +191,27 @@ def open_job(
     shots = len(pairs) or shots
     if shots is None and job.data.startswith("task:") and not job.verbaliser and not card:
         shots = Shots().number
-    asked = (card.get("template") or {}).get("shots") if shots is None else shots
+    shots_asked = (card.get("template") or {}).get("shots") if shots is None else shots
     corpus = data
     scouted = tuple(c for c in job.confounder if c.startswith(SCOUT))
-    named = tuple(c for c in job.confounder if c not in scouted)
+    named_columns = tuple(c for c in job.confounder if c not in scouted)
     if not isinstance(corpus, Corpus):
-        several = model.multi_label if isinstance(model, Subject) else door.says_multi_label(
+        multi_label = model.multi_label if isinstance(model, Subject) else door.says_multi_label(
             job.model if model is None else model, revision=job.revision, trust_remote_code=job.trust_remote_code
         )  # fmt: skip
 
-        few_shot = (subject.shots if isinstance(subject, Subject) else asked) is not None
+        few_shot = (subject.shots if isinstance(subject, Subject) else shots_asked) is not None
 
         def columns(attributes: tuple[str, ...], others: bool) -> Corpus:
             return read(
                 job.data if data is None else data, text=job.text, label=job.label, second=job.second,
                 attributes=attributes, others=others, cluster=cluster, split=job.split, held_out=job.held_out,
                 test=job.test if test is None else test, allow_leak=job.allow_leak, seed=seed, limit=limit,
-                classes=job.classes, answers=few_shot, multi_label=several,
+                classes=job.classes, answers=few_shot, multi_label=multi_label,
             )  # fmt: skip
 
-        # A model that answers from demonstrations is not scouted, so nobody would read its other columns.
-        corpus = columns(named, (others and not few_shot) or bool(scouted))
+        # A model that answers from demonstrations is not scouted, so its other columns are not needed.
+        corpus = columns(named_columns, (others and not few_shot) or bool(scouted))
     if (team := session().team) is not None:
         team.agree("data", f"{len(corpus)} texts of fingerprint {corpus.fingerprint[:12]}")
     if not isinstance(subject, Subject):
@@ -224,27 +230,30 @@ def open_job(
     if scouted:
         from trueup.faults.confounding.scout import scout, with_columns
 
-        # As the scout's own command reads them: a column that is named here was tried there like any other.
-        seen = columns((), True) if named and not isinstance(data, Corpus) else corpus
-        found = with_columns(subject, corpus, scouted, scout(subject, seen, seed=seed))
+        # All columns are read as the command `trueup scout` reads them, where a column named here was one of the others.
+        record = columns((), True) if named_columns and not isinstance(data, Corpus) else corpus
+        with_scouted = with_columns(subject, corpus, scouted, scout(subject, record, seed=seed))
         corpus = replace(
-            found, attributes={k: v for k, v in found.attributes.items() if k in named or k not in corpus.attributes}
+            with_scouted,
+            attributes={
+                k: v for k, v in with_scouted.attributes.items() if k in named_columns or k not in corpus.attributes
+            },
         )
     _tuned_on(job, subject, corpus, card)
     if model is None or isinstance(model, str | Path):
         _on_a_full_base(job, subject, corpus)
     if data is None or isinstance(data, str | Path):
-        # A repair learns from this split, so its card has to say which it was, as that of `trueup tune` does.
-        own = {"seed": seed, "limit": limit, "cluster": cluster, "train": _train(corpus)}
-        seen = {k: tuned[k] for k in (*own, "also") if k in tuned} if same else own
-        if tuned and not same:
-            seen = seen | {"also": [*(tuned.get("also") or ()), tuned.get("data")]}
-        subject = replace(subject, source=replace(subject.source, seen=seen | {"data": job.data}))
+        # A repair learns from this split, so its card records the split, like the card of `trueup tune`.
+        split_record = {"seed": seed, "limit": limit, "cluster": cluster, "train": _train(corpus)}
+        record = {k: tuned[k] for k in (*split_record, "also") if k in tuned} if same_data else split_record
+        if tuned and not same_data:
+            record = record | {"also": [*(tuned.get("also") or ()), tuned.get("data")]}
+        subject = replace(subject, source=replace(subject.source, seen=record | {"data": job.data}))
     return subject, corpus, seed
 
 
 def _prompted(subject: Subject, corpus: Corpus, job: Job, pairs: tuple[tuple[str, str], ...]) -> Subject:
-    """The subject with the header and the fixed demonstrations that the job asks for."""
+    """The subject with the header and the fixed demonstrations of the job."""
     from trueup.run.predict import session
     from trueup.run.prompts import with_pool
     from trueup.subject.checkpoint import check_template
@@ -260,9 +269,9 @@ def _prompted(subject: Subject, corpus: Corpus, job: Job, pairs: tuple[tuple[str
         )
     if job.header is not None:
         header = as_meant(job.header)
-        if (part := next((p for p in ("{text}", "{label}") if p in header), None)) is not None:
+        if (placeholder := next((p for p in ("{text}", "{label}") if p in header), None)) is not None:
             raise BadInput(
-                f"The header {header!r} has {part} in it, which stands for a demonstration's own. Put it into --template."
+                f"The header {header!r} has {placeholder} in it, which stands for a demonstration's own. Put it into --template."
             )
         header += "" if template.chat or not header or header != header.rstrip() else "\n"
         template = replace(template, header=header)
@@ -271,20 +280,20 @@ def _prompted(subject: Subject, corpus: Corpus, job: Job, pairs: tuple[tuple[str
         subject = replace(subject, template=template)
     if not pairs:
         return subject
-    new = sorted({y for _, y in pairs} - set(corpus.classes))
-    if new:
+    extra = sorted({y for _, y in pairs} - set(corpus.classes))
+    if extra:
         session().note(
-            f"The demonstrations in '{job.demos}' give {listing(new)}, which no pair of the data has as its answer. If that is a "
+            f"The demonstrations in '{job.demos}' give {listing(extra)}, which no pair of the data has as its answer. If that is a "
             "slip of spelling, correct it."
         )
     return with_pool(subject, corpus.take(np.flatnonzero(corpus.split == "train")), pairs)
 
 
 def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, Corpus]:
-    """Both with one set of class names, where one side has only numbers: the report's notes say which was taken for what.
+    """Subject and corpus with the same class names, where one of them has only numbers. The report's notes say what was assumed.
 
-    A model without names has its logits in the data's own order of classes; labels that are numbers under a model with names
-    are places among its logits, as transformers' own trainer reads them. `named`: the user gave the names.
+    The logits of a model without names are taken to be in the data's own order of classes. With a model that has names, labels
+    that are numbers are indices of its logits, as transformers' own trainer reads them. `named`: the user gave the names.
     """
     from trueup.corpus.values import numbers_in, places
     from trueup.run.predict import session
@@ -296,24 +305,30 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
     numbers = tuple(str(i) for i in range(len(subject.classes)))
     if subject.shots is not None or named:
         return subject, corpus
-    nameless = "The model does not name its classes"
+    no_names = "The model does not name its classes"
     if subject.source.borrowed and set(subject.classes) != set(corpus.classes):
-        # The base's names are those of the task it was trained for, and the adapter's head is of another.
-        nameless = f"The adapter's head brings no class names, and the base's are not the data's ({listing(subject.classes, 4)})"
+        # The base's names belong to the task that it was trained for, and the adapter's head is for another task.
+        no_names = f"The adapter's head brings no class names, and the base's are not the data's ({listing(subject.classes, 4)})"
         subject = replace(subject, classes=numbers)
     if subject.classes == corpus.classes:
         return subject, corpus
     if subject.classes == numbers and len(corpus.classes) == len(numbers):
         subject = replace(subject, classes=corpus.classes)
-        _in_order(subject, corpus, nameless)
+        _in_order(subject, corpus, no_names)
         session().note(
-            f"{nameless}; its logits were taken to be in the data's order: {listing(corpus.classes)}. If "
+            f"{no_names}; its logits were taken to be in the data's order: {listing(corpus.classes)}. If "
             "it was trained in another, every figure here is wrong: give --classes."
         )
         return subject, corpus
-    at = None if set(corpus.classes) & set(subject.classes) else places(corpus.classes, len(subject.classes))
-    if at is not None and len(set(at.values())) == len(at) and max(at.values()) < len(subject.classes):
-        names = tuple(subject.classes[at[c]] for c in corpus.classes)
+    index_of_label = (
+        None if set(corpus.classes) & set(subject.classes) else places(corpus.classes, len(subject.classes))
+    )
+    if (
+        index_of_label is not None
+        and len(set(index_of_label.values())) == len(index_of_label)
+        and max(index_of_label.values()) < len(subject.classes)
+    ):
+        names = tuple(subject.classes[index_of_label[c]] for c in corpus.classes)
         pairs = ", ".join(f"{c} is '{n}'" for c, n in zip(corpus.classes, names, strict=True))
         session().note(
             f"Labels that are {numbers_in(corpus.classes)} were read as places among the model's classes: {pairs}."
@@ -323,7 +338,7 @@ def agreed(subject: Subject, corpus: Corpus, *, named: bool) -> tuple[Subject, C
 
 
 def _label_by_label(subject: Subject, corpus: Corpus) -> tuple[Subject, Corpus]:
-    """Both as multi-label, where the head or the data are: each logit has a sigmoid of its own, and each label a column.
+    """Subject and corpus as multi-label, where one of them is: each logit has its own sigmoid, and each label its own column.
 
     Raises:
         BadInput: lists of labels for a model that gives each text one class.
@@ -337,23 +352,23 @@ def _label_by_label(subject: Subject, corpus: Corpus) -> tuple[Subject, Corpus]:
             corpus, labels=np.eye(len(corpus.classes), dtype=bool)[corpus.label], label=corpus.label * 0
         )
     if not subject.multi_label:
-        # The config of a base says nothing of the head that an adapter brings to it.
+        # The config of a base does not describe the head that an adapter brings.
         kind = (
             None
             if subject.source.adapter and brings_head(subject)
             else getattr(subject.base.config, "problem_type", None)
         )
-        whole = f"'{corpus.name}' gives each text a list of labels, and "
+        intro = f"'{corpus.name}' gives each text a list of labels, and "
         if subject.template is not None or subject.sigmoid or kind == "single_label_classification":
-            why = "answers with one word" if subject.template else "has one logit" if subject.sigmoid else (
+            reason = "answers with one word" if subject.template else "has one logit" if subject.sigmoid else (
                 "chooses one class a text (problem_type single_label_classification in its config)"
             )  # fmt: skip
             raise BadInput(
-                f"{whole}the model {why}. Name a column with one class a text, or give a model with a multi-label head."
+                f"{intro}the model {reason}. Name a column with one class a text, or give a model with a multi-label head."
             )
         if (corpus.labels.sum(axis=1) == 1).all():
             raise BadInput(
-                f"{whole}each list has one label, while nothing says that the head is multi-label. Give a column with one class a "
+                f"{intro}each list has one label, while nothing says that the head is multi-label. Give a column with one class a "
                 "text; or set problem_type to multi_label_classification in the model's config."
             )
         session().note(
@@ -372,9 +387,10 @@ def _label_by_label(subject: Subject, corpus: Corpus) -> tuple[Subject, Corpus]:
 
 
 def _in_order(subject: Subject, corpus: Corpus, nameless: str) -> None:
-    """Raises BadInput where nobody stated the order of the data's classes, or another order of the logits is far and surely better.
+    """Raises BadInput where the order of the data's classes is a guess, or another order of the logits is clearly better.
 
-    The rows held out judge, those for calibration too: they say nothing of a fault here."""
+    The held-out rows decide, including those for calibration: the order of the classes is not a finding about a fault.
+    """
     if subject.multi_label:
         if corpus.guessed:
             raise BadInput(
@@ -382,27 +398,33 @@ def _in_order(subject: Subject, corpus: Corpus, nameless: str) -> None:
                 f"{shlex.quote(one_line(corpus.classes))} (classes=[...] in Python)."
             )
         return
-    if corpus.guessed:  # it is refused in any case, so a few texts will do for a proposal
+    if corpus.guessed:  # an error in any case, so a few texts are enough for a proposal
         rows = np.flatnonzero(corpus.split != "train")
         corpus = corpus.take(rows[np.unique(np.linspace(0, len(rows) - 1, TRIED).round().astype(int))])
-    right, held, better = ranked(subject, corpus)
-    if better is None and not corpus.guessed:
+    accuracy, texts_held_out, better_order = ranked(subject, corpus)
+    if better_order is None and not corpus.guessed:
         return
-    own = f"As {listing(corpus.classes)} it is right on {right:.1%} of {held:,} held-out texts"
-    own += f", and as {listing(better[0])} on {better[1]:.1%}" if better is not None else ""
+    accuracy_sentence = (
+        f"As {listing(corpus.classes)} it is right on {accuracy:.1%} of {texts_held_out:,} held-out texts"
+    )
+    accuracy_sentence += (
+        f", and as {listing(better_order[0])} on {better_order[1]:.1%}" if better_order is not None else ""
+    )
     raise BadInput(
-        f"{nameless}, so their order is needed. {own}. Say in which order it was trained, for example "
-        f"--classes {shlex.quote(one_line(better[0] if better else corpus.classes))} (classes=[...] in Python)."
+        f"{nameless}, so their order is needed. {accuracy_sentence}. Say in which order it was trained, for example "
+        f"--classes {shlex.quote(one_line(better_order[0] if better_order else corpus.classes))} (classes=[...] in Python)."
     )
 
 
 TRIED = 200
-"""Held-out texts on which an order of the classes is proposed."""
+"""Held-out texts from which an order of the classes is proposed."""
 
 
 def ranked(subject: Subject, corpus: Corpus) -> tuple[float, int, tuple[list[str], float] | None]:
-    """How often the model is right on the rows held out, of how many, and the order of its classes under which it is far and surely
-    more often right, with that share, if there is one (`surer_order`). Both have the same classes in the same order."""
+    """The accuracy on the held-out rows, their number, and a clearly better order of the classes with its accuracy, or None.
+
+    The better order is from `surer_order`. Subject and corpus have the same classes in the same order.
+    """
     from trueup.measure.accuracy import surer_order
     from trueup.run.predict import predict
 
@@ -411,13 +433,13 @@ def ranked(subject: Subject, corpus: Corpus) -> tuple[float, int, tuple[list[str
     ]  # one by one: passes that others share
     predicted = np.concatenate([predict(subject, p).predicted for p in parts])
     label = np.concatenate([p.label for p in parts])
-    found = surer_order(predicted, label, len(corpus.classes))
-    better = None if found is None else ([corpus.classes[i] for i in found[0]], found[1])
-    return float((predicted == label).mean()), len(label), better
+    surer = surer_order(predicted, label, len(corpus.classes))
+    better_order = None if surer is None else ([corpus.classes[i] for i in surer[0]], surer[1])
+    return float((predicted == label).mean()), len(label), better_order
 
 
 def _same_base(subject: Subject) -> None:
-    """Notes an adapter that says it was made for a base of another name: weights of equal shapes can be other weights."""
+    """Note it where the adapter's config names another base: weights with equal shapes can be other weights."""
     from trueup.run.predict import session
     from trueup.subject.checkpoint import resolve
 
@@ -433,11 +455,11 @@ def _same_base(subject: Subject) -> None:
 
 
 COMPARED = 200
-"""Test texts on which an adapter is tried on the quantised base that it was trained on."""
+"""Test texts on which an adapter is also run on the quantised base that it was trained on."""
 
 
 def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
-    """Notes an adapter that was trained on a quantised base and is examined on the full one, with what that makes, measured."""
+    """Note it where an adapter was trained on a quantised base and is examined on the full one, with the measured difference."""
     from trueup.run.predict import predict, session
     from trueup.subject import adapter as files
     from trueup.subject import checkpoint as door
@@ -449,7 +471,7 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
     bits = 4 if settings.get("load_in_4bit") else 8
     sentence = f"The adapter was trained on a base in {bits} bits, and is examined on the full one."
     try:
-        own = load(
+        quantised_subject = load(
             job.model, job.adapter, classes=subject.classes, template=job.template, verbaliser=job.verbaliser,
             max_length=subject.max_length, device=job.device, dtype=job.dtype, quantize=settings, device_map=job.device_map,
             revision=job.revision, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code,
@@ -457,90 +479,92 @@ def _on_a_full_base(job: Job, subject: Subject, corpus: Corpus) -> None:
     except (TrueupError, ImportError) as e:
         session().note(f"{sentence} What that changes could not be measured ({' '.join(str(e).split())[:160]})")
         return
-    some = corpus.relabel(subject.classes).part("test")
-    some = some.take(np.arange(min(COMPARED, len(some))))
-    full, there = predict(subject, some), predict(own, some)
+    texts = corpus.relabel(subject.classes).part("test")
+    texts = texts.take(np.arange(min(COMPARED, len(texts))))
+    full, quant = predict(subject, texts), predict(quantised_subject, texts)
     session().note(
-        f"{sentence} On {len(some)} test texts it is right on {(full.predicted == some.label).mean():.1%} here and on "
-        f"{(there.predicted == some.label).mean():.1%} there; {(full.predicted != there.predicted).mean():.1%} of the answers "
-        f"differ, and the confidences by {np.abs(full.confidence - there.confidence).mean():.3f} on average. Who serves it in "
+        f"{sentence} On {len(texts)} test texts it is right on {(full.predicted == texts.label).mean():.1%} here and on "
+        f"{(quant.predicted == texts.label).mean():.1%} there; {(full.predicted != quant.predicted).mean():.1%} of the answers "
+        f"differ, and the confidences by {np.abs(full.confidence - quant.confidence).mean():.3f} on average. Who serves it in "
         f"{bits} bits gives --quantize {bits}bit (quantize='{bits}bit' in Python)."
     )
 
 
 def _weights(name: str) -> str:
-    """What tells two names of models apart: the last part of a hub id or path, and of a Trainer's checkpoint the whole path."""
+    """A key that is equal for names of the same model: the last part of a hub id or path; for a Trainer's checkpoint the path."""
     path = Path(name).resolve() if Path(name).exists() else Path(name)
-    hub = next((p for p in path.parts if p.startswith("models--")), None)  # a snapshot in the hub's cache
-    if hub is not None:
-        return hub.rpartition("--")[2].lower()
+    hub_folder = next((p for p in path.parts if p.startswith("models--")), None)  # a snapshot in the hub's cache
+    if hub_folder is not None:
+        return hub_folder.rpartition("--")[2].lower()
     return str(path) if path.name.startswith("checkpoint-") else path.name.lower()
 
 
 def _first_tokens(subject: Subject) -> None:
-    """Notes answer words of which a part alone is read."""
+    """Note answer words of which only the first token is read."""
     from trueup.run.predict import session
 
     if subject.template is None or subject.shots is not None:
         return
-    read = zip(
+    word_and_token = zip(
         subject.template.words, subject.tokenizer.batch_decode([[i] for i in subject.verbaliser_ids()]), strict=True
     )
-    if cut := [f"{first!r} of {word!r}" for word, first in read if first.strip() != word.strip()]:
-        session().note(f"Of an answer word the first token alone is read: {', '.join(cut)}.")
+    if shortened_words := [
+        f"{first_token!r} of {word!r}" for word, first_token in word_and_token if first_token.strip() != word.strip()
+    ]:
+        session().note(f"Of an answer word the first token alone is read: {', '.join(shortened_words)}.")
 
 
 def _tuned_on(job: Job, subject: Subject, corpus: Corpus, card: Mapping[str, Any]) -> None:
-    """Notes what is known, or not known, of the examples that the model was tuned on: some may stand in the test split."""
+    """Note what is known of the examples that the model was tuned on: some of them may be in the test split."""
     from trueup.corpus.clusters import leaked
     from trueup.run.predict import session
 
     tuned, classes = card.get("tuned"), card.get("classes") or ()
-    if set(classes) == set(corpus.classes):  # their order is no difference between the splits
+    if set(classes) == set(corpus.classes):  # another order of the classes must not count as another split
         corpus = corpus.relabel(classes)
-    earlier = any(_same_data(d, job.data) for d in (tuned or {}).get("also") or ())
+    tuned_before = any(_same_data(d, job.data) for d in (tuned or {}).get("also") or ())
     untuned = subject.peft_config is None and (subject.shots is not None or job.data.startswith("task:"))
-    same = tuned is not None and _same_data(tuned.get("data"), job.data)
-    other = same and (tuned or {}).get("train") != _train(corpus)
-    named_splits = bool(job.split or job.held_out or job.test)  # who names the splits says what was held out
-    if job.held_out and (other or earlier):
+    same_data = tuned is not None and _same_data(tuned.get("data"), job.data)
+    other_split = same_data and (tuned or {}).get("train") != _train(corpus)
+    named_splits = bool(job.split or job.held_out or job.test)  # the user has said what was held out
+    if job.held_out and (other_split or tuned_before):
         raise BadInput(
             f"The adapter's card says that it was tuned on rows of '{job.data}', and --held-out (held_out=True in Python) says "
             "that none was trained on. Leave that out: the card's own split is taken."
         )
-    if earlier:
+    if tuned_before:
         session().note(
             "The adapter was tuned on some rows of these data before, and its card does not say which. On rows that it was trained "
             "on, it looks better than it is. Use --split with a column that says which rows are training rows."
         )
     elif not (tuned or untuned or named_splits):
-        aside, rows = int((corpus.split == "train").sum()), len(corpus)
-        so = f", so {aside:,} of your {rows:,} rows were set aside as training rows" if aside else ""
+        set_aside, rows = int((corpus.split == "train").sum()), len(corpus)
+        detail = f", so {set_aside:,} of your {rows:,} rows were set aside as training rows" if set_aside else ""
         session().note(
-            f"trueup does not know which rows the model was trained on{so}. If it was trained on none of them, add --held-out "
+            f"trueup does not know which rows the model was trained on{detail}. If it was trained on none of them, add --held-out "
             "(held_out=True in Python); half of the rows are then test rows. If it was trained on some of them, use --split with a "
             "column that says which: on rows that it was trained on, a model looks better than it is."
         )
-    elif tuned and other and not job.test:
+    elif tuned and other_split and not job.test:
         session().note(
             "The adapter was tuned on another split of the same data, so test examples may have been trained on. "
             f"Leave out --seed, --limit and --cluster, or give --seed {tuned.get('seed')}. An adapter that was tuned without "
             "--cluster needs a --split column to be examined with it."
         )
-    if shared := int(leaked(corpus).sum()):
+    if shared_rows := int(leaked(corpus).sum()):
         session().note(
-            f"{shared} test rows share a text or a cluster with the other given splits. On these rows the model looks better "
+            f"{shared_rows} test rows share a text or a cluster with the other given splits. On these rows the model looks better "
             "than it is."
         )
 
 
 def _train(corpus: Corpus) -> str:
-    """The fingerprint of the training examples, of which there may be none: audits need only those held out."""
+    """The fingerprint of the training examples. There may be none: audits need only held-out examples."""
     return corpus.take(corpus.split == "train").fingerprint
 
 
 def _same_data(a: str | None, b: str) -> bool:
-    """Whether two names are of the same data: equal, or of one file or folder."""
-    with suppress(OSError, ValueError):  # a name that no file can have is no file's
+    """Whether two names are of the same data: equal names, or one file or folder."""
+    with suppress(OSError, ValueError):  # a name that no file can have
         return a == b or (a is not None and os.path.samefile(a, b))
     return False

@@ -1,4 +1,4 @@
-"""The verb `trueup scout`: on which columns that nobody named does a classifier lean? From a Job to a folder, or nothing."""
+"""`trueup scout`: searches for columns that a classifier relies on. Writes a complete folder or nothing."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def run_scout(
     atomic.refuse_read(out, job.inputs)
     with work_folder(out) as work, atomic.new_folder(out, force=force) as new:
         check_names(job)
-        # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.
+        # Imported late, because torch is slow to import: a wrong name or a taken folder is reported before.
         from trueup.report import scouted
         from trueup.run.predict import Session, within
         from trueup.store.cache import Memo
 
         with within(Session(Memo(work), progress=progress or (lambda stage, done, total: None))):
-            found = _of_job(job)
-        atomic.write_json(new / "scout.json", found.as_dict())
-        atomic.write_json(new / "job.json", found.job)
-        atomic.write_text(new / "report.html", scouted.page(found))
-    return found
+            result = _of_job(job)
+        atomic.write_json(new / "scout.json", result.as_dict())
+        atomic.write_json(new / "job.json", result.job)
+        atomic.write_text(new / "report.html", scouted.page(result))
+    return result
 
 
 @checked
@@ -99,8 +99,8 @@ def _of_job(job: Job, **objects: Any) -> Scouted:
             "A scout looks for columns that nobody named; for one that you know, `trueup check --confounder COLUMN` is made."
         )
     subject, corpus, seed = open_job(job, read_card(adapter_folder(job.adapter)), others=True, **objects)
-    named = all(isinstance(x, str | Path) for x in objects.values() if x is not None)
-    return _scouted(subject, corpus, seed, asdict(replace(job, seed=seed)) if named else {})
+    all_names = all(isinstance(x, str | Path) for x in objects.values() if x is not None)
+    return _scouted(subject, corpus, seed, asdict(replace(job, seed=seed)) if all_names else {})
 
 
 def _scouted(subject: Subject, corpus: Corpus, seed: int, job: dict[str, Any]) -> Scouted:
@@ -109,8 +109,8 @@ def _scouted(subject: Subject, corpus: Corpus, seed: int, job: dict[str, Any]) -
     from trueup.run.predict import session
     from trueup.story import onward
 
-    found = search(subject, corpus, seed=seed)
+    result = search(subject, corpus, seed=seed)
     return replace(
-        found, title=f"{subject.source.adapter or subject.source.base} on {corpus.name}", notes=tuple(session().notes), job=job,
-        onward=onward(found, job), provenance=provenance(subject, corpus, seed, None),
+        result, title=f"{subject.source.adapter or subject.source.base} on {corpus.name}", notes=tuple(session().notes), job=job,
+        onward=onward(result, job), provenance=provenance(subject, corpus, seed, None),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The story: audit -> repair -> audit again -> harm -> Comparison. From a Job to a Report, whole or not at all."""
+"""Runs a check: audit -> repair -> second audit -> side effects (harm) -> Comparison. Writes a complete Report or nothing."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def run_job(
     faults = faults_of(job.faults, job.knobs)
     with together() as team, folders(team, out, force) as (work, new):
         check_names(job)
-        # Not before: with these comes torch, and a slip in a name or a folder that is taken is told without waiting for it.
+        # Imported late, because torch is slow to import: a wrong name or a taken folder is reported before.
         from trueup.report import bundle, html
         from trueup.run.predict import Session, within
         from trueup.store.cache import Memo
         from trueup.subject.beside import read_card
         from trueup.subject.checkpoint import adapter_folder
 
-        before = _previous(out)
+        earlier_check = _previous(out)
         session = Session(
             Memo(work) if team is None else TeamMemo(work, team),
             None if bases is None or team is not None else Memo(bases),
@@ -69,7 +69,7 @@ def run_job(
         with within(session):
             card = read_card(adapter_folder(job.adapter))
             subject, corpus, seed = open_job(job, card, others=_searches(faults, job.confounder, job.depth))
-            unasked = [] if job.faults else _unasked(faults, subject, corpus)
+            notes_on_request = [] if job.faults else _unasked(faults, subject, corpus)
             report = check(
                 subject,
                 corpus,
@@ -81,21 +81,21 @@ def run_job(
                 keep=job.keep,
                 job=asdict(replace(job, seed=seed)),
             )
-        report = replace(report, notes=[*report.notes, *unasked], run=_ran(began))
-        if before is not None:
-            report = replace(report, previous=_since(before[0], report))
-            atomic.write_text(new / PREVIOUS, before[1])
+        report = replace(report, notes=[*report.notes, *notes_on_request], run=_ran(began))
+        if earlier_check is not None:
+            report = replace(report, previous=_since(earlier_check[0], report))
+            atomic.write_text(new / PREVIOUS, earlier_check[1])
         bundle.write(report, new)
         atomic.write_text(new / "report.html", html.page(report))
     return report
 
 
 PREVIOUS = "previous.html"
-"""The page of the check that a run replaced, kept beside its own."""
+"""The page of the check that a run replaced, kept next to its own page."""
 
 
 def _previous(out: Path) -> tuple[Report, str] | None:
-    """The check that is in `out`, and its page, before it is replaced; None where there is none that can be read."""
+    """The check in `out` that will be replaced, and its page; None where there is no readable check."""
     from trueup.report import bundle
 
     page = out / "report.html"
@@ -104,27 +104,27 @@ def _previous(out: Path) -> tuple[Report, str] | None:
     try:
         return bundle.read(out), page.read_text(encoding="utf-8")
     except (TrueupError, OSError, UnicodeError):
-        return None  # it is replaced because it is of no use
+        return None  # an unreadable check cannot be compared
 
 
 def _since(then: Report, now: Report) -> dict[str, Any]:
-    """What `Report.previous` says of an earlier check: each fault of both, and how its severity before any repair moved."""
+    """`Report.previous` for an earlier check: each fault of both checks, with the change of its severity before any repair."""
     from trueup.changes import change
     from trueup.report.words import state_of, title_of
 
-    earlier = {c.before.fault: c for c in then.comparisons}
-    found = []
+    comparison_before = {c.before.fault: c for c in then.comparisons}
+    changes = []
     for c in now.comparisons:
-        if (old := earlier.get(c.before.fault)) is not None:
+        if (old_comparison := comparison_before.get(c.before.fault)) is not None:
             try:
-                moved = change(old.before, c.before, then, now)
-            except BadInput:  # on another column
+                fault_change = change(old_comparison.before, c.before, then, now)
+            except BadInput:  # the fault was measured on another column or at another coupling
                 continue
-            found.append({
-                "fault": c.before.fault, "title": title_of(c.before), "then": state_of(old), "now": state_of(c),
-                "paired": moved.paired, "difference": asdict(moved.differences["severity"]),
+            changes.append({
+                "fault": c.before.fault, "title": title_of(c.before), "then": state_of(old_comparison), "now": state_of(c),
+                "paired": fault_change.paired, "difference": asdict(fault_change.differences["severity"]),
             })  # fmt: skip
-    return {"page": PREVIOUS, "changes": found}
+    return {"page": PREVIOUS, "changes": changes}
 
 
 @checked
@@ -201,9 +201,9 @@ def check(
     for name, thing, door in (("model", model, "load"), ("data", data, "read")):
         if thing is None:
             raise BadInput(f"{name} is None. Give what `trueup.{door}` takes or returns.")
-    given = _named(faults, fault)
+    named_faults = _named(faults, fault)
     adapter = str(adapter) if isinstance(adapter, Path) else adapter
-    chosen = [f for g in given for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
+    chosen_faults = [f for g in named_faults for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
     confounder = (confounder,) if isinstance(confounder, str) else tuple(confounder)
     depth: Depth = "methods" if methods else "check" if repair else "audit"
     if isinstance(model, Subject):
@@ -217,9 +217,9 @@ def check(
             "A Corpus", "read", second=second, confounder=confounder, cluster=cluster, split=split, held_out=held_out or None,
             test=test, limit=limit, allow_leak=allow_leak or None,
         )  # fmt: skip
-    with remembering() as now:
+    with remembering() as current_session:
         if note := untested():
-            now.note(note)
+            current_session.note(note)
         if isinstance(model, Subject) and isinstance(data, Corpus):
             (subject, corpus), seed = agreed(model, data, named=False), seed or 0
         else:
@@ -227,36 +227,36 @@ def check(
                 model=called(model), data=called(data), adapter=adapter, text=text, label=label, second=second,
                 confounder=confounder, cluster=cluster, split=split, held_out=held_out,
                 test=None if test is None else called(test), allow_leak=allow_leak, keep=keep, limit=limit,
-                faults=tuple(f.name for f in chosen) if given else (), depth=depth, seed=seed,
+                faults=tuple(f.name for f in chosen_faults) if named_faults else (), depth=depth, seed=seed,
                 classes=None if classes is None else tuple(classes), template=template,
                 verbaliser=None if verbaliser is None else tuple(verbaliser), shots=shots, chat=chat,
                 demos=None if demos is None else str(demos), header=header, max_length=max_length, device=device, dtype=dtype,
                 quantize=quantize, device_map=device_map,
-                knobs={f.name: own for f in chosen if (own := _set_knobs(f))},
+                knobs={f.name: own for f in chosen_faults if (own := _set_knobs(f))},
             )  # fmt: skip
             card = read_card(adapter_folder(adapter))
-            others = _searches(chosen, confounder, depth)
+            others = _searches(chosen_faults, confounder, depth)
             subject, corpus, seed = open_job(
                 asked, card, model=model, data=data, test=test, tokenizer=tokenizer, others=others
             )
             named = all(isinstance(thing, str | Path) for thing in (model, data, *([] if test is None else [test])))
             if job is None and named:
                 job = asdict(replace(asked, seed=seed))
-        unasked = [] if given else _unasked(chosen, subject, corpus)
+        unasked = [] if named_faults else _unasked(chosen_faults, subject, corpus)
         if subject.source.base == UNNAMED:
-            now.note(
+            current_session.note(
                 f"No name is known under which the base model's weights load again, so saved repairs say '{UNNAMED}', and repairs "
                 "that train again were not tried. Save the base with save_pretrained and load it from there to have both."
             )
         report = _examined(
-            subject, corpus, chosen, seed=seed, depth=depth, save=None if save is None else Path(save), keep=keep, job=job
+            subject, corpus, chosen_faults, seed=seed, depth=depth, save=None if save is None else Path(save), keep=keep, job=job
         )  # fmt: skip
-        notes = [*now.notes, *report.notes, *unasked]
-        return replace(report, notes=notes, warnings=now.warnings, run=_ran(began))
+        notes = [*current_session.notes, *report.notes, *unasked]
+        return replace(report, notes=notes, warnings=current_session.warnings, run=_ran(began))
 
 
 def _ran(began: datetime) -> dict[str, Any]:
-    """When a run began and ended, how long it took, and the most memory that it held."""
+    """`Report.run`: the times when a run began and ended, its duration, and its peak memory."""
     from trueup.run import memory
 
     ended = datetime.now(UTC)
@@ -278,14 +278,16 @@ def repair(model: Any, data: Any, fault: Fault | str, **options: Any) -> Report:
 
 
 def _with_options(verb: Any, *without: str) -> None:
-    """Give a verb the signature of `check` in place of ``**options``, so that editors complete it."""
-    own = inspect.signature(verb, eval_str=False)
-    mine = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    more = [
+    """Give a function the signature of `check` in place of ``**options``, so that editors can complete the options."""
+    signature = inspect.signature(verb, eval_str=False)
+    own_parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options_of_check = [
         p for name, p in inspect.signature(check).parameters.items() if p.kind is p.KEYWORD_ONLY and name not in without
     ]
-    names = {p.name for p in mine}
-    verb.__signature__ = own.replace(parameters=[*mine, *(p for p in more if p.name not in names)])
+    names = {p.name for p in own_parameters}
+    verb.__signature__ = signature.replace(
+        parameters=[*own_parameters, *(p for p in options_of_check if p.name not in names)]
+    )
 
 
 _with_options(audit, "repair", "methods", "save", "keep")
@@ -293,43 +295,48 @@ _with_options(repair, "repair", "methods")
 
 
 def _named(faults: Any, fault: Any) -> list[Fault | str]:
-    """The faults that a caller names, by `faults` or `fault`."""
+    """The faults that a caller names with `faults` or `fault`."""
     if fault is not None and faults not in ((), None):
         raise BadInput("faults and fault both name what to examine. Give one of them.")
-    asked = fault if fault is not None else () if faults is None else faults
-    if isinstance(asked, type) and issubclass(asked, Fault):
+    requested = fault if fault is not None else () if faults is None else faults
+    if isinstance(requested, type) and issubclass(requested, Fault):
         raise BadInput(
-            f"{asked.__name__} is a class. Give '{asked.name}' or {asked.__name__}(), with the settings to change."
+            f"{requested.__name__} is a class. Give '{requested.name}' or {requested.__name__}(), with the settings to change."
         )
-    many = [asked] if isinstance(asked, Fault | str) else asked
-    if not isinstance(many, Sequence | set | frozenset) or not all(isinstance(f, Fault | str) for f in many):
+    fault_list = [requested] if isinstance(requested, Fault | str) else requested
+    if not isinstance(fault_list, Sequence | set | frozenset) or not all(
+        isinstance(f, Fault | str) for f in fault_list
+    ):
         raise BadInput(
-            f"faults is {type(asked).__name__} here. Give a name, such as 'overconfidence', a fault with its own settings, such "
+            f"faults is {type(requested).__name__} here. Give a name, such as 'overconfidence', a fault with its own settings, such "
             "as trueup.Overconfidence(threshold=0.05), or a list of these."
         )
-    return list(many)
+    return list(fault_list)
 
 
 @contextmanager
 def remembering() -> Iterator[Session]:
-    """The session, with a memory of passes through the model: its own, or one that ends with the block."""
+    """The session with a memory of passes through the model: its own memory, or one that is deleted after the block."""
     from trueup.run.predict import session, within
     from trueup.store.cache import Memo
 
-    now = session()
-    if now.memo is not None:
-        with within(now):
-            yield now
+    current_session = session()
+    if current_session.memo is not None:
+        with within(current_session):
+            yield current_session
         return
-    with tempfile.TemporaryDirectory(prefix="trueup-") as folder, within(replace(now, memo=Memo(Path(folder)))) as kept:
-        yield kept
+    with (
+        tempfile.TemporaryDirectory(prefix="trueup-") as folder,
+        within(replace(current_session, memo=Memo(Path(folder)))) as session_with_memo,
+    ):
+        yield session_with_memo
 
 
 def _examined(
     subject: Subject, corpus: Corpus, faults: Sequence[Fault], *, seed: int, depth: Depth, save: Path | None, keep: bool,
     job: Mapping[str, Any] | None,
 ) -> Report:  # fmt: skip
-    """The report of all faults that can be examined; its notes say which cannot, and why."""
+    """The report of all faults that can be examined. Its notes say which cannot, and why."""
     from trueup.corpus.clusters import repeated
     from trueup.report.bundle import Report
     from trueup.run.prompts import one_answer_each, with_pool
@@ -342,49 +349,49 @@ def _examined(
     reasons = {f.name: reason for f in faults if (reason := f.applies_to(subject, corpus)) is not None}
     if len(reasons) == len(faults):
         raise Unsupported(f"No fault can be examined here. {' '.join(f'{k}: {v}' for k, v in reasons.items())}")
-    changed = effect_of_adapter(subject, test)
+    adapter_notes = effect_of_adapter(subject, test)
     crashes = _Crashes(subject)
-    searched = (
+    scouted = (
         _shortcuts(faults, subject, corpus, crashes, seed, job) if _searches(faults, corpus.attributes, depth) else None
     )
-    alone = len(faults) - len(reasons) == 1
+    single_fault = len(faults) - len(reasons) == 1
     comparisons, examples, unfinished = [], {}, []
     for fault in sorted(faults, key=lambda f: not f.reads_states):
         if fault.name in reasons:
             continue
         try:
             comparison = _one(fault, subject, corpus, test, crashes, seed=seed, depth=depth, save=save, keep=keep)
-            shown = fault.examples(test, comparison.before, comparison.after)
-        except BaseException as e:  # a panic of a tokenizer written in Rust is no Exception
-            # What one fault cannot use, or where it crashes, must not cost the findings of the others.
-            if alone:
+            example_rows = fault.examples(test, comparison.before, comparison.after)
+        except BaseException as e:  # a panic of a tokenizer written in Rust is not an Exception
+            # An error or a crash of one fault must not lose the findings of the others.
+            if single_fault:
                 raise
             reasons[fault.name] = crashes.survived(e, fault)
             if isinstance(e, Unavailable) or out_of_memory(e):
                 unfinished.append(fault.name)
             continue
         comparisons.append(replace(comparison, consequence=fault.consequence(comparison.before, comparison.after)))
-        examples[fault.name] = shown
-    asked = [f.name for f in faults]
-    comparisons.sort(key=lambda c: asked.index(c.before.fault))
-    reasons = {name: reasons[name] for name in asked if name in reasons}
+        examples[fault.name] = example_rows
+    fault_order = [f.name for f in faults]
+    comparisons.sort(key=lambda c: fault_order.index(c.before.fault))
+    reasons = {name: reasons[name] for name in fault_order if name in reasons}
     if not comparisons:
         raise crashes.last or BadInput(
             f"No fault could be examined. {' '.join(f'{k}: {v}' for k, v in reasons.items())}"
         )
-    # Not before the faults: one that reads hidden states has the features from the same pass.
+    # After the faults: one that reads hidden states has computed the features in the same pass.
     if not subject.multi_label:
         order_of_classes(subject, corpus)
     return Report(
         title=f"{_short(subject.source.adapter or subject.source.base)} on {_short(corpus.name)}",
         job=dict(job or {}),
         comparisons=tuple(comparisons),
-        examples={name: examples[name] for name in asked if name in examples},
+        examples={name: examples[name] for name in fault_order if name in examples},
         provenance=provenance(subject, corpus, seed, job) | length(subject, test) | unknown(subject, test),
         notes=[
             *subject.source.told,
-            *changed,
-            *([said] if (said := repeated(corpus)) else []),
+            *adapter_notes,
+            *([repeats_note] if (repeats_note := repeated(corpus)) else []),
             *padded(subject, test),
             *unused(subject, test),
             *(f"{name} was not examined: {reason}" for name, reason in reasons.items()),
@@ -392,12 +399,12 @@ def _examined(
         crashes=crashes.told,
         unfinished=unfinished,
         data=snapshot(corpus),
-        shortcuts=searched,
+        shortcuts=scouted,
     )
 
 
 def _searches(faults: Sequence[Fault], columns: Collection[str], depth: Depth) -> bool:
-    """Whether a check searches for columns that nobody named: confounding is to be examined, and no column is given."""
+    """Whether a check searches for columns: it examines confounding, and no confounder is named."""
     return not columns and depth != "methods" and any(f.name == CONFOUNDING for f in faults)
 
 
@@ -412,31 +419,32 @@ def _shortcuts(
     seed: int,
     job: Mapping[str, Any] | None,
 ) -> Scouted | None:
-    """What a search for columns that nobody named found, before the audits: its pass serves them. None, with a note that says
-    why, where none was made."""
+    """The result of a search for columns, made before the audits, which use the same pass. None, with a note, where it failed."""
     from trueup.faults.confounding.scout import scout, why_not
     from trueup.run.predict import session
 
     if why_not(subject) is not None:
         return None
     try:
-        found = scout(subject, corpus, seed=seed)
-        way = {**job, "faults": (CONFOUNDING,), "depth": "check"} if job else {}
-        return replace(found, onward=onward(found, way))
+        scouted = scout(subject, corpus, seed=seed)
+        repair_job = {**job, "faults": (CONFOUNDING,), "depth": "check"} if job else {}
+        return replace(scouted, onward=onward(scouted, repair_job))
     except BaseException as e:  # the audits do not need it
-        why = crashes.survived(e, next(f for f in faults if f.name == CONFOUNDING))
-        session().note(f"No shortcut was searched for. {why}")
+        reason = crashes.survived(e, next(f for f in faults if f.name == CONFOUNDING))
+        session().note(f"No shortcut was searched for. {reason}")
         return None
 
 
 def onward(found: Scouted, job: Mapping[str, Any]) -> str:
-    """The command that examines and repairs the first column that a search by `job` named; empty where it named none, or where no
-    command repeats the job."""
+    """The command that examines and repairs the first column that a search with the settings `job` named.
+
+    It is empty where the search named no column, or where no command repeats the job.
+    """
     return (command_line({**job, "confounder": ("scout:1",)}) or "") if found.leads and job else ""
 
 
 class _Crashes:
-    """The crashes of single faults that the run survives: a sentence for the report, and the traceback for a file."""
+    """The crashes of single faults, after which the run continues: a sentence for the report, and the traceback for a file."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.whole = subject, subject.fingerprint
@@ -444,9 +452,9 @@ class _Crashes:
         self.last: BaseException | None = None
 
     def survived(self, e: BaseException, fault: Fault) -> str:
-        """Why there is no finding, or no repair, of `fault`. Raises `e` again where the run must not go on.
+        """A sentence on why there is no finding, or no repair, of `fault`. Raises `e` again where the run must stop.
 
-        That is after an interrupt, and where a crash left the model otherwise than it was.
+        It must stop after an interrupt, and where a crash has changed the model.
         """
         from trueup.report.bundle import crash_file
 
@@ -467,23 +475,23 @@ class _Crashes:
 
 
 def _settled(what: str, how: str, **options: Any) -> None:
-    """Raises BadInput when an option is given that `what` has settled already."""
+    """Raises BadInput when an option is given that a Subject or Corpus (`what`) already contains."""
     if named := [k for k, v in options.items() if v is not None and v != ()]:
         raise BadInput(f"{what} has its {listing(named)} settled; give that to `trueup.{how}` instead, which makes it.")
 
 
 def called(thing: Any) -> str:
-    """What a message calls a model or data: its name, or its kind."""
+    """The word for a model or data in a message: its name, or its type."""
     return str(thing) if isinstance(thing, str | Path) else type(thing).__name__
 
 
 def _set_knobs(fault: Fault) -> dict[str, Any]:
-    """The knobs of a fault that are not at their defaults."""
+    """The knobs of a fault that do not have their default values."""
     return {k: getattr(fault, k) for k, default in fault.knobs().items() if getattr(fault, k) != default}
 
 
 def _short(place: str) -> str:
-    """A hub id, or the last two parts of a longer path: the provenance has all of it."""
+    """A hub id, or the last two parts of a longer path. The provenance has the whole path."""
     return "/".join(Path(place).parts[-2:])
 
 
@@ -497,13 +505,16 @@ def _one(
         return Comparison(before, None, "Only an audit was asked for.")
     try:
         if depth == "methods":
-            compared = tuple(fault.methods(subject, corpus, seed=seed))
+            methods_compared = tuple(fault.methods(subject, corpus, seed=seed))
             return Comparison(
-                before, None, "Methods were compared on the test examples, and none was chosen.", methods=compared
+                before,
+                None,
+                "Methods were compared on the test examples, and none was chosen.",
+                methods=methods_compared,
             )
         return _repaired(fault, subject, corpus, test, before, seed=seed, save=save, keep=keep)
     except BaseException as e:
-        # The finding stands without its repair.
+        # The finding is kept without a repair.
         return Comparison(before, None, crashes.survived(e, fault))
 
 
@@ -514,32 +525,37 @@ def _repaired(
     from trueup.run.predict import session, unchanged
 
     try:
-        nothing = fault.null(subject)
+        null_remedy = fault.null(subject)
     except (BadInput, Unsupported):
-        nothing = None  # the repair says why
-    if nothing is not None:
-        with nothing.on(subject) as same:
-            unchanged(subject, same, test)
+        null_remedy = None  # the repair below reports the reason
+    if null_remedy is not None:
+        with null_remedy.on(subject) as same_subject:
+            unchanged(subject, same_subject, test)
     budget = getattr(fault, "max_cost", Comparison.budget)
     remedy = fault.repair(subject, corpus, before, seed=seed)
     if isinstance(remedy, NoRemedy):
-        tried = replace(before, details={**before.details, "tried": remedy.tried})
+        before_with_trials = replace(before, details={**before.details, "tried": remedy.tried})
         return Comparison(
-            tried, None, remedy.reason, budget=budget, alternatives=remedy.alternatives, too_dear=remedy.too_dear
+            before_with_trials,
+            None,
+            remedy.reason,
+            budget=budget,
+            alternatives=remedy.alternatives,
+            too_dear=remedy.too_dear,
         )
     with remedy.on(subject) as repaired:
         after = _told(fault, fault.audit(repaired, test, seed=seed), corpus)
         after = replace(after, charts=(*after.charts, *fault.pictures(before, after), *remedy.charts()))
         try:
-            harmed = fault.harm(subject, repaired, test, seed=seed)
+            harm = fault.harm(subject, repaired, test, seed=seed)
         except (BadInput, Unsupported) as e:
             session().note(f"What the repair of {fault.name} cost elsewhere was not measured: {e}")
-            harmed = {}
+            harm = {}
     comparison = Comparison(
-        before, after, remedy.describe(), fault.compare(before, after, seed=seed), harmed, None, budget, remedy.alternatives(),
+        before, after, remedy.describe(), fault.compare(before, after, seed=seed), harm, None, budget, remedy.alternatives(),
     )  # fmt: skip
     if not comparison.gained and not keep:
-        # Its own sentence says what it promises, and it has not kept it.
+        # The remedy's own sentence states a gain, which was not measured, so it is replaced.
         return replace(
             comparison,
             remedy="A repair was made. It brought no measurable gain on the test examples, so it is not handed over; --keep "
@@ -566,10 +582,10 @@ def _told(fault: Fault, finding: Finding, corpus: Corpus) -> Finding:
 
 
 def _unasked(faults: Sequence[Fault], subject: Subject, corpus: Corpus) -> list[str]:
-    """What could have been examined too, had it been asked for."""
-    asked = {f.name for f in faults}
+    """Notes on faults that could be examined here, but are examined only on request."""
+    requested = {f.name for f in faults}
     return [
         f"{f.name} was not examined: {f.on_request}. Ask for it by name: --fault {f.name}, or faults=['{f.name}']."
         for f in each_fault()
-        if f.name not in asked and f().applies_to(subject, corpus) is None
+        if f.name not in requested and f().applies_to(subject, corpus) is None
     ]

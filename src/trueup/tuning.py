@@ -1,4 +1,4 @@
-"""Training an adapter the usual way, from a Job to a folder that plain PEFT loads: `trueup tune`."""
+"""`trueup tune`: standard training of an adapter, from a TuneJob to a folder that plain PEFT loads."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ class TuneJob:
 TRAINED: dict[str, type] = {
     "kind": str, "rank": int, "tokens": int, "start": str, "lr": float, "epochs": int, "batch": int,
 }  # fmt: skip
-"""What a user chooses of an adapter and its training beside the rest of a `TuneJob`, by the names of the command line."""
+"""The settings of an adapter and its training, by their names on the command line -> type. Others are fields of `TuneJob`."""
 _RECIPE = ("rank", "tokens", "start")
 
 
 def tune_job(given: Mapping[str, Any], *, kind: str, **chosen: Any) -> TuneJob:
-    """The job for an adapter of `kind`, a name of `RECIPES`; `chosen` are others of `TRAINED`, None where nothing was chosen.
+    """The job for an adapter of `kind`, a name of `RECIPES`. `chosen` are the other settings of `TRAINED`, or None for defaults.
 
     A LoRA's alpha is twice its rank.
 
     Raises:
-        BadInput: there is no such kind, or a choice does not go with it.
+        BadInput: there is no such kind, or a setting does not belong to it.
     """
     from trueup.subject.kinds import RECIPES
 
@@ -89,7 +89,7 @@ def tune_job(given: Mapping[str, Any], *, kind: str, **chosen: Any) -> TuneJob:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What training gave: the adapter's folder, accuracy on test, epochs run, which was kept, notes."""
+    """The result of a training: folder of the adapter, test accuracy, number of epochs, the epoch that was kept, notes."""
 
     folder: Path
     accuracy: float
@@ -102,14 +102,14 @@ class Tuned:
 
 
 def check_tuning(job: TuneJob) -> None:
-    """Looks for slips in the names that a training is given, before the libraries of models are loaded.
+    """Check the names in the settings of a training before the libraries of models are loaded.
 
     Raises:
-        TrueupError: as of `trueup.prepare.check_names`.
+        TrueupError: as `trueup.prepare.check_names`.
     """
     weights = {"device": job.device, "dtype": job.dtype, "quantize": job.quantize}
-    asked = {"classes": job.classes, "template": job.template, "verbaliser": job.verbaliser}
-    check_names(Job(job.model, job.data, **_columns(job), **asked, **weights), fresh=True)  # type: ignore[arg-type]
+    answer_settings = {"classes": job.classes, "template": job.template, "verbaliser": job.verbaliser}
+    check_names(Job(job.model, job.data, **_columns(job), **answer_settings, **weights), fresh=True)  # type: ignore[arg-type]
 
 
 def _columns(job: TuneJob) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def tune(
     atomic.refuse_read(out, {"base": job.model, "data": job.data})
     atomic.refuse_taken(out, force)
     check_tuning(job)
-    # Not before: with these comes torch, and a slip in a name is told without waiting for it.
+    # Imported late, because torch is slow to import: a wrong name is reported before.
     from trueup.corpus.read import read
     from trueup.run.forward import CUT, cut
     from trueup.run.heads import warm_start
@@ -145,10 +145,10 @@ def tune(
     from trueup.subject.new_adapter import fresh
     from trueup.subject.template import template_of
 
-    unknown = set(job.training) - set(Training.__dataclass_fields__)
-    if unknown:
+    unknown_settings = set(job.training) - set(Training.__dataclass_fields__)
+    if unknown_settings:
         raise BadInput(
-            f"Training has no setting '{sorted(unknown)[0]}'; it has {', '.join(Training.__dataclass_fields__)}."
+            f"Training has no setting '{sorted(unknown_settings)[0]}'; it has {', '.join(Training.__dataclass_fields__)}."
         )
     training = Training(**job.training)
     template = template_of(job.template, job.verbaliser)
@@ -165,39 +165,39 @@ def tune(
             dtype=job.dtype, quantize=job.quantize, seed=job.seed, revision=job.revision, allow_pickle=job.allow_pickle,
             trust_remote_code=job.trust_remote_code,
         )  # fmt: skip
-        part = corpus.part("train")
-        longer = cut(subject, part).mean()
+        train_part = corpus.part("train")
+        too_long = cut(subject, train_part).mean()
         work.mkdir(parents=True, exist_ok=True)
         session = Session(progress=progress or (lambda stage, done, total: None))
-        if longer > CUT:
+        if too_long > CUT:
             session.note(
-                f"{longer:.0%} of the training texts are longer than {subject.max_length} tokens, and the model reads only their "
+                f"{too_long:.0%} of the training texts are longer than {subject.max_length} tokens, and the model reads only their "
                 "beginnings. Raise --max-length if the model takes more."
             )
         with within(session):
             for sentence in corpus.notes:
                 session.note(sentence)
             if template is None and not isinstance(job.recipe, Lora):
-                warm_start(subject, part)
+                warm_start(subject, train_part)
             history = train(
                 subject,
-                part,
+                train_part,
                 training,
                 lr=training.lr or job.recipe.lr,
                 seed=job.seed,
                 checkpoint=work / "checkpoint",
             )
             test = corpus.part("test")
-            right = float((predict(subject, test).predicted == test.label).mean())
-            _learnt(test, right)
+            accuracy = float((predict(subject, test).predicted == test.label).mean())
+            _learnt(test, accuracy)
         if new is not None:
             card = {
                 "classes": list(corpus.classes),
                 "max_length": subject.max_length,
                 "tuned": {
-                    "data": job.data, "seed": job.seed, "limit": job.limit, "cluster": job.cluster, "train": part.fingerprint,
+                    "data": job.data, "seed": job.seed, "limit": job.limit, "cluster": job.cluster, "train": train_part.fingerprint,
                     "recipe": {"kind": job.recipe.name} | asdict(job.recipe), "training": asdict(training),
-                    "test_accuracy": right, "history": asdict(replace(history, start=None)),
+                    "test_accuracy": accuracy, "history": asdict(replace(history, start=None)),
                 },
             }  # fmt: skip
             if template is not None:
@@ -205,20 +205,20 @@ def tune(
             save_tuned(subject, new, start=history.start)
             atomic.write_json(new / CARD, card)
     return Tuned(
-        out, right, history.validation_accuracy[history.best_epoch], len(history.loss), history.best_epoch,
+        out, accuracy, history.validation_accuracy[history.best_epoch], len(history.loss), history.best_epoch,
         sum(p.numel() for p in subject.model.parameters() if p.requires_grad),
         sum(p.numel() for p in subject.model.parameters()), tuple(session.notes),
     )  # fmt: skip
 
 
 def _learnt(test: Corpus, right: float) -> None:
-    """Notes a test accuracy `right` that a classifier which does not read its text would have, too."""
+    """Note it where the test accuracy `right` is not above that of a classifier with a constant answer."""
     from trueup.run.predict import session
 
     counts = np.bincount(test.label, minlength=len(test.classes))
-    commonest = int(counts.argmax())
-    if right <= (share := float(counts[commonest] / len(test))):
+    most_common = int(counts.argmax())
+    if right <= (share := float(counts[most_common] / len(test))):
         session().note(
-            f"The test accuracy of {right:.3f} is not above the {share:.3f} of always answering '{test.classes[commonest]}': so "
+            f"The test accuracy of {right:.3f} is not above the {share:.3f} of always answering '{test.classes[most_common]}': so "
             "accuracy does not show that it learnt the task. Try more --epochs, another --lr or another kind of adapter."
         )

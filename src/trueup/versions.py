@@ -1,4 +1,4 @@
-"""Whether the packages that are installed are those that trueup was tested with."""
+"""Checks whether the installed packages have the versions that trueup was tested with."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from trueup.errors import TESTED
 
 
 def untested() -> str | None:
-    """A note on installed versions outside the ranges of trueup's own metadata; None where all lie inside.
+    """A note on installed versions outside the ranges of trueup's own metadata; None where all are inside.
 
-    pip keeps to these ranges; other installers, and ``pip install --no-deps``, need not.
+    pip respects these ranges; other installers, and ``pip install --no-deps``, may not.
     """
     from packaging.requirements import Requirement
 
-    others = []
-    for wanted in map(Requirement, requires("trueup") or ()):
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+    outside = []
+    for requirement in map(Requirement, requires("trueup") or ()):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            installed = version(wanted.name)
-        except PackageNotFoundError:  # an import will say so
+            installed = version(requirement.name)
+        except PackageNotFoundError:  # the import of the package reports this
             continue
-        if not wanted.specifier.contains(installed, prereleases=True):
-            tested = ",".join(sorted(map(str, wanted.specifier), reverse=True))
-            others.append(f"{wanted.name} {installed} (but with {tested})")
-    if not others:
+        if not requirement.specifier.contains(installed, prereleases=True):
+            tested = ",".join(sorted(map(str, requirement.specifier), reverse=True))
+            outside.append(f"{requirement.name} {installed} (but with {tested})")
+    if not outside:
         return None
-    return f"trueup {version('trueup')} was not tested with {', '.join(others)}. If a figure looks wrong: {TESTED}"
+    return f"trueup {version('trueup')} was not tested with {', '.join(outside)}. If a figure looks wrong: {TESTED}"

@@ -1,8 +1,8 @@
-"""argv -> Job -> exit code: the only place for typer, printing and exiting.
+"""The command line: turns arguments into a Job and an exit code. Only this package uses typer, prints and exits.
 
-Exit codes: 0 no fault was found; 1 one was, or what --fail-on says; 2 the input cannot be used, or a fault asked
-for by name could not be examined (one sentence says why); 3 an error of trueup itself, which costs other faults nothing; 130
-interrupted, or 128 and the number of the signal that ended it.
+Exit codes: 0 no fault was found; 1 a fault was found (--fail-on changes that); 2 the input cannot be used, or a fault requested
+by name could not be examined (one sentence says why); 3 an error of trueup itself, which does not affect the other faults; 130
+interrupted, or 128 plus the number of the signal that ended the process.
 """
 
 from trueup.cli.entry import main

@@ -48,8 +48,8 @@ def bench_rigidity(
         refuse_taken(out, force)
         from trueup.experiments import rigidity
 
-        asked = rigidity.Settings(seeds, width, steps, paper=paper, only=tuple(only or ()))
-        _bench(rigidity, asked, out, force, quiet)
+        settings = rigidity.Settings(seeds, width, steps, paper=paper, only=tuple(only or ()))
+        _bench(rigidity, settings, out, force, quiet)
 
 
 @bench.command("verdicts")
@@ -67,7 +67,7 @@ def bench_verdicts(
         refuse_taken(out, force)
         from trueup.job import faults_of
 
-        faults_of(fault or ())  # a slip in a name is told before scipy is loaded
+        faults_of(fault or ())  # a wrong name is reported before scipy is loaded
         from trueup.experiments import verdicts
 
         numbers = tuple(int(n) if n.strip().isdigit() else 0 for n in sizes.split(","))
@@ -138,8 +138,8 @@ def bench_curve(
         check_names(model, [name for name in task or () if name != "recall"])
         from trueup.experiments import curve
 
-        asked = curve.Settings(model, tuple(task or curve.TASKS), tuple(size or curve.SIZES), seeds)
-        _bench(curve, asked, out, force, quiet)
+        settings = curve.Settings(model, tuple(task or curve.TASKS), tuple(size or curve.SIZES), seeds)
+        _bench(curve, settings, out, force, quiet)
 
 
 @bench.command("transfer")
@@ -159,8 +159,8 @@ def bench_transfer(
         check_names(model, [f"task:{name.removeprefix('task:')}" for name in source or ()])
         from trueup.experiments import transfer
 
-        asked = transfer.Settings(model, tuple(source or transfer.SOURCES), seed=seed)
-        _bench(transfer, asked, out, force, quiet)
+        settings = transfer.Settings(model, tuple(source or transfer.SOURCES), seed=seed)
+        _bench(transfer, settings, out, force, quiet)
 
 
 class Preset(StrEnum):
@@ -184,7 +184,7 @@ def _compared(name: str, about: str) -> None:
         from trueup.experiments import presets
 
         with sentences():
-            # Made for a list too: what is not there would be listed as what cannot be run.
+            # Made for --list too: without its files, the cells would be listed as cells that cannot be run.
             file = presets.file_of(name, preset.value, make=not collect, say=say_unless(quiet))
         try:
             sweep(
@@ -192,7 +192,7 @@ def _compared(name: str, about: str) -> None:
                 address=address, gpus=gpus, quiet=quiet,
             )  # fmt: skip
         except typer.Exit as e:
-            if e.exit_code > 1:  # that a fault was found is what an experiment is about
+            if e.exit_code > 1:  # exit code 1 (a fault was found) is a normal result of an experiment
                 raise
         if not (list_ or shard):
             with sentences():
@@ -205,10 +205,10 @@ def _compared(name: str, about: str) -> None:
 
 
 def _bench(experiment: Any, settings: Any, out: Path, force: bool, quiet: bool) -> dict[str, Any]:
-    tell = say_unless(quiet)
-    result = experiment.run(out, settings, force=force, say=tell)
-    tell("")
-    tell(experiment.table(result))
+    print_line = say_unless(quiet)
+    result = experiment.run(out, settings, force=force, say=print_line)
+    print_line("")
+    print_line(experiment.table(result))
     return result
 
 

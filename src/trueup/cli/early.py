@@ -1,4 +1,4 @@
-"""Slips that are told before the libraries are loaded that a command needs."""
+"""Checks of arguments that need no large library, so that an error is reported at once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def refuse_taken(out: Path, force: bool) -> None:
-    """Raises BadInput where `out` is taken and `force` is not given."""
+    """Raises BadInput where the folder `out` is not empty and `force` is not given."""
     from trueup.store import atomic
 
     atomic.refuse_taken(out, force)
 
 
 def check_names(model: str, data: Sequence[str]) -> None:
-    """Raises BadInput where a model or data of that name cannot be had."""
+    """Raises BadInput where there is no model or no data with such a name."""
     from trueup.corpus.read import check_source
     from trueup.prepare import CHECKED, check_model
 

@@ -64,7 +64,7 @@ COMMANDS: Mapping[str, Sequence[tuple[Callable[..., None], Mapping[str, Any]]]] 
         (results.schema, {}),
     ),
 }
-"""Every command but those of `bench`, by the panel of the help, with what typer is told of it."""
+"""Every command except those of `bench`, by the panel of the help, with the keyword arguments for typer."""
 for panel, commands in COMMANDS.items():
     for command, told in commands:
         app.command(rich_help_panel=panel, **told)(command)
@@ -72,47 +72,51 @@ app.add_typer(bench.bench, name="bench", rich_help_panel="Experiments")
 
 
 _SURROUNDINGS = {
-    # Processes of trueup's own begin as `python -c`, which looks for modules in the current folder first: data may lie there.
+    # trueup starts processes with `python -c`, which imports from the current folder first. That folder may hold anything.
     "PYTHONSAFEPATH": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # A thread that waits for another one sleeps. torch's spin, and beside other programs that takes twice as long (docs/costs.md).
+    # Waiting threads sleep. By default torch's threads spin, which takes twice as long next to other programs (docs/costs.md).
     "OMP_WAIT_POLICY": "PASSIVE",
 }  # fmt: skip
-"""What the environment says of a run where the user says nothing: nobody is told of it, and other programs are left their time."""
+"""Environment variables that are set where the user has not set them: no telemetry, and no CPU time for waiting threads."""
 _USAGE: Any = typer.BadParameter.__mro__[2]
-"""What click, or the copy of it inside typer, raises for a wrong option, argument or command."""
+"""The exception of click, or of the copy of click inside typer, for a wrong option, argument or command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the command ``trueup``. Exits; an option or argument that cannot be used is one sentence, too."""
+    """Entry point of the command ``trueup``. Exits. A wrong option or argument is reported in one sentence."""
     for name, value in _SURROUNDINGS.items():
         os.environ.setdefault(name, value)
-    # Wherever it was said: it is of the whole run, and stands in front of the command.
+    # --offline may be anywhere on the command line. It is an option of the whole program, so it is moved before the command.
     args = sorted(sys.argv[1:] if argv is None else argv, key=lambda arg: arg != "--offline")
     with readers_may_go():
         _main(args)
 
 
 def _near(option: str, known: Sequence[str]) -> str:
-    """`did_you_mean` of the names alone: their dashes are alike in any two options."""
-    long = {k.removeprefix("--"): k for k in known}
-    near = did_you_mean(option.removeprefix("--"), long)
+    """`did_you_mean` for options, without their dashes, which would make any two options similar."""
+    names = {k.removeprefix("--"): k for k in known}
+    near = did_you_mean(option.removeprefix("--"), names)
     return near.replace("'", "'--", 1)
 
 
 def _elsewhere(option: str, at: str) -> str:
-    """Which commands have an option that `at` has not; empty where none has it. Starts with a space, as `did_you_mean` does."""
+    """A sentence on the commands that have an option that `at` lacks, after a space; empty where no command has it."""
     group: Any = typer.main.get_command(app)
-    having = [
+    commands_with_option = [
         f"`trueup {name}`" for name, command in group.commands.items() if any(option in p.opts for p in command.params)
     ]
-    if not having:
+    if not commands_with_option:
         return ""
-    if len(having) > 3:
-        having[3:] = ["others"]
-    others = " and ".join([", ".join(having[:-1]), having[-1]] if len(having) > 1 else having)
-    return f" It is an option of {others}.{_INSTEAD.get((at, option)) or _INSTEAD.get((at, ''), '')}"
+    if len(commands_with_option) > 3:
+        commands_with_option[3:] = ["others"]
+    listed_commands = " and ".join(
+        [", ".join(commands_with_option[:-1]), commands_with_option[-1]]
+        if len(commands_with_option) > 1
+        else commands_with_option
+    )
+    return f" It is an option of {listed_commands}.{_INSTEAD.get((at, option)) or _INSTEAD.get((at, ''), '')}"
 
 
 _INSTEAD = {
@@ -121,40 +125,40 @@ _INSTEAD = {
     ("trueup rerun", ""): " A rerun takes its settings from the job.json of the first run.",
     ("trueup sweep", ""): " A sweep takes the settings of its cells from its file.",
 }
-"""What to do instead, by command and option that it has not; an empty option stands for any."""
+"""(command, option that it lacks) -> what to do instead. An empty option stands for any."""
 
 
 def _main(argv: list[str]) -> None:
     try:
         code = app(args=argv, prog_name="trueup", standalone_mode=False)
     except _USAGE as e:
-        if type(e).__name__ != "NoArgsIsHelpError":  # then the help is the answer, and was printed
+        if type(e).__name__ != "NoArgsIsHelpError":  # in that case the help was printed already
             context = getattr(e, "ctx", None)
             at = context.command_path if context is not None else "trueup"
             message = " ".join(e.format_message().replace("Value error, ", "").split()).rstrip(".")
-            if slip := re.search(r"'([^']*)' is not one of (.+)$", message):
-                known = re.findall(r"'([^']*)'", slip[2])
-                message = f"{message}.{did_you_mean(slip[1], known)}"
-            elif (wrong := getattr(e, "option_name", None)) is not None and hasattr(
+            if choice_error := re.search(r"'([^']*)' is not one of (.+)$", message):
+                choices = re.findall(r"'([^']*)'", choice_error[2])
+                message = f"{message}.{did_you_mean(choice_error[1], choices)}"
+            elif (option := getattr(e, "option_name", None)) is not None and hasattr(
                 e, "possibilities"
             ):  # no such option
-                message = f"{e.message.rstrip('.')}.{_elsewhere(wrong, at) or _near(wrong, e.possibilities or ())}"
+                message = f"{e.message.rstrip('.')}.{_elsewhere(option, at) or _near(option, e.possibilities or ())}"
             say(f"trueup: {message}{'' if message.endswith(('.', '?')) else '.'} See `{at} --help`.", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
     except (SystemExit, KeyboardInterrupt):
         raise
-    except BaseException as e:  # a panic of a library written in Rust is no Exception
+    except BaseException as e:  # a panic of a library written in Rust is not an Exception
         from trueup.store.atomic import no_room
 
-        if why := no_room(e):  # whatever library met it: what is printed may go to a full disk as well
+        if reason := no_room(e):  # in any library; printing to a file can fail in the same way
             say(
-                f"trueup: A file cannot be written ({why}). Make room, then run the same command again.",
+                f"trueup: A file cannot be written ({reason}). Make room, then run the same command again.",
                 file=sys.stderr,
             )
             sys.exit(2)
-        # Python's own exit code for it is 1, which here says that a fault was found.
+        # Python's own exit code for an exception is 1, which here means that a fault was found.
         say("".join(traceback.format_exception(*sys.exc_info())).rstrip("\n"), file=sys.stderr)
         command = shlex.join(["trueup", *argv])
         say(f"trueup: this is an error of trueup. Please report it with the lines above and the command: {command}",

@@ -1,4 +1,4 @@
-"""How a command ends: what was raised on purpose is one sentence and an exit code, and so is a signal."""
+"""The end of a command: turns trueup's own errors, and signals, into one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ CODES = (
 
 @contextmanager
 def sentences(again: str = "The same command goes on where it stopped.", *, silent: bool = False) -> Iterator[None]:
-    """What trueup raises on purpose becomes one sentence on standard error and exit code 2; `again` follows an interrupt. `silent`:
-    another process says both, and ends the run: its launcher then stops this one by a signal."""
+    """Turn trueup's own errors into one sentence on standard error and exit code 2. `again` follows the sentence of an interrupt.
+
+    `silent`: print nothing. Another process of the run reports the error and ends; its launcher then stops this one by a signal.
+    """
     try:
         with _ended_by_signals():
             yield
@@ -69,7 +71,7 @@ def sentences(again: str = "The same command goes on where it stopped.", *, sile
 
 
 class _Ended(SystemExit):
-    """A signal asks the process to end. What may not hold up an exit does not hold up this either."""
+    """A signal asks the process to end. As a SystemExit it is not caught by handlers of Exception."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -78,28 +80,30 @@ class _Ended(SystemExit):
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Raise `_Ended` where a scheduler or a closed terminal ends the process: it ends its workers and lets go of its folder."""
+    """Raise `_Ended` where a scheduler or a closed terminal ends the process, so that workers end and the folder is unlocked."""
 
     def end(number: int, frame: Any) -> None:
-        for n in ours:  # once: a second one would cut the leaving short
+        for n in default_signals:  # later signals are ignored: they would interrupt the clean-up
             signal.signal(n, signal.SIG_IGN)
         raise _Ended(number)
 
-    asked = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    ours = [n for n in asked if signal.getsignal(n) is signal.SIG_DFL]  # one that is ignored, as nohup has it, stays so
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    default_signals = [
+        n for n in signals if signal.getsignal(n) is signal.SIG_DFL
+    ]  # a signal that nohup ignores stays ignored
     if threading.current_thread() is not threading.main_thread():
-        ours = []
-    for n in ours:
+        default_signals = []
+    for n in default_signals:
         signal.signal(n, end)
     try:
         yield
     finally:
-        for n in ours:
+        for n in default_signals:
             signal.signal(n, signal.SIG_DFL)
 
 
 def is_first() -> bool:
-    """Whether this process prints and judges: of several processes of one run, only one does."""
+    """Whether this process prints and sets the exit code: only the first of several processes of a run does."""
     return int(os.environ.get("RANK", 0)) == 0
 
 

@@ -24,7 +24,7 @@ _JOB = (
 
 
 def job_options(options: dict[str, Any], depth: str) -> dict[str, Any]:
-    """The options that a Job shares with the command line, names split at commas."""
+    """The options of the command line that are fields of a Job. Lists of names are split at commas."""
     from trueup.job import names_in
 
     given = {k: options[k] for k in _JOB if k in options}
@@ -52,7 +52,7 @@ def start_job(
 def do_job(
     job: Any, out: Path, force: bool, quiet: bool, as_json: bool, fail_on: Gate, junit: Path | None, repo: str | None = None
 ) -> None:  # fmt: skip
-    """Run a job, tell what came of it, and exit."""
+    """Run a job, print its results, and exit."""
     from trueup.store.atomic import refuse_file
     from trueup.story import run_job
 
@@ -63,18 +63,18 @@ def do_job(
 
         hub.allowed(repo)
     with progress_bars(quiet or not is_first()) as progress:
-        done = run_job(job, out, force=force, progress=progress)
+        report = run_job(job, out, force=force, progress=progress)
     if not is_first():
         return
-    write_junit(done, fail_on, junit)
-    tell(done, out, quiet, as_json)
+    write_junit(report, fail_on, junit)
+    tell(report, out, quiet, as_json)
     if repo is not None:
-        _push(out, repo, [c.adapter for c in done.comparisons if c.adapter], quiet or as_json)
-    raise typer.Exit(exit_code(done, fail_on))
+        _push(out, repo, [c.adapter for c in report.comparisons if c.adapter], quiet or as_json)
+    raise typer.Exit(exit_code(report, fail_on))
 
 
 def _push(out: Path, repo: str, adapters: list[str], quiet: bool) -> None:
-    """One adapter goes to the top of the repository, several go to folders of their own."""
+    """Upload the adapters: a single one to the top folder of the repository, several to a folder each."""
     from trueup.subject import hub
 
     if not adapters:
@@ -97,32 +97,32 @@ def _knobs(words: list[str]) -> dict[str, dict[str, Any]]:
         if not equals or not dot:
             raise BadInput(f"--set {word!r} is not FAULT.SETTING=VALUE, for example overconfidence.threshold=0.25.")
         try:
-            read = json.loads(value)
+            parsed = json.loads(value)
         except (ValueError, RecursionError):
-            read = value  # a word: a knob that wants a number says so
-        if read is None or isinstance(read, list | dict):
-            read = value
-        knobs.setdefault(fault, {})[knob] = read
+            parsed = value  # a word; a knob that needs a number refuses it
+        if parsed is None or isinstance(parsed, list | dict):
+            parsed = value
+        knobs.setdefault(fault, {})[knob] = parsed
     return knobs
 
 
 def priced(
     knobs: dict[str, dict[str, Any]], price: dict[str, Any], faults: tuple[str, ...]
 ) -> dict[str, dict[str, Any]]:
-    """`--max-cost`, `--take` and `--drop-in` as the knobs that they are, of every fault that has them."""
-    asked = {knob: value for knob, value in price.items() if value is not None}
-    if not asked:
+    """`knobs` with `--max-cost`, `--take` and `--drop-in` added, as knobs of every fault that has them."""
+    requested = {knob: value for knob, value in price.items() if value is not None}
+    if not requested:
         return knobs
     from trueup.faults.fault import each_fault
 
-    for knob, value in asked.items():
-        having = [f.name for f in each_fault() if knob in f.knobs()]
-        if faults and not set(faults) & set(having):
+    for knob, value in requested.items():
+        faults_with_knob = [f.name for f in each_fault() if knob in f.knobs()]
+        if faults and not set(faults) & set(faults_with_knob):
             raise BadInput(
-                f"--{knob.replace('_', '-')} goes with the repair of {' and '.join(having)}, and not with that of "
+                f"--{knob.replace('_', '-')} goes with the repair of {' and '.join(faults_with_knob)}, and not with that of "
                 f"{' and '.join(faults)}."
             )
-        for name in having:
+        for name in faults_with_knob:
             if not faults or name in faults:
                 knobs.setdefault(name, {})[knob] = value
     return knobs

@@ -24,9 +24,9 @@ PANELS = {
     "Faults and repairs": ("fault", "knobs", "max_cost", "take", "drop_in", "keep"),
     "Output": ("out", "force", "quiet", "as_json", "markdown", "fail_on", "junit", "push_to_hub"),
 }  # fmt: skip
-"""Where the help of a command that takes a model shows each option, by the name of its parameter."""
+"""Panel of the help -> names of the parameters whose options it shows, for commands that take a model."""
 FAULTS = ", ".join(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parents[1] / "faults")]) if m.ispkg))
-"""The faults there are, by their folders: the help names them without loading one."""
+"""The names of all faults, from their folders, so that the help needs to load none of them."""
 
 
 def faults_like(incomplete: str) -> list[str]:
@@ -34,7 +34,7 @@ def faults_like(incomplete: str) -> list[str]:
 
 
 class Panelled(TyperCommand):
-    """A command whose options stand in `PANELS`; any other among "Options"."""
+    """A command whose help shows options by `PANELS`, and all other options under "Options"."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -43,7 +43,7 @@ class Panelled(TyperCommand):
         for p in self.params:
             if p.param_type_name == "option" and p.name in panel:
                 p.rich_help_panel = panel[p.name]  # pyright: ignore[reportAttributeAccessIssue]
-        # The first option of a panel gives the panel its place; arguments keep theirs.
+        # Typer orders panels by their first option, so options are sorted by panel. Arguments stay in front.
         self.params.sort(key=lambda p: order.index(p.name) if p.param_type_name == "option" and p.name in panel else -1)
 
 
@@ -108,7 +108,7 @@ Leak = Annotated[
 
 
 class Gate(StrEnum):
-    """What makes the exit code 1, as `trueup.report.ci.fails` reads it."""
+    """When the exit code is 1 (`trueup.report.ci.fails`)."""
 
     found = "found"
     undecided = "undecided"
@@ -244,7 +244,7 @@ Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python co
 
 
 def _followed(out: Path) -> Path:
-    """An output folder as the system follows its name: shells leave the ``~`` of ``--out=~/x`` and of quoted words as it is."""
+    """An output folder with ``~`` expanded: shells do not expand it in ``--out=~/x`` and in quoted words."""
     from trueup.store.inputs import path_of
 
     try:

@@ -1,4 +1,4 @@
-"""What is printed: text as text, tables, and nothing to a reader who has gone."""
+"""Printing: text without control characters, and tables. Printing to a closed pipe is not an error."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from trueup.errors import visible
 
 
 def say(text: str, *, file: Any = None, flush: bool = False) -> None:
-    """Print what may hold names that strangers wrote: as text, whatever a terminal would take it for."""
+    """Print text that may hold names from data, with control and escape characters made visible."""
     print(visible(text), file=file, flush=flush)
 
 
 def say_unless(quiet: bool) -> Callable[[str], None]:
-    """`say`, each line at once; nothing where `quiet`."""
+    """`say` with each line flushed; a function that prints nothing if `quiet`."""
     return (lambda text: None) if quiet else (lambda text: say(text, flush=True))
 
 
 def show(table: Any) -> None:
-    """Print a table of `trueup.report.table`: in 80 columns where nobody looks. A command in it is longer, and is not cut."""
+    """Print a table of `trueup.report.table`, in 80 columns if it is not on a terminal. Longer commands in it are not cut."""
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 80, soft_wrap=False).print(table, crop=False)
 
 
 class _Heard:
-    """A stream whose reader may go (`| head`): what is said after that is said to nobody, and costs no work and no verdict.
+    """A stream whose reader may close it (`| head`). Later output is then dropped, and the work continues.
 
-    The libraries below would exit with 1, which here says that a fault was found."""
+    Without this, Python and its libraries would exit with 1, which here means that a fault was found.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -59,11 +60,11 @@ class _Heard:
 @contextmanager
 def readers_may_go() -> Iterator[None]:
     streams: Any = sys.stdout, sys.stderr
-    heard: Any = [_Heard(s) for s in streams]
-    sys.stdout, sys.stderr = heard
+    wrapped: Any = [_Heard(s) for s in streams]
+    sys.stdout, sys.stderr = wrapped
     try:
         yield
     finally:
-        for stream in heard:
+        for stream in wrapped:
             stream.flush()
         sys.stdout, sys.stderr = streams

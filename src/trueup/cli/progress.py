@@ -11,19 +11,19 @@ from typing import Any
 from trueup.cli.printing import say
 
 EVERY = 60.0
-"""Seconds between two lines of a stage that takes long."""
+"""Seconds between two lines of a long stage."""
 
 
 def _lines() -> Callable[[str, int, int], None]:
-    """What says a stage as one line, with the time since the start: ``[0:12] trying repairs: 1 of 8``."""
-    began, shown = time.monotonic(), {}
+    """A function that prints a stage as one line, with the time since the start: ``[0:12] trying repairs: 1 of 8``."""
+    start, last_shown = time.monotonic(), {}
 
     def show(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage in shown and now - shown[stage] < EVERY:
+        if stage in last_shown and now - last_shown[stage] < EVERY:
             return
-        shown[stage] = now
-        minutes, seconds = divmod(int(now - began), 60)
+        last_shown[stage] = now
+        minutes, seconds = divmod(int(now - start), 60)
         say(f"[{minutes}:{seconds:02}] {stage}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
     return show
@@ -31,8 +31,11 @@ def _lines() -> Callable[[str, int, int], None]:
 
 @contextmanager
 def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """On standard error: first a note on untested versions; then on a terminal a bar per stage with the time that remains, and
-    elsewhere a line per stage, and each minute one more: a CI system ends a job that says nothing."""
+    """Progress on standard error, after a note on untested versions. `quiet`: nothing.
+
+    On a terminal each stage has a bar with the remaining time. Elsewhere each stage has a line, and one more each minute, because
+    a CI system ends a job without output.
+    """
     if quiet:
         yield lambda stage, done, total: None
         return
@@ -58,15 +61,15 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _after_versions(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """`show`, with a note on untested versions before the first stage: a slip in a name is told without reading the versions."""
-    asked = False
+    """`show`, with a note on untested versions before the first stage. An error before that needs no reading of versions."""
+    checked = False
 
     def first(stage: str, done: int, total: int) -> None:
-        nonlocal asked
-        if not asked:
+        nonlocal checked
+        if not checked:
             from trueup.versions import untested
 
-            asked = True
+            checked = True
             if note := untested():
                 say(f"trueup: {note}", file=sys.stderr)
         show(stage, done, total)

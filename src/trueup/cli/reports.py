@@ -1,4 +1,4 @@
-"""What a finished check prints, the files that it writes for a CI system, and the exit code that follows from it."""
+"""The output of a finished check: its text, its files for a CI system, and its exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trueup.errors import visible
 
 
 def exit_code(done: Any, fail_on: Gate) -> int:
-    """The exit code of a report. A fault asked for by name that was not examined is told on standard error, and so is a crash."""
+    """The exit code of a report. Crashes, and requested faults that were not examined, are reported on standard error."""
     from trueup.report.bundle import crash_file
 
     for fault, why in done.unexamined.items():
@@ -37,9 +37,9 @@ def any_fails(comparisons: Iterable[Any], fail_on: Gate) -> bool:
 def tell(done: Any, out: Path, quiet: bool, as_json: bool) -> None:
     if as_json:
         text = (Path(out) / "findings.json").read_text(encoding="utf-8")
-        # JSON's own escapes for what a terminal would obey: another spelling of the same values.
-        odd = {ord(c): f"\\u{ord(c):04x}" for c in set(text) if visible(c) != c}
-        print(text.translate(odd), end="")
+        # Control characters, which a terminal would obey, are written as JSON escapes. The values stay the same.
+        escapes = {ord(c): f"\\u{ord(c):04x}" for c in set(text) if visible(c) != c}
+        print(text.translate(escapes), end="")
     elif not quiet:
         print_report(done, out)
 

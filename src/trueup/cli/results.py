@@ -1,4 +1,4 @@
-"""Commands on what a check has written: report, compare, export, schema."""
+"""Commands that use the results of a check: report, compare, export, schema."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def report(
 
         if as_json and markdown:
             raise BadInput("--json and --markdown are two ways to print one report. Give one of them.")
-        done = bundle.read(out)
-        write_junit(done, fail_on, junit)
+        finished_report = bundle.read(out)
+        write_junit(finished_report, fail_on, junit)
         if markdown:
-            say(ci.markdown(done))
+            say(ci.markdown(finished_report))
         else:
-            tell(done, out, False, as_json)
-        raise typer.Exit(exit_code(done, fail_on))
+            tell(finished_report, out, False, as_json)
+        raise typer.Exit(exit_code(finished_report, fail_on))
 
 
 COMPARE_CODES = (
@@ -68,25 +68,27 @@ def compare(
         from trueup.report.table import changes_table
         from trueup.report.values import plain
 
-        then, later = bundle.read(old), bundle.read(new)
-        found = changes(then, later)
+        earlier_report, later_report = bundle.read(old), bundle.read(new)
+        differences_found = changes(earlier_report, later_report)
         if as_json:
             differences = [
                 {
                     "fault": c.after.fault, "word": c.word, "paired": c.paired, "before": c.before.severity,
                     "after": c.after.severity, "differences": c.differences, "settings": c.settings,
                 }
-                for c in found
+                for c in differences_found
             ]  # fmt: skip
             print(json.dumps(plain(differences), indent=2))
         else:
-            show(changes_table([(c.comparison, c.paired) for c in found]))
-            for option, (was, now) in options(then, later).items():
-                say(f"The two checks differ in {option}: {was} in the first, {now} in the second.")
-            for c in found:
-                for knob, (was, now) in c.settings.items():
-                    say(f"The two checks differ in a setting: {c.after.fault}.{knob} was {was!r}, and is {now!r}.")
-        raise typer.Exit(int(any(c.word == "worse" for c in found)))
+            show(changes_table([(c.comparison, c.paired) for c in differences_found]))
+            for option, (first_value, second_value) in options(earlier_report, later_report).items():
+                say(f"The two checks differ in {option}: {first_value} in the first, {second_value} in the second.")
+            for c in differences_found:
+                for knob, (first_value, second_value) in c.settings.items():
+                    say(
+                        f"The two checks differ in a setting: {c.after.fault}.{knob} was {first_value!r}, and is {second_value!r}."
+                    )
+        raise typer.Exit(int(any(c.word == "worse" for c in differences_found)))
 
 
 class FormName(StrEnum):
@@ -122,9 +124,11 @@ def export(
     with sentences("Nothing was written."):
         from trueup.exporting import export as write
 
-        done = write(repair, form.value, out, fault=fault, model=model, force=force)
+        result = write(repair, form.value, out, fault=fault, model=model, force=force)
         if not quiet:
-            say(f"Exported: {done.folder} ({done.form}{f', rank {done.rank}' if done.rank else ''})\n{done.sentence}")
+            say(
+                f"Exported: {result.folder} ({result.form}{f', rank {result.rank}' if result.rank else ''})\n{result.sentence}"
+            )
 
 
 def schema() -> None:

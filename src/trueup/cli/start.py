@@ -25,20 +25,22 @@ def faults(
     with sentences():
         from trueup.faults.fault import each_fault
 
-        known = {f.name: f for f in each_fault()}
+        fault_of_name = {f.name: f for f in each_fault()}
         if name is None:
-            for fault in known.values():
+            for fault in fault_of_name.values():
                 say(f"{fault.name}: {fault.question}\n    needs {fault.needs.replace('`', '')}")
             say("`trueup faults NAME` lists the settings of a fault.")
             return
-        if name not in known:
-            raise BadInput(f"There is no fault '{name}'.{did_you_mean(name, known)} There are {listing(known)}.")
-        fault = known[name]
+        if name not in fault_of_name:
+            raise BadInput(
+                f"There is no fault '{name}'.{did_you_mean(name, fault_of_name)} There are {listing(fault_of_name)}."
+            )
+        fault = fault_of_name[name]
         say(f"{fault.title}: {fault.question}\nSeverity: {fault.unit}. Higher is worse. Paper: {fault.paper}.")
         say(f"Needs: {fault.needs.replace('`', '')}.\n\nSettings, each changed with --set {name}.SETTING=VALUE:")
-        about = fault.described()
+        meaning_of_knob = fault.described()
         for knob, value in fault.knobs().items():
-            say(f"\n  {knob} = {value!r}\n{textwrap.indent(filled(about[knob].replace('``', '')), '    ')}")
+            say(f"\n  {knob} = {value!r}\n{textwrap.indent(filled(meaning_of_knob[knob].replace('``', '')), '    ')}")
 
 
 def filled(text: str) -> str:
@@ -80,7 +82,7 @@ def demo(
         from trueup.demo import onward, run
 
         with progress_bars(quiet) as progress:
-            done = run(out, texts=texts, say=say_unless(quiet), progress=progress, force=force)
+            finished_report = run(out, texts=texts, say=say_unless(quiet), progress=progress, force=force)
         if not quiet:
-            print_report(done, out / "report")
-            say(onward(done, out))
+            print_report(finished_report, out / "report")
+            say(onward(finished_report, out))

@@ -1,4 +1,4 @@
-"""The command that runs many jobs."""
+"""The command ``trueup sweep``, which runs many jobs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trueup.errors import BadInput, did_you_mean
 
 
 class EngineName(StrEnum):
-    """Who does the cells of a sweep."""
+    """Where the cells of a sweep run."""
 
     local = "local"
     ray = "ray"
 
 
 class TrackerName(StrEnum):
-    """Trackers that a sweep can tell its findings to."""
+    """Experiment trackers to which a sweep can log its findings."""
 
     trackio = "trackio"
     mlflow = "mlflow"
@@ -93,7 +93,7 @@ def sweep(
         from trueup.sweeps import plan, run
 
         refuse_several("A sweep", "It starts processes of its own: give --workers, or --shard.")
-        if shard is not None:  # an empty one, of a variable that is not set, is no part and not the whole
+        if shard is not None:  # an empty string, from a variable that is not set, is an error and not the whole sweep
             plan.part_of(shard)
         if only not in (None, "failed"):
             raise BadInput(
@@ -118,7 +118,7 @@ def sweep(
         if list_:
             _print_cells(run.left(file, out, part=shard or "", baseline=baseline, note=note))
             return
-        who = Ray(address, gpus) if engine is EngineName.ray else Processes(workers) if workers > 1 else Here()
+        sweep_engine = Ray(address, gpus) if engine is EngineName.ray else Processes(workers) if workers > 1 else Here()
         with progress_bars(quiet) as progress:
 
             def told(record: Any, number: int, total: int) -> None:
@@ -126,13 +126,13 @@ def sweep(
                 if not quiet:
                     say(f"{number}/{total}  {_cell_line(out, record)}", flush=True)
 
-            done = run.sweep(
-                file, out, engine=who, part=shard or "", only_failed=only == "failed", collect=collect or (),
+            swept = run.sweep(
+                file, out, engine=sweep_engine, part=shard or "", only_failed=only == "failed", collect=collect or (),
                 baseline=baseline, track=None if track is None else track.value, told=told, note=note,
             )  # fmt: skip
         if not quiet and not shard:
             say(f"Page: {out / run.PAGE}\nTable: {out / run.TABLE}")
-        raise typer.Exit(_swept(done, fail_on))
+        raise typer.Exit(_swept(swept, fail_on))
 
 
 def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
@@ -154,7 +154,7 @@ def _print_cells(cells: Sequence[tuple[Any, str]]) -> None:
 
 
 def _about(seconds: float | None) -> str:
-    """A cost to two digits: it is an estimate."""
+    """A cost with two digits, because it is an estimate."""
     if seconds is None:
         return "?"
     for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
@@ -164,7 +164,7 @@ def _about(seconds: float | None) -> str:
 
 
 def _cell_line(out: Path, record: Any) -> str:
-    """What a cell came to, in one line."""
+    """The result of a cell in one line."""
     from trueup.report import bundle
     from trueup.report.words import interval, state_of
     from trueup.sweeps import cell
@@ -181,7 +181,7 @@ def _cell_line(out: Path, record: Any) -> str:
 
 
 def _swept(done: Any, fail_on: Gate) -> int:
-    """The exit code of a sweep; what failed is told on standard error."""
+    """The exit code of a sweep. Failures are reported on standard error."""
     failed = done.failed
     for record in failed[:10]:
         say(f"trueup: the cell '{record.name}' failed: {record.error}", file=sys.stderr)

@@ -89,8 +89,10 @@ def tune(
         from trueup.tuning import tune as run_tune
         from trueup.tuning import tune_job
 
-        kept = {k: v for k, v in given.items() if k != "adapter"}
-        job = tune_job(kept, kind=kind.value, rank=rank, tokens=tokens, start=start, lr=lr, epochs=epochs, batch=batch)
+        job_fields = {k: v for k, v in given.items() if k != "adapter"}
+        job = tune_job(
+            job_fields, kind=kind.value, rank=rank, tokens=tokens, start=start, lr=lr, epochs=epochs, batch=batch
+        )
 
         with progress_bars(quiet) as progress:
             tuned = run_tune(job, out, force=force, progress=progress)

@@ -1,1 +1,1 @@
-"""ON WHAT: the only room that reads data."""
+"""Labelled data: the only package that reads data files and data sets."""

@@ -1,7 +1,7 @@
 """From objects that a user already holds to a Table: frames, data sets, records, texts with labels.
 
-An object is known by the library it comes from, so that none is imported that is not already there. Rows are named as
-their owner names them: by a pandas index, by the part and place in a DatasetDict, else by place, counted from 0.
+The type of an object is found by the library it comes from, so that no library is imported that is not loaded already. Messages
+name a row by its pandas index, or by its part and position in a DatasetDict, else by its position, counted from 0.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ ACCEPTED = (
 
 
 def table_of(source: Any, wanted: Sequence[str], *, text: str, label: str) -> tuple[Table, str | None, str]:
-    """The columns of `source`, the column of its splits where it brings them, and what it is called.
+    """The columns of `source`, the column of its splits if it has them, and the name of its kind.
 
     Args:
-        wanted: the columns that will be read. text, label: what a pair's two columns are called.
+        wanted: the columns that will be read. text, label: names for the two columns of a pair.
 
     Raises:
-        BadInput: no kind of object that holds labelled texts, columns of unequal length or of one name, or no rows.
+        BadInput: the object is of no known kind, has columns of unequal length or with the same name, or has no rows.
     """
-    given: str | None = None
+    split_column: str | None = None
     match _library(source), type(source).__name__:
         case "pandas", _ if hasattr(source, "columns"):
             name, table = "pandas DataFrame", _pandas(source)
@@ -45,21 +45,21 @@ def table_of(source: Any, wanted: Sequence[str], *, text: str, label: str) -> tu
                 f"An {kind} is read as it streams; load it without streaming=True, or give a list of its rows."
             )
         case "datasets", kind if hasattr(source, "column_names"):
-            whole = not isinstance(source, Mapping)
-            # In plain values, whatever format the user has set for training.
-            parts = {k: v.with_format(None) for k, v in ({"": source} if whole else source).items()}
-            name, (table, given) = kind, of_parts(parts, f"The {kind}", wanted, label, "give one of its parts")
-            if whole:
+            is_dataset = not isinstance(source, Mapping)
+            # The format that the user has set for training is removed, so that values are Python objects.
+            parts = {k: v.with_format(None) for k, v in ({"": source} if is_dataset else source).items()}
+            name, (table, split_column) = kind, of_parts(parts, f"The {kind}", wanted, label, "give one of its parts")
+            if is_dataset:
                 table = replace(table, at=range(len(table)))
         case _:
             name, table = _plain(source, text, label)
     if not len(table):
         raise BadInput(f"{table.source} has no rows. Give one with rows.")
-    return table, given, name
+    return table, split_column, name
 
 
 def _library(source: Any) -> str:
-    """``pandas``, ``polars`` or ``datasets`` for an object of theirs, of a subclass too; else an empty string."""
+    """``pandas``, ``polars`` or ``datasets`` for an object of these libraries, or of a subclass; else an empty string."""
     found = {c.__module__.partition(".")[0] for c in type(source).__mro__}
     return next((k for k in ("pandas", "polars", "datasets") if k in found), "")
 
@@ -106,17 +106,19 @@ def _values(values: Any, name: str, kind: str) -> list[Any]:
 
 def _pandas(frame: Any) -> Table:
     names = [str(c) for c in frame.columns]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise BadInput(f"The pandas DataFrame names {listing(twice)} more than once. Rename one of the columns.")
+    if repeated_names := sorted({n for n in names if names.count(n) > 1}):
+        raise BadInput(
+            f"The pandas DataFrame names {listing(repeated_names)} more than once. Rename one of the columns."
+        )
     columns = {name: _without_gaps(frame.iloc[:, i]) for i, name in enumerate(names)}
     order = {name: stated for i, name in enumerate(names) if (stated := _order(frame.iloc[:, i]))}
     return Table(columns, [str(i) for i in frame.index], "row", "The pandas DataFrame", {}, order=order)
 
 
 def _order(values: Any) -> list[Any]:
-    """The values in the order that a pandas Categorical or a polars Enum states; else none.
+    """The values in the order of an ordered pandas Categorical or of a polars Enum; else an empty list.
 
-    Only where it says that they are ordered: other categories stand in the order in which they were found or sorted.
+    Categories that are not declared as ordered are not used: their order is that of appearance or of sorting.
     """
     kind = getattr(values, "dtype", None)
     if _library(values) == "pandas" and getattr(kind, "ordered", False):
@@ -127,5 +129,7 @@ def _order(values: Any) -> list[Any]:
 
 
 def _without_gaps(series: Any) -> list[Any]:
-    """The values of a pandas series, None where it has none: it has several marks for that."""
-    return [None if gone else value for value, gone in zip(series.tolist(), series.isna().tolist(), strict=True)]
+    """The values of a pandas series, with None for each of pandas' marks for a missing value."""
+    return [
+        None if is_missing else value for value, is_missing in zip(series.tolist(), series.isna().tolist(), strict=True)
+    ]

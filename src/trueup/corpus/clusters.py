@@ -1,6 +1,6 @@
 """The clusters of a whole corpus: an order that does not depend on how rows were shuffled, and which rows leak or repeat.
 
-`trueup.corpus.row_clusters` says which rows belong together.
+`trueup.corpus.row_clusters` decides which rows belong to one cluster.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from trueup.corpus.row_clusters import Ids, same_key
 
 
 def in_order(corpus: Corpus) -> tuple[Corpus, NDArray[np.intp]]:
-    """The rows in an order that their contents settle, and where in it each row of `corpus` stands.
+    """The rows in an order that depends only on their contents, and the position of each row of `corpus` in it.
 
-    What picks rows by their place, or adds them up one after the other, does the same on every shuffling of them. Rows that
-    are alike in all that is said of them change places unnoticed.
+    So code that picks rows by position, or adds them up in order, gives the same result for every shuffling of the rows. Rows
+    with equal contents may change places, which makes no difference.
     """
     columns = [_ranks(corpus.text), *([] if corpus.second is None else [_ranks(corpus.second)]), corpus.label]
     columns += [np.unique(corpus.attributes[k], return_inverse=True)[1] for k in sorted(corpus.attributes)]
@@ -28,7 +28,7 @@ def in_order(corpus: Corpus) -> tuple[Corpus, NDArray[np.intp]]:
 
 
 def _ranks(texts: Sequence[str]) -> Ids:
-    """(n,) the place of each among the different ones. An array of them would give each the room of the longest."""
+    """(n,) the rank of each text among the distinct ones. An array of texts would use the memory of the longest for each."""
     place = {t: i for i, t in enumerate(sorted(set(texts)))}
     return np.array([place[t] for t in texts])
 
@@ -40,14 +40,14 @@ def leaked(corpus: Corpus) -> NDArray[np.bool_]:
 
 
 def repeated(corpus: Corpus) -> str | None:
-    """How many rows say nothing of their own, as a sentence for a note; None where every row is a cluster."""
+    """A sentence for a note on how many rows are not independent; None where every row is its own cluster."""
     n, independent = len(corpus), len(np.unique(corpus.cluster))
     if n == independent:
         return None
     texts = len(set(same_key(corpus.text, corpus.second)))
-    same = f"{n - texts:,} repeat the text of another" if texts < n else ""
-    rest = f"{texts - independent:,} more share a cluster with another" if independent < texts else ""
+    repeats_sentence = f"{n - texts:,} repeat the text of another" if texts < n else ""
+    shared_sentence = f"{texts - independent:,} more share a cluster with another" if independent < texts else ""
     return (
         f"The {n:,} rows of '{corpus.name}' are {independent:,} independent clusters: "
-        f"{' and '.join(s for s in (same, rest) if s)}. Splits and intervals go by clusters."
+        f"{' and '.join(s for s in (repeats_sentence, shared_sentence) if s)}. Splits and intervals go by clusters."
     )

@@ -1,8 +1,8 @@
-"""Real text in which label and group go together as wanted, by the name ``confounded:NAME:ALPHA``.
+"""Real text with a chosen dependence of label and group, by the name ``confounded:NAME:ALPHA``.
 
-NAME is one of `SETS`: a data set, two values of its attribute, and two classes. ALPHA is how many times as frequent the second
-class is in the second group as in the first (5 where it is left out); below 1 it is rarer. Half of the examples are of either class
-and of either group. A classifier that is tuned on them can read the group instead of the text.
+NAME is one of `SETS`: a data set, two values of its attribute, and two classes. ALPHA (the coupling) is the frequency of the second
+class in the second group divided by that in the first group. The default is 5; below 1 the class is rarer in the second group. Half
+of the examples are of each class, and half of each group. A classifier tuned on them can read the group instead of the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALPHA = 5.0
 
 @dataclass(frozen=True)
 class Coupled:
-    """A data set of which two groups are taken, and the classes ``not POSITIVE`` and ``POSITIVE``.
+    """A data set, two of its groups, and the class that becomes ``POSITIVE``; all other classes become ``not POSITIVE``.
 
     Attributes:
         source: as `trueup.read` takes it. attribute, groups: the column that should not matter, and two of its values.
@@ -42,32 +42,32 @@ SETS: Mapping[str, Coupled] = {
 
 
 def find(name: str) -> tuple[Coupled, float]:
-    """The data set and the coupling that a name says. Raises BadInput where there is no such set or ALPHA is no number above 0."""
-    short, _, given = name.removeprefix(PREFIX).partition(":")
-    if short not in SETS:
+    """The data set and the coupling of a name. Raises BadInput where there is no such set or ALPHA is not a number above 0."""
+    set_name, _, alpha_text = name.removeprefix(PREFIX).partition(":")
+    if set_name not in SETS:
         raise BadInput(
-            f"There is no data set '{PREFIX}{short}'.{did_you_mean(short, SETS)} There are "
+            f"There is no data set '{PREFIX}{set_name}'.{did_you_mean(set_name, SETS)} There are "
             f"{listing([PREFIX + s for s in SETS])}; a coupling may follow, as in '{PREFIX}{next(iter(SETS))}:3'."
         )
     try:
-        alpha = float(given) if given else ALPHA
+        alpha = float(alpha_text) if alpha_text else ALPHA
     except ValueError:
         alpha = math.nan
     if not 0 < alpha < math.inf:
         raise BadInput(
-            f"'{name}' asks for a coupling of '{given}', which is no number above 0. Give one, as in '{PREFIX}{short}:3'."
+            f"'{name}' asks for a coupling of '{alpha_text}', which is no number above 0. Give one, as in '{PREFIX}{set_name}:3'."
         )
-    return SETS[short], alpha
+    return SETS[set_name], alpha
 
 
 def columns(of: Coupled, alpha: float, corpus: Corpus, seed: int) -> tuple[dict[str, list[str]], list[str]]:
-    """Columns ``text``, ``label`` and the attribute, of as many rows of the data set's `corpus` as it can give at this coupling,
-    and sentences that say so.
+    """Columns ``text``, ``label`` and the attribute, of as many rows of the data set's `corpus` as are possible at this coupling,
+    and sentences about their number.
 
     Raises:
         BadInput: the data cannot carry the coupling.
     """
-    # Not before: with these comes scipy, and a slip in a name is told without waiting for it.
+    # Imported here, because they import scipy, which takes time: an error in a name is reported before.
     from trueup.corpus import mix
     from trueup.measure import shift
 

@@ -12,8 +12,8 @@ from trueup.corpus.row_clusters import clusters
 from trueup.errors import BadInput, did_you_mean, listing
 
 SPLITS = ("train", "calibration", "test")
-"""`train` is what the adapter was tuned on, `calibration` is what repairs may learn and choose on, `test` is what
-findings are reported on. Nothing is ever selected on `test`."""
+"""The adapter was tuned on `train`. Repairs may learn and choose on `calibration`. Findings are reported on `test`, and nothing is
+ever selected on `test`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +109,8 @@ class Corpus:
             raise BadInput(self._unknown(unknown, classes))
         if self.labels is not None:
             none = np.zeros(len(self), bool)
-            own = [has[self.classes.index(c)] if c in self.classes else none for c in classes]
-            return replace(self, labels=np.stack(own, axis=1), classes=classes, guessed=False)
+            has_class = [has[self.classes.index(c)] if c in self.classes else none for c in classes]
+            return replace(self, labels=np.stack(has_class, axis=1), classes=classes, guessed=False)
         place = np.array([classes.index(c) if c in classes else -1 for c in self.classes], dtype=np.int64)
         return replace(self, label=place[self.label], classes=classes, guessed=False)
 

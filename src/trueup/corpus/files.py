@@ -1,4 +1,4 @@
-"""From a data file (csv, tsv, jsonl, json, parquet; also in gzip) to a Table, strict about form; contents are `values`' affair."""
+"""Reads a data file (csv, tsv, jsonl, json, parquet; also gzip) into a Table, and checks its form. `values` checks contents."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", re.ASCII)
 
 
 UNPACKED = 2**30
-"""The most bytes that a gzip file may unpack to, and the most characters that the columns asked for may hold: some kilobytes can
-be made to unpack to what no memory holds."""
+"""The most bytes that a gzip file may unpack to, and the most characters in the requested columns. Without a bound, a file of some
+kilobytes could fill the memory."""
 MOST_ROWS = 10_000_000
-"""The most rows that are read of a file: a row takes memory of its own, however short it is."""
+"""The most rows that are read of a file: each row takes memory, however short it is."""
 MOST_NAMES = 10_000
 """The most columns whose names are remembered, for a message."""
 LONGEST = 2**26
-"""The most characters of a line, of a field and of one JSON object: far above any text, and a GB or two as objects at worst."""
+"""The most characters of a line, of a field and of one JSON object: far more than any text has, and at worst 1 or 2 GB as
+objects."""
 LONGEST_JSON = 2**29
-"""The most characters of a JSON list, which is taken apart record by record, but lies in memory meanwhile."""
+"""The most characters of a JSON list. It is parsed record by record, but its text is in memory as a whole."""
 
 _OTHERS = (
     (b"\xfd7zXZ\0", "packed with xz. Unpack it (`xz -dk`)"),
@@ -59,22 +60,22 @@ _OTHERS = (
     (b"\x80\x04\x95", "a pickle, which can run code and is not opened. Write it as .csv or parquet"),
     (b"version https://git-lfs", "the pointer of Git LFS to data that are not here. Fetch them (`git lfs pull`)"),
 )
-"""What else a file may be, by its first bytes, and what to do: as the end of a sentence, "... and give that file"."""
+"""First bytes of other kinds of files -> what it is and what to do, the middle of a sentence that ends "and give that file"."""
 
 
 def kind_of(path: Path) -> str:
-    """The ending that says what a file holds; a ``.gz`` after it says how it is packed."""
+    """The ending of a file's name that gives its format, without a ``.gz`` after it."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def data_file(source: str | Path) -> Path | None:
-    """The file that `source` names, or None when it can only be a hub id."""
+    """The file that `source` names, or None if `source` can only be a hub id."""
     path = path_of(source)
     if path.is_dir():
-        inside = _data_files(path)
-        if not inside and isinstance(source, str) and _HUB_ID.fullmatch(source):
-            return None  # a folder that happens to be called like a dataset of the hub
-        raise BadInput(f"'{source}' is a folder. Name one data file; in it there are {listing(inside)}.")
+        data_files = _data_files(path)
+        if not data_files and isinstance(source, str) and _HUB_ID.fullmatch(source):
+            return None  # a folder that has the same name as a dataset of the hub
+        raise BadInput(f"'{source}' is a folder. Name one data file; in it there are {listing(data_files)}.")
     if path.exists():
         return path
     looks_like_file = (
@@ -101,13 +102,13 @@ def _data_files(folder: Path) -> list[str]:
 
 
 def read_file(path: Path, wanted: Sequence[str]) -> Table:
-    """The columns of one data file, strictly checked for form (not for content): those that are `wanted`.
+    """The `wanted` columns of one data file, strictly checked for form (not for content).
 
-    Of the others only the names are kept, but where a .json file holds an object of columns.
+    Only the names of the other columns are kept, except where a .json file holds an object of columns.
     """
     kind = kind_of(path)
     try:
-        if not path.is_file():  # a pipe that nobody writes to would be waited for
+        if not path.is_file():  # reading a pipe without a writer would wait forever
             raise BadInput(f"'{path}' is no plain file. Write the data to one, and give that.")
         with open(path, "rb") as f:
             packed = (head := f.read(1024))[:2] == b"\x1f\x8b"
@@ -141,24 +142,24 @@ def read_file(path: Path, wanted: Sequence[str]) -> Table:
 
 
 def _refuse_others(path: Path, head: bytes, kind: str) -> None:
-    """Raises BadInput when a file begins as one of another kind does, whatever its name."""
-    found = next((f"{what} and give that file" for magic, what in _OTHERS if head.startswith(magic)), None)
+    """Raises BadInput when the first bytes of a file are those of another kind of file, whatever its name."""
+    refusal = next((f"{what} and give that file" for magic, what in _OTHERS if head.startswith(magic)), None)
     if head.startswith(b"PAR1") and kind == ".parquet":
         return
     if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
-        found = "packed with bzip2. Unpack it (`bzip2 -dk`) and give that file"
+        refusal = "packed with bzip2. Unpack it (`bzip2 -dk`) and give that file"
     elif head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        found = _archive(path)
+        refusal = _archive(path)
     elif re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|\?xml)", head, re.IGNORECASE):
-        found = "a web page or XML, as a download leaves that failed or needs a login. Fetch the data again"
+        refusal = "a web page or XML, as a download leaves that failed or needs a login. Fetch the data again"
     elif head[257:262] == b"ustar":
-        found = "a tar archive. Unpack it and give the file in it"
-    if found:
-        raise BadInput(f"'{path}' is {found}.")
+        refusal = "a tar archive. Unpack it and give the file in it"
+    if refusal:
+        raise BadInput(f"'{path}' is {refusal}.")
 
 
 def _archive(path: Path) -> str:
-    """What a zip file is, and what to do: spreadsheets are zip files too."""
+    """What a zip file is, and what to do, as the end of a sentence: spreadsheets are zip files too."""
     try:
         with zipfile.ZipFile(path) as z:
             names = z.namelist()
@@ -168,12 +169,14 @@ def _archive(path: Path) -> str:
         return "an Excel workbook. Save its sheet as 'CSV UTF-8' and give that file, or give the frame of pandas.read_excel"
     if "mimetype" in names and "content.xml" in names:
         return "an OpenDocument file. Save its sheet as .csv in UTF-8 and give that file"
-    inside = [n for n in names if kind_of(Path(n)) in KINDS]
-    return "a zip archive. Unpack it and give the file in it" + (f"; there are {listing(inside, 3)}" if inside else "")
+    data_files = [n for n in names if kind_of(Path(n)) in KINDS]
+    return "a zip archive. Unpack it and give the file in it" + (
+        f"; there are {listing(data_files, 3)}" if data_files else ""
+    )
 
 
 def _unpacked(path: Path) -> bytes:
-    """What a gzip file holds, at most `UNPACKED` bytes."""
+    """The unpacked contents of a gzip file, at most `UNPACKED` bytes."""
     try:
         with gzip.open(path) as f:
             raw = f.read(UNPACKED + 1)
@@ -192,22 +195,24 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _marked(path: Path, head: bytes) -> None:
-    """Raises BadInput where a text begins as UTF-16 or UTF-32 does."""
+    """Raises BadInput where a text is in UTF-16 or UTF-32, by its first bytes."""
     marks = {
         "UTF-32": (b"\xff\xfe\0\0", b"\0\0\xfe\xff"), "UTF-16": (b"\xff\xfe", b"\xfe\xff"),
     }  # fmt: skip
-    coded = next((name for name, starts in marks.items() if head.startswith(starts)), None)
-    if coded is None and b"\0" in head[:2]:  # a text has no such sign in front, and one without the mark has
-        coded = "UTF-16LE" if head[:1] != b"\0" else "UTF-16BE"
-    if coded:
-        raise BadInput(f"'{path}' is in {coded}. Save it as UTF-8 (`iconv -f {coded} -t UTF-8`), then give that file.")
+    encoding = next((name for name, starts in marks.items() if head.startswith(starts)), None)
+    if encoding is None and b"\0" in head[:2]:  # a UTF-8 text never begins so, and a UTF-16 text without the mark does
+        encoding = "UTF-16LE" if head[:1] != b"\0" else "UTF-16BE"
+    if encoding:
+        raise BadInput(
+            f"'{path}' is in {encoding}. Save it as UTF-8 (`iconv -f {encoding} -t UTF-8`), then give that file."
+        )
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    """The lines of a text, each with its end and none beyond `LONGEST` characters.
+    """The lines of a text, each with its line end, and with at most `LONGEST` characters.
 
     Raises:
-        BadInput: a line is longer, or a byte is no UTF-8.
+        BadInput: a line is longer, or a byte is not UTF-8.
     """
     number = 0
     while line := file.readline(LONGEST):
@@ -222,7 +227,7 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
 
 @contextmanager
 def _text(path: Path, raw: bytes | None) -> Iterator[TextIO]:
-    """The text of a file, or of what it unpacks to, as it is read: whole files have no bound."""
+    """The text of a file, or of its unpacked contents `raw`, as a stream, because files have no bound on their size."""
     with _bytes(path, raw) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
         try:
             yield text
@@ -235,7 +240,7 @@ def _bytes(path: Path, raw: bytes | None) -> BinaryIO:
 
 
 def _not_utf8(path: Path, raw: bytes | None) -> BadInput:
-    """What to raise about the first byte that is no UTF-8. It is looked for again: a decoder that reads on knows no place."""
+    """The error about the first byte that is not UTF-8. The file is read again, because a stream does not know the position."""
     decoder, offset, line = codecs.getincrementaldecoder("utf-8")(), 0, 1
     with _bytes(path, raw) as binary:
         while piece := binary.read(1 << 20):
@@ -248,8 +253,8 @@ def _not_utf8(path: Path, raw: bytes | None) -> BadInput:
                 line += e.object.count(b"\n", 0, e.start)
                 return _wrong_byte(path, e.object[e.start], at, line)
             offset, line = offset + len(piece), line + piece.count(b"\n")
-    left = decoder.getstate()[0]  # the file ends inside a character
-    return _wrong_byte(path, left[0] if left else 0, offset - len(left), line)
+    incomplete = decoder.getstate()[0]  # the file ends inside a character
+    return _wrong_byte(path, incomplete[0] if incomplete else 0, offset - len(incomplete), line)
 
 
 def _wrong_byte(path: Path, byte: int, offset: int, line: int) -> BadInput:
@@ -260,7 +265,7 @@ def _wrong_byte(path: Path, byte: int, offset: int, line: int) -> BadInput:
 
 
 class _Rows:
-    """The wanted columns of rows as they come, what else there is by name, and how much may become of them."""
+    """Collects the wanted columns of rows, and the names of all others, within the limits on rows and characters."""
 
     def __init__(self, source: str, unit: str, wanted: Sequence[str]) -> None:
         self.source, self.unit, self.wanted = source, unit, frozenset(wanted)
@@ -270,7 +275,7 @@ class _Rows:
         self.held = 0
 
     def add(self, number: int, row: Iterable[tuple[str, Any]], size: int = 0) -> None:
-        """A row, by name and value; `size` characters stand for its nested values."""
+        """Add a row of names and values. A nested value counts as `size` characters."""
         self._bounded(len(self.at) + 1 > MOST_ROWS, f"more than {MOST_ROWS:,} rows")
         for name, value in row:
             if name in self.wanted:
@@ -302,29 +307,29 @@ _FIELD_LIMIT = threading.Lock()
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """csv's limit on the length of a field raised for a while (it is one number for the whole process)."""
+    """Raises csv's limit on the length of a field inside the block. The limit is one number for the whole process."""
     with _FIELD_LIMIT:
-        old = csv.field_size_limit(LONGEST)
+        former_limit = csv.field_size_limit(LONGEST)
         try:
             yield
         finally:
-            csv.field_size_limit(old)
+            csv.field_size_limit(former_limit)
 
 
 def _delimited(file: TextIO, path: Path, delimiter: str, wanted: Sequence[str]) -> Table:
     source, lines = f"'{path}'", _lines(file, path)
-    first = next(lines, "").lstrip("\ufeff")  # programs that keep the mark of an earlier one put theirs before it
-    if declared := re.fullmatch(r"sep=([,;\t|])\r?\n", first):  # a line by which Excel says it
-        before = ["\n"]
+    first_line = next(lines, "").lstrip("\ufeff")  # some programs add a byte order mark to one that is already there
+    if declared := re.fullmatch(r"sep=([,;\t|])\r?\n", first_line):  # Excel's line that declares the separator
+        first_lines = ["\n"]
         delimiter = declared[1]
     else:
-        before = [first]
-        while not first.strip() and (first := next(lines, "")):
-            before.append(first)
-        if not first:
+        first_lines = [first_line]
+        while not first_line.strip() and (first_line := next(lines, "")):
+            first_lines.append(first_line)
+        if not first_line:
             raise _blank(path)
-        delimiter = _sign(first, delimiter)
-    reader = csv.reader(itertools.chain(before, lines), delimiter=delimiter, strict=True)
+        delimiter = _sign(first_line, delimiter)
+    reader = csv.reader(itertools.chain(first_lines, lines), delimiter=delimiter, strict=True)
     rows = _Rows(source, "line", wanted)
     header: list[str] | None = None
     line = 1
@@ -365,10 +370,10 @@ def _blank(path: Path) -> BadInput:
 
 
 def _check_header(header: Sequence[str], source: str, line: int) -> None:
-    twice = [name for name, n in Counter(header).items() if n > 1]
-    if twice:
+    repeated_names = [name for name, n in Counter(header).items() if n > 1]
+    if repeated_names:
         raise BadInput(
-            f"{source}, line {line}: the header names {listing(twice)} more than once. Rename one of the columns."
+            f"{source}, line {line}: the header names {listing(repeated_names)} more than once. Rename one of the columns."
         )
 
 
@@ -376,11 +381,11 @@ SIGNS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
 def _sign(header: str, usual: str) -> str:
-    """What parts the fields, by the header: `usual` where it stands there, unless a semicolon stands in a .csv more often."""
-    first = re.sub(r'"(?:[^"]|"")*"', "", header)
-    if usual in first and not (usual == "," and first.count(";") > first.count(",")):
+    """The separator of the fields, from the header: `usual` if it occurs, unless a .csv has more semicolons than commas."""
+    unquoted = re.sub(r'"(?:[^"]|"")*"', "", header)
+    if usual in unquoted and not (usual == "," and unquoted.count(";") > unquoted.count(",")):
         return usual
-    return max(SIGNS, key=lambda sign: (first.count(sign), sign == usual))
+    return max(SIGNS, key=lambda sign: (unquoted.count(sign), sign == usual))
 
 
 def _json_lines(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
@@ -411,18 +416,18 @@ def _json_lines(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
 def _json(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
     source = f"'{path}'"
     text = file.read(LONGEST_JSON + 1)
-    lists = text.lstrip().startswith("[")
+    is_list = text.lstrip().startswith("[")
     if not text.strip():
         raise _blank(path)
     try:
-        if lists and len(text) <= LONGEST_JSON:
+        if is_list and len(text) <= LONGEST_JSON:
             return _json_list(text, path, wanted)
-        if len(text) > LONGEST or lists:
+        if len(text) > LONGEST or is_list:
             raise BadInput(
-                f"{source} is longer than {LONGEST_JSON if lists else LONGEST:,} characters, the most that is read of one JSON "
-                f"{'list' if lists else 'object'}. Write one object per line and call the file .jsonl, which is read row by row."
+                f"{source} is longer than {LONGEST_JSON if is_list else LONGEST:,} characters, the most that is read of one JSON "
+                f"{'list' if is_list else 'object'}. Write one object per line and call the file .jsonl, which is read row by row."
             )
-        whole = json.loads(text, parse_constant=_constant, object_pairs_hook=_object)
+        value = json.loads(text, parse_constant=_constant, object_pairs_hook=_object)
     except RecursionError as e:
         raise BadInput(f"{source} is nested too deep. Give a list of objects.") from e
     except json.JSONDecodeError as e:
@@ -435,32 +440,32 @@ def _json(file: TextIO, path: Path, wanted: Sequence[str]) -> Table:
         ) from e
     except ValueError as e:
         raise BadInput(f"{source} is not valid JSON ({e}). Correct it, or give the data as .csv or .jsonl.") from e
-    _each_name_once(whole, source)
-    if isinstance(whole, dict) and len(whole) == 1:
-        inner = next(iter(whole.values()))
-        if isinstance(inner, list) and inner and all(isinstance(r, dict) for r in inner):
-            return _records(inner, source, wanted)  # {"data": [{...}, ...]}
-    if isinstance(whole, dict) and whole and all(isinstance(v, list) for v in whole.values()):
-        lengths = {k: len(v) for k, v in whole.items()}
+    _each_name_once(value, source)
+    if isinstance(value, dict) and len(value) == 1:
+        only_value = next(iter(value.values()))
+        if isinstance(only_value, list) and only_value and all(isinstance(r, dict) for r in only_value):
+            return _records(only_value, source, wanted)  # {"data": [{...}, ...]}
+    if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
+        lengths = {k: len(v) for k, v in value.items()}
         if len(set(lengths.values())) > 1:
             raise BadInput(f"{source}: its columns have different lengths ({lengths}). Make them equal.")
         n = next(iter(lengths.values()))
-        return Table(whole, list(range(1, n + 1)), "record", source, {})
-    if isinstance(whole, dict) and {"text", "label"} & set(whole):
-        return _records([whole], source, wanted)
-    raise BadInput(f"{source} holds a {_json_kind(whole)}. Give a list of objects, one for each example.")
+        return Table(value, list(range(1, n + 1)), "record", source, {})
+    if isinstance(value, dict) and {"text", "label"} & set(value):
+        return _records([value], source, wanted)
+    raise BadInput(f"{source} holds a {_json_kind(value)}. Give a list of objects, one for each example.")
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _json_list(text: str, path: Path, wanted: Sequence[str]) -> Table:
-    """The records of a JSON list, one after the other: as Python's objects a list takes many times what its text does."""
+    """The records of a JSON list, parsed one at a time: as Python objects a list takes many times the memory of its text."""
     decoder = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
 
     def after(at: int) -> int:
-        found = _SPACE.match(text, at)
-        return found.end() if found else at
+        match = _SPACE.match(text, at)
+        return match.end() if match else at
 
     def records() -> Iterator[Any]:
         at = after(after(0) + 1)
@@ -485,7 +490,7 @@ def _constant(said: str) -> float | None:
 
 
 class _Twice(dict[str, Any]):
-    """A JSON object in which a name stands more than once. JSON itself allows that, and does not say which value counts."""
+    """A JSON object in which a name occurs more than once. JSON allows this, and does not define which value counts."""
 
     name = ""
 
@@ -494,13 +499,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) == len(pairs):
         return members
-    twice = _Twice(members)
-    twice.name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-    return twice
+    ambiguous = _Twice(members)
+    ambiguous.name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+    return ambiguous
 
 
 def _each_name_once(record: Any, where: str) -> None:
-    """Of the names that are columns; what an object inside of a column holds is the user's."""
+    """Raises BadInput where a name of a column occurs twice in a record. Objects inside of a column are not checked."""
     if isinstance(record, _Twice):
         raise BadInput(f"{where} names '{record.name}' more than once. Rename one of them.")
 
@@ -523,39 +528,43 @@ def _records(records: Iterable[Any], source: str, wanted: Sequence[str]) -> Tabl
 
 
 def _parquet(path: Path, raw: bytes | None, wanted: Sequence[str]) -> Table:
-    """Only the wanted columns are read, some rows at a time: what a few bytes of a packed column stand for has no bound."""
+    """Reads only the wanted columns, some rows at a time: a few bytes of a packed column can unpack to any size."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source, held, column = f"'{path}'", 0, ""
+    source, characters_read, column = f"'{path}'", 0, ""
     try:
         with _bytes(path, raw) as f:
-            asis = pq.ParquetFile(f)
-            if asis.metadata.num_rows > MOST_ROWS:
+            info = pq.ParquetFile(f)
+            if info.metadata.num_rows > MOST_ROWS:
                 raise BadInput(
-                    f"{source} holds {asis.metadata.num_rows:,} rows, and {MOST_ROWS:,} are the most that are read of a file. Give "
+                    f"{source} holds {info.metadata.num_rows:,} rows, and {MOST_ROWS:,} are the most that are read of a file. Give "
                     "fewer rows."
                 )
-            names = asis.schema_arrow.names
-            twice = [name for name, n in Counter(names).items() if n > 1]
-            if twice:
-                raise BadInput(f"{source} names the column {listing(twice)} more than once. Rename one of them.")
-            here = [name for name in names if name in wanted]
-            # Texts stay as the file keeps them, each once, however often they stand in a column. Lists and objects have none such.
-            flat = [name for name in here if not pa.types.is_nested(asis.schema_arrow.field(name).type)]
-            file = pq.ParquetFile(f, read_dictionary=flat)
-            columns: dict[str, list[Any]] = {name: [] for name in here}
-            for batch in file.iter_batches(ROWS, columns=here) if here else ():
-                for column, values in zip(here, batch.columns, strict=True):
+            names = info.schema_arrow.names
+            repeated_names = [name for name, n in Counter(names).items() if n > 1]
+            if repeated_names:
+                raise BadInput(
+                    f"{source} names the column {listing(repeated_names)} more than once. Rename one of them."
+                )
+            cols = [name for name in names if name in wanted]
+            # Columns of texts are read with their dictionaries: each distinct text is in memory once. Nested ones have none.
+            scalar_names = [name for name in cols if not pa.types.is_nested(info.schema_arrow.field(name).type)]
+            file = pq.ParquetFile(f, read_dictionary=scalar_names)
+            columns: dict[str, list[Any]] = {name: [] for name in cols}
+            for batch in file.iter_batches(ROWS, columns=cols) if cols else ():
+                for column, values in zip(cols, batch.columns, strict=True):
                     columns[column] += _values(values)
-                    held += sum(len(v) for v in columns[column][-len(values) :] if isinstance(v, str | bytes))
-                    if held > UNPACKED:
+                    characters_read += sum(
+                        len(v) for v in columns[column][-len(values) :] if isinstance(v, str | bytes)
+                    )
+                    if characters_read > UNPACKED:
                         raise BadInput(
-                            f"{source}: its column{'s' * (len(here) > 1)} {listing(here)} hold more than {UNPACKED / 2**30:g} GiB "
+                            f"{source}: its column{'s' * (len(cols) > 1)} {listing(cols)} hold more than {UNPACKED / 2**30:g} GiB "
                             "of text, the most that is read from a parquet file. Give fewer rows, or shorter texts."
                         )
-            order = _ordered(asis, here)
-            rows, metadata = asis.metadata.num_rows, asis.schema_arrow.metadata
+            order = _ordered(info, cols)
+            rows, metadata = info.metadata.num_rows, info.schema_arrow.metadata
     except (pa.ArrowException, ValueError) as e:
         raise BadInput(
             f"{source} is not a readable parquet file ({str(e).splitlines()[0]}). Write it again, or give the data as "
@@ -571,7 +580,7 @@ ROWS = 1024
 
 
 def _values(array: Any) -> list[Any]:
-    """The values of an arrow array as Python's; those that are the same entry of its dictionary are the same object."""
+    """The values of an arrow array as Python objects. Values with the same entry of its dictionary are one object."""
     if not hasattr(array, "dictionary"):
         return array.to_pylist()
     entries = array.dictionary.to_pylist()
@@ -582,26 +591,34 @@ def _values(array: Any) -> list[Any]:
 
 
 def _ordered(file: Any, here: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of each column that was an ordered pandas Categorical or a polars Enum, in the order that these state.
+    """The values of each column that was an ordered pandas Categorical or a polars Enum, in their order.
 
     Where a column was written without its dictionary the order is lost: pandas itself then reads the order of appearance.
     """
     import pyarrow as pa
 
-    whole = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    kept = {
-        g.column(j).path_in_schema for g in whole[:1] for j in range(g.num_columns) if g.column(j).has_dictionary_page
+    row_groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    with_dictionary = {
+        g.column(j).path_in_schema
+        for g in row_groups[:1]
+        for j in range(g.num_columns)
+        if g.column(j).has_dictionary_page
     }
     order = {}
     for field in file.schema_arrow:
-        if pa.types.is_dictionary(field.type) and field.type.ordered and field.name in kept and field.name in here:
+        if (
+            pa.types.is_dictionary(field.type)
+            and field.type.ordered
+            and field.name in with_dictionary
+            and field.name in here
+        ):
             values = file.read(columns=[field.name]).column(0).unify_dictionaries()
             order[field.name] = values.chunk(0).dictionary.to_pylist()
     return order
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
-    """ClassLabel names that the datasets library leaves in a parquet file; what else stands in their place is none."""
+    """The ClassLabel names that the datasets library writes into a parquet file; empty where the metadata has another form."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         kinds = {k: v.get("feature", v) for k, v in features.items() if isinstance(v, dict)}  # of a list, its items'

@@ -1,4 +1,4 @@
-"""From a data set of the datasets library to a Table: off the hub, saved to disk, or held as its parts."""
+"""Reads a data set of the datasets library into a Table: from the hub, from a saved folder, or from objects in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trueup.errors import BadInput, Unavailable, did_you_mean, listing
 from trueup.store.network import asking_hub
 
 PART = "(split)"
-"""The column that says which part of the data set a row is from; no user's column is called so."""
+"""The column with the part of the data set that a row is from. The name is such that no column of a user has it."""
 
 
 def hub_table(name: str, wanted: Sequence[str], label: str, hub_split: str | None) -> tuple[Table, str | None]:
@@ -24,30 +24,30 @@ def hub_table(name: str, wanted: Sequence[str], label: str, hub_split: str | Non
     parts: dict[str, Any] = dict(found) if isinstance(found, dict) else {hub_split or "train": found}
     table, named = of_parts(parts, f"'{name}'", wanted, label, "choose one with hub_split")
     repo, _, config = name.partition(":")
-    known = {"id": repo} | ({"config": config} if config else {})
-    return replace(table, origin={**known, **table.origin}), named
+    repository = {"id": repo} | ({"config": config} if config else {})
+    return replace(table, origin={**repository, **table.origin}), named
 
 
 _FETCHED = re.compile(r"hf://datasets/([^@]+)@([0-9a-f]{7,40})/")
 
 
 def _origin(part: Any, chosen: Sequence[str]) -> dict[str, str]:
-    """What a part of a data set tells of the hub repository that it was fetched from; empty where it tells of none."""
+    """The hub repository from which a part of a data set was fetched; empty where the part does not record it."""
     info = getattr(part, "info", None)
-    fetched = [m for url in getattr(info, "download_checksums", None) or {} if (m := _FETCHED.match(str(url)))]
-    if not fetched:
+    matches = [m for url in getattr(info, "download_checksums", None) or {} if (m := _FETCHED.match(str(url)))]
+    if not matches:
         return {}
     config = getattr(info, "config_name", None)
     split = "+".join(filter(None, chosen)) or str(getattr(part, "split", None) or "")
-    found = {"id": fetched[0][1], "revision": fetched[0][2]} | ({"split": split} if split else {})
-    return found | ({"config": str(config)} if config else {})
+    origin = {"id": matches[0][1], "revision": matches[0][2]} | ({"split": split} if split else {})
+    return origin | ({"config": str(config)} if config else {})
 
 
 def of_parts(
     parts: Mapping[str, Any], source: str, wanted: Sequence[str], label: str, otherwise: str
 ) -> tuple[Table, str | None]:
     """The wanted columns of the parts of a data set of the datasets library, and the column of their splits where the
-    parts have usable names. `otherwise` is what to do about a part that cannot be used, as half a sentence.
+    parts have usable names. `otherwise` is what to do about a part that cannot be used, as the end of a sentence.
     """
     usable = {k: v for k, v in parts.items() if _hub_labelled(v, label)} or parts
     named = {k: v for k, v in usable.items() if k.lower() in SPLIT_NAMES}
@@ -60,16 +60,16 @@ def of_parts(
     else:
         raise BadInput(f"{source} has the splits {listing(parts)}, none of a known name; {otherwise}.")
     first = next(iter(chosen.values()))
-    here = [c for c in dict.fromkeys(wanted) if c in first.column_names]
+    columns_to_read = [c for c in dict.fromkeys(wanted) if c in first.column_names]
     for k, v in chosen.items():
-        if lacking := [c for c in here if c not in v.column_names]:
+        if lacking := [c for c in columns_to_read if c not in v.column_names]:
             within = source[0].lower() + source[1:]
             raise BadInput(f"Part '{k}' of {within} has no column {listing(lacking)}; {otherwise}.")
     if not any(len(v) for v in chosen.values()):
         raise BadInput(f"{source} has no rows; {otherwise}.")
-    columns: dict[str, list[Any]] = {c: [value for v in chosen.values() for value in v[c][:]] for c in here}
+    columns: dict[str, list[Any]] = {c: [value for v in chosen.values() for value in v[c][:]] for c in columns_to_read}
     columns[PART] = [k for k, v in chosen.items() for _ in range(len(v))]
-    # Of a list of labels the names are those of its items.
+    # For a column of lists of labels, the names are those of its items.
     kinds = {c: getattr(f, "feature", f) for c, f in first.features.items()}
     names = {c: list(f.names) for c, f in kinds.items() if type(f).__name__ == "ClassLabel" and f.names}
     at = [f"{k}[{i}]" for k, v in chosen.items() for i in range(len(v))]
@@ -84,14 +84,14 @@ def saved_to_disk(folder: Path) -> Any:
 
     try:
         return datasets.load_from_disk(str(folder))
-    except Exception as e:  # arrow and json raise kinds of their own
+    except Exception as e:  # arrow and json raise their own kinds of errors
         raise BadInput(
             f"'{folder}' looks like a data set that was saved to disk, but cannot be read ({e}). Save it again."
         ) from e
 
 
 def _hub_labelled(part: Any, label: str) -> bool:
-    """False for the hidden labels of a benchmark's test split: all -1."""
+    """Whether a part has labels. False where all are -1: benchmarks hide the labels of their test split so."""
     if label not in part.column_names or not len(part):
         return True
     values = part[label][:]
@@ -99,14 +99,14 @@ def _hub_labelled(part: Any, label: str) -> bool:
 
 
 def _load_hub(name: str, hub_split: str | None) -> Any:
-    """``datasets.load_dataset``, quiet, with its errors as sentences."""
+    """``datasets.load_dataset`` without its output, and with its errors as sentences."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
     from datasets.utils import logging as datasets_logging
 
     repo, _, config = name.partition(":")
     near = _near(name)
-    loud, bars = datasets_logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    verbosity, bars = datasets_logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets_logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
@@ -134,25 +134,25 @@ def _load_hub(name: str, hub_split: str | None) -> Any:
             "hub_split where it has several, or download it and give a file."
         ) from e
     finally:
-        datasets_logging.set_verbosity(loud)
+        datasets_logging.set_verbosity(verbosity)
         if not bars:
             datasets.enable_progress_bars()
 
 
 def _near(name: str) -> str:
-    """`did_you_mean` of a data set that was not found: a file here, or data that come with trueup."""
+    """`did_you_mean` for a data set that was not found: a file in the current folder, or data that come with trueup."""
     from trueup.corpus import confounded, embedded, tasks
 
-    with_it = [f"embedded:{n}" for n in embedded.DATASETS] + [f"task:{n}" for n in tasks.TASKS]
-    with_it += [f"{confounded.PREFIX}{n}" for n in confounded.SETS]
-    if own := [n for n in with_it if n.partition(":")[2] == name]:
-        return f" Did you mean {listing(own)}?"
-    here = sorted(p.name for p in Path().iterdir() if kind_of(p) in KINDS)
-    return did_you_mean(name.partition(":")[0], here) or did_you_mean(name, with_it)
+    shipped_names = [f"embedded:{n}" for n in embedded.DATASETS] + [f"task:{n}" for n in tasks.TASKS]
+    shipped_names += [f"{confounded.PREFIX}{n}" for n in confounded.SETS]
+    if same_names := [n for n in shipped_names if n.partition(":")[2] == name]:
+        return f" Did you mean {listing(same_names)}?"
+    data_files = sorted(p.name for p in Path().iterdir() if kind_of(p) in KINDS)
+    return did_you_mean(name.partition(":")[0], data_files) or did_you_mean(name, shipped_names)
 
 
 def _offline(e: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is one of the network."""
+    """Whether an error, or one of its causes, is an error of the network."""
     while e is not None:
         if isinstance(e, (ConnectionError, TimeoutError)) or re.search(
             r"Connect|Timeout|Offline|Proxy|ReadError", type(e).__name__

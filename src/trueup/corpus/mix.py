@@ -1,4 +1,4 @@
-"""Samples of a corpus in which label and confounder are coupled as wanted: the confounding-shift protocol.
+"""Samples of a corpus with a chosen dependence (coupling) of label and confounder: the confounding-shift protocol.
 
 An attribute (site, source, group) is the confounder z, the label is y. Tables are (C, G) as in `trueup.measure.shift`:
 rows are the corpus' classes, columns are the attribute's values in sorted order.
@@ -28,12 +28,12 @@ ALPHAS = tuple(float(a) for a in 10 ** np.linspace(-1, 1, 9))
 """Couplings at test time: log-uniform and symmetric about 1, so that the slope favours neither direction."""
 
 GRID = tuple(float(f"{a:.2g}") for a in 10 ** np.linspace(-2, 2, 81))
-"""Where a refusal looks for couplings that would have worked: numbers that it can print as they were tried."""
+"""Couplings that the advice in an error message tries. They have two digits, so that it can print them exactly."""
 
 
 @dataclass(frozen=True)
 class Shift:
-    """One training coupling, and tests at many; P(y) and P(z) are the same in all of them.
+    """Training data at one coupling, and tests at many; P(y) and P(z) are the same in all of them.
 
     Attributes:
         train: examples at the training coupling, split ``train`` and ``calibration``.
@@ -52,52 +52,52 @@ class Shift:
 
 
 def groups_of(corpus: Corpus, attribute: str) -> tuple[str, ...]:
-    """The values of `attribute` that occur, sorted; two or more, and none of them tied to the labels.
+    """The values of `attribute` that occur, sorted. There are two or more, and they do not determine the label.
 
     Raises:
-        BadInput: there is no such attribute; it has one value; it settles the label or is settled by it; or it has so
-            many values that most cells are empty. What is left can be told apart from the label.
+        BadInput: there is no such attribute; it has one value; it determines the label or is determined by it; or it has so
+            many values that most cells are empty. In these cases its effect cannot be separated from that of the label.
     """
     values = column(corpus, attribute)
-    here = f"Attribute '{attribute}' of '{corpus.name}'"
+    where = f"Attribute '{attribute}' of '{corpus.name}'"
     groups, member = np.unique(values, return_inverse=True)
     if groups.size < 2:
         raise BadInput(
-            f"{here} is '{groups[0]}' in every example, so nothing can be confounded with it; name another column with "
+            f"{where} is '{groups[0]}' in every example, so nothing can be confounded with it; name another column with "
             "`--confounder COLUMN`, or add examples of another value."
             if groups.size
             else f"'{corpus.name}' has no examples; give a corpus with some."
         )
     if 2 * groups.size > len(corpus):
         raise BadInput(
-            f"{here} has {groups.size} different values in {len(corpus)} examples, as an id has; {_fewer(groups)}, or name a "
+            f"{where} has {groups.size} different values in {len(corpus)} examples, as an id has; {_fewer(groups)}, or name a "
             "column of few values with `--confounder COLUMN`."
         )
     table = _counted(corpus, member, groups.size)
     present = table[table.sum(axis=1) > 0] > 0
-    settles, settled = bool((present.sum(axis=0) == 1).all()), bool((present.sum(axis=1) == 1).all())
-    if settles or settled:
-        found = (
+    sets_label, set_by_label = bool((present.sum(axis=0) == 1).all()), bool((present.sum(axis=1) == 1).all())
+    if sets_label or set_by_label:
+        problem = (
             "is the label under another name"
-            if settles and settled
+            if sets_label and set_by_label
             else "settles the label: each of its values occurs with one label only"
-            if settles
+            if sets_label
             else "is settled by the label: each label occurs with one of its values only"
         )
         raise BadInput(
-            f"{here} {found}, so no measurement can tell the two apart; add examples of other combinations, or name "
+            f"{where} {problem}, so no measurement can tell the two apart; add examples of other combinations, or name "
             "another column with `--confounder COLUMN`."
         )
     if not np.median(present):
         raise BadInput(
-            f"{here} has {groups.size} values, and {(~present).sum()} of the {present.size} combinations of label and "
+            f"{where} has {groups.size} values, and {(~present).sum()} of the {present.size} combinations of label and "
             f"value have no example; {_fewer(groups)}, or name another column with `--confounder COLUMN`."
         )
     return tuple(str(g) for g in groups)
 
 
 def _fewer(groups: NDArray[np.str_]) -> str:
-    """How the values of a column become fewer."""
+    """Advice on how to reduce the number of values of a column."""
     try:
         np.asarray(groups[groups != MISSING], dtype=np.float64)
     except ValueError:
@@ -106,7 +106,7 @@ def _fewer(groups: NDArray[np.str_]) -> str:
 
 
 def group_index(corpus: Corpus, attribute: str, groups: Sequence[str] | None = None) -> Whole:
-    """(n,) the place of each example's value in `groups`, or in :func:`groups_of` when None.
+    """(n,) the index of each example's value in `groups`, or in :func:`groups_of` when None.
 
     Raises:
         BadInput: there is no such attribute, or it has values that `groups` does not hold.
@@ -124,7 +124,7 @@ def group_index(corpus: Corpus, attribute: str, groups: Sequence[str] | None = N
 
 
 def counts(corpus: Corpus, attribute: str, groups: Sequence[str]) -> NDArray[np.int64]:
-    """(C, G) how many examples each class has in each of `groups`. Raises BadInput as :func:`group_index`."""
+    """(C, G) the number of examples of each class in each of `groups`. Raises BadInput as :func:`group_index`."""
     return _counted(corpus, group_index(corpus, attribute, groups), len(groups))
 
 
@@ -140,26 +140,26 @@ def draw(
 ) -> Corpus:
     """`size` examples without replacement whose (label, group) cells follow `table`, in random order.
 
-    The counts are whole numbers next to size * table whose margins are next to those of size * table too (controlled
-    rounding), the nearest first: margins that are whole stay exact at every coupling.
+    The counts are size * table rounded up or down, such that the margins are rounded up or down too (controlled rounding), and
+    the nearest of such counts. So margins that are whole numbers stay exact at every coupling.
 
     Args:
         table: (C, G) masses, in any unit. Rows are `corpus.classes`, columns are `groups`.
-        fewest: what every cell must have.
+        fewest: the least number of examples in every cell.
         groups: the attribute's values in the order of the columns; None for :func:`groups_of`.
 
     Raises:
-        BadInput: a cell would have fewer than `fewest`, or needs more than the corpus has; it names the worst cell, and
-            what would work. Also as :func:`groups_of`, and on a table of another shape.
+        BadInput: a cell would have fewer than `fewest`, or needs more than the corpus has; the message names the worst cell,
+            and what would work. Also as :func:`groups_of`, and on a table of another shape.
     """
     groups = groups_of(corpus, attribute) if groups is None else tuple(groups)
-    cell, have = _cells(corpus, attribute, groups)
-    t = _shares(table, have.shape, corpus, attribute)
+    cell_of_row, available = _cells(corpus, attribute, groups)
+    t = _shares(table, available.shape, corpus, attribute)
     _check_size(size)
-    need = _whole(t, size)
-    if fault := _offence(corpus, attribute, groups, have, need, fewest):
-        raise BadInput(f"{fault} {_advice(t, size, have, fewest)}")
-    return corpus.take(_pick(cell, need, np.random.default_rng(seed)))
+    counts_to_draw = _whole(t, size)
+    if fault := _offence(corpus, attribute, groups, available, counts_to_draw, fewest):
+        raise BadInput(f"{fault} {_advice(t, size, available, fewest)}")
+    return corpus.take(_pick(cell_of_row, counts_to_draw, np.random.default_rng(seed)))
 
 
 def shift(
@@ -177,10 +177,10 @@ def shift(
     """Training data at one coupling and test data at many (confounding-shift protocol, as in DeconDTN's code).
 
     y = 1 is the second class, z = 1 the second value of the attribute. Training and calibration take from each cell
-    exactly what they need, and tests are drawn from all the rest, each `draws` times. The corpus' own split is not
-    looked at, and of a cluster (of equal texts, say) the first row alone is used, so that none is on two sides. A
-    test coupling that these margins or the rest cannot carry with `FEWEST` examples in each cell is dropped, with the
-    reason. The draws of one alpha do not depend on the other alphas.
+    exactly what they need. Tests are drawn from all the remaining examples, each `draws` times. The split of the corpus is
+    not used. Only the first row of a cluster (such as equal texts) is used, so that no cluster is in training and test. A
+    test coupling is dropped, with the reason, where these margins or the remaining examples do not allow `FEWEST` examples in
+    each cell. The draws of one alpha do not depend on the other alphas.
 
     Args:
         alpha_train: P(y=1 | z=1) / P(y=1 | z=0) in training. 5, with the defaults: .5 and .1.
@@ -206,15 +206,15 @@ def shift(
     if draws < 1 or not len(alphas):
         raise BadInput(f"There are {draws} draws at {len(alphas)} alphas; give at least 1 of each.")
     corpus = _distinct(corpus)
-    cell, have = _cells(corpus, attribute, groups)
-    free = np.outer([1 - positive, positive], [1 - share, share])
-    table = table_at(free, alpha_train)
+    cell, available = _cells(corpus, attribute, groups)
+    independent = np.outer([1 - positive, positive], [1 - share, share])
+    table = table_at(independent, alpha_train)
     of_train, of_calibration = (_whole(table, size) for size in sizes[:2])
-    need = of_train + of_calibration
-    if fault := _offence(corpus, attribute, groups, have, need, FEWEST):
-        raise BadInput(f"For training and calibration: {fault} {_advice(table, sum(sizes[:2]), have, FEWEST)}")
+    counts_to_draw = of_train + of_calibration
+    if fault := _offence(corpus, attribute, groups, available, counts_to_draw, FEWEST):
+        raise BadInput(f"For training and calibration: {fault} {_advice(table, sum(sizes[:2]), available, FEWEST)}")
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
-    rows = _pick(cell, need, rng)
+    rows = _pick(cell, counts_to_draw, rng)
     at = np.concatenate(
         [rng.permutation(np.flatnonzero(cell[rows] == c))[:k] for c, k in enumerate(of_calibration.ravel())]
     )
@@ -222,29 +222,29 @@ def shift(
     split[at] = "calibration"
     train = replace(corpus.take(rows), split=split)
     pool = corpus.take(np.setdiff1d(np.arange(len(corpus)), rows))
-    cell, have = _cells(pool, attribute, groups)
+    cell, available = _cells(pool, attribute, groups)
     tests: dict[float, tuple[Corpus, ...]] = {}
     dropped: dict[float, str] = {}
     for alpha in (float(a) for a in alphas):
         try:
-            target = table_at(free, alpha)
+            target = table_at(independent, alpha)
         except BadInput as e:
             dropped[alpha] = str(e)
             continue
-        need = _whole(target, sizes[2])
-        if fault := _offence(pool, attribute, groups, have, need, FEWEST):
+        counts_to_draw = _whole(target, sizes[2])
+        if fault := _offence(pool, attribute, groups, available, counts_to_draw, FEWEST):
             dropped[alpha] = fault
             continue
         bits = int(np.float64(alpha).view(np.uint64))
         drawn = []
         for d in range(draws):
-            chosen = _pick(cell, need, np.random.default_rng(np.random.SeedSequence([seed, 1, bits, d])))
+            chosen = _pick(cell, counts_to_draw, np.random.default_rng(np.random.SeedSequence([seed, 1, bits, d])))
             drawn.append(replace(pool.take(chosen), split=np.full(chosen.size, "test", dtype="U11")))
         tests[alpha] = tuple(drawn)
     if not tests:
         alpha = min(dropped, key=lambda a: abs(np.log(a)) if a > 0 else np.inf)
-        low, high = feasible_alphas(free)
-        advice = f" {_advice(table_at(free, alpha), sizes[2], have, FEWEST)}" if low < alpha < high else ""
+        low, high = feasible_alphas(independent)
+        advice = f" {_advice(table_at(independent, alpha), sizes[2], available, FEWEST)}" if low < alpha < high else ""
         raise BadInput(
             f"After training took its {rows.size} examples no test is left. At alpha {alpha:g}: {dropped[alpha]}{advice}"
         )
@@ -256,26 +256,26 @@ def shift(
 
 
 CROSSED = "*"
-"""Between the names of two attributes: the attribute whose groups are the pairs of theirs."""
+"""``A*B`` is the attribute whose groups are the pairs of the values of A and B."""
 
 
 def column(corpus: Corpus, attribute: str) -> NDArray:
-    """(n,) of strings: the attribute's values, or of two attributes with `CROSSED` between them the pairs of their values.
+    """(n,) of strings: the values of the attribute; for two attributes with `CROSSED` between their names, the pairs of values.
 
     Raises BadInput where the corpus has no such attribute.
     """
-    one, crossed, other = attribute.partition(CROSSED)
-    if attribute not in corpus.attributes and crossed and {one, other} <= set(corpus.attributes):
-        pairs = zip(corpus.attributes[one], corpus.attributes[other], strict=True)
+    first_name, crossed, second_name = attribute.partition(CROSSED)
+    if attribute not in corpus.attributes and crossed and {first_name, second_name} <= set(corpus.attributes):
+        pairs = zip(corpus.attributes[first_name], corpus.attributes[second_name], strict=True)
         return np.array([f"{a}, {b}" for a, b in pairs])
     if attribute not in corpus.attributes:
-        known = (
+        known_attributes = (
             f"Its attributes are {listing(corpus.attributes)}"
             if corpus.attributes
             else "It was read without attributes"
         )
         raise BadInput(
-            f"'{corpus.name}' has no attribute '{attribute}'.{did_you_mean(attribute, corpus.attributes)} {known}; name "
+            f"'{corpus.name}' has no attribute '{attribute}'.{did_you_mean(attribute, corpus.attributes)} {known_attributes}; name "
             "a column of the data with `--confounder COLUMN`."
         )
     return np.asarray(corpus.attributes[attribute])
@@ -287,7 +287,7 @@ def _counted(corpus: Corpus, member: NDArray, groups: int) -> NDArray[np.int64]:
 
 
 def _cells(corpus: Corpus, attribute: str, groups: Sequence[str]) -> tuple[Whole, NDArray[np.int64]]:
-    """(n,) the cell of each example, numbered along the rows of the table; and (C, G) how many each has."""
+    """(n,) the cell of each example, numbered along the rows of the table; and (C, G) the number of examples of each cell."""
     member = group_index(corpus, attribute, groups)
     return (corpus.label * len(groups) + member).astype(np.intp), _counted(corpus, member, len(groups))
 
@@ -320,35 +320,38 @@ def _check_size(size: int) -> None:
 
 
 def _whole(table: NDArray[np.float64], size: int) -> NDArray[np.int64]:
-    """Whole cells that sum to `size`, each cell and each margin rounded up or down; margins nearest, then cells.
+    """Integer cells that sum to `size`, each cell and each margin rounded up or down: the nearest margins, then the nearest cells.
 
-    Such a rounding always exists (Bacharach 1966), but largest remainders of the cells alone need not find it: at ties
-    they can move a margin that was whole. It is the vertex of a transport problem, so the relaxation is already whole.
+    Such a rounding always exists (Bacharach 1966). Largest remainders of the cells alone need not find it: with ties
+    they can change a margin that was an integer. The rounding is a vertex of a transport problem, so the relaxation of the
+    problem already has an integer solution.
     """
     exact = size * table / table.sum()
-    # 1e-9: 299.9999999 is 300 that was computed
+    # 1e-9: 299.9999999 is 300 with a rounding error
     floor = np.floor(exact + 1e-9)
-    left = np.clip(exact - floor, 0.0, 1.0)
-    left[left < 1e-9] = 0.0
+    fraction = np.clip(exact - floor, 0.0, 1.0)
+    fraction[fraction < 1e-9] = 0.0
     classes, groups = table.shape
-    ends = [left.sum(axis=1), left.sum(axis=0)]
-    up = [e - np.floor(e + 1e-9) for e in ends]
+    margins = [fraction.sum(axis=1), fraction.sum(axis=0)]
+    margin_fraction = [e - np.floor(e + 1e-9) for e in margins]
     # Rounding a part f up rather than down changes the squared distance by 1 - 2 f.
-    cost = 1 - 2 * left + table.size * ((1 - 2 * up[0])[:, None] + (1 - 2 * up[1])[None, :])
+    cost = (
+        1 - 2 * fraction + table.size * ((1 - 2 * margin_fraction[0])[:, None] + (1 - 2 * margin_fraction[1])[None, :])
+    )
     sums = np.vstack(
         [np.kron(np.eye(classes), np.ones(groups)), np.kron(np.ones(classes), np.eye(groups)), np.ones(table.size)]
     )
-    between, total = np.concatenate(ends), size - floor.sum()
-    low, high = np.append(np.floor(between + 1e-9), total), np.append(np.ceil(between - 1e-9), total)
-    found = milp(
+    margin_sums, total = np.concatenate(margins), size - floor.sum()
+    low, high = np.append(np.floor(margin_sums + 1e-9), total), np.append(np.ceil(margin_sums - 1e-9), total)
+    solution = milp(
         cost.ravel(),
         integrality=1,
-        bounds=Bounds(0, (left.ravel() > 0).astype(float)),
+        bounds=Bounds(0, (fraction.ravel() > 0).astype(float)),
         constraints=LinearConstraint(sums, low, high),  # pyright: ignore[reportArgumentType]
         options={"mip_rel_gap": 0.0},
     )
-    assert found.x is not None, found.message  # Bacharach 1966
-    return (floor + np.round(found.x).reshape(table.shape)).astype(np.int64)
+    assert solution.x is not None, solution.message  # Bacharach 1966
+    return (floor + np.round(solution.x).reshape(table.shape)).astype(np.int64)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -358,7 +361,7 @@ def _whole(table: NDArray[np.float64], size: int) -> NDArray[np.int64]:
 def _offence(
     corpus: Corpus, attribute: str, groups: Sequence[str], have: NDArray, need: NDArray, fewest: int
 ) -> str | None:
-    """What is wrong with a draw, as a sentence about its worst cell; None when it can be made."""
+    """A sentence about the worst cell of a draw that cannot be made; None when it can be made."""
     size = int(need.sum())
 
     def name(cell: int) -> str:
@@ -366,31 +369,33 @@ def _offence(
         return f"class '{corpus.classes[c]}' with {attribute} '{groups[g]}'"
 
     if need.min() < fewest:
-        worst = int(need.argmin())
-        return f"Of {size} examples {need.min()} would be of {name(worst)}, where {fewest} are the fewest that will do."
+        worst_cell = int(need.argmin())
+        return f"Of {size} examples {need.min()} would be of {name(worst_cell)}, where {fewest} are the fewest that will do."
     if (need > have).any():
-        worst = int((have / np.maximum(need, 1)).argmin())
+        worst_cell = int((have / np.maximum(need, 1)).argmin())
         return (
-            f"'{corpus.name}' has {have.ravel()[worst]} examples of {name(worst)} to draw from, and "
-            f"{need.ravel()[worst]} are needed for {size}."
+            f"'{corpus.name}' has {have.ravel()[worst_cell]} examples of {name(worst_cell)} to draw from, and "
+            f"{need.ravel()[worst_cell]} are needed for {size}."
         )
     return None
 
 
 def _advice(table: NDArray[np.float64], size: int, have: NDArray, fewest: int) -> str:
-    """What could be drawn instead: couplings at this size, and sizes at this coupling."""
-    ways = []
+    """A sentence on possible draws instead: couplings at this size, and sizes at this coupling."""
+    options = []
     if table.shape == (2, 2) and table.sum(axis=0).all() and table.sum(axis=1).all():
         low, high = feasible_alphas(table)
-        tried = [(a, _whole(table_at(table, a), size)) for a in GRID if low < a < high]
-        works = [a for a, need in tried if need.min() >= fewest and (need <= have).all()]
-        if works:
-            ways.append(f"with {size} examples alpha can be {min(works):g} to {max(works):g}")
+        candidates = [(a, _whole(table_at(table, a), size)) for a in GRID if low < a < high]
+        possible = [a for a, need in candidates if need.min() >= fewest and (need <= have).all()]
+        if possible:
+            options.append(f"with {size} examples alpha can be {min(possible):g} to {max(possible):g}")
     with np.errstate(divide="ignore", invalid="ignore"):
         least = np.ceil(np.max(fewest / table) - 1e-9) if fewest else 1
         most = np.floor(np.min(np.where(table > 0, have / table, np.inf)) + 1e-9)
     if 1 <= least <= most:
-        ways.append(f"at this coupling {int(least)} to {int(most)} examples can be drawn")
-    if not ways:
+        options.append(f"at this coupling {int(least)} to {int(most)} examples can be drawn")
+    if not options:
         return "No coupling at this size and no size at this coupling will do; give more examples of that combination."
-    return f"Of what there is, {', and '.join(ways)}; change one of these, or give more examples of that combination."
+    return (
+        f"Of what there is, {', and '.join(options)}; change one of these, or give more examples of that combination."
+    )

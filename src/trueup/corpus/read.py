@@ -1,4 +1,4 @@
-"""From a file, a hub id, an embedded name or an object to a Corpus; every failure is a sentence that says where and what next."""
+"""Reads a file, a hub id, an embedded name or an object into a Corpus. Every error names the place and the next step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from trueup.given import checked
 from trueup.store.inputs import path_of
 
 SHIPPED = ("embedded:", "confounded:")
-"""How the names of data begin that packages ship."""
+"""Prefixes of the names of data that packages ship."""
 
 
 @checked
@@ -121,52 +121,56 @@ def read(
     check_held_out(held_out, test is not None, split, answers)
     name = str(source) if isinstance(source, str | Path) else ""
     if name.startswith("task:"):
-        given = {"held_out": held_out, "test": test is not None}
-        return _task(name, second, attributes, cluster, split, hub_split, classes, seed, limit, progress, given)
+        split_column = {"held_out": held_out, "test": test is not None}
+        return _task(name, second, attributes, cluster, split, hub_split, classes, seed, limit, progress, split_column)
     wanted = [c for c in (text, label, second, cluster, split, *attributes) if c]
-    table, named, natural, name, source_notes = _found(source, name, wanted, text, label, hub_split, seed, progress)
+    table, named, default_attributes, name, source_notes = _found(
+        source, name, wanted, text, label, hub_split, seed, progress
+    )
     if others and table.unread:  # a source of which only the columns that are wanted were read
-        every = [*wanted, *table.unread]
+        all_columns = [*wanted, *table.unread]
         try:
-            table, named, natural, name, source_notes = _found(
-                source, name, every, text, label, hub_split, seed, progress
+            table, named, default_attributes, name, source_notes = _found(
+                source, name, all_columns, text, label, hub_split, seed, progress
             )
-        except BadInput as e:  # what nobody asked for must not cost what was
+        except BadInput as e:  # an error in columns that were not requested must not stop the reading of the others
             source_notes = [
                 *source_notes,
                 f"The columns that were not named cannot be read, so they were left out. {e}",
             ]
-    given = split or (None if held_out or test is not None else named)
-    own = len(table)
+    split_column = split or (None if held_out or test is not None else named)
+    rows_of_source = len(table)
     if test is not None:
-        _check_columns(table, [c for c in (text, label, second, cluster, *attributes, given) if c])
-        table, tested = _with_test(table, test, [c for c in wanted if c != split], given, text, label)
+        _check_columns(table, [c for c in (text, label, second, cluster, *attributes, split_column) if c])
+        table, tested = _with_test(table, test, [c for c in wanted if c != split], split_column, text, label)
         name = f"{name} and {tested}"
-    attributes = attributes or tuple(a for a in natural if a not in (text, label, second))
-    _check_columns(table, [c for c in (text, label, second, cluster, *attributes, given) if c])
+    attributes = attributes or tuple(a for a in default_attributes if a not in (text, label, second))
+    _check_columns(table, [c for c in (text, label, second, cluster, *attributes, split_column) if c])
 
     texts = text_column(table, text)
     seconds = text_column(table, second) if second else None
     labels = None
-    if not answers and (several := label_lists(table, label, classes, parted=multi_label)) is not None:
-        labels, class_names, notes = several
+    if not answers and (label_matrix := label_lists(table, label, classes, parted=multi_label)) is not None:
+        labels, class_names, notes = label_matrix
         label_index = np.zeros(len(table), np.int64)
     else:
         label_index, class_names, notes = label_column(table, label, classes, answers=answers)
     notes = (*source_notes, *notes)
     groups: dict[str, np.ndarray] = {}
     for a in attributes:
-        groups[a], more = group_column(table, a)
-        notes += more
-    taken = {text, label, second, cluster, given, PART, *attributes}
-    unnamed = {c: g for c in table.columns if others and c not in taken and (g := other_column(table, c)) is not None}
+        groups[a], more_notes = group_column(table, a)
+        notes += more_notes
+    used_columns = {text, label, second, cluster, split_column, PART, *attributes}
+    unnamed = {
+        c: g for c in table.columns if others and c not in used_columns and (g := other_column(table, c)) is not None
+    }
     if cluster:
-        together = cluster_column(table, cluster, texts, seconds, (text, label, second))
+        cluster_of_row = cluster_column(table, cluster, texts, seconds, (text, label, second))
     else:
-        together = clusters(texts, seconds)
-    parts = _parts(table, given, own, held_out)
+        cluster_of_row = clusters(texts, seconds)
+    parts = _parts(table, split_column, rows_of_source, held_out)
     if parts is not None and not allow_leak:
-        check_leak(together, parts, table.source)
+        check_leak(cluster_of_row, parts, table.source)
 
     if labels is not None and (not labels.size or (labels == labels[:1]).all()):
         raise BadInput(
@@ -179,23 +183,25 @@ def read(
         )
     stratum = np.zeros_like(label_index) if answers else label_index if labels is None else _rarest(labels)
     if limit is not None and limit < len(texts):
-        kinds = stratum if parts is None else np.array([f"{p} {c}" for p, c in zip(parts, stratum, strict=True)])
-        kept = stratified_subset(
-            kinds, limit, seed, texts if seconds is None else list(zip(texts, seconds, strict=True))
+        stratum_and_split = (
+            stratum if parts is None else np.array([f"{p} {c}" for p, c in zip(parts, stratum, strict=True)])
         )
-        texts, together = [texts[i] for i in kept], together[kept]
-        seconds = None if seconds is None else [seconds[i] for i in kept]
-        label_index, stratum = label_index[kept], stratum[kept]
-        labels = None if labels is None else labels[kept]
-        groups, unnamed = ({a: v[kept] for a, v in of.items()} for of in (groups, unnamed))
-        parts = None if parts is None else parts[kept]
+        kept_rows = stratified_subset(
+            stratum_and_split, limit, seed, texts if seconds is None else list(zip(texts, seconds, strict=True))
+        )
+        texts, cluster_of_row = [texts[i] for i in kept_rows], cluster_of_row[kept_rows]
+        seconds = None if seconds is None else [seconds[i] for i in kept_rows]
+        label_index, stratum = label_index[kept_rows], stratum[kept_rows]
+        labels = None if labels is None else labels[kept_rows]
+        groups, unnamed = ({a: v[kept_rows] for a, v in of.items()} for of in (groups, unnamed))
+        parts = None if parts is None else parts[kept_rows]
     if parts is None:
         names = SPLITS[1:] if held_out else SPLITS
         shares = (0.5, 0.5) if held_out else fractions
-        parts = split_rows(together.tolist(), stratum, seed=seed, fractions=shares, names=names)
-        check_split(parts, None if answers else stratum, together, table, names)
+        parts = split_rows(cluster_of_row.tolist(), stratum, seed=seed, fractions=shares, names=names)
+        check_split(parts, None if answers else stratum, cluster_of_row, table, names)
     else:
-        parts = complete(parts, together.tolist(), stratum, seed, fractions)
+        parts = complete(parts, cluster_of_row.tolist(), stratum, seed, fractions)
     guessed = not answers and classes is None and _guessed(table, label, class_names)
     return Corpus(
         texts,
@@ -206,7 +212,7 @@ def read(
         groups,
         name,
         notes,
-        together,
+        cluster_of_row,
         table.origin,
         guessed,
         others=unnamed,
@@ -215,13 +221,13 @@ def read(
 
 
 def _guessed(table: Table, label: str, classes: Sequence[str]) -> bool:
-    """Whether the order of the classes found in a column says nothing: they are words, and the source states no order of them."""
+    """Whether the order of the classes found in a column is a guess: they are words, and the source states no order of them."""
     stated = label in table.names or label in table.order
     return not (stated or places(classes, len(classes)) is not None)
 
 
 def _rarest(labels: np.ndarray) -> np.ndarray:
-    """(n,) the place of the rarest label that each row of (n, C) has; C where it has none."""
+    """(n,) the index of the rarest label that each row of (n, C) has; C for a row without labels."""
     order = np.argsort(labels.sum(axis=0), kind="stable")
     return np.where(labels.any(axis=1), order[labels[:, order].argmax(axis=1)], labels.shape[1]).astype(np.int64)
 
@@ -236,14 +242,16 @@ def check_source(
     label: str = "",
     classes: Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], bool] | None:
-    """Raises BadInput where `name` is of no data or, in a file of at most `most` bytes, a column, a text or a label is wrong. A hub
-    id passes. Returns the classes in the label column, and whether nothing states their order; None where it was not looked at.
+    """Check the name of data and, in a file of at most `most` bytes, its columns. A hub id is not checked.
+
+    Returns the classes in the label column, and whether their order is a guess; None where the column was not read. Raises
+    BadInput where there are no such data, or a column, a text or a label is wrong.
 
     Args:
-        texts: columns of which each row needs a text.
-        split: the column of which each row needs the name of a split.
-        label, classes: the column of which each row needs one of the classes. Nothing is looked at where a cell is empty or may
-            hold several labels: the model decides what that means.
+        texts: columns in which each row needs a text.
+        split: the column in which each row needs the name of a split.
+        label, classes: the column in which each row needs one of the classes. It is not checked where a cell is empty or may
+            hold several labels: the meaning of these depends on the model.
     """
     if name.startswith("task:"):
         from trueup.corpus import tasks
@@ -263,8 +271,8 @@ def check_source(
         path = None if saved else data_file(name)
         if path is not None and (stat := path.stat()).st_size <= most:
             stamp = stat.st_size, stat.st_mtime_ns
-            asked = None if classes is None else tuple(classes)
-            return _looked_at(path, stamp, tuple(wanted), tuple(texts), split, label, asked)
+            class_tuple = None if classes is None else tuple(classes)
+            return _looked_at(path, stamp, tuple(wanted), tuple(texts), split, label, class_tuple)
     return None
 
 
@@ -273,7 +281,7 @@ def _looked_at(
     path: Path, stamp: tuple[int, int], wanted: tuple[str, ...], texts: tuple[str, ...], split: str | None, label: str,
     classes: tuple[str, ...] | None,
 ) -> tuple[tuple[str, ...], bool] | None:  # fmt: skip
-    """As `check_source`, of one state of a file, which the cells of a sweep share.
+    """As `check_source`, for one state of a file. The result is cached for the other cells of a sweep.
 
     stamp: the file's size, and the time of its last change.
     """
@@ -284,13 +292,13 @@ def _looked_at(
     if split:
         named_split(table, split)
     if label and not any(absent(v) or re.search(r"[;|\[]", str(v)) for v in table.columns[label]):
-        found = label_column(table, label, classes)[1]
-        return found, classes is None and _guessed(table, label, found)
+        class_names = label_column(table, label, classes)[1]
+        return class_names, classes is None and _guessed(table, label, class_names)
     return None
 
 
 def check_held_out(held_out: bool, test: bool, split: str | None, answers: bool) -> None:
-    """Raises BadInput where what says which rows are held out says two things."""
+    """Raises BadInput where two options contradict each other about which rows are held out."""
     if held_out and split:
         raise BadInput(
             f"The split column '{split}' says which rows were trained on, and held_out (`--held-out`) says that none was. "
@@ -306,40 +314,40 @@ def check_held_out(held_out: bool, test: bool, split: str | None, answers: bool)
 def _with_test(
     table: Table, test: Any, wanted: Sequence[str], given: str | None, text: str, label: str
 ) -> tuple[Table, str]:
-    """The rows of `table`, then those of `test`, and what the latter is called. Messages name the file of each row."""
+    """The rows of `table`, then those of `test`, and the name of the latter. Messages name the file of each row."""
     name = str(test) if isinstance(test, str | Path) else ""
     if isinstance(test, str | Path) and data_file(test) is None:
         raise BadInput(
             f"--test names a file with rows to test on (csv, tsv, json, jsonl, parquet), and '{name}' is none. Correct the path."
         )
-    more, parted, _, name, _ = _found(test, name, wanted, text, label, None, 0, False)
-    if parted is not None:
-        raise BadInput(f"{more.source} has parts of its own; give the one that tests.")
-    _check_columns(more, wanted)
-    if table.names.get(label) != more.names.get(label) or table.order.get(label) != more.order.get(label):
+    added, test_split, _, name, _ = _found(test, name, wanted, text, label, None, 0, False)
+    if test_split is not None:
+        raise BadInput(f"{added.source} has parts of its own; give the one that tests.")
+    _check_columns(added, wanted)
+    if table.names.get(label) != added.names.get(label) or table.order.get(label) != added.order.get(label):
         raise BadInput(
-            f"{table.source} and {more.source} name the classes of '{label}' differently. Give both with the same names in the "
+            f"{table.source} and {added.source} name the classes of '{label}' differently. Give both with the same names in the "
             "same order, or both as plain words."
         )
-    named = [f"{n} of {more.source}" for n in more.at]
-    at = [*table.at, *named] if table.unit == more.unit else [f"{table.unit} {n}" for n in table.at]
-    at = at if table.unit == more.unit else [*at, *(f"{more.unit} {n}" for n in named)]
-    columns = {c: [*table.columns[c], *more.columns[c]] for c in wanted}
+    named = [f"{n} of {added.source}" for n in added.at]
+    at = [*table.at, *named] if table.unit == added.unit else [f"{table.unit} {n}" for n in table.at]
+    at = at if table.unit == added.unit else [*at, *(f"{added.unit} {n}" for n in named)]
+    columns = {c: [*table.columns[c], *added.columns[c]] for c in wanted}
     if given:
-        columns[given] = [*table.columns[given], *["test"] * len(more)]
+        columns[given] = [*table.columns[given], *["test"] * len(added)]
         if any(str(v).strip().lower() in TEST_NAMES for v in table.columns[given] if not absent(v)):
             raise BadInput(
-                f"{table.source}, column '{given}': some rows say test, and --test names {more.source} to test on. Leave one of "
+                f"{table.source}, column '{given}': some rows say test, and --test names {added.source} to test on. Leave one of "
                 "them out."
             )
-    source = f"{table.source} and {more.source}"
-    unit = table.unit if table.unit == more.unit else "row"
-    every = list(dict.fromkeys([*table.every, *more.every]))
-    return Table(columns, at, unit, source, table.names, every, table.order, table.origin), name
+    source = f"{table.source} and {added.source}"
+    unit = table.unit if table.unit == added.unit else "row"
+    all_names = list(dict.fromkeys([*table.every, *added.every]))
+    return Table(columns, at, unit, source, table.names, all_names, table.order, table.origin), name
 
 
 def _parts(table: Table, given: str | None, own: int, held_out: bool) -> np.ndarray | None:
-    """(n,) of `SPLITS` where they are given: by a column, or as the first `own` rows and those of a file to test on."""
+    """(n,) of `SPLITS` where they are given: by a column, or by a test file, whose rows follow the first `own`. Else None."""
     if given:
         return named_split(table, given)
     if own == len(table):
@@ -348,25 +356,25 @@ def _parts(table: Table, given: str | None, own: int, held_out: bool) -> np.ndar
 
 
 def demonstrations(path: str | Path, *, text: str = "text", label: str = "label") -> list[tuple[str, str]]:
-    """Pairs of a text and its answer, in the file's order: the demonstrations of a prompt that stays as it is.
+    """Pairs of a text and its answer, in the file's order: the demonstrations of a prompt with fixed demonstrations.
 
     Raises:
-        BadInput: the file, a column or a value cannot be used, or a text stands there twice; the sentence names it and its place.
+        BadInput: the file, a column or a value cannot be used, or a text occurs twice; the message names it and its place.
     """
-    found = data_file(path)
-    if found is None:
+    file = data_file(path)
+    if file is None:
         raise BadInput(
             f"--demos names a file of pairs (csv, tsv, json, jsonl, parquet), and '{path}' is none. Correct the path."
         )
-    table = read_file(found, [text, label])
+    table = read_file(file, [text, label])
     _check_columns(table, [text, label])
     texts = text_column(table, text)
     index, names, _ = label_column(table, label, None, answers=True)
-    first: dict[str, int] = {}
+    first_row: dict[str, int] = {}
     for i, key in enumerate(same_key(texts, None)):
-        if first.setdefault(key, i) != i:
+        if first_row.setdefault(key, i) != i:
             raise BadInput(
-                f"{table.source}, column '{text}': {table.where([first[key], i])} hold the same text, {texts[i][:60]!r}. A "
+                f"{table.source}, column '{text}': {table.where([first_row[key], i])} hold the same text, {texts[i][:60]!r}. A "
                 "demonstration stands in a prompt once; delete one."
             )
     return [(x, names[y]) for x, y in zip(texts, index, strict=True)]
@@ -378,7 +386,7 @@ def _task(
 ) -> Corpus:  # fmt: skip
     from trueup.corpus import tasks
 
-    given = {
+    options = {
         "second": second,
         "attributes": attributes,
         "cluster": cluster,
@@ -386,7 +394,7 @@ def _task(
         "hub_split": hub_split,
         **more,
     }
-    if named := [k for k, v in given.items() if v]:
+    if named := [k for k, v in options.items() if v]:
         raise BadInput(
             f"'{name}' is an in-context task, which brings its own queries, answers and splits; leave {listing(named)} out."
         )
@@ -397,12 +405,14 @@ def _task(
 def _found(
     source: Any, name: str, wanted: Sequence[str], text: str, label: str, hub_split: str | None, seed: int, progress: bool
 ) -> tuple[Table, str | None, tuple[str, ...], str, list[str]]:  # fmt: skip
-    """The columns of `source`, the column of its splits and the attributes where it brings them, what it is called, and sentences
-    about how it was made."""
-    held, shipped = not isinstance(source, str | Path), name.startswith(SHIPPED)
-    saved = None if held or shipped else saved_to_disk(path_of(name))
-    path = None if held or shipped or saved is not None else data_file(source)
-    if hub_split is not None and held:
+    """The columns of `source`, the column of its splits, its own attributes, its name, and sentences about how it was made.
+
+    The column of splits is None, and attributes are empty, where the source has none.
+    """
+    is_object, shipped = not isinstance(source, str | Path), name.startswith(SHIPPED)
+    saved = None if is_object or shipped else saved_to_disk(path_of(name))
+    path = None if is_object or shipped or saved is not None else data_file(source)
+    if hub_split is not None and is_object:
         raise BadInput(
             f"hub_split names a part of a hub dataset; of an object that you hold, give the part '{hub_split}' itself."
         )
@@ -413,23 +423,23 @@ def _found(
 
         source_notes: list[str] = []
         if name.startswith(confounded.PREFIX):
-            found, alpha = confounded.find(name)
-            natural: tuple[str, ...] = (found.attribute,)
-            corpus = read(found.source, attributes=natural, seed=seed, progress=progress)
-            columns, source_notes = confounded.columns(found, alpha, corpus, seed)
+            coupled, alpha = confounded.find(name)
+            default_attributes: tuple[str, ...] = (coupled.attribute,)
+            corpus = read(coupled.source, attributes=default_attributes, seed=seed, progress=progress)
+            columns, source_notes = confounded.columns(coupled, alpha, corpus, seed)
         else:
             dataset, columns = embedded.load(name, progress=progress)
-            natural = dataset.attributes
+            default_attributes = dataset.attributes
         return (
             Table(columns, range(1, len(columns["text"]) + 1), "row", f"'{name}'", {}),
             None,
-            natural,
+            default_attributes,
             name,
             source_notes,
         )
     if path is not None:
         return read_file(path, wanted), None, (), name, []
-    if held or saved is not None:
+    if is_object or saved is not None:
         table, named, kind = table_of(source if saved is None else saved, wanted, text=text, label=label)
         return table, named, (), name or kind, []
     table, named = hub_table(name, wanted, label, hub_split)
@@ -437,12 +447,12 @@ def _found(
 
 
 def check_roles(text: str, label: str, second: str | None) -> None:
-    """Raises BadInput where one column is named for two things, or none for one."""
+    """Raises BadInput where one column has two roles, or the text or the label has no column."""
     if not text or not label:
         raise BadInput(f"The {'label' if text else 'text'} column has an empty name. Name the column that holds it.")
     if label in (text, second) or text == second:
-        twice = text if text == second else label
-        raise BadInput(f"The column '{twice}' is named twice. Name different columns for the text and the label.")
+        column = text if text == second else label
+        raise BadInput(f"The column '{column}' is named twice. Name different columns for the text and the label.")
 
 
 def _check_options(
@@ -463,17 +473,17 @@ def _check_options(
 def _check_columns(table: Table, wanted: Sequence[str]) -> None:
     for name in wanted:
         if name not in table.columns:
-            known = [c for c in table.every if c != PART]
-            # The name of the option is also its default, so that nobody may have said it.
+            column_names = [c for c in table.every if c != PART]
+            # "text" and "label" are also defaults, so the user may not have named the column: the message explains the option.
             option = f" with --{name} (in Python {name}=)" if name in ("text", "label") else ""
             raise BadInput(
-                f"{table.source} has no column '{name}'.{did_you_mean(name, known)} "
-                f"Its columns are {listing(known)}; name the right one{option}.{_of_sft(name, known)}"
+                f"{table.source} has no column '{name}'.{did_you_mean(name, column_names)} "
+                f"Its columns are {listing(column_names)}; name the right one{option}.{_of_sft(name, column_names)}"
             )
 
 
 def _of_sft(name: str, known: Sequence[str]) -> str:
-    """What to do with rows as supervised fine-tuning takes them, as a sentence with a space before it; else empty."""
+    """Advice for rows in a form of supervised fine-tuning, as a sentence with a space before it; else empty."""
     if name not in ("text", "label"):
         return ""
     if {"prompt", "completion"} <= set(known):

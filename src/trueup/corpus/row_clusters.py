@@ -1,8 +1,8 @@
-"""Which rows are independent of which: the one place that says so. Splits, folds, halves and bootstraps go by clusters.
+"""Clusters of rows: rows in different clusters are independent. Splits, folds, halves and bootstraps are made by clusters.
 
-Rows of equal text (of an equal pair), but for white space and case, are one cluster, and so are rows that share a value of a
-column that the user names (patient, author, document). Numbers follow the texts and not the rows, so what is drawn by cluster
-does not change when rows are shuffled.
+Rows with equal text (or an equal pair of texts), except for white space and case, are one cluster. Rows that share a value of a
+column that the user names (patient, author, document) are one cluster too. The numbers of clusters depend on the texts and not on
+the order of the rows, so a draw of clusters does not change when rows are shuffled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Ids = NDArray[np.int64]
 
 
 def same_key(texts: Sequence[str], seconds: Sequence[str] | None) -> list[Any]:
-    """What makes two examples the same: the text, or the pair, but for white space and case."""
+    """A key that is equal for equal examples: the text, or the pair of texts, without differences in white space and case."""
     first = [" ".join(t.casefold().split()) for t in texts]
     return first if seconds is None else list(zip(first, same_key(seconds, None), strict=True))
 
@@ -31,9 +31,9 @@ def clusters(texts: Sequence[str], seconds: Sequence[str] | None = None, value: 
 
     Args:
         texts, seconds: n texts, and the second texts of a pair task.
-        value: n values of a column; rows of equal value belong together, and those of an empty one only by their text.
+        value: n values of a column. Rows with equal values are one cluster; rows with an empty value are joined only by text.
 
-    Rows are joined through each other: where A and B share a text and B and C a value, all three are one cluster.
+    Clusters are transitive: where A and B share a text, and B and C share a value, all three are one cluster.
     """
     keys = same_key(texts, seconds)
     place = {k: i for i, k in enumerate(sorted(set(keys)))}
@@ -44,14 +44,14 @@ def clusters(texts: Sequence[str], seconds: Sequence[str] | None = None, value: 
     from scipy.sparse.csgraph import connected_components
 
     rows = [i for i, v in enumerate(value) if v]
-    seen: dict[str, int] = {}
-    of_value = [len(place) + seen.setdefault(value[i], len(seen)) for i in rows]
-    size = len(place) + len(seen)
+    number_of_value: dict[str, int] = {}
+    of_value = [len(place) + number_of_value.setdefault(value[i], len(number_of_value)) for i in rows]
+    size = len(place) + len(number_of_value)
     graph = coo_array((np.ones(len(rows), bool), (of_text[rows], of_value)), shape=(size, size))
-    joined = connected_components(graph, directed=False)[1][: len(place)]
-    # Texts are in order, so that the first of each component is its least.
-    _, first, member = np.unique(joined, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[member][of_text].astype(np.int64)
+    component = connected_components(graph, directed=False)[1][: len(place)]
+    # Texts are numbered in sorted order, so the first text of each component is its smallest.
+    _, first_text, member = np.unique(component, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first_text))[member][of_text].astype(np.int64)
 
 
 def cluster_column(
@@ -65,39 +65,39 @@ def cluster_column(
     Raises:
         BadInput: the column is one of `taken`, has one value, or leaves one cluster in all.
     """
-    here = f"{table.source}, column '{column}'"
+    where = f"{table.source}, column '{column}'"
     if column in taken:
         raise BadInput(
-            f"{here}: it holds the texts or the labels. Equal texts count as one in any case; leave the cluster column out, or "
+            f"{where}: it holds the texts or the labels. Equal texts count as one in any case; leave the cluster column out, or "
             "name the one that says which rows belong together (patient, author, document)."
         )
     value = ["" if missing(v) else plain(v).strip() for v in table.columns[column]]
     if len(set(value)) == 1:
         raise BadInput(
-            f"{here}: every row says '{value[0]}', so no row is independent of another. Leave the cluster column out, or name "
+            f"{where}: every row says '{value[0]}', so no row is independent of another. Leave the cluster column out, or name "
             "one that says which rows belong together (patient, author, document)."
         )
-    found = clusters(texts, seconds, value)
-    if not found.any():
+    cluster = clusters(texts, seconds, value)
+    if not cluster.any():
         raise BadInput(
-            f"{here}: its values and the texts that they share join all {len(found)} rows into one cluster. Drop the texts that "
+            f"{where}: its values and the texts that they share join all {len(cluster)} rows into one cluster. Drop the texts that "
             "stand under several values, or name another column."
         )
-    return found
+    return cluster
 
 
 def check_leak(cluster: Ids, split: NDArray[np.str_], source: str) -> None:
-    """Raises BadInput where a cluster lies in two splits, with how many do."""
+    """Raises BadInput where clusters are in more than one split; the message gives their number."""
     pairs = np.unique(np.stack([cluster, np.unique(split, return_inverse=True)[1]]), axis=1)
     ids, splits = np.unique(pairs[0], return_counts=True)
     shared = ids[splits > 1]
     if not len(shared):
         return
     rows = np.isin(cluster, shared)
-    said = listing([s for s in ("train", "calibration", "test") if (rows & (split == s)).any()])
+    in_splits = listing([s for s in ("train", "calibration", "test") if (rows & (split == s)).any()])
     raise BadInput(
         f"{source}: {len(shared)} of {len(ids)} clusters (rows of equal text, or of an equal cluster column) lie in more than one "
-        f"of the given splits {said}, {int(rows.sum())} rows in all, so what is held out was seen before. Drop them from all "
+        f"of the given splits {in_splits}, {int(rows.sum())} rows in all, so what is held out was seen before. Drop them from all "
         "splits but one, leave the split column out to have the rows split here, or allow it with `--allow-leak` "
         "(`allow_leak=True` in Python)."
     )

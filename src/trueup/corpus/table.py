@@ -1,4 +1,4 @@
-"""The columns of a source as they were found, and where each row stands: what every way of reading ends in."""
+"""The columns of a source as they were found, and the place of each row. Every way of reading gives a Table."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Table:
-    """Columns as they were found, and where each row is.
+    """Columns as they were found, and the place of each row.
 
     Attributes:
         columns: name -> one value per row, None where a row has none.
         at: the number of each row for a message; unit: what it counts (``line``, ``record``, ``row``).
-        names: class names of columns of integer labels, or of lists of them, where the source carries them.
-        there: the names of all columns of the source, read or not, in its order; without it, those of `columns`.
-        order: the values of a column in the order that the source states for them, those that do not occur included.
-        origin: of a data set of the hub its ``id``, ``config``, ``split`` and ``revision``, as far as they are known; else empty.
+        names: class names of columns of integer labels, or of lists of them, where the source defines them.
+        there: the names of all columns of the source, read or not, in its order; if empty, those of `columns`.
+        order: the values of a column in the order that the source states for them, including those that do not occur.
+        origin: for a data set of the hub its ``id``, ``config``, ``split`` and ``revision``, as far as they are known; else empty.
     """
 
     columns: Mapping[str, list[Any]]

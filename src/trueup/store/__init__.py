@@ -1,1 +1,1 @@
-"""WHERE: files written whole or not at all, the cache folder, and the packages that carry embedded models and data."""
+"""Storage: files written completely or not at all, the cache folder, and the packages with embedded models and data."""

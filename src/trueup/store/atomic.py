@@ -1,8 +1,8 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear completely or not at all.
 
-Everything is written beside its target under a hidden temporary name, flushed to disk, and renamed onto the target. A
-process that dies halfway leaves the old state, and at most a hidden ``.NAME.*.partial`` which a later write removes. A folder that
-is replaced stands aside as ``.NAME.*.replaced`` for as long as two renames take; whoever looks for it later puts it back (`there`).
+Everything is written next to its target under a hidden temporary name, flushed to disk, and renamed to the target. A process
+that dies halfway leaves the old state, and at most a hidden ``.NAME.*.partial``, which a later write removes. A folder that
+is replaced has the name ``.NAME.*.replaced`` between two renames. After a kill in between, `there` puts it back.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ except ImportError:  # Windows
 
 MANIFEST = "manifest.json"
 STALE_SECONDS = 24 * 3600
-"""How long what a writer on another machine has left is let lie: whether that one still runs cannot be asked."""
+"""Age at which leftovers of a writer on another machine are removed: it is not possible to ask whether that writer runs."""
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at `path` by `data`, whole or not at all. The parent folder must exist.
+    """Replace the file at `path` by `data`, completely or not at all. The parent folder must exist.
 
     Raises:
         BadInput: the folder is missing, or the file cannot be written there. Unavailable: the disk is full.
@@ -56,7 +56,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         BadInput: the folder is missing, or the file cannot be written there. Unavailable: the disk is full.
     """
     path = Path(path)
-    with suppress(OSError):  # said where it is written
+    with suppress(OSError):  # the write below reports the error
         _sweep(path)
     temporary = _beside(path)
     try:
@@ -75,7 +75,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace the file at `path` by `text` in UTF-8, line ends as given, whole or not at all."""
+    """Replace the file at `path` by `text` in UTF-8, with its line ends, completely or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -84,10 +84,10 @@ def refuse_file(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.is_dir():
         raise BadInput(f"'{path}' is a folder, and a file is to be written. Give the name of a file.")
-    first = next(p for p in path.absolute().parents if p.exists())
-    if not first.is_dir() or not os.access(first, os.W_OK):
+    nearest_folder = next(p for p in path.absolute().parents if p.exists())
+    if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
         raise BadInput(
-            f"'{path}' cannot be written: '{first}' is no folder that may be written to. Give another place."
+            f"'{path}' cannot be written: '{nearest_folder}' is no folder that may be written to. Give another place."
         )
 
 
@@ -140,17 +140,17 @@ def _plain(obj: Any) -> Any:
 def new_folder(target: str | os.PathLike[str], *, force: bool = False, own: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; at a clean exit it becomes `target`, with a manifest of its files.
 
-    After an exception (also KeyboardInterrupt) the temporary folder is removed and `target` is as it was. With `force`
-    an old folder is replaced only once the new one is complete, and put back if the replacement fails. Files that its manifest does
-    not name are somebody else's: they stay, but for those whose name the new folder has. A link is followed: the folder that it
-    leads to is written.
+    After an exception (also KeyboardInterrupt) the temporary folder is removed and `target` is as before. With `force`
+    an old folder is replaced only when the new one is complete, and put back if the replacement fails. Files that its manifest
+    does not name were written by others: they are kept, unless the new folder has a file with the same name. A link is followed:
+    the folder that it leads to is written.
 
     Args:
-        own: nobody but trueup writes where `target` is, so that `force` may replace whatever is there.
+        own: `target` is in a place where only trueup writes, so `force` may replace any folder there.
 
     Raises:
-        BadInput: `target` is a file, or a folder that is not empty and `force` is not given, or that no trueup has written, or
-            cannot be written. Unavailable: the disk is full.
+        BadInput: `target` is a file, or a folder that is not empty and `force` is not given, or that trueup did not write, or
+            that cannot be written. Unavailable: the disk is full.
     """
     refuse_other(Path(target))
     target = placed(target)
@@ -175,7 +175,7 @@ def new_folder(target: str | os.PathLike[str], *, force: bool = False, own: bool
                 raise cannot_write(target, e) from e
     except BaseException as e:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not isinstance(e, TrueupError) and (why := no_room(e)):  # whatever library wrote into the folder
+        if not isinstance(e, TrueupError) and (why := no_room(e)):  # in any library that wrote into the folder
             raise _full(target, why) from e
         if isinstance(e, OSError) and str(e.filename).startswith(str(temporary)):
             raise cannot_write(target, e) from e
@@ -194,17 +194,17 @@ def verify(folder: str | os.PathLike[str], *, contents: bool = True) -> None:
     folder = Path(folder)
     advice = "Make the folder again, or copy it again from where it is whole."
     try:
-        listed = _listed(folder)
+        manifest_files = _listed(folder)
     except FileNotFoundError as e:
         raise BadInput(f"'{folder}' has no {MANIFEST}, so it was never finished. {advice}") from e
     except (OSError, *_UNREADABLE) as e:
         raise BadInput(f"The {MANIFEST} of '{folder}' cannot be read. {advice}") from e
     missing, changed = [], []
-    for name, (size, sha256) in sorted(listed.items()):
-        inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts:
+    for name, (size, sha256) in sorted(manifest_files.items()):
+        relative_path = PurePosixPath(name)
+        if relative_path.is_absolute() or ".." in relative_path.parts:
             raise BadInput(f"The {MANIFEST} of '{folder}' names '{name}', which lies outside the folder. {advice}")
-        file = folder / inside
+        file = folder / relative_path
         if not file.is_file():
             missing.append(name)
         elif file.stat().st_size != size or (contents and sha256_of(file) != sha256):
@@ -223,7 +223,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def _seal(folder: Path) -> None:
-    """Flush every file, give all one mode (the folder's, which is the user's umask), then write the manifest last."""
+    """Flush every file, give all files the mode of the folder (from the user's umask), and write the manifest last."""
     if (folder / MANIFEST).exists():
         raise ValueError(f"{MANIFEST} is written by new_folder; give your own file another name.")
     files = {}
@@ -241,19 +241,22 @@ def _seal(folder: Path) -> None:
 
 
 def _keep_others(old: Path, new: Path) -> None:
-    """Put what somebody else laid into `old` into `new` as well, outside of its manifest.
+    """Put files of `old` that its manifest does not name into `new` as well, outside of its manifest.
 
-    It is a second name of the same file, where the disk has such, so that a kill at any time loses nothing."""
-    own = _listed(old) if (old / MANIFEST).exists() else {}
+    They are hard links where the disk has them, so that a kill at any time loses nothing.
+    """
+    manifest_files = _listed(old) if (old / MANIFEST).exists() else {}
     for path in sorted(old.rglob("*")):
         name = path.relative_to(old)
         if (
-            name.as_posix() in (*own, MANIFEST)
+            name.as_posix() in (*manifest_files, MANIFEST)
             or (path.is_dir() and not path.is_symlink())
             or os.path.lexists(new / name)
         ):
             continue
-        if any((new / above).is_file() for above in name.parents):  # a file now stands where its folder was
+        if any(
+            (new / parent).is_file() for parent in name.parents
+        ):  # the new folder has a file with the name of its folder
             continue
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -263,31 +266,36 @@ def _keep_others(old: Path, new: Path) -> None:
 
 
 def _move_onto(temporary: Path, target: Path, force: bool) -> None:
-    """Rename `temporary` to `target`; an old folder goes aside first, and comes back if the rename fails."""
-    aside = None
+    """Rename `temporary` to `target`. An old folder is renamed first, and renamed back if this fails."""
+    old_folder = None
     if target.is_dir() and not force:
         target.rmdir()  # it was empty a moment ago; if another process has filled it, this fails and keeps it
     elif target.is_dir():
-        aside = _beside(target, "replaced")
-    with _held(target) if aside is not None else nullcontext():
-        if aside is not None:
-            os.rename(target, aside)
+        old_folder = _beside(target, "replaced")
+    with _held(target) if old_folder is not None else nullcontext():
+        if old_folder is not None:
+            os.rename(target, old_folder)
         try:
             os.rename(temporary, target)
         except BaseException:
-            if aside is not None:
-                os.rename(aside, target)
+            if old_folder is not None:
+                os.rename(old_folder, target)
             raise
         _fsync_folder(target.parent)
-        if aside is not None:
-            going = _beside(target)
-            os.rename(aside, going)  # what is half removed must not be put back
-            shutil.rmtree(going, ignore_errors=True)
+        if old_folder is not None:
+            to_remove = _beside(target)
+            os.rename(
+                old_folder, to_remove
+            )  # renamed first, so that `there` cannot put back a folder that is partly removed
+            shutil.rmtree(to_remove, ignore_errors=True)
 
 
 def there(folder: str | os.PathLike[str]) -> bool:
-    """Whether `folder` is a folder. Where it is not, because a run that was to replace it, or the folder that it is in, was killed
-    between two renames, its old contents are put back first, and that is said on standard error."""
+    """Whether `folder` is a folder.
+
+    If a run was killed while it replaced the folder, or its parent, between two renames, the old contents are put back first.
+    This is reported on standard error.
+    """
     folder = Path(os.path.abspath(folder))
     for place in (folder.parent, folder):
         if not os.path.lexists(place):
@@ -296,11 +304,11 @@ def there(folder: str | os.PathLike[str]) -> bool:
 
 
 def _put_back(target: Path) -> None:
-    for aside in sorted(target.parent.glob(f".{_escape(target.name)}.*.replaced")):
-        with suppress(OSError, TrueupError), _held(aside) as alone:
-            if _in_use(aside, target, alone):
+    for old_folder in sorted(target.parent.glob(f".{_escape(target.name)}.*.replaced")):
+        with suppress(OSError, TrueupError), _held(old_folder) as alone:
+            if _in_use(old_folder, target, alone):
                 continue
-            os.rename(aside, target)
+            os.rename(old_folder, target)
             _fsync_folder(target.parent)
             sentence = f"'{target}' was being replaced when a run was killed. Its old contents are put back."
             print(f"trueup: {visible(sentence)}", file=sys.stderr)
@@ -308,13 +316,15 @@ def _put_back(target: Path) -> None:
 
 
 def placed(target: str | os.PathLike[str]) -> Path:
-    """The absolute path that `target` leads to: two names of one folder have one lock, and what is replaced is no link."""
+    """The real path of `target`, so that two names of one folder share one lock, and no link is replaced."""
     return Path(os.path.realpath(target))
 
 
 def refuse_taken(target: Path, force: bool, *, own: bool = False) -> None:
-    """Raises BadInput where `target` holds something and `force` is False, or what no trueup has written, or is no folder to write
-    to. `own`: as of `new_folder`."""
+    """Raises BadInput where `target` is not a folder, or is not empty and `force` is False or trueup did not write it.
+
+    `own`: as in `new_folder`.
+    """
     try:
         if not refuse_other(target) or not any(target.iterdir()):
             return
@@ -323,9 +333,9 @@ def refuse_taken(target: Path, force: bool, *, own: bool = False) -> None:
                 f"The folder '{target}' exists and is not empty. Give another folder, or --force to replace it."
             )
         if not own and not _written(target):
-            found = sorted(p.name for p in target.iterdir())
+            names = sorted(p.name for p in target.iterdir())
             raise BadInput(
-                f"The folder '{target}' was not written by trueup: it holds {listing(found, 3)}, and no {MANIFEST} that trueup "
+                f"The folder '{target}' was not written by trueup: it holds {listing(names, 3)}, and no {MANIFEST} that trueup "
                 "wrote. --force replaces only folders that trueup wrote. Give another folder, or delete this one yourself."
             )
     except OSError as e:
@@ -337,12 +347,12 @@ def refuse_other(target: Path) -> bool:
     try:
         if there(target):
             return True
-        here = placed(target)
-        if os.path.islink(target) and not here.exists():  # perhaps of a disk that is not mounted
+        real_path = placed(target)
+        if os.path.islink(target) and not real_path.exists():  # the link may lead to a disk that is not mounted
             raise BadInput(
-                f"'{target}' is a link to '{here}', and there is no such folder. Make that folder, or give another name."
+                f"'{target}' is a link to '{real_path}', and there is no such folder. Make that folder, or give another name."
             )
-        if os.path.lexists(here):
+        if os.path.lexists(real_path):
             raise BadInput(f"'{target}' is a file, but a folder is to be written there. Give another name.")
     except OSError as e:
         raise cannot_write(target, e) from e
@@ -350,18 +360,18 @@ def refuse_other(target: Path) -> bool:
 
 
 def refuse_read(target: Path, read: Mapping[str, str | Path | None]) -> None:
-    """Raises BadInput where the folder `target`, which is to be written, is or holds something that is read.
+    """Raises BadInput where the folder `target`, which is to be written, is or holds a file or folder that is read.
 
     Args:
-        read: what it is called -> its name; one that is no file or folder here may be anything.
+        read: word for the input -> its name. A name that is not a file or folder on this machine is not checked.
     """
-    if not (here := placed(target)).is_dir():
+    if not (target_path := placed(target)).is_dir():
         return
     for what, name in read.items():
-        with suppress(OSError, ValueError, RuntimeError):  # a name that no file can have is no file's
+        with suppress(OSError, ValueError, RuntimeError):  # a name that no file can have is not checked
             if name is None or not (file := Path(name).expanduser()).exists():
                 continue
-            if here in (there := placed(file), *there.parents):
+            if target_path in (read_path := placed(file), *read_path.parents):
                 raise BadInput(
                     f"'{target}' holds the {what} itself ('{name}'), which writing there would delete. Give another folder."
                 )
@@ -386,19 +396,19 @@ def _listed(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def cannot_write(target: Path, e: OSError) -> TrueupError:
-    """The error to raise where `e` kept `target` from being written: BadInput, or Unavailable where the disk is full."""
+    """The error to raise where `e` prevented the writing of `target`: BadInput, or Unavailable where the disk is full."""
     if why := no_room(e):
         return _full(target, why)
-    taken = next((p for p in target.parents if os.path.lexists(p)), None)
-    if taken is not None and not taken.is_dir():
-        return BadInput(f"'{target}' cannot be written, because '{taken}' is a file. Give another folder.")
+    nearest_parent = next((p for p in target.parents if os.path.lexists(p)), None)
+    if nearest_parent is not None and not nearest_parent.is_dir():
+        return BadInput(f"'{target}' cannot be written, because '{nearest_parent}' is a file. Give another folder.")
     return BadInput(f"'{target}' cannot be written ({e.strerror or e}). Give a folder that you may write to.")
 
 
 def no_room(e: BaseException | None) -> str:
-    """What the system says where an error, or what it came from, is that a disk is full; empty where it is not.
+    """The system's message where an error, or one of its causes, is that a disk is full; else empty.
 
-    Libraries that are not written in Python tell it in their own errors' text alone.
+    Libraries that are not written in Python report this only in the text of their own errors.
     """
     while e is not None:
         for number in (errno.ENOSPC, errno.EDQUOT):
@@ -416,7 +426,7 @@ def _full(target: Path, why: str) -> Unavailable:
 
 
 _HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-"""This machine, in a name."""
+"""A name for this machine."""
 
 
 def _beside(target: Path, kind: str = "partial") -> Path:
@@ -424,27 +434,27 @@ def _beside(target: Path, kind: str = "partial") -> Path:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what writers that have ended left beside `target`: of what stood aside, only where something has taken its place."""
+    """Remove the leftovers of ended writers next to `target`. A replaced folder is removed only if there is a new `target`."""
     name = f".{_escape(target.name)}.*"
-    for left in [*target.parent.glob(f"{name}.partial"), *target.parent.glob(f"{name}.replaced")]:
-        with suppress(OSError, TrueupError), _held(left) as alone:
-            if _in_use(left, target, alone) or (left.suffix == ".replaced" and not os.path.lexists(target)):
+    for leftover in [*target.parent.glob(f"{name}.partial"), *target.parent.glob(f"{name}.replaced")]:
+        with suppress(OSError, TrueupError), _held(leftover) as alone:
+            if _in_use(leftover, target, alone) or (leftover.suffix == ".replaced" and not os.path.lexists(target)):
                 continue
-            if left.is_dir():
-                shutil.rmtree(left)
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
             else:
-                left.unlink()
+                leftover.unlink()
 
 
 def _in_use(left: Path, target: Path, alone: bool | None) -> bool:
-    """Whether a writer may still be at what lies beside `target`; `alone` as of `_held`."""
-    here = left.name.removeprefix(f".{target.name}.").startswith(_HERE)
-    return alone is False or (not (alone and here) and time.time() - left.stat().st_mtime < STALE_SECONDS)
+    """Whether a writer may still use the temporary file or folder `left` of `target`; `alone` is the result of `_held`."""
+    on_this_machine = left.name.removeprefix(f".{target.name}.").startswith(_HERE)
+    return alone is False or (not (alone and on_this_machine) and time.time() - left.stat().st_mtime < STALE_SECONDS)
 
 
 @contextmanager
 def _held(path: Path) -> Iterator[bool | None]:
-    """Hold a file or folder locked inside the block: True, False where a process of this machine does, None without locks."""
+    """Lock a file or folder inside the block. Yields True; False where another process has the lock; None without locks."""
     if fcntl is None:
         yield None
         return
@@ -459,7 +469,7 @@ def _held(path: Path) -> Iterator[bool | None]:
 
 
 def free(f: int, *, alone: bool = False) -> bool | None:
-    """Whether no process holds the lock of an open file, which this one then holds; None where there are no locks."""
+    """Whether no other process has the lock of an open file; if so, this one takes it. None where there are no locks."""
     if fcntl is None:
         return None
     try:

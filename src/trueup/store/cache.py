@@ -1,4 +1,4 @@
-"""The user's cache folder, and a memory of arrays in it."""
+"""The user's cache folder, and storage of arrays in it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from trueup.store import atomic, sealed
 
 
 def cache_folder() -> Path:
-    """Where trueup keeps what it can make or fetch again: ``$TRUEUP_CACHE``, else the platform's usual place.
+    """The folder for data that trueup can make or fetch again: ``$TRUEUP_CACHE``, else the platform's usual place.
 
-    The folder is not created here. Deleting it costs time and nothing else.
+    The folder is not created here. If it is deleted, only time is lost.
     """
-    if own := os.environ.get("TRUEUP_CACHE"):
-        return Path(own).expanduser().absolute()
+    if folder_of_user := os.environ.get("TRUEUP_CACHE"):
+        return Path(folder_of_user).expanduser().absolute()
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
@@ -36,52 +36,52 @@ def cache_folder() -> Path:
 
 
 _WHOLE: dict[Path, tuple[tuple[str, int, int], ...]] = {}
-"""Folders whose contents this process has compared with their manifests, and the sizes and times of their files then."""
+"""Folders whose contents this process has compared with their manifests -> the sizes and times of their files at that moment."""
 
 
 def kept_folder(folder: Path, make: Callable[[Path], Any], what: str) -> Path:
-    """`folder` in the cache, with what `make` writes into the folder that it is given: made at the first call.
+    """`folder` in the cache, which `make` fills at the first call. `make` gets the path of a new folder to write into.
 
-    It is compared with its manifest, sha256 and all, once in a process and after a change: a bit that a disk has turned is another
-    model. What is not as it was written is made again, and said on standard error. Two processes may call it at once: both
-    get the same whole folder.
+    The folder is compared with its manifest, including sha256, once in a process and after a change, because a single wrong bit
+    is another model. A damaged folder is made again, and this is reported on standard error. Two processes may call this at the
+    same time: both get the same complete folder.
 
     Args:
-        what: the thing, in words.
+        what: words for the contents, for messages.
 
     Raises:
         TrueupError: as `make`, or the cache cannot be written.
     """
     if whole(folder):
         return folder
-    spoilt = folder.exists()
-    if spoilt:
+    damaged = folder.exists()
+    if damaged:
         _say(f"trueup: the kept copy of {what} in '{folder}' is not as it was written, so it has to be made again.")
     try:
-        with atomic.new_folder(folder, force=spoilt, own=True) as new:
+        with atomic.new_folder(folder, force=damaged, own=True) as new:
             make(new)
-            if spoilt and whole(folder):
+            if damaged and whole(folder):
                 raise _Quicker
     except (BadInput, _Quicker):
-        # Another process was quicker: its folder stands in the way, and is as good as ours.
+        # Another process was quicker, and its folder has the same contents.
         if not whole(folder):
             raise
     return folder
 
 
 class _Quicker(Exception):
-    """Another process has made the folder meanwhile."""
+    """Another process has made the folder in the meantime."""
 
 
 def whole(folder: Path) -> bool:
-    """Whether a folder of the cache is what its manifest says."""
+    """Whether a folder of the cache is as its manifest says."""
     try:
         files = [(p, p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
-        now = tuple((str(p), s.st_size, s.st_mtime_ns) for p, s in files)
-        if _WHOLE.get(folder) != now:
+        file_states = tuple((str(p), s.st_size, s.st_mtime_ns) for p, s in files)
+        if _WHOLE.get(folder) != file_states:
             atomic.verify(folder)
-            _WHOLE[folder] = now
-    except (BadInput, OSError):  # a disk that cannot read a file any more has not kept it
+            _WHOLE[folder] = file_states
+    except (BadInput, OSError):  # a file that the disk can no longer read counts as missing
         return False
     return True
 
@@ -95,7 +95,7 @@ def _say(sentence: str) -> None:
 
 @dataclass(frozen=True)
 class Memo:
-    """Arrays kept under a key in `folder`, one sealed file each. Losing a file only costs the time to compute it again."""
+    """Arrays kept in `folder`, one sealed file for each key. If a file is lost, only the time to compute it again is lost."""
 
     folder: Path
 
@@ -103,7 +103,7 @@ class Memo:
         return Path(self.folder) / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.kept"
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
-        """What `put` kept under `key`, or None. A file that is not what was kept is removed and counts as absent."""
+        """The arrays that `put` stored under `key`, or None. A damaged file is removed and counts as absent."""
         file = self._file(key)
         try:
             with sealed.open_file(file, key) as f:
@@ -111,13 +111,13 @@ class Memo:
                 return {name: np.lib.format.read_array(f, allow_pickle=False) for name in names}
         except FileNotFoundError:
             return None
-        except (sealed.Spoilt, OSError, ValueError):  # or of a numpy that writes otherwise
-            with suppress(OSError):  # a cache that can only be read: absent all the same
+        except (sealed.Spoilt, OSError, ValueError):  # damaged, or of a numpy with another file format
+            with suppress(OSError):  # in a read-only cache the file stays, and counts as absent
                 file.unlink(missing_ok=True)
             return None
 
     def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
-        """Keep `arrays` under `key`, whole or not at all. False when the folder cannot be written.
+        """Store `arrays` under `key`, completely or not at all. False when the folder cannot be written.
 
         Raises:
             TypeError: an array holds Python objects, which would need a pickle.
@@ -127,7 +127,7 @@ class Memo:
                 raise TypeError(f"Array '{name}' holds Python objects; convert it to numbers or fixed-width text.")
         try:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-            # Straight to the file: what is kept may be as large as memory bears.
+            # Written directly to the file, because the arrays may fill most of the memory.
             with sealed.new_file(self._file(key), key) as f:
                 f.write(json.dumps(list(arrays)).encode() + b"\n")
                 for array in arrays.values():

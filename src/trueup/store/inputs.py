@@ -1,4 +1,4 @@
-"""What tells the files that a job reads from the same files written again."""
+"""Stamps of the files that a job reads, to find out whether their contents have changed."""
 
 from __future__ import annotations
 
@@ -12,59 +12,59 @@ from trueup.errors import BadInput, did_you_mean, shortened
 from trueup.store.atomic import sha256_of
 
 LARGE = 1 << 30
-"""Bytes from which on a file is told by its size and its time alone: reading it would take longer than what is asked."""
+"""Files of this many bytes or more are compared only by size and time: reading them would take too long."""
 
 Stamps = dict[str, dict[str, list[Any]]]
 """Path as given -> file below it ('' for a file itself) -> size in bytes, time of its last change in ns, sha256 or None."""
 
 
 def path_of(name: str | Path) -> Path:
-    """The path that a user gave, with ``~`` as the home folder; whether anything is there is not asked.
+    """The path that a user gave, with ``~`` as the home folder. It need not exist.
 
     Raises:
-        BadInput: the system cannot follow such a name: it is too long, leads through a folder that is closed, has a character that
-            no name has, or names the home of a user whom nobody knows.
+        BadInput: the system cannot follow the path: it is too long, leads through a folder without permission, has a character
+            that no name can have, or names the home of an unknown user.
     """
     try:
         path = Path(name).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as e:
-        nobody = "there is no home folder of such a user"
+        no_home = "there is no home folder of such a user"
         why = getattr(e, "strerror", None) or (
-            "no file's name has such a character" if isinstance(e, ValueError) else nobody
+            "no file's name has such a character" if isinstance(e, ValueError) else no_home
         )
         raise BadInput(f"The path '{shortened(name, 81)}' cannot be followed ({why}). Correct it.") from e
     return path
 
 
 def near(name: str | Path, *holding: str) -> str:
-    """`did_you_mean` of a path that is not there: another in its folder, of those that match one of the patterns `holding`.
+    """`did_you_mean` for a path that does not exist: similar names in its folder that match one of the patterns `holding`.
 
-    holding: of files, as ``*.yaml``; ``*/config.json`` is of the folders that hold such a file.
+    holding: patterns of files, such as ``*.yaml``; ``*/config.json`` matches folders that hold such a file.
     """
     path = Path(name)
-    found = {p.relative_to(path.parent).parts[0] for pattern in holding for p in path.parent.glob(pattern)}
-    return did_you_mean(path.name, sorted(found))
+    names = {p.relative_to(path.parent).parts[0] for pattern in holding for p in path.parent.glob(pattern)}
+    return did_you_mean(path.name, sorted(names))
 
 
 def stamps(paths: Mapping[str, Any] | list[str]) -> Stamps:
-    """The stamps of those of `paths` that are files or folders here; names of anything else have none."""
-    found: Stamps = {}
+    """The stamps of those `paths` that are files or folders on this machine. Other names have none."""
+    stamps_of_path: Stamps = {}
     for path in paths:
-        with suppress(OSError, RuntimeError):  # a name that is too long, no home of such a user: said where it is read
+        with suppress(OSError, RuntimeError):  # a path that cannot be followed is reported where it is read
             root = Path(path).expanduser()
             if root.is_file():
-                found[str(path)] = {"": _stamp(root)}
+                stamps_of_path[str(path)] = {"": _stamp(root)}
             elif root.is_dir():
                 files = sorted(
                     p for p in root.rglob("*") if p.is_file() and not p.relative_to(root).as_posix().startswith(".")
                 )
-                found[str(path)] = {p.relative_to(root).as_posix(): _stamp(p) for p in files}
-    return found
+                stamps_of_path[str(path)] = {p.relative_to(root).as_posix(): _stamp(p) for p in files}
+    return stamps_of_path
 
 
 def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two stamps are of files with the same contents: by sha256, and of large files by size and time."""
+    """Whether two stamps are of files with the same contents: by sha256, and for large files by size and time."""
 
     def told(stamp: list[Any]) -> tuple[Any, ...]:
         size, time, sha256 = stamp
@@ -86,5 +86,5 @@ def _stamp(file: Path) -> list[Any]:
 
 @lru_cache(maxsize=10_000)
 def _sha256(file: str, size: int, time: int) -> str:
-    """Once for each state of a file: the cells of a sweep share their data and their base."""
+    """Computed once for each state of a file: the cells of a sweep share their data and their base."""
     return sha256_of(file)

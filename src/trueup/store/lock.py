@@ -1,7 +1,7 @@
-"""One writer of a folder at a time: a file that says who writes, which they hold locked, and renew while they do.
+"""Locks a folder for one writer at a time, with a file that names the writer. The writer holds it locked and renews its time.
 
-The lock tells writers of one machine apart, and lets go when its process ends, however it ends. Machines that share a folder
-need not share locks: there the age of the file tells.
+The file lock works between the processes of one machine, and is released when its process ends in any way. Machines that share
+a folder need not share locks: between them the age of the file decides.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from trueup.errors import BadInput
 from trueup.store import atomic
 
 BEAT, GONE = 30.0, 300.0
-"""Seconds between renewals, and after how many without one a writer on another machine counts as gone."""
+"""Seconds between renewals; seconds without a renewal after which a writer on another machine counts as ended."""
 FIRST, EMPTY, PATIENCE = 1.0, 5.0, 1.0
-"""Seconds until the first renewal; after which a file that says nothing is of a start that came to nothing; and for which a start
-waits for another that only looks who writes, or for longer than `EMPTY` where the file says nothing."""
+"""Seconds until the first renewal; seconds after which an empty file counts as left by a failed start; seconds for which a start
+waits while another process only reads the file (with an empty file it waits `EMPTY` seconds longer)."""
 
 
 @contextmanager
@@ -37,11 +37,12 @@ def held(
     """Hold the lock file `own` of the folder `out` inside the block.
 
     Args:
-        what: who writes, in a word. part: of a whole that several write. beside: called once it is held, to refuse all the same.
+        what: a word for the writer, such as ``sweep``. part: the part of a whole that several processes write. beside: called
+            once the lock is held; it may still raise an error.
 
     Raises:
-        BadInput: another that is alive writes there, and which, and where it runs; or one has taken `out` over, because this
-            one was stopped or cut off for `GONE` seconds. Unavailable: the disk is full.
+        BadInput: another live process writes there (the message says which, and where it runs); or another process has taken
+            `out` over, because this one was stopped or cut off for `GONE` seconds. Unavailable: the disk is full.
     """
     try:
         own.parent.mkdir(parents=True, exist_ok=True)
@@ -51,41 +52,43 @@ def held(
     file = _claim(own, out, claim)
     if file is None:
         refuse(own, out, what)
-    ended, lost = threading.Event(), threading.Event()
+    done, taken_over = threading.Event(), threading.Event()
 
     def beat() -> None:
         for pause in chain((FIRST,), repeat(BEAT)):
-            if ended.wait(pause):
+            if done.wait(pause):
                 return
-            if (found := json_of(own)) and found.get("token") != claim["token"]:
-                lost.set()
+            if (contents := json_of(own)) and contents.get("token") != claim["token"]:
+                taken_over.set()
                 _interrupt()
                 return
             with suppress(OSError):
                 os.utime(own)
 
     def interrupted(number: int, frame: Any) -> None:
-        if lost.is_set():
+        if taken_over.is_set():
             raise KeyboardInterrupt
 
-    # Under nohup, or behind a script's &, Ctrl-C is ignored; that the folder is lost must be heard all the same.
-    deaf = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if deaf:
+    # Under nohup, or with & in a script, SIGINT is ignored. The loss of the folder, which `beat` signals so, must still be noticed.
+    sigint_ignored = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    )
+    if sigint_ignored:
         signal.signal(signal.SIGINT, interrupted)
     try:
         beside()
         threading.Thread(target=beat, daemon=True).start()
         yield
     except KeyboardInterrupt:
-        if not lost.is_set():
+        if not taken_over.is_set():
             raise
         raise BadInput(
             f"This {what} was stopped or cut off for {GONE / 60:g} minutes, and another has gone on in '{out}': {_who(own)}. "
             "This one leaves it to that; what it had finished is kept."
         ) from None
     finally:
-        ended.set()
-        if deaf:
+        done.set()
+        if sigint_ignored:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if json_of(own).get("token") == claim["token"]:
             own.unlink(missing_ok=True)
@@ -94,17 +97,17 @@ def held(
 
 def json_of(file: Path) -> dict[str, object]:
     try:
-        found = json.loads(file.read_text())
+        contents = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return contents if isinstance(contents, dict) else {}
 
 
 def _claim(own: Path, out: Path, claim: dict[str, Any]) -> int | None:
-    """The file, locked and with the claim in it, as a descriptor; None where another holds it."""
-    began, created = time.monotonic(), None
+    """The descriptor of the lock file, locked and with the claim written; None where another process holds it."""
+    start, created = time.monotonic(), None
     while True:
-        f, free = None, False
+        f, unlocked = None, False
         try:
             try:
                 f = os.open(
@@ -112,23 +115,23 @@ def _claim(own: Path, out: Path, claim: dict[str, Any]) -> int | None:
                 )  # one machine alone, also where locks are not shared
                 created = os.fstat(f)
             except FileExistsError:
-                with suppress(FileNotFoundError):  # its writer has just ended
+                with suppress(FileNotFoundError):  # its writer has ended in this moment
                     f = os.open(own, os.O_RDWR)
         except OSError as e:
             raise atomic.cannot_write(out, e) from e
         if f is not None:
-            known, free = {}, atomic.free(f, alone=True)
-            if free is not False and _is(os.fstat(f), own):
-                known = json_of(own)
-                mine = created is not None and not known and _is(created, own)
-                if mine or not _lives(known, own, free):
+            other_claim, unlocked = {}, atomic.free(f, alone=True)
+            if unlocked is not False and _is(os.fstat(f), own):
+                other_claim = json_of(own)
+                created_here = created is not None and not other_claim and _is(created, own)
+                if created_here or not _lives(other_claim, own, unlocked):
                     _say(f, claim, out)
                     return f
             os.close(f)
-            if known:
+            if other_claim:
                 return None
-        # One that was killed before it said who it is has left an empty file that nobody holds.
-        if time.monotonic() - began > PATIENCE + (0 if free is False else EMPTY):
+        # A process that was killed before it wrote its claim has left an empty file without a lock.
+        if time.monotonic() - start > PATIENCE + (0 if unlocked is False else EMPTY):
             return None
         time.sleep(0.05)
 
@@ -143,7 +146,7 @@ def _say(f: int, claim: dict[str, Any], out: Path) -> None:
 
 
 def _is(stat: os.stat_result, file: Path) -> bool:
-    """Whether an open file is still the one of that name: its writer may have ended, and taken it away, before it was locked."""
+    """Whether an open file is still the one with that name: its writer may have ended and removed it before it was locked."""
     try:
         return os.path.samestat(stat, file.stat())
     except OSError:
@@ -151,28 +154,28 @@ def _is(stat: os.stat_result, file: Path) -> bool:
 
 
 def alive(file: Path) -> bool:
-    """Whether who wrote the file still runs, though it may be stopped.
+    """Whether the process that wrote the file still runs. A stopped process counts as running.
 
-    A file that says nothing yet is waited for, up to `EMPTY` seconds.
+    An empty file is read again, for up to `EMPTY` seconds.
     """
     while True:
         try:
             with open(file) as f:
-                free = atomic.free(f.fileno())
+                unlocked = atomic.free(f.fileno())
         except FileNotFoundError:
             return False
         except OSError:
-            free = None
+            unlocked = None
         claim = json_of(file)
-        if free is False or not _lives(claim, file, free):
-            return free is False
+        if unlocked is False or not _lives(claim, file, unlocked):
+            return unlocked is False
         if claim:
             return True
         time.sleep(0.05)
 
 
 def _lives(claim: dict[str, object], file: Path, free: bool | None) -> bool:
-    """Whether who wrote the claim still runs, of a lock that no process of this machine holds (True) or that cannot tell (None)."""
+    """Whether the writer of the claim still runs. `free`: True if no process of this machine has the lock, None if unknown."""
     try:
         age = time.time() - file.stat().st_mtime
     except OSError:
@@ -180,19 +183,19 @@ def _lives(claim: dict[str, object], file: Path, free: bool | None) -> bool:
     if claim.get("host") == platform.node():
         if free:
             return False
-        if os.name == "posix" and isinstance(claim.get("pid"), int):  # Windows has no signal that only asks
+        if os.name == "posix" and isinstance(claim.get("pid"), int):  # Windows has no signal that only tests a process
             try:
                 os.kill(int(str(claim["pid"])), 0)
             except ProcessLookupError:
                 return False
-            except PermissionError:  # of another user, and alive
+            except PermissionError:  # a live process of another user
                 pass
             return True
-    return age < GONE if claim else abs(age) < EMPTY  # the clock may have been set back since
+    return age < GONE if claim else abs(age) < EMPTY  # abs, because the clock may have been set back
 
 
 def _interrupt() -> None:
-    """As Ctrl-C does, also where the main thread waits for a worker."""
+    """Interrupt the main thread as Ctrl-C does, also where it waits for a worker."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
     else:
@@ -207,7 +210,7 @@ def _who(file: Path) -> str:
 def refuse(file: Path, out: Path, what: str) -> NoReturn:
     claim = json_of(file)
     part = f" (its part {claim['part']})" if claim.get("part") else ""
-    gone = "" if claim.get("host") == platform.node() else f" If that one has died, wait {GONE / 60:g} minutes."
+    advice = "" if claim.get("host") == platform.node() else f" If that one has died, wait {GONE / 60:g} minutes."
     raise BadInput(
-        f"Another {what} is writing '{out}'{part}: {_who(file)}. Wait until it is done, stop it, or give another folder.{gone}"
+        f"Another {what} is writing '{out}'{part}: {_who(file)}. Wait until it is done, stop it, or give another folder.{advice}"
     )

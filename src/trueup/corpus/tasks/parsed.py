@@ -201,11 +201,11 @@ CURRENCIES = {
 
 _NAMES = {code: name for name, codes in CURRENCIES.items() for code in codes.split()}
 _UNITS_OF_ACCOUNT = {"BOV", "CHE", "CHW", "CLF", "USN", "USS", "UYI"}
-"""ISO 4217 codes that stand beside a country's money and that nobody pays with."""
+"""ISO 4217 codes that the data list next to a country's currency, but with which nobody pays."""
 
 
 def _countries(folder: Path, task: str) -> Iterator[dict]:
-    """The package's countries, most people first, less the small and the `DOUBTFUL` ones."""
+    """The package's countries in order of population, largest first, without the small and the `DOUBTFUL` ones."""
     files = sorted((folder / "countryinfo/data").glob("*.json"))
     if not files:
         raise FileNotFoundError("no country files")
@@ -221,7 +221,7 @@ def _place(name: object) -> bool:
 
 
 def capitals(countries: Path) -> Iterator[Pair]:
-    """Country -> capital; none where one name stands in the other (Mexico, Mexico City)."""
+    """Country -> capital, without countries where one name is part of the other (Mexico, Mexico City)."""
     for c in _countries(countries, "capitals"):
         x, y = c["name"], c["capital"]
         if _place(x) and _place(y) and x not in y and y not in x:
@@ -229,12 +229,12 @@ def capitals(countries: Path) -> Iterator[Pair]:
 
 
 def nationality(countries: Path) -> Iterator[Pair]:
-    """Country -> what its people are called. Of two countries with one word the larger is kept (France, Réunion)."""
-    taken: set[str] = set()
+    """Country -> name of its people. Of two countries with the same word, the larger is kept (France, Réunion)."""
+    demonyms_used: set[str] = set()
     for c in _countries(countries, "nationality"):
         x, y = c["name"], c["demonym"]
-        if _place(x) and _place(y) and y not in taken:
-            taken.add(y)
+        if _place(x) and _place(y) and y not in demonyms_used:
+            demonyms_used.add(y)
             yield x, y
 
 
@@ -251,23 +251,23 @@ def country_currency(countries: Path) -> Iterator[Pair]:
 
 
 def vowels(words: Path, forms: Path, countries: Path) -> Iterator[Pair]:
-    """Countries, capitals and common words -> letters among a, e, i, o, u; at most `EACH` for a number, 0 to 6.
+    """Countries, capitals and common words -> number of letters a, e, i, o, u; at most `EACH` pairs for a number, 0 to 6.
 
     For each number the places come first, as in the paper's prompt (New York -> 2), then words by frequency. Only
-    lemmas count as words, since the frequency list has names and abbreviations in small letters.
+    lemmas count as words, because the frequency list has names and abbreviations in small letters.
     """
     lemmas = {x for x, _, _ in _lemmas(forms)}
     rank = _ranks(words)
     places = [n for c in _countries(countries, "capitals") for n in (c["name"], c["capital"])]
-    short = [n for n in places if _place(n) and len(n) <= 14]
-    common = [w for w, i in rank.items() if i < KNOWN and len(w) > 1 and w in lemmas]
-    room = dict.fromkeys(range(7), EACH)
-    seen: set[str] = set()
-    for x in [*short, *common]:
+    short_places = [n for n in places if _place(n) and len(n) <= 14]
+    common_words = [w for w, i in rank.items() if i < KNOWN and len(w) > 1 and w in lemmas]
+    pairs_left = dict.fromkeys(range(7), EACH)
+    words_seen: set[str] = set()
+    for x in [*short_places, *common_words]:
         n = sum(x.lower().count(v) for v in VOWELS)
-        if x.lower() not in seen and room.get(n, 0):
-            seen.add(x.lower())
-            room[n] -= 1
+        if x.lower() not in words_seen and pairs_left.get(n, 0):
+            words_seen.add(x.lower())
+            pairs_left[n] -= 1
             yield x, str(n)
 
 

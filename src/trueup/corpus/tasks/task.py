@@ -41,9 +41,9 @@ class Task:
     """One in-context task. Exactly one of `generate` and `parse` is given.
 
     Attributes:
-        copying_is_right: the answer stands in the query itself (the first of a list), so a repair of copying must
+        copying_is_right: the answer is part of the query itself (the first of a list), so a repair of copying must
             not make the task worse.
-        licence: of the pairs. note: what a user should know, and what was left out.
+        licence: licence of the pairs. note: what a user should know, and what was left out.
         generate: random numbers -> pairs. Needs no package; another seed gives other pairs.
         parse: the unpacked folders of `sources`, in their order -> pairs. The pairs are the same for every seed.
     """
@@ -85,21 +85,21 @@ class Task:
 def tidy(pairs: Iterable[Pair], copying_is_right: bool) -> list[Pair]:
     """Pairs without repetitions, and without an x that has two answers.
 
-    Where copying is not the task, a pair whose answer is the query itself (sheep -> sheep) is left out: to get it
-    right by copying would count for the wrong thing.
+    Where copying is not the task, a pair whose answer is the query itself (sheep -> sheep) is left out: a model that
+    copies would get it right.
     """
-    first: dict[str, str] = {}
-    torn: set[str] = set()
+    answer_of: dict[str, str] = {}
+    contradicted: set[str] = set()
     for x, y in pairs:
-        if first.setdefault(x, y) != y:
-            torn.add(x)
-    return [(x, y) for x, y in first.items() if x not in torn and (copying_is_right or x != y)]
+        if answer_of.setdefault(x, y) != y:
+            contradicted.add(x)
+    return [(x, y) for x, y in answer_of.items() if x not in contradicted and (copying_is_right or x != y)]
 
 
 def corpus_of(task: Task, pairs: Sequence[Pair], *, seed: int, limit: int | None) -> Corpus:
     """The pairs as a Corpus: in an order drawn by hash, split, and with all answers of the task as classes.
 
-    An x has the same hash in every task, so words that several tasks ask about stand in the same order there.
+    An x has the same hash in every task, so words that several tasks use have the same order in all of them.
     """
     place = {key: i for i, key in enumerate(sorted({x.casefold() for x, _ in pairs}, key=lambda k: _lot(k, seed)))}
     pairs = sorted(pairs, key=lambda p: (place[p[0].casefold()], p[0]))
@@ -117,11 +117,11 @@ def split_of(place: Sequence[int], n: int) -> np.ndarray:
     """(len(place),) of split names: places 0 .. n-1 cut into `SHARES`, and no split empty where n is at least 3."""
     if n < 3:
         raise BadInput(f"There are {n} different queries, too few for three splits; a task needs 3 at the least.")
-    first = min(max(round(SHARES["train"] * n), 1), n - 2)
-    second = min(max(round((SHARES["train"] + SHARES["calibration"]) * n), first + 1), n - 1)
-    return np.array(list(SHARES))[np.searchsorted([first, second], place, side="right")]
+    end_of_train = min(max(round(SHARES["train"] * n), 1), n - 2)
+    end_of_calibration = min(max(round((SHARES["train"] + SHARES["calibration"]) * n), end_of_train + 1), n - 1)
+    return np.array(list(SHARES))[np.searchsorted([end_of_train, end_of_calibration], place, side="right")]
 
 
 def _lot(key: str, seed: int) -> bytes:
-    """The place of a query in the draw, before places are counted; no other pair has a say in it."""
+    """The key by which queries are ordered: a hash of the query and the seed, independent of all other pairs."""
     return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
