@@ -321,7 +321,8 @@ def _with_test(
             f"{table.source} and {more.source} name the classes of '{label}' differently. Give both with the same names in the "
             "same order, or both as plain words."
         )
-    named = [f"{n} of {more.source}" for n in more.at]
+    its = re.sub("^The ", "the ", more.source)  # within a sentence
+    named = [f"{n} of {its}" for n in more.at]
     at = [*table.at, *named] if table.unit == more.unit else [f"{table.unit} {n}" for n in table.at]
     at = at if table.unit == more.unit else [*at, *(f"{more.unit} {n}" for n in named)]
     columns = {c: [*table.columns[c], *more.columns[c]] for c in wanted}
@@ -332,7 +333,7 @@ def _with_test(
                 f"{table.source}, column '{given}': some rows say test, and --test names {more.source} to test on. Leave one of "
                 "them out."
             )
-    source = f"{table.source} and {more.source}"
+    source = f"{table.source} and {its}"
     unit = table.unit if table.unit == more.unit else "row"
     every = list(dict.fromkeys([*table.every, *more.every]))
     return Table(columns, at, unit, source, table.names, every, table.order, table.origin), name

@@ -183,8 +183,8 @@ def label_column(
     nested = [i for i, v in enumerate(values) if isinstance(v, (list, tuple, dict, set, np.ndarray))]
     if nested:
         raise BadInput(
-            f"{here}: {table.where(nested)} holds {'an object' if isinstance(values[nested[0]], dict) else 'a list'}, but each "
-            "text needs one class. Name a column with one class for each row."
+            f"{here}: {'an object' if isinstance(values[nested[0]], dict) else 'a list'} in {table.where(nested)}, but each text "
+            "needs one class. Name a column with one class for each row."
         )
     _whole_characters(table, column, values)
     names = table.names.get(column)
@@ -231,14 +231,16 @@ def label_column(
             )
             spelt = [order[at[s]] for s in spelt]
         unknown = [i for i, s in enumerate(spelt) if s not in order]
-        if "-1" in found and not found & set(order) and places(found - {"-1"}, len(order)) is not None:
-            unknown = [i for i, s in enumerate(spelt) if s == "-1"]  # without these the rest would be places
+        if unknown and not answers and not found & set(order):
+            # Without the others the rest would be places, so it is the others that are wrong.
+            fit = {s for s in found if (one := places([s], len(order))) is not None and one[s] < len(order)}
+            unknown = [i for i, s in enumerate(spelt) if s not in fit] or unknown
         if unknown:
             first = spelt[unknown[0]]
             raise BadInput(
                 f"{here}: '{first}' in {table.where(unknown, 3)} is none of the classes {listing(order)}."
                 f"{did_you_mean(first, order)} "
-                + ("Numbers are read as places among the classes, counted from 0. " if at is not None else "")
+                + ("Numbers are read as places among the classes, counted from 0. " if _NUMBER.fullmatch(first) else "")
                 + (HIDDEN if first == "-1" else "")
                 + "Correct the label, or the names of the classes (--classes, in Python classes=)."
             )
@@ -327,7 +329,7 @@ def label_lists(
     ]
     if odd:
         raise BadInput(
-            f"{here}: {table.where(odd)} holds a list with an item that is no label ({str(cells[odd[0]])[:60]}). Give the names of "
+            f"{here}: a list with an item that is no label in {table.where(odd)} ({str(cells[odd[0]])[:60]}). Give the names of "
             "the labels, and an empty list where a text has none."
         )
     names = table.names.get(column)
@@ -385,10 +387,10 @@ def _lists(table: Table, column: str, parted: bool) -> list[list[Any]] | None:
     nested = [isinstance(v, _NESTED) for v in values]
     if any(nested):
         if not all(nested):
+            without = table.where(np.flatnonzero(~np.array(nested)).tolist())
             raise BadInput(
-                f"{table.source}, column '{column}': {table.where(np.flatnonzero(~np.array(nested)).tolist())} holds no list of "
-                f"labels, and other cells do ({table.where([nested.index(True)])}). Give each text a list, empty where it has "
-                "none, or each text one class."
+                f"{table.source}, column '{column}': no list of labels in {without}, and one in other cells ({table.where([nested.index(True)])}). Give each text a list, empty where it has none, or "
+                "each text one class."
             )
         return [v.tolist() if isinstance(v, np.ndarray) else list(v) for v in values]
     words = [None if absent(v) else v.strip() if isinstance(v, str) else v for v in values]
@@ -415,12 +417,17 @@ def _written(word: Any) -> list[Any] | None:
 
 
 def _yes_no(cells: Sequence[Sequence[Any]]) -> bool:
-    """Whether the lists are yes/no vectors: 0 and 1 alone, of two places or more; in a list of class ids none stands twice."""
+    """Whether the lists are yes/no vectors: 0 and 1 alone, of two places or more.
+
+    In a list of class ids none stands twice. Where none does, each cell is [0, 1] or [1, 0], and ids would stand in one order.
+    """
     if any(
         not isinstance(v, (bool, int, float, np.number, np.bool_)) or v not in (0, 1) for cell in cells for v in cell
     ):
         return False
-    return min(map(len, cells)) > 1 and any(len(set(cell)) < len(cell) for cell in cells)
+    return min(map(len, cells)) > 1 and (
+        any(len(set(cell)) < len(cell) for cell in cells) or len({tuple(cell) for cell in cells}) > 1
+    )
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
