@@ -206,6 +206,11 @@ def check(
     chosen = [f for g in given for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
     confounder = (confounder,) if isinstance(confounder, str) else tuple(confounder)
     depth: Depth = "methods" if methods else "check" if repair else "audit"
+    if save is not None and depth == "check":
+        # Not first when a repair is written: it would be lost.
+        atomic.refuse_other(Path(save))
+        for f in chosen:
+            atomic.refuse_taken(Path(save) / f.name, force=True)
     if isinstance(model, Subject):
         _settled(
             "A Subject", "load", adapter=adapter, tokenizer=tokenizer, classes=classes, template=template,
