@@ -113,8 +113,8 @@ def check_split(
         if counts[-2] >= len(names):  # clusters that hold several classes, each of which goes to one split whole
             raise BadInput(
                 f"{table.source} has too few clusters for {many} splits: its {len(label)} rows are {len(np.unique(cluster))} "
-                "(rows of equal text, or of an equal cluster column, are one), and no two classes are in every split. Give rows of more "
-                "clusters, or name a cluster column of more values."
+                "(rows of equal text, or of an equal cluster column, are one), and no two classes are in every split. "
+                "Give rows of more clusters, or name a cluster column of more values."
             )
         raise BadInput(
             f"{table.source} has too few rows for {many} splits ({len(label)} rows, and {counts[-2]} different texts or "

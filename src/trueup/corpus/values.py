@@ -389,8 +389,8 @@ def _lists(table: Table, column: str, parted: bool) -> list[list[Any]] | None:
         if not all(nested):
             without = table.where(np.flatnonzero(~np.array(nested)).tolist())
             raise BadInput(
-                f"{table.source}, column '{column}': no list of labels in {without}, and one in other cells ({table.where([nested.index(True)])}). Give each text a list, empty where it has none, or "
-                "each text one class."
+                f"{table.source}, column '{column}': no list of labels in {without}, and one in other cells "
+                f"({table.where([nested.index(True)])}). Give each text a list, empty where it has none, or each text one class."
             )
         return [v.tolist() if isinstance(v, np.ndarray) else list(v) for v in values]
     words = [None if absent(v) else v.strip() if isinstance(v, str) else v for v in values]
