@@ -567,3 +567,18 @@ def test_a_wrong_type_is_a_sentence(kind):
 def test_numbers_of_numpy_are_whole_numbers_too():
     subject, corpus = planted("planted")
     assert trueup.audit(subject, corpus, FAULT, seed=np.int64(3)) == trueup.audit(subject, corpus, FAULT, seed=3)
+
+
+def test_a_place_that_cannot_take_a_repair_is_refused_before_the_check(tmp_path, monkeypatch):
+    """A repair that is learnt first would be lost."""
+    monkeypatch.setattr(trueup.Overconfidence, "prepared", lambda *a, **k: pytest.fail("the check began"))
+    file, mine = tmp_path / "file", tmp_path / "mine"
+    file.write_text("x")
+    (mine / "overconfidence").mkdir(parents=True)
+    (mine / "overconfidence" / "thesis.txt").write_text("x")
+    for place, says in ((file, "file"), (mine, "was not written by trueup: it holds 'thesis.txt'")):
+        with pytest.raises(BadInput, match=says):
+            trueup.repair(*planted("planted"), FAULT, save=place)
+    assert [p.name for p in (mine / "overconfidence").iterdir()] == ["thesis.txt"]
+    with pytest.raises(pytest.fail.Exception, match="the check began"):  # the control
+        trueup.repair(*planted("planted"), FAULT, save=tmp_path / "new")

@@ -124,10 +124,26 @@ def test_a_class_with_one_example_is_no_error():
     assert ConfidenceClassifier().fit(x, y).predict_proba(x).shape == (200, 4)
 
 
-@pytest.mark.parametrize("wrong", [{"strength": 0.0}, {"folds": 1}, {"resamples": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"strength": 0.0}, {"folds": 1}, {"resamples": 1}, {"strength": "1"}, {"folds": 2.5}]
+)
 def test_parameters_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=r"cannot be used; give"):
         ConfidenceClassifier(**wrong).fit(*trapped(50, 0))
+
+
+def test_a_row_without_a_group_is_refused():
+    x, y = trapped(50, 0)
+    for none in (None, float("nan")):
+        with pytest.raises(ValueError, match="groups has no value in 2 of 50 rows"):
+            ConfidenceClassifier().fit(x, y, groups=[none, none, *range(48)])
+
+
+def test_the_scorer_refuses_what_has_no_confidence():
+    x, y = trapped(200, 0)
+    other = make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)
+    with pytest.raises(ValueError, match="LogisticRegression has no confidence"):
+        trueup.confidence_score(other, x, y)
 
 
 def test_a_pipeline_gives_its_confidence_and_is_scored_by_it():

@@ -100,6 +100,10 @@ def test_no_value_of_any_argument_is_a_traceback(name: str, tmp_path: Path, monk
     [
         (lambda: trueup.check("m", FRAME, confonder="site"), "no argument 'confonder'. Did you mean 'confounder'?"),
         (lambda: trueup.audit("m", FRAME, confonder="site"), "no argument 'confonder'. Did you mean 'confounder'?"),
+        (lambda: trueup.audit("m", FRAME, repair=True), "trueup.audit has no argument 'repair'"),
+        (lambda: trueup.repair("m", FRAME, "copying", repair=False), "trueup.repair has no argument 'repair'"),
+        (lambda: trueup.repair("m", FRAME), r"trueup.repair: missing .* 'fault'.*\(model, data, fault, adapter, "),
+        (lambda: trueup.TuneJob("m", "d", "lora"), r"'recipe' is 'lora' \(str\).* trueup.subject.kinds .*'Lora\(\)'"),  # type: ignore[arg-type]
         (lambda: trueup.load("m", shots="four"), r"'shots' is 'four' \(str\), which is not a whole number or None"),
         (lambda: trueup.read(FRAME, text=3), r"'text' is 3 \(int\), which is not a word"),
         (lambda: trueup.read(), "missing a required argument: 'source'"),

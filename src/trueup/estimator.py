@@ -19,6 +19,7 @@ cross_val_score(pipe, X, y, scoring=trueup.confidence_score)
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from trueup.corpus.values import absent
 from trueup.faults.overconfidence import platt
 from trueup.faults.overconfidence.audit import FEWEST, FEWEST_ERRORS
 from trueup.faults.overconfidence.candidates import FAMILIES, RESPONSE, Evidence, Learnt, Part, choose
@@ -113,10 +115,12 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
             ValueError: there are fewer than two classes, or a parameter is out of its range. Also the errors of
                 `sklearn.utils.validation.validate_data`.
         """
-        if not self.strength > 0 or self.folds < 2 or self.resamples < 10:
+        counts = (self.folds, self.resamples)
+        known = isinstance(self.strength, Real) and all(isinstance(n, Integral) for n in counts)
+        if not known or not self.strength > 0 or self.folds < 2 or self.resamples < 10:
             raise ValueError(
-                f"strength={self.strength}, folds={self.folds} and resamples={self.resamples} cannot be used; give a strength "
-                "above 0, at least 2 folds and at least 10 resamples."
+                f"strength={self.strength!r}, folds={self.folds!r} and resamples={self.resamples!r} cannot be used; give a "
+                "strength above 0, at least 2 folds and at least 10 resamples, both whole numbers."
             )
         x: Any
         targets: Any
@@ -124,6 +128,8 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         x = _dense(x)
         check_classification_targets(targets)
         weight, row_group = None, x if groups is None else column_or_1d(groups)
+        if groups is not None and (lacking := sum(map(absent, row_group.tolist()))):
+            raise ValueError(f"groups has no value in {lacking} of {len(row_group)} rows; give each row a group.")
         check_consistent_length(x, row_group)
         if sample_weight is not None:
             weight = np.asarray(_check_sample_weight(sample_weight, x, ensure_non_negative=True), np.float64)
@@ -139,7 +145,7 @@ class ConfidenceClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, label = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y has one class, {self.classes_[0]!r}, and a classifier needs at least two; give more data."
+                f"y has one class, '{self.classes_[0]}', and a classifier needs at least two; give more data."
             )
         random = check_random_state(self.random_state)
         seed = int(random.randint(np.iinfo(np.int32).max))
@@ -247,6 +253,11 @@ def confidence_score(estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: 
     """
     steps = isinstance(estimator, Pipeline)
     last: Any = estimator[-1] if steps else estimator
+    if not hasattr(last, "confidence"):
+        raise ValueError(
+            f"confidence_score rates a trueup.ConfidenceClassifier, alone or at the end of a pipeline, and {type(last).__name__} "
+            "has no confidence. Give one, or another scorer."
+        )
     x: Any = estimator[:-1].transform(X) if steps and len(estimator) > 1 else X
     is_right = last.predict(x) == np.asarray(y)
     weight: Any = sample_weight

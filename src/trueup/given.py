@@ -65,12 +65,12 @@ def checked(function: F) -> F:
 
     If memory runs out it raises OutOfMemory, whichever exception Python or torch raised.
     """
-    signature = inspect.signature(function)
     name = f"trueup.{function.__qualname__}"
-    open_ = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
     @functools.wraps(function)
     def held(*args: Any, **options: Any) -> Any:
+        signature = inspect.signature(held)  # a verb that takes the options of another has them in its signature by now
+        open_ = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         for option in options:
             if option not in signature.parameters and not open_:
                 raise BadInput(

@@ -206,6 +206,11 @@ def check(
     chosen_faults = [f for g in named_faults for f in ([g] if isinstance(g, Fault) else faults_of([g]))] or faults_of()
     confounder = (confounder,) if isinstance(confounder, str) else tuple(confounder)
     depth: Depth = "methods" if methods else "check" if repair else "audit"
+    if save is not None and depth == "check":
+        # Not first when a repair is written: it would be lost.
+        atomic.refuse_other(Path(save))
+        for f in chosen_faults:
+            atomic.refuse_taken(Path(save) / f.name, force=True)
     if isinstance(model, Subject):
         _settled(
             "A Subject", "load", adapter=adapter, tokenizer=tokenizer, classes=classes, template=template,
@@ -308,8 +313,8 @@ def _named(faults: Any, fault: Any) -> list[Fault | str]:
         isinstance(f, Fault | str) for f in fault_list
     ):
         raise BadInput(
-            f"faults is {type(requested).__name__} here. Give a name, such as 'overconfidence', a fault with its own settings, such "
-            "as trueup.Overconfidence(threshold=0.05), or a list of these."
+            f"faults is {type(requested).__name__} here. Give a name, such as 'overconfidence', a fault with its own settings, "
+            "such as trueup.Overconfidence(threshold=0.05), or a list of these."
         )
     return list(fault_list)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueup.errors import BadInput, did_you_mean, listing
-from trueup.given import check_fields, checked
+from trueup.given import check_fields, checked, shown
 from trueup.job import Job
 from trueup.prepare import check_names
 from trueup.store import atomic
@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TuneJob:
-    """The settings of one training. `recipe` is the kind of adapter, and `training` says how to train it. The other fields are as
-    in `trueup.Job`."""
+    """The settings of one training.
+
+    Attributes:
+        recipe: the kind of adapter with its settings, from `trueup.subject.kinds`: ``Lora(rank=8)``, ``Prompt(tokens=10)``,
+            ``Prefix(tokens=10)`` or ``PTuning(tokens=10)``.
+        training: how to train it, by the names of `trueup.run.train.Training`: ``{"epochs": 2, "lr": 1e-3}``.
+
+    The other fields are as in `trueup.Job`.
+
+    Raises:
+        BadInput: a field is of the wrong type.
+    """
 
     model: str
     data: str
@@ -50,7 +60,15 @@ class TuneJob:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        from trueup.subject.kinds import RECIPES
+
         check_fields(self)
+        if not isinstance(self.recipe, tuple(RECIPES.values())):
+            kinds = listing(f"{k.__name__}()" for k in RECIPES.values())
+            raise BadInput(
+                f"trueup.TuneJob: 'recipe' is {shown(self.recipe)}, which is no kind of adapter. Give one of trueup.subject.kinds "
+                f"with its settings: {kinds}."
+            )
 
 
 TRAINED: dict[str, type] = {

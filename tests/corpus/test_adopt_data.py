@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -234,15 +235,32 @@ REFUSED = {
     "no rows": (lambda: pd.DataFrame({"text": [], "label": []}), {}, r"The pandas DataFrame has no rows"),
     "one class": (lambda: (TEXT, ["yes"] * N), {}, r"has only one class"),
     "texts alone": (lambda: TEXT, {}, r"no labels, .* give the pair \(texts, labels\)"),
-    "a string for texts": (lambda: {"text": "x", "label": LABEL}, {}, r"column 'text': a str where a list of values belongs"),
+    "a string for texts": (lambda: {"text": "x", "label": LABEL}, {}, r"column 'text': 'str' where a list of values belongs"),
     "lazy": (lambda: polars().DataFrame(ROWS).lazy(), {}, r"LazyFrame holds no rows yet"),
     "stream": (lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(), {}, r"An IterableDataset is read as it streams"),
     "a part": (lambda: datasets.Dataset.from_list(ROWS), {"hub_split": "train"}, r"give the part 'train' itself"),
-    "features": (lambda: datasets.Features(), {}, r"A Features cannot be read as labelled texts"),
-    "series": (lambda: pd.Series(TEXT), {}, r"A Series cannot be read as labelled texts\. Give a file name"),
-    "nothing": (lambda: None, {}, r"A NoneType cannot be read"),
-    "number": (lambda: 3, {}, r"A int cannot be read|An int cannot be read"),
+    "features": (lambda: datasets.Features(), {}, r"This Features cannot be read as labelled texts"),
+    "series": (lambda: pd.Series(TEXT), {}, r"This Series cannot be read as labelled texts\. Give a file name"),
+    "arrow": (lambda: pa.Table.from_pylist(ROWS), {}, r"This pyarrow Table cannot be .* Give what its to_pandas\(\) returns"),
+    "nothing": (lambda: None, {}, r"This NoneType cannot be read"),
+    "number": (lambda: 3, {}, r"This int cannot be read"),
 }  # fmt: skip
+
+
+def test_a_tensor_or_array_of_one_number_is_that_number():
+    plain_one = read((TEXT, [int(y == "yes") for y in LABEL]))
+    for scalar in (torch.tensor, np.array):
+        labels = [scalar(int(y == "yes")) for y in LABEL]
+        for source in ((TEXT, labels), [{"text": t, "label": y} for t, y in zip(TEXT, labels, strict=True)]):
+            got = read(source)
+            assert got.classes == plain_one.classes == ("0", "1")
+            assert np.array_equal(got.label, plain_one.label)
+
+
+def test_messages_name_both_tables_where_rows_to_test_on_come_apart():
+    frame = pd.DataFrame(ROWS)
+    with pytest.raises(BadInput, match=r"The pandas DataFrame and the pandas DataFrame: 40 of 40 clusters"):
+        read(frame, test=frame)
 
 
 @pytest.mark.parametrize("case", REFUSED)

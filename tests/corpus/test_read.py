@@ -614,7 +614,7 @@ WRONG = {
     "nan.jsonl": ('{"text": "a", "label": "b"}\n{"text": NaN, "label": "c"}\n', "no text in line 2"),
     "number.jsonl": ('{"text": "a", "label": "b"}\n{"text": 3, "label": "c"}\n', "numbers where text belongs (line 2"),
     "object.jsonl": ('{"text": {"a": 1}, "label": "b"}\n', "'dict' where text belongs (line 1"),
-    "many.jsonl": ('{"text": "a", "label": {"b": 1}}\n', "line 1 holds an object, but each text needs one class"),
+    "many.jsonl": ('{"text": "a", "label": {"b": 1}}\n', "an object in line 1, but each text needs one class"),
     "half.jsonl": ('{"text": "a \\ud83d", "label": "b"}\n', "line 1 holds half a character (a surrogate, U+D83D)"),
     "broken.json": ('[{"text": "a",\n "label": }]', "line 2, column 11: not valid JSON"),
     "scalar.json": ("3", "holds a number. Give a list of objects"),
@@ -1276,3 +1276,25 @@ def test_a_file_with_hidden_labels_says_what_they_are(tmp_path):
         BadInput, match=r"'-1' in .* is none of the classes 'a', 'b'.* A label of -1 is what benchmarks write"
     ):
         read(path, classes=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0, 1, 0.5, 1], r"'0\.5' in row 2 is none of the classes 'neg', 'pos'\..* Numbers are read as places"),
+        ([1, 2, 1, 2], r"'2' in rows 1 and 3 is none"),
+        ([0, 1, "maybe", 1], r"'maybe' in row 2 is none of the classes 'neg', 'pos'\. Correct"),
+        (["true", "1", "0", "false"], r"'true' in rows 0, 1, 2 and 1 more is none"),  # of one kind each, and not of one
+    ],
+)
+def test_where_some_labels_are_places_the_others_are_named(labels, said):
+    with pytest.raises(BadInput, match=said):
+        read((["one", "two", "three", "four"], labels), classes=["neg", "pos"])
+
+
+def test_clusters_that_no_split_can_part_are_told_as_such():
+    texts, labels = [f"text {i}" for i in range(60)], ["a", "b"] * 30
+    site = ["x" if i % 4 < 2 or i == 3 else "y" for i in range(60)]
+    site = ["y" if i == 0 else s for i, s in enumerate(site)]  # x has more of b, y more of a
+    with pytest.raises(BadInput, match=r"too few clusters for two splits: its 60 rows are 2 .*more clusters"):
+        read({"text": texts, "label": labels, "site": site}, cluster="site", held_out=True)

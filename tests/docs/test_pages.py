@@ -67,7 +67,9 @@ def test_the_front_page_is_short_and_its_links_resolve() -> None:
     links = [t for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith("https://")]
     assert "docs/results.md" in links
     for target in links:
-        assert (ROOT / target).is_file(), target
+        name, _, anchor = target.partition("#")
+        assert (ROOT / name).is_file(), target
+        assert not anchor or anchor in anchors((ROOT / name).read_text(encoding="utf-8")), target
 
 
 def test_every_fault_has_a_page_and_its_charts() -> None:

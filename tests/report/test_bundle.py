@@ -324,6 +324,9 @@ def test_a_report_is_printed_in_a_line_for_each_fault_and_found_by_name(given: R
     for line, c in zip(lines[1:], given.comparisons, strict=True):
         assert line.startswith(f"  {c.before.fault}: {c.outcome}, severity {c.before.severity:.3f} [")
         assert given[c.before.fault] is c
+        assert c.before.fault in given
+    assert list(given) == [c.before.fault for c in given.comparisons]
+    assert "tlit" not in given
     asked = replace(given, job={**given.job, "faults": ["confounding"]})
     assert "  confounding: not examined" in repr(asked)
     with pytest.raises(BadInput, match=r"no fault 'tlit'\. Did you mean 'tilt'"):

@@ -349,6 +349,8 @@ REFUSED = {
     "a compiled adapter": (lambda b, a: torch.compile(live(b, a)), BadInput, r"OptimizedModule .* its attribute '_orig_mod'"),
     "parallel": (lambda b, a: torch.nn.DataParallel(live(b)), BadInput, r"DataParallel is no model .* its attribute 'module'"),
     "a pipeline": (lambda b, a: SimpleNamespace(model=live(b)), BadInput, r"is no model .* its attribute 'model'"),
+    "the inside of an adapter": (lambda b, a: live(b, a).get_base_model(), BadInput, r"This Bert.* is the inside of a PeftModel"),
+    "its tuner": (lambda b, a: live(b, a).base_model, BadInput, r"This LoraModel is the inside .* Give the PeftModel itself"),
     "a class": (lambda b, a: transformers.BertModel, BadInput, r"BertModel is a class\. Give a model: what its from_pretrained"),
     "kind": (lambda b, a: _of_several_tasks(b), Unsupported, r"of kind 'POLY', which trueup does not examine.*'LORA'.*'VERA'"),
     "family": (

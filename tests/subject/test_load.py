@@ -125,6 +125,11 @@ def test_the_card_brings_class_names_length_and_words(copy: Any, kept: dict[str,
     assert (subject.classes, subject.max_length) == (("calm", "loud"), 17)
     over = load(str(kept["bert"]), str(folder), classes=["x", "y"], max_length=9, device="cpu")
     assert (over.classes, over.max_length) == (("x", "y"), 9)
+    for few in (0, 3, -1):  # 0 is no word for the usual length
+        with pytest.raises(BadInput, match=f"A max_length of {few} tokens leaves no room"):
+            load(str(kept["bert"]), str(folder), max_length=few, device="cpu")
+        with pytest.raises(BadInput, match=f"A max_length of {few} tokens leaves no room"):
+            fresh(str(kept["bert"]), Lora(2), CLASSES, max_length=few, device="cpu")
 
 
 def test_virtual_tokens_leave_less_room(kept: dict[str, Path]):

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from trueup.corpus.hub import of_parts
 from trueup.corpus.table import Table
 from trueup.errors import BadInput, listing
@@ -60,8 +62,11 @@ def table_of(source: Any, wanted: Sequence[str], *, text: str, label: str) -> tu
 
 def _library(source: Any) -> str:
     """``pandas``, ``polars`` or ``datasets`` for an object of these libraries, or of a subclass; else an empty string."""
-    found = {c.__module__.partition(".")[0] for c in type(source).__mro__}
-    return next((k for k in ("pandas", "polars", "datasets") if k in found), "")
+    return next((k for k in ("pandas", "polars", "datasets") if _from(source, k)), "")
+
+
+def _from(source: Any, library: str) -> bool:
+    return any(c.__module__.partition(".")[0] == library for c in type(source).__mro__)
 
 
 def _plain(source: Any, text: str, label: str) -> tuple[str, Table]:
@@ -72,11 +77,14 @@ def _plain(source: Any, text: str, label: str) -> tuple[str, Table]:
     if isinstance(source, list) and all(isinstance(row, Mapping) for row in source):
         rows = [{str(name): value for name, value in row.items()} for row in source]
         names = list(dict.fromkeys(name for row in rows for name in row))
-        columns = {name: [row.get(name) for row in rows] for name in names}
+        columns = {name: [_scalar(row.get(name)) for row in rows] for name in names}
         return "list of records", Table(columns, range(len(source)), "row", "The list of records", {})
     if isinstance(source, list | tuple) and source and all(isinstance(row, str) for row in source):
         raise BadInput("A list of texts has no labels, and an examination needs them; give the pair (texts, labels).")
-    raise BadInput(f"A {type(source).__name__} cannot be read as labelled texts. Give {ACCEPTED}.")
+    kind = type(source).__name__
+    if _from(source, "pyarrow") and hasattr(source, "to_pandas"):
+        raise BadInput(f"This pyarrow {kind} cannot be read as labelled texts. Give what its to_pandas() returns.")
+    raise BadInput(f"This {kind} cannot be read as labelled texts. Give {ACCEPTED}.")
 
 
 def _columns(source: Mapping[Any, Any], kind: str) -> Table:
@@ -99,9 +107,14 @@ def _values(values: Any, name: str, kind: str) -> list[Any]:
             break
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise BadInput(
-            f"The {kind}, column '{name}': a {type(values).__name__} where a list of values belongs, one for each text."
+            f"The {kind}, column '{name}': '{type(values).__name__}' where a list of values belongs, one for each text."
         )
-    return list(values)
+    return [_scalar(v) for v in values]
+
+
+def _scalar(value: Any) -> Any:
+    """The number in a tensor or array of no dimensions; any other value as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and not isinstance(value, np.generic) else value
 
 
 def _pandas(frame: Any) -> Table:

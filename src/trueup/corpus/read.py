@@ -329,7 +329,8 @@ def _with_test(
             f"{table.source} and {added.source} name the classes of '{label}' differently. Give both with the same names in the "
             "same order, or both as plain words."
         )
-    named = [f"{n} of {added.source}" for n in added.at]
+    added_source = re.sub("^The ", "the ", added.source)  # within a sentence
+    named = [f"{n} of {added_source}" for n in added.at]
     at = [*table.at, *named] if table.unit == added.unit else [f"{table.unit} {n}" for n in table.at]
     at = at if table.unit == added.unit else [*at, *(f"{added.unit} {n}" for n in named)]
     columns = {c: [*table.columns[c], *added.columns[c]] for c in wanted}
@@ -340,7 +341,7 @@ def _with_test(
                 f"{table.source}, column '{given}': some rows say test, and --test names {added.source} to test on. Leave one of "
                 "them out."
             )
-    source = f"{table.source} and {added.source}"
+    source = f"{table.source} and {added_source}"
     unit = table.unit if table.unit == added.unit else "row"
     all_names = list(dict.fromkeys([*table.every, *added.every]))
     return Table(columns, at, unit, source, table.names, all_names, table.order, table.origin), name

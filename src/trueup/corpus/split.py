@@ -109,6 +109,12 @@ def check_split(
     classes_in_all = [c for c in np.unique(label) if len(set(parts[label == c])) == len(names)]
     if len(classes_in_all) < 2:
         counts = [0, *sorted(len(np.unique(cluster[label == c])) for c in np.unique(label))]
+        if counts[-2] >= len(names):  # clusters that hold several classes, each of which goes to one split whole
+            raise BadInput(
+                f"{table.source} has too few clusters for {number} splits: its {len(label)} rows are {len(np.unique(cluster))} "
+                "(rows of equal text, or of an equal cluster column, are one), and no two classes are in every split. "
+                "Give rows of more clusters, or name a cluster column of more values."
+            )
         raise BadInput(
             f"{table.source} has too few rows for {number} splits ({len(label)} rows, and {counts[-2]} different texts or "
             f"clusters in the second largest class; {len(names)} is the least). Give more rows, or a larger limit."

@@ -195,8 +195,8 @@ def label_column(
     nested = [i for i, v in enumerate(values) if isinstance(v, (list, tuple, dict, set, np.ndarray))]
     if nested:
         raise BadInput(
-            f"{where}: {table.where(nested)} holds {'an object' if isinstance(values[nested[0]], dict) else 'a list'}, but each "
-            "text needs one class. Name a column with one class for each row."
+            f"{where}: {'an object' if isinstance(values[nested[0]], dict) else 'a list'} in {table.where(nested)}, but each text "
+            "needs one class. Name a column with one class for each row."
         )
     _whole_characters(table, column, values)
     names = table.names.get(column)
@@ -247,8 +247,10 @@ def label_column(
             )
             label = [order[place_of_label[s]] for s in label]
         unknown = [i for i, s in enumerate(label) if s not in order]
-        if "-1" in kinds and not kinds & set(order) and places(kinds - {"-1"}, len(order)) is not None:
-            unknown = [i for i, s in enumerate(label) if s == "-1"]  # without these the rest would be places
+        if unknown and not answers and not kinds & set(order):
+            # Without the unknown labels the others are places among the classes, so it is the unknown ones that are wrong.
+            fit = {s for s in kinds if (one := places([s], len(order))) is not None and one[s] < len(order)}
+            unknown = [i for i, s in enumerate(label) if s not in fit] or unknown
         if unknown:
             first_unknown = label[unknown[0]]
             raise BadInput(
@@ -256,7 +258,7 @@ def label_column(
                 f"{did_you_mean(first_unknown, order)} "
                 + (
                     "Numbers are read as places among the classes, counted from 0. "
-                    if place_of_label is not None
+                    if _NUMBER.fullmatch(first_unknown)
                     else ""
                 )
                 + (HIDDEN if first_unknown == "-1" else "")
@@ -347,7 +349,7 @@ def label_lists(
     ]
     if bad:
         raise BadInput(
-            f"{spot}: {table.where(bad)} holds a list with an item that is no label ({str(cells[bad[0]])[:60]}). Give the names of "
+            f"{spot}: a list with an item that is no label in {table.where(bad)} ({str(cells[bad[0]])[:60]}). Give the names of "
             "the labels, and an empty list where a text has none."
         )
     names = table.names.get(column)
@@ -413,10 +415,10 @@ def _lists(table: Table, column: str, parted: bool) -> list[list[Any]] | None:
     nested = [isinstance(v, _NESTED) for v in values]
     if any(nested):
         if not all(nested):
+            without = table.where(np.flatnonzero(~np.array(nested)).tolist())
             raise BadInput(
-                f"{table.source}, column '{column}': {table.where(np.flatnonzero(~np.array(nested)).tolist())} holds no list of "
-                f"labels, and other cells do ({table.where([nested.index(True)])}). Give each text a list, empty where it has "
-                "none, or each text one class."
+                f"{table.source}, column '{column}': no list of labels in {without}, and one in other cells "
+                f"({table.where([nested.index(True)])}). Give each text a list, empty where it has none, or each text one class."
             )
         return [v.tolist() if isinstance(v, np.ndarray) else list(v) for v in values]
     words = [None if absent(v) else v.strip() if isinstance(v, str) else v for v in values]
@@ -443,12 +445,17 @@ def _written(word: Any) -> list[Any] | None:
 
 
 def _yes_no(cells: Sequence[Sequence[Any]]) -> bool:
-    """Whether the lists are yes/no vectors: only 0 and 1, at least two items, and repeated items, which class ids never have."""
+    """Whether the lists are yes/no vectors: only 0 and 1, and at least two items in each.
+
+    A list of class ids never repeats an item. Where no list repeats one, each is [0, 1] or [1, 0], and ids would have one order.
+    """
     if any(
         not isinstance(v, (bool, int, float, np.number, np.bool_)) or v not in (0, 1) for cell in cells for v in cell
     ):
         return False
-    return min(map(len, cells)) > 1 and any(len(set(cell)) < len(cell) for cell in cells)
+    return min(map(len, cells)) > 1 and (
+        any(len(set(cell)) < len(cell) for cell in cells) or len({tuple(cell) for cell in cells}) > 1
+    )
 
 
 def natural_order(name: str) -> tuple[Any, ...]:

@@ -372,15 +372,15 @@ class Comparison:
     before: Finding
     after: Finding | None
     remedy: str
-    differences: Mapping[str, Difference] = field(default_factory=dict)
-    harm: Mapping[str, Difference] = field(default_factory=dict)
+    differences: Mapping[str, Difference] = field(default_factory=dict, repr=False)
+    harm: Mapping[str, Difference] = field(default_factory=dict, repr=False)
     adapter: str | None = None
     budget: float = 0.02
-    alternatives: tuple[Alternative, ...] = ()
+    alternatives: tuple[Alternative, ...] = field(default=(), repr=False)
     too_dear: bool = False
-    methods: tuple[Method, ...] = ()
+    methods: tuple[Method, ...] = field(default=(), repr=False)
     consequence: str = ""
-    usage: str = ""
+    usage: str = field(default="", repr=False)
 
     @property
     def gained(self) -> bool:

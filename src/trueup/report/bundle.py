@@ -16,7 +16,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,14 @@ class Report(Contents):
                 + (why or (f"It has {listing(comparison_of)}." if comparison_of else "It has none."))
             )
         return comparison_of[fault]
+
+    def __contains__(self, fault: object) -> bool:
+        """Whether the report has a comparison of `fault`."""
+        return any(c.before.fault == fault for c in self.comparisons)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the faults that were examined."""
+        return (c.before.fault for c in self.comparisons)
 
     def __repr__(self) -> str:
         lines = [f"Report: {self.title}"]

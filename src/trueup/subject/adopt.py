@@ -20,7 +20,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
 from trueup.subject.linear import map_of
 from trueup.subject.outputs import check_names, own_names
-from trueup.subject.positions import most_tokens, position_limit
+from trueup.subject.positions import longest, most_tokens, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.sharing import copy_of, state_of
 from trueup.subject.subject import SoftmaxResponse, Source, Subject, head_layer
@@ -123,8 +123,9 @@ def adopt(
             borrowed=not causal and unnamed and _brings_head(base, anatomy), 
             told=(*notes, *differs, *told_of(anatomy), *(door.through_sigmoid(names) if sigmoid else ())),
         ),
-        max_length=min(
-            max_length or most_tokens(base.config, anatomy, tokenizer, settings),
+        max_length=longest(
+            max_length,
+            most_tokens(base.config, anatomy, tokenizer, settings),
             position_limit(base.config, anatomy, settings),
         ),
         template=chosen,
@@ -180,6 +181,16 @@ def _check_kind(model: Any) -> None:
     if isinstance(model, type):
         raise BadInput(
             f"{model.__name__} is a class. Give a model: what its from_pretrained returns, or the name of one."
+        )
+    wraps = (BaseTunerLayer, ModulesToSaveWrapper)
+    if isinstance(model, BaseTuner) or (
+        isinstance(model, transformers.PreTrainedModel)
+        and not getattr(model, "_hf_peft_config_loaded", False)
+        and any(isinstance(m, wraps) for m in model.modules())
+    ):
+        raise BadInput(
+            f"This {name} is the inside of a PeftModel: it holds the layers of an adapter, and not the adapter's settings. "
+            "Give the PeftModel itself."
         )
     if not isinstance(model, _MODELS):
         # Of a Trainer or a pipeline, of DistributedDataParallel, and of torch.compile.

@@ -38,7 +38,7 @@ from trueup.subject.checkpoint import (
 from trueup.subject.discover import anatomy_of, in_batches, tried
 from trueup.subject.discover import told as told_of
 from trueup.subject.outputs import check_names, does_not_fit, no_head, other_head, own_names
-from trueup.subject.positions import most_tokens, position_limit
+from trueup.subject.positions import longest, most_tokens, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject
 from trueup.subject.template import template_of
@@ -235,7 +235,7 @@ def load(
             told=notes,
             weights=weights,
         ),
-        max_length=min(max_length or usual, room),
+        max_length=longest(max_length, usual, room),
         template=chosen,
         confidence=SoftmaxResponse(len(names)),
         sigmoid=sigmoid,

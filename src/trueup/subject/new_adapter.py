@@ -16,7 +16,7 @@ from trueup.subject import checkpoint as door
 from trueup.subject.anatomy import Anatomy, check_words
 from trueup.subject.discover import anatomy_of, told, tried
 from trueup.subject.kinds import Lora, Prefix, Prompt, PTuning, Recipe, shape_of, unwrapped
-from trueup.subject.positions import check_runs, position_limit
+from trueup.subject.positions import check_runs, longest, position_limit
 from trueup.subject.quiet import quiet
 from trueup.subject.subject import SoftmaxResponse, Source, Subject
 from trueup.subject.template import Template
@@ -117,7 +117,7 @@ def fresh(
         source=Source(
             model, None, kind, revision, allow_pickle, trust_remote_code, told=told(anatomy), weights=weights
         ),
-        max_length=min(max_length or door.LENGTH, position_limit(config, anatomy, settings)),
+        max_length=longest(max_length, door.LENGTH, position_limit(config, anatomy, settings)),
         template=template,
         confidence=SoftmaxResponse(len(classes)),
     )

@@ -58,6 +58,19 @@ def position_limit(config: Any, anatomy: Anatomy, settings: peft.PeftConfig | No
     return room
 
 
+def longest(asked: int | None, usual: int, room: int) -> int:
+    """The tokens of the longest input: as many as were asked for, else the `usual`, and at most `room`.
+
+    Raises:
+        BadInput: fewer than 4 were asked for.
+    """
+    if asked is not None and asked < 4:
+        raise BadInput(
+            f"A max_length of {asked} tokens leaves no room for text. Give 4 or more, or leave it out for the usual length."
+        )
+    return min(usual if asked is None else asked, room)
+
+
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 """What configs call the number of their positions."""
 

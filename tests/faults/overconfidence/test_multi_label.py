@@ -260,14 +260,17 @@ def test_plain_classes_under_a_multi_label_head_are_lists_of_one(case: Case):
     ("labels", "said"),
     [
         (lambda x: [[*own, "toxc"] if i == 7 else own for i, own in enumerate(x)], "Did you mean 'toxic'"),
-        (lambda x: ["toxic" if i == 7 else own for i, own in enumerate(x)], "row 7 holds no list of labels"),
+        (
+            lambda x: ["toxic" if i == 7 else own for i, own in enumerate(x)],
+            "no list of labels in row 7, and one in other cells",
+        ),
         (
             lambda x: [[*own, None] if i == 7 else own for i, own in enumerate(x)],
-            "row 7 holds a list with an item that is no label",
+            "a list with an item that is no label in row 7",
         ),
         (lambda x: [["toxic"]] * len(x), "all texts have the same labels"),
         (lambda x: [[0, 1, 1] if i % 2 else [1, 1] for i in range(len(x))], "yes/no marks in row"),
-        (lambda x: [{"a": 1}] * len(x), "holds an object"),
+        (lambda x: [{"a": 1}] * len(x), "an object in rows 0, 1"),
     ],
 )
 def test_bad_labels_are_named(case: Case, labels: Any, said: str):
