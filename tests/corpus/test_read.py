@@ -1298,3 +1298,13 @@ def test_clusters_that_no_split_can_part_are_told_as_such():
     site = ["y" if i == 0 else s for i, s in enumerate(site)]  # x has more of b, y more of a
     with pytest.raises(BadInput, match=r"too few clusters for two splits: its 60 rows are 2 .*more clusters"):
         read({"text": texts, "label": labels, "site": site}, cluster="site", held_out=True)
+
+
+def test_lists_of_one_and_zero_in_both_orders_are_marks_and_in_one_order_are_ids():
+    texts = [f"text {i}" for i in range(40)]
+    marks = [[1.0, 0.0] if i % 2 else [0.0, 1.0] for i in range(40)]
+    corpus = read((texts, marks), classes=["neg", "pos"])
+    assert corpus.labels is not None
+    assert np.array_equal(corpus.labels, np.array(marks) > 0)
+    with pytest.raises(BadInput, match="all texts have the same labels"):  # each has both
+        read((texts, [[0, 1]] * 40), classes=["neg", "pos"])
