@@ -298,17 +298,17 @@ def _named(faults: Any, fault: Any) -> list[Fault | str]:
     """The faults that a caller names with `faults` or `fault`."""
     if fault is not None and faults not in ((), None):
         raise BadInput("faults and fault both name what to examine. Give one of them.")
-    requested = fault if fault is not None else () if faults is None else faults
-    if isinstance(requested, type) and issubclass(requested, Fault):
+    selected = fault if fault is not None else () if faults is None else faults
+    if isinstance(selected, type) and issubclass(selected, Fault):
         raise BadInput(
-            f"{requested.__name__} is a class. Give '{requested.name}' or {requested.__name__}(), with the settings to change."
+            f"{selected.__name__} is a class. Give '{selected.name}' or {selected.__name__}(), with the settings to change."
         )
-    fault_list = [requested] if isinstance(requested, Fault | str) else requested
+    fault_list = [selected] if isinstance(selected, Fault | str) else selected
     if not isinstance(fault_list, Sequence | set | frozenset) or not all(
         isinstance(f, Fault | str) for f in fault_list
     ):
         raise BadInput(
-            f"faults is {type(requested).__name__} here. Give a name, such as 'overconfidence', a fault with its own settings, such "
+            f"faults is {type(selected).__name__} here. Give a name, such as 'overconfidence', a fault with its own settings, such "
             "as trueup.Overconfidence(threshold=0.05), or a list of these."
         )
     return list(fault_list)
