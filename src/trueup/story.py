@@ -223,7 +223,7 @@ def check(
         if isinstance(model, Subject) and isinstance(data, Corpus):
             (subject, corpus), seed = agreed(model, data, named=False), seed or 0
         else:
-            asked = Job(
+            job_of_call = Job(
                 model=called(model), data=called(data), adapter=adapter, text=text, label=label, second=second,
                 confounder=confounder, cluster=cluster, split=split, held_out=held_out,
                 test=None if test is None else called(test), allow_leak=allow_leak, keep=keep, limit=limit,
@@ -237,11 +237,11 @@ def check(
             card = read_card(adapter_folder(adapter))
             others = _searches(chosen_faults, confounder, depth)
             subject, corpus, seed = open_job(
-                asked, card, model=model, data=data, test=test, tokenizer=tokenizer, others=others
+                job_of_call, card, model=model, data=data, test=test, tokenizer=tokenizer, others=others
             )
             named = all(isinstance(thing, str | Path) for thing in (model, data, *([] if test is None else [test])))
             if job is None and named:
-                job = asdict(replace(asked, seed=seed))
+                job = asdict(replace(job_of_call, seed=seed))
         unasked = [] if named_faults else _unasked(chosen_faults, subject, corpus)
         if subject.source.base == UNNAMED:
             current_session.note(

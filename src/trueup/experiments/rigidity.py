@@ -76,7 +76,7 @@ def answers(task: str, x: Tensor) -> Tensor:
 def part_of(digits: Sequence[int]) -> str:
     """The part of the data that an input belongs to, by an unsalted hash: the same in every process."""
     eighth = hashlib.blake2b(bytes(digits), digest_size=1).digest()[0] % 8
-    return next(part for part, own in SHARES.items() if eighth in own)
+    return next(part for part, eighths in SHARES.items() if eighth in eighths)
 
 
 @functools.cache
@@ -313,13 +313,13 @@ def train(
     def save(step: int) -> None:
         if at is None:
             return
-        now = io.BytesIO()
+        buffer = io.BytesIO()
         torch.save({
             "step": step, "alive": active_runs, "flat": flat, "first": first_moment, "second": second_moment,
             "best": {seed: vars(kept) for seed, kept in best.items()},
             "orders": {seed: order.get_state() for seed, order in orders.items()},
-        }, now)  # fmt: skip
-        resumed.keep(at, now.getvalue())
+        }, buffer)  # fmt: skip
+        resumed.keep(at, buffer.getvalue())
 
     def unpacked(rows: Tensor) -> Params:
         return {k: part.unflatten(1, shape_of_name[k]) for k, part in zip(names, rows.split(sizes, dim=1), strict=True)}
@@ -493,8 +493,11 @@ def run(
             models = _pretrained(family, settings, parts, say)
             rows += [_cell(cell, models, family, settings, parts, say) for cell in family.cells]
         rows.sort(key=lambda row: row["experiment"])  # stable: within an experiment as listed
-        asked = asdict(settings) | {"width": settings.widest, "precision": str(settings.dtype).removeprefix("torch.")}
-        return {"settings": asked, "rows": rows, "versions": {"torch": str(torch.__version__)}}
+        settings_used = asdict(settings) | {
+            "width": settings.widest,
+            "precision": str(settings.dtype).removeprefix("torch."),
+        }
+        return {"settings": settings_used, "rows": rows, "versions": {"torch": str(torch.__version__)}}
 
     return resumed.run(
         out, "rigidity", resumed.code_of(sys.modules[__name__], protocols), make, table, force=force
@@ -583,10 +586,10 @@ def teach(
     fresh = frozen if method == FULL else _started(lambda g: new_adapter(method, shape, g, how), runs)
     best: list[Kept] = []
     for times in _multiples(how):
-        kept = train(frozen, fresh, shape, [task], seeds=runs, rates=list(rates) * len(seeds), steps=times * steps,
+        kept_of_seed = train(frozen, fresh, shape, [task], seeds=runs, rates=list(rates) * len(seeds), steps=times * steps,
                      batch=how.teaching_batch, solved=SOLVED, dtype=dtype, how=how, say=say,
                      at=None if at is None else _half(at, times))  # fmt: skip
-        kept_now = [kept[seed] for seed in seeds]
+        kept_now = [kept_of_seed[seed] for seed in seeds]
         improved = not best or np.mean([k.loss for k in best]) - np.mean([k.loss for k in kept_now]) > WORTH
         if not best or np.mean([k.loss for k in kept_now]) < np.mean([k.loss for k in best]):
             best = kept_now

@@ -167,9 +167,9 @@ def _scales(kept: Mapping[str, Mapping[str, Any]]) -> Scales:
     """The inverse of `_kept`."""
     import torch
 
-    scales = {int(layer): torch.ones(of["of"]) for layer, of in kept.items()}
-    for layer, of in kept.items():
-        for unit, factor in of["factors"].items():
+    scales = {int(layer): torch.ones(stored["of"]) for layer, stored in kept.items()}
+    for layer, stored in kept.items():
+        for unit, factor in stored["factors"].items():
             scales[int(layer)][int(unit)] = factor
     return scales
 
@@ -191,7 +191,9 @@ def judged(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the result for its table: ``accuracy`` and ``copies`` of the unchanged model, and ``changes`` by the units of each
     source (`apart`)."""
     plain = _read(row["plain"])
-    changes = {s: {k: apart(plain, _read(of[k])) for k in KINDS} for s, of in row["with"].items()}
+    changes = {
+        s: {k: apart(plain, _read(answers_of_kind[k])) for k in KINDS} for s, answers_of_kind in row["with"].items()
+    }
     return {
         "task": row["task"], "queries": row["queries"], "accuracy": mean(plain["right"]),
         "copies": mean(plain["copied"] - plain["expected"]), "changes": changes,
