@@ -63,11 +63,11 @@ class Exported:
 
     @property
     def sentence(self) -> str:
-        kind_of_texts = "random texts" if self.synthetic else "test texts"
+        kind = "random texts" if self.synthetic else "test texts"
         score_note = "" if self.confidence is None else f" The confidence differs by at most {self.confidence:.1g}."
         return (
-            f"On {self.texts} {kind_of_texts} the logits differ by at most {self.apart:.1g} of the largest logit (float32, loaded "
-            f"again from the folder), and the largest logit is the same on {self.equal}.{score_note}"
+            f"On {self.texts} {kind} the logits differ by at most {self.apart:.1g} of the largest logit (float32, loaded again "
+            f"from the folder), and the largest logit is the same on {self.equal}.{score_note}"
         )
 
 

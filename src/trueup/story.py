@@ -228,7 +228,7 @@ def check(
         if isinstance(model, Subject) and isinstance(data, Corpus):
             (subject, corpus), seed = agreed(model, data, named=False), seed or 0
         else:
-            asked = Job(
+            job_of_call = Job(
                 model=called(model), data=called(data), adapter=adapter, text=text, label=label, second=second,
                 confounder=confounder, cluster=cluster, split=split, held_out=held_out,
                 test=None if test is None else called(test), allow_leak=allow_leak, keep=keep, limit=limit,
@@ -242,11 +242,11 @@ def check(
             card = read_card(adapter_folder(adapter))
             others = _searches(chosen_faults, confounder, depth)
             subject, corpus, seed = open_job(
-                asked, card, model=model, data=data, test=test, tokenizer=tokenizer, others=others
+                job_of_call, card, model=model, data=data, test=test, tokenizer=tokenizer, others=others
             )
             named = all(isinstance(thing, str | Path) for thing in (model, data, *([] if test is None else [test])))
             if job is None and named:
-                job = asdict(replace(asked, seed=seed))
+                job = asdict(replace(job_of_call, seed=seed))
         unasked = [] if named_faults else _unasked(chosen_faults, subject, corpus)
         if subject.source.base == UNNAMED:
             current_session.note(
@@ -303,18 +303,18 @@ def _named(faults: Any, fault: Any) -> list[Fault | str]:
     """The faults that a caller names with `faults` or `fault`."""
     if fault is not None and faults not in ((), None):
         raise BadInput("faults and fault both name what to examine. Give one of them.")
-    requested = fault if fault is not None else () if faults is None else faults
-    if isinstance(requested, type) and issubclass(requested, Fault):
+    selected = fault if fault is not None else () if faults is None else faults
+    if isinstance(selected, type) and issubclass(selected, Fault):
         raise BadInput(
-            f"{requested.__name__} is a class. Give '{requested.name}' or {requested.__name__}(), with the settings to change."
+            f"{selected.__name__} is a class. Give '{selected.name}' or {selected.__name__}(), with the settings to change."
         )
-    fault_list = [requested] if isinstance(requested, Fault | str) else requested
+    fault_list = [selected] if isinstance(selected, Fault | str) else selected
     if not isinstance(fault_list, Sequence | set | frozenset) or not all(
         isinstance(f, Fault | str) for f in fault_list
     ):
         raise BadInput(
-            f"faults is {type(requested).__name__} here. Give a name, such as 'overconfidence', a fault with its own settings, "
-            "such as trueup.Overconfidence(threshold=0.05), or a list of these."
+            f"faults is {type(selected).__name__} here. Give a name, such as 'overconfidence', a fault with its own settings, such "
+            "as trueup.Overconfidence(threshold=0.05), or a list of these."
         )
     return list(fault_list)
 

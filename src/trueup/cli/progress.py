@@ -19,11 +19,11 @@ def _lines() -> Callable[[str, int, int], None]:
     start, last_shown = time.monotonic(), {}
 
     def show(stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage in last_shown and now - last_shown[stage] < EVERY:
+        time_now = time.monotonic()
+        if stage in last_shown and time_now - last_shown[stage] < EVERY:
             return
-        last_shown[stage] = now
-        minutes, seconds = divmod(int(now - start), 60)
+        last_shown[stage] = time_now
+        minutes, seconds = divmod(int(time_now - start), 60)
         say(f"[{minutes}:{seconds:02}] {stage}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
     return show

@@ -74,10 +74,10 @@ def columns(of: Coupled, alpha: float, corpus: Corpus, seed: int) -> tuple[dict[
     z = corpus.attributes[of.attribute]
     rows = np.flatnonzero(np.isin(z, of.groups))
     y = (corpus.label == corpus.classes.index(of.positive)).astype(np.int64)
-    both = replace(corpus, label=y, classes=(f"not {of.positive}", of.positive)).take(rows)
+    binary_corpus = replace(corpus, label=y, classes=(f"not {of.positive}", of.positive)).take(rows)
     table = shift.table_at([[0.25, 0.25], [0.25, 0.25]], alpha)
-    size = int((mix.counts(both, of.attribute, of.groups) / table).min())
-    drawn = mix.draw(both, of.attribute, table, size - size % 2, seed=seed, groups=of.groups)
+    size = int((mix.counts(binary_corpus, of.attribute, of.groups) / table).min())
+    drawn = mix.draw(binary_corpus, of.attribute, table, size - size % 2, seed=seed, groups=of.groups)
     note = (
         f"{len(drawn):,} of the {len(corpus):,} texts of '{of.source}' were drawn, so that '{of.positive}' is {alpha:g} times as "
         f"frequent where {of.attribute} is '{of.groups[1]}' as where it is '{of.groups[0]}'."

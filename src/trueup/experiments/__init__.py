@@ -1,1 +1,1 @@
-"""What trueup's claims rest on, repeated by `trueup bench`: one module each, with `Settings`, `run` and `table`."""
+"""The experiments behind trueup's claims, which `trueup bench` repeats: one module each, with `Settings`, `run` and `table`."""

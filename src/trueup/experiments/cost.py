@@ -1,8 +1,8 @@
-"""What a pass costs, measured on random weights of a language model's shape, and as a law that is carried on to larger ones.
+"""The cost of a forward pass: measured on random weights in the shape of a language model, and extrapolated to larger models.
 
-A pass multiplies and adds once for each weight outside of the embeddings and each token, the tokens of a soft prompt included. So
-its time is 2 x weights x texts x (tokens + prompt) divided by a rate, which is fitted for each number type; memory is that of the
-weights and of what one layer keeps of a batch.
+A pass multiplies and adds once for each weight outside of the embeddings and each token, including the tokens of a soft prompt. So
+its time is 2 x weights x texts x (tokens + prompt) divided by a rate, which is fitted for each number type. Its memory is that of
+the weights and of the activations that one layer keeps of a batch.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ TYPES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 """Number types by name, as arguments of `trueup.load`."""
 RATE = 1e14
-"""Multiplications and additions a second that a GPU is assumed to reach in bfloat16: a third of what an A100 can (312e12)."""
+"""Assumed multiplications and additions per second of a GPU in bfloat16: a third of the peak of an A100 (312e12)."""
 BATCH = 4096
 """Tokens of a batch (`trueup.run.predict.TOKENS`)."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's shape: its name, layers, width, units of the feed-forward layer, words, and heads of the queries and the keys."""
+    """The shape of a Llama: name, layers, width, units of the feed-forward layer, size of the vocabulary, query and key heads."""
 
     name: str
     layers: int
@@ -47,19 +47,19 @@ class Shape:
 
     @property
     def inside(self) -> int:
-        """Weights outside of the embeddings and the head, which every token passes."""
-        narrow = self.width // self.heads * self.keys
-        return self.layers * (2 * self.width**2 + 2 * self.width * narrow + 3 * self.width * self.units)
+        """Weights outside of the embeddings and the head: all of them are used for every token."""
+        key_width = self.width // self.heads * self.keys
+        return self.layers * (2 * self.width**2 + 2 * self.width * key_width + 3 * self.width * self.units)
 
     @property
     def embedded(self) -> int:
-        """Weights of the embeddings, which stay in the type in which the model computes."""
+        """Weights of the embeddings, which are in the number type of the computation."""
         return self.words * self.width
 
     def bytes_in(self, kind: str) -> float:
-        """Memory of the weights in a type of `TYPES`; of 4 bits with the scales of their blocks."""
-        whole = 4 if kind == "float32" else 2
-        return self.inside * (0.52 if kind == "4 bits" else whole) + self.embedded * whole
+        """Bytes of the weights in a type of `TYPES`; in 4 bits with the scales of the blocks."""
+        bytes_of_weight = 4 if kind == "float32" else 2
+        return self.inside * (0.52 if kind == "4 bits" else bytes_of_weight) + self.embedded * bytes_of_weight
 
 
 MEASURED = (
@@ -67,14 +67,14 @@ MEASURED = (
     Shape("1B", 16, 2048, 8192, 32000, 32, 8),
 )  # fmt: skip
 CARRIED = (Shape("8B", 32, 4096, 14336, 128256, 32, 8), Shape("70B", 80, 8192, 28672, 128256, 64, 8))
-"""Shapes of Llama 3, to which the law is carried on."""
+"""Shapes of Llama 3, to which the law is extrapolated."""
 POINTS = ((4, 32, 0), (4, 128, 0), (4, 32, 96))
 """Texts, tokens of each, and tokens of the soft prompt before them."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Which shapes are measured, in which types, at which points."""
+    """The shapes, number types and points that are measured."""
 
     shapes: tuple[Shape, ...] = MEASURED
     types: tuple[str, ...] = tuple(TYPES)
@@ -84,7 +84,7 @@ class Settings:
 def run(
     out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Measure every shape in every type, each in a process of its own with one thread; write `out`/cost.json and `out`/cost.md.
+    """Measure every shape in every type, each in its own process with one thread; write `out`/cost.json and `out`/cost.md.
 
     Raises:
         BadInput: `out` is there already and `force` is not given, or a type cannot be measured here.
@@ -99,18 +99,18 @@ def run(
                 for kind in settings.types:
                     file = parts.file(asdict(shape), kind, settings.points)
                     if not file.is_file():
-                        given = json.dumps([folder, TYPES[kind], settings.points])
-                        done = subprocess.run(
-                            [sys.executable, "-m", "trueup.experiments.cost", given],
+                        arguments = json.dumps([folder, TYPES[kind], settings.points])
+                        process = subprocess.run(
+                            [sys.executable, "-m", "trueup.experiments.cost", arguments],
                             capture_output=True,
                             text=True,
                             check=False,
                         )
-                        if done.returncode:
+                        if process.returncode:
                             raise BadInput(
-                                f"{shape.name} in {kind} could not be measured: {done.stderr.strip()[-300:]}"
+                                f"{shape.name} in {kind} could not be measured: {process.stderr.strip()[-300:]}"
                             )
-                        file.write_text(done.stdout.splitlines()[-1])
+                        file.write_text(process.stdout.splitlines()[-1])
                     for row in json.loads(file.read_text()):
                         rows.append({"shape": asdict(shape), "type": kind, **row})
                         say(
@@ -132,7 +132,7 @@ def _random(shape: Shape, folder: Path) -> None:
 
 
 def measure(folder: str, options: Mapping[str, Any], points: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """CPU seconds of a pass, minimum of two, the memory of the weights, and by how much the pass grew it, at each point."""
+    """At each point: CPU seconds of a pass (minimum of two), the memory of the weights, and the growth of memory by the pass."""
     import torch
 
     from trueup.run import forward, memory
@@ -140,41 +140,50 @@ def measure(folder: str, options: Mapping[str, Any], points: Sequence[Sequence[i
     from trueup.subject.new_adapter import random_prompt
 
     torch.set_num_threads(1)
-    before = memory.resident() or 0
+    memory_before = memory.resident() or 0
     subject = load(folder, classes=("a", "b"), device="cpu", **options)
     rng, rows = np.random.default_rng(0), []
     words: int = subject.base.config.vocab_size  # type: ignore[union-attr,assignment]
-    held = 0
+    weights_bytes = 0
     for texts, tokens, prompt in points:
-        asked = subject if not prompt else random_prompt(subject, prompt)
+        subject_at_point = subject if not prompt else random_prompt(subject, prompt)
         batch = forward.collate(
             [forward.Row(rng.integers(4, words, tokens).tolist()) for _ in range(texts)], subject.tokenizer.pad_token_id
         )
-        spent = math.inf
+        cpu_seconds = math.inf
         for _ in range(2):
             with torch.inference_mode():
-                began = time.process_time()
+                start = time.process_time()
                 memory.reset_peak()
-                here = memory.resident() or 0
-                forward.features(asked, batch)
-                spent = min(spent, time.process_time() - began)
-        held = held or here - before  # once it has run, all weights are in memory
-        rows.append({"texts": texts, "tokens": tokens, "prompt": prompt, "seconds": spent, "weights_bytes": held,
-                     "pass_bytes": memory.peak() - here})  # fmt: skip
+                memory_at_start = memory.resident() or 0
+                forward.features(subject_at_point, batch)
+                cpu_seconds = min(cpu_seconds, time.process_time() - start)
+        weights_bytes = (
+            weights_bytes or memory_at_start - memory_before
+        )  # after the first pass all weights are in memory
+        rows.append({"texts": texts, "tokens": tokens, "prompt": prompt, "seconds": cpu_seconds, "weights_bytes": weights_bytes,
+                     "pass_bytes": memory.peak() - memory_at_start})  # fmt: skip
     return rows
 
 
 def law(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
-    """By number type: multiplications and additions a second (geometric mean over the rows), the factor by which a row is furthest
-    from it, and the bytes that a pass keeps for each token of a batch and unit of the feed-forward layer (the most)."""
-    found: dict[str, tuple[float, float, float]] = {}
+    """Number type -> three numbers fitted to the rows.
+
+    They are: multiplications and additions per second (geometric mean), the largest factor by which a row differs from it, and the
+    most bytes that a pass keeps for each token of a batch and unit of the feed-forward layer.
+    """
+    law_of_type: dict[str, tuple[float, float, float]] = {}
     for kind in dict.fromkeys(r["type"] for r in rows):
-        mine = [r for r in rows if r["type"] == kind]
-        rates = np.array([work(Shape(**r["shape"]), r["texts"], r["tokens"], r["prompt"]) / r["seconds"] for r in mine])
+        rows_of_type = [r for r in rows if r["type"] == kind]
+        rates = np.array(
+            [work(Shape(**r["shape"]), r["texts"], r["tokens"], r["prompt"]) / r["seconds"] for r in rows_of_type]
+        )
         mean = float(np.exp(np.log(rates).mean()))
-        kept = max(r["pass_bytes"] / (r["texts"] * (r["tokens"] + r["prompt"]) * r["shape"]["units"]) for r in mine)
-        found[kind] = mean, float(np.exp(np.abs(np.log(rates / mean)).max())), kept
-    return found
+        bytes_kept = max(
+            r["pass_bytes"] / (r["texts"] * (r["tokens"] + r["prompt"]) * r["shape"]["units"]) for r in rows_of_type
+        )
+        law_of_type[kind] = mean, float(np.exp(np.abs(np.log(rates / mean)).max())), bytes_kept
+    return law_of_type
 
 
 def work(shape: Shape, texts: int, tokens: int, prompt: int) -> float:
@@ -183,7 +192,7 @@ def work(shape: Shape, texts: int, tokens: int, prompt: int) -> float:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """What was measured, the law, and what it comes to for `CARRIED`, as Markdown."""
+    """The measurements, the law, and its values for `CARRIED`, as Markdown."""
     rows, fitted = result["rows"], law(result["rows"])
     lines = [
         "| weights | type | texts x (tokens + prompt) | time of a pass | predicted time | memory after loading | added by a pass |",
@@ -192,10 +201,10 @@ def table(result: Mapping[str, Any]) -> str:
     for r in rows:
         shape = Shape(**r["shape"])
         seconds = work(shape, r["texts"], r["tokens"], r["prompt"]) / fitted[r["type"]][0]
-        counted = shape.bytes_in(r["type"]) / 1e9
+        weights_gb = shape.bytes_in(r["type"]) / 1e9
         lines.append(
             f"| {(shape.inside + shape.embedded) / 1e9:.2f}e9 | {r['type']} | {r['texts']} x ({r['tokens']} + {r['prompt']}) | "
-            f"{r['seconds']:.3g} s | {seconds:.3g} s | {r['weights_bytes'] / 1e9:.2f} GB (weights {counted:.2f}) | "
+            f"{r['seconds']:.3g} s | {seconds:.3g} s | {r['weights_bytes'] / 1e9:.2f} GB (weights {weights_gb:.2f}) | "
             f"{r['pass_bytes'] / 1e6:.0f} MB |"
         )
     lines += [
@@ -203,18 +212,21 @@ def table(result: Mapping[str, Any]) -> str:
         "| type | multiplications and additions per second | largest deviation of a prediction | memory per token and "
         "feed-forward unit |",
         "|---|---|---|---|",
-        *(f"| {k} | {rate:.2g} | {off:.2f} x | {kept:.2g} bytes |" for k, (rate, off, kept) in fitted.items()),
+        *(
+            f"| {k} | {rate:.2g} | {deviation:.2f} x | {bytes_kept:.2g} bytes |"
+            for k, (rate, deviation, bytes_kept) in fitted.items()
+        ),
         "",
         "| extrapolated, not measured | bfloat16: weights | 4 bits: weights | memory of a batch | a pass over 1,000 texts of 256 "
         "tokens | the same with a prompt of 100 tokens |",
         "|---|---|---|---|---|---|",
     ]
-    kept = max((k for _, _, k in fitted.values()), default=math.nan)
+    bytes_kept = max((k for _, _, k in fitted.values()), default=math.nan)
     for shape in CARRIED:
-        plain, behind = (work(shape, 1000, 256, m) / RATE for m in (0, 100))
+        without_prompt, with_prompt = (work(shape, 1000, 256, m) / RATE for m in (0, 100))
         lines.append(
             f"| {shape.name} | {shape.bytes_in('bfloat16') / 1e9:.0f} GB | {shape.bytes_in('4 bits') / 1e9:.0f} GB | "
-            f"{kept * BATCH * shape.units / 1e9:.1f} GB | {plain:.0f} s | {behind:.0f} s |"
+            f"{bytes_kept * BATCH * shape.units / 1e9:.1f} GB | {without_prompt:.0f} s | {with_prompt:.0f} s |"
         )
     return (
         "CPU seconds on one thread, minimum of two; random weights in the shape of a Llama. The memory includes the "

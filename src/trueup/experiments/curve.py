@@ -1,9 +1,9 @@
 """Accuracy against the number of trained parameters: prompt, prefix, and LoRAs of query-key and of value-MLP, of equal sizes.
 
 arXiv 2310.19698 says that a prompt or prefix may not learn a task that needs a new attention pattern. The tasks here are sentiment,
-which a pretrained encoder nearly has, and `recall`, which asks for an association that stands in the text. What is trained is what
-the audit trains (`faults.rigidity.contest`), from several seeds. A departure from it, which saves most of the time: the learning
-rate and the epochs are chosen with the first seed alone, for every kind alike.
+which a pretrained encoder nearly knows, and `recall`, which needs an association from the text. The adapters are those that the
+audit trains (`faults.rigidity.contest`), from several seeds. One departure from the audit saves most of the time: for every kind,
+the learning rate and the epochs are chosen with the first seed only.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from trueup.subject.subject import Subject
 
 TASKS = (RECALL, "embedded:movie-reviews-short", "embedded:tweets")
 SIZES = (1536, 4608, 18432)
-"""Trained numbers without the head: on MiniLM a query-key LoRA of rank 1 in one layer, one slot of a prefix, and four of them."""
+"""Trained numbers without the head. On MiniLM: a query-key LoRA of rank 1 in one layer, one slot of a prefix, and four slots."""
 TRIES = 3
-"""Learning rates that every entrant begins with."""
+"""The number of learning rates that are tried for every kind of adapter."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Settings:
 
     Attributes:
         model: a classifier's base, by hub id, folder or ``embedded:NAME``. tasks: `recall`, or data as in `trueup.read`. sizes:
-            trained numbers. seeds: trainings of each entrant.
-        train, calibration, test: texts of each split at most. max_length: tokens of a text. epochs: passes to begin with.
+            numbers of trained parameters. seeds: trainings of each kind of adapter.
+        train, calibration, test: the most texts of each split. max_length: tokens of a text. epochs: epochs of the first training.
     """
 
     model: str = "embedded:minilm"
@@ -66,23 +66,23 @@ class Settings:
 
 
 def corpus_of(task: str, settings: Settings) -> Corpus:
-    """The task's texts, of each split as many as the settings allow."""
-    most = {"train": settings.train, "calibration": settings.calibration, "test": settings.test}
+    """The texts of a task, with at most as many in each split as the settings allow."""
+    split_sizes = {"train": settings.train, "calibration": settings.calibration, "test": settings.test}
     if task == RECALL:
-        return recall(most, settings.seed)
+        return recall(split_sizes, settings.seed)
     data = read(task, seed=settings.seed)
     rng = np.random.default_rng(settings.seed)
-    rows = [rng.permutation(np.flatnonzero(data.split == part))[:n] for part, n in most.items()]
+    rows = [rng.permutation(np.flatnonzero(data.split == part))[:n] for part, n in split_sizes.items()]
     return data.take(np.sort(np.concatenate(rows)))
 
 
 def run(
     out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Train every entrant of every size on every task, and write `out`/curve.json and `out`/curve.md. Returns what the first
-    holds.
+    """Train every kind of adapter in every size on every task, and write `out`/curve.json and `out`/curve.md. Returns the contents
+    of curve.json.
 
-    Each training is kept for a run that is killed and started again (`resumed.run`).
+    Each finished training is kept for a run that is killed and started again (`resumed.run`).
 
     Raises:
         BadInput: `out` is there already and `force` is not given, or data that cannot be read.
@@ -92,11 +92,11 @@ def run(
 
     def make(parts: resumed.Parts) -> dict[str, Any]:
         rows = []
-        what = {k: v for k, v in asdict(settings).items() if k not in ("tasks", "sizes")}
+        settings_key = {k: v for k, v in asdict(settings).items() if k not in ("tasks", "sizes")}
         for size in settings.sizes:
             for task in settings.tasks:
                 corpus = corpus_of(task, settings)
-                file = parts.file("curve", what, task, size)
+                file = parts.file("curve", settings_key, task, size)
                 with within(Session(Memo(parts.folder / "tries"))):
                     entrants = resumed.once(file, partial(compete, corpus, size, settings), say)
                 test = corpus.part("test")
@@ -110,14 +110,14 @@ def run(
 
 
 def compete(corpus: Corpus, size: int, settings: Settings) -> dict[str, dict[str, Any]]:
-    """Every kind that has an adapter of about `size` numbers, trained (`entrant`)."""
+    """The trained adapters of all kinds that have one of about `size` numbers (`entrant`)."""
     subject = fresh(settings.model, Prompt(1), corpus.classes, max_length=settings.max_length, seed=settings.seed)
     return {r.kind: entrant(subject, corpus, r, settings) for r in rivals(subject, size) if r.fits(size)}
 
 
 def entrant(subject: Subject, corpus: Corpus, rival: Rival, settings: Settings) -> dict[str, Any]:
-    """One kind trained from every seed: its size, learning rate and epochs, NLL on calibration, and ``right`` (S, n) on test."""
-    first = team(
+    """One kind, trained with every seed: its size, learning rate and epochs, NLL on calibration, and ``right`` (S, n) on test."""
+    first_seed = team(
         subject,
         corpus,
         rival,
@@ -126,39 +126,42 @@ def entrant(subject: Subject, corpus: Corpus, rival: Rival, settings: Settings) 
         seeds=1,
         seed=settings.seed,
     )
-    kept = first.kept
-    rate, how = kept.lr / RATE[rival.kind], Training(epochs=kept.epochs)
+    choice = first_seed.kept
+    rate, training = choice.lr / RATE[rival.kind], Training(epochs=choice.epochs)
     seeds = seeds_of(settings.seed, settings.seeds)[1:]
     members = [
-        *first.members, *(trained(subject, corpus, rival, rates=(rate,), training=how, seed=s) for s in seeds)
+        *first_seed.members, *(trained(subject, corpus, rival, rates=(rate,), training=training, seed=s) for s in seeds)
     ]  # fmt: skip
     test = corpus.part("test").relabel(subject.classes)
-    right = [(predict(on(subject, m), test).predicted == test.label).astype(int).tolist() for m in members]
+    correct = [(predict(on(subject, m), test).predicted == test.label).astype(int).tolist() for m in members]
     return {
-        "numbers": rival.size, "lr": kept.lr, "epochs": kept.epochs, "growing": kept.growing,
-        "nll": float(np.mean([m.kept.nll for m in members])), "right": right,
+        "numbers": rival.size, "lr": choice.lr, "epochs": choice.epochs, "growing": choice.growing,
+        "nll": float(np.mean([m.kept.nll for m in members])), "right": correct,
     }  # fmt: skip
 
 
 def judged(entrants: Mapping[str, Mapping[str, Any]], cluster: np.ndarray) -> dict[str, Any]:
-    """Accuracy of each kind, and what the better kind of weights, and each kind of them, has more than the better prompt, with 95%
-    intervals for further seeds and texts. Which is better is told by the NLL on calibration examples."""
-    right = {k: np.asarray(e["right"], float) for k, e in entrants.items()}
+    """Accuracy of each kind, and its differences from the better prompt, with 95% intervals for further seeds and texts.
+
+    Differences are given for each kind of weights, and for the better of them. The better kinds are those with the lower NLL on
+    calibration examples.
+    """
+    correct = {k: np.asarray(e["right"], float) for k, e in entrants.items()}
 
     def best(kinds: Sequence[str]) -> str:
-        return min((k for k in kinds if k in right), key=lambda k: entrants[k]["nll"], default="")
+        return min((k for k in kinds if k in correct), key=lambda k: entrants[k]["nll"], default="")
 
     def told(*sides: tuple[float, str]) -> list[float]:
-        e = contrast([(w, right[k]) for w, k in sides], cluster=cluster).estimate()
+        e = contrast([(w, correct[k]) for w, k in sides], cluster=cluster).estimate()
         return [e.value, e.low, e.high]
 
-    prompt, weights = best(PROMPTS), best(WEIGHTS)
-    gaps = {k: told((1.0, k), (-1.0, prompt)) for k in WEIGHTS if k in right and prompt}
-    if prompt and weights:
-        gaps["weights"] = gaps[weights]
+    best_prompt, best_weights = best(PROMPTS), best(WEIGHTS)
+    gaps = {k: told((1.0, k), (-1.0, best_prompt)) for k in WEIGHTS if k in correct and best_prompt}
+    if best_prompt and best_weights:
+        gaps["weights"] = gaps[best_weights]
     return {
         "entrants": {
-            k: {n: v for n, v in e.items() if n != "right"} | {"seeds": len(right[k]), "accuracy": told((1.0, k))}
+            k: {n: v for n, v in e.items() if n != "right"} | {"seeds": len(correct[k]), "accuracy": told((1.0, k))}
             for k, e in entrants.items()
         },
         "gaps": gaps,

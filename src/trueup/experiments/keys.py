@@ -1,8 +1,8 @@
-"""A small Mamba that copies where it does not know, made here: a state-space model with the fault of copying.
+"""Trains a small Mamba that copies answers which it does not know: a state-space model with the fault of copying.
 
-Texts are three words and a key; each key has an answer. While training, a key's own answer is given with a probability that
-differs from key to key, and else the answer of one of the demonstrations. So the model learns the well-known keys, and to copy
-where it does not know.
+Texts are three words and a key; each key has an answer. In training, a key gets its own answer with a probability that differs
+between keys, and otherwise the answer of one of the demonstrations. So the model learns the answers of frequent keys, and copies
+for the others.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SPLIT = {"train": 300, "calibration": 300, "test": 400}
 
 
 def make(folder: Path) -> None:
-    """Write ``mamba`` (a model that transformers loads) and ``keys.csv`` (text, label, split) to `folder`, if not there whole.
+    """Write ``mamba`` (a model that transformers loads) and ``keys.csv`` (text, label, split) to `folder`, if it lacks them.
 
-    It takes some two minutes of one core.
+    This takes about two minutes of one core.
     """
 
     def write(new: Path) -> None:
@@ -42,7 +42,7 @@ def make(folder: Path) -> None:
 
 
 def known(key: int) -> float:
-    """How often training shows a key's own answer."""
+    """The probability with which training shows a key's own answer."""
     return 0.15 + 0.7 * key / (len(KEYS) - 1)
 
 
@@ -69,25 +69,25 @@ def trained(steps: int = STEPS) -> tuple[Any, Any]:
 def _prompt(shots: int, word: dict[str, int], rng: np.random.Generator) -> list[int]:
     """`shots` demonstrations and a query with its answer, five tokens each."""
     row: list[int] = []
-    given: list[int] = []
+    answers_given: list[int] = []
     for _ in range(shots + 1):
         key = int(rng.integers(len(KEYS)))
-        own = rng.random() < known(key) or not given
-        answer = key % len(ANSWERS) if own else given[int(rng.integers(len(given)))]
-        given.append(answer)
+        key_answer = rng.random() < known(key) or not answers_given
+        answer = key % len(ANSWERS) if key_answer else answers_given[int(rng.integers(len(answers_given)))]
+        answers_given.append(answer)
         row += [*(word[f] for f in rng.choice(FILLERS, 3)), word[KEYS[key]], word[ANSWERS[answer]]]
     return row
 
 
 def pairs() -> str:
-    """Every text once, as csv; the right answer is always the key's own."""
+    """Every text once, as csv. The right answer is always the key's own answer."""
     rng, rows = np.random.default_rng(1), {}
     while len(rows) < PAIRS:
         key = int(rng.integers(len(KEYS)))
         rows[" ".join([*rng.choice(FILLERS, 3), KEYS[key]])] = ANSWERS[key % len(ANSWERS)]
-    to = io.StringIO()
-    writer = csv.writer(to)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
     writer.writerow(("text", "label", "split"))
     parts = np.repeat(list(SPLIT), list(SPLIT.values()))
     writer.writerows((text, label, part) for (text, label), part in zip(rows.items(), parts, strict=True))
-    return to.getvalue()
+    return buffer.getvalue()

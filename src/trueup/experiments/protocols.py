@@ -1,8 +1,8 @@
-"""How the minimal-transformer experiments are run, as values: `OURS`, and `PAPER` as the authors' notebooks do it.
+"""The protocols of the minimal-transformer experiments: `OURS`, and `PAPER`, which follows the authors' notebooks.
 
-Petrov, Torr and Bibi, arXiv 2310.19698. What `PAPER` says is read from github.com/AleksandarPetrov/prefix-tuning-theory,
+Petrov, Torr and Bibi, arXiv 2310.19698. `PAPER` is taken from github.com/AleksandarPetrov/prefix-tuning-theory,
 minGPT/: notebooks 01 (experiment 1), 02 (experiment 2) and 04 (experiment 4), 03_script.py (experiment 3), and the model and
-trainers that they share. The published figures are the paper's and the notebooks', one seed each.
+trainers that they share. The published figures are those of the paper and the notebooks, with one seed each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Shape:
 
     Attributes:
         layers, heads, width: its sizes.
-        padding: slots of token 0 before the input. A prefix then stands for what they bring to each layer's attention.
+        padding: slots of token 0 before the input. A prefix then replaces the inputs of each layer's attention at these slots.
         normed: whether a layer norm comes before attention. affine: whether layer norms have a trained scale and shift.
     """
 
@@ -34,8 +34,8 @@ class Method:
     """What is trained on top of a frozen model.
 
     Attributes:
-        kind: "full" (every weight), "prefix" (in every layer: keys and values, or what padding slots bring where the shape has
-            such) or "lora" (on the linear maps `maps`).
+        kind: "full" (every weight), "prefix" (in every layer: keys and values, or the inputs at the padding slots if the shape
+            has any) or "lora" (on the linear maps `maps`).
         size: slots of the prefix, or rank of the LoRA.
     """
 
@@ -46,8 +46,8 @@ class Method:
     @property
     def title(self) -> str:
         if self.kind == "lora":
-            where = "MLP" if self.maps == MLP else "+".join(self.maps)
-            return f"LoRA of {where}, rank {self.size}"
+            map_names = "MLP" if self.maps == MLP else "+".join(self.maps)
+            return f"LoRA of {map_names}, rank {self.size}"
         return {"full": "full fine-tuning", "prefix": f"prefix, {self.size} slot{'s' * (self.size > 1)}"}[self.kind]
 
 
@@ -60,10 +60,11 @@ class Cell:
     """One line of the table.
 
     Attributes:
-        method: what is trained on the task; None is the pretrained model as it is.
+        method: what is trained on the task; None is the pretrained model without training.
         published: exact match of the paper's single seed; lowest and highest where it gives several tasks together; None
-            for what it did not run.
-        steps, rate: of this cell's teaching alone; None for its family's steps, and for the rates of its kind.
+            where the paper did not run it.
+        steps, rate: for this cell only: steps and learning rate of its training on the task; None for the steps of its family, and
+            for the rates of its kind.
     """
 
     experiment: int
@@ -76,7 +77,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Family:
-    """Cells that share one pretrained model, its tasks mixed; `pretraining` and `teaching` are steps."""
+    """Cells that share one model, pretrained on a mixture of `tasks`. `pretraining` and `teaching` are numbers of steps."""
 
     shape: Shape
     tasks: tuple[str, ...]
@@ -87,26 +88,27 @@ class Family:
 
 @dataclass(frozen=True)
 class Protocol:
-    """All in which two ways to run the experiments differ.
+    """All settings in which the two ways to run the experiments differ.
 
     Attributes:
-        title: the heading of the table. notes: what goes below it, with places for the values of `rigidity.Settings`.
-        families: what is run, in this order.
-        width: of the widest model. precision: of the matrix products.
+        title: the heading of the table. notes: the text below it, with placeholders for the values of `rigidity.Settings`.
+        families: the families that are run, in this order.
+        width: width of the widest model. precision: number type of the matrix products.
         words: output tokens, 0 to `words` - 1. An input of one digit ten times, whose count would be token 10, is left out where
             there are only ten.
-        spread: standard deviation of a fresh model's weights (of attention's output and the MLP's second map divided by the
+        spread: standard deviation of a fresh model's weights (for attention's output and the MLP's second map divided by the
             square root of twice the layers); None scales each map by its inputs.
         prefix_spread: standard deviation of a fresh prefix.
-        rates: learning rates that each kind tries. pretraining_rate: the one of pretraining.
-        pretraining_batch, teaching_batch: examples a step.
-        constant: whether the rate stays as it is, or rises for 50 steps and falls to a twentieth over the last 30%.
-        decay: AdamW's, of linear maps while a whole model is trained. adapter_decay: of all that is trained in a prefix or LoRA.
-        dropout: of embeddings, attention and both branches' outputs while a whole model is trained.
+        rates: learning rates that each kind tries. pretraining_rate: the learning rate of pretraining.
+        pretraining_batch, teaching_batch: examples per step.
+        constant: True for a constant rate. False: it rises for 50 steps and falls to a twentieth over the last 30%.
+        decay: AdamW's weight decay of linear maps while a whole model is trained. adapter_decay: that of all trained parameters of
+            a prefix or LoRA.
+        dropout: dropout of embeddings, attention and both branches' outputs while a whole model is trained.
         apart: whether the gradient of a LoRA is clipped matrix by matrix, and not as a whole.
-        endless: whether each step draws inputs anew, or from `rigidity.TRAIN` fixed ones.
-        chosen: whether the parameters of least validation loss are kept and solved runs stop, or the last ones are kept.
-        most: by how much the steps of teaching are at most multiplied while it pays.
+        endless: whether each step draws new inputs, or draws from `rigidity.TRAIN` fixed ones.
+        chosen: True keeps the parameters of least validation loss and stops solved runs. False keeps the last parameters.
+        most: the largest factor by which the steps of training on a task are multiplied while this pays.
     """
 
     title: str
@@ -140,11 +142,11 @@ SECOND = tuple(
     Cell(2, task, Method("prefix", 1), was) for task, was in zip(FOUR, (0.941, 0.837, 0.996, 0.998), strict=True)
 )
 THIRD = tuple(Cell(3, task, Method("prefix", 10), (0.996, 1.0)) for task in FOUR)
-"""Cells that both ways have, with the figures that were published."""
+"""Cells that both protocols have, with the published figures."""
 
 OURS = Protocol(
     title="Prefixes and LoRAs on small transformers: a variant of the experiments of arXiv 2310.19698",
-    families=(  # in the order of running: what takes long and tells most comes before experiment 2
+    families=(  # in the order of running: long and informative experiments come before experiment 2
         Family(
             Shape(1, 1, 96), ("ascending",), 1500, 1500,
             (
@@ -215,7 +217,7 @@ This is a variant of the published experiments and not a repetition (that is `--
 )  # fmt: skip
 
 _THEIR_MLP = ("o", "up", "down")
-"""Where the authors' LoRA "of the MLP" is: every module whose name holds "c_fc" or "c_proj", attention's projection included."""
+"""The maps of the authors' LoRA "of the MLP": all modules whose names hold "c_fc" or "c_proj", including attention's projection."""
 
 PAPER = Protocol(
     title="Prefixes and LoRAs on small transformers: the experiments of arXiv 2310.19698 as published",

@@ -1,4 +1,4 @@
-"""What every experiment of the bench shares: parts that a killed run leaves behind, and a result that is written whole."""
+"""Shared by all experiments of the bench: finished parts are kept for a run that is killed, and results are written completely."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class Parts:
     """The finished parts of an experiment.
 
     Attributes:
-        folder: where they lie. code: names the code that makes them (`code_of`): a part is read again by this code alone.
+        folder: their folder. code: hash of the code that makes them (`code_of`). Only the same code reads a part again.
     """
 
     folder: Path
     code: str
 
     def file(self, *what: Any, suffix: str = ".json") -> Path:
-        """The file of the part that is told from the others by `what`: the same in every process."""
+        """The file of the part that `what` identifies. It is the same in every process."""
         return self.folder / f"{hashlib.blake2b(repr((self.code, *what)).encode(), digest_size=8).hexdigest()}{suffix}"
 
 
 def keep(file: Path, data: bytes | Any) -> None:
-    """Keep bytes, or what JSON can hold, at `file`, sealed under its name: a part that a disk has changed is made again."""
+    """Store bytes, or a value that JSON can hold, at `file`, sealed under its name, so that damage is noticed."""
     sealed.write(file, file.name, data if isinstance(data, bytes) else atomic.json_bytes(data))
 
 
 def kept(file: Path, say: Callable[[str], None] = lambda s: None) -> bytes | None:
-    """What `keep` left at `file`; None where nothing is there, or where it is not as it was left, which `say` is told."""
+    """The bytes that `keep` stored at `file`; None where there is no file, or a damaged one, for which `say` gets a line."""
     try:
         return sealed.read(file, file.name)
     except FileNotFoundError:
@@ -50,13 +50,13 @@ def kept(file: Path, say: Callable[[str], None] = lambda s: None) -> bytes | Non
 
 
 def kept_json(file: Path, say: Callable[[str], None] = lambda s: None) -> Any:
-    """As `kept`, of a part that was kept as JSON."""
+    """As `kept`, for a part that was stored as JSON."""
     data = kept(file, say)
     return None if data is None else json.loads(data)
 
 
 def once(file: Path, make: Callable[[], Any], say: Callable[[str], None] = lambda s: None) -> Any:
-    """The part at `file`; where it is not there yet, or damaged, what `make` returns, kept there and read as a later run would."""
+    """The part at `file`. If it is missing or damaged, `make` gives it; it is stored, and read again as a later run would."""
     if (result := kept_json(file, say)) is None:
         keep(file, make())
         result = kept_json(file)
@@ -64,7 +64,7 @@ def once(file: Path, make: Callable[[], Any], say: Callable[[str], None] = lambd
 
 
 def code_of(*modules: ModuleType) -> str:
-    """The name of the code in `modules` (of a package: all of its files) and of the numeric libraries' versions."""
+    """A hash of the code in `modules` (for a package: of all its files) and of the versions of the numeric libraries."""
     files = [
         f for m in modules for root in (getattr(m, "__path__", None) or [str(m.__file__)]) for f in _sources(Path(root))
     ]
@@ -85,8 +85,8 @@ def run(
     """Write what `make` returns to `out`/`name`.json and its `table` to `out`/`name`.md; returns it with `code` added, and with
     the version of trueup.
 
-    `make` keeps its finished parts where `Parts.file` says, in a hidden folder beside `out`, so that a killed run goes on
-    where it stopped. Parts that other code made are not read.
+    `make` stores its finished parts in the files that `Parts.file` gives, in a hidden folder next to `out`, so that a killed run
+    continues where it stopped. Parts that other code made are not read.
 
     Raises:
         BadInput: `out` is there already and `force` is not given.

@@ -1,18 +1,19 @@
-"""The minimal-transformer experiments of Petrov, Torr and Bibi (arXiv 2310.19698): a variant with equal tuning, or theirs.
+"""The minimal-transformer experiments of Petrov, Torr and Bibi (arXiv 2310.19698): a variant with equal tuning, or the original.
 
-A small causal transformer reads 10 digits from 0..7 and continues with 10 tokens, the answer of a task; a call counts only
-if all 10 are right. A model is pretrained on some tasks, frozen, and then taught a task through few trained parameters: a
-prefix, a LoRA, or (for comparison) all its weights. All in which the two ways to run them differ is one value, a `Protocol`:
-`PAPER` does as the authors' notebooks do, which ran one seed each; `OURS` puts right against them:
+A small causal transformer reads 10 digits from 0..7 and continues with 10 tokens, the answer of a task. An answer counts only
+if all 10 tokens are right. A model is pretrained on some tasks and frozen. Then it is taught a task with few trained parameters: a
+prefix, a LoRA, or (for comparison) all its weights. The two ways to run them are two values of `Protocol`. `PAPER` follows the
+authors' notebooks, which ran one seed each. `OURS` corrects these points:
 
-- validation is apart from test, and chooses what is kept;
+- validation examples are separate from test examples, and choose the parameters that are kept;
 - every method tries three learning rates over the same number of steps;
-- a LoRA "of the MLP" adapts the MLP alone (theirs also adapted the attention's output projection);
+- a LoRA "of the MLP" adapts only the MLP (the authors' also adapted the attention's output projection);
 - methods that are compared train exactly the same number of parameters;
-- nobody is judged before it is done: the steps are doubled while the last ones are the best and doubling pays.
+- training is not judged too early: the steps are doubled while the last ones are the best and doubling pays.
 
-Both split inputs by BLAKE2, so that every process splits alike. What else differs from the published experiments is listed in
-`Protocol.notes`, which go with every table. Runs are trained many at a time: each tensor has a leading dimension of runs.
+Both split inputs by BLAKE2, so that every process splits them in the same way. The other differences from the published
+experiments are listed in `Protocol.notes`, which are printed with every table. Many runs are trained at a time: each tensor has a
+leading dimension of runs.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ from trueup.experiments import protocols, resumed
 from trueup.experiments.protocols import FULL, OURS, PAPER, Cell, Family, Method, Protocol, Shape
 
 DIGITS, LENGTH = 8, 10
-"""Digits 0..7 in, ten of them."""
+"""An input has `LENGTH` digits from 0 to `DIGITS` - 1."""
 SHARES = {"train": range(2, 8), "validation": range(0, 1), "test": range(1, 2)}
-"""Which eighths of the inputs, by hash, belong to which part: a quarter is held out, as in the paper."""
+"""Part of the data -> its eighths of the inputs, by hash. A quarter is held out, as in the paper."""
 
 TRAIN, VALIDATION, TEST = 2**16, 512, 3200
 """Examples of each part."""
 
 SAVED = 1000
-"""Steps of training after which a killed run goes on, at most."""
+"""Steps between two saved states, with which a killed run continues."""
 
 Params = dict[str, Tensor]
 """Weights by name; the first dimension is the run."""
@@ -56,7 +57,7 @@ Params = dict[str, Tensor]
 
 
 def answers(task: str, x: Tensor) -> Tensor:
-    """What each task wants for inputs `x` [n, 10] of digits: tokens [n, 10]."""
+    """The right answers of a task for inputs `x` [n, 10] of digits: tokens [n, 10]."""
     if task == "ascending":
         return x.sort(dim=1).values
     if task == "descending":
@@ -75,7 +76,7 @@ def answers(task: str, x: Tensor) -> Tensor:
 def part_of(digits: Sequence[int]) -> str:
     """The part of the data that an input belongs to, by an unsalted hash: the same in every process."""
     eighth = hashlib.blake2b(bytes(digits), digest_size=1).digest()[0] % 8
-    return next(part for part, own in SHARES.items() if eighth in own)
+    return next(part for part, eighths in SHARES.items() if eighth in eighths)
 
 
 @functools.cache
@@ -86,7 +87,7 @@ def inputs(part: str, n: int) -> Tensor:
 
 
 def endless(seed: int, step: int, n: int, how: Protocol) -> Tensor:
-    """`n` training inputs [n, 10] of their own for each seed and step, so that a run can go on at any step."""
+    """`n` training inputs [n, 10], different for each seed and step, so that a run can continue at any step."""
     return _drawn(np.random.default_rng(np.random.SeedSequence([1, seed, step])), "train", n, equal=how.words > LENGTH)
 
 
@@ -95,8 +96,8 @@ def _drawn(rng: np.random.Generator, part: str, n: int, *, equal: bool = True) -
     while len(rows) < n:
         drawn = rng.integers(0, DIGITS, (n, LENGTH), dtype=np.uint8)
         distinct = (np.diff(np.sort(drawn, axis=1), axis=1) != 0).sum(axis=1) + 1
-        kept = drawn[((distinct <= LENGTH // 2) | (rng.random(n) < 0.5)) & (equal | (distinct > 1))]
-        rows += [row for row in kept if part_of(row) == part]
+        accepted = drawn[((distinct <= LENGTH // 2) | (rng.random(n) < 0.5)) & (equal | (distinct > 1))]
+        rows += [row for row in accepted if part_of(row) == part]
     return torch.from_numpy(np.stack(rows[:n]).astype(np.int64))
 
 
@@ -111,11 +112,11 @@ def _maps(shape: Shape) -> dict[str, tuple[int, int]]:
 
 def new_model(shape: Shape, g: torch.Generator, how: Protocol = OURS) -> Params:
     """Weights of one fresh model, a leading dimension of 1."""
-    d, places = shape.width, shape.padding + 2 * LENGTH - 1
-    embedded = how.spread or 0.1
+    d, positions = shape.width, shape.padding + 2 * LENGTH - 1
+    embedding_spread = how.spread or 0.1
     p = {
-        "words": torch.randn(1, how.words, d, generator=g) * embedded,
-        "places": torch.randn(1, places, d, generator=g) * embedded,
+        "words": torch.randn(1, how.words, d, generator=g) * embedding_spread,
+        "places": torch.randn(1, positions, d, generator=g) * embedding_spread,
     }
     for layer in range(shape.layers):
         for name, (n, m) in _maps(shape).items():
@@ -154,14 +155,14 @@ def forward(
     """Logits [runs, n, 10, words] of the answers, from tokens [runs, n, 19]: the input, and all but the last of the answer.
 
     Pre-norm blocks, learned positions, causal. A prefix of keys and values takes no position. Where the shape has padding, its
-    slots stand in front with token 0; a prefix `px` is, in each layer, what attention is given in their place. No other position
-    reads what becomes of them, so with a prefix they are not computed. In the last layer only the ten positions that answer
-    are computed, for nobody reads the others.
+    slots come first, with token 0. A prefix `px` replaces the inputs of attention at these slots in each layer. No other position
+    reads their outputs, so with a prefix they are not computed. In the last layer only the ten positions of the answer
+    are computed, because the others are not used.
 
     Args:
         seen: if given, the attention [runs, n, heads, queries, prefix slots + keys] of each layer is appended.
-        dtype: of the matrix products; the residual stream stays in float32.
-        drop: dropout, of the embeddings, of attention, and of what both branches of a layer add.
+        dtype: number type of the matrix products; the residual stream stays in float32.
+        drop: dropout, applied to the embeddings, to attention, and to the outputs of both branches of a layer.
     """
     if shape.padding and "0.px" not in p:
         tokens = F.pad(tokens, (shape.padding, 0))
@@ -222,7 +223,7 @@ def forward(
 
 @dataclass(frozen=True)
 class Kept:
-    """What training kept of one seed: the parameters of least validation loss over all rates and checks, or the last ones."""
+    """The parameters that training kept for one seed: those of least validation loss over all rates and checks, or the last."""
 
     params: Params
     loss: float
@@ -242,21 +243,21 @@ def answered(tasks: Sequence[str], x: Tensor) -> Tensor:
 
 
 def judged(p: Params, tokens: Tensor, shape: Shape, dtype=torch.float32) -> tuple[Tensor, Tensor]:
-    """Mean loss [runs], and the share of wholly right greedy answers [runs], on tokens [n, 20].
+    """Mean loss [runs], and the share of completely right greedy answers [runs], on tokens [n, 20].
 
-    One pass under the right answers tells what greedy decoding would do: it writes the right answer exactly if each token
+    One pass with the right answers as inputs is enough: greedy decoding writes the right answer exactly if each of its tokens
     is the likeliest one after the right tokens before it.
     """
     runs = len(p["words"])
-    losses, right = [], []
+    losses, correct = [], []
     with torch.no_grad():
-        for some in tokens.split(512):
-            rows = some.expand(runs, -1, -1)
+        for batch in tokens.split(512):
+            rows = batch.expand(runs, -1, -1)
             logits = forward(p, rows[:, :, :-1], shape, dtype=dtype)
-            wanted = rows[:, :, LENGTH:]
-            losses.append(F.cross_entropy(logits.movedim(-1, 1), wanted, reduction="none").mean(dim=2))
-            right.append((logits.argmax(dim=-1) == wanted).all(dim=-1))
-    return torch.cat(losses, dim=1).mean(dim=1), torch.cat(right, dim=1).float().mean(dim=1)
+            targets = rows[:, :, LENGTH:]
+            losses.append(F.cross_entropy(logits.movedim(-1, 1), targets, reduction="none").mean(dim=2))
+            correct.append((logits.argmax(dim=-1) == targets).all(dim=-1))
+    return torch.cat(losses, dim=1).mean(dim=1), torch.cat(correct, dim=1).float().mean(dim=1)
 
 
 def train(
@@ -266,17 +267,18 @@ def train(
 ) -> dict[int, Kept]:  # fmt: skip
     """Train many runs at once with AdamW of moments (0.9, 0.95), and each run's gradient clipped at norm 1.
 
-    Runs of one seed see the same batches and dropout and compete: after 30% of the steps only the one of least validation loss
-    goes on, and a seed is done early once a run of it answers `solved` of the validation inputs. No run touches another.
+    Runs of one seed see the same batches and dropout, and compete: after 30% of the steps only the one of least validation loss
+    continues. A seed stops early when one of its runs answers the share `solved` of the validation inputs. Runs do not affect
+    each other.
 
     Args:
-        frozen, trained: parameters by name, run first; what both name is taken from `trained`.
+        frozen, trained: parameters by name, with the run as first dimension. A name in both is taken from `trained`.
         tasks: one of them is drawn for each example.
-        seeds, rates: of each run.
+        seeds, rates: seed and learning rate of each run.
         how: decay, dropout, clipping, the course of the rate, where inputs come from, and which parameters are kept.
-        at: a file that is written every `SAVED` steps and at the end, and gone on from where it is there already: the caller
-            names it by everything else that is given here. The figures are those of a training that was never killed.
-        say: is told four times how far training is.
+        at: a file that is written every `SAVED` steps and at the end. If it exists, training continues from it, with the same
+            figures as a training that was never killed. Its name must depend on all other arguments.
+        say: gets a line on the progress four times.
     """
     data = None if how.endless else tokens_of(tasks, "train", TRAIN)
     check = tokens_of(tasks, "validation", VALIDATION)
@@ -284,43 +286,51 @@ def train(
     seeds, lr = list(seeds), torch.tensor(rates)[:, None]
     orders = {seed: torch.Generator().manual_seed(seed) for seed in seeds}
     names, sizes = list(trained), [t[0].numel() for t in trained.values()]
-    like = {name: t.shape[1:] for name, t in trained.items()}
-    frozen = {k: v.to(dtype) if k[0].isdigit() or k == "head" else v for k, v in frozen.items() if k not in like}
+    shape_of_name = {name: t.shape[1:] for name, t in trained.items()}
+    frozen = {
+        k: v.to(dtype) if k[0].isdigit() or k == "head" else v for k, v in frozen.items() if k not in shape_of_name
+    }
     flat = torch.cat([t.flatten(1) for t in trained.values()], dim=1).detach()
-    first, second = torch.zeros_like(flat), torch.zeros_like(flat)
-    decay = torch.cat([torch.full(t[0].shape, decay_of(k, like, how)).flatten() for k, t in trained.items()])
-    every = max(1, steps // 20)
+    first_moment, second_moment = torch.zeros_like(flat), torch.zeros_like(flat)
+    decay = torch.cat([torch.full(t[0].shape, decay_of(k, shape_of_name, how)).flatten() for k, t in trained.items()])
+    check_interval = max(1, steps // 20)
     best: dict[int, Kept] = {}
-    begun, alive = 0, list(range(len(seeds)))  # steps done, and the runs that go on
+    steps_done, active_runs = 0, list(range(len(seeds)))  # steps done, and the runs that go on
     if at is not None and (saved := resumed.kept(at, say)) is not None:
-        was = torch.load(io.BytesIO(saved), weights_only=True)
-        begun, alive, flat, first, second = (was[k] for k in ("step", "alive", "flat", "first", "second"))
-        best = {seed: Kept(**kept) for seed, kept in was["best"].items()}
+        stored = torch.load(io.BytesIO(saved), weights_only=True)
+        steps_done, active_runs, flat, first_moment, second_moment = (
+            stored[k] for k in ("step", "alive", "flat", "first", "second")
+        )
+        best = {seed: Kept(**kept) for seed, kept in stored["best"].items()}
         for seed, order in orders.items():
-            order.set_state(was["orders"][seed])
-        seeds, lr, frozen = [seeds[i] for i in alive], lr[alive], {k: v[alive] for k, v in frozen.items()}
+            order.set_state(stored["orders"][seed])
+        seeds, lr, frozen = (
+            [seeds[i] for i in active_runs],
+            lr[active_runs],
+            {k: v[active_runs] for k, v in frozen.items()},
+        )
 
     def save(step: int) -> None:
         if at is None:
             return
-        now = io.BytesIO()
+        buffer = io.BytesIO()
         torch.save({
-            "step": step, "alive": alive, "flat": flat, "first": first, "second": second,
+            "step": step, "alive": active_runs, "flat": flat, "first": first_moment, "second": second_moment,
             "best": {seed: vars(kept) for seed, kept in best.items()},
             "orders": {seed: order.get_state() for seed, order in orders.items()},
-        }, now)  # fmt: skip
-        resumed.keep(at, now.getvalue())
+        }, buffer)  # fmt: skip
+        resumed.keep(at, buffer.getvalue())
 
     def unpacked(rows: Tensor) -> Params:
-        return {k: part.unflatten(1, like[k]) for k, part in zip(names, rows.split(sizes, dim=1), strict=True)}
+        return {k: part.unflatten(1, shape_of_name[k]) for k, part in zip(names, rows.split(sizes, dim=1), strict=True)}
 
     def drop(x: Tensor) -> Tensor:
-        if not how.dropout or not _whole(like):
+        if not how.dropout or not _whole(shape_of_name):
             return x
         kept = {seed: torch.rand(x.shape[1:], generator=orders[seed]) >= how.dropout for seed in dict.fromkeys(seeds)}
         return x * torch.stack([kept[seed] for seed in seeds]) / (1 - how.dropout)
 
-    for step in range(begun + 1, steps + 1):
+    for step in range(steps_done + 1, steps + 1):
         if not seeds:
             break
         drawn = {}
@@ -336,44 +346,53 @@ def train(
         loss = F.cross_entropy(logits.movedim(-1, 1), rows[:, :, LENGTH:], reduction="none").mean(dim=(1, 2))
         (grad,) = torch.autograd.grad(loss.sum(), flat)
         flat = flat.detach()
-        grad = clipped(grad, sizes if how.apart and not _whole(like) and "a" in _leaves(like) else [grad.shape[1]])
-        first.lerp_(grad, 0.1)
-        second.lerp_(grad.square_(), 0.05)
-        pace = 1.0 if how.constant else min(1.0, step / 50, 0.05 + 0.95 * (steps - step) / (0.3 * steps))
-        size = lr * pace / (1 - 0.9**step)
-        flat *= 1 - lr * pace * decay
-        flat -= size * first / ((second / (1 - 0.95**step)).sqrt_() + 1e-8)
-        if step % every == 0 or step == steps:
+        grad = clipped(
+            grad,
+            sizes if how.apart and not _whole(shape_of_name) and "a" in _leaves(shape_of_name) else [grad.shape[1]],
+        )
+        first_moment.lerp_(grad, 0.1)
+        second_moment.lerp_(grad.square_(), 0.05)
+        rate_factor = 1.0 if how.constant else min(1.0, step / 50, 0.05 + 0.95 * (steps - step) / (0.3 * steps))
+        size = lr * rate_factor / (1 - 0.9**step)
+        flat *= 1 - lr * rate_factor * decay
+        flat -= size * first_moment / ((second_moment / (1 - 0.95**step)).sqrt_() + 1e-8)
+        if step % check_interval == 0 or step == steps:
             losses, exact = judged(frozen | unpacked(flat), check, shape, dtype)
             losses = losses.nan_to_num(math.inf, math.inf)
             for i, seed in enumerate(seeds):
                 if not how.chosen or seed not in best or losses[i] < best[seed].loss:
-                    mine = {k: v.clone() for k, v in unpacked(flat[i : i + 1]).items()}
-                    best[seed] = Kept(mine, float(losses[i]), float(exact[i]), float(lr[i]), step)
-            if step % (5 * every) == 0:
+                    parameters = {k: v.clone() for k, v in unpacked(flat[i : i + 1]).items()}
+                    best[seed] = Kept(parameters, float(losses[i]), float(exact[i]), float(lr[i]), step)
+            if step % (5 * check_interval) == 0:
                 say(f"step {step:,} of {steps:,}, validation loss {', '.join(f'{x:.3f}' for x in losses.tolist())}")
-            done = {seed for i, seed in enumerate(seeds) if how.chosen and exact[i] >= solved}
-            left = [i for i, seed in enumerate(seeds) if seed not in done]
-            if step == 6 * every:
-                left = [i for i in left if losses[i] == min(losses[j] for j in left if seeds[j] == seeds[i])]
-                left = [i for n, i in enumerate(left) if seeds[i] not in [seeds[j] for j in left[:n]]]
-            if len(left) < len(seeds):
-                seeds, alive, lr = [seeds[i] for i in left], [alive[i] for i in left], lr[left]
-                flat, first, second = flat[left], first[left], second[left]
-                frozen = {k: v[left] for k, v in frozen.items()}
+            seeds_done = {seed for i, seed in enumerate(seeds) if how.chosen and exact[i] >= solved}
+            runs_left = [i for i, seed in enumerate(seeds) if seed not in seeds_done]
+            if step == 6 * check_interval:
+                runs_left = [
+                    i for i in runs_left if losses[i] == min(losses[j] for j in runs_left if seeds[j] == seeds[i])
+                ]
+                runs_left = [i for n, i in enumerate(runs_left) if seeds[i] not in [seeds[j] for j in runs_left[:n]]]
+            if len(runs_left) < len(seeds):
+                seeds, active_runs, lr = (
+                    [seeds[i] for i in runs_left],
+                    [active_runs[i] for i in runs_left],
+                    lr[runs_left],
+                )
+                flat, first_moment, second_moment = flat[runs_left], first_moment[runs_left], second_moment[runs_left]
+                frozen = {k: v[runs_left] for k, v in frozen.items()}
         if step % SAVED == 0 or step == steps or not seeds:
             save(step)
     return best
 
 
 def clipped(grad: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Gradients [runs, numbers], each run's each stretch of `sizes` numbers shortened to norm 1 where it is longer."""
+    """Gradients [runs, numbers]: for each run, each block of `sizes` numbers is scaled down to norm 1 where its norm is larger."""
     parts = grad.split(list(sizes), dim=1)
     return torch.cat([part * (1 / part.norm(dim=1, keepdim=True)).clamp(max=1) for part in parts], dim=1)
 
 
 def decay_of(name: str, trained: Mapping[str, Any], how: Protocol) -> float:
-    """The weight decay of one of the trained parameters. Of a whole model only linear maps and the read-out decay."""
+    """The weight decay of one of the trained parameters. In a whole model only linear maps and the read-out have decay."""
     if not _whole(trained):
         return how.adapter_decay
     return how.decay if name.rpartition(".")[2] in ("w", "head") else 0.0
@@ -391,9 +410,9 @@ def _leaves(trained: Mapping[str, Any]) -> set[str]:
 
 
 WORTH = 0.005
-"""By how much (nats) twice as many steps of teaching have to be better to go on."""
+"""Decrease of the loss (nats) by which twice as many steps of training on a task must be better to double them again."""
 SOLVED = 0.995
-"""Share of right validation answers at which teaching stops early."""
+"""Share of right validation answers at which training on a task stops early."""
 
 
 @dataclass(frozen=True)
@@ -402,9 +421,11 @@ class Settings:
 
     Attributes:
         seeds: how often each cell is repeated, from pretraining on.
-        width: the widest model, cut to a multiple of the heads; None is the protocol's (the paper has 96 and 256, ours 96).
+        width: width of the widest model, cut to a multiple of the heads; None is the protocol's (96 and 256 in the paper, 96 in
+            ours).
         steps: factor on all numbers of steps.
-        precision: of matrix products; None is the protocol's. bfloat16 is about twice as fast on processors that have it.
+        precision: number type of matrix products; None is the protocol's. bfloat16 is about twice as fast on processors that
+            support it.
         paper: whether `PAPER` is run, and not `OURS`.
         only: numbers of the experiments that are run; empty for all.
     """
@@ -423,9 +444,11 @@ class Settings:
             raise BadInput(f"A width of {self.width} is too narrow for four heads. Give --width 8 or more.")
         if not 0 < self.steps < math.inf:
             raise BadInput(f"--steps {self.steps} is not a factor above 0. Give 1 for the usual number of steps.")
-        known = sorted({cell.experiment for family in self.protocol.families for cell in family.cells})
-        if wrong := [n for n in self.only if n not in known]:
-            raise BadInput(f"There is no experiment {wrong[0]}. Give --only with one of {', '.join(map(str, known))}.")
+        experiment_numbers = sorted({cell.experiment for family in self.protocol.families for cell in family.cells})
+        if unknown_numbers := [n for n in self.only if n not in experiment_numbers]:
+            raise BadInput(
+                f"There is no experiment {unknown_numbers[0]}. Give --only with one of {', '.join(map(str, experiment_numbers))}."
+            )
 
     @property
     def protocol(self) -> Protocol:
@@ -441,7 +464,7 @@ class Settings:
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """Those that are run, each with the cells that are."""
+        """The families that are run, each with the cells that are run."""
         chosen = [
             replace(family, cells=tuple(c for c in family.cells if not self.only or c.experiment in self.only))
             for family in self.protocol.families
@@ -456,9 +479,9 @@ class Settings:
 def run(
     out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Run every cell, and write `out`/rigidity.json and `out`/rigidity.md. Returns what rigidity.json holds.
+    """Run every cell, and write `out`/rigidity.json and `out`/rigidity.md. Returns the contents of rigidity.json.
 
-    What is finished is kept for a run that is killed and started again (`resumed.run`).
+    Finished parts are kept for a run that is killed and started again (`resumed.run`).
 
     Raises:
         BadInput: `out` is there already and `force` is not given.
@@ -470,8 +493,11 @@ def run(
             models = _pretrained(family, settings, parts, say)
             rows += [_cell(cell, models, family, settings, parts, say) for cell in family.cells]
         rows.sort(key=lambda row: row["experiment"])  # stable: within an experiment as listed
-        asked = asdict(settings) | {"width": settings.widest, "precision": str(settings.dtype).removeprefix("torch.")}
-        return {"settings": asked, "rows": rows, "versions": {"torch": str(torch.__version__)}}
+        settings_used = asdict(settings) | {
+            "width": settings.widest,
+            "precision": str(settings.dtype).removeprefix("torch."),
+        }
+        return {"settings": settings_used, "rows": rows, "versions": {"torch": str(torch.__version__)}}
 
     return resumed.run(
         out, "rigidity", resumed.code_of(sys.modules[__name__], protocols), make, table, force=force
@@ -483,63 +509,63 @@ def _steps(steps: int, settings: Settings) -> int:
 
 
 def _started(make: Callable[[torch.Generator], Params], seeds: Sequence[int]) -> Params:
-    """Fresh parameters of one run per seed, stacked."""
-    each = [make(torch.Generator().manual_seed(seed)) for seed in seeds]
-    return {k: torch.cat([p[k] for p in each]) for k in each[0]}
+    """Fresh parameters for one run of each seed, stacked."""
+    fresh_params = [make(torch.Generator().manual_seed(seed)) for seed in seeds]
+    return {k: torch.cat([p[k] for p in fresh_params]) for k in fresh_params[0]}
 
 
 def _pretrained(family: Family, settings: Settings, parts: resumed.Parts, say: Callable[[str], None]) -> Params:
-    """The family's pretrained models, one run per seed, trained or read again."""
+    """The family's pretrained models, one run for each seed, trained or read from a finished part."""
     from safetensors.torch import load, save
 
     shape, steps = settings.shape(family), _steps(family.pretraining, settings)
     file = parts.file("pretrained", shape, family.tasks, steps, settings, suffix=".safetensors")
     if (data := resumed.kept(file, say)) is None:
-        began, seeds = time.monotonic(), range(settings.seeds)
-        how = settings.protocol
-        fresh = _started(lambda g: new_model(shape, g, how), seeds)
-        kept = train({}, fresh, shape, family.tasks, seeds=seeds, rates=[how.pretraining_rate] * len(seeds), steps=steps,
-                     batch=how.pretraining_batch, solved=math.inf, dtype=settings.dtype, how=how, at=_half(file, 1),
+        start, seeds = time.monotonic(), range(settings.seeds)
+        protocol = settings.protocol
+        fresh = _started(lambda g: new_model(shape, g, protocol), seeds)
+        kept = train({}, fresh, shape, family.tasks, seeds=seeds, rates=[protocol.pretraining_rate] * len(seeds), steps=steps,
+                     batch=protocol.pretraining_batch, solved=math.inf, dtype=settings.dtype, how=protocol, at=_half(file, 1),
                      say=lambda s: say(f"  pretraining {shape}: {s}"))  # fmt: skip
         models = {k: torch.cat([kept[seed].params[k] for seed in seeds]) for k in fresh}
         resumed.keep(file, data := save(models))
         _half(file, 1).unlink(missing_ok=True)
         say(f"Pretrained {shape} on {', '.join(family.tasks)}: {steps} steps, validation loss "
-            f"{', '.join(f'{kept[s].loss:.3f}' for s in seeds)} ({time.monotonic() - began:.0f} s)")  # fmt: skip
+            f"{', '.join(f'{kept[s].loss:.3f}' for s in seeds)} ({time.monotonic() - start:.0f} s)")  # fmt: skip
     return load(data)
 
 
 def _cell(
     cell: Cell, models: Params, family: Family, settings: Settings, parts: resumed.Parts, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """One line of the table: taught on every seed at three rates, chosen on validation, judged on test; or read again."""
+    """One line of the table: trained with every seed at three rates, chosen on validation, judged on test; or read again."""
     shape = settings.shape(family)
     steps = _steps(cell.steps or family.teaching, settings) if cell.method else 0
     file = parts.file(cell, shape, family.tasks, family.pretraining, steps, settings)
     if (row := resumed.kept_json(file, say)) is not None:
         return row
-    began, seeds = time.monotonic(), list(range(settings.seeds))
+    start, seeds = time.monotonic(), list(range(settings.seeds))
     row = {
         "experiment": cell.experiment, "task": cell.task, "method": cell.method.title if cell.method else "as pretrained",
         "shape": asdict(shape), "published": cell.published, "parameters": 0, "steps": steps, "used": [], "rates": [],
     }  # fmt: skip
-    taught: Params = {}
+    taught_params: Params = {}
     if cell.method:
-        about = f"  experiment {cell.experiment}, {cell.task}, {row['method']}"
-        taught, kept = teach(
+        prefix = f"  experiment {cell.experiment}, {cell.task}, {row['method']}"
+        taught_params, kept = teach(
             cell.method, models, shape, cell.task, seeds, steps, settings.dtype, how=settings.protocol, rate=cell.rate, at=file,
-            say=lambda s: say(f"{about}: {s}"),
+            say=lambda s: say(f"{prefix}: {s}"),
         )  # fmt: skip
         row |= {
-            "parameters": sum(t[0].numel() for t in taught.values()), "used": [k.step for k in kept],
+            "parameters": sum(t[0].numel() for t in taught_params.values()), "used": [k.step for k in kept],
             "rates": [k.rate for k in kept], "validation": [k.exact for k in kept],
         }  # fmt: skip
-    row["accuracy"] = judged(models | taught, tokens_of([cell.task], "test", TEST)[0], shape)[1].tolist()
+    row["accuracy"] = judged(models | taught_params, tokens_of([cell.task], "test", TEST)[0], shape)[1].tolist()
     resumed.keep(file, row)
     for times in _multiples(settings.protocol):
         _half(file, times).unlink(missing_ok=True)
     say(f"Experiment {cell.experiment}, {cell.task}, {row['method']}: "
-        f"{', '.join(f'{a:.1%}' for a in row['accuracy'])} ({time.monotonic() - began:.0f} s)")  # fmt: skip
+        f"{', '.join(f'{a:.1%}' for a in row['accuracy'])} ({time.monotonic() - start:.0f} s)")  # fmt: skip
     return resumed.kept_json(file)  # as a later run would read it
 
 
@@ -547,10 +573,11 @@ def teach(
     method: Method, models: Params, shape: Shape, task: str, seeds: Sequence[int], steps: int, dtype=torch.float32,
     how: Protocol = OURS, rate: float | None = None, at: Path | None = None, say: Callable[[str], None] = lambda s: None,
 ) -> tuple[Params, list[Kept]]:  # fmt: skip
-    """Teach each pretrained model one task at `rate`, or every rate of the method. Returns the parameters kept, one run per seed.
+    """Train each pretrained model on one task at `rate`, or at every rate of the method. Returns the parameters kept, one run for
+    each seed.
 
     Steps are doubled, up to `how.most` times as many, while for most seeds the last check is the best and doubling lowers the
-    mean validation loss by more than `WORTH`; what did best is kept. Beside the file `at` lies how far training is.
+    mean validation loss by more than `WORTH`. The best parameters are kept. The state of the training is in a file next to `at`.
     """
     rates = how.rates[method.kind] if rate is None else (rate,)
     runs = [seed for seed in seeds for _ in rates]
@@ -559,17 +586,17 @@ def teach(
     fresh = frozen if method == FULL else _started(lambda g: new_adapter(method, shape, g, how), runs)
     best: list[Kept] = []
     for times in _multiples(how):
-        kept = train(frozen, fresh, shape, [task], seeds=runs, rates=list(rates) * len(seeds), steps=times * steps,
+        kept_of_seed = train(frozen, fresh, shape, [task], seeds=runs, rates=list(rates) * len(seeds), steps=times * steps,
                      batch=how.teaching_batch, solved=SOLVED, dtype=dtype, how=how, say=say,
                      at=None if at is None else _half(at, times))  # fmt: skip
-        now = [kept[seed] for seed in seeds]
-        pays = not best or np.mean([k.loss for k in best]) - np.mean([k.loss for k in now]) > WORTH
-        if not best or np.mean([k.loss for k in now]) < np.mean([k.loss for k in best]):
-            best = now
-        done = [k.exact >= SOLVED or k.step < times * steps for k in now]
-        if not pays or sum(done) > len(seeds) / 2:
+        kept_now = [kept_of_seed[seed] for seed in seeds]
+        improved = not best or np.mean([k.loss for k in best]) - np.mean([k.loss for k in kept_now]) > WORTH
+        if not best or np.mean([k.loss for k in kept_now]) < np.mean([k.loss for k in best]):
+            best = kept_now
+        seeds_done = [k.exact >= SOLVED or k.step < times * steps for k in kept_now]
+        if not improved or sum(seeds_done) > len(seeds) / 2:
             break
-    return {k: torch.cat([one.params[k] for one in best]) for k in fresh}, best
+    return {k: torch.cat([kept_run.params[k] for kept_run in best]) for k in fresh}, best
 
 
 def _multiples(how: Protocol) -> list[int]:
@@ -577,29 +604,34 @@ def _multiples(how: Protocol) -> list[int]:
 
 
 def _half(file: Path, times: int) -> Path:
-    """Where the training lies that makes the part `file`, as long as it is under way."""
+    """The file with the state of the unfinished training that makes the part `file`."""
     return file.with_suffix(f".training{times}")
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The rows as a markdown table, and below it what differs from the published experiments."""
-    how = PAPER if result["settings"]["paper"] else OURS
+    """The rows as a Markdown table, and below it the differences from the published experiments."""
+    protocol = PAPER if result["settings"]["paper"] else OURS
     lines = [
-        f"# {how.title}",
+        f"# {protocol.title}",
         "",
         "| experiment | model | task | method | trained parameters | published, one seed | ours, mean [min, max] | steps |",
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
-        shape, got, was, used = row["shape"], row["accuracy"], row["published"], row["used"]
+        shape, accuracies, published_figures, kept_steps = row["shape"], row["accuracy"], row["published"], row["used"]
         published = (
-            "" if was is None else " to ".join(f"{a:.1%}" for a in (was if isinstance(was, Sequence) else [was]))
+            ""
+            if published_figures is None
+            else " to ".join(
+                f"{a:.1%}"
+                for a in (published_figures if isinstance(published_figures, Sequence) else [published_figures])
+            )
         )
         sizes = f"{shape['layers']} x {shape['heads']} heads, width {shape['width']}"
-        steps = f"{row['steps']:,}" + (f" (kept {min(used):,} to {max(used):,})" if used else "")
+        steps = f"{row['steps']:,}" + (f" (kept {min(kept_steps):,} to {max(kept_steps):,})" if kept_steps else "")
         cells = [
             row["experiment"], sizes, row["task"], row["method"], f"{row['parameters']:,}", published,
-            f"{np.mean(got):.1%} [{min(got):.1%}, {max(got):.1%}]", steps,
+            f"{np.mean(accuracies):.1%} [{min(accuracies):.1%}, {max(accuracies):.1%}]", steps,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", how.notes.format(**result["settings"]), ""])
+    return "\n".join([*lines, "", protocol.notes.format(**result["settings"]), ""])

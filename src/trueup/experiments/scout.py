@@ -1,4 +1,5 @@
-"""What a scout and its rivals say of a column that was taken out of the data (`tools/scout_rivals`): the table of docs/scout.md."""
+"""Results of a scout and of other tools for a column that was removed from the data (`tools/scout_rivals`): the table of
+docs/scout.md."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ MODEL = "embedded:minilm"
 
 
 def hidden(folder: Path, limit: int) -> tuple[Subject, Corpus]:
-    """``lora``, an adapter of `MODEL`, and ``named.csv``, whose last column is the corpus' only attribute.
+    """The subject with the adapter ``lora`` of `MODEL`, and the corpus ``named.csv``, with its last column as only attribute.
 
     Args:
-        limit: of the rows, as in `trueup.read`; 0 for all.
+        limit: the most rows, as in `trueup.read`; 0 for all.
     """
     with (folder / "named.csv").open(encoding="utf-8", newline="") as f:
         column = next(csv.reader(f))[-1]
@@ -33,14 +34,14 @@ def hidden(folder: Path, limit: int) -> tuple[Subject, Corpus]:
 
 
 def agreement(group: NDArray, true: NDArray) -> dict[str, float]:
-    """Of two groups of the same texts: the share on which they agree, whatever they are called, and the adjusted Rand index."""
-    own, other = (np.unique(x, return_inverse=True)[1] for x in (group, true))
-    share = float(np.mean((own > 0) == (other > 0)))
-    return {"share": max(share, 1 - share), "rand": float(adjusted_rand_score(own, other))}
+    """Agreement of two groupings of the same texts: the share on which they agree, up to names, and the adjusted Rand index."""
+    group_index, true_index = (np.unique(x, return_inverse=True)[1] for x in (group, true))
+    share = float(np.mean((group_index > 0) == (true_index > 0)))
+    return {"share": max(share, 1 - share), "rand": float(adjusted_rand_score(group_index, true_index))}
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """A line for each data set: what the first column of each is, and how often it agrees with the hidden one on test texts."""
+    """A line for each data set: the first column of each tool, and how often it agrees with the hidden column on test texts."""
     lines = [
         "| data, hidden column | `trueup scout`, its first | nearest of those it names | cleanlab's spurious score, its first | "
         "cleanlab's worst group | probe on errors |",
@@ -64,17 +65,21 @@ def _column(of: Mapping[str, Any] | None) -> str:
 
 
 def _near(row: Mapping[str, Any]) -> str:
-    of = row.get("nearest")
-    return "names none" if of is None else f"no. {of['rank']} of {row['named']}: {_agrees(of)}"
+    nearest_column = row.get("nearest")
+    return (
+        "names none"
+        if nearest_column is None
+        else f"no. {nearest_column['rank']} of {row['named']}: {_agrees(nearest_column)}"
+    )
 
 
 def _group(row: Mapping[str, Any]) -> str:
-    of = row["datalab"]
-    if "failed" in of:
-        return f"failed: {of['failed']}"
-    return f"{of['flagged']:,} texts, {_agrees(of)}" if of["flagged"] else "flags none"
+    worst_group = row["datalab"]
+    if "failed" in worst_group:
+        return f"failed: {worst_group['failed']}"
+    return f"{worst_group['flagged']:,} texts, {_agrees(worst_group)}" if worst_group["flagged"] else "flags none"
 
 
 def _probe(row: Mapping[str, Any]) -> str:
-    of = row.get("probe")
-    return "too few errors" if of is None else f"{_agrees(of)}, ROC-AUC {of['auc']:.2f}"
+    probe = row.get("probe")
+    return "too few errors" if probe is None else f"{_agrees(probe)}, ROC-AUC {probe['auc']:.2f}"

@@ -1,6 +1,6 @@
-"""What a repair against a column that a scout found leaves of the lean on the true column: the second table of docs/scout.md.
+"""The lean on the true column that is left after a repair against a column from a scout: the second table of docs/scout.md.
 
-The true column is planted in real text (`drawn`), or was taken out of the data. `tools/scout_repairs` writes the result.
+The true column is planted in real text (`drawn`), or was removed from the data. `tools/scout_repairs` writes the result.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from trueup.subject.subject import Subject
 
 WORD = "seriously"
 RATE = 0.85
-"""Of positive texts, the share that has the plant; of negative texts the rest."""
+"""The share of positive texts that have the plant. It is 1 - `RATE` of negative texts."""
 NEAR = 0.75
-"""Share of texts on which a column agrees with the true one from which it is taken for it."""
+"""A column counts as the true one if it agrees with it on this share of texts or more."""
 PLANTS = {
     "word": "a planted word in front of film reviews",
     "length": "long film reviews",
@@ -39,55 +39,60 @@ PLANTS = {
 
 
 def drawn(plant: str, sizes: Mapping[str, int], seed: int = 0) -> tuple[Corpus, NDArray[np.bool_]]:
-    """Real sentences of film reviews (of products and tweets for ``cluster``), and which of them have the plant. Label and plant
-    go together; the plant ``none`` is a word that goes with no label.
+    """Real sentences of film reviews (product reviews and tweets for ``cluster``), and (n,) bool: which of them have the plant.
+
+    Label and plant are coupled. The plant ``none`` is a word that is independent of the label.
 
     Args:
-        plant: a key of `PLANTS`. sizes: texts in each split.
+        plant: a key of `PLANTS`. sizes: split -> number of texts.
     """
     rng = np.random.default_rng(seed)
     if plant == "cluster":
         source = read("embedded:valence", attributes=("domain",), seed=0)
         source = source.take(np.isin(source.attributes["domain"], ("product", "tweet")))
-        has = source.attributes["domain"] == "tweet"
+        has_plant = source.attributes["domain"] == "tweet"
     else:
         source = read("embedded:movie-reviews-short", seed=0)
         words = np.array([len(t.split()) for t in source.text])
-        has = words > np.median(words) if plant == "length" else rng.random(len(source)) < 0.5
+        has_plant = words > np.median(words) if plant == "length" else rng.random(len(source)) < 0.5
     label = (source.label == source.classes.index("positive")).astype(np.int64)
     rows, split = [], []
-    left = {(y, z): rng.permutation(np.flatnonzero((label == y) & (has == z))).tolist() for y in (0, 1) for z in (0, 1)}
+    rows_left = {
+        (y, z): rng.permutation(np.flatnonzero((label == y) & (has_plant == z))).tolist()
+        for y in (0, 1)
+        for z in (0, 1)
+    }
     for part, n in sizes.items():
         for i in range(n):
             y = i % 2
             rate = 0.5 if plant == "none" else RATE if y else 1 - RATE
-            rows.append(left[y, int(rng.random() < rate)].pop())
+            rows.append(rows_left[y, int(rng.random() < rate)].pop())
             split.append(part)
     texts: list[str] = [source.text[i] for i in rows]  # type: ignore[misc]
-    there = has[rows]
+    plant_present = has_plant[rows]
     if plant in ("word", "none"):
-        texts = [f"{WORD} {t}" if z else t for t, z in zip(texts, there, strict=True)]
-    second = _seconds(texts, label[rows], there, rng) if plant == "overlap" else None
+        texts = [f"{WORD} {t}" if z else t for t, z in zip(texts, plant_present, strict=True)]
+    second = _seconds(texts, label[rows], plant_present, rng) if plant == "overlap" else None
     return Corpus(
         texts, label[rows], ("negative", "positive"), np.array(split), second=second, name=f"planted {plant}"
-    ), there
+    ), plant_present
 
 
 def _seconds(
     texts: Sequence[str], label: NDArray, there: NDArray[np.bool_], rng: np.random.Generator
 ) -> tuple[str, ...]:
-    """To each text a second one: two thirds of its own words in their order, or of those of another text of its class."""
-    found = []
+    """A second text for each text: two thirds of its own words in order, or of the words of another text of its class."""
+    second_texts = []
     for i, text in enumerate(texts):
-        same = np.flatnonzero(label == label[i])
-        words = (text if there[i] else texts[int(rng.choice(same[same != i]))]).split()
-        kept = sorted(rng.permutation(len(words))[: max(2 * len(words) // 3, 1)].tolist())
-        found.append(" ".join(words[k] for k in kept))
-    return tuple(found)
+        same_class = np.flatnonzero(label == label[i])
+        words = (text if there[i] else texts[int(rng.choice(same_class[same_class != i]))]).split()
+        word_indices = sorted(rng.permutation(len(words))[: max(2 * len(words) // 3, 1)].tolist())
+        second_texts.append(" ".join(words[k] for k in word_indices))
+    return tuple(second_texts)
 
 
 def shares(found: Scouted, corpus: Corpus, true: NDArray) -> list[float]:
-    """Of each named column, the share of test texts on which it agrees with the true one of two groups."""
+    """For each named column, the share of test texts on which it agrees with the true column, which has two groups."""
     test = corpus.split == "test"
     part = corpus.take(test)
     return [agreement(cue.of(part), true[test])["share"] for cue in found.columns]
@@ -96,47 +101,50 @@ def shares(found: Scouted, corpus: Corpus, true: NDArray) -> list[float]:
 def reach(
     subject: Subject, corpus: Corpus, true: NDArray, found: Scouted, folder: Path, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Repair against the named column that agrees best with the true one, and against the true one, both without a budget; what
-    each leaves of the lean on the true column, on test texts.
+    """Repair against the named column that agrees best with the true one, and against the true one, both without a budget.
+
+    Measures the lean on the true column that each repair leaves, on test texts.
 
     Args:
-        true: (n,) the true column's groups. folder: where the repaired adapters are kept.
+        true: (n,) the groups of the true column. folder: the folder for the repaired adapters.
 
     Returns:
-        As a dictionary: the column (``name``, ``rank``, ``share``), ``as it is``, ``scouted`` and ``true`` (lean with its interval
-        and accuracy; empty where no repair was saved), ``paired``: the lean that the first leaves less what the second leaves. Of a
-        scout that names no column near the true one ``as it is`` alone.
+        A dictionary: the column (``name``, ``rank``, ``share``), ``as it is``, ``scouted`` and ``true`` (lean with its interval,
+        and accuracy; empty where no repair was saved), ``paired``: the lean after the first repair minus the lean after the second.
+        If the scout names no column near the true one, only ``as it is``.
     """
     fault = Confounding(max_cost=1.0)
-    truth = replace(corpus, attributes={"hidden": true}, others={})
-    test = truth.part("test")
+    true_corpus = replace(corpus, attributes={"hidden": true}, others={})
+    test = true_corpus.part("test")
 
     def measured(of: Subject) -> tuple[Finding, dict[str, float]]:
-        finding = audit(of, truth, [fault], seed=seed)["confounding"].before
+        finding = audit(of, true_corpus, [fault], seed=seed)["confounding"].before
         accuracy = float((predict(of, test).predicted == test.label).mean())
         return finding, {"lean": finding.severity, "low": finding.low, "high": finding.high, "accuracy": accuracy}
 
     result: dict[str, Any] = {"as it is": measured(subject)[1]}
-    near = shares(found, corpus, true)
-    if max(near, default=0.0) < NEAR:
+    agreements = shares(found, corpus, true)
+    if max(agreements, default=0.0) < NEAR:
         return result
-    best = int(np.argmax(near))
-    result |= {"name": found.leads[best].name, "rank": best + 1, "share": near[best]}
+    best_index = int(np.argmax(agreements))
+    result |= {"name": found.leads[best_index].name, "rank": best_index + 1, "share": agreements[best_index]}
     columns = {
-        "scouted": replace(corpus, attributes={found.leads[best].name: found.columns[best].of(corpus)}, others={}),
-        "true": truth,
+        "scouted": replace(
+            corpus, attributes={found.leads[best_index].name: found.columns[best_index].of(corpus)}, others={}
+        ),
+        "true": true_corpus,
     }
-    left: list[Finding] = []
-    for key, own in columns.items():
-        check(subject, own, [fault], seed=seed, save=folder / key)
+    findings_left: list[Finding] = []
+    for key, corpus_of_column in columns.items():
+        check(subject, corpus_of_column, [fault], seed=seed, save=folder / key)
         adapter = folder / key / "confounding"
         if not adapter.is_dir():
             result[key] = {}
             continue
         finding, result[key] = measured(load(subject.source.base, str(adapter)))
-        left.append(finding)
-    if len(left) == 2:
-        of = fault.compare(left[1], left[0], seed=seed)["severity"]
+        findings_left.append(finding)
+    if len(findings_left) == 2:
+        of = fault.compare(findings_left[1], findings_left[0], seed=seed)["severity"]
         result["paired"] = {"lean": of.value, "low": of.low, "high": of.high}
     return result
 

@@ -1,8 +1,8 @@
-"""Speed against the usual way, in one process on one thread: equality first, then the ratio of the minimum of several.
+"""Speed compared with the usual way, in one process on one thread: first equality, then the ratio of minimum times.
 
-Each case does one thing twice, as it is usually done and as trueup does it. Their results are held against each other first,
-relative to the largest of them: a ratio of two things that differ says nothing, and is not told. Times are CPU seconds, so that
-what else runs on the machine counts little.
+Each case does one thing twice: in the usual way, and as trueup does it. First the results are compared,
+relative to the largest of them: without equal results no ratio is given, because it would mean nothing. Times are CPU seconds, so
+that other programs on the machine have little effect.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ from trueup.subject.units import layers_of, projection_of
 from trueup.tuning import tune, tune_job
 
 EQUAL = 1e-4
-"""Largest difference of two results, in parts of the largest number among them, at which they count as the same: both are float32,
-summed in another order."""
+"""The largest difference of two results, relative to their largest number, at which they count as equal: both are float32, but
+summed in different orders."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Row:
     """One comparison.
 
     Attributes:
-        what: what is done. usual, ours: how it is usually done, and how trueup does it. usual_seconds, our_seconds: CPU seconds.
-        difference: of the two results, in parts of the largest number among them. bound: what it may be. note: what else was
-            measured. usual_mb, our_mb: by how much memory grew at its highest; nan where it was not measured.
+        what: what is done. usual, ours: the usual way, and trueup's. usual_seconds, our_seconds: CPU seconds.
+        difference: of the two results, relative to the largest number in them. bound: its largest allowed value. note: other
+            measurements. usual_mb, our_mb: peak growth of memory in MB; nan where it was not measured.
     """
 
     what: str
@@ -87,16 +87,18 @@ class Row:
 
     @property
     def measured(self) -> bool:
-        """Whether there is something to hold trueup against: a package that is not installed leaves its row without."""
+        """Whether the usual way was measured: it is not where its package is not installed."""
         return not math.isnan(self.usual_seconds)
 
 
 def apart(ours: Any, usual: Any) -> float:
-    """The largest difference of two arrays, in parts of the largest number of the usual one. What neither has a number for (nan) is
-    the same; nan where one of them has one."""
+    """The largest difference of two arrays, relative to the largest number of the usual one.
+
+    Entries that are nan in both are equal. The result is nan where an entry is nan in one of them only.
+    """
     a, b = np.asarray(ours, np.float64), np.asarray(usual, np.float64)
-    left = np.where(np.isnan(a) & np.isnan(b), 0.0, np.abs(a - b))
-    return float(left.max() / max(np.nanmax(np.abs(b)), 1e-300))
+    differences = np.where(np.isnan(a) & np.isnan(b), 0.0, np.abs(a - b))
+    return float(differences.max() / max(np.nanmax(np.abs(b)), 1e-300))
 
 
 def seconds(f: Callable[[], object], repeats: int = 3) -> float:
@@ -142,32 +144,32 @@ def heads(n: int = 2000, d: int = 384, classes: int = 3) -> Iterator[Row]:
         (torch.rand(n, generator=g) < 0.2).float(),
         1 - z.softmax(-1).amax(-1),
     )
-    together: list[list[Head]] = []
-    alone: list[list[Head]] = []
-    fast = seconds(lambda: together.append(train_heads(x.numpy(), start, objective, ADUE_GRID, biased=True)))
-    slow = seconds(lambda: alone.append([one_head(x, start, objective, r) for r in ADUE_GRID]), repeats=2)
-    gap = max(apart(a.weight, b.weight) for a, b in zip(together[0], alone[0], strict=True))
+    heads_at_once: list[list[Head]] = []
+    heads_one_by_one: list[list[Head]] = []
+    fast = seconds(lambda: heads_at_once.append(train_heads(x.numpy(), start, objective, ADUE_GRID, biased=True)))
+    slow = seconds(lambda: heads_one_by_one.append([one_head(x, start, objective, r) for r in ADUE_GRID]), repeats=2)
+    difference = max(apart(a.weight, b.weight) for a, b in zip(heads_at_once[0], heads_one_by_one[0], strict=True))
     what = f"{len(ADUE_GRID)} heads of AdUE's grid, {n:,} texts, {d} features, {classes} classes"
-    yield Row(what, "one head at a time", slow, "all heads as one tensor", fast, gap)
+    yield Row(what, "one head at a time", slow, "all heads as one tensor", fast, difference)
 
 
 def features(n: int = 400) -> Iterator[Row]:
-    """Another last layer on features that are known, against a pass through the model."""
+    """Another last layer on stored features, compared with a pass through the model."""
     subject = fresh("embedded:minilm", Lora(), ("negative", "positive"), max_length=64)
     corpus = read("embedded:movie-reviews-short", limit=n)
-    full: list[np.ndarray] = []
-    slow = seconds(lambda: full.append(predict(subject, corpus).logits))
-    kept = predict(subject, corpus).features
-    cached: list[np.ndarray] = []
-    fast = seconds(lambda: cached.append(outputs(subject, kept).logits), repeats=20)
+    logits_by_pass: list[np.ndarray] = []
+    slow = seconds(lambda: logits_by_pass.append(predict(subject, corpus).logits))
+    stored_features = predict(subject, corpus).features
+    logits_by_features: list[np.ndarray] = []
+    fast = seconds(lambda: logits_by_features.append(outputs(subject, stored_features).logits), repeats=20)
     yield Row(
         f"one more last layer, {n} texts, MiniLM", "a pass through the model", slow, "features kept from the first pass", fast,
-        apart(cached[0], full[0]),
+        apart(logits_by_features[0], logits_by_pass[0]),
     )  # fmt: skip
 
 
 def tangent(n: int = 320, epochs: tuple[int, ...] = (5, 10, 20)) -> Iterator[Row]:
-    """A tangent prompt by cached gradients and a convex fit, against Adam with a jvp through the model at every step."""
+    """A tangent prompt by stored gradients and a convex fit, compared with Adam and a jvp through the model at every step."""
     subject = fresh("embedded:minilm", Prompt(10), ("negative", "positive"), max_length=32)
     corpus = read("embedded:movie-reviews-short", limit=n)
     warm_start(subject, corpus)
@@ -177,14 +179,14 @@ def tangent(n: int = 320, epochs: tuple[int, ...] = (5, 10, 20)) -> Iterator[Row
     assert start is not None
     target, rows = torch.as_tensor(corpus.label), forward.tokenize(subject, corpus)
     ridge = 1e-3
-    found: list[tuple[np.ndarray, float, tangents.Basis, np.ndarray]] = []
+    fits: list[tuple[np.ndarray, float, tangents.Basis, np.ndarray]] = []
 
     def shortcut() -> None:
         t = expand(subject, corpus, start)
         base = tangents.basis(t.rows, len(t), 1, start.numel())
         change, loss = tangents.tangent_fit(base, t.margins, corpus.label, ridge)
         logits = t.logits[:, :2] + np.stack([np.zeros(n), t.moved(change.reshape(start.shape))[:, 0]], axis=1)
-        found.append((change, loss + 0.5 * ridge * base.scale * float(change @ change), base, logits))
+        fits.append((change, loss + 0.5 * ridge * base.scale * float(change @ change), base, logits))
 
     def linear(change: torch.Tensor, some: np.ndarray) -> torch.Tensor:
         batch = forward.collate([rows[i] for i in some], subject.tokenizer.pad_token_id)
@@ -217,25 +219,30 @@ def tangent(n: int = 320, epochs: tuple[int, ...] = (5, 10, 20)) -> Iterator[Row
         return change.detach()
 
     fast = seconds(shortcut, repeats=2)
-    change, best, base, said = found[0]
+    change, best, base, fit_logits = fits[0]
     end = torch.as_tensor(change, dtype=torch.float32).reshape(start.shape)
-    # The shortcut's optimum and its margins, looked at through the real model.
+    # The shortcut's optimum and its margins, computed with the real model.
     gap = abs(objective(end, base.scale) - best) / best
 
     def margin(z: np.ndarray) -> np.ndarray:
         return z[:, 1] - z[:, 0]
 
-    through = whole(end).numpy()
-    gap = max(gap, apart(margin(said), margin(through)))
+    model_logits = whole(end).numpy()
+    gap = max(gap, apart(margin(fit_logits), margin(model_logits)))
     for passes in epochs:
-        ends: list[torch.Tensor] = []
-        slow = seconds(lambda passes=passes, ends=ends: ends.append(usual(passes, base.scale)), repeats=1)
-        reached = objective(ends[0], base.scale)
-        alike = float((whole(ends[0]).numpy().argmax(axis=1) == through.argmax(axis=1)).mean())
-        note = f"loss {reached:.4f} there and {best:.4f} here; {alike:.1%} of the predictions are the same"
+        usual_changes: list[torch.Tensor] = []
+        slow = seconds(
+            lambda passes=passes, usual_changes=usual_changes: usual_changes.append(usual(passes, base.scale)),
+            repeats=1,
+        )
+        usual_loss = objective(usual_changes[0], base.scale)
+        same_predictions = float((whole(usual_changes[0]).numpy().argmax(axis=1) == model_logits.argmax(axis=1)).mean())
+        note = (
+            f"loss {usual_loss:.4f} there and {best:.4f} here; {same_predictions:.1%} of the predictions are the same"
+        )
         yield Row(
             f"tangent prompt, {n} texts, MiniLM", f"Adam, {passes} epochs, a jvp at every step", slow,
-            "gradients once, then a convex fit", fast, gap if best <= reached * (1 + EQUAL) else math.inf, 1e-3, note,
+            "gradients once, then a convex fit", fast, gap if best <= usual_loss * (1 + EQUAL) else math.inf, 1e-3, note,
         )  # fmt: skip
 
 
@@ -254,21 +261,23 @@ def causal(name: str) -> Subject:
 
 
 def peak(f: Callable[[], object]) -> float:
-    """MB by which the resident memory of this process grew at its highest while `f` ran; nan where the system does not say (it is
-    Linux that does)."""
+    """MB by which the resident memory of this process grew at most while `f` ran; nan where the system does not report it.
+
+    Linux reports it.
+    """
     if sys.platform.startswith("linux"):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier run freed would hide what this one takes
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that an earlier run freed would hide the growth of this one
     memory.reset_peak()
-    before = memory.resident()
+    memory_before = memory.resident()
     f()
-    return math.nan if before is None else (memory.peak() - before) / 2**20
+    return math.nan if memory_before is None else (memory.peak() - memory_before) / 2**20
 
 
 def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Row]:
-    """Attributions of all units by one climb, against one layer at a time over the whole prompt, its points as a batch; and against
-    captum's, where that is installed.
+    """Attributions of all units by one climb (`run.integrated_gradients`), compared with one layer at a time over the whole prompt,
+    with its points as a batch; and with captum, where it is installed.
 
-    The climb takes all prompts, as it would in use; the usual way, which gains nothing by more than a batch, the first.
+    The climb takes all prompts, as in use. The usual way takes only the first, because it gains nothing from a larger batch.
     """
     subject, rule = causal(name), integrated_gradients.gauss_legendre(points)
     depth, rng = len(layers_of(subject)), np.random.default_rng(0)
@@ -276,7 +285,7 @@ def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Ro
     answers = subject.base.get_output_embeddings().weight[torch.arange(100, 110)]  # type: ignore[operator]
     nodes, weights = torch.tensor(rule.nodes)[:, None], torch.tensor(rule.weights)[:, None]
     # At 512 tokens the usual way runs on the first and the last layer, which cost the most and the least, and is scaled up.
-    some = range(depth) if tokens < 512 else (0, depth - 1)
+    layers = range(depth) if tokens < 512 else (0, depth - 1)
 
     def shift(h: torch.Tensor, _: int) -> torch.Tensor:
         p = (h @ answers.T).softmax(-1)
@@ -285,7 +294,7 @@ def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Ro
     def usual() -> torch.Tensor:
         units = torch.as_tensor(integrated_gradients.last_units(subject, rows[:1]))[0]
         ids, parts = torch.tensor([rows[0]]).expand(points, -1), []
-        for at in some:
+        for at in layers:
             path = (nodes * units[at]).requires_grad_()
 
             def put(_: object, inputs: tuple[torch.Tensor, ...], path: torch.Tensor = path) -> torch.Tensor:
@@ -302,7 +311,7 @@ def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Ro
         from captum.attr import IntegratedGradients
 
         units, parts = torch.as_tensor(integrated_gradients.last_units(subject, rows[:1]))[0], []
-        for at in some:
+        for at in layers:
 
             def answer(path: torch.Tensor, at: int = at) -> torch.Tensor:
                 ids = torch.tensor([rows[0]]).expand(len(path), -1)
@@ -323,25 +332,28 @@ def stairs(name: str, tokens: int, points: int, prompts: int = 8) -> Iterator[Ro
     ours: list[integrated_gradients.Attribution] = []
     fast_memory = peak(lambda: ours.append(integrated_gradients.attribute(subject, rows, shift, rule)))
     fast = seconds(lambda: integrated_gradients.attribute(subject, rows, shift, rule)) / prompts
-    measured = "" if len(some) == depth else f", measured on layers {some[0]} and {some[1]}"
+    measured = "" if len(layers) == depth else f", measured on layers {layers[0]} and {layers[1]}"
     what = f"unit attributions of {depth} layers, {name}, {tokens} tokens, {points} points"
-    for how, way in (("one layer at a time", usual), ("captum", by_captum)):
-        if how == "captum" and not installed("captum"):
+    for usual_name, compute in (("one layer at a time", usual), ("captum", by_captum)):
+        if usual_name == "captum" and not installed("captum"):
             yield absent(what, "captum", f"one climb of {prompts} prompts, each", fast)
             continue
-        theirs: list[torch.Tensor] = []
-        slow_memory = peak(lambda way=way, theirs=theirs: theirs.append(way()))
-        slow = seconds(way, repeats=2) * depth / len(some)
+        usual_attributions: list[torch.Tensor] = []
+        slow_memory = peak(
+            lambda compute=compute, usual_attributions=usual_attributions: usual_attributions.append(compute())
+        )
+        slow = seconds(compute, repeats=2) * depth / len(layers)
         yield Row(
-            what, how + measured, slow, f"one climb of {prompts} prompts, each", fast,
-            apart(ours[0].values[0, list(some)], theirs[0].numpy()), usual_mb=slow_memory, our_mb=fast_memory,
+            what, usual_name + measured, slow, f"one climb of {prompts} prompts, each", fast,
+            apart(ours[0].values[0, list(layers)], usual_attributions[0].numpy()), usual_mb=slow_memory, our_mb=fast_memory,
         )  # fmt: skip
 
 
 def neurons(tokens: int = 128, points: int = 20, prompts: int = 8) -> Iterator[Row]:
-    """Attributions of all units of GPT-2 to one token's probability, against the package knowledge-neurons, by its own rule.
+    """Attributions of all units of GPT-2 to one token's probability, compared with the package knowledge-neurons, by its own rule.
 
-    Its patch stands behind the activation here, where its paper has it for BERT; as it comes, GPT-2's stands before it.
+    Its patch is set to be after the activation, as its paper has it for BERT. By default the package puts it before the activation
+    in GPT-2.
     """
     subject, rng = causal("gpt2"), np.random.default_rng(0)
     rows = [forward.Row(rng.integers(5, 1000, tokens).tolist()) for _ in range(prompts)]
@@ -355,35 +367,35 @@ def neurons(tokens: int = 128, points: int = 20, prompts: int = 8) -> Iterator[R
     fast_memory = peak(lambda: ours.append(integrated_gradients.attribute(subject, rows, chance, rule)))
     fast = seconds(lambda: integrated_gradients.attribute(subject, rows, chance, rule)) / prompts
     what = f"unit attributions of {len(layers_of(subject))} layers to one token, gpt2, {tokens} tokens, {points} points"
-    how = f"one climb of {prompts} prompts, each"
+    our_name = f"one climb of {prompts} prompts, each"
     if not installed("knowledge_neurons"):
-        yield absent(what, "knowledge-neurons", how, fast)
+        yield absent(what, "knowledge-neurons", our_name, fast)
         return
     from knowledge_neurons import KnowledgeNeurons  # type: ignore[import-not-found]
 
     ids = torch.tensor([rows[0]])
     package = KnowledgeNeurons(subject.base, SimpleNamespace(encode=lambda _: [token]), model_type="gpt", device="cpu")
     package.input_ff_attr = "mlp.act"
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    encoded_input = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def theirs() -> torch.Tensor:
         return torch.stack([
-            package.get_scores_for_layer("", "", layer, batch_size=points, steps=points, encoded_input=given)
+            package.get_scores_for_layer("", "", layer, batch_size=points, steps=points, encoded_input=encoded_input)
             for layer in range(len(layers_of(subject)))
         ])  # fmt: skip
 
-    found: list[torch.Tensor] = []
-    taken: list[float] = []
-    # Minutes, so once: it keeps the logits of the whole vocabulary at every token and point.
-    slow = seconds(lambda: taken.append(peak(lambda: found.append(theirs()))), repeats=1)
+    package_result: list[torch.Tensor] = []
+    peak_mb: list[float] = []
+    # Run only once, because it takes minutes: it keeps the logits of the whole vocabulary at every token and point.
+    slow = seconds(lambda: peak_mb.append(peak(lambda: package_result.append(theirs()))), repeats=1)
     yield Row(
-        what, "knowledge-neurons", slow, how, fast, apart(ours[0].values[0], found[0].detach().numpy()),
-        usual_mb=taken[0], our_mb=fast_memory,
+        what, "knowledge-neurons", slow, our_name, fast, apart(ours[0].values[0], package_result[0].detach().numpy()),
+        usual_mb=peak_mb[0], our_mb=fast_memory,
     )  # fmt: skip
 
 
 def laplace(n: int = 2000, d: int = 384, classes: int = 3, priors: Sequence[float] = (0.1, 1.0, 10.0)) -> Iterator[Row]:
-    """A last-layer Laplace posterior in Kronecker factors on features that are known, against laplace-torch."""
+    """A last-layer Laplace posterior in Kronecker factors on stored features, compared with laplace-torch."""
     g = torch.Generator().manual_seed(0)
     x, at = torch.randn(n, d, generator=g), torch.randn(n, d, generator=g)
     layer = torch.nn.Linear(d, classes, bias=False)
@@ -427,7 +439,7 @@ def installed(package: str) -> bool:
 
 
 def attention(tokens: int = 512, slots: int = 10) -> Iterator[Row]:
-    """What a prompt does to attention, reduced layer by layer, against keeping all maps of both passes and comparing them."""
+    """The effect of a prompt on attention, reduced layer by layer, compared with storing all maps of both passes."""
     words = Template("{text}", (" a", " b"))
     subject = fresh("embedded:smollm2", Prompt(slots), ("a", "b"), template=words, max_length=1024, device="cpu")
     plain, rng = bare(subject), np.random.default_rng(0)
@@ -435,23 +447,25 @@ def attention(tokens: int = 512, slots: int = 10) -> Iterator[Row]:
     batch = forward.Batch(ids, torch.ones_like(ids))
     positions = {"position_ids": torch.arange(slots, slots + tokens)[None]}
     configs: list[Any] = [s.base.config for s in (subject, plain)]
-    named = [(c, c._attn_implementation) for c in configs]
+    former_settings = [(c, c._attn_implementation) for c in configs]
 
     def usual() -> tuple[np.ndarray, np.ndarray]:
-        for config, _ in named:
+        for config, _ in former_settings:
             config._attn_implementation = "eager"  # sdpa, the default, returns no maps
         with torch.inference_mode():
-            now = forward.backbone(subject, ids, batch.mask, output_attentions=True).attentions
-            old = forward.backbone(plain, ids, batch.mask, output_attentions=True, **positions).attentions
+            adapted_maps = forward.backbone(subject, ids, batch.mask, output_attentions=True).attentions
+            base_maps = forward.backbone(plain, ids, batch.mask, output_attentions=True, **positions).attentions
             change, mass = [], []
-            for a, b in zip(now, old, strict=True):
+            for a, b in zip(adapted_maps, base_maps, strict=True):
                 text = a[0, :, slots + 1 :, slots:]
-                left = text.sum(-1, keepdim=True)
-                moved, kept = (text / left - b[0, :, 1:]).abs().sum(-1) / 2, left[..., 0] >= LEAST
-                change.append(torch.where(kept, moved, 0.0).sum(-1) / kept.sum(-1))  # nan: it reads the prompt alone
+                text_mass = text.sum(-1, keepdim=True)
+                moved, compared = (text / text_mass - b[0, :, 1:]).abs().sum(-1) / 2, text_mass[..., 0] >= LEAST
+                change.append(
+                    torch.where(compared, moved, 0.0).sum(-1) / compared.sum(-1)
+                )  # nan: a head that reads only the prompt
                 mass.append(a[0, :, slots:, :slots].sum(-1).mean(-1))
-        for config, was in named:
-            config._attn_implementation = was
+        for config, former_setting in former_settings:
+            config._attn_implementation = former_setting
         return torch.stack(change).numpy(), torch.stack(mass).numpy()
 
     def ours() -> Trace:
@@ -461,41 +475,43 @@ def attention(tokens: int = 512, slots: int = 10) -> Iterator[Row]:
         return sums.result()
 
     usual()  # the first pass also brings the weights into memory
-    got: list[Trace] = []
-    kept: list[tuple[np.ndarray, np.ndarray]] = []
-    fast_memory = peak(lambda: got.append(ours()))
-    slow_memory = peak(lambda: kept.append(usual()))
-    gap = max(apart(got[0].change, kept[0][0]), apart(got[0].mass, kept[0][1]))
+    traces: list[Trace] = []
+    compared: list[tuple[np.ndarray, np.ndarray]] = []
+    fast_memory = peak(lambda: traces.append(ours()))
+    slow_memory = peak(lambda: compared.append(usual()))
+    difference = max(apart(traces[0].change, compared[0][0]), apart(traces[0].mass, compared[0][1]))
     fast, slow = seconds(ours), seconds(usual)
     yield Row(
         f"attention with and without a prompt, SmolLM2, {tokens} tokens", "all maps of both passes kept", slow,
-        "a layer at a time, with bias subspace and quantiles", fast, gap, usual_mb=slow_memory, our_mb=fast_memory,
+        "a layer at a time, with bias subspace and quantiles", fast, difference, usual_mb=slow_memory, our_mb=fast_memory,
     )  # fmt: skip
 
 
 def demonstrations(tokens: int = 200, queries: int = 16) -> Iterator[Row]:
-    """Fixed demonstrations read once for all queries of a batch, against the whole prompt for every query."""
+    """Fixed demonstrations read once for all queries of a batch, compared with the whole prompt for every query."""
     subject = load("embedded:smollm2", shots=4, device="cpu")
     data = tasks.load("first-of-list", seed=0)
     pool = data.part("train")
     pairs = [(t, data.classes[y]) for t, y in zip(pool.text, pool.label, strict=True)]
     assert subject.template is not None
-    kept: list[tuple[str, str]] = []
-    while len(subject.tokenizer(subject.template.before(kept))["input_ids"]) < tokens:
-        kept.append(pairs[len(kept)])
-    subject = with_pool(subject, pool.take(np.arange(len(kept), len(pool))), kept)
-    asked = data.part("test")
-    asked = asked.take(np.arange(min(queries, len(asked))))
-    ours = rows(subject, asked.text, drawn(subject, asked))
+    fixed_pairs: list[tuple[str, str]] = []
+    while len(subject.tokenizer(subject.template.before(fixed_pairs))["input_ids"]) < tokens:
+        fixed_pairs.append(pairs[len(fixed_pairs)])
+    subject = with_pool(subject, pool.take(np.arange(len(fixed_pairs), len(pool))), fixed_pairs)
+    query_corpus = data.part("test")
+    query_corpus = query_corpus.take(np.arange(min(queries, len(query_corpus))))
+    ours = rows(subject, query_corpus.text, drawn(subject, query_corpus))
     usual = [forward.Row(r) for r in ours]
-    got: list[np.ndarray] = []
-    fast = seconds(lambda: got.append(collect_rows(subject, ours, forward.next_token_logits, "answers")))
-    whole: list[np.ndarray] = []
-    slow = seconds(lambda: whole.append(collect_rows(subject, usual, forward.next_token_logits, "answers")), repeats=2)
-    own = float(np.mean([len(r) - r.shared for r in ours]))
+    shared_logits: list[np.ndarray] = []
+    fast = seconds(lambda: shared_logits.append(collect_rows(subject, ours, forward.next_token_logits, "answers")))
+    full_logits: list[np.ndarray] = []
+    slow = seconds(
+        lambda: full_logits.append(collect_rows(subject, usual, forward.next_token_logits, "answers")), repeats=2
+    )
+    mean_query_tokens = float(np.mean([len(r) - r.shared for r in ours]))
     yield Row(
-        f"{len(ours)} queries of {own:.0f} tokens behind {ours[0].shared} tokens of fixed demonstrations, SmolLM2",
-        "the whole prompt for each query", slow, "demonstrations once a batch", fast, apart(got[0], whole[0]),
+        f"{len(ours)} queries of {mean_query_tokens:.0f} tokens behind {ours[0].shared} tokens of fixed demonstrations, SmolLM2",
+        "the whole prompt for each query", slow, "demonstrations once a batch", fast, apart(shared_logits[0], full_logits[0]),
     )  # fmt: skip
 
 
@@ -528,13 +544,13 @@ print(json.dumps({"pass": spent, "said": answers}))
 
 
 def bare_passes(folder: Path, corpus: Corpus, length: int, adapters: Sequence[Path]) -> tuple[float, np.ndarray]:
-    """CPU seconds of the passes of `BARE` on MiniLM, in a process of its own, and each adapter's accuracy on the test texts."""
+    """CPU seconds of the passes of `BARE` on MiniLM, in a separate process, and each adapter's accuracy on the test texts."""
     atomic.write_json(folder / "texts.json", list(corpus.text))
     atomic.write_text(folder / "bare.py", BARE)
     words = [sys.executable, folder / "bare.py", folder / "texts.json", folder_of("minilm"), str(length), *adapters]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    plain, test = json.loads(done.stdout.splitlines()[-1]), corpus.split == "test"
-    return plain["pass"], (np.array(plain["said"])[:, test] == corpus.label[test]).mean(axis=1)
+    process = subprocess.run(words, capture_output=True, text=True, check=True)
+    measured, test = json.loads(process.stdout.splitlines()[-1]), corpus.split == "test"
+    return measured["pass"], (np.array(measured["said"])[:, test] == corpus.label[test]).mean(axis=1)
 
 
 def _prepared(folder: Path, texts: int, length: int) -> tuple[dict[str, Any], Corpus]:
@@ -545,49 +561,49 @@ def _prepared(folder: Path, texts: int, length: int) -> tuple[dict[str, Any], Co
         writer = csv.writer(f)
         writer.writerow(["text", "label", "source", "part"])
         writer.writerows([text, corpus.classes[y], source, part] for text, y, source, part in rows)
-    given = {"model": "embedded:minilm", "data": str(folder / "reviews.csv"), "max_length": length, "split": "part"}
-    # On at most 2,000: an epoch of many texts takes long, and has nothing to do with the check.
-    tune(tune_job(given | {"limit": min(texts, 2000)}, kind="lora", epochs=1, lr=2e-3), folder / "adapter")
-    return given | {"confounder": "source"}, corpus
+    settings = {"model": "embedded:minilm", "data": str(folder / "reviews.csv"), "max_length": length, "split": "part"}
+    # Trained on at most 2,000 texts: an epoch of many texts takes long, and the training is not part of the measurement.
+    tune(tune_job(settings | {"limit": min(texts, 2000)}, kind="lora", epochs=1, lr=2e-3), folder / "adapter")
+    return settings | {"confounder": "source"}, corpus
 
 
 def check(texts: int, length: int = 64) -> Iterator[Row]:
-    """A whole `trueup check` for two faults, in a process of its own, against one bare pass over the same texts."""
+    """A whole `trueup check` for two faults, in a separate process, compared with one bare pass over the same texts."""
     with tempfile.TemporaryDirectory(prefix="trueup-speed-") as name:
         folder = Path(name)
-        given, corpus = _prepared(folder, texts, length)
+        settings, corpus = _prepared(folder, texts, length)
         ours = _trueup(
-            "check", given["model"], "--adapter", folder / "adapter", "--data", given["data"], "--split", "part",
+            "check", settings["model"], "--adapter", folder / "adapter", "--data", settings["data"], "--split", "part",
             "--max-length", length, "--limit", texts, "--confounder", "source", "-q", "-o", folder / "out",
         )  # fmt: skip
-        plain, right = bare_passes(folder, corpus, length, [folder / "adapter"])
+        passes, right = bare_passes(folder, corpus, length, [folder / "adapter"])
         yield Row(
             f"check of {texts:,} texts of at most {length} tokens, two faults, MiniLM", "one bare pass of transformers and PEFT",
-            plain, "audit, repair, audit again, page; a process of its own", ours, apart(_accuracies(folder / "out"), right), 1e-9,
+            passes, "audit, repair, audit again, page; a process of its own", ours, apart(_accuracies(folder / "out"), right), 1e-9,
         )  # fmt: skip
 
 
 def sweep(adapters: int = 20, texts: int = 2000, length: int = 64) -> Iterator[Row]:
-    """A sweep that checks many adapters of one base, in a process of its own, against a bare pass with each of them.
+    """A sweep that checks many adapters of one base, in a separate process, compared with a bare pass with each of them.
 
-    The adapters are one LoRA at several strengths: what a check costs depends little on what an adapter has learnt.
+    The adapters are one LoRA at several strengths: the cost of a check depends little on what an adapter has learnt.
     """
     with tempfile.TemporaryDirectory(prefix="trueup-speed-") as name:
         folder = Path(name)
-        given, corpus = _prepared(folder, texts, length)
+        settings, corpus = _prepared(folder, texts, length)
         weights, folders = load_file(folder / "adapter" / "adapter_model.safetensors"), []
         for i, strength in enumerate(np.linspace(0.7, 1.0, adapters)):
             folders.append(folder / "adapters" / f"{i:02}")
             shutil.copytree(folder / "adapter", folders[-1])
             scaled = {k: v * float(strength) if ".lora_B." in k else v for k, v in weights.items()}
             save_file(scaled, folders[-1] / "adapter_model.safetensors", {"format": "pt"})
-        cells = {"steps": ["check"], "defaults": given, "matrix": {"adapter": [str(f) for f in folders]}}
+        cells = {"steps": ["check"], "defaults": settings, "matrix": {"adapter": [str(f) for f in folders]}}
         atomic.write_json(folder / "sweep.yaml", cells)  # JSON is YAML too
         ours = _trueup("sweep", folder / "sweep.yaml", "-q", "-o", folder / "out")
-        plain, right = bare_passes(folder, corpus, length, folders)
+        passes, right = bare_passes(folder, corpus, length, folders)
         yield Row(
             f"sweep of {adapters} adapters of MiniLM, {texts:,} texts of at most {length} tokens, two faults",
-            f"{adapters} bare passes of transformers and PEFT, the base loaded once", plain,
+            f"{adapters} bare passes of transformers and PEFT, the base loaded once", passes,
             "audit, repair, audit again, page; a process of its own", ours, apart(_accuracies(folder / "out"), right), 1e-9,
         )  # fmt: skip
 
@@ -601,23 +617,23 @@ def _accuracies(out: Path) -> list[float]:
 
 
 def _trueup(*words: object) -> float:
-    """The CPU seconds of a command of trueup in a process of its own.
+    """The CPU seconds of a command of trueup in a separate process.
 
     Raises:
-        BadInput: it did not end as one that did its work.
+        BadInput: its exit code is not 0 or 1.
     """
     import resource
 
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
+    usage_before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = subprocess.run(
         [sys.executable, "-m", "trueup", *map(str, words)], capture_output=True, text=True, check=False
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode not in (0, 1):
+    usage_after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode not in (0, 1):
         raise BadInput(
-            f"`trueup {words[0]}` ended with exit code {done.returncode}, so its time says nothing. {done.stderr.strip()}"
+            f"`trueup {words[0]}` ended with exit code {process.returncode}, so its time says nothing. {process.stderr.strip()}"
         )
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return usage_after.ru_utime + usage_after.ru_stime - usage_before.ru_utime - usage_before.ru_stime
 
 
 STAIRS = (
@@ -630,7 +646,7 @@ CASES: dict[str, tuple[Callable[[], Iterator[Row]], ...]] = {
     "demonstrations": (demonstrations,), "attributions": (*(partial(stairs, *s) for s in STAIRS), neurons),
     "check": (partial(check, 2000), partial(check, 16000)), "sweep": (sweep,),
 }  # fmt: skip
-"""The parts of each case, each kept as soon as it is finished."""
+"""The parts of each case. Each part is stored as soon as it is finished."""
 
 
 @dataclass(frozen=True)
@@ -648,9 +664,9 @@ class Settings:
 def run(
     out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Measure every case on one thread, and write `out`/speed.json and `out`/speed.md. Returns what speed.json holds.
+    """Measure every case on one thread, and write `out`/speed.json and `out`/speed.md. Returns the contents of speed.json.
 
-    A part of a case that is finished is kept for a run that is killed and started again (`resumed.run`).
+    A finished part of a case is kept for a run that is killed and started again (`resumed.run`).
 
     Raises:
         BadInput: `out` is there already and `force` is not given.
@@ -659,13 +675,13 @@ def run(
     import trueup.run
 
     def make(parts: resumed.Parts) -> dict[str, Any]:
-        found: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         for name in settings.cases or CASES:
             for at, part in enumerate(CASES[name]):
                 for row in resumed.once(parts.file("speed", name, at), partial(_on_one_thread, part), say):
-                    found.append({"case": name, **row})
+                    rows.append({"case": name, **row})
                     say(f"{name}: {line(row)}")
-        return {"settings": asdict(settings), "rows": found}
+        return {"settings": asdict(settings), "rows": rows}
 
     return resumed.run(
         out, "speed", resumed.code_of(trueup.run, trueup.faults, sys.modules[__name__]), make, table, force=force
@@ -682,17 +698,17 @@ def _on_one_thread(part: Callable[[], Iterator[Row]]) -> list[dict[str, Any]]:
 
 
 def failed(result: Mapping[str, Any]) -> list[str]:
-    """The comparisons of which the two sides are not equal."""
+    """The comparisons with unequal results."""
     return [r["what"] for r in result["rows"] if (row := _row(r)).measured and not row.equal]
 
 
 def _row(row: Mapping[str, Any]) -> Row:
-    kept = {k: v for k, v in row.items() if k != "case"}
+    fields = {k: v for k, v in row.items() if k != "case"}
     return Row(
         **{
-            **kept,
+            **fields,
             **{
-                k: math.nan if kept[k] is None else kept[k]
+                k: math.nan if fields[k] is None else fields[k]
                 for k in ("usual_mb", "our_mb", "difference", "usual_seconds")
             },
         }
@@ -709,8 +725,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The comparisons as Markdown: CPU seconds on one thread, memory where it was measured, the ratio, and how equal the results
-    are."""
+    """The comparisons as Markdown: CPU seconds on one thread, memory where measured, the ratio, and the largest difference."""
     lines = [
         "| what | the usual way | trueup | ratio | largest difference, relative to the largest value |",
         "|---|---|---|---|---|",

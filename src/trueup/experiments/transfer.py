@@ -1,12 +1,12 @@
-"""Whether copying units that were found on one in-context task help other tasks: accuracy and wrong copies.
+"""Whether pruning copying units that were found on one in-context task helps other tasks: accuracy and wrong copies.
 
-arXiv 2410.01288 claims that units found on a synthetic task, pruned, improve a diverse set of tasks. Units are found here on a few
+arXiv 2410.01288 claims that pruning units found on a synthetic task improves a diverse set of tasks. Here units are found on a few
 tasks as a repair finds them (`contest`): by integrated gradients on prompts of the task's pool, and chosen on
-its calibration queries. No query of another task takes part, except for the three tasks in which copying is right, whose
-calibration queries every repair looks at. Every task is then asked with and without these units, and with as many random units of
-the same layers scaled.
+its calibration queries. Queries of other tasks are not used, except for the three tasks in which copying is right, whose
+calibration queries every repair uses. Then the queries of every task are answered by the unchanged model, with these units scaled,
+and with as many random units of the same layers scaled.
 
-The result keeps the units and how each query was answered, so that its table is made again without asking the model.
+The result keeps the units and the answer to each query, so that its table can be made again without the model.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from trueup.subject.load import load
 from trueup.subject.subject import Subject
 
 SOURCES = ("noun-vowels", "count-objects", "first-of-list")
-"""Tasks on which units are found: the paper's proxy, the other task of counting, and the task that SmolLM2 copies most in."""
+"""Tasks on which units are found: the paper's proxy, the other counting task, and the task in which SmolLM2 copies most."""
 MEASURES = {"accuracy": "accuracy", "copies": "wrong copies above chance"}
 RANDOM = "random units"
 NEAREST = "; no choice of units lowers copies there without losing accuracy, and these come nearest to chance"
 RESAMPLES, GLANCE = 2000, 200
-"""Of the bootstrap that judges, and of the intervals beside the candidates of a choice, which nothing reads here."""
+"""Resamples of the bootstrap of the result; resamples for the intervals of the candidates of a choice, which are not used here."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Settings:
 
     Attributes:
         model: a causal model, by hub id, folder or ``embedded:NAME``. sources: tasks on which units are found.
-        shots: demonstrations. queries: at most so many of each task.
+        shots: number of demonstrations. queries: the most queries of each task.
     """
 
     model: str = "embedded:smollm2"
@@ -68,17 +68,17 @@ class Settings:
 
 
 Asked = Mapping[str, np.ndarray]
-"""Of each query of a task: ``right``, ``copied``, and ``expected`` copies by chance, (n,); ``cluster`` (n,)."""
+"""For each query of a task: ``right``, ``copied``, and ``expected`` copies by chance, (n,); ``cluster`` (n,)."""
 COLUMNS = ("right", "copied", "expected", "cluster")
 KINDS = ("units", "random")
-"""Which units are scaled: those found, and as many drawn at random of the same layers."""
+"""The units that are scaled: those found, and as many drawn at random from the same layers."""
 
 
 def run(
     out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Ask every task with and without each source's units, and write `out`/transfer.json and `out`/transfer.md. Returns what
-    transfer.json holds.
+    """Answer every task with and without each source's units, and write `out`/transfer.json and `out`/transfer.md. Returns the
+    contents of transfer.json.
 
     Each choice of units and each task's answers are kept for a run that is killed and started again (`resumed.run`).
 
@@ -124,35 +124,39 @@ def run(
 
 
 def queries_of(task: str, settings: Settings) -> Corpus:
-    """Queries of a task that chose nothing: those of ``test``, and of ``calibration`` where no choice read it."""
+    """Queries of a task that no choice has used: those of ``test``, and also of ``calibration`` where it was not used."""
     data = tasks.load(task, seed=settings.seed)
-    read = task in settings.sources or tasks.find(task).copying_is_right
+    used_for_choice = task in settings.sources or tasks.find(task).copying_is_right
     return some(
-        data.take(np.isin(data.split, ("test",) if read else ("calibration", "test"))), settings.queries, settings.seed
+        data.take(np.isin(data.split, ("test",) if used_for_choice else ("calibration", "test"))),
+        settings.queries,
+        settings.seed,
     )
 
 
 def _found(subject: Subject, source: str, seed: int) -> dict[str, Any]:
-    """The units that `source` chooses, and as many drawn at random of the same layers."""
+    """The units that are found on `source`, and as many drawn at random from the same layers."""
     data = tasks.load(source, seed=seed)
-    able = with_pool(subject, data.part("train"))
-    found = attributed(able, data.part("train"), seed, OWN)
+    with_demonstrations = with_pool(subject, data.part("train"))
+    attributions = attributed(with_demonstrations, data.part("train"), seed, OWN)
     calibration = data.part("calibration")
-    judged = contest(able, calibration, [found], None, seed=seed, resamples=GLANCE, max_cost=Copying().max_cost)
-    if judged is None:
+    choice = contest(
+        with_demonstrations, calibration, [attributions], None, seed=seed, resamples=GLANCE, max_cost=Copying().max_cost
+    )
+    if choice is None:
         raise Unsupported(
             f"In no layer do the attributions of units on '{source}' add up, so none can be told to copy."
         )
-    best = judged.units.best or judged.units.nearest
+    best = choice.units.best or choice.units.nearest
     (random,) = random_like([best], seed)
     return {
-        "title": best.title, "count": best.units, "able": judged.units.best is not None,
+        "title": best.title, "count": best.units, "able": choice.units.best is not None,
         "units": _kept(best.scales), "random": _kept(random.scales),
     }  # fmt: skip
 
 
 def _kept(scales: Scales) -> dict[str, Any]:
-    """As JSON: of each layer how many units it has, and the factors of those that are scaled."""
+    """As JSON: for each layer the number of its units, and the factors of those that are scaled."""
     return {
         str(layer): {"of": len(factors), "factors": {str(i): f for i, f in enumerate(factors.tolist()) if f != 1}}
         for layer, factors in scales.items()
@@ -160,23 +164,23 @@ def _kept(scales: Scales) -> dict[str, Any]:
 
 
 def _scales(kept: Mapping[str, Mapping[str, Any]]) -> Scales:
-    """What `_kept` wrote."""
+    """The inverse of `_kept`."""
     import torch
 
-    scales = {int(layer): torch.ones(of["of"]) for layer, of in kept.items()}
-    for layer, of in kept.items():
-        for unit, factor in of["factors"].items():
+    scales = {int(layer): torch.ones(stored["of"]) for layer, stored in kept.items()}
+    for layer, stored in kept.items():
+        for unit, factor in stored["factors"].items():
             scales[int(layer)][int(unit)] = factor
     return scales
 
 
 def _asked(subject: Subject, queries: Corpus, seed: int) -> dict[str, str]:
-    """`Asked`, as JSON keeps it: the numbers of each column in one line."""
+    """`Asked` for JSON: the numbers of each column in one string."""
     queries = queries.relabel(subject.classes)
     asked_queries = asked(subject, queries, "free", seed)
-    able = asked_queries.draws.possible
+    possible = asked_queries.draws.possible
     values = asked_queries.scored(queries.label) | {"cluster": queries.cluster}
-    return {k: " ".join(f"{v:.6g}" for v in values[k][able].astype(float)) for k in COLUMNS}
+    return {k: " ".join(f"{v:.6g}" for v in values[k][possible].astype(float)) for k in COLUMNS}
 
 
 def _read(kept: Mapping[str, str]) -> Asked:
@@ -184,10 +188,12 @@ def _read(kept: Mapping[str, str]) -> Asked:
 
 
 def judged(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the result as its table shows it: ``accuracy`` and ``copies`` of the model as it is, and under ``changes`` what
-    each source's units change in them, as `apart` gives it."""
+    """A row of the result for its table: ``accuracy`` and ``copies`` of the unchanged model, and ``changes`` by the units of each
+    source (`apart`)."""
     plain = _read(row["plain"])
-    changes = {s: {k: apart(plain, _read(of[k])) for k in KINDS} for s, of in row["with"].items()}
+    changes = {
+        s: {k: apart(plain, _read(answers_of_kind[k])) for k in KINDS} for s, answers_of_kind in row["with"].items()
+    }
     return {
         "task": row["task"], "queries": row["queries"], "accuracy": mean(plain["right"]),
         "copies": mean(plain["copied"] - plain["expected"]), "changes": changes,
@@ -195,29 +201,31 @@ def judged(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apart(before: Asked, after: Asked, seed: int = 0) -> dict[str, list[float]]:
-    """The measures (`MEASURES`) after, less those before, over the same queries: value, and the paired 95% interval's ends."""
-    wanted = {
+    """The measures (`MEASURES`) after minus before, over the same queries: value, and the ends of the paired 95% interval."""
+    statistics = {
         "accuracy": bootstrap.Share(lambda right, copied, expected: right),
         "copies": bootstrap.Share(
             lambda right, copied, expected: copied, less=lambda right, copied, expected: expected
         ),
     }
-    was, now = ([x[k] for k in COLUMNS[:3]] for x in (before, after))
-    got = bootstrap.paired_many(wanted, was, now, seed, RESAMPLES, cluster=before["cluster"])
-    return {key: [d.value, d.low, d.high] for key, d in got.items()}
+    values_before, values_after = ([x[k] for k in COLUMNS[:3]] for x in (before, after))
+    differences = bootstrap.paired_many(
+        statistics, values_before, values_after, seed, RESAMPLES, cluster=before["cluster"]
+    )
+    return {key: [d.value, d.low, d.high] for key, d in differences.items()}
 
 
 def elsewhere(rows: Sequence[Mapping[str, Any]], source: str, kind: str, measure: str) -> Estimate:
-    """The mean change over all tasks but the source, with an interval for further tasks (Student's t over the tasks).
+    """The mean change over all tasks except the source, with an interval for further tasks (Student's t over the tasks).
 
-    rows: as `judged` gives them.
+    rows: results of `judged`.
     """
     return over_seeds([tuple(r["changes"][source][kind][measure]) for r in rows if r["task"] != source], 0.0)  # type: ignore[misc]
 
 
 def _line(row: Mapping[str, Any], sources: Sequence[str]) -> str:
-    moved = "; ".join(f"units of {s}: accuracy {_told(row['changes'][s]['units']['accuracy'])}" for s in sources)
-    return f"{row['task']}: accuracy {row['accuracy']:.1%}. {moved}"
+    changes = "; ".join(f"units of {s}: accuracy {_told(row['changes'][s]['units']['accuracy'])}" for s in sources)
+    return f"{row['task']}: accuracy {row['accuracy']:.1%}. {changes}"
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -233,13 +241,13 @@ def table(result: Mapping[str, Any]) -> str:
                 for s in sources
             ]
             body.append([row["task"], str(row["queries"]), f"{row[key]:.1%}", *cells])
-        others = {k: [elsewhere(rows, s, k, key) for s in sources] for k in KINDS} if len(rows) > 2 else {}
-        for kind, estimates in others.items():
+        means_of_others = {k: [elsewhere(rows, s, k, key) for s in sources] for k in KINDS} if len(rows) > 2 else {}
+        for kind, estimates in means_of_others.items():
             name = "**mean of the other tasks**" if kind == "units" else f"the same, {RANDOM}"
             body.append([name, "", "", *(_told((e.value, e.low, e.high)) for e in estimates)])
         lines = [heads, ["---"] * len(heads), *body]
         parts.append(f"Change of {title}, in points:\n\n" + "\n".join(f"| {' | '.join(c)} |" for c in lines))
-    found = "; ".join(
+    units_text = "; ".join(
         f"on {s} {u['title']} ({u['count']} units{'' if u['able'] else NEAREST})" for s, u in units.items()
     )
     beyond = [
@@ -248,7 +256,7 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     count = sum(r["task"] != s for r in rows for s in sources)
     parts.append(
-        f"Units chosen: {found}. *Italics*: the task on which they were found. Of {count} changes of accuracy in other tasks "
+        f"Units chosen: {units_text}. *Italics*: the task on which they were found. Of {count} changes of accuracy in other tasks "
         f"{beyond[0]} intervals lie above 0 and {beyond[1]} below. About {0.025 * count:.0f} of each is expected by chance."
     )
     return "\n\n".join(parts) + "\n"

@@ -1,8 +1,8 @@
-"""How often each fault's verdict is right where the truth is known: every world of every fault, at several numbers of clusters.
+"""How often each fault's verdict is right on simulated data (worlds) with a known truth, at several numbers of clusters.
 
-Each fault's folder brings its own worlds (``worlds.py``, `WORLDS`), found by being there. Required of a verdict: `found` in at
-most 2.5% of draws of a null world (5% at the upper end of the Wilson interval), in 80% of draws of a fault's world at 1,000
-clusters, and 92 to 98% of 95% intervals that hold the truth from 200 clusters on.
+Each fault's folder has its own worlds (``worlds.py``, `WORLDS`). The requirements: a verdict `found` in at
+most 2.5% of draws of a null world (5% at the upper end of the Wilson interval) and in 80% of draws of a world with the fault at
+1,000 clusters; and from 200 clusters on, 92 to 98% of 95% intervals contain the truth.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from trueup.measure.worlds import WORDS, Rates, World, rates
 
 SIZES = (60, 200, 1000, 4000)
 HELD_FROM = 200
-"""Clusters from which on intervals must hold the truth as often as they say."""
+"""From this number of clusters on, 95% intervals must contain the truth as often as required."""
 CHUNK = 20
-"""Draws that a killed run loses at most."""
+"""The most draws that are lost when a run is killed."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Settings:
     """Knobs of the bench.
 
     Attributes:
-        runs: draws of each world at each size. sizes: independent clusters that judge, and as many that teach. seed: of all draws.
-        faults: whose worlds; empty for all.
+        runs: draws of each world at each size. sizes: numbers of independent test clusters; there are as many training clusters.
+            seed: seed of all draws.
+        faults: the faults whose worlds are drawn; empty for all.
     """
 
     runs: int = 200
@@ -50,19 +51,21 @@ class Settings:
                 f"--sizes {','.join(map(str, self.sizes))} holds no number or one below {FEWEST}: fewer clusters decide nothing. "
                 "Give numbers with commas between them, such as 60,200,1000,4000."
             )
-        known = [name.split(".")[-2] for name in _modules()]
+        fault_names = [name.split(".")[-2] for name in _modules()]
         for name in self.faults:
-            if name not in known:
-                raise BadInput(f"No fault '{name}' has worlds.{did_you_mean(name, known)} There are {listing(known)}.")
+            if name not in fault_names:
+                raise BadInput(
+                    f"No fault '{name}' has worlds.{did_you_mean(name, fault_names)} There are {listing(fault_names)}."
+                )
 
 
 def worlds() -> list[World]:
-    """Every fault's worlds, by fault."""
+    """The worlds of all faults, sorted by fault."""
     return [world for name in _modules() for world in importlib.import_module(name).WORLDS]
 
 
 def _modules() -> list[str]:
-    """The module of each fault's worlds, by fault."""
+    """The names of the modules with the worlds of each fault, sorted."""
     import trueup.faults
 
     names = (
@@ -74,9 +77,9 @@ def _modules() -> list[str]:
 def run(
     out: str | Path, settings: Settings, *, force: bool = False, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Judge every world, and write `out`/verdicts.json and `out`/verdicts.md. Returns what verdicts.json holds.
+    """Judge every world, and write `out`/verdicts.json and `out`/verdicts.md. Returns the contents of verdicts.json.
 
-    What is finished is kept for a run that is killed and started again (`resumed.run`).
+    Finished draws are kept for a run that is killed and started again (`resumed.run`).
 
     Raises:
         BadInput: `out` is there already and `force` is not given.
@@ -90,23 +93,27 @@ def run(
             for world in worlds():
                 if settings.faults and world.fault.partition(",")[0] not in settings.faults:
                     continue
-                got = _kept(world, n, settings, parts, say)
-                rows.append({"fault": world.fault, "world": world.name, "kind": world.kind, "n": n, **asdict(got)})
-                say(f"{n:>5,}  {world.kind:5}  {world.fault}: {world.name}: {_words(got)}")
+                rates_of_world = _kept(world, n, settings, parts, say)
+                rows.append(
+                    {"fault": world.fault, "world": world.name, "kind": world.kind, "n": n, **asdict(rates_of_world)}
+                )
+                say(f"{n:>5,}  {world.kind:5}  {world.fault}: {world.name}: {_words(rates_of_world)}")
         return {"settings": asdict(settings), "rows": rows}
 
     return resumed.run(out, "verdicts", resumed.code_of(trueup.measure, trueup.faults), make, table, force=force)
 
 
 def _kept(world: World, n: int, settings: Settings, parts: resumed.Parts, say: Callable[[str], None]) -> Rates:
-    """The rates of one world at one size, going on where an earlier run stopped."""
+    """The rates of one world at one size, continued from where an earlier run stopped."""
     file = parts.file(world.fault, world.name, n, settings.seed)
-    was = resumed.kept_json(file, say)
-    done = Rates() if was is None else _rates(was)
-    while done.runs < settings.runs:
-        done += rates(world, n, min(CHUNK, settings.runs - done.runs), settings.seed, first=done.runs)
-        resumed.keep(file, asdict(done))
-    return done
+    stored = resumed.kept_json(file, say)
+    rates_so_far = Rates() if stored is None else _rates(stored)
+    while rates_so_far.runs < settings.runs:
+        rates_so_far += rates(
+            world, n, min(CHUNK, settings.runs - rates_so_far.runs), settings.seed, first=rates_so_far.runs
+        )
+        resumed.keep(file, asdict(rates_so_far))
+    return rates_so_far
 
 
 def _rates(data: Mapping[str, Any]) -> Rates:
@@ -118,23 +125,23 @@ def _words(got: Rates) -> str:
 
 
 def _missed(row: Mapping[str, Any], got: Rates) -> list[str]:
-    """What is required and was not seen, beyond chance."""
+    """The requirements that were missed by more than chance, in words."""
     low, high = (float(e) for e in wilson(got.words["found"], got.runs))
-    missed = []
+    failures = []
     if row["kind"] == "null" and low > 0.025:
-        missed.append("found too often")
+        failures.append("found too often")
     if row["kind"] == "fault" and row["n"] == 1000 and high < 0.8:
-        missed.append("found too rarely")
+        failures.append("found too rarely")
     if row["n"] >= HELD_FROM:
         for key, (below, inside, above) in got.held.items():
-            ends = wilson(inside, below + inside + above)
-            if float(ends[1]) < 0.92:
-                missed.append(f"{key} covered {got.coverage(key):.0%}")
-    return missed
+            interval = wilson(inside, below + inside + above)
+            if float(interval[1]) < 0.92:
+                failures.append(f"{key} covered {got.coverage(key):.0%}")
+    return failures
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The rates as Markdown: a line for each world. Of found and clear in per cent of the draws; the rest is undecided."""
+    """The rates as Markdown: a line for each world, with found and clear in per cent of the draws. The others are undecided."""
     sizes = list(dict.fromkeys(row["n"] for row in result["rows"]))
     lines = [
         f"| fault | world | {' | '.join(f'n = {n:,}' for n in sizes)} | coverage, severity | coverage, others | requirement "
@@ -143,16 +150,20 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     rows = sorted(result["rows"], key=lambda r: (r["fault"], r["kind"] != "null"))
     for fault, world, kind in dict.fromkeys((r["fault"], r["world"], r["kind"]) for r in rows):
-        own = {r["n"]: r for r in rows if (r["fault"], r["world"]) == (fault, world)}
-        cells = [f"{got.rate('found'):.0%} / {got.rate('clear'):.0%}" for n in sizes if (got := _rates(own[n]))]
-        large = sum((_rates(r) for n, r in own.items() if n >= HELD_FROM), Rates())
-        covered = {k: c for k in large.held if (c := large.coverage(k)) == c}
-        severity = [covered.pop("severity")] if "severity" in covered else []
-        missed = [f"{m} at {n:,}" for n, r in own.items() for m in _missed(r, _rates(r))]
+        row_of_size = {r["n"]: r for r in rows if (r["fault"], r["world"]) == (fault, world)}
+        cells = [
+            f"{rates_of_row.rate('found'):.0%} / {rates_of_row.rate('clear'):.0%}"
+            for n in sizes
+            if (rates_of_row := _rates(row_of_size[n]))
+        ]
+        large = sum((_rates(r) for n, r in row_of_size.items() if n >= HELD_FROM), Rates())
+        coverages = {k: c for k in large.held if (c := large.coverage(k)) == c}
+        severity = [coverages.pop("severity")] if "severity" in coverages else []
+        failures = [f"{m} at {n:,}" for n, r in row_of_size.items() for m in _missed(r, _rates(r))]
         lines.append(
             f"| {fault} | {world}{'' if kind == 'null' else ' (fault)'} | {' | '.join(cells)} | "
-            f"{_range(severity)} | {_range(covered.values())} | "
-            f"{', '.join(missed)} |"
+            f"{_range(severity)} | {_range(coverages.values())} | "
+            f"{', '.join(failures)} |"
         )
     return (
         f"Draws of each world: {_drawn(result['rows'])}. The columns of `n` give the percentage of draws that are "
@@ -164,7 +175,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many draws there are of a world at each size."""
+    """The number of draws of a world at each size, as text."""
     parts = []
     for n in dict.fromkeys(r["n"] for r in rows):
         runs = sorted({r["runs"] for r in rows if r["n"] == n})
@@ -173,7 +184,7 @@ def _drawn(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _together(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How often each fault was found where it is not, over its worlds and sizes, with Wilson's interval."""
+    """How often each fault was found in worlds without it, over its worlds and sizes, with Wilson's interval, as text."""
     parts = []
     for fault in dict.fromkeys(r["fault"] for r in rows if r["kind"] == "null"):
         all_of = sum((_rates(r) for r in rows if r["fault"] == fault and r["kind"] == "null"), Rates())

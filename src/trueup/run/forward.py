@@ -102,10 +102,12 @@ def _read(subject: Subject, pairs: Sequence[tuple[str, str | None]]) -> list[tup
     tok, most = subject.tokenizer, subject.max_length
 
     def read(some: Sequence[tuple[str, str | None]]) -> list[tuple[array, bytes | None]]:
-        got = tok(*_arguments(some), truncation=True, max_length=most, verbose=False)
+        encoded = tok(*_arguments(some), truncation=True, max_length=most, verbose=False)
         types = pairs[0][1] is not None and getattr(subject.base.config, "type_vocab_size", 0) > 1
-        segments = map(bytes, got["token_type_ids"]) if types and "token_type_ids" in got else [None] * len(some)
-        return list(zip((array("i", ids) for ids in got["input_ids"]), segments, strict=True))
+        segments = (
+            map(bytes, encoded["token_type_ids"]) if types and "token_type_ids" in encoded else [None] * len(some)
+        )
+        return list(zip((array("i", ids) for ids in encoded["input_ids"]), segments, strict=True))
 
     return _by_beginnings(subject, pairs, read, lambda found: len(found[0]) == most)
 
@@ -144,10 +146,10 @@ def unknown(subject: Subject, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
     pairs = _pairs(corpus)
 
     def read(some: Sequence[tuple[str, str | None]]) -> list[tuple[int, int]]:
-        got = tok(
+        encoded = tok(
             *_arguments(some), add_special_tokens=False, truncation=True, max_length=subject.max_length, verbose=False
         )
-        return [(ids.count(unk), len(ids)) for ids in map(list, got["input_ids"])]
+        return [(ids.count(unk), len(ids)) for ids in map(list, encoded["input_ids"])]
 
     for at in range(0, 0 if uncounted else len(pairs), AT_ONCE):
         counts += _by_beginnings(subject, pairs[at : at + AT_ONCE], read, lambda found: found[1] == subject.max_length)

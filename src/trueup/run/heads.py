@@ -287,13 +287,13 @@ def fit_heads(
     """
     present, strengths = np.unique(label), np.broadcast_to(strength, len(kept))
     if len(present) != 2 or any(len(np.unique(label[k])) < 2 for k in kept):
-        each = range(len(kept))
+        all_fits = range(len(kept))
         return [
             fit_head(
                 x[kept[f]], label[kept[f]], classes, strength=float(strengths[f]), biased=biased,
                 weight=None if weight is None else weight[f][kept[f]], extra=None if extra is None else extra[kept[f]],
             )
-            for f in each
+            for f in all_fits
         ]  # fmt: skip
     rows = kept.astype(np.float64)
     size = rows.sum(axis=1, keepdims=True)

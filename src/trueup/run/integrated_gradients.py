@@ -368,16 +368,16 @@ class _Layer:
             assert edit is not None
             return edit(inputs[0].reshape(*x.shape[:2], -1)).reshape(inputs[0].shape)
 
-        given = dict(self.given) | {self.cache_name: self.cache}
+        arguments = dict(self.given) | {self.cache_name: self.cache}
         if isinstance(self.cache, _State):
             self.cache.rows = x.shape[1]
         if self.seen is not None:
-            given["attention_mask"] = self._mask(x)
+            arguments["attention_mask"] = self._mask(x)
         if self.alibi is not None:
-            given["alibi"] = torch.cat([self.alibi, self.alibi[..., -1:].expand(-1, -1, x.shape[1] - 1)], dim=-1)
+            arguments["alibi"] = torch.cat([self.alibi, self.alibi[..., -1:].expand(-1, -1, x.shape[1] - 1)], dim=-1)
         hook = None if edit is None else self.down.register_forward_pre_hook(put)
         try:
-            out = self.module(x if self.seen is not None else x.flatten(0, 1).unsqueeze(1), **given)
+            out = self.module(x if self.seen is not None else x.flatten(0, 1).unsqueeze(1), **arguments)
         finally:
             if hook is not None:
                 hook.remove()
@@ -610,9 +610,9 @@ def _layer(
     """The arguments of one layer in the full pass, reduced to the last token."""
     hidden = named["hidden_states"]
     enters = at_last(hidden, mask).unsqueeze(1)
-    given = {k: v for k, v in named.items() if k not in ("hidden_states", "attention_mask", "alibi", cache_name)}
+    arguments = {k: v for k, v in named.items() if k not in ("hidden_states", "attention_mask", "alibi", cache_name)}
     if state is not None:
-        return _Layer(module, down, enters, units, given, state, cache_name, None, None)
+        return _Layer(module, down, enters, units, arguments, state, cache_name, None, None)
     b, width = hidden.shape[:2]
     examples, last = torch.arange(b, device=hidden.device), width - mask.shape[1] + mask.sum(dim=1) - 1
 
@@ -620,28 +620,28 @@ def _layer(
         return t.expand(b, *t.shape[1:])[examples, last].unsqueeze(1)
 
     for name in ("position_ids", "position_embeddings"):
-        value = given.get(name)
+        value = arguments.get(name)
         if value is not None:
-            given[name] = tuple(map(of_last, value)) if isinstance(value, tuple) else of_last(value)
+            arguments[name] = tuple(map(of_last, value)) if isinstance(value, tuple) else of_last(value)
     recorder: _Recorder = named[cache_name]
     keys, given_mask = recorder.keys.shape[2], named.get("attention_mask")
     last_key = keys - width + last  # a prefix puts keys before the first token
     if given_mask is None:  # transformers leaves it out where plain causal attention says the same
-        seen = (torch.arange(keys, device=hidden.device) <= last_key[:, None])[:, None, None]
+        visible_keys = (torch.arange(keys, device=hidden.device) <= last_key[:, None])[:, None, None]
     else:
         row = given_mask.expand(b, -1, -1, -1)[examples, :, last].unsqueeze(2)
-        seen = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
-    seen = seen.clone()
-    seen[examples, :, :, last_key] = False
+        visible_keys = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
+    visible_keys = visible_keys.clone()
+    visible_keys[examples, :, :, last_key] = False
     alibi = named.get("alibi")
     if "alibi" in named and alibi is None:  # an argument without a default
-        given["alibi"] = None
+        arguments["alibi"] = None
     if alibi is not None:
         heads = len(alibi) // b
         itself = alibi[torch.arange(len(alibi), device=alibi.device), :, last_key.repeat_interleave(heads)]
         alibi = torch.cat([alibi, itself.unsqueeze(-1)], dim=-1)
     shared = _Shared(recorder.keys, recorder.values)
-    return _Layer(module, down, enters, units, given, shared, cache_name, seen, alibi)
+    return _Layer(module, down, enters, units, arguments, shared, cache_name, visible_keys, alibi)
 
 
 def _states(subject: Subject, ids: Tensor, mask: Tensor) -> list[_State]:

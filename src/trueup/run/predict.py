@@ -248,10 +248,10 @@ def proven(subject: Subject, ids: list[forward.Row]) -> None:
         return
     what = f"The way from features to logits of a {type(subject.base).__name__}"
     # The beginning of the example is enough: a long prompt would give too many logits of a whole vocabulary.
-    short = forward.Row(shortest[:PROVEN_ON])
+    beginning = forward.Row(shortest[:PROVEN_ON])
     try:
         with torch.inference_mode(), evaluating(subject):
-            model_logits, shortcut_logits, terms = forward.own_logits(subject, short)
+            model_logits, shortcut_logits, terms = forward.own_logits(subject, beginning)
             whole_batch = forward.collate([shortest], 0)
             states = (
                 [forward.features(subject, b) for b in (whole_batch, replace(whole_batch, shared=0))] if reused else []

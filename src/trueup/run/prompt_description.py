@@ -357,9 +357,9 @@ def _first_line(subject: Subject, tokens: Sequence[int]) -> list[int]:
 
 
 def _batches(things: Sequence, width: int) -> Iterator[list]:
-    each = max(1, TOKENS // width)
-    for start in range(0, len(things), each):
-        yield list(things[start : start + each])
+    batch_size = max(1, TOKENS // width)
+    for start in range(0, len(things), batch_size):
+        yield list(things[start : start + batch_size])
 
 
 def _prompt_of(subject: Subject) -> Tensor:

@@ -35,10 +35,10 @@ def logits_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 def same(pairs: Iterable[tuple[Tensor, Tensor]]) -> Same:
     """Compare pairs of logits, one pair for each text, in the columns that both have. The pairs are read one at a time."""
-    apart, largest, equal, texts = 0.0, 0.0, 0, 0
+    difference, largest, equal, texts = 0.0, 0.0, 0, 0
     for a, b in pairs:
         a, texts = a[..., : b.shape[-1]], texts + 1
         # A NaN counts as an infinite difference.
-        apart = max(apart, float((a - b).abs().nan_to_num(float("inf")).max()))
+        difference = max(difference, float((a - b).abs().nan_to_num(float("inf")).max()))
         largest, equal = max(largest, float(a.abs().max())), equal + bool((a.argmax(-1) == b.argmax(-1)).all())
-    return Same(apart / max(largest, 1e-12), equal, texts)
+    return Same(difference / max(largest, 1e-12), equal, texts)

@@ -94,6 +94,6 @@ def lower(_: np.random.Generator) -> Iterator[Pair]:
 def count_objects(rng: np.random.Generator) -> Iterator[Pair]:
     """``cat in dog, cat, cup, cat`` -> 2. Counts 1 to 5, evenly, in six to eight things: the length tells nothing."""
     for n, times in zip(rng.integers(6, 9, PAIRS), rng.integers(1, 6, PAIRS), strict=True):
-        wanted, *others = _some(rng, int(n - times) + 1)
-        things = rng.permutation([wanted] * int(times) + others)
-        yield f"{wanted} in {', '.join(things)}", str(times)
+        counted_noun, *other_nouns = _some(rng, int(n - times) + 1)
+        things = rng.permutation([counted_noun] * int(times) + other_nouns)
+        yield f"{counted_noun} in {', '.join(things)}", str(times)

@@ -1,7 +1,7 @@
-"""The experiments of three papers as sweeps: ``NAME-small.yaml`` for a processor, ``NAME-paper.yaml`` with the paper's models.
+"""The experiments of three papers as sweeps: ``NAME-small.yaml`` for a CPU, ``NAME-paper.yaml`` with the paper's models.
 
-``examples-small.yaml`` is of no paper: real classifiers on which a fault is found, clear or undecided.
-``representation-small.yaml`` is what hybrid prompt arithmetic changes inside the model.
+``examples-small.yaml`` is not from a paper: real classifiers on which a fault is found, clear or undecided.
+``representation-small.yaml`` measures what hybrid prompt arithmetic changes inside the model.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from trueup.store import atomic
 from trueup.store.cache import cache_folder
 
 HEADLINES = {"confounding": "severity", "copying": "severity", "overconfidence": "error_auc"}
-"""Each experiment that compares methods, and the measure by which its methods are compared first."""
+"""Experiment that compares methods -> the measure by which its methods are compared first."""
 _MADE = re.compile(r"MADE/([\w.-]+)")
 
 
 def file_of(name: str, size: str, *, make: bool, say: Callable[[str], None] = lambda s: None) -> Path:
-    """The sweep of an experiment, ready to be read.
+    """The sweep file of an experiment.
 
-    What a sweep calls ``MADE/...`` is made here, in trueup's cache, where `make` says so and it is not there yet. `say` is told.
+    Files that a sweep names ``MADE/...`` are made in trueup's cache, if `make` is True and they are missing; `say` gets a line.
 
     Raises: BadInput where the experiment has no such size.
     """
@@ -37,12 +37,12 @@ def file_of(name: str, size: str, *, make: bool, say: Callable[[str], None] = la
     from trueup.experiments import animals, keys
 
     makers = {"mamba": keys, "keys.csv": keys, "recall.csv": animals, "first-animal.csv": animals}
-    folders = {thing: _folder_of(makers[thing]) for thing in dict.fromkeys(_MADE.findall(text))}
+    folders = {file_name: _folder_of(makers[file_name]) for file_name in dict.fromkeys(_MADE.findall(text))}
     if make:
-        for thing, folder in folders.items():
+        for file_name, folder in folders.items():
             if not folder.exists():
-                say(f"Making {thing} in trueup's cache, once.")
-            makers[thing].make(folder)
+                say(f"Making {file_name} in trueup's cache, once.")
+            makers[file_name].make(folder)
     file = cache_folder() / "made" / f"{name}-{size}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(file, _MADE.sub(lambda m: (folders[m[1]] / m[1]).as_posix(), text))
@@ -50,6 +50,6 @@ def file_of(name: str, size: str, *, make: bool, say: Callable[[str], None] = la
 
 
 def _folder_of(maker: ModuleType) -> Path:
-    """Where in the cache a module's things are: another version of the module makes others."""
+    """The cache folder for the files that a module makes. Another version of the module has another folder."""
     file = Path(str(maker.__file__))
     return cache_folder() / "made" / f"{file.stem}-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
