@@ -84,7 +84,7 @@ class Confounding(Fault):
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """Tried l_Z, from 0 upwards. Raises BadInput where `l_z` is no list of numbers of 0 or more."""
+        """The l_Z to try, sorted; 0 and 1 are among them. Raises BadInput where `l_z` is not a list of numbers of 0 or more."""
         try:
             given = {float(c) for c in self.l_z.split(",")}
         except ValueError:

@@ -1,4 +1,9 @@
-"""Arithmetic with prompts and LoRA adapters: HyPA (a reconstruction), its published rivals, and ours."""
+"""Arithmetic with prompts and LoRA adapters: HyPA (a reconstruction), published alternatives to it, and a method of ours.
+
+Notation: P0 is the prompt that training started from, P_Y the subject's tuned prompt, and P_Z a prompt trained to predict the
+group. tau_Y = P_Y - P0 is the task's vector, and tau_Z is the confounder's. J f(x; P)[tau] is the derivative of the logits along
+tau at the prompt P. A tangent prompt is one that is fitted in this linearised model.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +29,20 @@ from trueup.run.tangent import Tangent, expand
 from trueup.subject import adapter as files
 
 LENGTHS, STEPS = (0.1, 0.25, 0.5), 6
-"""Tried lengths and largest number of the re-linearised steps."""
+"""The step lengths that `Relinearised` tries, and the largest number of its steps."""
 KEPT = 0.95
-"""Share of the AUPRC as the data are that the control rule keeps (task arithmetic, arXiv 2212.04089)."""
+"""The share of the AUPRC on the data as they are that `by_control` keeps (task arithmetic, arXiv 2212.04089)."""
 
 
 class Prompted(Family):
-    """A family that goes with a soft prompt."""
+    """A family that needs a subject with a soft prompt."""
 
     def possible(self, e: Evidence) -> bool:
         return e.prompt is not None
 
 
 Rule = Callable[[Evidence, Sequence[Variant]], int]
-"""How l_Z is chosen without a look at shifted data: from the evidence and the variants in the order of `Knobs.l_z`, a place."""
+"""A rule that chooses l_Z without shifted data: (evidence, variants in the order of `Knobs.l_z`) -> index of the variant."""
 
 
 def as_published(e: Evidence, variants: Sequence[Variant]) -> int:
@@ -46,18 +51,18 @@ def as_published(e: Evidence, variants: Sequence[Variant]) -> int:
 
 
 def by_balanced_slice(e: Evidence, variants: Sequence[Variant]) -> int:
-    """The best AUPRC on calibration examples weighted to no coupling."""
+    """The l_Z with the best AUPRC on calibration examples, which are weighted to no coupling."""
     return int(np.argmax([score(e, v.held, "balanced") for v in variants]))
 
 
 def by_control(e: Evidence, variants: Sequence[Variant]) -> int:
-    """The largest that keeps `KEPT` of the AUPRC as the data are (task arithmetic, arXiv 2212.04089)."""
+    """The largest l_Z that keeps `KEPT` of the AUPRC on the data as they are (task arithmetic, arXiv 2212.04089)."""
     least = KEPT * score(e, variants[0].held, "here")
     return max(i for i, v in enumerate(variants) if i == 0 or score(e, v.held, "here") >= least)
 
 
 class Arithmetic(Prompted):
-    """A family with one variant for each coefficient of the confounder."""
+    """A family with one variant for each coefficient l_Z of the confounder's vector."""
 
     @abstractmethod
     def at(self, e: Evidence, coefficient: float) -> Variant:
@@ -74,13 +79,13 @@ class Arithmetic(Prompted):
 
 
 def _prompted(e: Evidence, start: PromptVector, tau: PromptVector, coefficient: float) -> Variant:
-    """The prompt `start` - l_Z `tau`."""
+    """The variant with the prompt `start` - l_Z `tau`."""
     return e.variant(f"l_Z = {coefficient:g}", Change(prompt=(start - coefficient * tau).value))
 
 
 @dataclass(frozen=True)
 class Hybrid(Arithmetic):
-    """P = P0 + l_Y tau_Y - l_Z tau_Z with tau_Z the tangent confounder prompt at P0 (weight form; a reconstruction)."""
+    """P = P0 + l_Y tau_Y - l_Z tau_Z, where tau_Z is the tangent confounder prompt at P0 (weight form; a reconstruction)."""
 
     rule: Rule
     key: str = ""
@@ -99,7 +104,7 @@ def _hybrid(e: Evidence, coefficient: float) -> Variant:
 
 
 class Flipped(Prompted):
-    """The control with the polarity of the shortcut turned round, P_Y + tau_Z: it must not help."""
+    """A control with the polarity of the shortcut reversed: P_Y + tau_Z. It must not help."""
 
     key = "flipped"
     title = "control: hybrid arithmetic with the polarity flipped"
@@ -110,7 +115,7 @@ class Flipped(Prompted):
 
 
 class FunctionForm(Arithmetic):
-    """f(x; P_Y) - l_Z J f(x; P0)[tau_Z], the function that the weight form approximates. No adapter computes it."""
+    """f(x; P_Y) - l_Z J f(x; P0)[tau_Z], the function that the weight form (`Hybrid`) approximates. No adapter computes it."""
 
     key = "function"
     title = "hybrid arithmetic on the function"
@@ -124,7 +129,7 @@ def _linear(e: Evidence, coefficient: float, anchor: NDArray, tau: PromptVector,
     """Logits of the subject, or of the model at the anchor, plus J f(x; anchor)[tau]."""
 
     def run(corpus: Corpus) -> NDArray:
-        # All coefficients share these, and so do families that linearise at one anchor.
+        # All coefficients share this expansion, and so do all families that linearise at the same anchor.
         t = e.once(_expanded, anchor is e.start, corpus)
         logits = t.logits
         if around_subject:
@@ -136,7 +141,7 @@ def _linear(e: Evidence, coefficient: float, anchor: NDArray, tau: PromptVector,
 
 
 def _expanded(e: Evidence, at_start: bool, corpus: Corpus) -> Tangent:
-    """The model to first order at the prompt that training started from, or at the tuned one."""
+    """The model to first order in the prompt, at the prompt that training started from or at the tuned one."""
     anchor = e.start if at_start else e.prompt
     assert anchor is not None
     return expand(e.subject, corpus, anchor)
@@ -147,14 +152,14 @@ def _logits(e: Evidence, corpus: Corpus) -> NDArray:
 
 
 class Started(Arithmetic):
-    """Arithmetic that needs the prompt which training started from, P0."""
+    """Arithmetic that needs P0, the prompt that training started from."""
 
     def possible(self, e: Evidence) -> bool:
         return e.start is not None
 
 
 class Linearised(Started):
-    """f(x; P0) + J f(x; P0)[l_Y tau_Y - l_Z (P_Z - P0)]: ordinary prompts, linearised after the fact (arXiv 2305.12827)."""
+    """f(x; P0) + J f(x; P0)[l_Y tau_Y - l_Z (P_Z - P0)]: ordinary prompts, linearised after training (arXiv 2305.12827)."""
 
     key = "linearised"
     title = "post-hoc linearisation"
@@ -171,7 +176,7 @@ class Linearised(Started):
 
 
 class TangentBoth(Started):
-    """P = P0 + l_Y tau_Y - l_Z tau_Z, both tangent: the label's prompt is linearised as well."""
+    """P = P0 + l_Y tau_Y - l_Z tau_Z, where both vectors are tangent prompts: that of the labels as well."""
 
     key = "tangent-tangent"
     title = "tangent minus tangent"
@@ -183,7 +188,7 @@ class TangentBoth(Started):
 
 
 class TangentInside(Started):
-    """f(x; P0) + J f(x; P0)[l_Y tau_Y - l_Z tau_Z], both tangent: judged inside the linearised model, where they were fitted."""
+    """f(x; P0) + J f(x; P0)[l_Y tau_Y - l_Z tau_Z]: tangent prompts, evaluated in the linearised model that fitted them."""
 
     key = "tangent-function"
     title = "tangent minus tangent, inside the linearised model"
@@ -195,7 +200,7 @@ class TangentInside(Started):
 
 
 def tangent_task(e: Evidence) -> PromptVector:
-    """l_Y tau_Y with tau_Y the tangent prompt of the labels at P0."""
+    """l_Y tau_Y, where tau_Y is the tangent prompt of the labels at P0."""
     return e.knobs.l_y * e.once(_tangent_y)
 
 
@@ -205,7 +210,7 @@ def _tangent_y(e: Evidence) -> PromptVector:
 
 
 def _tangent_z(e: Evidence) -> PromptVector:
-    """tau_Z at P0, wherever the hybrid linearises."""
+    """tau_Z at P0, even where `Hybrid` linearises at the tuned prompt."""
     return e.tau_z if e.anchor is e.start else e.once(_tau_z_at_start)
 
 
@@ -215,7 +220,7 @@ def _tau_z_at_start(e: Evidence) -> PromptVector:
 
 
 def ordinary(e: Evidence) -> PromptVector:
-    """P_Z - P0 of an ordinary confounder prompt, trained from P0 under the subject's frozen last layer."""
+    """P_Z - P0 of an ordinary confounder prompt, which is trained from P0 while the subject's last layer is frozen."""
     assert e.start is not None
     new = again(e)
     train_only(e, new, SOFT, e.coded)
@@ -225,9 +230,9 @@ def ordinary(e: Evidence) -> PromptVector:
 class Relinearised(Prompted):
     """Hybrid arithmetic in small steps, each linearised where the last one ended: P <- P - length * tau_Z(P). Ours.
 
-    A confounder prompt is as long as the prompt itself, and the model is not linear so far out: subtracted in one piece
-    it does a fraction of what its function form does. Each tangent prompt is fitted with label and group made independent
-    by weights, so that it holds what tells the group and not what tells the label.
+    A confounder prompt is about as long as the prompt itself, and the model is not linear over that distance. Subtracted in one
+    step, it has only a fraction of the effect of its function form. Each tangent prompt is fitted with weights that make label
+    and group independent, so that it captures what predicts the group and not what predicts the label.
     """
 
     key = "relinearised"
@@ -240,25 +245,27 @@ class Relinearised(Prompted):
 
 def _steps(e: Evidence) -> list[Variant]:
     assert e.prompt is not None
-    at, found = e.prompt, [e.variant("0 steps", Change(prompt=e.prompt))]
-    best = score(e, found[0].held, "level")
+    prompt, kept = e.prompt, [e.variant("0 steps", Change(prompt=e.prompt))]
+    best = score(e, kept[0].held, "level")
     for k in range(1, STEPS + 1):
-        tau = e.confounder(at, balanced=True)
-        # How far the linear picture holds differs by model and data, so the length is searched on calibration examples.
-        tried = [e.variant(f"{k} steps, the last {c:g} long", Change(prompt=at - (c * tau).value)) for c in LENGTHS]
+        tau_z = e.confounder(prompt, balanced=True)
+        # The distance over which the model is nearly linear differs by model and data, so calibration examples choose the length.
+        tried = [
+            e.variant(f"{k} steps, the last {c:g} long", Change(prompt=prompt - (c * tau_z).value)) for c in LENGTHS
+        ]
         levels = [score(e, v.held, "level") for v in tried]
         if max(levels) <= best:
             break
-        best, found = max(levels), [*found, tried[int(np.argmax(levels))]]
-        change = found[-1].change
+        best, kept = max(levels), [*kept, tried[int(np.argmax(levels))]]
+        change = kept[-1].change
         assert change is not None
         assert change.prompt is not None
-        at = change.prompt
-    return found
+        prompt = change.prompt
+    return kept
 
 
 class OrdinaryBoth(Started):
-    """P = P0 + l_Y tau_Y - l_Z (P_Z - P0) with an ordinary confounder prompt, trained from P0 under the subject's frozen head."""
+    """P = P0 + l_Y tau_Y - l_Z (P_Z - P0), where P_Z is an ordinary confounder prompt (`ordinary`)."""
 
     key = "ordinary-ordinary"
     title = "ordinary minus ordinary"
@@ -273,7 +280,7 @@ class OrdinaryBoth(Started):
 
 
 class LoraArithmetic(Arithmetic):
-    """W_Y - l_Z W_Z by exact concatenation, with a confounder LoRA trained under the subject's frozen last layer (TAPER)."""
+    """W_Y - l_Z W_Z by exact concatenation. The confounder LoRA is trained while the subject's last layer is frozen (TAPER)."""
 
     key = "lora-arithmetic"
     title = "LoRA task arithmetic"
@@ -284,14 +291,17 @@ class LoraArithmetic(Arithmetic):
         if e.subject.source.peft_type != "LORA" or e.subject.sigmoid:
             return False
         settings = e.subject.peft_config.to_dict()
-        # A recipe keeps a list of modules, but no pattern and no choice of layers: a new LoRA would change other ones.
+        # A recipe stores a list of modules, but no name pattern and no choice of layers: a new LoRA would change other modules.
         listed = not isinstance(settings["target_modules"], str)
         whole = not settings.get("layers_to_transform") and not settings.get("exclude_modules")
         plain = settings.get("init_lora_weights", True) is True
-        # A classification head is kept whole by a new LoRA, and so are embeddings not adapted.
-        apart = ("lora_embedding_", *(() if e.subject.template is not None else (f".{e.subject.anatomy.head}.lora_",)))
-        words = any(part in k for k in files.adapter_tensors(e.subject) for part in apart)
-        return listed and whole and plain and not words and maths.why_no_concatenation(settings) is None
+        # A new LoRA saves the whole classification head and adapts no embeddings: an adapter with a LoRA on either differs from it.
+        names_elsewhere = (
+            "lora_embedding_",
+            *(() if e.subject.template is not None else (f".{e.subject.anatomy.head}.lora_",)),
+        )
+        adapts_elsewhere = any(part in k for k in files.adapter_tensors(e.subject) for part in names_elsewhere)
+        return listed and whole and plain and not adapts_elsewhere and maths.why_no_concatenation(settings) is None
 
     def at(self, e: Evidence, coefficient: float) -> Variant:
         task_lora, confounder_lora = files.adapter_of(e.subject), e.once(_confounder_lora)
@@ -313,7 +323,7 @@ def _arrays(tensors: dict[str, Tensor]) -> dict[str, NDArray]:
 
 
 class TaskPrompt(Prompted):
-    """The subject's prompt, from which nothing is subtracted. Under another last layer: what that layer alone changes."""
+    """The subject's prompt with nothing subtracted. Under another last layer, it shows what that layer alone changes."""
 
     key = "prompt"
     title = "prompt tuned again"
@@ -325,11 +335,12 @@ class TaskPrompt(Prompted):
 
 @dataclass(frozen=True)
 class Under(Family):
-    """Prompt arithmetic under another shared last layer, fitted at P0 and then frozen; the task's prompt is tuned under it anew.
+    """Prompt arithmetic under another last layer, which is fitted at P0 and then frozen. The task's prompt is tuned again under it.
 
-    The subject's own last layer learnt from coupled examples, so part of the shortcut sits where no prompt reaches. ``frozen`` fits
-    the layer to the same examples and keeps it out of the prompt's training; ``balanced`` fits it with label and group made
-    independent by weights. A subject that answers with words has a frozen last layer as it is.
+    The subject's own last layer was trained on coupled examples, so it holds a part of the shortcut that no prompt can remove.
+    ``frozen`` fits the layer to the same examples and keeps it fixed while the prompt is trained. ``balanced`` fits it with weights
+    that make label and group independent. The family needs a classification head: the last layer of a subject that answers with
+    words is frozen already.
     """
 
     inner: Family
@@ -359,12 +370,12 @@ class Under(Family):
     def variants(self, e: Evidence) -> list[Variant]:
         underlying = self._there(e)
         layer = underlying.subject.own_head()
-        found = []
+        variants_found = []
         for v in self.inner.variants(underlying):
-            # To save it from the subject as it is, the last layer goes with the prompt.
+            # The change is saved from the original subject, so it holds the last layer as well as the prompt.
             change = None if v.change is None else Change(prompt=v.change.prompt, head=layer)
-            found.append(replace(v, change=change))
-        return found
+            variants_found.append(replace(v, change=change))
+        return variants_found
 
     def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
         return self.inner.choose(self._there(e), variants)
@@ -373,7 +384,7 @@ class Under(Family):
         return self.inner.flipped(self._there(e), chosen)
 
     def _there(self, e: Evidence) -> Evidence:
-        """The same evidence on a subject whose prompt was tuned under the other last layer."""
+        """The same evidence with a subject whose prompt was tuned under the other last layer."""
         return e.once(_under, self.balanced)
 
 

@@ -1,12 +1,15 @@
 """Subject + Corpus -> Finding: how much does the classifier lean on a column, and what happens when the coupling changes?
 
-The shift protocol keeps P(y) and P(z) and moves only P(y|z). Instead of drawing test sets at each coupling, every audited
-example is weighted to it: the same quantity in expectation, from all examples and without a draw's noise (a test holds
-that the draws of `corpus.mix` average to it).
+Terms: the coupling is how many times as frequent a class is in its own group. A head start is the higher score that a class gets
+in a group at a given label. The lean is the AUPRC that is lost to head starts when the coupling is reversed.
 
-The coupling at which the lean is told is a nominal one, so that balanced and reversely coupled examples give the same word
-as those that training had. Between two classes and two groups there is one way to couple them. Of more, it is laid along the
-head starts that the classifier itself gives, learnt on a third of the clusters and judged on the others.
+The shift protocol keeps P(y) and P(z) and changes only P(y|z). Instead of drawing a test set at each coupling, the audit weights
+every example to it. This has the same expectation, uses all examples, and has no noise from drawing (a test checks that the draws
+of `corpus.mix` average to it).
+
+The lean is measured at a nominal coupling, so that balanced or reversely coupled examples give the same verdict as examples
+that are coupled as in training. Two classes and two groups can be coupled in only one way. With more, the coupling follows the
+head starts that the classifier itself gives: these are learnt on a third of the clusters, and the others judge.
 """
 
 from __future__ import annotations
@@ -47,10 +50,10 @@ from trueup.subject.subject import Subject
 
 
 def attribute_of(corpus: Corpus, wanted: str) -> str:
-    """The column whose lean is the headline: the one wanted, or the first there is.
+    """The column whose lean is the headline: `wanted`, or the first column where `wanted` is empty.
 
     Raises:
-        BadInput: there is none, or not this one.
+        BadInput: the corpus has no column, or not this one.
     """
     if wanted or not corpus.attributes:
         mix.groups_of(corpus, wanted)
@@ -59,8 +62,10 @@ def attribute_of(corpus: Corpus, wanted: str) -> str:
 
 
 def leaning_most(subject: Subject, corpus: Corpus, coupling: float) -> str:
-    """Of several attributes the one that the subject leans on most on calibration examples, which judge nothing; the first where
-    these cannot tell."""
+    """The attribute that the subject leans on most on calibration examples, or the first attribute where these cannot decide.
+
+    Calibration examples take no part in the audit itself, so this choice does not bias it.
+    """
     first = next(iter(corpus.attributes), "")
     part = corpus.relabel(subject.classes)
     part = part.take(part.split == "calibration")
@@ -77,7 +82,7 @@ class Trained:
     counts: NDArray
 
     def among(self, groups: Sequence[str]) -> NDArray:
-        """The columns of `groups`; a group that training did not have has none of any class."""
+        """(C, len(groups)) the counts of these groups, in their order; zeros for a group that training did not have."""
         place = {g: i for i, g in enumerate(self.groups)}
         return np.stack(
             [self.counts[:, place[g]] if g in place else np.zeros(len(self.counts)) for g in groups], axis=1
@@ -85,22 +90,22 @@ class Trained:
 
 
 def trained_on(subject: Subject, corpus: Corpus, attribute: str) -> Trained | None:
-    """The table of the ``train`` split; None where it has no examples, or the attribute has one value there.
+    """The counts of the ``train`` split; None where it has no examples, or the attribute has one value there.
 
     Raises:
-        BadInput: the attribute cannot be examined; or training had several values of it, and the examined examples have one
+        BadInput: the attribute cannot be examined; or training had several values of it, and the examined examples have a value
             that no other split has.
     """
     corpus = corpus.relabel(subject.classes)
     mix.groups_of(corpus.part("test"), attribute)
-    others, tested = (
+    other_values, test_values = (
         np.unique(mix.column(corpus, attribute)[rows]) for rows in (corpus.split != "test", corpus.split == "test")
     )
     train = corpus.take(corpus.split == "train")
     groups = tuple(str(v) for v in np.unique(mix.column(train, attribute)))
     if len(groups) > 1:
-        mix.group_index(corpus.part("test"), attribute, [str(v) for v in others])
-    if gone := sorted(set(map(str, others)) - set(map(str, tested))):
+        mix.group_index(corpus.part("test"), attribute, [str(v) for v in other_values])
+    if gone := sorted(set(map(str, other_values)) - set(map(str, test_values))):
         session().note(
             f"No examined example has {attribute} {listing(gone)}, so nothing is said about {it_or_them(gone)}."
         )
@@ -111,7 +116,7 @@ def audit(
     subject: Subject, corpus: Corpus, *, attribute: str, coupling: float, trained: Trained | None, threshold: float,
     resamples: int, seed: int,
 ) -> Finding:  # fmt: skip
-    """Examine on all of `corpus`, at the nominal `coupling` (0: as `nominal` has it).
+    """Examine all of `corpus` at the nominal `coupling` (0: the one that `nominal` chooses).
 
     Raises:
         BadInput: the column is missing, constant or tied to the label, or a (label, group) cell has fewer than 10 clusters.
@@ -126,10 +131,10 @@ def audit(
     groups = mix.groups_of(corpus, attribute)
     group = mix.group_index(corpus, attribute, groups)
     _check_cells(corpus, attribute, groups)
-    # A class of the head that no example has takes no part: its margins and its precision do not exist.
+    # A class of the head that no example has is left out: its margins and its precision do not exist.
     present_labels = np.unique(corpus.label)
     label = np.searchsorted(present_labels, corpus.label)
-    states = hidden_states(subject, corpus)  # first: its pass serves the prediction
+    states = hidden_states(subject, corpus)  # first, because its pass serves the prediction too
     out = predict(subject, corpus)
     samples = columns(out.logits[:, : len(subject.classes)][:, present_labels], label, group) | {
         "cluster": corpus.cluster, "judges": judges(corpus.cluster, seed),
@@ -156,9 +161,9 @@ def audit(
         present_in.value, present_in.low, present_in.high, "balanced accuracy of a linear probe", "lower",
         "presence of the attribute",
     )  # fmt: skip
-    far = inside.jackknife(within.distance)[-1]
+    distance_of_groups = inside.jackknife(within.distance)[-1]
     measures["distance"] = Measure(
-        far.value, far.low, far.high, "standard deviations, 0 by chance", "lower",
+        distance_of_groups.value, distance_of_groups.low, distance_of_groups.high, "standard deviations, 0 by chance", "lower",
         "sliced Wasserstein distance of the groups' last states",
     )  # fmt: skip
     further, refused = several.others(
@@ -169,15 +174,15 @@ def audit(
     measures |= several.measures(further)
     samples |= {several.GROUP + f.column.name: f.column.group for f in further}
     also = [f.column.name for f in further if f.verdict == "found"]
-    head = estimates["lean"]
+    lean_estimate = estimates["lean"]
     favoured = [names[c] for c in lean.interaction(starts).argmax(axis=0)]
     return judged(
-        head, corpus.cluster, threshold=threshold,
+        lean_estimate, corpus.cluster, threshold=threshold,
         sentence=_sentence(estimates, m, attribute, groups, favoured, whose) + _also(further), measures=measures,
         charts=_charts(
             m, cells, [estimates[k] for k in curve], estimates, inside.charts(attribute, within, chance, corpus.cluster), samples,
             names, groups, attribute,
-        ) + ((several.chart(attribute, head, further),) if further else ()),
+        ) + ((several.chart(attribute, lean_estimate, further),) if further else ()),
         details={"attribute": attribute, "groups": list(groups), "classes": list(names), "favoured": favoured,
                  "coupling": m.coupling.tolist(), "strength": strength, "coupled as": whose, "cells": cells.tolist(),
                  "distance by layer": within.distance.tolist(), "chance of the probe": chance}
@@ -196,22 +201,22 @@ def _sentence(
     favoured: Sequence[str],
     whose: str,
 ) -> str:
-    head, floor = got["lean"], got["floor"]
-    if head.low > 0 or head.high < 0:
+    lean_estimate, floor = got["lean"], got["floor"]
+    if lean_estimate.low > 0 or lean_estimate.high < 0:
         starts = ", ".join(f"'{c}' where {attribute} is {g}" for c, g in zip(favoured, groups, strict=True))
-        head_start = f"At a given label it favours {starts}{_whose(head.value, m, whose)}."
+        head_start = f"At a given label it favours {starts}{_whose(lean_estimate.value, m, whose)}."
     else:
         head_start = "No group has a head start that can be told from none."
     return (
         f"At a coupling of {m.strength:.3g} (each class is {m.strength:.3g} times as frequent in its own group) AUPRC is "
         f"{got['auprc_towards'].value:.3f} one way and {got['auprc_against'].value:.3f} the other. Leaning on '{attribute}' "
-        f"causes {abs(head.value):.3f} {_interval(*folded(head))} of that; {floor.value:+.3f} "
+        f"causes {abs(lean_estimate.value):.3f} {_interval(*folded(lean_estimate))} of that; {floor.value:+.3f} "
         f"{_interval(floor.low, floor.high)} is because one group is harder, which is not a shortcut. {head_start}"
     )
 
 
 def _also(told: Sequence[several.Further]) -> str:
-    """What is said of further columns: which are found, with intervals that hold together, and of how many nothing is."""
+    """The sentence about further columns: how many were examined, and which were found, with simultaneous intervals."""
     if not told:
         return ""
     found = [f"'{f.column.name}' {f.lean.value:.3f} {_interval(*folded(f.lean))}" for f in told if f.verdict == "found"]
@@ -219,7 +224,7 @@ def _also(told: Sequence[several.Further]) -> str:
 
 
 def _whose(value: float, m: Mixes, whose: str) -> str:
-    """Whether a lean of two classes and two groups goes with the coupling that its sign is of."""
+    """A phrase for two classes and two groups: whether the lean goes with or against the coupling that defines its sign."""
     if m.coupling.shape != (2, 2):
         return ""
     return f", {'with' if value > 0 else 'against'} the coupling of the {whose} examples"
@@ -230,7 +235,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def consequence(before: Finding, after: Finding | None) -> str:
-    """What leaning means: what the classifier's quality would be if classes and groups went together the other way."""
+    """What the lean means in practice: the classifier's quality if classes and groups went together the other way."""
     column = before.details["attribute"]
     opening = {
         "found": f"This model leans on '{column}'.",
@@ -247,42 +252,48 @@ def consequence(before: Finding, after: Finding | None) -> str:
     def ends(f: Finding) -> tuple[float, float]:
         return f.measures["auprc_towards"].value, f.measures["auprc_against"].value
 
-    was, now = ends(before)
-    moves = "fall" if now < was else "rise"
-    sentence = f"If {swap}, its quality (AUPRC) would {moves} from {was:.2f} to {now:.2f}"
+    quality_before, quality_after = ends(before)
+    moves = "fall" if quality_after < quality_before else "rise"
+    sentence = f"If {swap}, its quality (AUPRC) would {moves} from {quality_before:.2f} to {quality_after:.2f}"
     if after is not None:
         sentence += "; with the repaired adapter from {:.2f} to {:.2f}".format(*ends(after))
     return f"{opening} {sentence}."
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
-    """Paired differences, after minus before, of the severity, every measure of the predictions, presence, and distance."""
-    m, n = (
+    """Paired differences, after minus before, of the severity, every measure of the predictions, presence and distance."""
+    mixes_before, mixes_after = (
         mixes(np.array(f.details["cells"]), np.array(f.details["coupling"]), f.details["strength"])
         for f in (before, after)
     )
-    found = differences(before.samples, after.samples, m, n, (*TITLES, "severity"), resamples=resamples, seed=seed)
-    more = several.changed(
+    changes = differences(
+        before.samples, after.samples, mixes_before, mixes_after, (*TITLES, "severity"), resamples=resamples, seed=seed
+    )
+    changes_of_others = several.changed(
         before.samples, after.samples, before.details.get("others", []), after.details.get("others", []), resamples=resamples,
         seed=seed,
     )  # fmt: skip
-    return found | more | {"present": _moved_probe(before, after)[-1], "distance": _moved_apart(before, after)[-1]}
+    return (
+        changes
+        | changes_of_others
+        | {"present": _moved_probe(before, after)[-1], "distance": _moved_apart(before, after)[-1]}
+    )
 
 
 def pictures(before: Finding, after: Finding) -> tuple[Chart, ...]:
-    """What the repair changed inside, by layer, in pairs."""
+    """Charts of what the repair changed in each layer: paired differences of the probe and of the distance."""
     return inside.charts_of_change(_moved_probe(before, after), _moved_apart(before, after))
 
 
 def _moved_probe(before: Finding, after: Finding) -> list[Difference]:
-    was, now = _apart(before, after)
+    distances_before, distances_after = _apart(before, after)
     hits = (before.samples["probed"], after.samples["probed"])
-    return inside.moved_probe(*hits, before.samples["cluster"], (was == now).all(axis=0))
+    return inside.moved_probe(*hits, before.samples["cluster"], (distances_before == distances_after).all(axis=0))
 
 
 def _moved_apart(before: Finding, after: Finding) -> list[Difference]:
-    was, now = _apart(before, after)
-    return inside.jackknife(now - was)
+    distances_before, distances_after = _apart(before, after)
+    return inside.jackknife(distances_after - distances_before)
 
 
 def _apart(before: Finding, after: Finding) -> tuple[np.ndarray, np.ndarray]:
@@ -291,7 +302,7 @@ def _apart(before: Finding, after: Finding) -> tuple[np.ndarray, np.ndarray]:
 
 
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
-    """The 100 surest errors that say what the shortcut would, and up to 100 predictions that the repair turned."""
+    """100 of the most confident predictions, errors that follow the shortcut first, and up to 100 that the repair changed."""
     s = before.samples
     names, groups = before.details["classes"], before.details["groups"]
     favoured = np.array([names.index(c) for c in before.details["favoured"]])
@@ -338,13 +349,13 @@ def _charts(
     rates = []
     for z, name in enumerate(groups):
         rows = [(samples["label"] == y) & (samples["group"] == z) for y in range(len(names))]
-        right = np.array([(samples["predicted"][r] == y).sum() for y, r in enumerate(rows)])
-        many = np.array([r.sum() for r in rows])
-        low, high = wilson(right, many)
+        hits = np.array([(samples["predicted"][r] == y).sum() for y, r in enumerate(rows)])
+        totals = np.array([r.sum() for r in rows])
+        low, high = wilson(hits, totals)
         rates.append(
-            Series(str(name), list(names), (right / np.maximum(many, 1)).tolist(), low.tolist(), high.tolist())
+            Series(str(name), list(names), (hits / np.maximum(totals, 1)).tolist(), low.tolist(), high.tolist())
         )
-    # How far the examined examples themselves go along the coupling; none of their cells is empty (`_check_cells`).
+    # The coupling of the examined examples along the nominal direction; none of their cells is empty (`_check_cells`).
     log_table = lean.interaction(np.log(cells))
     along = float((log_table * m.coupling).sum() / np.square(m.coupling).sum()) * math.log10(m.strength)
     own_mix = float(np.clip(along, m.x[0], m.x[-1]))

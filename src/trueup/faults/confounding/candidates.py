@@ -1,4 +1,4 @@
-"""Every way to repair a confounded classifier that is tried."""
+"""The list of all repairs of a confounded classifier that are tried."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ARITHMETIC: tuple[Family, ...] = (
     TangentInside(),
     OrdinaryBoth(),
 )
-"""Every row of prompt arithmetic: under the subject's own last layer, and under others."""
+"""Every family of prompt arithmetic. Each is tried under the subject's own last layer, and under others (`Under`)."""
 
 FAMILIES: tuple[Family, ...] = (
     *ARITHMETIC,

@@ -1,4 +1,4 @@
-"""HyPA's claim of a repair: inside the model the attribute is less used, or less present, than before."""
+"""HyPA's claim about a repair: inside the model, the attribute is less used, or less present, than before."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from trueup.run.predict import hidden_states
 from trueup.subject.subject import Subject
 
 DERIVED = 200
-"""Most calibration examples on which use by layer is told: each costs a backward pass for each group."""
+"""The most calibration examples on which use by layer is measured: each costs a backward pass for each group."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Whether the attribute is less used or less present after a repair: in a sentence, a table of the card, and a chart."""
+    """Whether the attribute is less used or less present after a repair: a sentence, a table for the card, and a chart."""
 
     sentence: str
     table: str
@@ -32,27 +32,33 @@ class Claim:
 
 
 def claimed(e: Evidence, variant: Variant, resamples: int) -> Claim:
-    """HyPA's claim, asked on the calibration examples that chose nothing: paired, at the answer and in every layer."""
+    """Test HyPA's claim on the calibration examples that chose nothing: paired differences at the output and in every layer."""
     assert variant.change is not None
     repaired = variant.change.on(e.subject)
     rows = ~e.choosing
-    # What a last layer that learnt from these examples says of them is out of fold.
-    sides = [e.columns(p, rows) for p in (e.own.probability, variant.held)]
+    # Where a last layer learnt from these examples, its predictions for them are out of fold.
+    columns_of_sides = [e.columns(p, rows) for p in (e.own.probability, variant.held)]
     states = [hidden_states(s, e.held) for s in (e.subject, repaired)]
-    label, group, cluster = (sides[0][k] for k in ("label", "group", "cluster"))
-    found = [inside.inside(states[0][rows], label, group, cluster, sides[0]["judges"], e.seed)]
-    # A repair of the last layer alone moves no state.
+    label, group, cluster = (columns_of_sides[0][k] for k in ("label", "group", "cluster"))
+    insides = [inside.inside(states[0][rows], label, group, cluster, columns_of_sides[0]["judges"], e.seed)]
+    # A repair of the last layer alone changes no hidden state.
     same = np.array_equal(states[0], states[1])
-    found += found if same else [inside.inside(states[1][rows], label, group, cluster, sides[0]["judges"], e.seed)]
-    used = differences(sides[0], sides[1], e.mixes, None, ("use",), resamples=resamples, seed=e.seed)["use"]
+    insides += (
+        insides
+        if same
+        else [inside.inside(states[1][rows], label, group, cluster, columns_of_sides[0]["judges"], e.seed)]
+    )
+    used = differences(
+        columns_of_sides[0], columns_of_sides[1], e.mixes, None, ("use",), resamples=resamples, seed=e.seed
+    )["use"]
     probe = inside.moved_probe(
-        found[0].hit, found[1].hit, cluster, (found[0].distance == found[1].distance).all(axis=0)
+        insides[0].hit, insides[1].hit, cluster, (insides[0].distance == insides[1].distance).all(axis=0)
     )
     present = probe[-1]
-    distance = inside.jackknife(found[1].distance - found[0].distance)
+    distance = inside.jackknife(insides[1].distance - insides[0].distance)
     uses = _uses(e, (e.subject, repaired), states)
     was, now, carried = (inside.jackknife(u) for u in (*uses, uses[1] - uses[0]))
-    before, after = (float(np.nanmean(f.hit[:, -1])) for f in found)
+    before, after = (float(np.nanmean(f.hit[:, -1])) for f in insides)
     words = " and ".join(
         f"{'' if d.high < 0 else 'not measurably '}less {name}" for name, d in (("used", used), ("present", present))
     )
@@ -86,15 +92,17 @@ def claimed(e: Evidence, variant: Variant, resamples: int) -> Claim:
 
 
 def _layers(found: Sequence[int]) -> str:
-    """At which layers, neighbours together."""
+    """The layers as text, with neighbouring ones joined into ranges."""
     runs = [[k for _, k in g] for _, g in itertools.groupby(enumerate(found), lambda pair: pair[1] - pair[0])]
     return f"at {', '.join(f'{r[0]} to {r[-1]}' if len(r) > 1 else str(r[0]) for r in runs)}" if runs else "nowhere"
 
 
 def _uses(e: Evidence, subjects: Sequence[Subject], states: Sequence[NDArray]) -> list[NDArray]:
-    """How far each layer carries the attribute into the answer, before and after (`inside.used`): on at most `DERIVED` examples
-    that chose nothing. What tells the groups apart is learnt on those that choose, and so is what counts as leaning, of the subject
-    as it was."""
+    """How far each layer carries the attribute into the answer, before and after (`inside.used`).
+
+    It is measured on at most `DERIVED` examples that chose nothing. The examples that choose give what separates the groups, and
+    they give the head starts of the original subject, which define what counts as leaning.
+    """
     label = np.searchsorted(e.there, e.held.label)
     chose = np.flatnonzero(e.choosing)
     rng = np.random.default_rng(np.random.SeedSequence([e.seed, 15]))

@@ -1,7 +1,8 @@
-"""What repairs of a confounded classifier learn from, and the form that every way to repair has.
+"""The data that repairs of a confounded classifier learn from (`Evidence`), and the interface of every repair (`Family`).
 
-Every family is tried on the same footing: it learns from the ``train`` and ``calibration`` splits, says what each of its
-variants predicts on ``calibration`` (out of fold where it learnt from it), and a rule picks one variant.
+A family is one kind of repair; a variant is one setting of it. Every family works in the same way. It learns from the ``train``
+and ``calibration`` splits. It gives the predictions of each of its variants on ``calibration`` (out of fold where it learnt from
+that split). A rule then picks one variant.
 """
 
 from __future__ import annotations
@@ -40,20 +41,21 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 FIT = 1000
-"""Most training examples that a tangent prompt is fitted on: each costs a forward and a backward pass at each step."""
+"""The most training examples that a tangent prompt is fitted on: each costs a forward and a backward pass at each step."""
 CONTROL = "control"
-"""The source of a family that is tried to show what must not help."""
+"""The `Family.source` of a control: a change that must not help."""
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """What prompt arithmetic leaves open: HyPA's values are not known.
+    """The free settings of prompt arithmetic. HyPA's values are not known.
 
     Attributes:
         l_y: coefficient of the task's own vector: P = P0 + l_Y tau_Y - l_Z tau_Z.
-        l_z: tried coefficients of the confounder. The first is 0, and 1 is among them.
-        ridge: of every tangent fit, in units of the mean squared gradient. Larger ones shorten tau_Z and leave more of z in place.
-        at_start: prompts are linearised at the one that training started from, P0, where it is kept; else at the tuned one.
+        l_z: coefficients of the confounder's vector to try. The first is 0, and 1 is among them.
+        ridge: the ridge penalty of every tangent fit, in units of the mean squared gradient. A larger one shortens tau_Z and
+            removes less of the confounder z.
+        at_start: linearise at P0, the prompt that training started from, where it is kept; otherwise at the tuned prompt.
     """
 
     l_y: float = 1.0
@@ -64,14 +66,14 @@ class Knobs:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a repair changes: the prompt (m, w), the last layer, or the whole adapter as PEFT's files hold it."""
+    """What a repair changes: the prompt (m, w), the last layer, or the whole adapter as PEFT's settings and tensors."""
 
     prompt: NDArray | None = None
     head: Head | None = None
     adapter: tuple[dict[str, Any], dict[str, Tensor]] | None = None
 
     def on(self, subject: Subject) -> Subject:
-        """Another subject with the change; `subject` and its live model stay as they are."""
+        """A new subject with the change; `subject` and its live model stay as they are."""
         if self.prompt is not None:
             subject = wear(subject, *with_prompt(subject, torch.as_tensor(self.prompt, dtype=torch.float32)))
         if self.adapter is not None:
@@ -87,8 +89,8 @@ class Variant:
     """One setting of a family.
 
     Attributes:
-        name: the setting, for the table. held: (n, C) class probabilities on the calibration examples.
-        predict: corpus -> (n, C). change: what to save; None for a function that no adapter computes.
+        name: the setting, for the table. held: (n, C) class probabilities of the calibration examples.
+        predict: corpus -> (n, C) class probabilities. change: what to save; None for a function that no adapter computes.
     """
 
     name: str
@@ -99,16 +101,17 @@ class Variant:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the families learn from.
+    """The data and settings that the families learn from.
 
     Attributes:
-        train, held: corpora of the ``train`` and ``calibration`` splits; train_group, held_group their groups.
-        sampled: rows of `train` on which tangent prompts are fitted: each costs a backward pass. All else learns from all of it.
-        mixes: the tables of the calibration examples. code: (G, C) what the shortcut alone says of each group.
-        choosing: (n,) bool: the calibration examples that choose settings and families, by clusters. The others judge the one
-            that was chosen.
-        prompt, start: the subject's prompt and the one it started from; None where there is none.
-        training, lr: how adapters are trained again.
+        train, held: corpora of the ``train`` and ``calibration`` splits. train_group, held_group: the groups of their examples.
+        sampled: rows of `train` on which tangent prompts are fitted, because each costs a backward pass. Other fits use all rows.
+        mixes: the joint tables of label and group, at the margins of the calibration examples. code: (G, C) the class probabilities
+            that the shortcut alone gives in each group.
+        choosing: (n,) bool: the calibration examples that choose settings and families. The split is by clusters. The other
+            examples judge the chosen one.
+        prompt, start: the subject's prompt (P_Y) and the one that its training started from (P0); None where there is none.
+        training, lr: settings and learning rate with which adapters are trained again.
     """
 
     subject: Subject
@@ -132,27 +135,27 @@ class Evidence:
         return len(self.subject.classes)
 
     def balance(self, label: NDArray, group: NDArray) -> NDArray:
-        """(n,) weights under which label and group are independent, with the margins of the calibration examples."""
+        """(n,) weights that make label and group independent, with the margins of the calibration examples."""
         return shift.reweighted(np.searchsorted(self.there, label), group, self.mixes.balanced)
 
     @property
     def there(self) -> NDArray[np.int64]:
-        """The classes that the calibration examples have. Others of the head take no part: their precision does not exist."""
+        """The classes that the calibration examples have. The head's other classes are left out: their precision does not exist."""
         return np.unique(self.held.label)
 
     def columns(self, probability: NDArray, rows: NDArray) -> dict[str, NDArray]:
-        """What `mixes.statistics` asks for, of some calibration examples that get these class probabilities (n, C)."""
+        """The columns that `mixes.statistics` needs, of the calibration examples `rows`. `probability` (n, C) is of all of them."""
         return self.columns_of(probability[rows], self.held.label[rows], self.held_group[rows], self.held.cluster[rows])
 
     def columns_of(self, probability: NDArray, label: NDArray, group: NDArray, cluster: NDArray) -> dict[str, NDArray]:
-        """The same of any examples (n,) whose classes are `there`."""
+        """The same columns of any examples (n,) whose classes are those of `there`."""
         logits = np.log(np.maximum(probability[:, self.there], 1e-300))
         return columns(logits, np.searchsorted(self.there, label), group) | {
             "cluster": cluster, "judges": judges(cluster, self.seed),
         }  # fmt: skip
 
     def once(self, make: Callable[[Evidence, *Args], T], *args: *Args) -> T:
-        """`make` of this evidence and `args`, made once for all families that ask for it. Corpora are told apart by fingerprint."""
+        """`make(self, *args)`, computed once and shared by all families. A corpus among `args` is identified by its fingerprint."""
         key = (make, *(a.fingerprint if isinstance(a, Corpus) else a for a in args))
         if key not in self._made:
             self._made[key] = make(self, *args)
@@ -163,9 +166,9 @@ class Evidence:
         return {}
 
     def tangent(self, at: NDArray) -> tuple[Tangent, Basis]:
-        """The training examples to first order at a prompt, and the basis of their gradients."""
-        t = expand(self.subject, self.train.take(self.sampled), at)
-        return t, maths.basis(t.rows, len(t), t.gradient.shape[1], t.at.size)
+        """The model's first-order expansion at a prompt on the training examples `sampled`, and the basis of its gradients."""
+        expansion = expand(self.subject, self.train.take(self.sampled), at)
+        return expansion, maths.basis(expansion.rows, len(expansion), expansion.gradient.shape[1], expansion.at.size)
 
     @cached_property
     def _tangent_at_anchor(self) -> tuple[Tangent, Basis]:
@@ -173,45 +176,48 @@ class Evidence:
 
     @property
     def anchor(self) -> NDArray:
-        """Where prompts are linearised (`Knobs.at_start`)."""
+        """The prompt at which prompts are linearised (`Knobs.at_start`)."""
         anchor = self.start if self.start is not None and self.knobs.at_start else self.prompt
         assert anchor is not None
         return anchor
 
     @property
     def task(self) -> PromptVector:
-        """P0 + l_Y tau_Y, with tau_Y = P_Y - P0: the subject's own prompt where l_Y is 1, as without a start."""
+        """P0 + l_Y tau_Y, with tau_Y = P_Y - P0. It is the subject's own prompt where l_Y is 1 or P0 is not known."""
         assert self.prompt is not None
         if self.start is None or self.knobs.l_y == 1:
             return PromptVector(self.prompt)
         return PromptVector(self.start) + self.knobs.l_y * PromptVector.between(self.start, self.prompt)
 
     def confounder(self, at: NDArray, *, balanced: bool, target: NDArray | None = None) -> PromptVector:
-        """The tangent prompt at `at`, on the training examples: of the shortcut, or of other classes `target` (n,)."""
+        """The tangent prompt at the prompt `at`, fitted to predict the shortcut's classes (`code`), or the classes `target` (n,).
+
+        `balanced`: the examples are weighted so that label and group are independent.
+        """
         at_anchor = at is self.anchor
-        # The anchors serve several families; the steps of `Relinearised` are passed once.
-        t, b = self._tangent_at_anchor if at_anchor else self.tangent(at)
+        # Several families use the expansion at the anchor, so it is kept. Each step of `Relinearised` needs its own only once.
+        expansion, gradient_basis = self._tangent_at_anchor if at_anchor else self.tangent(at)
         group, label = self.train_group[self.sampled], self.train.label[self.sampled]
         goal = self.code[group] if target is None else target[self.sampled]
         weight = self.balance(label, group) if balanced else None
-        change, _ = maths.tangent_fit(b, t.margins, goal, self.knobs.ridge, weight=weight)
-        return PromptVector(change.reshape(t.at.shape))
+        change, _ = maths.tangent_fit(gradient_basis, expansion.margins, goal, self.knobs.ridge, weight=weight)
+        return PromptVector(change.reshape(expansion.at.shape))
 
     @property
     def coded(self) -> Corpus:
-        """The training examples under labels that the shortcut alone would give: drawn where it leaves several open."""
+        """The training examples with labels that the shortcut alone would give, drawn at random where it allows several."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, 8]))
         below = self.code[self.train_group].cumsum(axis=1) < 1 - rng.random((len(self.train), 1))
         return replace(self.train, label=below[:, :-1].sum(axis=1))
 
     @cached_property
     def tau_z(self) -> PromptVector:
-        """The tangent confounder prompt at the anchor, as published: examples count equally."""
+        """The tangent confounder prompt at the anchor, as published: all examples have the same weight."""
         return self.confounder(self.anchor, balanced=False)
 
     @cached_property
     def own(self) -> Outputs:
-        """What the subject as it is says about the calibration examples."""
+        """The unrepaired subject's outputs on the calibration examples."""
         return predict(self.subject, self.held)
 
     def variant(self, name: str, change: Change) -> Variant:
@@ -224,7 +230,7 @@ class Evidence:
 
 
 class Family(ABC):
-    """A way to repair, with its variants. `costly` ones train an adapter again."""
+    """A kind of repair, with its variants. `costly` families train an adapter again."""
 
     key: str
     title: str
@@ -233,23 +239,26 @@ class Family(ABC):
 
     @abstractmethod
     def possible(self, e: Evidence) -> bool:
-        """Whether the family goes with this subject."""
+        """Whether the family can be applied to this subject."""
 
     @abstractmethod
     def variants(self, e: Evidence) -> list[Variant]:
         """Every setting tried."""
 
     def choose(self, e: Evidence, variants: Sequence[Variant]) -> int:
-        """The variant with the best AUPRC over all couplings of the calibration examples."""
+        """Index of the variant with the best mean AUPRC over all couplings, on the calibration examples that choose."""
         return int(np.argmax([score(e, v.held, "level") for v in variants]))
 
     def flipped(self, e: Evidence, chosen: int) -> Variant | None:
-        """The control of what was chosen, with the polarity of the shortcut turned round: it must not help as well."""
+        """The control of the chosen variant: the same with the polarity of the shortcut reversed. It must not help as much."""
         return None
 
 
 def score(e: Evidence, probability: NDArray, what: str) -> float:
-    """AUPRC of the calibration examples that choose: ``here``, ``balanced``, or ``level``, the mean over all couplings."""
+    """AUPRC of the calibration examples that choose.
+
+    `what`: ``here`` (the examples as they are), ``balanced`` (weighted to no coupling), or ``level`` (the mean over all couplings).
+    """
     held = e.columns(probability, e.choosing)
     ranked, label, group = lean.margins(held["score"]), held["label"], held["group"]
     if what == "here":
@@ -266,13 +275,15 @@ def evidence(
     seed: int,
     knobs: Knobs = Knobs(),
 ) -> Evidence:
-    """What the families learn from: all training examples (tangent fits: at most `FIT`), all calibration examples, split into
-    a half that chooses and a half that judges, and the prompt with its start.
+    """The data that the families learn from.
+
+    It has all training examples (at most `FIT` for tangent fits), all calibration examples, split into a half that chooses and a
+    half that judges, and the prompt with its start.
 
     Raises:
-        BadInput: a (label, group) cell of a split has fewer than 10 examples, or `knobs` ask for a start that is not kept.
+        BadInput: a (label, group) cell of a split has fewer than 10 examples, or `knobs` need a start that is not kept.
     """
-    # What must not be looked at is not even in hand.
+    # Test examples are removed first, so that no code below can use them.
     corpus = corpus.take(corpus.split != "test")
     groups = mix.groups_of(corpus, attribute)
     parts = {k: corpus.part(k) for k in ("train", "calibration")}
@@ -302,7 +313,7 @@ def evidence(
         own_scores = lean.centred(predict(subject, held).logits[choosing][:, present_labels])
         label = np.searchsorted(present_labels, held.label[choosing])
         direction = lean.head_starts(own_scores, label, z_held[choosing], direction.shape)
-    m = mixes(cells[present_labels], direction, strength)
+    held_mixes = mixes(cells[present_labels], direction, strength)
     prompt = start = None
     if subject.soft_prompted:
         soft = prompt_embeddings(subject)
@@ -316,16 +327,16 @@ def evidence(
             )
     training, recipe = training_of(subject), recipe_of(subject)
     return Evidence(
-        subject, tuned_on, held, z_train, z_held, m, maths.coding(fitted_to / fitted_to.sum()), choosing, prompt, start, training,
-        training.lr or (recipe.lr if recipe is not None else 1e-3), seed, sampled, knobs,
+        subject, tuned_on, held, z_train, z_held, held_mixes, maths.coding(fitted_to / fitted_to.sum()), choosing, prompt, start,
+        training, training.lr or (recipe.lr if recipe is not None else 1e-3), seed, sampled, knobs,
     )  # fmt: skip
 
 
 def training_of(subject: Subject) -> Training:
-    """How the adapter was trained, from the card in the folder it was tuned into; the usual way where nothing says so.
+    """The training settings of the adapter, from the card in the folder that it was tuned into; the defaults where it has none.
 
     Raises:
-        BadInput: the card says something that no training can begin with.
+        BadInput: the card has a setting that training does not accept.
     """
     folder = adapter_folder(subject.source.adapter)
     known = (read_card(folder).get("tuned") or {}).get("training") or {}
@@ -336,7 +347,7 @@ def training_of(subject: Subject) -> Training:
 
 
 def start_of(subject: Subject) -> NDArray | None:
-    """P0 of a tuned prompt, from the folder it was tuned into; None, with a note, where it is not kept or does not fit."""
+    """P0 of a tuned prompt, from the folder that it was tuned into; None, with a note, where it is absent or has another shape."""
     soft = prompt_embeddings(subject)
     start = files.read_start(adapter_folder(subject.source.adapter))
     if start is None:

@@ -1,7 +1,7 @@
-"""Where the attribute can be read inside a model, layer by layer: a linear probe, and how far apart the groups' states lie.
+"""Where the attribute can be read inside a model, layer by layer: a linear probe, and the distance between the groups' states.
 
-Present is not used: a model may hold the attribute and not answer by it. What HyPA claims of its repair (the confounder is less
-used, or suppressed) is asked of these numbers before and after, in pairs.
+An attribute that is present need not be used: a model may hold it without basing its answer on it. HyPA claims that after its
+repair the confounder is less used, or suppressed. These numbers test the claim by paired differences before and after.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from trueup.measure.bootstrap import FEWEST, Estimate
 from trueup.measure.divergence import REFITTED, probed, projected, sliced_wasserstein
 
 PARTS = 20
-"""Of the clusters, of which each is left out once to learn how sure a number is (`jackknife`)."""
+"""The number of parts that the clusters are divided into. Each is left out once, which gives the standard errors (`jackknife`)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """What the states of L layers (0: the embeddings) hold of the groups, on n examples.
+    """What the states of L layers (0: the embeddings) show of the groups, on n examples.
 
     Attributes:
-        hit: (n, L) whether a probe of the layer told the row's group; nan of rows outside the balanced set.
-        distance: (1 + PARTS, L) sliced Wasserstein distance of the groups' states at a given label, in standard deviations, held
-            out, so that it is 0 by chance: of all clusters, and without each part of them (`jackknife`).
+        hit: (n, L) whether a probe of the layer predicted the row's group correctly; nan for rows outside the balanced set.
+        distance: (1 + PARTS, L) sliced Wasserstein distance of the groups' states at a given label, in standard deviations. It is
+            measured on held-out rows, so that it is 0 by chance. Row 0 is of all clusters; each other row leaves one part out.
     """
 
     hit: NDArray
@@ -40,7 +40,7 @@ class Inside:
 
 
 def inside(states: NDArray, label: NDArray, group: NDArray, cluster: NDArray, judges: NDArray, seed: int) -> Inside:
-    """Probe and distance of every layer of `states` (n, L, d). `judges` (n,): the rows that the distance is taken on."""
+    """Probe and distance of every layer of `states` (n, L, d). `judges` (n,): the rows on which the distance is measured."""
     n, layers = states.shape[:2]
     hit, distance = np.full((n, layers), np.nan), np.empty((1 + PARTS, layers))
     for k in range(layers):
@@ -51,9 +51,11 @@ def inside(states: NDArray, label: NDArray, group: NDArray, cluster: NDArray, ju
 
 
 def apart(x: NDArray, label: NDArray, group: NDArray, cluster: NDArray, judges: NDArray, seed: int) -> NDArray:
-    """(1 + PARTS,) the distance of one layer's states (n, d), the mean over labels and pairs of groups: on all clusters, and
-    without each of `PARTS` parts of them. What it misses (the function is learnt on a third of the rows) it misses before and
-    after."""
+    """(1 + PARTS,) the distance of one layer's states (n, d), the mean over labels and pairs of groups.
+
+    The first value is of all clusters; each other value leaves one of `PARTS` parts out. The separating function is learnt on a
+    third of the rows, so the distance can be too small, but in the same way before and after a repair.
+    """
     at = projected((x - x.mean(axis=0)) / (x.std(axis=0).mean() + 1e-9), seed=seed)
     part = _parts(cluster, seed)
 
@@ -69,10 +71,11 @@ def apart(x: NDArray, label: NDArray, group: NDArray, cluster: NDArray, judges: 
 
 
 def jackknife(values: NDArray) -> list[Difference]:
-    """Each column of (1 + PARTS, L), a statistic on all clusters and without each part of them, with its 95% interval: by the
-    delete-a-group jackknife (Kott 2001), which counts what is learnt as well as what it is tried on.
+    """Each column of `values` (1 + PARTS, L) with its 95% interval, by the delete-a-group jackknife (Kott 2001).
 
-    Of 150 worlds in which nothing moved, paired intervals of the distance held 0 in 98 to 100%, at 200 and 800 examples.
+    Row 0 is a statistic on all clusters; each other row leaves one part of them out. The interval covers the variance of what is
+    learnt as well as of the rows that it is tested on. In 150 simulated worlds in which nothing changed, paired intervals of the
+    distance contained 0 in 98 to 100% of cases, at 200 and 800 examples.
     """
     every, without = values[0], values[1:]
     error = np.sqrt((PARTS - 1) / PARTS * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
@@ -80,18 +83,18 @@ def jackknife(values: NDArray) -> list[Difference]:
 
 
 def told(hit: NDArray, cluster: NDArray) -> list[Estimate]:
-    """Per layer the balanced accuracy of the probe, from what it told (n, L)."""
+    """The balanced accuracy of the probe for each layer, from its hits (n, L) (`Inside.hit`)."""
     return [gaps.share(np.nan_to_num(h) > 0, np.isfinite(h), cluster, variance=REFITTED) for h in hit.T]
 
 
 def moved_probe(before: NDArray, after: NDArray, cluster: NDArray, same: NDArray) -> list[Difference]:
-    """Per layer the paired difference of the probe's balanced accuracy, after minus before, from what it told (n, L).
+    """The paired difference of the probe's balanced accuracy for each layer, after minus before, from its hits (n, L).
 
-    Where few clusters change, the rows at hand hardly show how many would: the standard error is at least what it would be after
-    one more had changed either way (`accuracy.share_difference`).
+    Where few clusters change, these rows are a poor estimate of how many others would. The standard error is then at least that of
+    one more cluster changing in each direction (`accuracy.share_difference`).
 
     Args:
-        same: (L,) the layer's states are the same before and after, so that the difference is 0 for certain.
+        same: (L,) whether the layer's states are equal before and after, so that the difference is certainly 0.
     """
     rows = np.isfinite(before).all(axis=1) & np.isfinite(after).all(axis=1)
     d = after[rows] - before[rows]
@@ -107,27 +110,27 @@ def moved_probe(before: NDArray, after: NDArray, cluster: NDArray, same: NDArray
 
 
 def _interval(value: float, error: float, freedom: float) -> Difference:
-    """By Student's t; of endless degrees of freedom the normal."""
+    """The 95% interval and p-value by Student's t with `freedom` degrees of freedom; infinite ones give the normal."""
     errors = float(t.ppf(0.975, freedom))
     p = float(2 * t.sf(abs(value) / error, freedom)) if error > 0 else float(value == 0)
     return Difference(float(value), float(value - errors * error), float(value + errors * error), p)
 
 
 def spread(parts: NDArray, cluster: NDArray) -> NDArray:
-    """(L,) standard error of what rows of `parts` (n, L) add up to: rows of one cluster are drawn together."""
+    """(L,) standard error of the sum over the rows of `parts` (n, L). Rows of one cluster are drawn together."""
     ids = np.unique(cluster, return_inverse=True)[1]
     sums = np.stack([np.bincount(ids, column) for column in parts.T], axis=1)
     return np.sqrt((sums**2).sum(axis=0))
 
 
 def _series(name: str, found: Sequence[Difference] | Sequence[Estimate]) -> Series:
-    """By layer."""
+    """A series with one point for each layer."""
     depth = list(range(len(found)))
     return Series(name, depth, [d.value for d in found], [d.low for d in found], [d.high for d in found])
 
 
 def charts(attribute: str, found: Inside, chance: float, cluster: NDArray) -> tuple[Chart, ...]:
-    """Probe and distance by layer, each with its interval; `chance` is what a probe tells of groups dealt out at random."""
+    """Charts of probe and distance by layer, with intervals. `chance`: a probe's balanced accuracy for randomly assigned groups."""
     shares = told(found.hit, cluster)
     return (
         Chart(
@@ -146,7 +149,7 @@ def charts(attribute: str, found: Inside, chance: float, cluster: NDArray) -> tu
 
 
 def charts_of_change(probe: Sequence[Difference], distance: Sequence[Difference]) -> tuple[Chart, ...]:
-    """What a repair changed inside, by layer."""
+    """Charts of what a repair changed in each layer."""
 
     def chart(key: str, title: str, unit: str, found: Sequence[Difference]) -> Chart:
         return Chart(
@@ -163,7 +166,7 @@ def charts_of_change(probe: Sequence[Difference], distance: Sequence[Difference]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Examples of which something is known: `of` (n, ...), with their label, group and cluster (n,)."""
+    """Values `of` (n, ...) for n examples, with the examples' label, group and cluster (n,)."""
 
     of: NDArray
     label: NDArray
@@ -174,12 +177,13 @@ class Rows:
 def used(gradients: Rows, states: Rows, seed: int) -> NDArray:
     """(1 + PARTS, L), in logits: how far each layer carries the attribute into the answer, on all clusters and without each part.
 
-    The mean, over examples and with labels counted equally, of the answer's derivative along what tells the groups apart at the
-    example's label: the groups' mean states less their mean. Between two groups and two classes, at a state that is read
-    linearly, it is the head start that the one group has.
+    It is a derivative of the answer, averaged over examples with equal weight for each label. The direction is the one that
+    separates the groups at the example's label: each group's mean state minus the mean of these. For two groups and two classes,
+    and a state that is read linearly, the value is the head start of one group.
 
     Args:
-        gradients: (n, G, L, d) by group, of what counts there as leaning (`toward`). states: (m, L, d) of other examples.
+        gradients: (n, G, L, d): for each group, the gradient of what counts as leaning in it (`toward`).
+        states: (m, L, d) of other examples.
     """
     parted = _parts(np.concatenate([gradients.cluster, states.cluster]), seed)
     of_gradients, of_states = parted[: len(gradients.label)], parted[len(gradients.label) :]
@@ -202,21 +206,24 @@ def used(gradients: Rows, states: Rows, seed: int) -> NDArray:
 
 
 def _parts(cluster: NDArray, seed: int) -> NDArray:
-    """(n,) which of `PARTS` parts of the clusters a row is in."""
+    """(n,) the part of the clusters that each row is in, 0 to `PARTS` - 1."""
     ids = np.unique(cluster, return_inverse=True)[1]
     rng = np.random.default_rng(np.random.SeedSequence([seed, 9]))
     return (rng.permutation(int(ids.max()) + 1) % PARTS)[ids]
 
 
 def toward(starts: NDArray) -> NDArray:
-    """(G, C) what of the class logits counts as leaning, in each group: the pattern of the head starts (C, G), entries of mean
-    size 1. Between two classes and groups it is the favoured class's lead, so that a use is in logits of that lead."""
+    """(G, C) weights of the class logits that define leaning in each group: the pattern of the head starts (C, G).
+
+    The mean absolute entry is 1. For two classes and two groups this is the lead of the favoured class over the other, so that
+    `used` is in logits of that lead.
+    """
     pattern = lean.interaction(starts)
     return (pattern / max(np.abs(pattern).mean(), 1e-300)).T
 
 
 def chart_of_use(before: Sequence[Difference], after: Sequence[Difference]) -> Chart:
-    """Use by layer, as it was and repaired."""
+    """Chart of the use of the attribute by layer, before and after the repair."""
     return Chart(
         "use_by_layer", "From which layers the attribute reaches the answer", "line", "layer (0: embeddings)", "logits",
         "How far the favoured class gains when a layer's states move by what tells the groups apart at a given label: a derivative "

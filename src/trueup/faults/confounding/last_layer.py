@@ -1,4 +1,4 @@
-"""The last layer fitted again: weighted to balance (DFR), as published, without the attribute (LEACE), back-door adjusted."""
+"""Repairs that fit the last layer again: DFR with balancing weights, DFR as published, LEACE, and back-door adjustment."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from trueup.run.predict import predict
 from trueup.subject.subject import Head
 
 STRENGTHS = (1e-3, 1e-2, 1e-1)
-"""scikit-learn's C of a last layer fitted to standardised features."""
+"""The values of scikit-learn's C that are tried for a last layer. Features are standardised."""
 SPARSE, SUBSAMPLES = (1.0, 0.3, 0.1, 0.03), 10
-"""Of DFR as published: scikit-learn's C under an L1 penalty, and how many balanced subsamples are averaged."""
+"""For DFR as published: the values of scikit-learn's C under an L1 penalty, and the number of balanced subsamples to average."""
 FOLDS = 5
 
 Layer = tuple[NDArray, NDArray]
@@ -32,10 +32,10 @@ Layer = tuple[NDArray, NDArray]
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """What a last layer is fitted to: features, labels and groups of the ``train`` split (x) and of ``calibration`` (z).
+    """The data that a last layer is fitted to: features, labels and groups of the ``train`` split (x) and of ``calibration`` (z).
 
     Attributes:
-        kept: (F, n) bool over the calibration examples: those that each of F fits may learn from.
+        kept: (F, n) bool: the calibration examples that each of F fits may learn from.
     """
 
     x: NDArray
@@ -48,7 +48,7 @@ class Points:
 
     @property
     def features(self) -> NDArray:
-        """All of them, training examples first."""
+        """The features of all examples, training examples first."""
         return np.concatenate([self.x, self.z])
 
     @property
@@ -61,30 +61,30 @@ class Points:
 
     @property
     def rows(self) -> NDArray[np.bool_]:
-        """(F, N) of all: every training example, and the calibration examples that are kept."""
+        """(F, N) bool: the examples that each fit learns from, which are all training examples and the kept calibration ones."""
         return np.concatenate([np.ones((len(self.kept), len(self.x)), bool), self.kept], axis=1)
 
 
 class LastLayer(Family):
-    """A last layer fitted again on features of train and calibration."""
+    """A family that fits the last layer again on features of train and calibration."""
 
     def possible(self, e: Evidence) -> bool:
         return bool(e.subject.anatomy.head)
 
     def prompt(self, e: Evidence) -> NDArray | None:
-        """The prompt behind which the features are read, where it is another than the subject's own."""
+        """The prompt with which the features are computed; None for the subject's own."""
         return None
 
     @abstractmethod
     def fits(self, e: Evidence, p: Points) -> list[tuple[str, list[Layer]]]:
-        """Each setting's name, and a layer for each of the F fits."""
+        """For each setting, its name and a layer for each of the F fits."""
 
     def variants(self, e: Evidence) -> list[Variant]:
         prompt = self.prompt(e)
         x, z = (e.once(_features, which, prompt is not None) for which in ("train", "held"))
         cell = e.held.label * len(e.code) + e.held_group
         fold = folds(cell, FOLDS, seed=np.random.SeedSequence([e.seed, 6]), cluster=e.held.cluster)
-        # Of the calibration examples each fold goes without its own, and the last fit has all.
+        # The fit of each fold learns from the calibration examples of the other folds, and the last fit learns from all.
         in_training = np.arange(FOLDS + 1)[:, None] != fold
         found = []
         for name, layers in self.fits(
@@ -109,7 +109,7 @@ def _features(e: Evidence, which: str, relinearised: bool) -> NDArray:
 
 
 def relinearised_prompt(e: Evidence) -> NDArray:
-    """The prompt that `Relinearised` chooses."""
+    """The prompt (m, w) that `Relinearised` chooses."""
     steps = Relinearised()
     found = steps.variants(e)
     change = found[steps.choose(e, found)].change
@@ -123,7 +123,7 @@ def _biased(e: Evidence) -> bool:
 
 
 class Reweighted(LastLayer):
-    """Deep feature reweighting (DFR), with weights under which label and group are independent. Ours, after arXiv 2204.02937."""
+    """Deep feature reweighting (DFR) with weights that make label and group independent. Ours, after arXiv 2204.02937."""
 
     key, title, source = "dfr", "last layer again, weighted to balance", "trueup, after arXiv 2204.02937"
 
@@ -145,12 +145,12 @@ class Reweighted(LastLayer):
 
 
 class ReweightedAfterPrompt(Reweighted):
-    """The same on the features of the re-linearised prompt, so that prompt and last layer change together."""
+    """`Reweighted` on the features of the re-linearised prompt, so that prompt and last layer change together."""
 
     key, title, source = "relinearised-dfr", "re-linearised hybrid prompt, then its last layer again", "trueup"
 
     def possible(self, e: Evidence) -> bool:
-        # A prompt of a model that answers with words and a last layer are not one adapter.
+        # For a model that answers with words, one adapter cannot hold both a prompt and a last layer.
         return super().possible(e) and e.prompt is not None and e.subject.template is None
 
     def prompt(self, e: Evidence) -> NDArray:
@@ -158,8 +158,11 @@ class ReweightedAfterPrompt(Reweighted):
 
 
 class PublishedReweighted(LastLayer):
-    """DFR as published (Kirichenko et al.): fitted on calibration examples alone, under an L1 penalty, on subsamples that hold each
-    (label, group) cell equally often, averaged; its strength by the accuracy of the worst cell."""
+    """DFR as published (Kirichenko et al.).
+
+    It is fitted on calibration examples alone, under an L1 penalty. The fits on several subsamples, which have equally many
+    examples of each (label, group) cell, are averaged. The accuracy of the worst cell chooses C.
+    """
 
     key, title, source = "dfr-published", "last layer again, as published (DFR)", "arXiv 2204.02937"
 
@@ -168,7 +171,7 @@ class PublishedReweighted(LastLayer):
         return [(f"C = {s:g}", [at[i] for at in by_fold]) for i, s in enumerate(SPARSE)]
 
     def _subsampled(self, e: Evidence, z: NDArray, label: NDArray, group: NDArray) -> list[Layer]:
-        """At each of `SPARSE`, on the same subsamples."""
+        """The averaged layer at each C of `SPARSE`; all use the same subsamples."""
         cell = label * len(e.code) + group
         rows = [np.flatnonzero(cell == c) for c in np.unique(cell)]
         least = min(map(len, rows))
@@ -186,7 +189,7 @@ class PublishedReweighted(LastLayer):
 
 
 class Erased(LastLayer):
-    """The own last layer, and one fitted anew, behind features from which LEACE erased the group (Belrose et al.)."""
+    """The subject's own last layer, and newly fitted ones, on features from which LEACE erased the group (Belrose et al.)."""
 
     key, title, source = "leace", "attribute erased before the last layer (LEACE)", "arXiv 2306.03819"
 
@@ -212,8 +215,11 @@ class Erased(LastLayer):
 
 
 class BackDoor(LastLayer):
-    """The back-door adjustment in its linear form: a layer fitted beside the groups, whose part in the logits is then held at its
-    mean. For two classes it ranks as sum_z P(z) P(y | x, z) nearly does; what it says as a chance is an approximation."""
+    """The back-door adjustment in its linear form.
+
+    A layer is fitted to the features and the groups together. The groups' contribution to the logits is then replaced by its mean.
+    For two classes this ranks examples nearly as sum_z P(z) P(y | x, z) does. As probabilities its outputs are an approximation.
+    """
 
     key, title = "backdoor", "back-door adjustment of the last layer"
     source = "Pearl 2009, section 3.3; of the logits"
@@ -223,7 +229,7 @@ class BackDoor(LastLayer):
         found = []
         for strength in STRENGTHS:
             fit = fit_heads(p.features, p.label, e.classes, p.rows, strength=strength, extra=one_hot, biased=_biased(e))
-            # sum_z P(z) P(y | x, z) is no linear layer; the logits' mean over P(z) is one.
+            # sum_z P(z) P(y | x, z) is not a linear layer, but the mean of the logits over P(z) is one.
             layers = [
                 (w, b + of_group @ one_hot[k].mean(axis=0) * _biased(e))
                 for (w, b, of_group), k in zip(fit, p.rows, strict=True)

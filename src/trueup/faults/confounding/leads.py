@@ -1,6 +1,7 @@
-"""What a scout found, as nouns that cross into reports: no model, no torch.
+"""The result of a scout (a search for columns that the classifier relies on) as data for reports: no model, no torch.
 
-What a column is worth is not known here: a word that carries the meaning and one that betrays the source both give a head start.
+Nothing here says whether a column should matter. A word that carries the meaning gives a head start (a higher score of one class
+at a given label), and so does a word that only gives away the source.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Scouted:
     @property
     def sentence(self) -> str:
         """A sentence: how many columns were tried, judged and named, and which lean can be found with these examples."""
-        # Not before: reports import this module, and these load scipy.
+        # Imported late: reports import this module, and these two load scipy.
         from trueup.faults.confounding import search
         from trueup.faults.confounding.mixes import FEWEST
 
@@ -136,7 +137,7 @@ class Scouted:
         return text
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON can hold of it."""
+        """The result as values that JSON can hold; `columns` and `job` are left out."""
         return _told(self, self.leads) | {k: getattr(self, k) for k in ("title", "notes", "provenance")}
 
     def __str__(self) -> str:
@@ -144,13 +145,13 @@ class Scouted:
 
 
 _COUNTS = ("named", "tried", "rare", "judged", "searching", "judging", "threshold", "smallest", "needed")
-"""What a scout says in numbers."""
+"""The fields of `Scouted` that hold numbers."""
 TOLD = 10
-"""Of the named columns: how many a check tells."""
+"""The most named columns that the findings of a check hold."""
 
 
 def in_check(found: Scouted) -> dict[str, Any]:
-    """What a check's findings hold of a search that it made, as JSON can: `read` makes it a Scouted again."""
+    """The result of a search as a check's findings hold it, as JSON values. `read` makes it a Scouted again."""
     return _told(found, found.leads[:TOLD])
 
 
@@ -161,7 +162,7 @@ def _told(found: Scouted, leads: Sequence[Lead]) -> dict[str, Any]:
 
 
 def read(data: Mapping[str, Any]) -> Scouted:
-    """The Scouted of `in_check`. Raises KeyError, TypeError or ValueError where the data are none."""
+    """The Scouted that `in_check` wrote. Raises KeyError, TypeError or ValueError where `data` is not one."""
     counts = {k: data[k] for k in _COUNTS}
     counts["tried"] = {k: int(n) for k, n in dict(data["tried"]).items() if k in KINDS}
     for k in ("named", "rare", "judged", "searching", "judging"):

@@ -1,7 +1,7 @@
 """Pure functions of the fault confounding: tangent fits, prompt vectors, and linear repairs of a head.
 
-HyPA (Sheng et al., arXiv 2605.03096) is known to us by its abstract: task arithmetic on soft prompts that combines task
-prompts with linearised confounder prompts. The equations here are a reconstruction from its lineage (task arithmetic,
+We know only the abstract of HyPA (Sheng et al., arXiv 2605.03096): task arithmetic on soft prompts that combines task prompts
+with linearised confounder prompts. The equations here are a reconstruction from the work it builds on (task arithmetic,
 arXiv 2212.04089; tangent-space task arithmetic, arXiv 2305.12827). Everything here is numpy: no model.
 """
 
@@ -21,13 +21,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class PromptVector:
-    """A change of a soft prompt, (m, w), as a value with + - * and a norm (task prompt vectors, arXiv 2408.01119)."""
+    """A change of a soft prompt, (m, w), with the operators + - * and a norm (task prompt vectors, arXiv 2408.01119)."""
 
     value: Floats
 
     @staticmethod
     def between(start: NDArray, end: NDArray) -> PromptVector:
-        """tau = P - P0: what took the prompt from `start` to `end`."""
+        """tau = P - P0: the change of the prompt from `start` to `end`."""
         return PromptVector(np.asarray(end, np.float64) - np.asarray(start, np.float64))
 
     def __add__(self, other: PromptVector) -> PromptVector:
@@ -53,19 +53,20 @@ class PromptVector:
 def shortcut(table: NDArray) -> NDArray[np.int64]:
     """(G,) the class that each group goes with: argmax_y P(y, z) / (P(y) P(z)), the cell with the largest lift.
 
-    For two classes and two groups this is the polarity coding: z = 1 stands for the group in which y = 1 is more frequent.
-    A predictor of these classes is what the shortcut alone would say, so its direction is what a repair takes out.
+    `table` is (C, G). For two classes and two groups this is the polarity coding: z = 1 stands for the group in which y = 1 is
+    more frequent. A predictor of these classes gives the answer of the shortcut alone, so a repair removes its direction.
     """
     lift = table / np.maximum(table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True), 1e-300)
     return lift.argmax(axis=0).astype(np.int64)
 
 
 def coding(table: NDArray) -> Floats:
-    """(G, C) what the shortcut alone would say of each group: the target of a confounder prompt, as probabilities.
+    """(G, C) the class probabilities that the shortcut alone gives in each group: the target of a confounder prompt.
 
-    The `shortcut` where each class goes with a group, as with two classes (the published polarity). Where one goes with
-    none (three classes and two groups), a prompt fitted to that would learn to say this class never, whatever the group,
-    and subtracting it would say it too often: there P(y | z), which holds every class.
+    They are the `shortcut`, one-hot, where every class goes with some group, as with two classes (the published polarity).
+    Otherwise some class goes with no group (as with three classes and two groups). A prompt fitted to the shortcut would then
+    learn never to predict this class, and subtracting that prompt would predict it too often. There the target is P(y | z), which
+    contains every class.
     """
     named = shortcut(table)
     if np.isin(np.flatnonzero(table.sum(axis=1)), named).all():
@@ -75,9 +76,9 @@ def coding(table: NDArray) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """An orthonormal basis of all that a set of gradients can see, so that fits in it are small and exact.
+    """An orthonormal basis of the span of a set of gradients, in which fits are small and exact.
 
-    A ridge fit moves only within the span of its gradients, so nothing is lost: with rows Phi = X V^T, V orthonormal,
+    The solution of a ridge fit lies in the span of its gradients, so nothing is lost. With rows Phi = X V^T and V orthonormal,
     Phi D = X b for D = V b, and |D| = |b|.
 
     Attributes:
@@ -90,10 +91,10 @@ class Basis:
 
 
 def basis(rows: Callable[[], Iterator[tuple[slice, Floats]]], n: int, k: int, p: int) -> Basis:
-    """The basis of gradients given in pieces: by the (nK, nK) Gram matrix when nK < p, by the (p, p) covariance else.
+    """The basis of gradients that come in pieces: from the (nK, nK) Gram matrix where nK < p, else from the (p, p) covariance.
 
     Args:
-        rows: gives, at each call, an iterator over (slice of examples, (b, K, p) float64 gradients).
+        rows: each call gives an iterator over (slice of examples, (b, K, p) float64 gradients).
     """
     if n * k < p:
         pieces = np.concatenate([g.reshape(-1, p) for _, g in rows()])
@@ -118,16 +119,16 @@ def tangent_fit(
 ) -> tuple[Floats, float]:
     """The tangent prompt (method file): argmin_D mean_i w_i CE(f(x_i; P0) + J_i D, t_i) + ridge/2 * scale * |D|^2.
 
-    Convex, so L-BFGS reaches the one optimum; coordinates are rescaled by the root of the loss' curvature, which takes
-    some twenty steps instead of hundreds.
+    The problem is convex, so L-BFGS reaches its one optimum. Coordinates are rescaled by the root of the loss' curvature, which
+    needs about twenty steps instead of hundreds.
 
     Args:
         base: the gradients of the margins f_c - f_0. offset: (n, K) the margins at P0.
         target: (n,) classes 0 .. K, or (n, K + 1) their probabilities.
         ridge: dimensionless: 1 is a penalty as large as the mean squared length of a gradient.
-        weight: (n,) how much each example counts; None for equally.
+        weight: (n,) the weight of each example; None for equal weights.
 
-    Returns: D (p,), and the loss at it without the ridge (nats).
+    Returns: D (p,), and its loss without the ridge penalty (nats).
     """
     x, n = base.coordinates, len(offset)
     w = np.full(n, 1.0 / n) if weight is None else np.asarray(weight, np.float64) / np.sum(weight)
@@ -158,12 +159,12 @@ def tangent_fit(
 def leace(x: Floats, z: Floats, *, weight: NDArray | None = None, shrink: float = 1e-4) -> tuple[Floats, Floats]:
     """Least-squares concept erasure (Belrose et al., arXiv 2306.03819, theorem 4.2): x -> A x + c.
 
-    The smallest affine change, in the metric of x's own covariance, after which no linear probe can tell z (n, G) better
-    than a constant: A = I - W^+ P W with W the whitening of x and P the projection on the whitened cross-covariance.
+    This is the smallest affine change, in the metric of x's own covariance, after which no linear probe predicts z (n, G) better
+    than a constant. A = I - W^+ P W, where W is the whitening of x and P is the projection on the whitened cross-covariance.
 
     Args:
-        weight: (n,) how much each example counts; None for equally. shrink: share of the mean variance added to x's
-            covariance, so that directions without variance are left alone.
+        weight: (n,) the weight of each example; None for equal weights. shrink: share of the mean variance that is added to x's
+            covariance, so that directions without variance do not change.
     """
     w = np.full(len(x), 1.0 / len(x)) if weight is None else np.asarray(weight, np.float64) / np.sum(weight)
     mx, mz = w @ x, w @ z
@@ -181,15 +182,16 @@ def leace(x: Floats, z: Floats, *, weight: NDArray | None = None, shrink: float 
 
 
 def through(weight: Floats, bias: Floats, a: Floats, c: Floats) -> tuple[Floats, Floats]:
-    """The head that an affine change of its features amounts to: W (A x + c) + b."""
+    """The weight and bias of a head that acts on affinely changed features: W (A x + c) + b."""
     return weight @ a, bias + weight @ c
 
 
 def why_no_concatenation(settings: Mapping[str, Any]) -> str | None:
-    """Why two LoRAs of these PEFT settings cannot be added by putting their ranks side by side; None when they can.
+    """Why two LoRAs with these PEFT settings cannot be added by concatenating their ranks; None where they can.
 
-    DoRA's magnitudes and a LoRA's own biases are not linear in B A, and ranks or scales that differ between layers need
-    one scale each. rsLoRA is fine here, because each scale is written into its B; PEFT's own ``cat`` gets it wrong.
+    DoRA's magnitudes and a LoRA's own biases are not linear in B A. Ranks or scales that differ between layers would need a
+    separate scale for each layer. rsLoRA can be added here, because each scale is multiplied into its B. (PEFT's own ``cat`` gives
+    a wrong result for rsLoRA.)
     """
     if settings.get("use_dora"):
         return "DoRA rescales each column by its norm, which does not add up."
@@ -207,9 +209,10 @@ def concatenate(
     more: Mapping[str, Any],
     coefficient: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A LoRA that computes s B A + coefficient * s' B' A' exactly: its rank is the sum of the ranks, its scale is 1.
+    """A LoRA that computes s B A + coefficient * s' B' A' exactly. Its rank is the sum of the ranks, and its scale is 1.
 
-    Takes and gives PEFT's settings and weights; what is no LoRA weight (a classification head) stays the first one's.
+    Arguments and result are PEFT's settings and weights. Tensors that are not LoRA weights (a classification head) are taken from
+    the first LoRA.
     """
     out, rank = dict(tensors), int(settings["r"]) + int(other["r"])
     for name in (k for k in tensors if ".lora_A." in k):

@@ -17,15 +17,15 @@ from trueup.run.predict import predict, session
 from trueup.subject.subject import Subject
 
 ON_TEST = ("severity", "level", "auprc_against", "accuracy")
-"""What `methods` tells of each: the lean, AUPRC over all couplings, AUPRC under the coupling turned round, accuracy as the data
-are."""
+"""What `methods` reports for each family: the lean (absolute), the mean AUPRC over all couplings, AUPRC at the reversed nominal
+coupling, and accuracy on the data as they are."""
 
 
 def methods(
     subject: Subject, corpus: Corpus, *, attribute: str, coupling: float, retrain: bool, max_cost: float, knobs: Knobs,
     resamples: int, seed: int,
 ) -> list[Method]:  # fmt: skip
-    """Every family on ``test``: learnt and set as in `repair`, judged along the mixes of the calibration examples.
+    """Compare every family on ``test``. Fits and settings are as in `repair`; the couplings are those of the calibration examples.
 
     Raises: as `repair`; Unsupported where the last layer is repaired already.
     """

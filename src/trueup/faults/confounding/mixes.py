@@ -1,6 +1,9 @@
-"""The estimand of confounding, on arrays: the mixes at which a classifier is looked at, and what is measured there.
+"""What the fault confounding estimates, on arrays: the mixes at which a classifier is examined, and the statistics there.
 
-Nothing here reads a model: what the worlds of `trueup bench verdicts` are judged by is what an audit is.
+A mix is a joint table of label and group. Its coupling says how many times as frequent a class is in its own group. The lean is
+the AUPRC that is lost to head starts (a class's higher score in a group at a given label) when the coupling is reversed. The
+floor is what is lost because a group is harder. Nothing here reads a model, so that `trueup bench verdicts` judges its simulated
+worlds with the same code as an audit.
 """
 
 from __future__ import annotations
@@ -20,25 +23,26 @@ from trueup.measure.calibration import softmax, surprises
 from trueup.measure.folds import folds
 
 FEWEST = 10
-"""Clusters that every (label, group) cell must have (the protocol's rule, `corpus.mix.FEWEST`)."""
+"""The fewest clusters in a (label, group) cell (the protocol's rule, `corpus.mix.FEWEST`)."""
 POINTS = 9
 REACH = 5.0
-"""The curve goes from coupling 1/5 to 5."""
+"""The curve has `POINTS` points from coupling 1/5 to 5, or further where the nominal coupling is above 5."""
 CLEAR, MOST = 2.0, 5.0
-"""A training coupling above the one is that at which the lean is told, up to the other: beyond it the rarest cells carry all."""
+"""A training coupling above `CLEAR` becomes the nominal coupling, but at most `MOST`: beyond it the rarest cells decide alone."""
 COLUMNS = ("probability", "predicted", "label", "group", "score")
 
 
 @dataclass(frozen=True, eq=False)
 class Mixes:
-    """The joint tables of label and group, (C, G) shares of equal margins, at which a classifier is looked at.
+    """The joint tables of label and group, (C, G) shares with the same margins, at which a classifier is examined.
 
     Attributes:
-        coupling: (C, G) logs of the cells beyond rows and columns at the nominal coupling (`lean.along`). Of two classes and
-            two groups it is that of training, or of the examined examples; of more, along the classifier's head starts.
-        strength: the nominal coupling: with even margins each class is so many times as frequent in its group.
-        x, tables: the curve: log10 of the coupling, below 0 where it is reversed, and the table there.
-        balanced: no coupling. towards, against: the nominal coupling and its reverse.
+        coupling: (C, G) interaction terms of the log cells at the nominal coupling, which rows and columns do not explain
+            (`lean.along`). With two classes and two groups, its direction is that of the training or the examined examples. With
+            more, it follows the classifier's head starts.
+        strength: the nominal coupling: how many times as frequent each class is in its own group, with even margins.
+        x, tables: the curve: log10 of each coupling, below 0 where it is reversed, and the table at it.
+        balanced: the table without coupling. towards, against: the tables at the nominal coupling and at its reverse.
     """
 
     coupling: NDArray
@@ -51,15 +55,16 @@ class Mixes:
 
 
 def nominal(cells: NDArray, trained: NDArray | None, wanted: float) -> tuple[NDArray, float, str]:
-    """Which way labels and groups go together, how strongly the lean is told, and whose way it is.
+    """The nominal coupling: its direction, its strength, and the examples that the direction comes from.
 
     Args:
-        cells: (C, G) counts of the examined examples. trained: those of the training examples, where they are known.
-        wanted: the strength asked for; 0 for the training's where that is above `CLEAR`, else `lean.NOMINAL`.
+        cells: (C, G) counts of the examined examples. trained: counts of the training examples, where they are known.
+        wanted: the strength to use; 0 for that of the training examples where it is above `CLEAR`, else `lean.NOMINAL`.
 
     Returns: the direction (C, G), the strength, and ``training`` or ``examined``.
     """
-    whose, logs = "examined", lean.interaction(np.eye(*cells.shape))  # where neither says: the lean is told both ways
+    # The default where neither table is coupled. Any direction serves then: the lean is reported with its sign.
+    whose, logs = "examined", lean.interaction(np.eye(*cells.shape))
     for name, table in (("examined", cells), ("training", trained)):
         if table is not None and np.abs(interactions := lean.interaction(np.log(_filled(table)))).max() > 1e-9:
             whose, logs = name, interactions
@@ -69,7 +74,7 @@ def nominal(cells: NDArray, trained: NDArray | None, wanted: float) -> tuple[NDA
 
 
 def _filled(trained: NDArray) -> NDArray:
-    """The counts with half an example in every cell where one is empty, spread as if there were no coupling."""
+    """The counts; where a cell is empty, half an example per cell is added, spread over the cells as without coupling."""
     t = np.asarray(trained, np.float64)
     if t.all():
         return t
@@ -78,7 +83,7 @@ def _filled(trained: NDArray) -> NDArray:
 
 
 def mixes(cells: NDArray, direction: NDArray, strength: float) -> Mixes:
-    """The tables that go with a direction, at the margins of `cells` (C, G)."""
+    """The tables for a direction and a strength of the coupling, with the margins of `cells` (C, G)."""
     share = cells / cells.sum()
     balanced = share.sum(axis=1, keepdims=True) * share.sum(axis=0, keepdims=True)
     coupling = lean.along(direction, strength)
@@ -92,8 +97,10 @@ def mixes(cells: NDArray, direction: NDArray, strength: float) -> Mixes:
 
 
 def in_cells(label: NDArray, group: NDArray, cluster: NDArray) -> NDArray[np.int64]:
-    """(C, G) how many clusters each (label, group) cell has, up to the last label and group that occur: rows that repeat a
-    cluster's cell say nothing of their own."""
+    """(C, G) the number of clusters in each (label, group) cell, up to the last label and group that occur.
+
+    Rows that repeat the cell of their cluster are not counted again, because they are not independent.
+    """
     y, z = np.unique(np.stack([label, group, cluster]), axis=1)[:2]
     found = np.zeros((int(label.max()) + 1, int(group.max()) + 1), np.int64)
     np.add.at(found, (y, z), 1)
@@ -101,15 +108,16 @@ def in_cells(label: NDArray, group: NDArray, cluster: NDArray) -> NDArray[np.int
 
 
 def judges(cluster: NDArray, seed: int) -> NDArray[np.bool_]:
-    """(n,) two thirds of the rows, by clusters; what has to be chosen is chosen on the others."""
+    """(n,) whether a row judges: two thirds of the rows, split by clusters. Choices are made on the other rows."""
     return folds(np.zeros(len(cluster)), 3, seed=np.random.SeedSequence([seed, 11]), cluster=cluster) > 0
 
 
 def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) -> dict[str, Callable[..., float]]:
-    """key -> statistic of the columns `COLUMNS` and weight. ``curve0`` and so on are AUPRC at the mixes of the curve.
+    """key -> statistic, a function of the columns `COLUMNS` and weight. ``curve0`` and so on are AUPRC at the mixes of the curve.
 
-    What is compared (the widest gap; beyond two classes and two groups, the way of the coupling) is chosen on the `samples`
-    that do not judge, and held. Where `own` is False the way of the coupling is that of `m`, which other examples chose.
+    Some choices are made on the `samples` that do not judge, and are then fixed: which groups have the widest gap and, beyond two
+    classes and two groups, the direction of the coupling. Where `own` is False, that direction is the one of `m`, which other
+    examples chose.
     """
     shape = m.coupling.shape
     probability, predicted, label, group = (samples[k] for k in COLUMNS[:4])
@@ -161,14 +169,16 @@ def statistics(samples: Mapping[str, NDArray], m: Mixes, *, own: bool = True) ->
     }  # fmt: skip
     found |= {f"curve{i}": of(ranked, lambda a, i=i: a[i]) for i in range(size)}
     if shape[0] == 2:
-        # What is falsely taken for one class is what is missing in the other: the gaps are one number.
+        # With two classes, a false positive of one is a miss of the other, so both gaps are the same number.
         del found["false_positive_gap"]
     return found
 
 
 def _kept(of: Callable[..., NDArray]) -> Callable[..., NDArray]:
-    """`of` the columns and weights, remembered while the weights are the same object: several statistics ask for the same numbers
-    of each resample."""
+    """`of`, with its last result remembered for as long as `weight` is the same object.
+
+    Several statistics need the same numbers of each resample.
+    """
     last: tuple[object, NDArray] | None = None
 
     def kept(*columns, weight) -> NDArray:
@@ -181,7 +191,7 @@ def _kept(of: Callable[..., NDArray]) -> Callable[..., NDArray]:
 
 
 def rates(samples: Mapping[str, NDArray], shape: tuple[int, int], level: float = 0.95) -> dict[str, bootstrap.Estimate]:
-    """The gaps of shares among `statistics`, with intervals that hold near 0 and 1 (`gaps.share`, `gaps.between`)."""
+    """The gaps between rates among `statistics`, with intervals that are valid near 0 and 1 (`gaps.share`, `gaps.between`)."""
     predicted, cluster = samples["predicted"], samples["cluster"]
     return {
         key: gaps.between(*(gaps.share(predicted == c, rows, cluster, level=level) for rows in groups))
@@ -190,7 +200,7 @@ def rates(samples: Mapping[str, NDArray], shape: tuple[int, int], level: float =
 
 
 def _widest(samples: Mapping[str, NDArray], shape: tuple[int, int]) -> dict[str, tuple[int, NDArray, NDArray]]:
-    """Of each gap its class, and the judging rows (n,) of the two groups that are compared, that of the higher rate first."""
+    """For each gap, its class and the judging rows (n,) of the two groups compared, the group with the higher rate first."""
     predicted, label, group, rows = (samples[k] for k in ("predicted", "label", "group", "judges"))
     table = gaps.confusion(predicted, label, group, shape, (~rows).astype(np.float64))
     found = {}
@@ -206,7 +216,7 @@ def _moved_gaps(
     before: Mapping[str, NDArray], after: Mapping[str, NDArray], shape: tuple[int, int], keys: Sequence[str], *, seed: int,
     resamples: int,
 ) -> dict[str, bootstrap.PairedEstimate]:  # fmt: skip
-    """The differences of those gaps among `keys` that compare the same groups before and after, from the two groups' shares."""
+    """The changes of the gaps among `keys`, from the two groups' rates. Gaps that compare other groups afterwards are left out."""
     found, then = {}, _widest(after, shape)
     for key, (c, *groups) in _widest(before, shape).items():
         if (
@@ -231,10 +241,10 @@ def measured(
     statistics: Mapping[str, Callable[..., float]], samples: Mapping[str, NDArray], shape: tuple[int, int], *more: str,
     seed: int, resamples: int, level: float = 0.95,
 ) -> dict[str, bootstrap.Estimate]:  # fmt: skip
-    """Each of `statistics` on the samples, with its interval: by bootstrap over clusters, and of shares by `rates`.
+    """Each of `statistics` on the samples with its interval: by a bootstrap over clusters, or by `rates` for gaps between rates.
 
     Args:
-        more: keys of statistics that are ranked under weights beside `WEIGHTED`. level: of the intervals.
+        more: keys of further statistics that rank weighted examples, besides `WEIGHTED`. level: the level of the intervals.
     """
     shares = {k: e for k, e in rates(samples, shape, level).items() if k in statistics}
     estimates = bootstrap.interval_many(
@@ -245,8 +255,11 @@ def measured(
 
 
 def along_own(samples: Mapping[str, NDArray], m: Mixes) -> NDArray:
-    """The coupling (C, G) at which the lean is told: that of `m` for two classes and two groups, else along the head starts of
-    the rows that do not judge (that of `m` where they lack cells)."""
+    """The coupling (C, G) at which the lean is measured.
+
+    For two classes and two groups it is that of `m`. Otherwise it follows the head starts of the rows that do not judge, or is
+    that of `m` where these rows lack a (label, group) cell.
+    """
     if m.coupling.shape == (2, 2):
         return m.coupling
     rows = ~samples["judges"]
@@ -274,13 +287,16 @@ TITLES: dict[str, tuple[str, str, str]] = {
 
 
 def folded(e: bootstrap.Estimate) -> tuple[float, float]:
-    """The interval of |lean|: from 0 where that of the lean holds 0. So `found` and `clear` ask both sides of the signed one."""
+    """The interval of |lean|, which begins at 0 where the interval of the lean contains 0.
+
+    So the verdicts `found` and `clear` depend on both ends of the signed interval.
+    """
     low, high = sorted((abs(e.low), abs(e.high)))
     return (0.0 if e.low <= 0 <= e.high else low), high
 
 
 def judged(measured: bootstrap.Estimate, cluster: NDArray, *, threshold: float, **rest: Any) -> Finding:
-    """The finding that goes with a lean: its size, its folded interval, and what few clusters leave open."""
+    """The finding of a lean: its absolute value, the interval of that (`folded`), and a doubt where clusters are few."""
     low, high = folded(measured)
     value = abs(measured.value)
     return Finding(
@@ -291,7 +307,7 @@ def judged(measured: bootstrap.Estimate, cluster: NDArray, *, threshold: float, 
 
 
 def columns(logits: NDArray, label: NDArray, group: NDArray) -> dict[str, NDArray]:
-    """The columns of `statistics`, from the logits (n, C) of the classes that occur."""
+    """The columns that `statistics` needs, from the logits (n, C) of the classes that occur."""
     score = lean.centred(logits)
     return {
         "probability": softmax(score), "predicted": score.argmax(axis=1), "label": label, "group": group,
@@ -303,15 +319,15 @@ def differences(
     before: Mapping[str, NDArray], after: Mapping[str, NDArray], m: Mixes, n: Mixes | None, keys: Sequence[str], *,
     resamples: int, seed: int,
 ) -> dict[str, Difference]:  # fmt: skip
-    """Paired differences, after minus before, of samples of the same examples.
+    """Paired differences, after minus before, between two sets of samples of the same examples.
 
-    Each side has its own mixes and choices; where `n` is None both are looked at along the coupling of `m`. Keys that are no
-    statistics of these classes and groups are left out.
+    Each side has its own mixes (`m` before, `n` after) and makes its own choices. Where `n` is None, both are examined along the
+    coupling of `m`. Keys that are not statistics of these classes and groups are left out.
     """
     own_mixes = n is not None
     sides = [statistics(s, of, own=own_mixes) for s, of in ((before, m), (after, n if own_mixes else m))]
 
-    # What cannot change whatever the examples are is no estimate.
+    # Where all predictions are the same, the difference is certainly 0 and not an estimate.
     certain = same_predictions(before["score"], after["score"])
 
     def either(key: str) -> Callable[..., float]:
@@ -341,7 +357,7 @@ def differences(
 
 
 WEIGHTED = ("severity", "lean", "floor", "drop", "auprc_balanced", "auprc_towards", "auprc_against", "level")
-"""What is ranked under weights, and so has plain percentiles for its interval (`bootstrap.interval_many`)."""
+"""Statistics that rank weighted examples. Their intervals are plain percentiles (`plain` in `bootstrap.interval_many`)."""
 
 
 def weighted(samples: Mapping[str, NDArray], *more: str) -> dict[str, int]:

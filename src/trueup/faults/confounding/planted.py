@@ -1,4 +1,4 @@
-"""A tiny prompt-tuned classifier that reads one word, and the word only tells where a text comes from."""
+"""A tiny prompt-tuned classifier that relies on one word, which only shows where a text comes from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trueup.subject.tiny import kept_base
 
 SIZES = {"train": 600, "calibration": 600, "test": 1000}
 COUPLED, FREE = (0.1, 0.5), (0.3, 0.3)
-"""P(y=1|z=0), P(y=1|z=1): coupling 5, and none."""
+"""P(y=1|z=0) and P(y=1|z=1): with a coupling of 5, and with none."""
 _GOOD, _BAD, _SITES = ("good", "fine"), ("bad", "poor"), ("calm", "loud")
 
 
@@ -52,7 +52,7 @@ def subject_for(train: Corpus) -> Subject:
 
 
 def corpus_of(rates: tuple[float, float], seed: int) -> Corpus:
-    """Texts of four words of feeling, one that names the site, and two that say nothing."""
+    """Texts of seven words: four with a sentiment, one that names the site, and two without information."""
     rng = np.random.default_rng(seed)
     text, label, split, site = [], [], [], []
     for part, size in SIZES.items():

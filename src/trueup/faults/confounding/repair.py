@@ -1,4 +1,4 @@
-"""Finding -> Remedy: every family on calibration examples, the best within its price, and a test of that one on others."""
+"""Finding -> Remedy: try every family on calibration examples, choose the best within the budget, and test it on others."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from trueup.subject.subject import Subject
 from trueup.subject.swap_adapter import with_prompt
 
 NEAR = 0.01
-"""Difference in AUPRC over all couplings that some hundred calibration examples cannot tell."""
+"""A difference in the mean AUPRC over all couplings that a few hundred calibration examples cannot resolve."""
 RESAMPLES = 300
-"""Of the bootstrap that judges the families on calibration examples."""
+"""The most resamples of the bootstrap that judges the families on calibration examples."""
 
 
 def repair(
@@ -47,13 +47,13 @@ def repair(
 ) -> Adapted | NoRemedy:
     """Learn on ``train`` and ``calibration``; choose on one half of the calibration clusters, confirm on the other.
 
-    A family can be chosen when, on the half that chooses, the lean falls, AUPRC over all couplings rises, and accuracy as the data
-    are falls by at most `max_cost`; of those within `NEAR` of the best AUPRC over all couplings, the one whose lean is nearest to
-    0. That one alone is put to the test: on the half that chose nothing its lean has to fall with the whole paired interval. So
-    a repair that does nothing is stated in at most 2.5% of runs, however many were tried. ``test`` is never looked at.
+    On the half that chooses, a family is eligible if the lean falls, the mean AUPRC over all couplings rises, and accuracy on the
+    data as they are falls by at most `max_cost`. Of the eligible families within `NEAR` of the best mean AUPRC, the one with the
+    lean nearest to 0 is chosen. Only this one is tested: on the other half, the whole paired interval of its change of the lean has
+    to be below 0. So a repair without effect is reported in at most 2.5% of runs, however many were tried. ``test`` is never used.
 
     Args:
-        take: the key of a family to take instead of the one that the rule would choose.
+        take: the key of a family to take instead of the one that this rule would choose.
 
     Raises:
         BadInput: a (label, group) cell of a split has fewer than 10 examples, or `take` is no family that was tried.
@@ -85,12 +85,12 @@ def repair(
 
 @dataclass(frozen=True, eq=False)
 class Offer:
-    """A family's chosen setting, and what the calibration examples that choose say of it.
+    """A family's chosen setting, with its results on the calibration examples that choose.
 
     Attributes:
-        lean_before, lean: |lean|. level_before, level: AUPRC over all couplings. cost: accuracy lost as the data are.
-        flip: |lean| with the polarity of the shortcut turned round, which must not help; None where there is no such control.
-        refused: why no adapter could be made of it; empty where none was tried, or one could.
+        lean_before, lean: |lean|. level_before, level: mean AUPRC over all couplings. cost: accuracy lost on the data as they are.
+        flip: |lean| with the polarity of the shortcut reversed, which must not help; None where there is no such control.
+        refused: why it could not be made into an adapter; empty where it could, or where this was not tried.
     """
 
     family: Family
@@ -113,12 +113,12 @@ class Offer:
 
     @property
     def control(self) -> bool:
-        """It is tried to show what must not help."""
+        """Whether this is a control, which must not help."""
         return self.family.source == CONTROL
 
     @property
     def flip_matches(self) -> bool:
-        """It is no better than its flip, so that it says nothing of the shortcut."""
+        """Whether the reversed polarity lowers the lean as much, so that the effect does not come from the shortcut."""
         return self.flip is not None and self.flip <= self.lean < self.lean_before
 
     @property
@@ -127,13 +127,13 @@ class Offer:
 
     @property
     def helps(self) -> bool:
-        """The lean falls and AUPRC over all couplings rises."""
+        """Whether the lean falls and the mean AUPRC over all couplings rises; never for a control, or where the flip matches."""
         better = self.lean < self.lean_before and self.level > self.level_before
         return better and not self.control and not self.flip_matches
 
 
 def offered(e: Evidence, *, retrain: bool) -> list[Offer]:
-    """What every possible family offers."""
+    """The chosen setting of every family that is possible, and without `retrain` not costly."""
     possible = [f for f in FAMILIES if f.possible(e) and (retrain or not f.costly)]
     offers: list[Offer] = []
     own_columns = e.columns(e.own.probability, e.choosing)
@@ -163,8 +163,9 @@ def offered(e: Evidence, *, retrain: bool) -> list[Offer]:
 
 
 def choose(e: Evidence, offers: list[Offer], *, max_cost: float, take: str) -> tuple[list[Offer], Offer | None]:
-    """The offer that the rule chooses, or that is to be taken, if an adapter can be made of it; and all offers, of which those that
-    could not be saved say why.
+    """All offers, and the one that the rule chooses or that `take` names, None where none can be made into an adapter.
+
+    Chosen offers that could not be saved are passed over; their `Offer.refused` says why.
 
     Raises:
         BadInput: `take` names no offer that an adapter can carry.
@@ -183,7 +184,7 @@ def choose(e: Evidence, offers: list[Offer], *, max_cost: float, take: str) -> t
 
 
 def taken(offers: Sequence[Offer], key: str) -> Offer:
-    """The offer that was asked for. Raises BadInput where there is none that an adapter can carry."""
+    """The offer with this key. Raises BadInput where no offer that an adapter can carry has it."""
     able = {o.key: o for o in offers if not o.control and o.saveable}
     if key not in able:
         raise BadInput(
@@ -193,15 +194,17 @@ def taken(offers: Sequence[Offer], key: str) -> Offer:
 
 
 def best_of(offers: Sequence[Offer], max_cost: float) -> Offer | None:
-    """Of those that help within the budget, and are within `NEAR` of the best AUPRC over all couplings, the one that leans
-    least."""
+    """The offer with the smallest lean, of those that help within the budget and can be saved; None where there is none.
+
+    It is within `NEAR` of the best mean AUPRC over all couplings among these.
+    """
     able = [o for o in offers if o.helps and o.saveable and not dearer(o.cost, max_cost)]
     best = max((o.level for o in able), default=0.0)
     return min((o for o in able if o.level >= best - NEAR), key=lambda o: o.lean, default=None)
 
 
 def leans(e: Evidence, samples: Mapping[str, NDArray]) -> float:
-    """|lean| of some calibration examples."""
+    """|lean| of the calibration examples whose columns (`Evidence.columns`) are given."""
     return statistics(samples, e.mixes, own=False)["severity"](*(samples[k] for k in COLUMNS))
 
 
@@ -214,8 +217,10 @@ def _accuracy(samples: Mapping[str, NDArray]) -> float:
 
 @dataclass(frozen=True)
 class Moved:
-    """Paired differences to the subject as it was, on the calibration examples that chose nothing: of |lean|, of AUPRC over all
-    mixes, and of accuracy as the data are."""
+    """Paired differences to the unrepaired subject, on the calibration examples that chose nothing.
+
+    They are of |lean|, of the mean AUPRC over all couplings, and of accuracy on the data as they are.
+    """
 
     lean: Difference
     level: Difference
@@ -223,12 +228,12 @@ class Moved:
 
     @property
     def helps(self) -> bool:
-        """The lean falls with its whole interval, and AUPRC over all couplings rises."""
+        """Whether the whole interval of the lean's change is below 0, and the mean AUPRC over all couplings rises."""
         return self.lean.high < 0 < self.level.value
 
 
 def judge(e: Evidence, offers: Sequence[Offer], *, resamples: int) -> dict[str, Moved]:
-    """By its key what each offer does, on the calibration examples that chose nothing."""
+    """Key -> the differences that each offer makes, on the calibration examples that chose nothing."""
     own_columns = e.columns(e.own.probability, ~e.choosing)
 
     def moved(offer: Offer) -> Moved:
@@ -242,15 +247,17 @@ def judge(e: Evidence, offers: Sequence[Offer], *, resamples: int) -> dict[str, 
 
 
 def confirmed(moved: Moved, max_cost: float) -> bool:
-    """Whether the examples that chose nothing bear a choice out, and do not show that it costs more than the budget."""
+    """Whether the examples that chose nothing confirm a choice, and do not show that it costs more than the budget."""
     return moved.helps and not dearer(-moved.accuracy.high, max_cost)
 
 
 def why_none(
     offers: Sequence[Offer], moved: Mapping[str, Moved], winner: Offer | None, max_cost: float
 ) -> tuple[str, bool]:
-    """Why no repair is handed over, as a sentence; and whether that is its price: some repair that does help, on the examples that
-    chose nothing, costs more than the budget."""
+    """A sentence that says why there is no repair, and whether the reason is the budget.
+
+    The reason is the budget where a repair helps on the examples that chose nothing, but costs more.
+    """
     repairs = [o for o in offers if not o.control]
     helped = [o for o in repairs if o.helps]
     failed = winner is not None and not moved[winner.key].helps
@@ -287,7 +294,7 @@ def why_none(
 
 
 def _too_dear(dear: Sequence[tuple[Offer, float]], moved: Mapping[str, Moved], max_cost: float) -> str:
-    """What repairs with their costs do, of which each is above the budget, and how to have one all the same."""
+    """A sentence about repairs above the budget, given with their costs: what the cheapest does, and how to get it anyway."""
     least, cost = min(dear, key=lambda d: d[1])
     others = "" if len(dear) == 1 else f" Of {listing([o.title for o, _ in dear])} it costs least."
     lean = _interval(moved[least.key].lean)
@@ -299,7 +306,7 @@ def _too_dear(dear: Sequence[tuple[Offer, float]], moved: Mapping[str, Moved], m
 
 
 def _unconfirmed(best: Offer, moved: Moved, budget: str = "") -> str:
-    """That examples which chose nothing do not bear `best` out. `budget`: where dearer ones helped, what it was the best within."""
+    """A sentence: the examples that chose nothing do not confirm `best`. `budget`: the budget, where costlier repairs helped."""
     lean = _interval(moved.lean)
     return (
         f"{f'Within the budget of {budget} of accuracy, t' if budget else 'T'}he best repair on the calibration examples used for "
@@ -323,7 +330,7 @@ def tell(
     claim: Claim,
     about: Mapping[str, Any],
 ) -> Adapted:
-    """The winner as an adapter, with its card: what was tried, what it moved, and what became of the attribute inside."""
+    """The winner as an adapter, with its card: what was tried, what changed, and HyPA's claim about the attribute inside."""
     m, tried = moved[winner.key], _tried(e, offers, moved, winner)
     describe = (
         f"{winner.title[0].upper()}{winner.title[1:]} ({winner.variant.name}). On {tried['examples']['judged']} calibration "
@@ -342,7 +349,7 @@ def tell(
 def _tried(
     e: Evidence, offers: Sequence[Offer], moved: Mapping[str, Moved], winner: Offer | None = None
 ) -> dict[str, Any]:
-    """What a card says of how the repair was sought."""
+    """The part of the card that describes the search for the repair."""
     return {
         "candidates": [_row(o, moved[o.key]) | ({"chosen": True} if o is winner else {}) for o in offers],
         "table": _markdown(offers, moved), "seed": e.seed,
@@ -353,7 +360,7 @@ def _tried(
 
 
 def _row(offer: Offer, moved: Moved) -> dict[str, Any]:
-    """One offer, as a card keeps it."""
+    """The card's entry for one offer."""
     cost, gain = _cost(moved), moved.level
     row = {
         "key": offer.key, "title": offer.title, "source": offer.family.source, "variant": offer.variant.name,
@@ -373,8 +380,10 @@ def _row(offer: Offer, moved: Moved) -> dict[str, Any]:
 def frontier(
     offers: Sequence[Offer], moved: Mapping[str, Moved], winner: Offer | None = None
 ) -> tuple[Alternative, ...]:
-    """What each repair gains (lean taken away) and costs (accuracy as the data are), on examples that chose nothing; best gain
-    first."""
+    """The gain (reduction of the lean) and cost (accuracy lost on the data as they are) of each repair, the best gain first.
+
+    Both are measured on the examples that chose nothing.
+    """
     return tuple(
         Alternative(
             o.key, o.title, -moved[o.key].lean.value, -moved[o.key].lean.high, -moved[o.key].lean.low, *_cost(moved[o.key]),
@@ -405,7 +414,7 @@ def _interval(d: Difference, form: str = "+.3f") -> str:
 
 
 def _cost(moved: Moved) -> tuple[float, float, float]:
-    """The accuracy that is lost: the value, and its interval."""
+    """The accuracy lost: the value, and the ends of its interval."""
     return -moved.accuracy.value, -moved.accuracy.high, -moved.accuracy.low
 
 
@@ -426,7 +435,7 @@ def remedy_of(subject: Subject, change: Change, card: Mapping[str, Any]) -> Adap
 
 
 def null_remedy(subject: Subject) -> Adapted:
-    """The subject's own adapter, put on again: changes nothing."""
+    """The subject's own adapter as a remedy, which changes nothing."""
     return remedy_of(replace(subject, head=None), Change(), {"describe": "Changes nothing."})
 
 

@@ -1,4 +1,4 @@
-"""The same kind of adapter trained again, with an objective that guards against the shortcut."""
+"""Repairs that train the same kind of adapter again, with an objective that counteracts the shortcut."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trueup.subject.new_adapter import beside, prompt_embeddings, recipe_of
 from trueup.subject.subject import Subject
 
 DRO_STEPS = (0.001, 0.01, 0.1)
-"""Tried steps of GroupDRO's group weights; 0.01 is the authors' default."""
+"""The step sizes of GroupDRO's group weights that are tried; 0.01 is the authors' default."""
 
 
 class Retrained(Family):
@@ -25,10 +25,10 @@ class Retrained(Family):
     costly = True
 
     def possible(self, e: Evidence) -> bool:
-        # What the recipe does not know of would be lost: biases, and starts that change the base weights.
+        # The recipe does not describe trained biases, or initialisations that change the base weights, so these would be lost.
         config = e.subject.peft_config
         plain = getattr(config, "bias", "none") == "none" and getattr(config, "init_lora_weights", True) is True
-        # What is trained anew has a logit for each class.
+        # An adapter that is trained again has a logit for each class, unlike a sigmoid head.
         return plain and not e.subject.sigmoid and recipe_of(e.subject) is not None
 
     def variants(self, e: Evidence) -> list[Variant]:
@@ -41,11 +41,11 @@ class Retrained(Family):
 
     @abstractmethod
     def objectives(self, e: Evidence) -> list[tuple[str, Objective]]:
-        """A name and an objective for each setting."""
+        """The name and the objective of each setting."""
 
 
 class GroupRobust(Retrained):
-    """The worst (label, group) cell counts most (Sagawa et al., arXiv 1911.08731)."""
+    """The worst (label, group) cell gets the largest weight (Sagawa et al., arXiv 1911.08731)."""
 
     key, title, source = "group-dro", "trained again, GroupDRO", "arXiv 1911.08731"
 
@@ -73,17 +73,17 @@ class ImportanceWeighted(Retrained):
 
 
 def again(e: Evidence) -> Subject:
-    """A fresh adapter of the subject's kind, with the subject's own last layer, and its own start where that is kept."""
+    """A fresh adapter of the subject's kind, with the subject's own last layer, and with its start P0 where that is kept."""
     s, recipe = e.subject, recipe_of(e.subject)
     assert recipe is not None
     new = beside(s, recipe, seed=e.seed)
     known = dict(s.model.named_parameters())
     with torch.no_grad():
-        # The whole head: RoBERTa and its like have a dense layer before the last one.
+        # The whole head is copied: RoBERTa and similar models have a dense layer before the last one.
         for name, parameter in new.model.named_parameters():
             if "modules_to_save" in name and name in known and known[name].shape == parameter.shape:
                 parameter.copy_(known[name])
-        if s.template is None:  # also where the subject's adapter changes it and does not keep it whole
+        if s.template is None:  # needed too where the subject's adapter changes the layer without saving it whole
             new.head_layer().weight.copy_(s.own_head().weight)
             if new.head_layer().bias is not None:
                 new.head_layer().bias.copy_(s.own_head().bias)
@@ -93,17 +93,17 @@ def again(e: Evidence) -> Subject:
 
 
 SOFT = "prompt_encoder"
-"""In the names of a soft prompt's parameters."""
+"""A part of the names of a soft prompt's parameters."""
 
 
 def train_only(e: Evidence, new: Subject, named: str, corpus: Corpus) -> None:
-    """Train the parameters with `named` in their name on `corpus`, as the subject's adapter was; all else is frozen."""
+    """Train only the parameters with `named` in their name, on `corpus`, with the training settings of the subject's adapter."""
     some = [p for n, p in new.model.named_parameters() if named in n]
     train(new, corpus, e.training, lr=e.lr, seed=e.seed, parameters=some)
 
 
 def prompt_of(subject: Subject) -> NDArray:
-    """The soft prompt of a subject that has one: (m, w)."""
+    """(m, w) the soft prompt of a subject, which must have one."""
     soft = prompt_embeddings(subject)
     assert soft is not None
     return soft.float().numpy()

@@ -1,7 +1,8 @@
-"""Subject + Corpus -> columns that nobody named and that the classifier leans on: found on calibration, judged on test examples.
+"""Subject + Corpus -> derived columns that the classifier leans on: found on calibration examples, judged on test examples.
 
-What a column is worth is not known here: a word that carries the meaning and one that betrays the source both give a head start.
-So nothing is called a fault. Each column is named with what reversing it would cost, and a reader says which should not matter.
+The scout cannot know whether a column should matter. A word that carries the meaning gives a head start (a higher score of one
+class at a given label), and so does a word that only gives away the source. So it calls nothing a fault. It names each column with
+the AUPRC that reversing its coupling would cost, and the reader decides which should not matter.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from trueup.run.predict import Outputs, hidden_states, layers_read, predict, ses
 from trueup.subject.subject import Subject
 
 SHOWN = 3
-"""Examples of each group that are shown, and of columns that are not proven the number that is told."""
+"""The number of examples that are shown of each group, and the number of unproven columns that are reported."""
 TELLING = 3
-"""Words that describe a cluster of hidden states."""
+"""The number of words that describe a cluster of hidden states."""
 LAYERS = (1 / 3, 1 / 2, 2 / 3)
-"""How far up the hidden states are clustered: there a text's kind is told, and its answer hardly yet."""
+"""The depths at which hidden states are clustered. There the states show the kind of a text, and hardly its answer yet."""
 GOES_WITH = 0.5
-"""Correlation of head starts from which a column is told to go with one above it."""
+"""A column whose head starts correlate by more than this with those of a stronger named column is reported as like it."""
 
 
 def why_not(subject: Subject) -> str | None:
@@ -48,7 +49,7 @@ def why_not(subject: Subject) -> str | None:
 def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: int = 0) -> Scouted:
     """Derive columns, find on calibration examples those that the subject leans on, and judge these on test examples.
 
-    One pass over calibration and test examples, which is remembered.
+    It takes one pass over calibration and test examples, which is remembered.
 
     Raises:
         Unsupported: few-shot prompts. BadInput: a split is empty, or holds fewer than two classes of 20 examples.
@@ -74,7 +75,7 @@ def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: in
     parts = {s: p.take(np.isin(p.label, frequent_labels)) for s, p in parts.items()}
     searching, judging = parts["calibration"], parts["test"]
     for p in parts.values():
-        _states(subject, p)  # its pass serves the prediction
+        _states(subject, p)  # first, because its pass serves the prediction too
     outs = {s: predict(subject, p) for s, p in parts.items()}
     sides = {
         s: search.Side(
@@ -112,10 +113,10 @@ def scout(subject: Subject, corpus: Corpus, *, threshold: float = 0.05, seed: in
 
 
 def with_columns(subject: Subject, corpus: Corpus, wanted: Sequence[str], scouted: Scouted) -> Corpus:
-    """The corpus with the scouted columns of `wanted` (``scout:1``) as attributes, before those that it has.
+    """The corpus with the scouted columns that `wanted` names (``scout:1``) as attributes, before its own attributes.
 
     Raises:
-        BadInput: a name is no ``scout:`` and a number, or the scout named fewer columns.
+        BadInput: a name is not ``scout:`` and a number, or the scout named fewer columns.
     """
     new: dict[str, NDArray] = {}
     for name in wanted:
@@ -141,7 +142,7 @@ def _clusters(part: Corpus, label: int) -> int:
 
 
 def _derived(subject: Subject, corpus: Corpus, side: search.Side, seed: int) -> list[Cue]:
-    """Every column that is tried, of one name each."""
+    """Every column that is tried, each with a unique name."""
     words = phrases(corpus, FEWEST)
     has = occurrences(corpus, words)
     chosen = search.telling(has, search.targets(side), corpus.cluster, seed)
@@ -150,7 +151,7 @@ def _derived(subject: Subject, corpus: Corpus, side: search.Side, seed: int) -> 
     for place in range(states.shape[1]):
         for parts in search.partitions(states[:, place], seed):
             nearest = parts.distances(states[:, place]).argmin(axis=1)
-            # Of two clusters each says what the other says.
+            # With two clusters, both columns would be the same.
             for k in range(len(parts.centres) if len(parts.centres) > 2 else 1):
                 found.append(_cluster(subject, place, parts, k, _telling(words, has, nearest == k)))
     seen: Counter[str] = Counter()
@@ -162,8 +163,10 @@ def _derived(subject: Subject, corpus: Corpus, side: search.Side, seed: int) -> 
 
 
 def _telling(words: Sequence[Cue], has: Any, inside: NDArray[np.bool_]) -> tuple[str, ...]:
-    """The single words that tell the rows `inside` from the rest, by shrunk log odds that a text has them; none that every fifth
-    text has, which says little of what a text is about."""
+    """The single words that best separate the rows `inside` from the rest, by shrunk log odds that a text has them.
+
+    Words in more than a fifth of the texts are left out, because they say little about what a text is about.
+    """
     rows = has.tocsr()
     common = np.asarray(rows.sum(axis=0)).ravel() > len(inside) / 5
     single = np.flatnonzero(

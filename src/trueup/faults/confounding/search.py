@@ -1,10 +1,10 @@
-"""Which of many columns a classifier leans on: put forward by some examples, judged on others. Arrays only, no model.
+"""Which of many columns a classifier leans on: selected on some examples, judged on others. Arrays only, no model.
 
-Examples that judge choose nothing. Each column that the searching examples put forward comes with the way of its coupling, so that
-its lean is expected above 0; on the judging examples that is a test of "the lean is at most the threshold", with the false
-discovery rate controlled over all columns that were judged (Benjamini and Hochberg 1995). The intervals of those that are named are
-at the level that goes with the choice (Benjamini and Yekutieli 2005: false coverage rate). They are two-sided, and so p is twice
-the upper tail: a column is named exactly when its interval lies above the threshold.
+The searching examples select columns, and the judging examples choose nothing. A selected column (a lead) comes with the direction
+of its coupling, so its lean is expected to be above 0. The judging examples test the hypothesis "the lean is at most the
+threshold". The false discovery rate is controlled over all judged columns (Benjamini and Hochberg 1995), and columns that pass are
+named. The level of the intervals of named columns allows for this selection (Benjamini and Yekutieli 2005: false coverage rate).
+The intervals are two-sided, so p is twice the upper tail: a column is named exactly when its interval lies above the threshold.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from trueup.measure.folds import folds
 
 Floats = NDArray[np.float64]
 RATE = 0.05
-"""Of columns that are named, the share that may be wrong in expectation."""
+"""The false discovery rate: the expected share of named columns that may be wrong."""
 JUDGED = 40
-"""Most columns that are put forward. Each one judged makes the others' proof harder."""
+"""The most columns that are selected. Each further column that is judged makes it harder to prove the others."""
 PROMISING = 0.02
-"""Lean on the searching examples below which a column is not put forward."""
+"""A column with at most this lean on the searching examples is not selected."""
 ALIKE = 0.9
-"""Correlation of two columns' head starts from which they are one column twice."""
+"""Above this correlation of their head starts, two columns count as the same column."""
 CHECKED = 0.8
-"""The same from which a cluster of hidden states gives way to a column that can be checked by reading."""
+"""Above this correlation, a column that can be checked by reading is preferred to a cluster of hidden states."""
 RESAMPLES = 200
 HALVES, STABLE, SPARSE = 20, 0.6, 0.7
-"""Stability selection (Meinshausen and Buhlmann 2010): half samples, the share of them that must choose a word, and the lasso's
-penalty as a share of the universal one (Donoho and Johnstone 1994), below which correlations by chance begin."""
+"""Stability selection (Meinshausen and Buhlmann 2010): the number of half samples, the share of them that must choose a word, and
+the lasso's penalty as a share of the universal one (Donoho and Johnstone 1994), below which correlations by chance begin."""
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Examples that search, or that judge: centred logits (n, C), label and cluster (n,)."""
+    """The examples that search, or those that judge: centred logits (n, C), label and cluster (n,)."""
 
     score: Floats
     label: NDArray
@@ -52,12 +52,12 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Lead:
-    """A column that was put forward.
+    """A column that the searching examples select.
 
     Attributes:
-        column: its place among those tried. groups: its values, sorted.
+        column: its index among the columns tried. groups: its values, sorted.
         starts: (C, G) mean score of each class in each group at a given label. coupling: (C, G) logs, along the head starts.
-        lean: on the examples that searched, by which it was chosen, and so too high.
+        lean: the lean on the searching examples. It is biased upwards, because it was the criterion of the selection.
     """
 
     column: int
@@ -69,13 +69,13 @@ class Lead:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What the judging examples say of one lead.
+    """The results for one lead on the judging examples.
 
     Attributes:
-        lean, low, high: with an interval at the level that goes with the choice; AUPRC lost when a coupling of 3 is reversed.
-        p: of a lean at most the threshold, twice the tail. q: the false discovery rate at which it is named. named: q is at most
-            `RATE`, and so low is above the threshold.
-        error: standard error. df: degrees of freedom, by the clusters of the rarest (label, group) cell.
+        lean, low, high: the AUPRC lost when a coupling of 3 is reversed. The level of the interval allows for the selection.
+        p: p-value of "the lean is at most the threshold", twice the tail. q: the false discovery rate at which it is named.
+            named: q is at most `RATE`, and so `low` is above the threshold.
+        error: the standard error. df: degrees of freedom, from the clusters of the rarest (label, group) cell.
     """
 
     lead: Lead
@@ -90,13 +90,16 @@ class Judgement:
 
 
 def indexed(values: NDArray, groups: Sequence[str]) -> NDArray[np.intp] | None:
-    """(n,) the place of each value in sorted `groups`; None where one is not among them."""
+    """(n,) the index of each value in the sorted `groups`; None where a value is not among them."""
     at = np.clip(np.searchsorted(np.asarray(groups), values), 0, len(groups) - 1)
     return at if (np.asarray(groups)[at] == values).all() else None
 
 
 def lead(column: int, values: NDArray, side: Side) -> Lead | None:
-    """What the searching examples say of a column; None where a (label, group) cell has fewer than `FEWEST` clusters."""
+    """The lead of a column on the searching examples; None where a (label, group) cell has fewer than `FEWEST` clusters.
+
+    It is None, too, for a column with one value or without any head start.
+    """
     groups, group = np.unique(values, return_inverse=True)
     shape = (side.score.shape[1], len(groups))
     if len(groups) < 2 or not _whole(side, group, shape):
@@ -115,11 +118,11 @@ def _whole(side: Side, group: NDArray, shape: tuple[int, int]) -> bool:
 
 
 def put_forward(columns: Sequence[NDArray], side: Side, hidden: Collection[int] = ()) -> tuple[list[Lead], int]:
-    """The most promising leads, the strongest first and no column twice; and how many columns are too rare to say anything.
+    """The most promising leads, the strongest first and without duplicates; and the number of columns that give no lead.
 
     Args:
-        hidden: places of columns that nobody can check by reading (clusters of hidden states). One of them gives way to a promising
-            column like it that can be checked. A state holds something of the label beside the cue, so that its lean is larger.
+        hidden: indices of columns that nobody can check by reading (clusters of hidden states). Such a column is dropped where a
+            promising column like it can be checked. The lean on a state is larger, because the state also depends on the label.
     """
     every = [lead(i, values, side) for i, values in enumerate(columns)]
     promising = sorted((x for x in every if x is not None and x.lean > PROMISING), key=lambda x: (-x.lean, x.column))
@@ -137,14 +140,14 @@ def put_forward(columns: Sequence[NDArray], side: Side, hidden: Collection[int] 
 
 
 def _shift(starts: Floats, group: NDArray) -> Floats:
-    """What a column adds to every example's scores, as a vector of length 1."""
+    """The contribution of a column's head starts to the scores of every example, scaled to a vector of length 1."""
     shift = lean.interaction(starts).T[group]
     shift = (shift - shift.mean(axis=0)).ravel()
     return shift / max(float(np.linalg.norm(shift)), 1e-300)
 
 
 def alike(a: Lead, b: Lead, columns: Sequence[NDArray]) -> float:
-    """Correlation of what two leads add to the scores of the examples that `columns` are of."""
+    """Correlation of the contributions (`_shift`) of two leads to the scores of the examples that `columns` describe."""
     one, other = (_shift(x.starts, np.searchsorted(np.asarray(x.groups), columns[x.column])) for x in (a, b))
     return float(one @ other)
 
@@ -152,11 +155,12 @@ def alike(a: Lead, b: Lead, columns: Sequence[NDArray]) -> float:
 def judge(
     leads: Sequence[Lead], columns: Sequence[NDArray], side: Side, *, threshold: float, seed: int
 ) -> tuple[list[Judgement], int]:
-    """Every lead on examples that chose nothing, the dearest to reverse first and those named before others; and how many leads
-    are too rare there.
+    """Judge every lead on examples that chose nothing. Named leads come first, and a larger lean before a smaller one.
+
+    The second result is the number of leads that could not be judged, mostly because they are too rare in these examples.
 
     Args:
-        columns: (n,) of strings for each lead, in their order.
+        columns: for each lead, in their order, (n,) strings: the column's values.
     """
     found: list[tuple[Lead, float, float, int]] = []
     for one, values in zip(leads, columns, strict=True):
@@ -190,7 +194,7 @@ def judge(
 
 
 def smallest(judged: Sequence[Judgement], threshold: float, power: float = 0.8) -> float:
-    """The lean that this many judging examples would name in `power` of cases, standing alone among those judged; nan of none."""
+    """The lean that would be named in `power` of cases with these examples, as the only one named; nan where none was judged."""
     if not judged:
         return math.nan
     error = float(np.median([j.error for j in judged]))
@@ -199,8 +203,10 @@ def smallest(judged: Sequence[Judgement], threshold: float, power: float = 0.8) 
 
 
 def needed(judged: Sequence[Judgement], threshold: float, clusters: int, power: float = 0.8) -> int | None:
-    """Judging clusters that would name the strongest of `judged` in `power` of cases if it is as strong as it looks; None where
-    it looks no stronger than the threshold."""
+    """The number of judging clusters at which the strongest of `judged` would be named in `power` of cases.
+
+    Its true lean is taken to be the estimate. None where the estimate is not above the threshold, or nothing was judged.
+    """
     best = max(judged, key=lambda j: j.lean, default=None)
     if best is None or best.lean <= threshold:
         return None
@@ -209,10 +215,11 @@ def needed(judged: Sequence[Judgement], threshold: float, clusters: int, power: 
 
 
 def telling(has: Any, targets: Floats, cluster: NDArray, seed: int) -> NDArray[np.bool_]:
-    """(m,) which of m words predict one of the targets beyond the other words: chosen by the lasso in most half samples.
+    """(m,) which of m words predict one of the targets given the other words: the lasso chooses them in most half samples.
 
     Args:
-        has: (n, m) sparse, whether each example has each word. targets: (n, k) numbers to predict. cluster: (n,) of half samples.
+        has: (n, m) sparse, whether each example has each word. targets: (n, k) numbers to predict.
+        cluster: (n,); half samples are drawn by clusters.
     """
     from sklearn.linear_model import Lasso
 
@@ -241,8 +248,10 @@ def telling(has: Any, targets: Floats, cluster: NDArray, seed: int) -> NDArray[n
 
 
 def targets(side: Side) -> Floats:
-    """(n, 2C + 1) what words are to predict: each class as the label, the head start of each at a given label, and the error;
-    (n, 3) for two classes, of which one says what the other says."""
+    """(n, 2C + 1) the targets that words have to predict: (n, 3) for two classes, where one of them determines the other.
+
+    They are the label as an indicator of each class, the score of each class less its mean at the label, and the error.
+    """
     classes = side.score.shape[1]
     is_label = np.eye(classes)[side.label]
     start = side.score.copy()
@@ -255,7 +264,7 @@ def targets(side: Side) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Clusters of hidden states, to which further examples can be assigned: x -> the nearest centre after a projection."""
+    """Clusters of hidden states. Further examples can be assigned to them: the nearest centre after a projection."""
 
     mean: Floats
     basis: Floats
@@ -271,7 +280,7 @@ PARTITIONS, DIMENSIONS = (2, 4, 8), 12
 
 
 def partitions(x: NDArray, seed: int) -> list[Partition]:
-    """Clusters of hidden states (n, d), `PARTITIONS` of them at a time, in the plane of their main directions."""
+    """Partitions of hidden states (n, d) into 2, 4 and 8 clusters (`PARTITIONS`), in the space of their main `DIMENSIONS`."""
     from sklearn.cluster import KMeans
 
     mean = x.mean(axis=0, dtype=np.float64)

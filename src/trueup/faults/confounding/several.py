@@ -1,8 +1,8 @@
-"""Several attributes at once: every other column that should not matter, and every pair of columns, beside the headline's.
+"""Several attributes at once: every further column that should not matter, and every pair of columns, besides the headline's.
 
-The intervals of their leans hold together: each is at the level 1 - 0.05 / k for k columns (Bonferroni), so that in at most 5% of
-audits one of them misses its truth. Those of their worst cells' accuracies hold together in the same way. A pair is an attribute
-whose groups are the pairs of values: its worst cell is the worst intersection.
+The intervals of their leans are simultaneous: each has the level 1 - 0.05 / k for k columns (Bonferroni), so in at most 5% of
+audits any of them misses its true value. The intervals of the accuracies of their worst cells are simultaneous in the same way.
+A pair is an attribute whose groups are the pairs of values, so its worst cell is the worst intersection.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from trueup.faults.fault import Chart, Difference, Measure, Series
 from trueup.measure import bootstrap, lean
 
 GROUP = "group of "
-"""How a finding's samples call the groups of a further column."""
+"""The prefix of the key under which a finding's samples hold the groups of a further column."""
 KEYS = ("lean", "worst_group_accuracy")
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One attribute of the examined examples: its groups, and the mixes at which it is looked at."""
+    """One attribute of the examined examples: its groups, and the mixes at which it is examined."""
 
     name: str
     groups: tuple[str, ...]
@@ -55,8 +55,10 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Further:
-    """What is said of one further column: `lean` and the accuracy of its worst (label, group) cell, each with an interval that
-    holds together with the others'."""
+    """The results for one further column: `lean`, and `worst`, the accuracy of its worst (label, group) cell.
+
+    Their intervals are simultaneous with those of the other further columns.
+    """
 
     column: Column
     lean: bootstrap.Estimate
@@ -65,10 +67,10 @@ class Further:
 
 
 def column_of(corpus: Corpus, label: NDArray, score: NDArray, name: str, coupling: float) -> Column | str:
-    """The attribute `name`, or two with ``*`` between them, at the nominal coupling; or why nothing can be said about it.
+    """The attribute `name`, or a pair with ``*`` between the names, at the nominal coupling; or why it cannot be examined.
 
     Args:
-        label: (n,) below the C classes that occur. score: (n, C) centred logits.
+        label: (n,) indices of the C classes that occur. score: (n, C) centred logits.
     """
     try:
         groups = mix.groups_of(corpus, name)
@@ -101,10 +103,10 @@ def others(
     resamples: int,
     seed: int,
 ) -> tuple[list[Further], dict[str, str]]:
-    """Every column but the headline's `attribute`, and every pair; and name -> why nothing is said about a column.
+    """The results for every pair and every column except the headline's `attribute`; and name -> why one was not examined.
 
     Args:
-        samples: of the finding; their group is the headline's.
+        samples: the finding's samples; their group is the headline's.
     """
     names = list(corpus.attributes)
     other_names = [n for n in (*names, *pairs(names)) if n != attribute] if len(names) > 1 else []
@@ -136,7 +138,7 @@ def others(
 
 
 def measures(told: list[Further]) -> dict[str, Measure]:
-    """The lean on each further column, and of each pair the accuracy of its worst intersection."""
+    """The lean on each further column, and for each pair the accuracy of its worst intersection."""
     found = {}
     for f in told:
         name, e, w = f.column.name, f.lean, f.worst
@@ -151,7 +153,7 @@ def measures(told: list[Further]) -> dict[str, Measure]:
 
 
 def chart(attribute: str, headline: bootstrap.Estimate, told: list[Further]) -> Chart:
-    """The lean on every column side by side."""
+    """A chart of the lean on every column."""
     names = [attribute, *(f.column.name for f in told)]
     every = [headline, *(f.lean for f in told)]
     return Chart(
@@ -163,7 +165,7 @@ def chart(attribute: str, headline: bootstrap.Estimate, told: list[Further]) -> 
 
 
 def details(told: list[Further]) -> list[dict[str, Any]]:
-    """What `changed` needs of each further column, and its word, as JSON can hold it."""
+    """The data of each further column that `changed` needs, and its verdict, as JSON values."""
     return [
         {
             "attribute": f.column.name, "groups": list(f.column.groups), "verdict": f.verdict, "cells": f.column.cells.tolist(),
@@ -190,10 +192,10 @@ def changed(
 
 
 def strongest(corpus: Corpus, logits: NDArray, coupling: float) -> str | None:
-    """The attribute of `corpus` that the classifier leans on most; None where nothing can be said about any.
+    """The attribute of `corpus` that the classifier leans on most; None where none can be examined.
 
     Args:
-        logits: (n, K) of its examples, the classes first, in the order of `corpus.classes`.
+        logits: (n, K) of its examples. The columns of the classes come first, in the order of `corpus.classes`.
     """
     present_labels = np.unique(corpus.label)
     label = np.searchsorted(present_labels, corpus.label)

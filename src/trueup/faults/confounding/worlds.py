@@ -1,4 +1,4 @@
-"""Worlds of the bench of verdicts: classifiers of which the lean on a group is known, as numbers alone."""
+"""Simulated worlds for `trueup bench verdicts`: logits of classifiers whose lean on a group is known."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from trueup.measure.worlds import Judged, World
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier's logits where label and group are coupled: a signal, noise, a prior, and a head start for each group.
+    """A classifier whose logits are the sum of a signal, noise, a prior, and a head start for each group.
 
     Attributes:
-        classes, groups: how many there are.
-        prevalence, share: P(y = last), P(z = last); the others are alike.
-        coupling: of label and group in the data drawn: with even margins each class is so many times as frequent in its group.
-        signal: what the own class' logit is ahead by, in margin standard deviations, group by group (in turn).
-        start: how far apart the groups' head starts are, in margin standard deviations; below 0 against the coupling.
-        skew: 0 for normal noise; above it noise is skewed, as evidence of rare words is.
+        classes, groups: the numbers of classes and groups.
+        prevalence, share: P(y = last) and P(z = last); the other classes and groups are equally likely.
+        coupling: how many times as frequent each class is in its own group in the data drawn, with even margins.
+        signal: the lead of the right class' logit, in margin standard deviations, for each group (repeated as needed).
+        start: the difference between the groups' head starts, in margin standard deviations; below 0 it is against the coupling.
+        skew: 0 for normal noise; above 0 the noise is skewed, as evidence from rare words is.
     """
 
     classes: int = 2
@@ -85,7 +85,7 @@ def _draw(world: Classifier, times: int, rng: np.random.Generator, n: int) -> Dr
 
 
 def judge(shape: tuple[int, int], drawn: Drawn, seed: int) -> Judged:
-    """The audit's verdict on these logits; undecided where it refuses, for want of examples of a label in a group."""
+    """The audit's verdict on these logits; undecided where the audit refuses, because a label has too few examples in a group."""
     logits, label, group, cluster = drawn
     cells = np.bincount(label * shape[1] + group, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
     if not cells.all() or in_cells(label, group, cluster).min() < FEWEST:
@@ -105,7 +105,7 @@ def judge(shape: tuple[int, int], drawn: Drawn, seed: int) -> Judged:
 
 
 def _truth(world: Classifier, said: Judged) -> Mapping[str, float]:
-    """The lean and floor of a large draw, at the coupling that was looked at; gaps where groups are alike but in number."""
+    """The lean and floor of a large draw, at the coupling that was examined; also gaps of 0 where groups differ only in size."""
     if said.learnt is None:
         return {}
     logits, label, group = _large(world)
@@ -158,14 +158,16 @@ FAULT: dict[str, Classifier] = {
 
 @dataclass(frozen=True)
 class Leaning:
-    """Two classes, and columns of two groups each that give head starts of so many margin standard deviations, one on top of the
-    other. `tied`: of the variance of the columns' scores, what they have in common."""
+    """Two classes, and columns of two groups each. Each column adds a head start of `starts` margin standard deviations.
+
+    `tied`: the share of the variance of the columns' scores that they have in common.
+    """
 
     starts: tuple[float, ...] = (1.0, 0.6, 0.0)
     tied: float = 0.3
 
     def draw(self, rng: np.random.Generator, n: int) -> Corpus:
-        """Logits as two columns of a corpus' `others`, as text, and each column as an attribute."""
+        """A corpus with the score of class "b" as text in its `others`, and with each column as an attribute."""
         label, common = rng.integers(0, 2, n), rng.normal(size=n)
         score = rng.normal(size=n) + 1.5 * label
         groups = {}
@@ -185,7 +187,10 @@ def _scores(corpus: Corpus) -> NDArray:
 
 
 def judge_columns(world: Leaning, corpus: Corpus, seed: int) -> Judged:
-    """Whether every further column's interval holds its truth, as one interval around 0; `found` where a column of dice is."""
+    """Whether the interval of every further column contains its true value, as one interval that then contains 0.
+
+    The verdict is `found` where a column of independent noise is found.
+    """
     scores, first = _scores(corpus), next(iter(corpus.attributes))
     group = mix.group_index(corpus, first, mix.groups_of(corpus, first))
     samples = columns(scores, corpus.label, group) | {"cluster": corpus.cluster, "judges": judges(corpus.cluster, seed)}
@@ -227,12 +232,12 @@ def _together(name: str, world: Leaning) -> World:
 
 @dataclass(frozen=True)
 class Columns:
-    """A weak classifier, and columns of dice of which the first gives a head start of so many margin standard deviations.
+    """A weak classifier, and random columns, the first of which gives a head start.
 
     Attributes:
-        start: of the first column. shared: of the columns' variance, what they have in common. many: how many there are.
-        hidden: how many of them, the last, nobody can check by reading, as with clusters of hidden states. Each is one of the
-            first columns with a tenth of its rows turned round.
+        start: the head start, in margin standard deviations. shared: the share of the columns' variance that they have in common.
+        many: the number of columns. hidden: how many of them (the last) nobody can check by reading, as with clusters of hidden
+            states. Each of these is a copy of one of the first columns with a tenth of its rows inverted.
     """
 
     start: float = 0.0
@@ -241,7 +246,7 @@ class Columns:
     hidden: int = 0
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[list[NDArray], NDArray, NDArray]:
-        """Columns, logits and labels of n examples that search and n that judge."""
+        """Columns, logits and labels of 2n examples: the first n search, and the others judge."""
         label, common = rng.integers(0, 2, 2 * n), rng.normal(size=2 * n)
         found = []
         for k in range(self.many - self.hidden):
@@ -259,7 +264,7 @@ class Columns:
 def judge_scout(
     threshold: float, only: int | None, hidden: int, drawn: tuple[list[NDArray], NDArray, NDArray], seed: int
 ) -> Judged:
-    """Found where a column is named; with `only` where this one is. `hidden`: as in `Columns`."""
+    """The verdict `found` where a column is named; with `only`, where this column is named. `hidden`: as in `Columns`."""
     found, logits, label = drawn
     half = np.arange(len(label)) < len(label) // 2
     first, second = (search.Side(lean.centred(logits[r]), label[r], np.arange(len(label))[r]) for r in (half, ~half))
