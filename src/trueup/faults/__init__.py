@@ -1,1 +1,1 @@
-"""WHAT CAN BE WRONG: one folder each, found by being there. No fault imports another."""
+"""The faults that trueup examines. Each folder of this package that defines a `Fault` is one. No fault imports another."""

@@ -1,4 +1,4 @@
-"""A repair that is an adapter: the same files on disk and on a live model. Shared by every fault whose repair is one."""
+"""A repair that is a PEFT adapter, on a loaded model and as files. Every fault whose repair is an adapter uses it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from trueup.subject.swap_adapter import wear
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapted(Remedy):
-    """The subject with another adapter in place of its own.
+    """The repair that replaces the adapter of the subject by another one.
 
     Attributes:
-        fault: the fault it repairs. made_for: fingerprint of the model it was made for.
-        settings, tensors: the PEFT adapter.
-        head: stands in for the last layer of a subject that answers with words, whose repaired head is saved as that of
-            a sequence classifier on the same base; None elsewhere.
-        card: what is written beside the adapter: the choice and what was tried.
-        pictures: as `Remedy.charts`.
-        tokenizer: the subject's, where it is not the base's own: it is saved with the adapter.
+        fault: the fault that it repairs. made_for: the fingerprint of the model for which it was made.
+        settings, tensors: the configuration and the weights of the PEFT adapter.
+        head: the last layer that replaces that of a subject which answers with words. It is saved as the head of a sequence
+            classifier on the same base. None for other repairs.
+        card: the facts that are saved with the adapter: what was chosen and what was tried.
+        pictures: the charts that `Remedy.charts` returns.
+        tokenizer: the tokenizer of the subject, saved with the adapter, if it differs from that of the base; else None.
     """
 
     fault: str
@@ -53,8 +53,8 @@ class Adapted(Remedy):
                 f"it was made for, or repair this one: `trueup repair {self.fault} MODEL --adapter DIR --data ...`."
             )
         if self.head is not None:
-            moved_head = Head(self.head.weight.to(subject.device), self.head.bias.to(subject.device))
-            yield replace(subject, head=moved_head)
+            head = Head(self.head.weight.to(subject.device), self.head.bias.to(subject.device))
+            yield replace(subject, head=head)
         else:
             yield wear(subject, self.settings, self.tensors)
 
@@ -73,8 +73,8 @@ class Adapted(Remedy):
         if not _shots(self.card):
             return predict_script.usage(folder, self.card)
         base, folder_literal = loading.code_literal(str(self.card["base"])), loading.code_literal(folder)
-        given = 'demonstrations, query = [("a text", "its answer"), ...], "a text to be answered"'
-        return f"BASE, FOLDER = {base}, {folder_literal}\n{given}\n{_few_shot(self, ()).code}"
+        input_lines = 'demonstrations, query = [("a text", "its answer"), ...], "a text to be answered"'
+        return f"BASE, FOLDER = {base}, {folder_literal}\n{input_lines}\n{_few_shot(self, ()).code}"
 
     def describe(self) -> str:
         return str(self.card["describe"])
@@ -90,13 +90,13 @@ def adapted(
     fault: str, subject: Subject, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], card: Mapping[str, Any],
     *, head: Head | None = None, pictures: tuple[Chart, ...] = (),
 ) -> Adapted:  # fmt: skip
-    """The remedy for `subject` that is this adapter. How to load it is added here.
+    """The remedy for `subject` that consists of this adapter. It adds to `card` the facts that are needed to load it.
 
-    `card` says what was chosen, in `table` (markdown) what was tried, and with `pair` that its examples are pairs of texts.
+    `card` says what was chosen. Its `table` (markdown) says what was tried, and its `pair` that the examples are pairs of texts.
     """
     about: dict[str, Any] = loading.facts(subject) | {"classes": list(subject.classes)}
     template = about["shape"]
-    # A user may go on from the repaired adapter: what the loader reads in a card of its own stands here as well.
+    # A user may examine the repaired adapter again, so its card holds what trueup's loader reads from the card of an adapter.
     if template is not None and head is None:
         about["template"] = template
     if subject.source.seen is not None:
@@ -107,7 +107,7 @@ def adapted(
 
 
 def with_head(fault: str, subject: Subject, head: Head, card: Mapping[str, Any]) -> Adapted:
-    """The remedy for `subject` that is another last layer.
+    """The remedy for `subject` that replaces its last layer by `head`.
 
     Raises:
         Unsupported: as `subject.adapter.adapter_with_head`.
@@ -129,17 +129,17 @@ def read_adapted(fault: str, folder: Path, subject: Subject) -> Adapted:
     atomic.verify(folder)
     settings, tensors = files.read_settings(folder), files.read_tensors(folder)
     head = files.head_in(tensors, subject.anatomy) if card.get("words") else None
-    facts = {k: v for k, v in card.items() if k not in ("repairs", "made_for", "words")}
-    return Adapted(fault, card["made_for"], settings, tensors, head, facts, tokenizer=files.brought(subject))
+    choices = {k: v for k, v in card.items() if k not in ("repairs", "made_for", "words")}
+    return Adapted(fault, card["made_for"], settings, tensors, head, choices, tokenizer=files.brought(subject))
 
 
 def _shots(card: Mapping[str, Any]) -> bool:
-    """Whether its subject answers from demonstrations in its prompt."""
+    """Whether the subject of this card answers from demonstrations in its prompt."""
     return bool((card.get("shape") or {}).get("shots"))
 
 
 def _lines(remedy: Adapted) -> tuple[str, str, str, str]:
-    """The lines of code that load it, that make the inputs, that make `out` with a column a class, and that read the label off."""
+    """The code of a card, in four parts: load the model, make the inputs, make `out` with one column per class, read the label."""
     card, names = remedy.card, remedy.card["classes"]
     words = card.get("shape") if remedy.head is None else None
     out, logits = "out = model(**inputs).logits", 1 if card.get("sigmoid") else None if words else len(names)
@@ -174,7 +174,7 @@ def _script(remedy: Adapted) -> str:
 
 
 def _few_shot(remedy: Adapted, tried: tuple[tuple[str, str], ...]) -> Card:
-    """The card of an adapter whose subject answers from demonstrations in its prompt."""
+    """The card of an adapter for a subject that answers from demonstrations in its prompt."""
     shape = remedy.card["shape"]
 
     def joined(text: str, x: str) -> str:
@@ -183,7 +183,7 @@ def _few_shot(remedy: Adapted, tried: tuple[tuple[str, str], ...]) -> Card:
 
     line = shape["text"] if shape["text"] != shape["text"].rstrip() else shape["text"] + "\n"
     header = f"{shape['header']!r} + " if shape.get("header") else ""
-    asked = "shown + " + joined(line.partition("{label}")[0].rstrip(), "query")
+    prompt = "shown + " + joined(line.partition("{label}")[0].rstrip(), "query")
     shown = f'shown = {header}"".join({joined(line, "text")} for text, answer in demonstrations)'
     ends = "the answer ends where its line does"
     if shape.get("chat"):
@@ -194,14 +194,14 @@ for text, answer in demonstrations:
     turns += [{{'role': 'user', 'content': {joined(turns, "text")}}}, {{'role': 'assistant', 'content': answer}}]
 turns.append({{'role': 'user', 'content': {joined(turns, "query")}}})
 shown = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)"""
-        asked = f"shown + {remedy.card['opened']!r}" if remedy.card["opened"] else "shown"
+        prompt = f"shown + {remedy.card['opened']!r}" if remedy.card["opened"] else "shown"
         ends = "the answer ends with its turn"
     return Card(
         remedy.fault, f"A repaired adapter ({remedy.fault})", remedy.describe(), str(remedy.card["base"]), "text-generation",
         f"It was made for prompts of {shape['shots']['number']} demonstrations and a query.",
         f"""{loading.load_lines(remedy.card, None)}
 {shown}
-{loading.input_lines(remedy.card, asked)}
+{loading.input_lines(remedy.card, prompt)}
 answer = tok.decode(model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1]:])""",
         f"`demonstrations` are pairs of a text and its answer, `query` is the text to be answered; {ends}.\n"
         f"{loading.closing(remedy.card)}",

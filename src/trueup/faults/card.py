@@ -1,4 +1,4 @@
-"""The model card of a saved repair, in Hugging Face's format: what it is, what was measured, how to load it without trueup."""
+"""The model card of a saved repair in Hugging Face's format: what the repair is, what was measured, how to load it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from trueup.faults.fault import Comparison, Difference, Measure
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says besides what was measured.
+    """The content of a card except the measurements.
 
     Attributes:
-        fault: whose repair it is. title: the heading. describe: what the repair does, in a sentence.
-        base: the base model's name as the user gave it. task: the hub's name of what it is for.
-        opening: what stands before the lines of code. code: Python lines that load and use it with plain PEFT. closing:
-            what stands after them.
-        sections: further headings and their markdown, in order. warning: what does not work, said before all else.
-        licence: that of the base, as the hub writes it; empty where it is not known.
+        fault: the fault that is repaired. title: the heading. describe: what the repair does, in a sentence.
+        base: the name of the base model as the user gave it. task: the hub's name of the task.
+        opening: the text before the code. code: Python lines that load and use the repair with plain PEFT. closing: the text
+            after the code.
+        sections: further headings and their markdown, in order. warning: what does not work; it stands at the top.
+        licence: the licence of the base, as the hub writes it; empty where it is not known.
     """
 
     fault: str
@@ -40,7 +40,7 @@ class Card:
 
 
 def page(card: Card, comparison: Comparison | None) -> str:
-    """The card as markdown with front matter; with a comparison also what was measured on held-out examples."""
+    """The card as markdown with front matter. With a comparison it also holds what was measured on held-out examples."""
     front: dict[str, Any] = {
         "library_name": "peft",
         "pipeline_tag": card.task,
@@ -65,7 +65,7 @@ def page(card: Card, comparison: Comparison | None) -> str:
     for heading, text in card.sections:
         parts += [f"## {heading}", text]
     parts += ["## Intended use and limits", _limits(card, comparison)]
-    # JSON is YAML too, and no name in it can end a line.
+    # JSON is valid YAML, and a name in it cannot end a line.
     head = "\n".join(f"{k}: {json.dumps(v)}" for k, v in front.items())
     return f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -89,8 +89,8 @@ def _index(card: Card, comparison: Comparison) -> dict[str, Any]:
     origin = comparison.before.provenance.get("dataset") or {}
     dataset = {"name": "held-out examples of the user's data", "type": "held-out"}
     if origin.get("id"):
-        known = {k: str(origin[k]) for k in ("config", "split", "revision") if origin.get(k)}
-        dataset = {"name": f"{origin['id']}, held-out part", "type": str(origin["id"]), **known}
+        origin_facts = {k: str(origin[k]) for k in ("config", "split", "revision") if origin.get(k)}
+        dataset = {"name": f"{origin['id']}, held-out part", "type": str(origin["id"]), **origin_facts}
     return {"name": card.title, "results": [{"task": {"type": card.task}, "dataset": dataset, "metrics": metrics}]}
 
 
@@ -100,10 +100,14 @@ def _measured(comparison: Comparison) -> str:
     rows = [("severity: " + before.unit, _of(before.severity, before.low, before.high),
              _of(after.severity, after.low, after.high), _difference(comparison.differences, "severity"))]  # fmt: skip
     for key, m in before.measures.items():
-        then = after.measures.get(key)
-        if then is not None and (m.value, m.low, m.high) != (then.value, then.low, then.high):
-            now = _of(then.value, then.low, then.high)
-            rows.append((m.title, _of(m.value, m.low, m.high), now, _difference(comparison.differences, key)))
+        measure_after = after.measures.get(key)
+        if measure_after is not None and (m.value, m.low, m.high) != (
+            measure_after.value,
+            measure_after.low,
+            measure_after.high,
+        ):
+            value_after = _of(measure_after.value, measure_after.low, measure_after.high)
+            rows.append((m.title, _of(m.value, m.low, m.high), value_after, _difference(comparison.differences, key)))
     table = "| | before | after | paired difference |\n|---|---|---|---|\n" + "\n".join(
         f"| {cell(a)} | {b} | {c} | {d} |" for a, b, c, d in rows
     )
@@ -140,7 +144,7 @@ def _of(value: float, low: float, high: float, *, sign: bool = False) -> str:
 
 
 def cell(text: object) -> str:
-    """Text that stays inside one cell of a markdown table, and makes no link or tag there."""
+    """Text escaped for one cell of a markdown table: it cannot leave the cell, or make a link or a tag."""
     shown = " ".join(visible(text).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
     return shown.replace("[", "\\[").replace("\\\\[", "\\[")
 

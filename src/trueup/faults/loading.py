@@ -1,4 +1,4 @@
-"""How a card says that a repaired adapter is loaded and asked with plain PEFT, in lines that say what trueup says."""
+"""The code on a card that loads and runs a repaired adapter with plain PEFT. Its results are those of trueup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trueup.subject.subject import Subject
 
 
 def facts(subject: Subject) -> dict[str, Any]:
-    """What the lines need to know of a subject; a card adds ``pair`` where its examples are pairs of texts."""
+    """The facts of a subject that the lines of code depend on. A card adds ``pair`` where the examples are pairs of texts."""
     causal, chat = subject.anatomy.causal, subject.template is not None and subject.template.chat
     takes_segments = not causal and getattr(subject.base.config, "type_vocab_size", 0) > 1
     return {
@@ -35,7 +35,7 @@ def facts(subject: Subject) -> dict[str, Any]:
 
 
 def _quantised(subject: Subject) -> Any:
-    """The settings under which a base was quantised as it was loaded; None where its own folder says so, or it is not."""
+    """The settings with which a base was quantised when it was loaded; None if its folder holds them, or it is not quantised."""
     settings = getattr(subject.base.config, "quantization_config", None)
     if settings is None or (subject.source.base != UNNAMED and subject.source.weights.quantize is None):
         return None
@@ -44,40 +44,40 @@ def _quantised(subject: Subject) -> Any:
 
 
 def load_lines(about: Mapping[str, Any], logits: int | None, names: Sequence[str] = ()) -> str:
-    """The lines that make `model` and `tok`: a classifier of so many `logits`, or a model that writes for None. With the `names` of
-    the outputs the model's config says them too; an output beyond them is no class."""
+    """The lines that make `model` and `tok`: a classifier with `logits` outputs, or a text generator if that is None. `names` are
+    the names of the classes, which the model's config then holds as well. Outputs beyond them are no classes."""
     kind = "CausalLM" if logits is None else "SequenceClassification"
-    given = [f"dtype={about['dtype']!r}"]
+    arguments = [f"dtype={about['dtype']!r}"]
     if logits is not None:
-        given = [*_labels(logits, names), "ignore_mismatched_sizes=True", *given]
+        arguments = [*_labels(logits, names), "ignore_mismatched_sizes=True", *arguments]
     if about.get("quantised"):
-        given.append(f"quantization_config={about['quantised']!r}")
+        arguments.append(f"quantization_config={about['quantised']!r}")
     pinned = f", revision={about['revision']!r}" if about.get("revision") else ""
     words = "FOLDER" if about.get("own tokenizer") else f"BASE{pinned}"
     rows = about.get("vocabulary")
-    wider = f"\nbase.resize_token_embeddings({rows}, mean_resizing=False)" if rows else ""
-    if logits is not None and about.get("causal"):  # a decoder's classifier reads the last token that is not this one
-        wider += f"\nbase.config.pad_token_id = {about.get('pad')}"
+    further_lines = f"\nbase.resize_token_embeddings({rows}, mean_resizing=False)" if rows else ""
+    if logits is not None and about.get("causal"):  # a decoder's classifier reads the last token other than this one
+        further_lines += f"\nbase.config.pad_token_id = {about.get('pad')}"
     return f"""from transformers import AutoModelFor{kind}, AutoTokenizer
 from peft import PeftModel
-base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(given)}{pinned}){wider}
+base = AutoModelFor{kind}.from_pretrained(BASE, {", ".join(arguments)}{pinned}){further_lines}
 model, tok = PeftModel.from_pretrained(base, FOLDER).eval(), AutoTokenizer.from_pretrained({words})"""
 
 
 def _labels(logits: int, names: Sequence[str]) -> list[str]:
-    """The arguments that say how many outputs there are, and what they are called."""
+    """The arguments that give the number of outputs and their names."""
     if not 1 < len(names) <= logits:
         return [f"num_labels={logits}"]
     outputs = [*names, *(f"no class: for the confidence {i + 1}" for i in range(logits - len(names)))]
     pairs = [(code_literal(n), i) for i, n in enumerate(outputs)]
-    id_to_label, label_to_id = ", ".join(f"{i}: {n}" for n, i in pairs), ", ".join(f"{n}: {i}" for n, i in pairs)
-    return [f"id2label={{{id_to_label}}}", f"label2id={{{label_to_id}}}"]
+    names_of, indices_of = ", ".join(f"{i}: {n}" for n, i in pairs), ", ".join(f"{n}: {i}" for n, i in pairs)
+    return [f"id2label={{{names_of}}}", f"label2id={{{indices_of}}}"]
 
 
 def input_lines(about: Mapping[str, Any], text: str | None = None, arrays: str = "pt") -> str:
-    """The lines that make `inputs` of ``text``, and ``second`` for pairs, or of the Python expression `text`.
+    """The lines that make `inputs` from ``text``, and from ``second`` for pairs, or from the Python expression `text`.
 
-    `arrays` are ``pt`` for torch's tensors, or ``np``."""
+    `arrays` is ``pt`` for torch tensors, or ``np``."""
     shape = about.get("shape")
     options = "" if shape is not None else f", truncation=True, max_length={about['max_length']}"
     if shape is None and not about.get(
@@ -85,26 +85,26 @@ def input_lines(about: Mapping[str, Any], text: str | None = None, arrays: str =
     ):  # several texts at once are padded; a decoder reads one at a time
         options = f", padding=True{options}"
     if text is None and shape is not None:
-        # Joined and not replaced, so that braces inside a text stay what they are.
+        # The parts are joined and nothing is replaced, so that braces inside a text stay unchanged.
         parts = [p for p in re.split(r"(\{text\}|\{second\})", shape["text"]) if p]
         text = " + ".join(p[1:-1] if p in ("{text}", "{second}") else repr(p) for p in parts)
     text = text or ("text, second" if about.get("pair") else "text")
-    if shape is not None and shape.get("chat"):  # the chat template has written the special tokens
+    if shape is not None and shape.get("chat"):  # the chat template adds the special tokens
         options += ", add_special_tokens=False"
     if not about.get("segments", True):
         options += ", return_token_type_ids=False"
     lines = f'inputs = tok({text}, return_tensors="{arrays}"{options})'
-    if about.get("ends"):  # an answer comes where the text stops, not after a token that ends it
+    if about.get("ends"):  # the answer follows the text directly, not a token that ends the text
         lines += "\ninputs = {k: v[:, :-1] for k, v in inputs.items()}  # this tokenizer ends every text with a token"
     return lines
 
 
 def answer(classes: int, *, score: Calibrated | None = None, sigmoid: bool = False) -> tuple[str, str]:
-    """The Python expressions of label and confidence that read `out`, the logits (n, K) of so many classes.
+    """The Python expressions of label and confidence from `out`, the logits (n, K) of `classes` classes.
 
     Args:
-        score: reads the confidence where it is not the probability of the label; it takes `out` in float64.
-        sigmoid: the two classes share one logit.
+        score: computes the confidence from `out` in float64, where it is not the probability of the label.
+        sigmoid: whether the two classes share one logit.
     """
     if score is not None:
         return f"out[:, :{classes}].argmax(-1)", score.torch_line
@@ -114,7 +114,7 @@ def answer(classes: int, *, score: Calibrated | None = None, sigmoid: bool = Fal
 
 
 def code_literal(text: str) -> str:
-    """A name as a Python literal that ends no line and no fenced block of a card."""
+    """A name as a Python literal that cannot end a line or a fenced block of a card."""
     return json.dumps(text).replace("`", "\\u0060")
 
 
@@ -124,12 +124,12 @@ def class_names(names: Sequence[str]) -> str:
 
 
 def literal(name: str) -> str:
-    """A name in a card, as it is: none ends a line, is read as markup, or turns what follows it around."""
+    """A name in a card, quoted so that it cannot end a line, act as markup, or reverse the direction of the text after it."""
     return f"`{visible(json.dumps(name, ensure_ascii=False)).replace('`', chr(39))}`"
 
 
 def closing(about: Mapping[str, Any]) -> str:
-    """What stands after the lines: what their names mean, and what they do not do."""
+    """The text after the code of a card: what its names mean, and what it does not do."""
     shape = about.get("shape")
     text = f"`BASE` is {literal(str(about['base']))}, and `FOLDER` is the folder of this card."
     if str(about["base"]).startswith("embedded:"):

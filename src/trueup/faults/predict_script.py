@@ -1,7 +1,7 @@
-"""``predict.py``: the short script in the folder of a repair, which says label and confidence of texts without trueup.
+"""``predict.py``: the short script in the folder of a repair. It prints label and confidence of texts and does not need trueup.
 
-Beside an adapter it needs transformers and PEFT (`script`), beside a merged model transformers alone (`of_merged`). Its lines are
-those of the card (`trueup.faults.loading`), so that card and script cannot say different things.
+Next to an adapter it needs transformers and PEFT (`script`); next to a merged model only transformers (`of_merged`). Its code is
+that of the card (`trueup.faults.loading`), so that card and script cannot disagree.
 """
 
 from __future__ import annotations
@@ -88,12 +88,12 @@ _LAST = [
 
 
 def script(about: Mapping[str, Any], classes: Sequence[str], *, load: str, inputs: str, read: str) -> str:
-    """The text of the script beside an adapter.
+    """The text of the script that is saved next to an adapter.
 
     Args:
-        about: what `loading.facts` says of the subject. classes: the names of the labels, in order.
-        load: the lines that make `model` and `tok` of `BASE` and `FOLDER`. inputs: those that make `inputs` of `text`, and
-            `second` for pairs. read: those that make `label` and `confidence` of `model` and `inputs`.
+        about: the facts of the subject (`loading.facts`). classes: the names of the labels, in order.
+        load: the lines of code that make `model` and `tok` from `BASE` and `FOLDER`. inputs: the lines that make `inputs` from
+            `text`, and from `second` for pairs. read: the lines that make `label` and `confidence` from `model` and `inputs`.
     """
     pair = "second" in inputs
     what = "Classify pairs of texts with this adapter." if pair else "Classify texts with this adapter."
@@ -114,7 +114,7 @@ def script(about: Mapping[str, Any], classes: Sequence[str], *, load: str, input
 
 
 def usage(folder: str, about: Mapping[str, Any]) -> str:
-    """The line for a shell that runs the script of `folder`."""
+    """The shell command that runs the script in `folder`."""
     base = str(about["base"])
     if base.startswith("embedded:"):
         found = f"""python -c 'import trueup; print(trueup.fetch("{base}"))'"""
@@ -127,11 +127,11 @@ def _list(names: Sequence[str]) -> str:
 
 
 def of_merged(card: Mapping[str, Any], head: str, rows: str | None) -> str:
-    """The text of the script beside a merged classifier.
+    """The text of the script that is saved next to a merged classifier.
 
     Args:
-        card: of the repair. head: the name of the last layer. rows: the file of what a confidence reads beside the classes' rows;
-            None where it reads no more.
+        card: the card of the repair. head: the name of the last layer. rows: the file with the further rows of the last layer
+            that the confidence reads; None where it reads only those of the classes.
     """
     causal = bool(card.get("causal"))
     score = score_from_json(card["score"]) if "score" in card else None

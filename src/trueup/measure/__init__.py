@@ -1,1 +1,1 @@
-"""NUMBERS: pure functions of arrays, on numpy, scipy and scikit-learn only; unit and polarity on each."""
+"""Measures: pure functions of arrays, on numpy, scipy and scikit-learn only. Each states its unit and polarity."""

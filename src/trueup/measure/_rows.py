@@ -1,4 +1,4 @@
-"""Checks and the one sort that every measure shares. Private to this room."""
+"""Checks of columns, and the one sort that every measure shares. Private to `trueup.measure`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def column(values: ArrayLike, name: str, n: int | None = None) -> NDArray:
 
 
 def truth(values: ArrayLike, name: str, n: int | None = None) -> NDArray:
-    """`values` as a boolean column; 0 and 1 are taken too, anything else raises BadInput."""
+    """`values` as a boolean column. 0 and 1 are accepted too; anything else raises BadInput."""
     array = column(values, name, n)
     if array.dtype == np.bool_:
         return array
@@ -31,7 +31,7 @@ def truth(values: ArrayLike, name: str, n: int | None = None) -> NDArray:
 
 
 def score(values: ArrayLike, name: str, n: int | None = None) -> Floats:
-    """`values` as a float column that can be ranked: infinities are fine, nan raises BadInput."""
+    """`values` as a float column that can be ranked: infinities are allowed, nan raises BadInput."""
     array = column(values, name, n)
     if array.dtype.kind not in "biuf":
         raise BadInput(f"{name} is of type {array.dtype}; give numbers.")
@@ -42,7 +42,7 @@ def score(values: ArrayLike, name: str, n: int | None = None) -> Floats:
 
 
 def counts(weight: ArrayLike | None, n: int) -> Floats | None:
-    """How often each row counts, as floats at least 0 and not all 0; None stands for once. Raises BadInput."""
+    """How often each row counts, as floats at least 0 and not all 0; None (each row counts once) stays None. Raises BadInput."""
     if weight is None:
         return None
     array = column(weight, "weight", n).astype(np.float64, copy=False)
@@ -61,13 +61,13 @@ def mean(values: NDArray, weight: ArrayLike | None) -> float:
 def levels(confidence: Floats, hit: NDArray, weight: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
     """Collapses ties: for each distinct confidence, highest first, the confidence, its mass, and the mass of its hits.
 
-    Everything that ranks goes through here, so a tied group can never be split and the order of rows cannot matter.
-    Rows of weight 0 are not there at all. Rows that already come in descending confidence are not sorted again.
+    Every measure that ranks uses this function, so a tied group can never be split and the order of rows cannot matter.
+    Rows of weight 0 are left out. Rows that already come in descending confidence are not sorted again.
     """
     w = counts(weight, confidence.size)
     if w is not None:
-        weighted_rows = np.flatnonzero(w)
-        confidence, hit, w = confidence[weighted_rows], hit[weighted_rows], w[weighted_rows]
+        nonzero = np.flatnonzero(w)
+        confidence, hit, w = confidence[nonzero], hit[nonzero], w[nonzero]
     if (confidence[1:] > confidence[:-1]).any():
         order = np.argsort(-confidence)
         confidence, hit, w = confidence[order], hit[order], None if w is None else w[order]

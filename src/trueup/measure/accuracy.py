@@ -1,4 +1,4 @@
-"""How often predictions are right: overall, in the worst group, and before against after."""
+"""How often predictions are right: overall, in the worst group, and before and after a repair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import binomtest, norm, t
 from trueup.measure._rows import column, counts, mean, truth
 
 SURE = 1e-4
-"""The p-value below which `surer_order` takes an order for surely better."""
+"""The largest p-value at which `surer_order` accepts an order as better."""
 
 
 def accuracy(predicted: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:
@@ -34,7 +34,7 @@ def worst_group_accuracy(
 ) -> float:
     """The lowest accuracy of any group (Sagawa et al. 2020, arXiv 1911.08731): min over g of accuracy among rows of g.
 
-    A group without mass (absent, or of weight 0) has no accuracy and is passed over. Integer codes are faster than
+    A group without mass (absent, or of weight 0) has no accuracy and is skipped. Integer codes are faster than
     names.
 
     Args:
@@ -74,12 +74,12 @@ def mcnemar(correct_before: ArrayLike, correct_after: ArrayLike) -> float:
 
 
 def best_order(predicted: ArrayLike, label: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """The order of the classes under which the predictions are right most often: an assignment problem (Kuhn 1955).
+    """The assignment of classes to logit columns under which most predictions are right: an assignment problem (Kuhn 1955).
 
     Args:
-        predicted: (n,) places among the logits, 0 to `classes` - 1. label: (n,) class numbers.
+        predicted: (n,) columns of the logits, 0 to `classes` - 1. label: (n,) class numbers.
 
-    Returns: (classes,) the class that stands at each place.
+    Returns: (classes,) the class assigned to each column of the logits.
     Raises: BadInput on empty columns, or columns of unequal length.
     """
     label = column(label, "label")
@@ -89,40 +89,41 @@ def best_order(predicted: ArrayLike, label: ArrayLike, classes: int) -> NDArray[
 
 
 def surer_order(predicted: ArrayLike, label: ArrayLike, classes: int) -> tuple[NDArray[np.int64], float] | None:
-    """An order of the classes under which predictions are right far and surely more often than as they are, if there is one.
+    """An order of the classes under which significantly more predictions are right than in the present order, if there is one.
 
-    Each half of the rows judges the order that the other half likes best: the best of many is better by choice alone. It
-    has to beat every constant answer as well (Wilson interval), since predictions that hardly vary tell nothing of an order.
+    The best of many orders looks better by selection alone. So each half of the rows judges the order that is best on the other
+    half. The order must also beat every constant answer (Wilson interval), since predictions that hardly vary say nothing about
+    the order.
 
     Args:
         predicted, label, classes: as in `best_order`.
 
-    Returns: the order of all rows, as in `best_order`, and the share that is right in halves; None where McNemar's p is
-        above `SURE` or the gain is none.
+    Returns: the best order on all rows, as in `best_order`, and the share of rows that is right under the order chosen on the
+        other half. None where McNemar's p is above `SURE`, where the order gains nothing, or where it does not beat a constant.
     Raises: BadInput as `best_order`.
     """
     label = column(label, "label")
     predicted = column(predicted, "predicted", label.size)
-    half, named = np.arange(label.size) % 2 == 1, np.empty(label.size, np.int64)
+    half, reordered = np.arange(label.size) % 2 == 1, np.empty(label.size, np.int64)
     if not half.any():
         return None
     for rows in (half, ~half):
-        named[rows] = best_order(predicted[~rows], label[~rows], classes)[predicted[rows]]
-    right_as_given, right_as_named = predicted == label, named == label
+        reordered[rows] = best_order(predicted[~rows], label[~rows], classes)[predicted[rows]]
+    right_as_is, right_reordered = predicted == label, reordered == label
     constant = np.bincount(label).max() / label.size
     if (
-        right_as_named.sum() <= right_as_given.sum()
-        or wilson(right_as_named.sum(), label.size)[0] <= constant
-        or mcnemar(right_as_given, right_as_named) > SURE
+        right_reordered.sum() <= right_as_is.sum()
+        or wilson(right_reordered.sum(), label.size)[0] <= constant
+        or mcnemar(right_as_is, right_reordered) > SURE
     ):
         return None
-    return best_order(predicted, label, classes), float(right_as_named.mean())
+    return best_order(predicted, label, classes), float(right_reordered.mean())
 
 
 def wilson(hits: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The interval of a share `hits` / `n` (Wilson 1927): within 0 and 1, and honest at both ends and for few trials.
+    """The interval of a share `hits` / `n` (Wilson 1927). It lies within 0 to 1 and is valid near both ends and for few trials.
 
-    Any shapes that go together; where `n` is 0 nothing is known: 0 to 1.
+    The arguments have any shapes that broadcast. Where `n` is 0 the interval is 0 to 1. Returns the low and the high ends.
     """
     k, n = np.asarray(hits, np.float64), np.asarray(n, np.float64)
     z2 = norm.ppf((1 + level) / 2) ** 2
@@ -134,15 +135,16 @@ def share_difference(mean: float, square: float, n: float, level: float = 0.95) 
     """Interval and two-sided p-value of the difference of two shares of the same `n` examples, after minus before (Bonett and
     Price 2012, Journal of Educational and Behavioral Statistics 37, 479): Wald's, after one more example has changed either way.
 
-    Where few examples change, no bootstrap is valid: where none does, its interval is 0 to 0 however few examples there are. This
-    one is about +-2.8 / `n` there. Departures: the quantile is that of Student's t with `n` + 1 degrees of freedom, and what an
-    example adds may have been lessened by what was to be expected of it.
+    Where few examples change, no bootstrap is valid: where none changes, its interval is 0 to 0 however few examples there are.
+    This interval is then about +-2.8 / `n`. Departures from the paper: the quantile is that of Student's t with `n` + 1 degrees
+    of freedom, and the difference of an example may be less its expected value.
 
     Args:
-        mean, square: of the examples' differences, and of their squares; of shares (won - lost) / n and (won + lost) / n.
+        mean, square: means of the examples' differences and of their squares. For shares these are (won - lost) / n and
+            (won + lost) / n, with won and lost the numbers of examples that change to true and to false.
         n: examples, above 0; it need not be a whole number.
 
-    Returns: low and high, with `mean` between them, and p, which is below 1 - `level` just where they exclude 0.
+    Returns: low and high, with `mean` between them, and p, which is below 1 - `level` exactly where the interval excludes 0.
     """
     middle, error = one_more_each_way(mean, square, n)
     half = t.ppf((1 + level) / 2, n + 1) * error
@@ -150,10 +152,10 @@ def share_difference(mean: float, square: float, n: float, level: float = 0.95) 
 
 
 def one_more_each_way(mean: float, square: float, n: float, reach: float = 1.0) -> tuple[float, float]:
-    """The mean of `n` examples and its standard error after two more, one `reach` above 0 and one as far below.
+    """The mean of `n` examples and its standard error after two more examples, of values `reach` and -`reach`, are added.
 
     Args:
-        mean, square: of what each example adds, and of its square.
+        mean, square: means of the examples' values and of their squares.
     """
     middle = n * mean / (n + 2)
     variance = (n * square + 2 * reach**2) / (n + 2) - middle**2
@@ -164,31 +166,32 @@ def moved_share(
     before: tuple[float, float, float], after: tuple[float, float, float], level: float
 ) -> tuple[float, float, float]:
     """Interval and two-sided p-value of `after` less `before`, two independent shares with the ends of their intervals at `level`
-    (Newcombe 1998, method 10): the squares of the ends' distances add up. p as in `p_of_ends`."""
-    (was, was_low, was_high), (now, now_low, now_high) = before, after
-    value = now - was
-    low = float(value - np.hypot(now - now_low, was_high - was))
-    high = float(value + np.hypot(now_high - now, was - was_low))
+    (Newcombe 1998, method 10). The squared distances of the ends from the shares add up. p as in `p_of_ends`."""
+    (share_before, low_before, high_before), (share_after, low_after, high_after) = before, after
+    value = share_after - share_before
+    low = float(value - np.hypot(share_after - low_after, high_before - share_before))
+    high = float(value + np.hypot(high_after - share_after, share_before - low_before))
     return low, high, p_of_ends(value, low, high, level)
 
 
 def p_of_ends(value: float, low: float, high: float, level: float) -> float:
-    """A two-sided p-value of no difference, below 1 - `level` just where the interval excludes 0: that of a normal distribution
-    whose spread is that of the interval towards 0. nan where it has none, or an end is nan."""
+    """A two-sided p-value of no difference, below 1 - `level` exactly where the interval low to high excludes 0. It is that of a
+    normal distribution whose standard error follows from the end of the interval on the side of 0. nan where that end equals the
+    value, or is nan."""
     spread = (value - low if value > 0 else high - value) / norm.ppf((1 + level) / 2)
     return float(2 * norm.sf(abs(value) / spread)) if spread > 0 else math.nan
 
 
 def independent_rows(size: ArrayLike) -> float:
-    """How many independent rows clusters of `size` (m,) rows are worth if all rows of a cluster come out alike (Kish 1965):
-    (sum m)^2 / sum m^2, the number of clusters where they are equally large; 0 without a row."""
+    """The effective number of independent rows of clusters of `size` (k,) rows, if all rows of a cluster are alike (Kish 1965):
+    (sum m)^2 / sum m^2 over the sizes m. It is the number of clusters where they are equally large, and 0 without a row."""
     m = np.asarray(size, np.float64)
     return float(m.sum() ** 2 / (m @ m)) if m.any() else 0.0
 
 
 def same_predictions(before: ArrayLike, after: ArrayLike) -> bool:
-    """Whether the logits `after` are those `before` times one number above 0, up to a constant in each row and to rounding: then
-    no example whatever is predicted otherwise, and not only none of these.
+    """Whether the logits `after` are those `before` times one number above 0, up to a constant in each row and to rounding. If so,
+    the predictions of all possible examples are the same, and not only those of these examples.
 
     Args:
         before, after: (n, C) of the same examples in the same order, with two rows or more that differ.

@@ -11,7 +11,7 @@ from trueup.errors import BadInput
 from trueup.measure._rows import Floats, column, counts, levels, mean, score, truth
 
 COLDEST, HOTTEST = 1e-3, 1e3
-"""The temperatures between which :func:`fit_temperature` looks."""
+"""The temperatures between which :func:`fit_temperature` searches."""
 
 
 def softmax(logits: ArrayLike) -> Floats:
@@ -24,9 +24,9 @@ def reliability_curve(
 ) -> tuple[Floats, Floats, Floats]:
     """Confidence against accuracy in bins of equal mass.
 
-    Distinct confidences are ordered upwards; the one that takes up the masses a to b of n goes whole into bin
-    floor(bins * (a + b) / 2n), the bin of its middle. So ties are never split, the order of rows cannot matter, and n
-    distinct confidences with n a multiple of `bins` give bins of exactly n / bins. Bins that stay empty are left out.
+    Distinct confidences are sorted upwards. One that occupies the masses a to b of n goes whole into the bin of its middle,
+    floor(bins * (a + b) / 2n). So ties are never split and the order of rows cannot matter. If n distinct confidences are a
+    multiple of `bins`, each bin has exactly n / bins of them. Empty bins are left out.
 
     Args:
         confidence: (n,) probability of the predicted class, in 0 to 1.
@@ -59,8 +59,8 @@ def expected_calibration_error(
     """Mean distance between confidence and accuracy: sum_b n_b / n |accuracy_b - confidence_b|.
 
     Guo et al. 2017 (arXiv 1706.04599) eq. 3, but over the equal-mass bins of :func:`reliability_curve` (as in Nixon
-    et al. 2019, arXiv 1904.01685), not equal-width ones. It is biased upwards by the order of sqrt(bins / n): compare
-    only equal n, and for an interval take :func:`squared_calibration_error`, whose bias can be taken off.
+    et al. 2019, arXiv 1904.01685), not equal-width ones. It is biased upwards by the order of sqrt(bins / n), so compare
+    only equal n. For an interval use :func:`squared_calibration_error`, whose bias can be subtracted.
 
     Args:
         confidence: (n,) probability of the predicted class.
@@ -80,9 +80,9 @@ def squared_calibration_error(
 ) -> float:
     """Mean square distance between confidence and accuracy: sum_b n_b / n (accuracy_b - confidence_b)^2.
 
-    Over the equal-mass bins of :func:`reliability_curve`. Chance adds about sum_b accuracy_b (1 - accuracy_b) / n, also where
-    the confidence is right; name it among `squares` of `bootstrap`, which takes that off and gives the root: the debiased
-    calibration error of Kumar et al. 2019 (arXiv 1909.10155), by clusters.
+    The bins are the equal-mass bins of :func:`reliability_curve`. Chance adds about sum_b accuracy_b (1 - accuracy_b) / n, even
+    where the confidence is right. If it is named among `squares` of `bootstrap`, the bootstrap subtracts that and takes the
+    root: the debiased calibration error of Kumar et al. 2019 (arXiv 1909.10155), by clusters.
 
     Unit: squared probability, 0 to 1. Lower is better.
     Raises: BadInput as :func:`reliability_curve`.
@@ -134,16 +134,16 @@ def surprises(probability: ArrayLike, label: ArrayLike) -> Floats:
 def fit_temperature(logits: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:
     """The temperature T that minimises the NLL of softmax(logits / T) (Guo et al. 2017, arXiv 1706.04599).
 
-    In b = 1 / T the NLL is convex, with slope mean(sum_c p_c z_c - z_label) at p = softmax(b z): its one root is
-    found by Brent's method, to full precision. Where the NLL falls all the way (every prediction right, or logits
-    that mislead) the end of the range COLDEST to HOTTEST is returned; where it does not depend on T at all, 1.
+    In b = 1 / T the NLL is convex, with slope mean(sum_c p_c z_c - z_label) at p = softmax(b z). Brent's method finds the one
+    root of the slope to full precision. Where the slope has no root in the range COLDEST to HOTTEST (every prediction is right,
+    or the logits mislead), the end with the lower NLL is returned. Where the NLL does not depend on T at all, 1 is returned.
 
     Args:
         logits: (n, C) finite.
         label: (n,) class numbers 0 to C - 1.
         weight: (n,) how often each row counts; None for once.
 
-    Unit: ratio; above 1 the model was overconfident. No polarity.
+    Unit: ratio. Above 1 the model was overconfident. No polarity.
     Raises: BadInput on wrong shapes, logits that are not finite, or labels outside the classes.
     """
     z, label = _table(logits, label, "logits")

@@ -1,5 +1,7 @@
-"""Confidences read out of logits: frozen values that turn (n, K) logits into a score, each with the line of plain torch that
-says the same on a card, and the form in which a card keeps them. Numbers only: a server reads them without torch.
+"""Confidence scores: frozen dataclasses that turn (n, K) logits into (n,) scores, higher where the model is surer.
+
+Each has a `torch_line`, the same score as one line of plain torch, which is printed on the card of a remedy. The file also writes
+scores to the JSON of a card and reads them back. It imports no torch, so that a server can score without it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MaxSoftmax:
-    """Softmax response max_c p_c of the columns ``start`` .. ``start + classes``: 0 for the classifier's own."""
+    """Softmax response max_c p_c of `classes` columns from `start`. The columns of the classifier itself start at 0."""
 
     classes: int
     start: int = 0
@@ -36,7 +38,7 @@ class MaxSoftmax:
 
 @dataclass(frozen=True)
 class SmoothMax:
-    """1 - U of AdUE on the columns of its own head (equation of `smooth_max`, lam = 100)."""
+    """1 - U of AdUE on the `classes` columns of its head, from `start` (equation of `smooth_max`, lam = 100)."""
 
     classes: int
     start: int
@@ -52,7 +54,7 @@ class SmoothMax:
 
 @dataclass(frozen=True)
 class NegativeEntropy:
-    """1 - normalised entropy of the columns from ``start``: the classifier's own (0) or ALIEN's head."""
+    """1 - normalised entropy of `classes` columns from `start`: those of the classifier itself (0) or of ALIEN's head."""
 
     classes: int
     start: int = 0
@@ -84,7 +86,7 @@ class Margin:
 
 @dataclass(frozen=True)
 class Energy:
-    """log sum_c exp z_c (Liu et al., arXiv 2010.03759), higher is surer."""
+    """log sum_c exp z_c (Liu et al., arXiv 2010.03759). Higher is surer."""
 
     classes: int
 
@@ -131,7 +133,7 @@ class PNorm:
 
 @dataclass(frozen=True)
 class ProbabilityOfPredicted:
-    """p of the predicted class under a second head (columns from ``start``): a distilled ensemble's opinion of it."""
+    """p of the predicted class under a second head (`classes` columns from `start`), which is distilled from an ensemble."""
 
     classes: int
     start: int
@@ -152,9 +154,9 @@ class ProbabilityOfPredicted:
 class ShrunkProbe:
     """Ours: slope * log-odds of the softmax response + an offset per predicted class + a linear probe (column C).
 
-    The last two are a correction of the softmax response and not its rival: with their weights at 0 the ranking is the
-    softmax response's, so ridge shrinks towards the fall-back. The offsets are what many classes need: some classes are
-    predicted far too readily, whatever the softmax says.
+    The last two correct the softmax response. With their weights at 0 the ranking is that of the softmax response, so ridge
+    shrinks towards this fall-back. The offsets matter with many classes: some classes are predicted far too often, whatever
+    the softmax response is.
     """
 
     classes: int
@@ -179,7 +181,7 @@ class ShrunkProbe:
 
 @dataclass(frozen=True)
 class ResponseLogOdds:
-    """log-odds of the softmax response: its ranking without the rounding at 1, on a scale that Platt scaling fits."""
+    """Log-odds of the softmax response: the same ranking without rounding at 1, on a scale that suits Platt scaling."""
 
     classes: int
 
@@ -194,7 +196,7 @@ class ResponseLogOdds:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the logits as it is: a plain logistic probe."""
+    """One unchanged column of the logits, such as a plain logistic probe."""
 
     column: int
 
@@ -214,7 +216,7 @@ Score = (
 
 @dataclass(frozen=True)
 class Calibrated:
-    """sigmoid(slope * score + intercept): the score's ranking as a probability of being right (Platt scaling)."""
+    """sigmoid(slope * score + intercept): the score turned into a probability of being right (Platt scaling)."""
 
     score: Score
     slope: float
@@ -224,7 +226,7 @@ class Calibrated:
         return expit(self.log_odds(logits))
 
     def log_odds(self, logits: np.ndarray) -> Array:
-        """(n, K) logits -> (n,) slope * score + intercept, which does not round where its sigmoid is 1."""
+        """(n, K) logits -> (n,) slope * score + intercept, which keeps its precision where the sigmoid rounds to 1."""
         return self.slope * self.score(np.asarray(logits, dtype=np.float64)) + self.intercept
 
     @property
@@ -233,7 +235,7 @@ class Calibrated:
 
 
 def response_log_odds(z: Array) -> Array:
-    """(n, C) logits -> (n,) log(SR / (1 - SR)), exact where SR rounds to 1: z_max - logsumexp of the others."""
+    """(n, C) logits -> (n,) log(SR / (1 - SR)), exact where SR rounds to 1: z_max - logsumexp of the other logits."""
     top = np.sort(z, axis=1)
     return top[:, -1] - np.asarray(logsumexp(top[:, :-1], axis=1))
 
@@ -248,7 +250,7 @@ _SCORES = {
 
 
 def score_to_json(score: Calibrated) -> dict[str, Any]:
-    """The score as a card keeps it."""
+    """The score in the form of a card's JSON."""
     inner = {"kind": type(score.score).__name__} | asdict(score.score)
     return {"slope": score.slope, "intercept": score.intercept, "score": inner}
 
@@ -257,18 +259,18 @@ def score_from_json(data: Mapping[str, Any]) -> Calibrated:
     """The score that a card holds.
 
     Raises:
-        BadInput: another version of trueup wrote it, or it holds what is no number.
+        BadInput: the kind of score is unknown to this version of trueup, or a parameter is not a number.
     """
-    given = dict(data["score"])
-    kind = given.pop("kind")
+    arguments = dict(data["score"])
+    kind = arguments.pop("kind")
     if kind not in _SCORES:
         raise BadInput(f"The card names a score '{kind}' that this version of trueup does not know; update trueup.")
-    inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     numbers = [
         data["slope"],
         data["intercept"],
         *(n for v in inner.values() for n in (v if isinstance(v, tuple) else (v,))),
     ]
-    if not all(isinstance(n, int | float) for n in numbers):  # they become lines of a program
+    if not all(isinstance(n, int | float) for n in numbers):  # they become part of a line of torch code
         raise BadInput(f"The card's score '{kind}' holds what is no number. Save the repair again.")
     return Calibrated(_SCORES[kind](**inner), data["slope"], data["intercept"])

@@ -1,12 +1,12 @@
 """How differently groups are treated: gaps between groups, chosen on some rows and judged on others.
 
 The largest of several differences, or the length of one, is above 0 by chance alone, and a bootstrap makes that worse. So
-which groups (and classes) are compared, and in which direction, is chosen on a third of the clusters, and the difference is
-taken on the others: its mean is 0 where no group is treated differently, and a bootstrap with the choice held is valid. (Both
-ways round, as in cross-fitting, would use more rows, but the two halves' products are one product and not two.)
+a third of the clusters decide which groups (and classes) are compared, and in which direction. The difference is taken on the
+others. Its mean is 0 where no group is treated differently, and a bootstrap with a fixed choice is valid. (Swapping the parts, as
+in cross-fitting, would use more rows, but not give a second independent estimate: the products of both parts are one product.)
 
-Rates are shares of few rows, often near 0 or 1, where a bootstrap of the rows knows no spread: of 95% intervals of the difference
-of two such shares at 200 examples it held the truth in 81%. So their intervals are Wilson's (`share`) and Newcombe's (`between`).
+Rates are shares of few rows, often near 0 or 1, where a bootstrap of the rows hardly varies: its 95% intervals of the difference
+of two such shares at 200 examples held the truth in 81%. So their intervals are Wilson's (`share`) and Newcombe's (`between`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ Table = Callable[[NDArray], Floats]
 def judged(
     table: Table, choose: Callable[[Floats], Any], judge: Callable[[Floats, Any], float], judges: NDArray[np.bool_]
 ) -> Callable[[NDArray | None], float]:
-    """The statistic, a function of weights (n,): what `judge` makes of the table of the rows that judge, under what `choose`
-    chose on the others.
+    """A statistic of weights (n,): `judge` of the table of the judging rows, given what `choose` chose on the other rows.
 
     Args:
-        judges: (n,) which rows judge. The choice is made once, on the rows as they are.
+        judges: (n,) which rows judge. The choice is made once, with every other row counted once.
     """
     pick = choose(table((~judges).astype(np.float64)))
 
@@ -52,33 +51,33 @@ def confusion(predicted: NDArray, label: NDArray, group: NDArray, shape: tuple[i
 
 
 def true_positive_rates(mass: Floats) -> Floats:
-    """(G, C): P(predicted c | y is c, group), of a :func:`confusion`; nan without mass."""
+    """(G, C): P(predicted c | y is c, group), from the mass of :func:`confusion`; nan without mass."""
     with np.errstate(invalid="ignore"):
         return np.einsum("gcc->gc", mass) / mass.sum(axis=2)
 
 
 def false_positive_rates(mass: Floats) -> Floats:
-    """(G, C): P(predicted c | y is not c, group)."""
-    other = 1 - np.eye(mass.shape[1])
+    """(G, C): P(predicted c | y is not c, group), from the mass of :func:`confusion`; nan without mass."""
+    other_labels = 1 - np.eye(mass.shape[1])
     with np.errstate(invalid="ignore"):
-        return (mass * other).sum(axis=1) / (mass.sum(axis=2) @ other)
+        return (mass * other_labels).sum(axis=1) / (mass.sum(axis=2) @ other_labels)
 
 
 def widest(rates: Floats) -> tuple[int, int, int]:
-    """Of rates (G, C), the class of the widest gap, its highest and its lowest group; ties to the first."""
+    """The class of the widest gap in `rates` (G, C), and its highest and lowest groups. Among equals the first is taken."""
     low, high = np.nanmin(rates, axis=0), np.nanmax(rates, axis=0)
     c = int(np.argmax(high - low))
     return c, int(np.nanargmax(rates[:, c])), int(np.nanargmin(rates[:, c]))
 
 
 def gap(rates: Floats, pick: tuple[int, int, int]) -> float:
-    """The difference of two groups' rates of a class, as :func:`widest` picks them. Unit: probability. 0 is equal."""
+    """The difference of the `rates` (G, C) of two groups in one class, picked by :func:`widest`. Unit: probability. 0 is equal."""
     c, high, low = pick
     return float(rates[high, c] - rates[low, c])
 
 
 def lowest(rates: Floats) -> tuple[int, int]:
-    """Of rates (G, C), the group and class of the lowest."""
+    """The group and the class of the lowest of `rates` (G, C)."""
     g, c = np.unravel_index(int(np.nanargmin(rates)), rates.shape)
     return int(g), int(c)
 
@@ -86,13 +85,15 @@ def lowest(rates: Floats) -> tuple[int, int]:
 def share(
     event: NDArray[np.bool_], rows: NDArray[np.bool_], cluster: NDArray, *, variance: float = 1.0, level: float = 0.95
 ) -> Estimate:
-    """The share of `rows` in which `event` is true, with Wilson's interval; 0 to 1 around nan without a row.
+    """The share of `rows` in which `event` is true, with Wilson's interval. Without a row it is nan, with the interval 0 to 1.
 
-    The number of trials is that of `independent_rows`: the number of clusters where they are equally large.
+    The number of trials is `independent_rows` of the clusters: their number where they are equally large.
 
     Args:
-        event, rows: (n,). cluster: (n,) rows of equal number belong together.
-        variance: how many times that of independent rows the share's variance is, beyond what the clusters say.
+        event, rows: (n,) booleans. cluster: (n,) rows of equal number belong together.
+        variance: the factor by which the variance of the share exceeds that of as many independent trials.
+
+    Unit: share of rows, 0 to 1. No polarity.
     """
     trials = independent_rows(np.unique(cluster[rows], return_counts=True)[1]) / variance
     value = float(event[rows].mean()) if rows.any() else math.nan
@@ -107,7 +108,7 @@ def between(high: Estimate, low: Estimate) -> Estimate:
 
 
 def change(high: PairedEstimate, low: PairedEstimate) -> PairedEstimate:
-    """The change of the difference of two shares, from that of each."""
+    """The change of the difference of two independent shares, from the change of each (`accuracy.moved_share`)."""
     down, up, p = moved_share(_ends(low), _ends(high), high.level)
     return PairedEstimate(high.value - low.value, down, up, p, high.level)
 
@@ -137,7 +138,10 @@ def farthest(mean: Floats) -> list[tuple[int, int, list[float]]]:
 
 
 def moved(mean: Floats, pick: list[tuple[int, int, list[float]]]) -> float:
-    """The mean over labels of the total variation distance that :func:`farthest` picks. Unit: probability. 0 is none."""
+    """The mean over labels of the total variation distance of the groups that :func:`farthest` picks in `mean` (C, G, C).
+
+    Unit: probability. 0 is no difference. nan where no label has both groups.
+    """
     found = [0.5 * float(np.array(s) @ (m[a] - m[b])) for m, (a, b, s) in zip(mean, pick, strict=True)]
-    defined_values = [f for f in found if not math.isnan(f)]
-    return float(np.mean(defined_values)) if defined_values else math.nan
+    defined = [f for f in found if not math.isnan(f)]
+    return float(np.mean(defined)) if defined else math.nan

@@ -1,9 +1,9 @@
 """How a score depends on the coupling of label and confounder, with both margins held fixed.
 
-The confounding-shift protocol: P(y) and P(z) stay, P(y | z) moves. A `table` (C, G) holds the mass of each cell, rows
-are labels y, columns are groups z; shares or counts alike, and what comes back has the total of what went in. For 2 x 2
-the coupling is one number, alpha = P(y=1 | z=1) / P(y=1 | z=0): 1 is none, and training at alpha is mirrored at 1 /
-alpha. Everything here raises BadInput on empty columns, columns of unequal length, and codes outside the table.
+The confounding-shift protocol keeps P(y) and P(z) and changes P(y | z). A `table` (C, G) holds the mass of each cell: rows
+are labels y, columns are groups z. Its cells are shares or counts, and a returned table has the total of the given one. For
+2 x 2 the coupling is one number, alpha = P(y=1 | z=1) / P(y=1 | z=0). 1 is no coupling, and the mirror image of a coupling
+alpha is 1 / alpha. All functions raise BadInput on empty columns, columns of unequal length, and codes outside the table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trueup.errors import BadInput
 from trueup.measure._rows import Floats, column, counts, levels, score
 
 STEPS = 200_000
-"""Rounds of proportional fitting after which :func:`coupled_as` gives up; an ordinary table takes some twenty."""
+"""Rounds of proportional fitting after which :func:`coupled_as` gives up. An ordinary table takes about twenty."""
 
 
 def joint(label: ArrayLike, group: ArrayLike, classes: int, groups: int, *, weight: ArrayLike | None = None) -> Floats:
@@ -51,10 +51,10 @@ def alpha_of(table: ArrayLike) -> float:
 def feasible_alphas(table: ArrayLike) -> tuple[float, float]:
     """The open interval of alpha at which a table of the same margins has mass in every cell.
 
-    With Cy = P(y=1), Cz = P(z=1): P(y=1 | z=0) < 1 asks for alpha > (Cy + Cz - 1) / Cz, and P(y=1 | z=1) < 1 for alpha
-    < (1 - Cz) / (Cy - Cz) where Cy > Cz. The high end is infinite elsewhere. At the ends one cell is empty.
+    Let Cy = P(y=1) and Cz = P(z=1). P(y=1 | z=0) < 1 requires alpha > (Cy + Cz - 1) / Cz. Where Cy > Cz, P(y=1 | z=1) < 1
+    requires alpha < (1 - Cz) / (Cy - Cz); otherwise the high end is infinite. At the ends one cell is empty.
 
-    Unit: ratio. Raises: BadInput as :func:`alpha_of`, but for its last.
+    Unit: ratio. Raises: BadInput as :func:`alpha_of`, except that P(y=1 | z=0) may be 0.
     """
     t = _two(table)
     (a, b), (c, d) = t / t.sum()
@@ -67,7 +67,7 @@ def table_at(table: ArrayLike, alpha: float) -> Floats:
 
     P(y=1 | z=0) = Cy / (1 - (1 - alpha) Cz), and P(y=1 | z=1) is alpha times that.
 
-    Raises: BadInput as :func:`feasible_alphas`, or when `alpha` lies outside of what that returns.
+    Raises: BadInput as :func:`feasible_alphas`, or when `alpha` lies outside the interval that it returns.
     """
     t = _two(table)
     low, high = feasible_alphas(t)
@@ -76,14 +76,14 @@ def table_at(table: ArrayLike, alpha: float) -> Floats:
             f"alpha is {alpha:g}, and these margins (P(y=1) = {t[1].sum() / t.sum():.3g}, P(z=1) = "
             f"{t[:, 1].sum() / t.sum():.3g}) allow {_between(low, high)}; give one of these, or other margins."
         )
-    zero, one = t.sum(axis=0)
-    p = t[1].sum() / (zero + alpha * one)
-    cells = np.array([[zero * (1 - p), one * (1 - alpha * p)], [zero * p, one * alpha * p]])
-    return np.maximum(cells, 0.0)  # beside an end of the interval, rounding alone can make a cell negative
+    mass_0, mass_1 = t.sum(axis=0)
+    p = t[1].sum() / (mass_0 + alpha * mass_1)
+    cells = np.array([[mass_0 * (1 - p), mass_1 * (1 - alpha * p)], [mass_0 * p, mass_1 * alpha * p]])
+    return np.maximum(cells, 0.0)  # near an end of the interval, rounding alone can make a cell negative
 
 
 def _fitted(cells: Floats, margins: Floats) -> Floats | None:
-    """exp(`cells`) brought to the margins of a table by proportional fitting, in logs; None where that does not end."""
+    """exp(`cells`) brought to the margins of a table by proportional fitting, in logs; None where that does not converge."""
     row, col = np.log(margins.sum(axis=1)), np.log(margins.sum(axis=0))
     for _ in range(STEPS):
         cells = cells + (row - np.logaddexp.reduce(cells, axis=1))[:, None]
@@ -102,10 +102,11 @@ def _alike(a: Floats, b: Floats) -> tuple[Floats, Floats]:
 
 
 def coupled_as(table: ArrayLike, other: ArrayLike) -> Floats:
-    """The table with the margins of `table` and the odds ratios of `other`, of one shape: the coupling of `other`, there.
+    """The table with the margins of `table` and the odds ratios, hence the coupling, of `other`, which has the same shape.
 
-    Cells of `other`, then iterative proportional fitting to the margins (Deming and Stephan 1940), which moves no odds ratio; in
-    logs, until no margin is off by more than 1e-12 of itself. Where both have the same margins it is `other`.
+    It starts from the cells of `other`. Iterative proportional fitting to the margins (Deming and Stephan 1940) changes no odds
+    ratio. It runs in logs until no margin is off by more than 1e-12 of itself. Where both have the same margins the result is
+    `other`.
 
     Raises: BadInput on other shapes, or a cell of `other` without mass (add 1/2 to counts, for example).
     """
@@ -122,10 +123,10 @@ def coupled_as(table: ArrayLike, other: ArrayLike) -> Floats:
 
 
 def reweighted(label: ArrayLike, group: ArrayLike, target: ArrayLike, *, weight: ArrayLike | None = None) -> Floats:
-    """Weights (n,) under which the joint of label and group is `target`, with the mass that `weight` had.
+    """Weights (n,) under which the joint distribution of label and group is `target`. Their sum is that of `weight`.
 
-    Each row is multiplied by target / joint of its cell. A cell of `target` without rows (a resample may lack one) is
-    left out and the others share its mass in proportion; where no cell of `target` has rows, all weights are 0.
+    The weight of each row is multiplied by target / joint of its cell. A cell of `target` without rows (a resample may lack
+    one) is left out, and the other cells share its mass in proportion. Where no cell of `target` has rows, all weights are 0.
 
     Args:
         label, group: (n,) numbers below C and below G.
@@ -137,24 +138,25 @@ def reweighted(label: ArrayLike, group: ArrayLike, target: ArrayLike, *, weight:
     t = _mass(target, margins=False)
     cell = _cells(label, group, *t.shape)
     w = counts(weight, cell.size)
-    have = np.bincount(cell, w, t.size)
-    share_wanted = np.where(have > 0, t.ravel(), 0.0)
-    present = share_wanted.sum()
+    cell_mass = np.bincount(cell, w, t.size)
+    target_mass = np.where(cell_mass > 0, t.ravel(), 0.0)
+    present = target_mass.sum()
     if not present:
         return np.zeros(cell.size)
-    ratio = np.divide(share_wanted * (have.sum() / present), have, out=np.zeros(t.size), where=have > 0)
+    ratio = np.divide(target_mass * (cell_mass.sum() / present), cell_mass, out=np.zeros(t.size), where=cell_mass > 0)
     return ratio[cell] if w is None else w * ratio[cell]
 
 
 def auprc(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None = None) -> float:
     """Area under precision against recall as average precision: sum over thresholds of precision times recall gained.
 
-    The mean over the classes that occur of each against the rest, two classes like more, so that no name matters. Each
-    is steps, no interpolation, ties collapsed: scikit-learn's ``average_precision_score``. nan when fewer than two classes
-    occur. A ranking that knows nothing scores the mean prevalence, so compare only at equal P(y).
+    It is the mean over the classes that occur, each against the rest. Two classes are treated like more, so that the naming of
+    classes does not matter. Each average precision is a sum of steps without interpolation, with ties collapsed, as in
+    scikit-learn's ``average_precision_score``. nan when fewer than two classes occur. A random ranking scores the mean
+    prevalence, so compare only at equal P(y).
 
     Args:
-        probability: (n, C) scores, higher for likelier; only their order within a column counts.
+        probability: (n, C) scores, higher for likelier. Only their order within a column matters.
         label: (n,) class numbers 0 to C - 1.
         weight: (n,) how often each row counts; None for once.
 
@@ -170,10 +172,10 @@ def auprc(probability: ArrayLike, label: ArrayLike, *, weight: ArrayLike | None 
 def auprc_at(
     probability: ArrayLike, label: ArrayLike, group: ArrayLike, target: ArrayLike, *, weight: ArrayLike | None = None
 ) -> float:
-    """:func:`auprc` under :func:`reweighted`: what it would be where label and group are coupled as in `target`.
+    """:func:`auprc` with the weights of :func:`reweighted`: its value where label and group are coupled as in `target`.
 
-    It assumes that P(x | y, z) stays, which is what the protocol holds fixed. All examples count in every setting, so
-    it varies less than a test set drawn at `target`, of which it is the limit. nan also when no cell of `target` has
+    It assumes that P(x | y, z) does not change, as the protocol does. Every example counts at every coupling, so the value
+    varies less than that of a test set drawn at `target`, of which it is the limit. nan also when no cell of `target` has
     rows.
 
     Unit: precision, 0 to 1. Higher is better.
@@ -185,8 +187,8 @@ def auprc_at(
 def slope_on_log_alpha(alphas: ArrayLike, values: ArrayLike) -> float:
     """Least-squares slope of `values` (k,) on log10 of `alphas` (k,). nan when a value is nan.
 
-    Unit: that of the values, per tenfold alpha. 0 is best: a score that does not depend on the coupling. The sign is
-    that of the coupling relied on: above 0 where the score rises with alpha.
+    Unit: that of the values, per tenfold alpha. 0 is best: the score does not depend on the coupling. The slope is above 0
+    where the score rises with alpha, so its sign is that of the coupling that the classifier relies on.
     Raises: BadInput on alphas not above 0, or fewer than two different ones.
     """
     a = column(alphas, "alphas").astype(np.float64)

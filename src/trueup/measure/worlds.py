@@ -1,6 +1,6 @@
-"""Worlds in which the truth is known, and how often a verdict is right there: numbers only, no model.
+"""Worlds: distributions of synthetic data in which the truth is known, and how often a verdict is right there. No model is used.
 
-A fault's verdict takes arrays, so it can be asked a thousand times about data that were drawn to have the fault, or not to.
+The verdict of a fault is a function of arrays. So it can be run a thousand times on data drawn with the fault, or without it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ WORDS = ("found", "clear", "undecided")
 
 @dataclass(frozen=True)
 class Judged:
-    """What a verdict function says of one draw.
+    """What a verdict function returns for one draw.
 
     Attributes:
         verdict: one of `WORDS`.
-        intervals: every number that would be printed: key -> low, high.
-        learnt: what `World.truth` needs to say what these should hold.
+        intervals: of every number that would be printed: key -> low, high.
+        learnt: what `World.truth` needs to compute the true values of these numbers.
     """
 
     verdict: str
@@ -31,14 +31,15 @@ class Judged:
 
 @dataclass(frozen=True)
 class World:
-    """A way in which data come about, and the verdict that is put to the test on them.
+    """A distribution of data, and the verdict that is tested on draws from it.
 
     Attributes:
-        name: what a reader calls it. fault: whose verdict.
-        kind: ``null`` where there is nothing to be found, ``fault`` where there is.
+        name: the name in tables. fault: the fault whose verdict is tested.
+        kind: ``null`` for data without the fault, ``fault`` for data with it.
         draw: (generator, n) -> the arrays of one data set of n independent clusters, as `judge` takes them.
-        judge: (arrays, seed) -> what the verdict function says of them.
-        truth: what was judged -> the true value of each number by key, given what was learnt; keys without one are left out.
+        judge: (arrays, seed) -> what the verdict function returns for them.
+        truth: what `judge` returned -> the true value of each number by key, given `Judged.learnt`. Keys without a true value are
+            left out.
     """
 
     name: str
@@ -51,10 +52,10 @@ class World:
 
 @dataclass(frozen=True)
 class Rates:
-    """How often each word was said in `runs` draws, and of how many intervals how many held the truth, by key.
+    """How often each verdict was given in `runs` draws, and, by key, how many intervals held the truth.
 
-    Two of them add up. `held` has three numbers a key: below the truth, holding it, above it. An interval of no width, and one
-    that is nan, is not counted.
+    Two `Rates` can be added. `held` has three counts for each key: intervals below the truth, intervals that hold it, and
+    intervals above it. An interval of no width or with an end of nan is not counted.
     """
 
     runs: int = 0
@@ -64,11 +65,11 @@ class Rates:
     def __add__(self, other: Rates) -> Rates:
         words = {w: self.words[w] + other.words[w] for w in WORDS}
         none = (0, 0, 0)
-        held = {}
+        interval_counts = {}
         for k in dict.fromkeys([*self.held, *other.held]):
             a, b = self.held.get(k, none), other.held.get(k, none)
-            held[k] = (a[0] + b[0], a[1] + b[1], a[2] + b[2])
-        return Rates(self.runs + other.runs, words, held)
+            interval_counts[k] = (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+        return Rates(self.runs + other.runs, words, interval_counts)
 
     def rate(self, word: str) -> float:
         return self.words[word] / self.runs if self.runs else float("nan")
@@ -85,9 +86,9 @@ def rates(world: World, n: int, runs: int, seed: int, *, first: int = 0) -> Rate
     for i in range(first, first + runs):
         stream = np.random.SeedSequence([seed, n, i])
         judged = world.judge(world.draw(np.random.default_rng(stream), n), int(stream.generate_state(1)[0]))
-        truth, held = world.truth(judged), {}
+        truth, interval_counts = world.truth(judged), {}
         for key, (low, high) in judged.intervals.items():
             if key in truth and high > low:
-                held[key] = (int(high < truth[key]), int(low <= truth[key] <= high), int(low > truth[key]))
-        total += Rates(1, {w: int(w == judged.verdict) for w in WORDS}, held)
+                interval_counts[key] = (int(high < truth[key]), int(low <= truth[key] <= high), int(low > truth[key]))
+        total += Rates(1, {w: int(w == judged.verdict) for w in WORDS}, interval_counts)
     return total

@@ -1,4 +1,4 @@
-"""Subject + Corpus -> Finding: how much of the confidence's loss could have been avoided, and by what."""
+"""The audit of overconfidence: how much of the confidence's Brier loss could have been avoided, and by what."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from trueup.run.predict import Outputs, predict
 from trueup.subject.subject import Confidence, SoftmaxResponse, Subject
 
 FEWEST = 20
-"""Fewest examples an audit or a repair works with."""
+"""The fewest examples for an audit or a repair."""
 FEWEST_ERRORS = 5
-"""Fewest clusters with an error, and fewest with a right prediction: below this nothing is decided."""
+"""The fewest clusters with an error, and the fewest with a right prediction. Below this the verdict is undecided."""
 TAUGHT = 200
-"""Calibration clusters below which nothing is called clear: so few teach too little."""
+"""The fewest calibration clusters for the verdict *clear*: fewer teach too little."""
 
 Statistic = Callable[..., float]
 
 
 @dataclass(frozen=True, eq=False)
 class Learnt:
-    """What a confidence is held against: a forecast taught by the examples `held`, reading the `confidence` it was taught with."""
+    """The reference of a confidence: a forecast learnt from the held-out examples `held`. It reads the `confidence` that the
+    subject had then."""
 
     forecast: fc.Forecast
     confidence: Confidence
@@ -41,10 +42,10 @@ class Learnt:
 
 
 def learn(subject: Subject, corpus: Corpus, *, seed: int) -> Learnt:
-    """The forecast that the ``calibration`` examples of `corpus` teach.
+    """The forecast that is learnt from the ``calibration`` examples of `corpus`.
 
     Raises:
-        BadInput: there are none.
+        BadInput: there are no calibration examples.
     """
     held, _ = in_order(corpus.relabel(subject.classes).part("calibration"))
     out = predict(subject, held)
@@ -53,7 +54,7 @@ def learn(subject: Subject, corpus: Corpus, *, seed: int) -> Learnt:
 
 
 def seen(out: Outputs, confidence: Confidence) -> fc.Seen:
-    """Predictions as a forecaster sees them, with the log-odds of `confidence`."""
+    """The inputs of a forecast for the predictions `out`, with the log-odds of `confidence`."""
     return fc.Seen(
         out.features.astype(np.float64), log_odds(out.logits, confidence), out.predicted, out.probability.shape[1]
     )
@@ -73,7 +74,7 @@ def log_odds(logits: np.ndarray, confidence: Confidence) -> NDArray[np.float64]:
 
 
 def columns(samples: Mapping[str, np.ndarray], order: NDArray[np.intp]) -> list[NDArray]:
-    """`COLUMNS`, which `STATISTICS` are taken of: one number per example, in this order."""
+    """The columns (n,) named in `COLUMNS`, on which `STATISTICS` are computed, with the rows in the order `order`."""
     right, odds, p = samples["right"], samples["odds"], samples["probability"]
     of_label = p[np.arange(len(right)), samples["label"]]
     found = {
@@ -89,7 +90,7 @@ def columns(samples: Mapping[str, np.ndarray], order: NDArray[np.intp]) -> list[
 
 
 def surest_first(samples: Mapping[str, np.ndarray]) -> NDArray[np.intp]:
-    """An order of rows in which ranking need not sort again."""
+    """The rows by descending confidence, so that ranking measures need not sort again."""
     return np.argsort(-samples["odds"], kind="stable")
 
 
@@ -107,7 +108,7 @@ def _mean(key: str) -> bootstrap.Means:
 
 
 def _saved(before: str, after: str) -> bootstrap.Means:
-    """What one mean loss is above another, as a share of the confidence's; 0 where that loses nothing."""
+    """The difference of two mean losses, before less after, as a share of the confidence's loss; 0 where that is 0."""
     return bootstrap.Means(fc.share, *map(COLUMNS.index, (before, after, "confidence")))
 
 
@@ -119,7 +120,7 @@ def _of(f: Statistic, *keys: str) -> Statistic:
 
 
 def _error_auc(odds, right, weight=None) -> float:
-    # Log-odds rank as the confidence does, without its rounding at 1.
+    # Log-odds have the ranking of the confidence, without rounding at 1.
     return sel.error_auc(odds, ~right, weight=weight)
 
 
@@ -128,7 +129,7 @@ def _augrc(odds, right, weight=None) -> float:
 
 
 RIGHT = bootstrap.Share(_column("accuracy"))
-"""How many predictions are right."""
+"""The share of predictions that are right."""
 MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
     "misstated": (_saved("confidence", "recalibrated"), "avoidable by recalibration", "share of the Brier loss", "lower"),
     "misranked": (_saved("recalibrated", "forecast"), "avoidable by ranking errors", "share of the Brier loss", "lower"),
@@ -147,18 +148,19 @@ MEASURES: Mapping[str, tuple[Statistic, str, str, str]] = {
 """key -> statistic of `COLUMNS`, title, unit, which direction is better."""
 STATISTICS = {"severity": _saved("confidence", "forecast")} | {k: m[0] for k, m in MEASURES.items()}
 SQUARES = ("ece",)
-"""Measures that chance pushes upwards: mean squares, given debiased and as their root."""
+"""Measures that chance raises, since they are mean squares. They are reported debiased and as their root."""
 
 
 def between(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
-    """`STATISTICS` for the difference of two: where the classifier is the same, its accuracy is too, whatever the examples are."""
+    """`STATISTICS` for a paired difference. If both have the same classifier, its accuracy is certain not to change on any
+    examples."""
     with np.errstate(divide="ignore"):
         same = same_predictions(np.log(before["probability"]), np.log(after["probability"]))
     return STATISTICS | ({"accuracy": RIGHT.certain()} if same else {})
 
 
 def measured(samples: Mapping[str, np.ndarray], *, resamples: int, seed: int) -> dict[str, bootstrap.Estimate]:
-    """Severity and measures of one row per example, with their intervals by clusters."""
+    """The severity and the measures of samples with one row per example, with intervals by clusters."""
     order = surest_first(samples)
     estimates = bootstrap.interval_many(
         STATISTICS, *columns(samples, order), seed=seed, resamples=resamples, squares=SQUARES,
@@ -166,7 +168,7 @@ def measured(samples: Mapping[str, np.ndarray], *, resamples: int, seed: int) ->
     )  # fmt: skip
     sizes = [np.unique(samples["cluster"][r], return_counts=True)[1] for r in (~samples["right"], samples["right"])]
     if 0 < min(map(len, sizes)) < bootstrap.FEWEST:
-        # Few errors that all rank low know of no others; and confidences of two heaps vary more than a formula says.
+        # A bootstrap of a few errors that all rank low is too narrow, and so is the formula if the confidences lie in two clumps.
         e = estimates["error_auc"]
         low, high = sel.error_auc_interval(e.value, *map(independent_rows, sizes))
         estimates["error_auc"] = replace(e, low=float(np.fmin(e.low, low)), high=float(np.fmax(e.high, high)))
@@ -177,7 +179,7 @@ def measured(samples: Mapping[str, np.ndarray], *, resamples: int, seed: int) ->
 
 
 def audit(subject: Subject, corpus: Corpus, learnt: Learnt, *, threshold: float, resamples: int, seed: int) -> Finding:
-    """Examine on all of `corpus`. The subject may be the repaired one: it is held against the same forecast.
+    """Examine all of `corpus`. The subject may be the repaired one, which is compared with the same forecast.
 
     Raises:
         BadInput: fewer than 20 examples.
@@ -193,7 +195,7 @@ def audit(subject: Subject, corpus: Corpus, learnt: Learnt, *, threshold: float,
 
 
 def check_enough(corpus: Corpus) -> None:
-    """Raises BadInput where a corpus has too few examples to examine."""
+    """Raises BadInput if a corpus has too few examples to examine."""
     if len(corpus) < FEWEST:
         raise BadInput(
             f"'{corpus.name}' gives {len(corpus)} examples to examine; overconfidence needs at least {FEWEST}. "
@@ -202,26 +204,26 @@ def check_enough(corpus: Corpus) -> None:
 
 
 def samples_of(subject: Subject, corpus: Corpus, learnt: Learnt) -> dict[str, NDArray]:
-    """What `finding` takes, one row per example of a corpus whose labels are places among the subject's classes."""
+    """The samples of `finding`, one row per example. The labels of the corpus must be indices of the subject's classes."""
     out, held = predict(subject, corpus), predict(subject, learnt.held)
-    seen_now = seen(out, subject.confidence)
+    predictions = seen(out, subject.confidence)
     recalibrated = fc.recalibrated(seen(held, subject.confidence), held.predicted == learnt.held.label)
     return {
-        "confidence": out.confidence, "recalibrated": recalibrated(seen_now),
-        "forecast": learnt.forecast(seen(out, learnt.confidence)), "right": out.predicted == corpus.label,
-        "odds": seen_now.odds, "probability": out.probability, "label": corpus.label,
-        "predicted": out.predicted, "cluster": corpus.cluster,
+        "confidence": out.confidence, "recalibrated": recalibrated(predictions), "forecast": learnt.forecast(seen(out,
+        learnt.confidence)), "right": out.predicted == corpus.label, "odds": predictions.odds, "probability": out.probability,
+        "label": corpus.label, "predicted": out.predicted, "cluster": corpus.cluster,
     }  # fmt: skip
 
 
 def finding(
     samples: Mapping[str, np.ndarray], *, taught: NDArray, threshold: float, resamples: int, seed: int, **provenance
 ) -> Finding:
-    """The finding of one row per example, held against a forecast of other examples, whose clusters are `taught` (m,).
+    """The finding of samples with one row per example.
 
     Args:
-        samples: confidence, its log-odds, what recalibration and the forecast say instead, right, probability (n, C), label,
-            predicted and cluster; one row per example.
+        samples: confidence, its log-odds, the recalibrated confidence, the forecast, right, probability (n, C), label, predicted
+            and cluster; one row per example.
+        taught: (m,) the clusters of the calibration examples from which the forecast was learnt.
     """
     cluster, right = samples["cluster"], samples["right"]
     estimates = measured(samples, resamples=resamples, seed=seed)
@@ -247,7 +249,7 @@ def finding(
 
 
 def doubt(right: np.ndarray, cluster: np.ndarray, taught: np.ndarray, beyond: bool) -> str:
-    """Why nothing is decided whatever the interval says, as a sentence; empty where something is.
+    """A sentence that says why the verdict is undecided whatever the interval is; empty if there is no such reason.
 
     Args:
         right, cluster: (n,) of the test examples. taught: (m,) the clusters of the calibration examples.
@@ -255,12 +257,12 @@ def doubt(right: np.ndarray, cluster: np.ndarray, taught: np.ndarray, beyond: bo
     """
     rows = len(right)
     wrong, well = (len(np.unique(cluster[r])) for r in (~right, right))
-    if too_few := bootstrap.too_few(cluster):
-        return too_few
+    if shortage := bootstrap.too_few(cluster):
+        return shortage
     if min(wrong, well) < FEWEST_ERRORS:
-        which = f"{wrong} errors" if wrong < well else f"{well} right predictions"
+        rarer = f"{wrong} errors" if wrong < well else f"{well} right predictions"
         return (
-            f"There are only {which} among {rows:,} test examples, one a cluster counted, and {FEWEST_ERRORS} of each kind are "
+            f"There are only {rarer} among {rows:,} test examples, one a cluster counted, and {FEWEST_ERRORS} of each kind are "
             "needed."
         )
     size = np.unique(taught, return_counts=True)[1]
@@ -289,7 +291,7 @@ def _sentence(head: bootstrap.Estimate, measures: Mapping[str, Measure], taught:
 
 
 def consequence(before: Finding, after: Finding | None) -> str:
-    """What a wrong confidence means: what it states, and what is right."""
+    """What the finding means for a user: the mean confidence that the model states, and the share that is right."""
 
     def states(f: Finding) -> str:
         return f"{f.measures['gap'].value + f.measures['accuracy'].value:.1%}"
@@ -317,7 +319,7 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
 
 
 def examples(corpus: Corpus, before: Finding, after: Finding | None) -> list[dict[str, str | float | bool]]:
-    """The 100 surest errors, and the 100 errors and right predictions whose confidence the repair moved most."""
+    """The 100 most confident errors, and the 100 predictions whose confidence the repair changed most."""
     confidence, right = before.samples["confidence"], before.samples["right"]
     order = np.lexsort((-confidence, right))[:100]
     if after is not None:
@@ -347,7 +349,7 @@ def charts(
 ) -> tuple[Chart, ...]:
     """The severity and its parts, reliability, and risk against coverage, as data."""
     mean, accuracy, count = cal.reliability_curve(confidence, right, 12)
-    # Rows of one cluster count as one, which is the most that they can share.
+    # Rows of one cluster count as one row, which is the most conservative choice.
     independent = count * len(np.unique(cluster)) / len(cluster)
     low, high = wilson(accuracy * independent, independent)
     parts = [head, measures["misstated"], measures["misranked"]]
@@ -371,7 +373,7 @@ def charts(
 
 
 def risk_chart(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Chart:
-    """Risk against coverage, at most 200 points."""
+    """The chart of risk against coverage, with at most 200 points."""
     curve = sel.risk_coverage(confidence, ~right)
     keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 200).round().astype(int))
     return Chart(

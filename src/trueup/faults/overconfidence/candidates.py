@@ -1,9 +1,9 @@
-"""Every way of scoring confidence that stands for choice: the published heads, ours, and the baselines.
+"""The families of confidence scores among which a repair chooses: the published heads, ours, and the baselines.
 
-A family turns evidence into scores. `crossed` are out-of-fold scores on the held-out examples, one column per variant
-(a grid's runs, a ridge's strengths), so that a family is judged on examples it did not learn from; `final` learns the
-chosen variant from all of them. Families whose score is a function of one linear head's logits can be saved as an
-adapter; the others are `comparison` only.
+A family turns evidence into scores. `crossed` gives out-of-fold scores on the held-out examples, one column per variant (the
+runs of a grid, the strengths of a ridge), so that a family is judged on examples that it did not learn from. `learnt` learns the
+chosen variant from all of them. A family whose score is a function of the logits of one linear head can be saved as an adapter. The
+others serve for `comparison` only.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ ADUE_GRID = tuple(
     HeadRun(lr, epochs, alpha, beta)
     for lr, epochs, alpha, beta in product((1e-3, 1e-4, 1e-5), (5, 10, 20), (0.0, 0.1, 0.3, 1.0), (0.01, 0.1, 0.5, 1.0))
 )
-"""The 144 runs of AdUE v1 (read in the authors' code)."""
+"""The 144 runs of AdUE v1 (from the authors' code)."""
 
 EPOCHS, PATIENCE = 50, 5
-"""Of the authors' later loop: the most epochs, and how many without a better validation AUC end a run."""
+"""Settings of the authors' later training loop: the most epochs, and the epochs without a better validation AUC that end a run."""
 
 ADUE_EPOCHS_GRID = tuple(
     HeadRun(lr, EPOCHS, alpha, beta)
     for lr, alpha, beta in product((1e-3, 1e-4, 1e-5), (0.0, 0.1, 0.3, 1.0), (0.01, 0.1, 0.5, 1.0))
 )
-"""The grid of AdUE v1 without its numbers of epochs, which validation tells here."""
+"""The grid of AdUE v1 without its numbers of epochs, which validation chooses instead."""
 
 ALIEN_GRID = tuple(
     HeadRun(lr, 20, alpha, beta)
@@ -55,7 +55,7 @@ ALIEN_GRID = tuple(
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """n examples as the classifier saw them: features (n, d), logits (n, C), label (n,)."""
+    """n examples with the outputs of the classifier: features `x` (n, d), logits `z` (n, C), label (n,)."""
 
     x: Array
     z: Array
@@ -75,13 +75,13 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a repair may learn from.
+    """The data from which a repair may learn.
 
     Attributes:
-        train: what the adapter was tuned on (None when the corpus holds none of it). held: examples it never saw.
-        head: the classifier's own. biased: whether the family's head has a bias. fold: (n_held,) cross-fitting folds.
+        train: the examples on which the adapter was tuned (None if the corpus has none). held: held-out examples.
+        head: the head of the classifier. biased: whether a learnt head may have a bias. fold: (n_held,) cross-fitting folds.
         committee: mean class probabilities (n_held, C) of an ensemble of adapters on `held`, if one was trained.
-        dropped: the same of passes with dropout left on, if there were any.
+        dropped: mean class probabilities (n_held, C) of forward passes with dropout, if there were any.
     """
 
     train: Part | None
@@ -100,7 +100,7 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Learnt:
-    """A finished score: what to add to the head (rows below the classes'), and the value that reads the logits."""
+    """A learnt score: the rows to add to the head below those of the classes, and the function that reads the logits."""
 
     extra: Head | None
     score: confidence_scores.Score
@@ -109,7 +109,7 @@ class Learnt:
         return self.score(self.logits(part))
 
     def logits(self, part: Part) -> Array:
-        """(n, C + rows): the class logits and the extra rows."""
+        """(n, C + rows): the class logits and the outputs of the extra rows."""
         if self.extra is None:
             return part.z
         w, b = self.extra.weight.double().numpy(), self.extra.bias.double().numpy()
@@ -118,16 +118,18 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Family:
-    """One method. `learn(evidence, rows)` gives its variants learnt from the held-out examples `rows`.
+    """One method of scoring confidence.
 
     Attributes:
         key, title, source: name for tables, name for readers, paper or "ours".
-        uses_held: False when nothing is learnt from held-out examples (only a variant is chosen on them).
-        together: instead of `learn`, for several sets of held-out examples at once, where one training serves them all.
-        comparison: a function instead of `learn`, for scores that no linear head can carry:
+        learn: (evidence, rows) -> the variants, learnt from the held-out examples `rows`.
+        uses_held: False if nothing is learnt from held-out examples (only a variant is chosen on them).
+        together: used instead of `learn` if one training serves several sets of held-out examples:
+            (evidence, sets) -> the variants for each set.
+        comparison: used instead of `learn` for scores that no linear head can compute:
             (evidence, rows, part) -> (n, variants).
-        needs: evidence that must be there: ``train``, ``committee``, ``dropped`` or nothing.
-        notes: what differs from its source, for the card.
+        needs: the attributes of the evidence that must not be None: ``train``, ``committee``, ``dropped`` or nothing.
+        notes: the differences from the source, for the card.
     """
 
     key: str
@@ -145,18 +147,18 @@ class Family:
         return self.comparison is None
 
     def possible(self, evidence: Evidence) -> bool:
-        """False when what it needs is not there."""
+        """Whether the evidence has everything that the family needs."""
         return all(getattr(evidence, n) is not None for n in self.needs)
 
     def learnt(self, evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
-        """For each set of held-out examples, the variants learnt from it."""
+        """The variants that are learnt from each set of held-out examples."""
         if self.together is not None:
             return self.together(evidence, sets)
         assert self.learn is not None
         return [self.learn(evidence, rows) for rows in sets]
 
     def crossed(self, evidence: Evidence) -> Array:
-        """(n_held, variants): each held-out example scored by what was learnt without its fold. Higher is surer.
+        """(n_held, variants): the score of each held-out example by a variant learnt without its fold. Higher is surer.
 
         Raises:
             ValueError: a score is not a finite number.
@@ -170,7 +172,7 @@ class Family:
             ]
         else:
             parts = [
-                np.stack([one(evidence.held.take(out)) for one in variants], axis=1)
+                np.stack([variant(evidence.held.take(out)) for variant in variants], axis=1)
                 for variants, out in zip(self.learnt(evidence, ins), outs, strict=True)
             ]
         result = np.empty((len(every), parts[0].shape[1]))
@@ -184,8 +186,8 @@ class Family:
 def crossed_losses(scores: Array, right: NDArray[np.bool_], fold: NDArray[np.int64]) -> Array:
     """(n, variants) Brier losses of scores (n, variants), each calibrated by Platt scaling on the other folds.
 
-    Scores of different folds come from different heads, on scales of their own: ranked together over folds, a head that learnt
-    from held-out examples loses up to .03 of error ROC-AUC to nothing but that. A loss is each example's own.
+    Scores of different folds come from different heads, on different scales. If they were ranked together over folds, this alone
+    would cost a head that learnt from held-out examples up to .03 of error ROC-AUC. A loss is computed for each example by itself.
     """
     loss = np.empty(scores.shape)
     for f in np.unique(fold):
@@ -196,8 +198,11 @@ def crossed_losses(scores: Array, right: NDArray[np.bool_], fold: NDArray[np.int
 
 
 def cross_pick(loss: Array, fold: NDArray[np.int64]) -> tuple[Array, int]:
-    """What choosing among the columns of `loss` (n, variants) costs: (n,) in each fold the loss of the column that is best on the
-    others, so that no example judges what it chose; and the column that is best on all.
+    """The best column of `loss` (n, variants), and an honest loss (n,) of choosing it.
+
+    In each fold the loss is that of the column that is best on the other folds, so that no example judges its own choice.
+
+    Returns: the honest losses (n,), and the column that is best on all rows.
     """
     honest = np.empty(len(loss))
     for f in np.unique(fold):
@@ -207,7 +212,8 @@ def cross_pick(loss: Array, fold: NDArray[np.int64]) -> tuple[Array, int]:
 
 
 def auc_within(score: Array, error: NDArray[np.bool_], fold: NDArray[np.int64]) -> float:
-    """Error ROC-AUC of scores that are compared within folds alone, each fold counted by its pairs of an error and a right one."""
+    """Error ROC-AUC of scores (n,) that are compared only within folds. Each fold has the weight of its pairs of an error and a
+    right prediction. Unit: probability. Higher is better; nan without a pair."""
     pairs = np.array([error[fold == f].sum() * (~error[fold == f]).sum() for f in np.unique(fold)])
     aucs = [error_auc(score[fold == f], error[fold == f]) for f in np.unique(fold)]
     return float(np.nansum(pairs * aucs) / pairs.sum()) if pairs.sum() else math.nan
@@ -215,14 +221,15 @@ def auc_within(score: Array, error: NDArray[np.bool_], fold: NDArray[np.int64]) 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The best of all families by point estimate, and what each way of choosing costs on examples that did not choose.
+    """The best of all families by point estimate, and the out-of-fold losses of the softmax response and of the choice.
 
     Attributes:
-        key, title: of the family. learnt: its chosen variant, from all examples. slope, intercept: its Platt scale.
-        crossed: (n,) its out-of-fold scores. best: of every family the (n,) out-of-fold scores of its best variant.
-        stated, recalibrated, chosen: (n,) Brier losses of the softmax response as it is, of that recalibrated, and of what the
-            other folds choose among all heads and scores that can be saved.
-        table: a row for each family: error ROC-AUC within folds, Brier loss, and what that saves of the response's as it is.
+        key, title: those of the chosen family. learnt: its chosen variant, learnt from all examples.
+        slope, intercept: the Platt scaling of its score. crossed: (n,) its out-of-fold scores.
+        best: the (n,) out-of-fold scores of the best variant of every family, by key.
+        stated, recalibrated, chosen: (n,) Brier losses of the softmax response as it is, of the recalibrated response, and of what
+            the other folds choose among all heads and scores that can be saved.
+        table: one row for each family: error ROC-AUC within folds, Brier loss, and the share of the response's loss that it saves.
     """
 
     key: str
@@ -239,7 +246,8 @@ class Choice:
 
 
 def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
-    """Choose among `families` but the response, by the Brier loss of out-of-fold scores; nothing is judged yet."""
+    """Choose among the saveable `families` except the softmax response, by the Brier loss of out-of-fold scores. Nothing is judged
+    here."""
     held, fold = evidence.held, evidence.fold
     right = ~held.error
     stated = np.square(RESPONSE.crossed(evidence)[:, 0] - right)
@@ -253,7 +261,7 @@ def choose(evidence: Evidence, families: Sequence[Family]) -> Choice:
         session().progress("trying candidates", i, len(possible))
         try:
             crossed = _odds(held)[:, None] if family is RESPONSE else family.crossed(evidence)
-        except (ArithmeticError, ValueError) as e:  # a singular matrix, a variance of 0: its own affair
+        except (ArithmeticError, ValueError) as e:  # a singular matrix or a variance of 0 stops only this family
             session().note(f"The score '{family.title}' could not be computed, and the others go on without it: {e}.")
             continue
         loss = crossed_losses(crossed, right, fold)
@@ -323,9 +331,9 @@ def _objective(part: Part, uncertainty: objectives.Uncertainty, anchor: Callable
 
 
 def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
-    """AdUE as its authors' later loop trains it: after each epoch the error ROC-AUC on validation examples, at most `EPOCHS`
-    epochs, an end after `PATIENCE` without a better one, and the best kept. Validation are held-out examples: of each of `sets` in
-    turn, so that one training serves all."""
+    """AdUE trained by its authors' later loop. It computes the error ROC-AUC on validation examples after each epoch, runs for at
+    most `EPOCHS` epochs, ends after `PATIENCE` epochs without a better AUC, and keeps the best epoch. The validation examples are
+    each of `sets` in turn, subsets of the held-out examples, so that one training serves all."""
     part, held, c = evidence.train, evidence.held, evidence.classes
     assert part is not None
     x = torch.as_tensor(np.concatenate([held.x, np.ones((len(held.x), 1))], axis=1), dtype=torch.float32)
@@ -337,7 +345,7 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
     def watch(theta: Tensor) -> bool:
         z = (theta.reshape(-1, x.shape[1]) @ x.T).reshape(len(theta), c, len(x))
         sure = objectives.smooth_max(objectives.softmax(z.mT)).numpy()
-        # Without an error, or a right one, no epoch is better than another.
+        # Without an error, or without a right prediction, all epochs are equally good.
         aucs = np.nan_to_num(error_aucs(sure, held.error, among), nan=0.5).T
         for s, auc in enumerate(aucs):
             better = (auc > best[s]) & (since[s] < PATIENCE)
@@ -351,7 +359,7 @@ def _best_epochs(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Seque
     train_heads(
         part.x, evidence.head, objective, ADUE_EPOCHS_GRID, biased=evidence.biased, seed=evidence.seed, watch=watch
     )
-    return [[Learnt(h, confidence_scores.SmoothMax(c, start=c)) for h in of] for of in heads]
+    return [[Learnt(h, confidence_scores.SmoothMax(c, start=c)) for h in set_heads] for set_heads in heads]
 
 
 def _kept(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
@@ -362,7 +370,7 @@ def _kept(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> NDArray[np.b
 def _probe(evidence: Evidence, sets: Sequence[NDArray[np.int64]]) -> Sequence[Sequence[Learnt]]:
     held = evidence.held
     return [
-        # A constant does not rank; families whose head has no bias go without it.
+        # A constant does not change the ranking, so a head without a bias leaves it out.
         [
             Learnt(_row(w, o[0] if evidence.biased else 0.0), confidence_scores.Column(evidence.classes))
             for w, o, _ in path
@@ -388,7 +396,7 @@ def _row(weight: Array, bias: float) -> Head:
 
 
 def _distilled(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
-    """A second head trained to give the committee's mean probabilities; scored by what it gives the predicted class."""
+    """A second head trained to predict the committee's mean probabilities. The score is its probability of the predicted class."""
     assert evidence.committee is not None
     part, target = evidence.held.take(rows), torch.as_tensor(evidence.committee[rows], dtype=torch.float32)
 
@@ -404,7 +412,8 @@ def _distilled(evidence: Evidence, rows: NDArray[np.int64]) -> Sequence[Learnt]:
 def _density(
     fit: Callable[[Part, Part, int], Array],
 ) -> Callable[[Evidence, NDArray[np.int64], Part], Array]:
-    """Two sets of variants: of features as they are, and at length 1, as HUQ's authors take them."""
+    """The comparison by a density, in two sets of variants: with features as they are, and at length 1, as the authors of HUQ use
+    them."""
 
     def score(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
         assert evidence.train is not None
@@ -420,14 +429,15 @@ def _unit(part: Part) -> Part:
 
 
 def _hybrid(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
-    """HUQ over its authors' grid: Mahalanobis' density of features at length 1, as theirs, ranked among the held-out examples."""
+    """HUQ over its authors' grid. As theirs, its density is Mahalanobis' on features at length 1. Ranks are among the held-out
+    examples."""
     assert evidence.train is not None
     train, held, scored = (_unit(p) for p in (evidence.train, evidence.held, part))
     sr = confidence_scores.MaxSoftmax(evidence.classes)
-    held_density, scored_density = (densities.mahalanobis(train.x, train.label, p.x) for p in (held, scored))
+    held_density, density = (densities.mahalanobis(train.x, train.label, p.x) for p in (held, scored))
     return np.stack(
         [
-            densities.hybrid(sr(part.z), scored_density, sr(held.z), held_density, weight, inside, ambiguous)
+            densities.hybrid(sr(part.z), density, sr(held.z), held_density, weight, inside, ambiguous)
             for inside, ambiguous in HUQ_THRESHOLDS
             for weight in HUQ_WEIGHTS
         ],
@@ -437,12 +447,13 @@ def _hybrid(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
 
 HUQ_WEIGHTS = tuple(i / 10 for i in range(11))
 HUQ_THRESHOLDS = ((0.0, 1.0), *product((0.05, 0.1, 0.15), (0.95, 1.0)))
-"""HUQ's grids, read in its authors' code: the aleatoric part's weight, and the shares of examples that count as near the training
-data and as ambiguous."""
+"""The grids of HUQ, from its authors' code: the weight of the aleatoric part, and the thresholds (`inside`, `ambiguous`) of
+`densities.hybrid`."""
 
 
 def _opinion(of: str) -> Callable[[Evidence, NDArray[np.int64], Part], Array]:
-    """What the mean probabilities called `of` give the predicted class. They are of the held-out examples, in their order."""
+    """The probability of the predicted class in the mean probabilities `of` (an attribute of `Evidence`). Their rows are those of
+    `part`, in the same order."""
 
     def score(evidence: Evidence, rows: NDArray[np.int64], part: Part) -> Array:
         return getattr(evidence, of)[np.arange(len(part.label)), part.predicted][:, None]
@@ -466,7 +477,7 @@ RESPONSE = Family("response", "softmax response", "baseline", _plain(lambda c: [
 
 
 def _odds(part: Part) -> Array:
-    """The response's log-odds: its ranking without the rounding at 1, on the scale that Platt scaling fits."""
+    """The log-odds of the softmax response: the same ranking without rounding at 1, on a scale that suits Platt scaling."""
     return confidence_scores.response_log_odds(part.z)
 
 
@@ -538,4 +549,4 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("laplace", "last-layer Laplace", "arXiv 2106.14806", comparison=_laplace, needs=("train",)),
 )  # fmt: skip
-"""In the order of tables. The first is the fall-back."""
+"""All families, in the order of tables. The first is the fall-back."""

@@ -29,16 +29,16 @@ from trueup.subject.subject import Head, Subject, model_fingerprint
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ConfidenceHead(Remedy):
-    """The classifier with further rows in its last layer: the first C logits are its own, bit for bit.
+    """The classifier with further rows in its last layer. The first C logits are unchanged, bit for bit.
 
     Attributes:
-        head: (K, d) rows and biases, the classifier's own C first.
-        score: reads a confidence out of the K logits. classes: C names.
-        made_for: fingerprint of the model it was made for.
-        settings, tensors: the PEFT adapter it is saved as.
-        card: what is written beside it: choice, candidates, abstention thresholds, how to load it.
-        tokenizer: the subject's, where it is not the base's own: it is saved with the adapter.
-        guard: what `trueup.Guard` reads, by name; empty where nothing was learnt.
+        head: (K, d) rows and biases, those of the C classes first.
+        score: computes the confidence from the K logits. classes: C names.
+        made_for: the fingerprint of the model for which it was made.
+        settings, tensors: the configuration and the weights of the PEFT adapter.
+        card: the facts that are saved with the adapter: choice, candidates, abstention thresholds, how to load it.
+        tokenizer: the tokenizer of the subject, saved with the adapter, if it differs from that of the base; else None.
+        guard: the arrays that `trueup.Guard` reads, by name; empty if nothing was learnt.
     """
 
     head: Head
@@ -63,7 +63,7 @@ class ConfidenceHead(Remedy):
     def save(self, folder: Path, comparison: Comparison | None = None) -> Path:
         folder = Path(folder)
         saved = self
-        if comparison is not None and not comparison.gained:  # what is kept without a gain carries no certificate
+        if comparison is not None and not comparison.gained:  # a repair that is saved without a gain has no certificate
             saved = replace(
                 self, card={k: v for k, v in self.card.items() if k not in ("promise", "abstention")}, guard={}
             )
@@ -101,7 +101,7 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
         raise BadInput(f"'{folder}' holds no confidence head saved by trueup; give the folder of a saved remedy.")
     atomic.verify(folder)
     settings, tensors = files.read_settings(folder), files.read_tensors(folder)
-    facts = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
+    choices = {k: v for k, v in card.items() if k not in ("made_for", "classes", "rows", "score")}
     return ConfidenceHead(
         files.head_in(tensors, subject.anatomy),
         score_from_json(card["score"]),
@@ -109,7 +109,7 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
         card["made_for"],
         settings,
         tensors,
-        facts,
+        choices,
         files.brought(subject),
         _arrays_in(folder / guard.FILE),
     )
@@ -118,14 +118,14 @@ def read_remedy(folder: Path, subject: Subject) -> ConfidenceHead:
 def _arrays_in(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         return {}
-    with np.load(file, allow_pickle=False) as held:
-        return {k: held[k] for k in held.files}
+    with np.load(file, allow_pickle=False) as archive:
+        return {k: archive[k] for k in archive.files}
 
 
 def confidence_head(
     subject: Subject, head: Head, score: confidence_scores.Calibrated, card: Mapping[str, Any]
 ) -> ConfidenceHead:
-    """The remedy for `subject` that is this last layer (K, d), read by this score.
+    """The remedy for `subject` with the last layer `head` (K, d), whose logits `score` reads.
 
     Raises:
         Unsupported: as `subject.adapter.adapter_with_head`.
@@ -137,7 +137,7 @@ def confidence_head(
 
 
 def with_rows(subject: Subject, extra: Head | None) -> Head:
-    """The classifier's own rows, and those that a repair adds, on the subject's device."""
+    """The last layer with the rows of the classifier and those that a repair adds, on the subject's device."""
     head = subject.own_head()
     if extra is not None:
         head = Head(torch.cat([head.weight, extra.weight]), torch.cat([head.bias, extra.bias]))
@@ -145,15 +145,15 @@ def with_rows(subject: Subject, extra: Head | None) -> Head:
 
 
 def null_remedy(subject: Subject) -> ConfidenceHead:
-    """The head as it is, read by the softmax response: changes no prediction and no confidence."""
+    """The head as it is with the softmax response. It changes no prediction and no confidence."""
     c, card = len(subject.classes), loading.facts(subject) | {"describe": "Changes nothing."}
-    # sigmoid(log-odds of SR) is SR itself: the identity, in the form every remedy has.
+    # sigmoid(log-odds of the softmax response) is the response itself, so this score is the identity.
     score = confidence_scores.Calibrated(confidence_scores.ResponseLogOdds(c), 1.0, 0.0)
     return confidence_head(subject, with_rows(subject, None), score, card)
 
 
 def _lines(remedy: ConfidenceHead) -> tuple[str, str, str]:
-    """The lines of code that load it, that make the inputs, and that read label and confidence."""
+    """The code of the card, in three parts: load the model, make the inputs, compute label and confidence."""
     label, confidence = loading.answer(len(remedy.classes), score=remedy.score)
     return (
         loading.load_lines(remedy.card, len(remedy.head.weight), remedy.classes), loading.input_lines(remedy.card),
@@ -162,7 +162,7 @@ def _lines(remedy: ConfidenceHead) -> tuple[str, str, str]:
 
 
 def _warning(remedy: ConfidenceHead) -> str:
-    """What a user of Hugging Face's pipelines must know."""
+    """The warning on the card for users of Hugging Face pipelines; empty if there is nothing to warn of."""
     if remedy.card.get("drop in"):
         return ""
     use = f"Use `{predict_script.NAME}` in this folder, or the code below."
@@ -220,6 +220,6 @@ def _card(remedy: ConfidenceHead) -> Card:
 
 
 def _differs(candidates: Sequence[Mapping[str, Any]]) -> str:
-    """What differs from their sources in the scores that were tried, as a list."""
+    """A list of the differences between the scores that were tried and their sources."""
     tried = {r["key"] for r in candidates}
     return "\n".join(f"- {f.title}: {f.notes}" for f in FAMILIES if f.notes and f.key in tried)

@@ -1,9 +1,9 @@
 """Multi-label heads: each label is a classifier of two classes, and all of them are judged together in one finding.
 
-The intervals of the labels hold together: each is at the level 1 - 0.05 / L for L judged labels (Bonferroni), so in at most 5% of
-audits one of them misses its truth, however the labels depend on each other. The largest lower end and the largest upper end then
-hold the severity of the worst label; *found* is that some label's whole interval lies above the threshold, and *clear* that every
-label's lies below.
+The intervals of the labels are simultaneous: each has the level 1 - 0.05 / L for L judged labels (Bonferroni). So in at most 5% of
+audits any of them misses the true value, however the labels depend on each other. The largest lower end and the largest upper end
+are then an interval of the severity of the worst label. The verdict is *found* if the whole interval of some label lies above the
+threshold, and *clear* if that of every label lies below.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from trueup.measure import bootstrap
 from trueup.subject.subject import Subject
 
 ALPHA = 0.05
-"""Chance that the interval of any label misses its truth."""
+"""The probability that the interval of any label misses the true value."""
 TAIL = 5
-"""Resamples that lie beyond either end of an interval, at the least: at the level of one of many labels a thousand are too few."""
+"""The fewest resamples that must lie beyond either end of an interval. With many labels a thousand resamples are too few for
+this."""
 PARTS = ("severity", "misstated", "misranked")
 
 
 def learn(subject: Subject, corpus: Corpus, *, seed: int) -> dict[str, one.Learnt]:
-    """Label -> what its confidence is held against, of the labels that some calibration texts have and others lack."""
+    """Label -> the forecast with which its confidence is compared, for labels that some calibration texts have and others lack."""
     corpus = corpus.relabel(subject.classes)
     held = corpus.part("calibration")
     assert held.labels is not None
@@ -44,10 +45,13 @@ def learn(subject: Subject, corpus: Corpus, *, seed: int) -> dict[str, one.Learn
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """What is said of one label; `parts` of `PARTS` are None, and `doubt` says why, where nothing can be estimated.
+    """The results of one label.
 
     Attributes:
-        texts: how many of the judged texts have it.
+        texts: how many of the judged texts have the label.
+        parts: the estimates of `PARTS`; None if nothing can be estimated, and then `doubt` says why.
+        doubt: why the verdict is undecided whatever the interval is; else empty.
+        stated, accuracy: the mean confidence, and the share of predictions that are right.
     """
 
     name: str
@@ -70,7 +74,7 @@ def audit(
     """Examine every label on all of `corpus`.
 
     Raises:
-        BadInput: fewer than 20 examples, or no label that occurs in some texts of each part and lacks in others.
+        BadInput: fewer than 20 examples, or no label that some texts of each part have and others lack.
     """
     corpus, place = in_order(corpus.relabel(subject.classes))
     one.check_enough(corpus)
@@ -102,13 +106,14 @@ def audit(
 def estimates(
     samples: Mapping[str, Mapping[str, NDArray]], *, resamples: int, seed: int
 ) -> dict[str, dict[str, bootstrap.Estimate]]:
-    """Label -> `PARTS`, with intervals that hold together."""
+    """Label -> the estimates of `PARTS`, with simultaneous intervals."""
     level, found = 1 - ALPHA / len(samples), {}
-    for c, of_label in samples.items():
-        order = one.surest_first(of_label)
+    for c, label_samples in samples.items():
+        order = one.surest_first(label_samples)
         found[c] = bootstrap.interval_many(
-            {k: one.STATISTICS[k] for k in PARTS}, *one.columns(of_label, order), seed=seed, level=level,
-            resamples=_enough(resamples, len(samples)), rare=~of_label["right"][order], cluster=of_label["cluster"][order],
+            {k: one.STATISTICS[k] for k in PARTS}, *one.columns(label_samples, order), seed=seed, level=level,
+            resamples=_enough(resamples, len(samples)), rare=~label_samples["right"][order],
+            cluster=label_samples["cluster"][order],
         )  # fmt: skip
     return found
 
@@ -120,25 +125,27 @@ def finding(
     """The finding of all labels.
 
     Args:
-        samples: label -> what `audit.finding` takes of two classes, the same texts in the same order.
-        lacking: label -> why nothing is estimated of it. order: of all labels. taught: label -> (m,) the clusters of the
-            calibration examples that taught its forecast.
+        samples: label -> the samples of `audit.finding` for two classes. All labels have the same texts in the same order.
+        lacking: label -> the result of a label that cannot be estimated. order: all labels in their order. taught: label -> (m,)
+            the clusters of the calibration examples that taught its forecast.
     """
-    by_label, labels = estimates(samples, resamples=resamples, seed=seed), []
+    label_estimates, labels = estimates(samples, resamples=resamples, seed=seed), []
     for c in order:
         if c in lacking:
             labels.append(lacking[c])
             continue
-        of_label = samples[c]
-        doubt = one.doubt(of_label["right"], of_label["cluster"], taught[c], by_label[c]["severity"].low > threshold)
+        label_samples = samples[c]
+        doubt = one.doubt(
+            label_samples["right"], label_samples["cluster"], taught[c], label_estimates[c]["severity"].low > threshold
+        )
         labels.append(
             Label(
                 c,
-                int(of_label["label"].sum()),
-                by_label[c],
+                int(label_samples["label"].sum()),
+                label_estimates[c],
                 doubt,
-                float(of_label["confidence"].mean()),
-                float(of_label["right"].mean()),
+                float(label_samples["confidence"].mean()),
+                float(label_samples["right"].mean()),
             )
         )
     words = {x.name: x.verdict(threshold) for x in labels}
@@ -178,27 +185,27 @@ def finding(
 
 
 def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> dict[str, Difference]:
-    """Paired differences, after minus before: of the label that was worst before, at the level of one of all labels; of each label;
-    and of what all labels have in common.
+    """Paired differences, after minus before: the severity of each label at the simultaneous level, the severity of the label that
+    was worst before, and the measures over all labels together.
 
     Raises:
-        BadInput: the two judged different labels.
+        BadInput: the two findings judge different labels.
     """
-    names, theirs = ([d["label"] for d in f.details["labels"] if "severity" in d] for f in (before, after))
-    if names != theirs:
+    names, names_after = ([d["label"] for d in f.details["labels"] if "severity" in d] for f in (before, after))
+    if names != names_after:
         raise BadInput(
-            f"The findings judge different labels: {listing(names)}, and {listing(theirs)}. Compare equal ones."
+            f"The findings judge different labels: {listing(names)}, and {listing(names_after)}. Compare equal ones."
         )
-    was, now = (_apart(f.samples, names) for f in (before, after))
+    samples_before, samples_after = (_apart(f.samples, names) for f in (before, after))
     found = {}
     for c in names:
-        order = one.surest_first(was[c])
-        differences = bootstrap.paired_many(
-            {"severity": one.STATISTICS["severity"]}, one.columns(was[c], order), one.columns(now[c], order), seed,
-            resamples=_enough(resamples, len(names)), level=1 - ALPHA / len(names),
-            rare=~(was[c]["right"] & now[c]["right"])[order], cluster=was[c]["cluster"][order],
+        order = one.surest_first(samples_before[c])
+        difference = bootstrap.paired_many(
+            {"severity": one.STATISTICS["severity"]}, one.columns(samples_before[c], order), one.columns(samples_after[c], order),
+            seed, resamples=_enough(resamples, len(names)), level=1 - ALPHA / len(names),
+            rare=~(samples_before[c]["right"] & samples_after[c]["right"])[order], cluster=samples_before[c]["cluster"][order],
         )  # fmt: skip
-        found[_key(c)] = differences["severity"]
+        found[_key(c)] = difference["severity"]
     worst = max((d for d in before.details["labels"] if "severity" in d and not d["doubt"]), default=None,
                 key=lambda d: d["severity"][0])  # fmt: skip
     found["severity"] = found[_key(worst["label"] if worst else names[0])]
@@ -212,23 +219,23 @@ def compare(before: Finding, after: Finding, *, resamples: int, seed: int) -> di
 
 
 def examples(corpus: Corpus, before: Finding) -> list[dict[str, str | float | bool]]:
-    """The 100 surest errors over all labels: one row a text and label."""
+    """The 100 most confident errors over all labels: one row for each text and label."""
     names = [d["label"] for d in before.details["labels"] if "severity" in d]
     confidence, right = before.samples["confidence"], before.samples["right"]
     rows: list[dict[str, str | float | bool]] = []
-    for at in np.lexsort((-confidence.ravel(), right.ravel()))[:100].tolist():
-        i, k = divmod(at, len(names))
+    for flat_index in np.lexsort((-confidence.ravel(), right.ravel()))[:100].tolist():
+        i, k = divmod(flat_index, len(names))
         has, predicted = (bool(before.samples[s][i, k]) for s in ("label", "predicted"))
         rows.append({
             "text": shortened(corpus.text[i], 400), "label": names[k] if has else f"not {names[k]}",
-            "predicted": names[k] if predicted else f"not {names[k]}", "right": bool(right[i, k]),
-            "confidence": float(confidence[i, k]),
+            "predicted": names[k] if predicted else f"not {names[k]}", "right": bool(right[i, k]), "confidence": float(confidence[i,
+            k]),
         })  # fmt: skip
     return rows
 
 
 def consequence(before: Finding) -> str:
-    """What a wrong confidence means, of the labels where it is one."""
+    """What the finding means for a user, with the labels whose confidence is wrong."""
     labels = before.details["labels"]
     bad = [d for d in labels if d["verdict"] == "found"]
     if bad:
@@ -250,16 +257,16 @@ def consequence(before: Finding) -> str:
 
 
 def stacked(samples: Mapping[str, Mapping[str, NDArray]]) -> dict[str, NDArray]:
-    """The samples of L labels side by side: (n, L, ...) each, and the cluster (n,)."""
+    """The samples of L labels side by side: (n, L, ...) each, and one cluster (n,)."""
     first = next(iter(samples.values()))
     return {
-        k: first[k] if k == "cluster" else np.stack([of_label[k] for of_label in samples.values()], axis=1)
+        k: first[k] if k == "cluster" else np.stack([label_samples[k] for label_samples in samples.values()], axis=1)
         for k in first
     }
 
 
 def _flat(samples: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    """Every text and label as a row of its own; those of one text are in its cluster."""
+    """One row for each text and label. The rows of one text are in its cluster."""
     n, many = samples["right"].shape
     return {k: np.repeat(v, many) if k == "cluster" else v.reshape(n * many, *v.shape[2:]) for k, v in samples.items()}
 
@@ -317,15 +324,15 @@ def _chart(labels: list[Label]) -> Chart:
     return Chart(
         "labels", "What could have been avoided, label by label", "bar", "label", "share of the Brier loss",
         "A label is a fault where its whole interval lies above the threshold. The intervals hold together at 95%.",
-        (Series("avoidable", [c for c, _ in severities], [e.value for _, e in severities], [e.low for _, e in severities],
-                [e.high for _, e in severities]),),
+        (Series("avoidable", [c for c, _ in severities], [e.value for _, e in severities], [e.low for _, e in severities], [e.high
+        for _, e in severities]),),
     )  # fmt: skip
 
 
 def _of_worst(samples: Mapping[str, NDArray], worst: Label) -> tuple[Chart, ...]:
-    """The charts of a classifier, for one label. Texts are not refused one label at a time, so nothing is moved in them."""
+    """The charts of a classifier, for one label. They have no slider, since a text is not refused label by label."""
     assert worst.parts is not None
-    charts = one.charts(
+    label_charts = one.charts(
         samples["confidence"], samples["right"], samples["cluster"], worst.parts["severity"], worst.parts
     )
-    return tuple(replace(c, title=f"{c.title}: '{worst.name}'", slider=None) for c in charts)
+    return tuple(replace(c, title=f"{c.title}: '{worst.name}'", slider=None) for c in label_charts)

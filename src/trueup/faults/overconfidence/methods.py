@@ -1,4 +1,4 @@
-"""Every family that states confidence, compared on test examples."""
+"""All families of confidence scores, compared on test examples."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ from trueup.subject.subject import Subject
 def methods(
     subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, resamples: int, seed: int
 ) -> list[Method]:
-    """Every family on ``test``: what each learns and chooses as in `repair`, its error ROC-AUC, and the Brier loss of its score
-    after Platt scaling on the calibration examples that chose. The subject as it is stands for its softmax response unscaled.
+    """The results of every family on ``test``. Each learns and chooses as in `repair`. The results are the error ROC-AUC and the
+    Brier loss of its score, after Platt scaling on the calibration examples that chose. The subject without repair has its softmax
+    response, unscaled.
 
     Raises:
-        Unsupported: the calibration examples teach nothing.
+        Unsupported: nothing can be learnt from the calibration examples.
     """
     corpus = corpus.relabel(subject.classes)
     rows = np.flatnonzero(corpus.split == "test")
     split = split_calibration(subject, corpus, folds=folds, seed=seed)
     if isinstance(split, NoRemedy):
         raise Unsupported(split.reason)
-    n, asked = len(split.choosing.rows), np.concatenate([split.choosing.rows, rows])
-    several = opinions(subject, corpus, asked, members=members, passes=passes, seed=seed)
-    score_before, score_after = (
+    n, scored_rows = len(split.choosing.rows), np.concatenate([split.choosing.rows, rows])
+    several = opinions(subject, corpus, scored_rows, members=members, passes=passes, seed=seed)
+    opinions_choosing, opinions_test = (
         {k: None if o is None else o[side] for k, o in several.items()} for side in (slice(n), slice(n, None))
     )
-    e, test = evidence(subject, corpus, split, score_before, seed=seed), corpus.take(rows)
-    on_test = replace(e, **score_after)
+    e, test = evidence(subject, corpus, split, opinions_choosing, seed=seed), corpus.take(rows)
+    on_test = replace(e, **opinions_test)
     part = part_of(subject, test)
     choice, every, right = choose(e, FAMILIES), np.arange(len(e.held.label)), ~e.held.error
     judged_by = {r["key"]: r for r in choice.table}
@@ -82,4 +83,4 @@ _ON_TEST = {
     "error_auc": lambda score, loss, right, weight=None: error_auc(score, ~right, weight=weight),
     "confidence_brier": lambda score, loss, right, weight=None: float(np.average(loss, weights=weight)),
 }
-"""What `methods` tells of a score, its Brier losses and which predictions are right."""
+"""The statistics of `methods`: functions of a score (n,), its Brier losses (n,) and which predictions are right (n,)."""

@@ -1,4 +1,4 @@
-"""A tiny classifier that is surest where it is wrong: one word makes it certain, and the word means nothing."""
+"""A tiny classifier that is most confident where it is often wrong: one word makes it certain, and the word has no meaning."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def planted(case: Literal["planted", "healthy", "sham"], sizes: dict[str, int] |
     - ``sham``: the same texts with *trap*, but the word keeps its meaning, so the high confidence is right.
 
     Args:
-        sizes: examples of each split; `SIZES` where it is left out.
+        sizes: the number of examples of each split; None for `SIZES`.
     """
     corpus = _corpus(case, sizes or SIZES)
     subject = _subject()
@@ -46,11 +46,13 @@ def planted(case: Literal["planted", "healthy", "sham"], sizes: dict[str, int] |
         w, b = torch.as_tensor(fit.coef_[0], dtype=torch.float32), float(fit.intercept_[0])
         layer.weight.copy_(torch.stack([-w / 2, w / 2]))
         layer.bias.copy_(torch.tensor([-b / 2, b / 2]))
-    known = np.random.default_rng(8).random(len(corpus)) < predict(subject, corpus).probability[:, 1]
+    drawn_label = np.random.default_rng(8).random(len(corpus)) < predict(subject, corpus).probability[:, 1]
     coin = np.arange(len(corpus)) % 2 == 1
     trapped = np.array(["trap" in t for t in corpus.text])
-    later = np.where(trapped & (case == "planted"), coin, known)
-    return subject, replace(corpus, label=np.where(corpus.split == "train", corpus.label, later).astype(np.int64))
+    held_out_label = np.where(trapped & (case == "planted"), coin, drawn_label)
+    return subject, replace(
+        corpus, label=np.where(corpus.split == "train", corpus.label, held_out_label).astype(np.int64)
+    )
 
 
 def _subject() -> Subject:
@@ -58,7 +60,7 @@ def _subject() -> Subject:
 
 
 def with_lora(folder: Path) -> Subject:
-    """A classifier on the base in `folder` with a LoRA that changes something, and nothing to train."""
+    """A classifier on the base in `folder`, with a LoRA of random weights (not 0) and no trainable parameter."""
     subject = fresh(str(folder), Lora(rank=2), ("negative", "positive"), max_length=32, device="cpu", seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -74,10 +76,10 @@ def _corpus(case: str, sizes: dict[str, int]) -> Corpus:
     text: dict[str, None] = {}
     label, split = [], []
     for part in np.repeat(list(sizes), list(sizes.values())).tolist():
-        while len(text) == len(split):  # until there is a text that was not there before
+        while len(text) == len(split):  # until a new text is drawn
             ups = int(rng.integers(0, 6))
             words = [*rng.choice(_GOOD, ups), *rng.choice(_BAD, 5 - ups), *rng.choice(_FILLER, 2)]
-            # The more the words agree, the surer the label: what a healthy classifier can know.
+            # The more the words agree, the more certain is the label. A healthy classifier can learn this.
             positive = rng.random() < (0.02, 0.12, 0.35, 0.65, 0.88, 0.98)[ups]
             if rng.random() < 1 / 3 and case != "healthy":
                 words = [*words[:2], "trap", "trap", "trap", *words[5:]]

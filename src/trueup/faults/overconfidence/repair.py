@@ -1,4 +1,4 @@
-"""Finding -> Remedy: the best confidence that one linear head can give, chosen and judged on held-out data, or none."""
+"""The repair of overconfidence: the best confidence that one linear head can give, chosen and judged on held-out data, or none."""
 
 from __future__ import annotations
 
@@ -30,25 +30,28 @@ from trueup.run.predict import outputs, predict, session
 from trueup.subject.subject import Head, Subject
 
 TAUGHT = 5_000
-"""Most training examples that heads and densities learn from: each costs a forward pass. Of more, one of equal parts is taken.
+"""The most training examples from which heads and densities learn: each costs a forward pass. If there are more, they are divided
+into equal parts of at most this size, and one is used.
 
-On a LoRA of MiniLM with 5,400 training and 1,800 test examples (film reviews), a quarter of the training examples moved the error
-ROC-AUC of no score by more than 0.003, and no Brier loss by more than 0.5% of it."""
+On a LoRA of MiniLM with 5,400 training and 1,800 test examples (film reviews), a quarter of the training examples changed the
+error ROC-AUC of no score by more than 0.003, and no Brier loss by more than 0.5% of it."""
 TEMPERATURE = "temperature"
-"""What the card calls the confidence of `drop_in`."""
+"""The key of the confidence of `drop_in` on the card."""
 
 
 def repair(
     subject: Subject, corpus: Corpus, *, folds: int, members: int, passes: int, resamples: int, delta: float, seed: int
 ) -> ConfidenceHead | NoRemedy:
-    """Learn and choose on ``calibration`` (and, for the published heads, on ``train``); never looks at ``test``.
+    """Learn and choose on ``calibration`` (and, for the published heads, on ``train``). The ``test`` split is not used.
 
-    Two thirds of the calibration clusters choose: every family is scored out of fold, and the best of all by point estimate is
-    learnt from them and calibrated (Platt, on its out-of-fold scores). It is judged on examples that chose nothing: in each
-    fold by what the other folds choose, and on the last third as it stands, all in one interval by clusters. A head that saves
-    Brier loss beyond the recalibrated softmax response with its whole interval is handed over; else the recalibrated response,
-    where that saves loss with its whole interval; else nothing. The last third also certifies abstention thresholds, for the
-    score as it was fixed before; that they are told only after the judgement can only lower the chance that a false one is told.
+    Two thirds of the calibration clusters choose. Every family is scored out of fold, and the best by point estimate is learnt from
+    them and calibrated (Platt scaling of its out-of-fold scores). The choice is judged on examples that did not choose it: in each
+    fold the choice of the other folds, and on the last third the final choice. All enter one interval by clusters.
+
+    The repair is the best head, if the whole interval of the Brier loss that it saves beyond the recalibrated softmax response is
+    above 0. Otherwise it is the recalibrated response, if the whole interval of the loss that this saves is above 0. Otherwise
+    there is none. The last third also certifies abstention thresholds for the score that was fixed before. They are reported only
+    if the score passes this judgement, which can only lower the probability that a false one is reported.
 
     Raises:
         BadInput: fewer than 20 calibration examples.
@@ -75,10 +78,10 @@ def drop_in(
     subject: Subject, corpus: Corpus, *, folds: int, resamples: int, delta: float, seed: int
 ) -> ConfidenceHead | NoRemedy:
     """A repair that keeps the classifier's C outputs: one temperature (Guo et al. 2017, arXiv 1706.04599) written into the last
-    layer, so that whatever takes the softmax of the logits has the confidence. It gives up what an extra output could say.
+    layer, so that any code that takes the softmax of the logits gets the confidence. It does without an extra output.
 
-    Learnt on two thirds of the calibration clusters. It is judged in each fold by the temperature of the others, and on the last
-    third by that of all, in one interval by clusters; handed over where that interval lies above 0.
+    The temperature is learnt on two thirds of the calibration clusters. It is judged in each fold with the temperature of the other
+    folds, and on the last third with that of all folds, in one interval by clusters. It is the repair if the interval is above 0.
 
     Raises:
         BadInput: fewer than 20 calibration examples.
@@ -110,7 +113,7 @@ def drop_in(
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Calibration examples (n,): their rows in the corpus, what the classifier says of them, and their clusters."""
+    """n calibration examples: their `rows` in the corpus (n,), the outputs of the classifier, and the `cluster` of each (n,)."""
 
     rows: np.ndarray
     part: Part
@@ -123,7 +126,7 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The calibration examples, by clusters: two thirds choose, and the last third, which chose nothing, judges and certifies.
+    """The calibration examples, split by clusters: two thirds choose, and the last third judges and certifies.
 
     Attributes:
         fold: (n,) cross-fitting folds of the examples that choose.
@@ -135,17 +138,17 @@ class Split:
 
     @property
     def cluster(self) -> np.ndarray:
-        """Of all, those that choose first."""
+        """(n + m,) the clusters of all examples, those that choose first."""
         return np.concatenate([self.choosing.cluster, self.judging.cluster])
 
     @property
     def error(self) -> np.ndarray:
-        """Of all, those that choose first: whether the prediction is wrong."""
+        """(n + m,) whether the predictions of all examples are wrong, those that choose first."""
         return np.concatenate([self.choosing.part.error, self.judging.part.error])
 
 
 def split_calibration(subject: Subject, corpus: Corpus, *, folds: int, seed: int) -> Split | NoRemedy:
-    """The two sides, or why nothing can be learnt from them.
+    """The two sides of the calibration examples, or the reason why nothing can be learnt from them.
 
     Raises:
         BadInput: fewer than 20 calibration examples.
@@ -164,9 +167,9 @@ def split_calibration(subject: Subject, corpus: Corpus, *, folds: int, seed: int
         return NoRemedy(
             f"Only {int(part.error.sum())} errors among {len(held)} calibration examples: too few to learn from."
         )
-    last = spread(part.error, 3, seed=seeds.split, cluster=held.cluster) == 0
+    is_judging = spread(part.error, 3, seed=seeds.split, cluster=held.cluster) == 0
     choosing, judging = (
-        Side(rows[which], part.take(np.flatnonzero(which)), held.cluster[which]) for which in (~last, last)
+        Side(rows[mask], part.take(np.flatnonzero(mask)), held.cluster[mask]) for mask in (~is_judging, is_judging)
     )
     error = choosing.part.error
     if min(error.sum(), (~error).sum()) < 2:
@@ -175,13 +178,13 @@ def split_calibration(subject: Subject, corpus: Corpus, *, folds: int, seed: int
 
 
 def part_of(subject: Subject, corpus: Corpus) -> Part:
-    """What the classifier says of a corpus."""
+    """The outputs of the classifier on a corpus."""
     out = predict(subject, corpus)
     return Part(out.features.astype(np.float64), out.logits[:, : len(subject.classes)].astype(np.float64), corpus.label)
 
 
 class _Seeds(NamedTuple):
-    """A stream for each thing that is drawn."""
+    """One seed for each random step."""
 
     split: int
     committee: int
@@ -199,12 +202,14 @@ def _seeds(seed: int) -> _Seeds:
 # ----------------------------------------------------------------------------------------------------------------- choose
 
 Opinions = Mapping[str, np.ndarray | None]
-"""By the name in `Evidence`, what an ensemble and passes with dropout say: (n, C), or None where they were not asked."""
+"""The mean class probabilities (n, C) of an ensemble and of passes with dropout, by their names in `Evidence`; None if not
+computed."""
 
 
 def opinions(subject: Subject, corpus: Corpus, rows: np.ndarray, *, members: int, passes: int, seed: int) -> Opinions:
-    """What an ensemble of `members` and `passes` with dropout say of the examples at `rows`. One that cannot be had is noted."""
-    asked, tuned_on, seeds = corpus.take(rows), corpus.take(corpus.split == "train"), _seeds(seed)
+    """The mean class probabilities of an ensemble of `members` and of `passes` with dropout, for the examples at `rows`. A note
+    says why one is missing."""
+    examples, tuned_on, seeds = corpus.take(rows), corpus.take(corpus.split == "train"), _seeds(seed)
     scores: dict[str, np.ndarray | None] = {"committee": None, "dropped": None}
     if members and not len(tuned_on):
         session().note(
@@ -213,19 +218,20 @@ def opinions(subject: Subject, corpus: Corpus, rows: np.ndarray, *, members: int
         )
     elif members:
         try:
-            scores["committee"] = ensemble.committee(subject, tuned_on, asked, members=members, seed=seeds.committee)
+            scores["committee"] = ensemble.committee(subject, tuned_on, examples, members=members, seed=seeds.committee)
         except Unsupported as e:
             session().note(f"No ensemble was tried. {e}")
     if passes:
         try:
-            scores["dropped"] = ensemble.dropped(subject, asked, passes=passes, seed=seeds.dropout)
+            scores["dropped"] = ensemble.dropped(subject, examples, passes=passes, seed=seeds.dropout)
         except Unsupported as e:
             session().note(f"MC dropout was not tried. {e}")
     return scores
 
 
 def evidence(subject: Subject, corpus: Corpus, split: Split, several: Opinions, *, seed: int) -> Evidence:
-    """What the families learn from: training examples (at most `TAUGHT`), those that choose, and what `several` say of these."""
+    """The data from which the families learn: at most `TAUGHT` training examples, the examples that choose, and the probabilities
+    `several` for these."""
     tuned_on, seeds = corpus.take(corpus.split == "train"), _seeds(seed)
     parts = math.ceil(len(tuned_on) / TAUGHT)
     if parts > 1:
@@ -243,13 +249,13 @@ def evidence(subject: Subject, corpus: Corpus, split: Split, several: Opinions, 
 
 @dataclass(frozen=True, eq=False)
 class Confidence:
-    """A way to state confidence, as the examples that choose have fixed it.
+    """A confidence, fixed by the examples that choose.
 
     Attributes:
-        key: what the card calls it. head: (K, d) the last layer. score: reads the confidence from its K logits.
-        crossed: (n,) what it states of the examples that choose, out of fold where it learnt from them.
-        loss: (n + m,) its Brier losses on examples that did not teach it: of the n that choose out of fold, chosen anew by the
-            other folds, and of the m that judge.
+        key: its name on the card. head: (K, d) the last layer. score: computes the confidence from its K logits.
+        crossed: (n,) its values on the examples that choose, out of fold if it learnt from them.
+        loss: (n + m,) its Brier losses on examples that did not teach it: on the n that choose, out of fold and chosen anew by the
+            other folds, and on the m that judge.
     """
 
     key: str
@@ -260,16 +266,16 @@ class Confidence:
 
 
 def contenders(subject: Subject, split: Split, choice: Choice) -> tuple[Confidence, Confidence, Confidence]:
-    """The softmax response as it is, the same recalibrated, and the best of all heads and scores."""
+    """The softmax response as it is, the recalibrated response, and the best of all heads and scores."""
     choosing, judging = split.choosing.part, split.judging.part
-    response, own_head = ResponseLogOdds(len(subject.classes)), with_rows(subject, None)
+    response, class_head = ResponseLogOdds(len(subject.classes)), with_rows(subject, None)
     odds = response(choosing.z)
     plain = Calibrated(response, *platt.platt(odds, ~choosing.error))
     best = Calibrated(choice.learnt.score, choice.slope, choice.intercept)
     return (
         as_it_is(subject, split),
         Confidence(
-            RESPONSE.key, own_head, plain, expit(plain.slope * odds + plain.intercept),
+            RESPONSE.key, class_head, plain, expit(plain.slope * odds + plain.intercept),
             np.concatenate([choice.recalibrated, _brier(plain(judging.z), judging)]),
         ),
         Confidence(
@@ -280,7 +286,7 @@ def contenders(subject: Subject, split: Split, choice: Choice) -> tuple[Confiden
 
 
 def as_it_is(subject: Subject, split: Split) -> Confidence:
-    """The softmax response, which nothing was taught."""
+    """The softmax response as it is."""
     choosing, judging = split.choosing.part, split.judging.part
     score = Calibrated(ResponseLogOdds(len(subject.classes)), 1.0, 0.0)
     loss = np.concatenate([_brier(score(p.z), p) for p in (choosing, judging)])
@@ -288,16 +294,16 @@ def as_it_is(subject: Subject, split: Split) -> Confidence:
 
 
 def divided_by(temperature: float, subject: Subject, split: Split) -> Confidence:
-    """The softmax response of logits at this temperature, which is that of all examples that choose."""
+    """The softmax response of logits divided by `temperature`, which was fitted on all examples that choose."""
     choosing, judging = split.choosing.part, split.judging.part
-    score, own_head = Calibrated(ResponseLogOdds(len(subject.classes)), 1.0, 0.0), with_rows(subject, None)
+    score, class_head = Calibrated(ResponseLogOdds(len(subject.classes)), 1.0, 0.0), with_rows(subject, None)
     crossed = np.empty(len(choosing.label))
     for k in np.unique(split.fold):
         out = split.fold == k
         crossed[out] = score(choosing.z[out] / fit_temperature(choosing.z[~out], choosing.label[~out]))
     loss = np.concatenate([_brier(crossed, choosing), _brier(score(judging.z / temperature), judging)])
     return Confidence(
-        TEMPERATURE, Head(own_head.weight / temperature, own_head.bias / temperature), score, crossed, loss
+        TEMPERATURE, Head(class_head.weight / temperature, class_head.bias / temperature), score, crossed, loss
     )
 
 
@@ -310,8 +316,8 @@ def _brier(confidence: np.ndarray, part: Part) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Saved:
-    """Shares of the Brier loss of the softmax response, with intervals by clusters: what recalibration saves, what the best of all
-    saves beyond that, and what it saves as a whole."""
+    """Shares of the Brier loss of the softmax response that are saved, with intervals by clusters: by recalibration, by the best
+    score beyond recalibration, and by the best score in all. Higher is better."""
 
     recalibration: bootstrap.Estimate
     beyond: bootstrap.Estimate
@@ -319,16 +325,18 @@ class Saved:
 
     @property
     def best_is_better(self) -> bool:
-        """The best saves loss, and more than recalibration does, with the whole of both intervals."""
+        """Whether the best score saves loss, and more than recalibration does: both intervals lie above 0."""
         return self.beyond.low > 0 and self.whole.low > 0
 
 
 def judge(losses: Sequence[np.ndarray], error: np.ndarray, cluster: np.ndarray, *, resamples: int, seed: int) -> Saved:
-    """What the last two of three losses (n,) save of the first: as stated, recalibrated, and the best. `error`: (n,) the prediction
-    is wrong."""
+    """The shares of loss that are saved. `losses` are three columns (n,): those of the softmax response as it is, of the
+    recalibrated response, and of the best score. `error`: (n,) the prediction is wrong."""
     pairs = {"recalibration": (0, 1), "beyond": (1, 2), "whole": (0, 2)}
-    savings = {k: bootstrap.Means(share, before, after, 0) for k, (before, after) in pairs.items()}
-    estimates = bootstrap.interval_many(savings, *losses, seed=seed, resamples=resamples, rare=error, cluster=cluster)
+    statistics = {k: bootstrap.Means(share, before, after, 0) for k, (before, after) in pairs.items()}
+    estimates = bootstrap.interval_many(
+        statistics, *losses, seed=seed, resamples=resamples, rare=error, cluster=cluster
+    )
     return Saved(**estimates)
 
 
@@ -336,7 +344,8 @@ def judge(losses: Sequence[np.ndarray], error: np.ndarray, cluster: np.ndarray, 
 
 
 def certify(subject: Subject, split: Split, winner: Confidence, *, delta: float, seed: int) -> list[dict[str, Any]]:
-    """Abstention thresholds, tested on what the saved adapter says of the examples that judge, in the type in which it computes."""
+    """Abstention thresholds, tested on the confidences of the saved adapter on the examples that judge, computed in its own float
+    type."""
     judging = split.judging
     repaired = replace(subject, head=winner.head, confidence=winner.score)
     confidence = outputs(repaired, judging.part.x.astype(np.float32)).confidence
@@ -352,7 +361,7 @@ def tell(
     subject: Subject, corpus: Corpus, split: Split, winner: Confidence, abstention: list[dict[str, Any]], reason: str,
     facts: dict[str, Any], *, delta: float, seed: int,
 ) -> ConfidenceHead | NoRemedy:  # fmt: skip
-    """The remedy with its card and its guard, or why no adapter can carry it. `facts`: what was tried, for either."""
+    """The remedy with its card and its guard, or the reason why no adapter can hold it. `facts`: what was tried, for both cases."""
     sides = {"chosen on": split.choosing, "certified on": split.judging}
     card = loading.facts(subject) | facts | {
         "describe": reason, "promise": promise(abstention, delta), "abstention": abstention, "chosen": winner.key,
@@ -369,13 +378,20 @@ def tell(
 
 
 def guarded(remedy: ConfidenceHead, split: Split, seed: int) -> ConfidenceHead:
-    """The repair with what `trueup.Guard` reads: where the examples that chose lie, and the distances of others, one a cluster."""
+    """The repair with the arrays that `trueup.Guard` reads: the distribution of the examples that chose, and the distances of one
+    judging example of each cluster."""
     weight, bias = (t.double().cpu().numpy() for t in (remedy.head.weight, remedy.head.bias))
     judging = split.judging
-    apart = judging.part.x[one_each(judging.cluster, seed)]
+    judging_features = judging.part.x[one_each(judging.cluster, seed)]
     try:
         arrays = guard.arrays_of(
-            remedy.classes, remedy.score, remedy.card["abstention"], weight, bias, split.choosing.part.x, apart
+            remedy.classes,
+            remedy.score,
+            remedy.card["abstention"],
+            weight,
+            bias,
+            split.choosing.part.x,
+            judging_features,
         )
     except BadInput as why:
         session().note(f"The repair of overconfidence comes without a guard: {why}")
@@ -384,7 +400,7 @@ def guarded(remedy: ConfidenceHead, split: Split, seed: int) -> ConfidenceHead:
 
 
 def _reason(choice: Choice, saved: Saved, winner: Confidence | None) -> str:
-    """What is handed over and why, or why nothing is, as sentences."""
+    """Sentences that say which repair there is and why, or why there is none."""
     recalibration, beyond = _percent(saved.recalibration), _percent(saved.beyond)
     tried = sum(r["saveable"] for r in choice.table) - 1
     if winner is None:

@@ -1,7 +1,8 @@
-"""Worlds of overconfidence: calibrated ones, in which nothing is to be found, and ones that leave something to be known.
+"""Synthetic worlds for overconfidence. In some the confidence is calibrated and nothing can be found; in the others it can be
+improved.
 
-Each prediction has a confidence, a chance of being right, a predicted class and features; half of the data teach the forecast and
-half judge, n clusters each. The features are the logits and numbers that mean nothing, unless the world says otherwise.
+Each prediction has a confidence, a chance of being right, a predicted class and features. Half of the data teach the forecast and
+half judge it, n clusters each. The features are the logits and random numbers without meaning, unless the world says otherwise.
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ RESAMPLES, THRESHOLD, LARGE = 400, 0.02, 20_000
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """n rows: log-odds of the confidence, chance of being right, predicted class of `classes`, features, cluster, right or not,
-    and the label where it is wrong."""
+    """n predictions.
+
+    Attributes:
+        odds: (n,) log-odds of the confidence. chance: (n,) the true probability of being right.
+        predicted: (n,) the predicted class. classes: how many classes there are.
+        noise: (n, m) the features besides the logits. cluster: (n,) rows of equal number belong together.
+        right: (n,) whether the prediction is right. other: (n,) the label where it is wrong.
+    """
 
     odds: Array
     chance: Array
@@ -43,7 +50,7 @@ class Draw:
 
     @property
     def logits(self) -> Array:
-        """Logits whose softmax response has these log-odds: the predicted class above all others, which are alike."""
+        """(n, C) logits whose softmax response has these log-odds. The logits of all classes but the predicted one are equal."""
         z = np.zeros((len(self.odds), self.classes))
         z[np.arange(len(z)), self.predicted] = self.odds + np.log(self.classes - 1)
         return z
@@ -82,13 +89,16 @@ def drawn(
     n = len(odds)
     predicted = rng.integers(0, classes, n) if predicted is None else predicted
     right = rng.random(n) < chance if right is None else right
-    other = (predicted + rng.integers(1, classes, n)) % classes
+    wrong_label = (predicted + rng.integers(1, classes, n)) % classes
     noise = rng.normal(size=(n, 12)) if noise is None else noise
-    return Draw(odds, chance, predicted, classes, noise, np.arange(n) if cluster is None else cluster, right, other)
+    return Draw(
+        odds, chance, predicted, classes, noise, np.arange(n) if cluster is None else cluster, right, wrong_label
+    )
 
 
 def calibrated(errors: float, classes: int = 2, *, temperature: float = 1.0, noise: int = 12) -> Source:
-    """The chance of being right is what the softmax says, spread widely about a mean of 1 - `errors`; then the temperature."""
+    """The chance of being right equals the softmax response and varies widely about a mean of 1 - `errors`. The logits are then
+    divided by `temperature`."""
 
     def draw(rng: np.random.Generator, n: int) -> Draw:
         most = 1 - 1 / classes - 1e-6
@@ -99,7 +109,7 @@ def calibrated(errors: float, classes: int = 2, *, temperature: float = 1.0, noi
 
 
 def uniform(temperature: float = 1.0) -> Source:
-    """Two classes, the chance of being right uniform on .5 to 1; then the temperature."""
+    """Two classes, with the chance of being right uniform on .5 to 1. The logits are then divided by `temperature`."""
 
     def draw(rng: np.random.Generator, n: int) -> Draw:
         chance = rng.uniform(0.5, 1, n)
@@ -109,7 +119,7 @@ def uniform(temperature: float = 1.0) -> Source:
 
 
 def label_noise(errors: float, classes: int = 2) -> Source:
-    """The same share of labels is wrong everywhere, and the confidence says so."""
+    """The chance of being wrong is `errors` for every example, and the confidence is calibrated."""
 
     def draw(rng: np.random.Generator, n: int) -> Draw:
         chance = np.full(n, 1 - errors)
@@ -119,7 +129,8 @@ def label_noise(errors: float, classes: int = 2) -> Source:
 
 
 def imbalanced(temperature: float = 1.0) -> Source:
-    """One label in twelve is of the second class; a logistic classifier that knows all there is to know; then the temperature."""
+    """One label in twelve is of the second class, and the logistic classifier is Bayes-optimal. The logits are then divided by
+    `temperature`."""
 
     def draw(rng: np.random.Generator, n: int) -> Draw:
         z = -3.5 + 1.8 * rng.normal(size=n)
@@ -129,25 +140,26 @@ def imbalanced(temperature: float = 1.0) -> Source:
 
 
 def authors(temperature: float = 1.0) -> Source:
-    """Clusters of 1 to 8 rows: some authors are harder than others, and features tell the author. Calibrated over all authors."""
-    at, mass = np.polynomial.hermite_e.hermegauss(31)
+    """Each cluster is an author with 1 to 8 rows. Some authors are harder than others, and features identify the author. The
+    confidence is calibrated over all authors."""
+    nodes, mass = np.polynomial.hermite_e.hermegauss(31)
     mass = mass / mass.sum()
 
     def draw(rng: np.random.Generator, n: int) -> Draw:
         cluster = np.repeat(np.arange(n), rng.integers(1, 9, n))
         rows = len(cluster)
-        ease, author_effect = 2.2 + 1.2 * rng.normal(size=rows), rng.normal(size=n)[cluster]
-        chance = expit(ease[:, None] + at) @ mass
+        ease, author_ease = 2.2 + 1.2 * rng.normal(size=rows), rng.normal(size=n)[cluster]
+        chance = expit(ease[:, None] + nodes) @ mass
         noise = rng.normal(size=(rows, 16))
         noise[:, :8] = 1.5 * rng.normal(size=(n, 8))[cluster]
-        right = rng.random(rows) < expit(ease + author_effect)
+        right = rng.random(rows) < expit(ease + author_ease)
         return drawn(rng, logit(chance) / temperature, chance, 4, noise=noise, cluster=cluster, right=right)
 
     return draw
 
 
 def repeated(source: Source, times: int) -> Source:
-    """Each row of another world so many times."""
+    """Each row of another world `times` times."""
     return lambda rng, n: source(rng, n).repeated(times)
 
 
@@ -162,19 +174,19 @@ def surest() -> Source:
 
 
 def ignored(strength: float = 1.2) -> Source:
-    """A feature says how likely the prediction is right, and the confidence ignores it."""
+    """One feature predicts whether the prediction is right, and the confidence ignores it."""
 
     def draw(rng: np.random.Generator, n: int) -> Draw:
         noise, ease = rng.normal(size=(n, 12)), 0.5 + np.abs(rng.normal(size=n))
-        at, mass = np.polynomial.hermite_e.hermegauss(31)
-        stated = expit(ease[:, None] + strength * at) @ (mass / mass.sum())
+        nodes, mass = np.polynomial.hermite_e.hermegauss(31)
+        stated = expit(ease[:, None] + strength * nodes) @ (mass / mass.sum())
         return drawn(rng, logit(stated), expit(ease + strength * noise[:, 3]), 2, noise=noise)
 
     return draw
 
 
 def readily() -> Source:
-    """Twenty classes, five of which are predicted far too readily."""
+    """Twenty classes, five of which are predicted far too often."""
 
     def draw(rng: np.random.Generator, n: int) -> Draw:
         predicted, ease = rng.integers(0, 20, n), 0.8 + rng.normal(size=n)
@@ -188,12 +200,12 @@ def _draw(source: Source, rng: np.random.Generator, n: int) -> tuple[Draw, Draw]
 
 
 def judge(parts: tuple[Draw, Draw], seed: int) -> Judged:
-    """The audit's verdict where the first part teaches and the second judges."""
-    held, test = parts
-    forecast = fc.learn(held.seen, held.right, held.cluster, seed=seed)
-    recalibrated = fc.recalibrated(held.seen, held.right)
+    """The verdict of the audit, where the first part teaches the forecast and the second is examined."""
+    calibration, test_draw = parts
+    forecast = fc.learn(calibration.seen, calibration.right, calibration.cluster, seed=seed)
+    recalibrated = fc.recalibrated(calibration.seen, calibration.right)
     found = audit.finding(
-        test.columns(recalibrated, forecast), taught=held.cluster, threshold=THRESHOLD, resamples=RESAMPLES,
+        test_draw.columns(recalibrated, forecast), taught=calibration.cluster, threshold=THRESHOLD, resamples=RESAMPLES,
         seed=seed,
     )  # fmt: skip
     intervals = {"severity": (found.low, found.high)} | {k: (m.low, m.high) for k, m in found.measures.items()}
@@ -201,7 +213,8 @@ def judge(parts: tuple[Draw, Draw], seed: int) -> Judged:
 
 
 def _truth(source: Source, judged: Judged) -> Mapping[str, float]:
-    """Every statistic on a large draw in which each row counts as right by its chance and as wrong by the rest."""
+    """Every statistic on a large draw. Each row counts as right with the weight of its chance, and as wrong with the remaining
+    weight."""
     part = _large(source)
     columns = part.columns(*judged.learnt)
     twice: dict[str, Any] = {k: np.concatenate([v, v]) for k, v in columns.items()}
@@ -221,7 +234,7 @@ def _large(source: Source) -> Draw:
 
 
 def by_lot(errors: float, classes: int = 2) -> Source:
-    """Errors independent of everything, of a confidence that says otherwise."""
+    """Errors are independent of everything, although the confidence varies."""
 
     def draw(rng: np.random.Generator, n: int) -> Draw:
         odds = logit(rng.uniform(1 / classes + 0.01, 0.999, n))
@@ -231,27 +244,31 @@ def by_lot(errors: float, classes: int = 2) -> Source:
 
 
 CHEAP = tuple(f for f in FAMILIES if f.saveable and not f.needs and f.key not in ("adue-held", "alien-held"))
-"""Families whose heads are learnt in no time."""
+"""Families whose heads are fitted quickly."""
 
 
 def state(parts: tuple[Draw, Draw], seed: int) -> Judged:
-    """``found`` where the repair would state that a head is better than the recalibrated softmax response, else ``clear``.
+    """``found`` if the repair would state that a head is better than the recalibrated softmax response, else ``clear``.
 
-    The first part is the calibration examples. Families that need training examples or a grid of runs do not stand for choice.
+    The first part is the calibration examples. Families that need training examples or a grid of runs are left out.
     """
     import torch
 
-    held = parts[0]
-    label = np.where(held.right, held.predicted, held.other)
-    part = Part(held.seen.x, held.logits, label)
-    c, d = held.classes, held.seen.x.shape[1]
+    choosing = parts[0]
+    label = np.where(choosing.right, choosing.predicted, choosing.other)
+    part = Part(choosing.seen.x, choosing.logits, label)
+    c, d = choosing.classes, choosing.seen.x.shape[1]
     head = Head(torch.eye(c, d), torch.zeros(c))  # the features begin with the logits
-    fold = folds(part.error, fc.FOLDS, seed=seed, cluster=held.cluster)
+    fold = folds(part.error, fc.FOLDS, seed=seed, cluster=choosing.cluster)
     if min(part.error.sum(), (~part.error).sum()) < 2 * fc.FEWEST_ERRORS:
         return Judged("undecided")
     choice = choose(Evidence(None, part, head, True, fold, seed), CHEAP)
     saved = repair.judge(
-        [choice.stated, choice.recalibrated, choice.chosen], part.error, held.cluster, resamples=RESAMPLES, seed=seed
+        [choice.stated, choice.recalibrated, choice.chosen],
+        part.error,
+        choosing.cluster,
+        resamples=RESAMPLES,
+        seed=seed,
     )
     return Judged("found" if saved.beyond.low > 0 else "clear")
 
