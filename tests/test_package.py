@@ -45,7 +45,10 @@ def test_links_of_the_readme_survive_the_package_page(hook: ModuleType) -> None:
         else:
             kind = "raw" if old.endswith(".png") else "blob"
             assert new == f"https://example.org/o/r/{kind}/v1/{old}"
-            assert (ROOT / old).is_file()
+            path, _, heading = old.partition("#")
+            assert (ROOT / path).is_file()
+            headings = re.findall(r"(?m)^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8")) if heading else []
+            assert not heading or heading in [h.lower().replace(" ", "-") for h in headings]
     assert hook.absolute("[a](https://x.y) [b](#c)", "h", "r") == "[a](https://x.y) [b](#c)"
 
 

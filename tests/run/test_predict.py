@@ -113,9 +113,9 @@ def test_long_texts_are_cut_inside_the_template(base_of: Callable[[str], str]):
     words = gpt2.tokenizer.convert_ids_to_tokens(forward.tokenize(gpt2, corpus(["cat dog mat cat dog mat trap"]))[0])
     assert words == ["say", "cat", "dog", "mat", "cat", "now"]
     short = load(
-        base_of("gpt2"), template="say it was {text} now", verbaliser=["good", "bad"], max_length=3, device="cpu"
+        base_of("gpt2"), template="say it was {text} now now", verbaliser=["good", "bad"], max_length=4, device="cpu"
     )
-    with pytest.raises(BadInput, match=r"template alone is longer than 3 tokens; shorten it or raise --max-length"):
+    with pytest.raises(BadInput, match=r"template alone is longer than 4 tokens; shorten it or raise --max-length"):
         forward.tokenize(short, corpus(["cat dog"]))
 
 
